@@ -1,0 +1,66 @@
+# `make` lists the targets. Two are enough on a fresh machine: `make compare` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# Options for the command behind a target: make compare ARGS="--model roberta-base --data train.csv"
+ARGS ?=
+
+# Nothing is downloaded: the built-in model and data come with the packages. HF_HUB_OFFLINE=0 allows hub names.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+# One thread in each test process and one process a core: more threads than cores make small matrices slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help compare test test-all lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
+
+compare: $(VENV)/installed  ## find the best method for the built-in model and data; ARGS= for your own
+	@$(BIN)/deltatune compare $(ARGS)
+
+test: $(VENV)/installed-dev  ## run the quick tests; ARGS="tests/test_laws.py -k LoRA" for some
+	@$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/installed-dev  ## run every test, the slow ones too
+	@$(PYTEST) -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/installed-dev  ## ruff and mypy --strict, changing nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/installed-dev  ## ruff's fixes and formatting, in place
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove caches and build outputs; .venv and runs stay
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment: made when missing, repaired when half made, left alone while these two files are unchanged ---
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call install,all$(comma)demo)
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $@ $(VENV)/installed
+
+comma := ,
+
+define install
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+		echo "deltatune needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+	$(PYTHON) -m venv --clear $(VENV); }
+@echo "Installing deltatune[$(1)] into $(VENV), some minutes the first time ..."
+@$(PIP) -e '.[$(1)]' || { echo "Installation failed; pip says why above. make tries again where it stopped." >&2; exit 1; }
+endef

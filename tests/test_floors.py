@@ -1,0 +1,246 @@
+"""The architecture, checked: who may import whom, how long a file may be, what must not appear anywhere.
+
+Folders stand on floors. A file imports from its own folder and from the floors below; folders on one floor do not
+know each other. Inside `core` the files have an order too. The tests read the imports with `ast` and run nothing.
+"""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "deltatune"
+ROOT = Path(__file__).parents[1] / "src" / PACKAGE
+
+FLOORS: list[list[str]] = [
+    ["core", "data"],
+    ["methods", "quantize", "store", "tasks"],
+    ["training", "prompting", "serving"],
+    ["comparison"],
+    ["cli"],
+]
+"""From the ground up."""
+
+CORE_ORDER = ["errors", "text", "sites", "delta", "budget", "attention", "mixing", "adapter", "host"]
+"""A file of core imports only from files left of it."""
+
+BESIDES = {"data": {"core.errors"}}
+"""What a folder may import from a folder of its own floor."""
+
+ONLY = {"methods": {"core.delta", "core.sites"}}
+"""Folders that may import nothing else of ours: a method file is the equation and little more."""
+
+ANYTHING = {"__init__", "__main__", "testing"}
+"""Top-level files that stand on the roof: the public names, and the laws for third parties."""
+
+MAX_LINES = 300
+
+FILES = sorted(ROOT.rglob("*.py"))
+"""Every source file of the package; folders of the plan that do not exist yet simply have none."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`importer` imports `imported`, both as module names below the package: `core.host`, `core.delta`."""
+
+    importer: str
+    imported: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.importer} line {self.line} imports {self.imported}"
+
+
+def module_name(file: Path) -> str:
+    """`core/delta.py` -> `core.delta`, `core/__init__.py` -> `core`, `__init__.py` -> `__init__`."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def module_exists(name: str) -> bool:
+    """Whether `name`, below the package, is a file or a folder with Python files in it."""
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or any(place.glob("*.py"))
+
+
+def imports_of(file: Path, source: str) -> Iterator[Edge]:
+    """Every import of this package in `source`, also those inside functions, relative or absolute."""
+    importer = module_name(file)
+    package = [PACKAGE, *file.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            targets = [(origin, alias.name) for alias in node.names]
+        else:
+            continue
+        for origin, name in targets:
+            if origin != PACKAGE and not origin.startswith(PACKAGE + "."):
+                continue
+            below = origin.removeprefix(PACKAGE).removeprefix(".")
+            # `from deltatune.core import delta` imports the file core.delta, not a name of core/__init__.py.
+            longer = ".".join(filter(None, [below, name]))
+            yield Edge(importer, longer if name and module_exists(longer) else below or "__init__", node.lineno)
+
+
+def floor_of(folder: str) -> int:
+    for height, folders in enumerate(FLOORS):
+        if folder in folders:
+            return height
+    raise AssertionError(f"{folder!r} stands on no floor: add it to FLOORS in tests/test_floors.py")
+
+
+def judge(edge: Edge) -> str | None:
+    """Why this import is not allowed, or None."""
+    if edge.importer in ANYTHING:
+        return None
+    source, target = edge.importer.split(".")[0], edge.imported.split(".")[0]
+    if target in ANYTHING:
+        return "the public names are made of the floors, no floor may need them"
+    if source == target:
+        return judge_inside_core(edge) if source == "core" else None
+    if source in ONLY:
+        allowed = ONLY[source]
+        return None if edge.imported in allowed else f"{source} imports only {', '.join(sorted(allowed))}"
+    if edge.imported in BESIDES.get(source, set()) or floor_of(target) < floor_of(source):
+        return None
+    return "same floor" if floor_of(target) == floor_of(source) else "a higher floor"
+
+
+def judge_inside_core(edge: Edge) -> str | None:
+    if edge.importer == "core":
+        return None
+    source, target = edge.importer.split(".")[1], (edge.imported.split(".") + [""])[1]
+    for name in (source, target):
+        if name not in CORE_ORDER:
+            return f"core/{name or '__init__'} has no place in CORE_ORDER in tests/test_floors.py"
+    return None if CORE_ORDER.index(target) < CORE_ORDER.index(source) else "later in core's order"
+
+
+def test_the_package_is_there():
+    assert len(FILES) > 3, f"found {len(FILES)} Python files in {ROOT}"
+    assert any(list(imports_of(file, file.read_text())) for file in FILES), "found no import between files at all"
+
+
+def test_imports_go_down():
+    edges = [edge for file in FILES for edge in imports_of(file, file.read_text())]
+    wrong = [f"{edge}: {reason}" for edge in edges if (reason := judge(edge))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_stands_somewhere():
+    names = [module_name(file) for file in FILES]
+    top = {name for name in names if "." not in name and (ROOT / f"{name}.py").is_file()}
+    assert top <= ANYTHING, f"files beside the folders: {sorted(top - ANYTHING)}"
+    for name in names:
+        if name not in top:
+            floor_of(name.split(".")[0])
+        if name.startswith("core."):
+            assert name.split(".")[1] in CORE_ORDER, f"{name} has no place in CORE_ORDER"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "allowed"),
+    [
+        ("core/delta.py", "from deltatune.core.sites import Site", True),
+        ("core/sites.py", "from deltatune.core.delta import Delta", False),
+        ("core/sites.py", "from .delta import Delta", False),
+        ("core/host.py", "from deltatune.core import Adapter", False),
+        ("core/host.py", "def late():\n    from deltatune.methods.lora import LoRA", False),
+        ("data/reading.py", "from deltatune.core.errors import DeltatuneError", True),
+        ("data/reading.py", "from deltatune.core.sites import Site", False),
+        ("methods/lora.py", "from deltatune.core.delta import Delta", True),
+        ("methods/lora.py", "from deltatune.core.host import Host", False),
+        ("methods/lora.py", "from ..core.host import Host", False),
+        ("tasks/classify.py", "import deltatune.store.folder", False),
+        ("tasks/classify.py", "from deltatune.core.host import Host", True),
+        ("tasks/classify.py", "from deltatune import Host", False),
+        ("training/train.py", "from deltatune.tasks.classify import Classify", True),
+        ("training/train.py", "from deltatune.comparison import run", False),
+        ("cli/train.py", "from deltatune.comparison import run", True),
+        ("__init__.py", "from deltatune.cli import main", True),
+    ],
+)
+def test_the_judge_knows_right_from_wrong(file, source, allowed):
+    edges = list(imports_of(ROOT / file, source))
+    assert edges
+    assert all((judge(edge) is None) == allowed for edge in edges)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_file_is_a_chapter(file):
+    lines = len(file.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{module_name(file)} has {lines} lines; split it by idea"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=module_name)
+def test_public_names_are_sorted_and_real(file):
+    if not file.read_text().strip():
+        return
+    name = PACKAGE if file.parent == ROOT else f"{PACKAGE}.{module_name(file)}"
+    module = importlib.import_module(name)
+    if imports_something(file):
+        assert hasattr(module, "__all__"), f"{name} re-exports names but has no __all__"
+    names = list(getattr(module, "__all__", []))
+    assert names == sorted(set(names)), f"sorted: {sorted(set(names))}"
+    assert not [public for public in names if not hasattr(module, public)]
+
+
+def imports_something(file: Path) -> bool:
+    """Whether the file has an import of this package at its top level."""
+    return any(
+        isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("", PACKAGE)
+        for node in ast.parse(file.read_text()).body
+    )
+
+
+PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def forbidden_code(source: str) -> Iterator[str]:
+    """The forbidden things in code. Text is free: an error may say "pickle", a table may list a module's name."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names) if loads := {alias.name.split(".")[0] for alias in names} & PICKLES:
+                yield f"line {node.lineno} imports {', '.join(loads)}: files are safetensors and JSON"
+            case ast.ImportFrom(module=str(origin)) if origin.split(".")[0] in PICKLES:
+                yield f"line {node.lineno} imports {origin}: files are safetensors and JSON"
+            case ast.ImportFrom(module="torch", names=names) if any(alias.name in ("load", "save") for alias in names):
+                yield f"line {node.lineno} imports torch.load or torch.save: files are safetensors and JSON"
+            case ast.Attribute(value=ast.Name(id="torch"), attr="load" | "save" as verb):
+                yield f"line {node.lineno} has torch.{verb}: files are safetensors and JSON"
+            case ast.keyword(arg="trust_remote_code") | ast.Constant(value="trust_remote_code"):
+                yield f"line {node.lineno} has trust_remote_code: code from a model folder is never run"
+            case ast.Call(func=ast.Name(id="eval" | "exec" as verb)):
+                yield f"line {node.lineno} has {verb}: text is parsed, never run"
+
+
+def test_the_forbidden_is_seen():
+    bad = "import pickle", "from dill import load", "from torch import load", "torch.load('x')", "torch.save(x, 'x')"
+    bad += "f(trust_remote_code=True)", "f(**{'trust_remote_code': True})", "eval('1')"
+    assert not [source for source in bad if not list(forbidden_code(source))]
+    good = '"""No pickle."""', "model.eval()", "MODULES = ['pickle', 'marshal']", "torch.compile(f)"
+    assert not [source for source in good if list(forbidden_code(source))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_nothing_forbidden(file):
+    found = list(forbidden_code(file.read_text()))
+    assert not found, f"{module_name(file)}: {'; '.join(found)}"
+
+
+@pytest.mark.skipif(not module_exists("cli"), reason="the command line is not there yet")
+def test_the_command_line_starts_light():
+    """`deltatune --help` must not wait for torch: commands import what they need when they run."""
+    heavy = "torch", "transformers", "datasets", "numpy"
+    code = f"import sys, deltatune.cli; print(*[name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.split(), f"import deltatune.cli imports {done.stdout.split()}"

@@ -117,7 +117,7 @@ def judge(edge: Edge) -> str | None:
 def judge_inside_core(edge: Edge) -> str | None:
     if edge.importer == "core":
         return None
-    source, target = edge.importer.split(".")[1], (edge.imported.split(".") + [""])[1]
+    source, target = edge.importer.split(".")[1], [*edge.imported.split("."), ""][1]
     for name in (source, target):
         if name not in CORE_ORDER:
             return f"core/{name or '__init__'} has no place in CORE_ORDER in tests/test_floors.py"

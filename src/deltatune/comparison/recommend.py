@@ -1,0 +1,85 @@
+"""Which method to take, in one sentence: of those tied with the best, the one with the fewest trained parameters."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+"""One entry of `summary["methods"]`."""
+
+
+def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
+    """Choose a method from a comparison's summary and say why.
+
+    Returns {"method", "sentence"}; method is None when none has a score. Equal parameters go to the faster training.
+    """
+    rows = list(summary["methods"])
+    scored = [row for row in rows if has_score(row)]
+    if not scored:
+        return {
+            "method": None,
+            "sentence": f"No recommendation: none of the {len(rows)} methods finished with a score.",
+        }
+    best = max(scored, key=lambda row: float(row["score"]))
+    tied = [row for row in scored if row["tied_with_best"] or row is best]
+    chosen = min(tied, key=lambda row: (row["params"], row.get("train_seconds") or math.inf))
+    reason = _reason(chosen, best, scored, len(tied))
+    warning = _warning(best, summary.get("majority"))
+    return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
+
+
+def has_score(row: Row) -> bool:
+    """Whether a method ended with a number."""
+    return row.get("score") is not None and not math.isnan(row["score"])
+
+
+def percent(share: float) -> str:
+    """0.0033 -> "0.33 %", 0.5 -> "50 %": two significant digits, no more than a reader needs."""
+    value = 100 * share
+    digits = 0 if value >= 10 or value == 0 else 1 if value >= 1 else min(6, 1 - math.floor(math.log10(value)))
+    return f"{value:.{digits}f} %"
+
+
+def _claim(row: Row, metric: str) -> str:
+    interval = f" (95 % CI {row['ci95'][0]:.3f}-{row['ci95'][1]:.3f})" if row.get("ci95") else ""
+    return f"{row['method']}: {row['score']:.3f} {metric}{interval}"
+
+
+def _reason(chosen: Row, best: Row, scored: list[Row], tied: int) -> str:
+    if len(scored) == 1:
+        return "; it is the only method with a score, so nothing is compared"
+    if chosen is not best:
+        cost = _cost(chosen, best)
+        return f", statistically tied with the best ({best['method']}, {best['score']:.3f}) {cost}"
+    fitted = [row for row in scored if not row.get("reference")]
+    if chosen.get("reference") and fitted and not any(row["tied_with_best"] for row in fitted):
+        near = max(fitted, key=lambda row: float(row["score"]))
+        return (
+            "; no method that was fitted to the budget reaches it: "
+            f"{near['method']} comes closest with {near['score']:.3f} and {_share(near, chosen)}"
+        )
+    if tied > 1:
+        return f", the best score; {tied - 1} more are statistically tied with it but train more parameters"
+    return ", significantly better than all the others"
+
+
+def _cost(chosen: Row, best: Row) -> str:
+    if chosen["params"] == 0:
+        return "though it trains the head alone"
+    if chosen["params"] == best["params"]:
+        return "with as many trained parameters and the shorter training"
+    return f"with {_share(chosen, best)}"
+
+
+def _share(row: Row, of: Row) -> str:
+    return f"{percent(row['params'] / of['params'])} of its trained parameters"
+
+
+def _warning(best: Row, majority: Mapping[str, Any] | None) -> str:
+    """Said when even the best may be no better than no model at all."""
+    if not majority or majority.get("score") is None or not best.get("ci95") or best["ci95"][0] > majority["score"]:
+        return ""
+    return (
+        " Beware: even the best is not clearly better than always answering the most frequent label "
+        f"({majority['score']:.3f})."
+    )

@@ -1,0 +1,188 @@
+"""What the scores can and cannot tell apart: intervals, ties with the best, the Pareto front, one published number.
+
+The bootstrap is hierarchical and paired. A resample draws test examples with replacement and seeds with replacement;
+all methods see the same draws, so a difference between two is judged on the same examples and the same seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltatune.comparison.weighted import CLASS_SCORES, Floats, Scorer, scorer
+
+Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
+"""Method -> one array (n,) per seed, in the order of the test examples."""
+
+CELLS = 2_000_000
+"""Resample weights held in memory at once (numbers, 8 bytes each)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean score and its two-sided 95 % interval."""
+
+    mean: float
+    """Mean over the seeds of the score on all test examples."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Scores of every method on the same B resamples."""
+
+    mean: dict[str, float]
+    """Mean over seeds on the examples as they are."""
+    resampled: dict[str, Floats]
+    """Mean over seeds on each resample, (B,)."""
+
+
+def resample(
+    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+) -> Draws:
+    """Score all methods on the same B resamples of examples and seeds.
+
+    references: (n,) class numbers, or values for a correlation. Methods may have different numbers of seeds.
+    Raises ValueError where there is nothing to resample or the shapes do not agree.
+    """
+    if not len(references) or not all(len(seeds) for seeds in predictions.values()):
+        raise ValueError("a bootstrap needs at least one test example, and one array of predictions for each method")
+    scorers = _scorers(metric, predictions, references)
+    everything = np.ones((1, len(references)))
+    plain = {method: np.array([score(everything)[0] for score in each]) for method, each in scorers.items()}
+    rng = np.random.default_rng(seed)
+    luck = rng.random((resamples, max((len(each) for each in plain.values()), default=1)))
+    parts: dict[str, list[Floats]] = {method: [] for method in scorers}
+    step = max(1, CELLS // len(references))
+    for start in range(0, resamples, step):
+        drawn = luck[start : start + step]
+        weights = _weights(rng, len(drawn), len(references))
+        for method, each in scorers.items():
+            mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
+            parts[method].append(mean + _luck_of_seeds(plain[method], drawn))
+    floor = 0.0 if metric in ("accuracy", "f1") else -1.0
+    resampled = {method: np.clip(np.concatenate(each), floor, 1.0) for method, each in parts.items()}
+    return Draws({method: float(scores.mean()) for method, scores in plain.items()}, resampled)
+
+
+def intervals(
+    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """Mean score and 95 % percentile interval of each method.
+
+    The interval is over examples and seeds together; with one seed it is over examples alone.
+    """
+    return intervals_of(resample(metric, predictions, references, resamples, seed))
+
+
+def tied_with_best(
+    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+) -> dict[str, bool]:
+    """Whether a method's difference to the best mean may be chance: its paired two-sided 95 % interval contains 0."""
+    return ties_of(resample(metric, predictions, references, resamples, seed))
+
+
+def intervals_of(draws: Draws) -> dict[str, Interval]:
+    """`intervals` of resamples that were drawn already."""
+    return {method: Interval(mean, *_ninety_five(draws.resampled[method])) for method, mean in draws.mean.items()}
+
+
+def ties_of(draws: Draws) -> dict[str, bool]:
+    """`tied_with_best` of resamples that were drawn already."""
+    if not draws.mean:
+        return {}
+    best = max(draws.mean, key=lambda method: draws.mean[method])
+    tied = {}
+    for method, scores in draws.resampled.items():
+        low, high = _ninety_five(draws.resampled[best] - scores)
+        tied[method] = low <= 0.0 <= high
+    return tied | {best: True}
+
+
+def pareto(points: Sequence[tuple[float, float | None]]) -> list[int]:
+    """Positions of the (cost, score) points that no other beats, cheapest first: low cost and high score are good.
+
+    A point without a score is never on the front; of equal points only the first is.
+    """
+    known = [(cost, score, i) for i, (cost, score) in enumerate(points) if score is not None and not math.isnan(score)]
+    front: list[int] = []
+    best = -math.inf
+    for _, score, i in sorted(known, key=lambda point: (point[0], -point[1], point[2])):
+        if score > best:
+            front.append(i)
+            best = score
+    return front
+
+
+@dataclass(frozen=True)
+class PscpConstants:
+    """Reference costs and exponents of PSCP: a cost equal to its reference with exponent 1 halves the score.
+
+    Defaults are the published ones, chosen for 7-8 B models on one 94 GB accelerator.
+    """
+
+    params: float = 5e8
+    """C_p: trainable parameters."""
+    flops: float = 1e13
+    """C_f: extra FLOPs of one forward pass over the bare model's."""
+    memory: float = 9.4e10
+    """C_m: peak memory in training, bytes."""
+    beta_params: float = 1.0
+    beta_flops: float = 1.0
+    beta_memory: float = 1.0
+
+
+def pscp(
+    score: float, params: float, extra_flops: float, memory: float, constants: PscpConstants | None = None
+) -> float:
+    """PSCP = P · (1+M_p/C_p)^-β_p · (1+M_f/C_f)^-β_f · (1+M_m/C_m)^-β_m.
+
+    Belanec et al. 2025, https://arxiv.org/abs/2511.21285
+    score: P, larger is better. params: M_p, trainable parameters. extra_flops: M_f, FLOPs of a forward pass beyond the
+    bare model's (0 for a folded adapter; less than 0 counts as 0). memory: M_m, peak bytes in training.
+    """
+    c = constants or PscpConstants()
+    return float(
+        score
+        * (1 + params / c.params) ** -c.beta_params
+        * (1 + max(extra_flops, 0.0) / c.flops) ** -c.beta_flops
+        * (1 + memory / c.memory) ** -c.beta_memory
+    )
+
+
+def _scorers(metric: str, predictions: Predictions, references: NDArray[np.generic]) -> dict[str, list[Scorer]]:
+    classes = 0
+    if metric in CLASS_SCORES:
+        # One number of classes for all methods, or F1 would be binary for one and macro for the next.
+        seen = [references, *(array for seeds in predictions.values() for array in seeds)]
+        classes = int(max(np.max(array.astype(np.int64)) for array in seen)) + 1
+    return {
+        method: [scorer(metric, array, references, classes) for array in seeds] for method, seeds in predictions.items()
+    }
+
+
+def _weights(rng: np.random.Generator, rows: int, n: int) -> Floats:
+    """How often each of n examples is drawn in each of `rows` resamples, (rows, n); a row sums to n."""
+    drawn = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
+def _luck_of_seeds(scores: Floats, luck: Floats) -> Floats:
+    """How far the mean of S seeds drawn with replacement lies from the mean of all, (B,).
+
+    scores: (S,), each seed on the examples as they are. luck: (B, >= S) numbers in [0, 1), the same for all methods.
+    """
+    seeds = len(scores)
+    if seeds == 1:
+        return np.zeros(len(luck))
+    drawn = scores[(luck[:, :seeds] * seeds).astype(np.int64)].mean(1)
+    # Drawing from S things shows (S-1)/S of their variance, a third too little for 3 seeds: scaled up to match.
+    return np.asarray((drawn - scores.mean()) * math.sqrt(seeds / (seeds - 1)), dtype=np.float64)
+
+
+def _ninety_five(values: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -58,7 +58,8 @@ comma := ,
 define install
 @$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
-		echo "deltatune needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "deltatune needs Python 3.11, 3.12 or 3.13; '$(PYTHON) --version' says:" >&2; \
+		$(PYTHON) --version 2>&1 | sed 's/^/    /' >&2; \
 		echo "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
 	$(PYTHON) -m venv --clear $(VENV); }
 @echo "Installing deltatune[$(1)] into $(VENV), some minutes the first time ..."

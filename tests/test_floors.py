@@ -35,8 +35,9 @@ CORE_ORDER = [
     "delta",
     "text",
     "budget",
-    "attention",
     "mixing",
+    "attention",
+    "prompts",
     "adapter",
     "host",
 ]

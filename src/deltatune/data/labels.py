@@ -1,0 +1,99 @@
+"""Label values -> class names or numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.data.columns import NUMERIC
+from deltatune.data.formats import some
+
+Kind = Literal["classes", "number"]
+
+SCORE_NAMES = {"score", "similarity"}
+"""Columns that hold a quantity even where its values happen to be whole."""
+
+FEW = 20  # whole values written as floats (1.0, 2.0) up to this many are classes
+
+
+def is_absent(value: object) -> bool:
+    """Whether there is no label: None, NaN or a blank string."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def kind_of(values: Sequence[object], column: str, forced: Kind | None = None) -> tuple[Kind, str | None]:
+    """Whether labels are classes or numbers, and a sentence where that is a guess one could get wrong.
+
+    Strings that are no numbers, ints and bools are classes; real numbers are numbers, unless they are few and whole.
+    """
+    if forced is not None:
+        return forced, None
+    if not any(_is_real(value) for value in values) or not all(_is_numeric(value) for value in values):
+        return "classes", None
+    numbers = {float(str(value)) for value in values}
+    whole = all(number.is_integer() for number in numbers)
+    if whole and column.strip().lower() not in SCORE_NAMES and len(numbers) <= FEW:
+        return "classes", f"the label {column!r} has {len(numbers)} whole values: they are classes, not numbers"
+    low, high = min(numbers), max(numbers)
+    return "number", f"the label {column!r} holds real numbers from {low:g} to {high:g}: this is regression"
+
+
+def as_class(value: object) -> str:
+    """The name of a class: strings as they are, 1.0 and 1 alike "1"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def as_number(value: object) -> float:
+    """The label as a number; ValueError where it is none or not finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not math.isfinite(float(value)):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def convert(values: Sequence[object], column: str, kind: Kind) -> list[str] | list[float]:
+    """All labels as class names or as numbers. Raises DeltatuneError naming the first values that are neither."""
+    if kind == "number":
+        wrong = [value for value in values if not _converts(value)]
+        fix = "Numbers are needed for regression; without them leave the kind out or say classes."
+    else:
+        wrong = [value for value in values if not isinstance(value, (str, int, float))]
+        fix = "A label must be a string, a whole number, a float or a bool."
+    if wrong:
+        distinct = list(dict.fromkeys(repr(value)[:60] for value in wrong))
+        raise DeltatuneError(f"the label column {column!r} has values that cannot be used: {some(distinct)}. {fix}")
+    return [as_number(value) for value in values] if kind == "number" else [as_class(value) for value in values]
+
+
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Class names sorted: by value where all are numbers ("2" before "10"), else by character."""
+    if all(NUMERIC.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))
+
+
+def _is_numeric(value: object) -> bool:
+    """A finite number or a string that spells one; a bool is a class."""
+    if isinstance(value, str):
+        return NUMERIC.fullmatch(value) is not None
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    """A float, or a string written like one: "3.0" but not "3"."""
+    if isinstance(value, str):
+        return NUMERIC.fullmatch(value) is not None and not value.strip().lstrip("+-").isdigit()
+    return isinstance(value, float)
+
+
+def _converts(value: object) -> bool:
+    try:
+        as_number(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""Labelled rows in three splits, and how missing splits are made: by a hash of the text.
+
+The side a row lands on depends on its text alone, so identical texts stay together, and the order of the rows, a run on
+another machine or rows added later change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from deltatune.data.formats import Row
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.1  # of the training rows, for each split that is missing
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on, to choose by and to be judged by. Rows keep every column they came with."""
+
+    name: str
+    """Short name for run folders: the file's stem, the folder's or the data set's name."""
+    origin: str
+    """What was read, for the record."""
+    text: tuple[str, ...]
+    """One or two text columns."""
+    label: str
+    """The label column; its values are strings for classes and floats for numbers."""
+    kind: Literal["classes", "number"]
+    """Classification or regression."""
+    labels: tuple[str, ...]
+    """The class names, sorted (by value where all are numbers); empty for numbers."""
+    train: list[Row]
+    """Rows to train on."""
+    validation: list[Row]
+    """Rows that choose the learning rate and the epoch."""
+    test: list[Row]
+    """Rows that are scored once, at the end."""
+    notes: tuple[str, ...] = ()
+    """Every guess that was made, one sentence each."""
+
+    def splits(self) -> dict[str, list[Row]]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    """The text or the pair of texts of a row."""
+    return tuple(str(row[column]) for column in columns)
+
+
+def place(row: Row, columns: Sequence[str], salt: str = "") -> float:
+    """Where a row stands in [0, 1): a uniform hash of its text and the salt."""
+    key = "\x1f".join((salt, *texts(row, columns)))
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6)  # 48 bits: exact in a float
+    return int.from_bytes(digest.digest(), "big") / 2**48
+
+
+def by_hash(rows: Sequence[Row], columns: Sequence[str], shares: Sequence[float]) -> list[list[Row]]:
+    """Deal the rows out in about the given shares, which sum to 1; the order within a part is the order in `rows`."""
+    bounds = [sum(shares[:end]) for end in range(1, len(shares))]
+    parts: list[list[Row]] = [[] for _ in shares]
+    for row in rows:
+        where = place(row, columns)
+        parts[sum(where >= bound for bound in bounds)].append(row)
+    return parts
+
+
+def first_by_hash(rows: list[Row], columns: Sequence[str], label: str, count: int) -> list[Row]:
+    """The `count` rows that come first by hash, in their order in `rows`. Salted: the plain hash made the splits."""
+    order = sorted(range(len(rows)), key=lambda i: (place(rows[i], columns, "limit"), str(rows[i][label])))
+    return [rows[i] for i in sorted(order[:count])]
+
+
+def complete(parts: dict[str, list[Row]], columns: Sequence[str]) -> tuple[dict[str, list[Row]], list[str]]:
+    """All three splits from the ones there are, and a sentence on what was made how."""
+    train, validation, test = (parts.get(split) for split in SPLITS)
+    if train is None:
+        raise ValueError("complete() needs a train split")
+    if validation is not None and test is not None:
+        return {"train": train, "validation": validation, "test": test}, []
+    if validation is None and test is None:
+        dealt = by_hash(train, columns, (1 - 2 * HELD_OUT, HELD_OUT, HELD_OUT))
+        note = f"no validation and no test split: {HELD_OUT:.0%} of the rows became each of them, by hash of the text"
+        return dict(zip(SPLITS, dealt, strict=True)), [note]
+    kept, held_out = by_hash(train, columns, (1 - HELD_OUT, HELD_OUT))
+    carved = f"{HELD_OUT:.0%} of train was held out as validation, by hash of the text"
+    if test is not None:
+        return {"train": kept, "validation": held_out, "test": test}, [f"no validation split: {carved}"]
+    note = f"no test split: the validation split is the test split, and {carved}"
+    return {"train": kept, "validation": held_out, "test": validation or []}, [note]

@@ -1,0 +1,131 @@
+"""What `problems` refuses and `remarks` tells, on data made for one fault each."""
+
+import dataclasses
+
+import pytest
+
+from deltatune.data import Data, problems, remarks
+from deltatune.data.checks import gaps
+
+
+def rows(*pairs):
+    return [{"text": text, "label": label} for text, label in pairs]
+
+
+def make(**changes):
+    """Data without a fault: 120 different rows in every split, two classes of equal size."""
+    splits = {
+        split: rows(*[(f"{split} text {i}", ("no", "yes")[i % 2]) for i in range(120)])
+        for split in ("train", "validation", "test")
+    }
+    data = Data("name", "origin", ("text",), "label", "classes", ("no", "yes"), **splits)
+    return dataclasses.replace(data, **changes)
+
+
+def test_nothing_to_say_of_good_data():
+    assert problems(make()) == []
+    assert remarks(make()) == []
+
+
+def test_gaps_name_the_rows():
+    found = gaps(
+        rows(("a", "x"), ("", "y"), (None, "z"), (" ", None), ("b", float("nan")), (3, "")), "train", ["text"], "label"
+    )
+    assert found == [
+        "train: column 'text' has no text in 4 rows (2, 3, 4, 6). Fill in or remove them.",
+        "train: column 'label' has no label in 3 rows (4, 5, 6). Fill in or remove them.",
+    ]
+
+
+def test_gaps_are_counted_when_there_are_many():
+    assert "12 rows (1, 2, 3, 4, 5, and 7 more)" in gaps(rows(*[("", "x")] * 12), "test", ["text"], "label")[0]
+    assert gaps([{"label": 0}], "test", ["text"], "label") == [
+        "test: column 'text' has no text in 1 row (1). Fill in or remove them."
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_too_few_rows(split):
+    (problem,) = problems(make(**{split: rows(("a", "no"))}))[:1]
+    assert problem.startswith(f"{split} has 1 row; at least 2 are needed.")
+
+
+def test_one_class_only():
+    same = rows(("a", "no"), ("b", "no"), ("c", "no"))
+    assert problems(make(train=same, validation=same, test=same)) == [
+        "train: column 'label' has one class only, 'no': nothing can be learned. Is it the right column?"
+    ]
+    numbers = rows(("a", 1.0), ("b", 1.0))
+    data = make(train=numbers, validation=numbers, test=numbers, kind="number", labels=())
+    assert "one value only, 1.0" in problems(data)[0]
+
+
+def test_labels_unseen_in_train():
+    (problem,) = problems(make(test=rows(("a", "no"), ("b", "maybe"), ("c", "maybe"), ("d", "Yes"))))
+    assert problem.startswith("test has labels that train does not have: 'maybe' (2 rows), 'Yes' (1 row).")
+    assert "Labels of train: 'no', 'yes'." in problem
+
+
+def test_numbers_may_be_unseen():
+    data = make(
+        train=rows(("a", 1.0), ("b", 2.0)),
+        validation=rows(("c", 3.0), ("d", 4.0)),
+        test=rows(("e", 5.0), ("f", 6.0)),
+        kind="number",
+        labels=(),
+    )
+    assert problems(data) == []
+
+
+def test_all_problems_at_once():
+    data = make(train=rows(("a", "no"), ("", "no")), validation=rows(("b", "other")), test=[])
+    assert len(problems(data)) == 5  # empty text, two short splits, one class, an unseen label
+
+
+def test_repeated_texts():
+    data = make()
+    data = dataclasses.replace(data, test=data.test[3:] + data.train[:2] + data.validation[:1])
+    assert remarks(data) == [
+        "2 of 120 test rows also occur in train: scores on them show memory.",
+        "1 of 120 test rows also occur in validation: scores on them show memory.",
+    ]
+
+
+def test_a_pair_repeats_only_as_a_pair():
+    row = {"a": "x", "b": "y", "label": "no"}
+    data = make(text=("a", "b"), train=[row] * 60 + [{**row, "label": "yes", "b": "w"}] * 60)
+    data = dataclasses.replace(data, validation=[{**row, "b": "z"}] * 120, test=[{**row, "a": "z"}] * 120)
+    assert not any("train" in remark for remark in remarks(data))
+
+
+def test_contradicting_labels():
+    data = make()
+    other = {**data.train[0], "label": "yes"}
+    assert remarks(dataclasses.replace(data, train=[*data.train, other])) == [
+        "1 of 121 train rows repeat an earlier text with another label."
+    ]
+
+
+def test_short_splits():
+    data = make()
+    (remark,) = remarks(dataclasses.replace(data, validation=data.validation[:40]))
+    assert remark == "validation has 40 rows: one row is 2.5 points, so small differences are chance."
+
+
+def test_imbalance_gives_the_rate_of_the_trivial_answer():
+    data = make()
+    train = [row for i, row in enumerate(data.train) if row["label"] == "no" or i % 4 == 1]
+    (remark,) = remarks(dataclasses.replace(data, train=train))
+    assert remark.startswith("classes differ in size: 'no' has 60 train rows, 'yes' has 30.")
+    assert "'no' is right on 50.0% of test" in remark
+
+
+def test_label_in_the_text():
+    data = make(labels=("sport", "music"))
+    leaky = [{"text": f"the {row['label']} news {i}", "label": row["label"]} for i, row in enumerate(data.train)]
+    renamed = [{**row, "label": {"no": "sport", "yes": "music"}[row["label"]]} for row in leaky]
+    leaking = [{**row, "text": f"{row['label'].upper()}: {row['text']}"} for row in renamed]
+    assert remarks(dataclasses.replace(data, train=renamed)) == []
+    assert remarks(dataclasses.replace(data, train=leaking)) == [
+        "the label itself stands in the text of 100% of the train rows: does it leak?"
+    ]

@@ -1,0 +1,44 @@
+"""Tasks: what is asked of a model. Text to tokens, logits to a loss, logits to answers and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.tasks.batches import Collate, collate_for
+from deltatune.tasks.classify import Classify
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.metrics import LOWER_IS_BETTER, METRICS
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow
+from deltatune.tasks.tokens import longest_input, padding_id, tokenizer_fingerprint
+
+TASKS: dict[str, type[Classify]] = {"classify": Classify}
+"""Kinds of task by the name under which an adapter folder stores them."""
+
+
+def task_from_json(data: dict[str, Any]) -> Task:
+    """Read a stored task. Raises DeltatuneError for an unknown kind and for missing or unknown fields."""
+    kind = str(data.get("task"))
+    if kind not in TASKS:
+        raise DeltatuneError(f"unknown task {kind!r}{nearest(kind, TASKS)}; tasks: {', '.join(TASKS)}")
+    return TASKS[kind].from_json(data)
+
+
+__all__ = [
+    "LOWER_IS_BETTER",
+    "METRICS",
+    "TASKS",
+    "Classify",
+    "Collate",
+    "Encoded",
+    "Head",
+    "HeadConfig",
+    "Row",
+    "Task",
+    "TokenRow",
+    "collate_for",
+    "longest_input",
+    "padding_id",
+    "task_from_json",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,247 @@
+"""Classification and regression of a text or a pair of texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.fields import check_fields
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics import CLASS_METRICS, METRICS, REGRESSION_METRICS, f1_macro
+from deltatune.tasks.task import Encoded, Row
+from deltatune.tasks.tokens import tokenise
+
+SHOWN = 5
+"""How many bad rows an error lists before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class Classify:
+    """One label, or one number, for a text or a pair of texts."""
+
+    labels: tuple[str, ...] = ()
+    """The class names in the order of the logits; empty for regression. Of two, the last is the positive one."""
+    text: tuple[str, ...] = ("text",)
+    """One or two text columns; two are encoded as the tokenizer's pair."""
+    label: str = "label"
+    """The label column."""
+    max_length: int = 256
+    """Longest input in tokens, special ones included."""
+    metric: str = ""
+    """Primary metric; by default accuracy, for regression pearson."""
+    too_long: Literal["truncate", "error"] = "truncate"
+    """What happens to longer texts: cut (and counted), or refused."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        known = CLASS_METRICS if self.labels else REGRESSION_METRICS
+        object.__setattr__(self, "metric", self.metric or known[0])
+        problems = []
+        if self.metric not in known:
+            what = "classification" if self.labels else "regression"
+            near = nearest(self.metric, known)
+            problems.append(f"{self.metric!r} is no metric of {what}{near}; metrics: {', '.join(known)}")
+        if len(self.labels) == 1:
+            problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learnt from that")
+        if len(set(self.labels)) < len(self.labels):
+            problems.append(f"labels name a class twice: {', '.join(self.labels)}")
+        if not 1 <= len(self.text) <= 2:
+            problems.append(f"text must name one or two columns, not {len(self.text)}")
+        raise_all(problems)
+
+    # --- text to tokens ---
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+    ) -> Encoded:
+        """Tokenise rows with the tokenizer's own handling of pairs; rows longer than max_length are cut and counted.
+
+        `positions` is the longest input the model takes (`tasks.longest_input`), of which an adapter's virtual tokens
+        fill `room`. Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a
+        max_length the model has no positions for; all bad rows are found before it is raised.
+        """
+        self._check_length(positions, room)
+        texts = self._texts(rows)
+        labels = self._labels(rows) if labelled else None
+        encoded = tokenise(texts, tokenizer)
+        cut = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > self.max_length]
+        if cut and self.too_long == "error":
+            many = f"{len(cut)} of {len(encoded)} texts are longer than max_length={self.max_length} tokens"
+            raise DeltatuneError(f"{many}, first in row {cut[0]}; raise max_length or choose too_long='truncate'")
+        shorter = tokenise([texts[i] for i in cut], tokenizer, self.max_length)
+        for i, row in zip(cut, shorter, strict=True):
+            encoded[i] = row
+        raise_listed([f"row {i} has no tokens: {texts[i]!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
+        for row, label in zip(encoded, labels or [], strict=labelled):
+            row["label"] = label
+        return Encoded(encoded, truncated=len(cut))
+
+    def _check_length(self, positions: int | None, room: int) -> None:
+        if self.max_length < 1 or (positions is not None and self.max_length + room > positions):
+            most = "" if positions is None else f"; this model takes {positions} tokens"
+            virtual = f", of which the adapter adds {room}" if room else ""
+            fix = f": set max_length to {positions - room} or less" if positions and positions > room else ""
+            raise DeltatuneError(f"max_length={self.max_length} cannot be used{most}{virtual}{fix}")
+
+    def _texts(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+        problems = []
+        for i, row in enumerate(rows):
+            for column in self.text:
+                if column not in row:
+                    have = ", ".join(map(repr, row))
+                    raise DeltatuneError(f"no column {column!r} in row {i}{nearest(column, row)}; columns: {have}")
+                if not isinstance(row[column], str):
+                    problems.append(f"row {i}: {column} is {row[column]!r}, not a text")
+        raise_listed(problems)
+        return [tuple(row[column] for column in self.text) for row in rows]
+
+    def _labels(self, rows: Sequence[Row]) -> list[int] | list[float]:
+        missing = [i for i, row in enumerate(rows) if self.label not in row]
+        if missing:
+            row = rows[missing[0]]
+            have = ", ".join(map(repr, row))
+            raise DeltatuneError(
+                f"no column {self.label!r} in row {missing[0]}{nearest(self.label, row)}; columns: {have}"
+            )
+        values = [row[self.label] for row in rows]
+        return self._classes(values) if self.labels else self._numbers(values)
+
+    def _classes(self, values: list[Any]) -> list[int]:
+        number = {label: i for i, label in enumerate(self.labels)}
+        wrong = [f"row {i}: {value!r} is no label" for i, value in enumerate(values) if str(value) not in number]
+        known = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
+        raise_listed(wrong, f"labels known to this task: {known}")
+        return [number[str(value)] for value in values]
+
+    def _numbers(self, values: list[Any]) -> list[float]:
+        wrong = [f"row {i}: {self.label} is {value!r}" for i, value in enumerate(values) if not is_number(value)]
+        raise_listed(wrong, "regression needs a finite number in every row; name the classes in labels to classify")
+        return [float(value) for value in values]
+
+    # --- logits to a loss, answers and scores ---
+
+    @property
+    def outputs(self) -> int:
+        """C: number of logits a row."""
+        return len(self.labels) or 1
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
+        """The head for this task: mean over the tokens on encoders, the last token on decoders and encoder-decoders."""
+        text = config.get_text_config()
+        pooling = "last" if reads_left_to_right(text) else "mean"
+        return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, or squared error, summed over the rows: logits (B, C), labels (B,) -> scalar."""
+        if self.labels:
+            return F.cross_entropy(logits.float(), labels, reduction="sum")
+        return F.mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
+
+    def items(self, labels: Tensor) -> int:
+        """Rows of the batch."""
+        return len(labels)
+
+    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
+        if not np.isfinite(logits).all():
+            bad = int((~np.isfinite(logits)).any(1).sum())
+            raise DeltatuneError(f"{bad} of {len(logits)} rows have logits that are not finite; was the rate too high?")
+        return logits.argmax(1) if self.labels else logits[:, 0]
+
+    def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
+        """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""
+        found = self.predictions(logits)
+        if not self.labels:
+            return [{"value": float(value)} for value in found]
+        return [
+            {"label": self.labels[best], "score": max(row), "scores": dict(zip(self.labels, row, strict=True))}
+            for best, row in zip(found.tolist(), softmax(logits).tolist(), strict=True)
+        ]
+
+    def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
+        """Every metric by name, for logits (N, C) and references (N,), as fractions of 1."""
+        found = self.predictions(logits)
+        return {name: self._metric(name)(found, references) for name in self._metrics()}
+
+    def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """The primary metric of predictions and references, both (N,)."""
+        return float(self._metric(self.metric)(predictions, references))
+
+    def _metrics(self) -> tuple[str, ...]:
+        return CLASS_METRICS if self.labels else REGRESSION_METRICS
+
+    def _metric(self, name: str) -> Any:
+        return f1_macro if name == "f1" and len(self.labels) > 2 else METRICS[name]
+
+    # --- plain data ---
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is needed to encode and decode again, as plain data."""
+        return {
+            "task": "classify",
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Classify:
+        """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
+        names = [field.name for field in fields(cls)]
+        given = {name: value for name, value in data.items() if name != "task"}
+        problems = [f"the stored task lacks {name!r}" for name in names if name not in given]
+        problems += [
+            f"the stored task has {name!r}, which is unknown{nearest(name, names)}"
+            for name in given
+            if name not in names
+        ]
+        raise_all(problems)
+        return cls(**given)
+
+    def describe(self) -> str:
+        """One sentence."""
+        what = f"one of {len(self.labels)} labels" if self.labels else "a number"
+        return f"{what} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
+
+
+def reads_left_to_right(config: PretrainedConfig) -> bool:
+    """Whether only the last token has seen the whole text: decoders, and encoder-decoders, whose decoder is read."""
+    kind = config.model_type
+    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return decoder or bool(getattr(config, "is_encoder_decoder", False))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is, or reads as, a finite number."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[Any] = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def raise_listed(problems: list[str], after: str = "") -> None:
+    """Raise one error with the first few problems, the number of the others, and a closing line."""
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise DeltatuneError("\n".join([*problems[:SHOWN], *more, *([after] if after else [])]))

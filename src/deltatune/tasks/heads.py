@@ -1,0 +1,112 @@
+"""The head of a task: hidden states in, logits out. It belongs to the adapter: trained, saved and loaded with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import generator_for
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.fields import check_fields
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The shape of a head.
+
+    `pooling="pooler"` without a dense layer is the head of BertForSequenceClassification; `pooling="cls", dense=True`
+    is RobertaClassificationHead.
+    """
+
+    pooling: Literal["cls", "mean", "last", "pooler"] = "mean"
+    """First token, mean over the tokens, last token, or the base's own pooler (frozen with the base)."""
+    dense: bool = False
+    """Whether a D x D layer and its activation come before the classifier."""
+    activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    """After the dense layer."""
+    dropout: float = 0.1
+    """Before each of the head's layers, in training."""
+    outputs: int = 2
+    """C: number of classes; 1 for regression."""
+    width: int = 768
+    """D: the base's hidden size."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        wrong = {name: getattr(self, name) for name in ("outputs", "width") if getattr(self, name) < 1}
+        problems = [f"a head's {name} must be at least 1, not {value}" for name, value in wrong.items()]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"a head's dropout must be in [0, 1), not {self.dropout}")
+        raise_all(problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `HeadConfig(**data)` gives the same again."""
+        return asdict(self)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Head(nn.Module):
+    """Pooling, then dropout and linear once or twice. Parameters are float32; what comes in is cast to their dtype."""
+
+    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = nn.Dropout(config.dropout)
+        if config.dense:
+            self.dense = nn.Linear(config.width, config.width, dtype=torch.float32)
+            self.activation = ACTIVATIONS[config.activation]()
+        self.out = nn.Linear(config.width, config.outputs, dtype=torch.float32)
+        self.reset_(seed)
+
+    @torch.no_grad()
+    def reset_(self, seed: int) -> None:
+        """Weights from N(0, 0.02), biases 0. Values depend on (seed, tensor name) alone, not on creation order."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.zero_()
+            else:
+                values = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator_for(seed, f"head.{name}"))
+                parameter.copy_(values)
+
+    def pool(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """Return one vector a row (B, D) in the head's dtype: `hidden` (B, T, D), `mask` (B, T), `pooled` (B, D)."""
+        vector = pool(self.config.pooling, hidden, mask, pooled)
+        return vector.to(self.out.weight.dtype)
+
+    def classify(self, vector: Tensor) -> Tensor:
+        """Return logits (B, C) for pooled vectors (B, D)."""
+        vector = self.dropout(vector)
+        if self.config.dense:
+            vector = self.dropout(self.activation(self.dense(vector)))
+        logits: Tensor = self.out(vector)
+        return logits
+
+    def forward(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """Return logits (B, C) for hidden states (B, T, D) under a mask (B, T) that is 1 at real tokens."""
+        return self.classify(self.pool(hidden, mask, pooled))
+
+    def extra_repr(self) -> str:
+        """The pooling, which is no submodule."""
+        return f"pooling={self.config.pooling!r}"
+
+
+def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
+    """Reduce hidden states (B, T, D) to one vector a row (B, D), for padding on either side."""
+    if kind == "pooler":
+        if pooled is None:
+            raise DeltatuneError("this base has no pooler; choose pooling='mean', 'cls' or 'last'")
+        return pooled
+    if kind == "mean":
+        weight = mask.to(hidden.dtype)[..., None]  # (B, T, 1)
+        # Summed in float32: in bfloat16 a sum over a few hundred tokens loses the small ones.
+        total = (hidden * weight).sum(1, dtype=torch.float32)
+        return total / weight.sum(1, dtype=torch.float32).clamp(min=1)
+    length = mask.shape[1]
+    real = mask.ne(0).int()
+    place = real.argmax(1) if kind == "cls" else length - 1 - real.flip(1).argmax(1)  # (B,)
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]

@@ -1,0 +1,97 @@
+"""Adapt a frozen pretrained transformer by training a sliver of it, and find out which method is best.
+
+`Host` plugs adapters into a model; `LoRA`, `Bottleneck`, `Prefix`, ... are the methods; `parse` reads them from text.
+Names are imported when first used, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltatune.core.adapter import Adapter as Adapter
+    from deltatune.core.budget import fit_budget as fit_budget
+    from deltatune.core.delta import Delta as Delta
+    from deltatune.core.delta import Method as Method
+    from deltatune.core.errors import DeltatuneError as DeltatuneError
+    from deltatune.core.finding import find_sites as find_sites
+    from deltatune.core.host import Host as Host
+    from deltatune.core.sites import Site as Site
+    from deltatune.core.sites import Sites as Sites
+    from deltatune.core.text import parse as parse
+    from deltatune.methods.bitfit import BitFit as BitFit
+    from deltatune.methods.bottleneck import Bottleneck as Bottleneck
+    from deltatune.methods.bottleneck import Houlsby as Houlsby
+    from deltatune.methods.bottleneck import Parallel as Parallel
+    from deltatune.methods.bottleneck import Pfeiffer as Pfeiffer
+    from deltatune.methods.lora import LoRA as LoRA
+    from deltatune.methods.prefix import Prefix as Prefix
+    from deltatune.methods.prompt import Prompt as Prompt
+    from deltatune.methods.unfreeze import Full as Full
+    from deltatune.methods.unfreeze import Probe as Probe
+    from deltatune.methods.unfreeze import TopLayers as TopLayers
+    from deltatune.methods.unfreeze import Unfreeze as Unfreeze
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Adapter": "core.adapter",
+    "BitFit": "methods.bitfit",
+    "Bottleneck": "methods.bottleneck",
+    "Delta": "core.delta",
+    "DeltatuneError": "core.errors",
+    "Full": "methods.unfreeze",
+    "Host": "core.host",
+    "Houlsby": "methods.bottleneck",
+    "LoRA": "methods.lora",
+    "Method": "core.delta",
+    "Parallel": "methods.bottleneck",
+    "Pfeiffer": "methods.bottleneck",
+    "Prefix": "methods.prefix",
+    "Probe": "methods.unfreeze",
+    "Prompt": "methods.prompt",
+    "Site": "core.sites",
+    "Sites": "core.sites",
+    "TopLayers": "methods.unfreeze",
+    "Unfreeze": "methods.unfreeze",
+    "find_sites": "core.finding",
+    "fit_budget": "core.budget",
+    "parse": "core.text",
+}
+
+__all__ = [
+    "Adapter",
+    "BitFit",
+    "Bottleneck",
+    "Delta",
+    "DeltatuneError",
+    "Full",
+    "Host",
+    "Houlsby",
+    "LoRA",
+    "Method",
+    "Parallel",
+    "Pfeiffer",
+    "Prefix",
+    "Probe",
+    "Prompt",
+    "Site",
+    "Sites",
+    "TopLayers",
+    "Unfreeze",
+    "__version__",
+    "find_sites",
+    "fit_budget",
+    "parse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'deltatune' has no attribute {name!r}")
+    return getattr(import_module(f"deltatune.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,159 @@
+"""An Adapter: a named set of Deltas, and for a task a head. It is what one trains, saves, shares, merges and serves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, Method, Rng, generator_for
+from deltatune.core.sites import Site, Sites
+
+
+class Own(Delta):
+    """`own(x) - h`: a copy of the base's module that is trained in its place. Heads and LayerNorms adapt this way."""
+
+    folds = True
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        self.module = copy.deepcopy(base).requires_grad_(True)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out - h
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        out: Tensor = self.module(x)
+        return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
+
+    def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to(base[name].dtype) for name, tensor in self.module.state_dict().items()}
+
+
+class Adapter(nn.Module):
+    """Deltas by part and site, the method that built them, and what else belongs to the task."""
+
+    def __init__(self, method: Method, head: nn.Module | None, extra: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.method = method
+        self.seed = 0
+        self.sites: dict[str, Site] = {}
+        """Site of each Delta, by the Delta's key `part.site.name`."""
+        self.deltas = nn.ModuleDict()
+        self.shared = nn.ModuleDict()
+        self.head = head
+        self.extra: dict[str, Any] = dict(extra)
+        """Whatever the task must remember (labels, columns, tokenizer); saved as JSON."""
+
+    def entries(self) -> Iterator[tuple[str, Site, Delta]]:
+        """(key, site, delta) in model order."""
+        for key, site in self.sites.items():
+            delta = self.deltas[_child(key)]
+            assert isinstance(delta, Delta)
+            yield key, site, delta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under their stable names: `lora.layers.0.attn.q.A`, `head.out.weight`."""
+        names = {name: tensor for name, tensor in self.state_dict().items()}
+        return {_stable(name): tensor.detach() for name, tensor in names.items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors given by their stable names in place; the caller has checked names and shapes."""
+        with torch.no_grad():
+            for name, mine in self.state_dict().items():
+                mine.copy_(tensors[_stable(name)])
+
+    @property
+    def count(self) -> int:
+        """Trainable parameters of the method, heads left out."""
+        return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and not _of_head(name))
+
+    @property
+    def head_count(self) -> int:
+        """Trainable parameters of the task head."""
+        return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and _of_head(name))
+
+    @property
+    def folds(self) -> bool:
+        """Whether every Delta has an exact weight form."""
+        return all(delta.folds for _, _, delta in self.entries())
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the adapter may share a batch with others."""
+        return all(delta.mixes for _, _, delta in self.entries())
+
+    def finish_(self) -> None:
+        """Replace reparametrisations by what they compute; call it after training, when saving for use."""
+        for key, _, delta in list(self.entries()):
+            self.deltas[_child(key)] = delta.finished()
+        self.method = self.method.finished()
+        self.shared = nn.ModuleDict()
+
+
+def build_adapter(
+    method: Method, sites: Sites, model: nn.Module, *, seed: int, head: nn.Module | bool | None, extra: Mapping[str, Any]
+) -> Adapter:
+    """Build a method's Deltas on a model, in float32 (float64 on a float64 base), on the base's device.
+
+    `head`: a module to keep as the task's head; None gives the adapter its own copy of the model's task heads; False none.
+    Initial values depend on (seed, tensor name) alone.
+    """
+    adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
+    adapter.seed = seed
+    labels: dict[str, int] = {}
+    for part in method.parts:
+        name = type(part).__name__.lower()
+        labels[name] = labels.get(name, 0) + 1
+        label = name if labels[name] == 1 else f"{name}{labels[name]}"
+        picked = part.pick(sites)
+        shared = part.share(picked)
+        if shared is not None:
+            adapter.shared[label] = shared
+        for site in picked:
+            delta = part.build(site)
+            if shared is not None:
+                part.connect(delta, site, shared)
+            _put(adapter, f"{label}.{site.name}", site, delta)
+    if head is None:
+        for site in sites.values():
+            if site.kind == "head":
+                _put(adapter, f"head.{site.name}", site, Own())
+    _initialise(adapter, model, seed)
+    return adapter
+
+
+def _put(adapter: Adapter, key: str, site: Site, delta: Delta) -> None:
+    adapter.sites[key] = site
+    adapter.deltas[_child(key)] = delta
+
+
+def _initialise(adapter: Adapter, model: nn.Module, seed: int) -> None:
+    for label, shared in adapter.shared.items():
+        if hasattr(shared, "init_"):
+            shared.init_(_rng(seed, label))
+    for key, site, delta in adapter.entries():
+        delta.init_(_rng(seed, key), model.get_submodule(site.module))
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    adapter.to(device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+    adapter.requires_grad_(True)
+
+
+def _rng(seed: int, key: str) -> Rng:
+    return lambda name: generator_for(seed, f"{key}.{name}")
+
+
+def _child(key: str) -> str:
+    """Module names cannot hold dots, site names do."""
+    return key.replace(".", "/")
+
+
+def _stable(name: str) -> str:
+    return name.removeprefix("deltas.").replace("/", ".")
+
+
+def _of_head(name: str) -> bool:
+    return name.startswith(("head.", "deltas.head/"))

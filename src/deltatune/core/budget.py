@@ -1,0 +1,60 @@
+"""A budget in, a configuration out: the largest size of a method that fits into so many parameters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from deltatune.core.delta import Method
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.sites import Sites
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of trainable parameters, heads left out, with the text it was asked for by."""
+
+    text: str
+    params: int
+
+
+def read_budget(budget: str | int, sites: Sites) -> Budget:
+    """Read `"0.5%"` (of the base's parameters), `"300k"`, `"1.2M"` or a number.
+
+    Raises DeltatuneError for anything else and for less than one parameter.
+    """
+    text = str(budget).strip()
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
+    if not found:
+        raise DeltatuneError(f"cannot read the budget {text!r}; write a share of the base such as 0.5% or a number such as 300k")
+    number, unit = float(found.group(1)), found.group(2).lower()
+    scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": sites.base_params / 100}[unit]
+    params = int(number * scale)
+    if params < 1:
+        raise DeltatuneError(f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; ask for more")
+    return Budget(text, params)
+
+
+def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:
+    """Return the method with the largest size whose closed-form count fits the budget.
+
+    Methods without a size come back unchanged. Raises DeltatuneError when even the smallest size is too large.
+    """
+    size_of = method.size
+    if size_of is None:
+        return method
+    allowed = read_budget(budget, sites)
+    smallest = method.sized(1)
+    if smallest.count(sites) > allowed.params:
+        raise DeltatuneError(
+            f"{smallest!r} already trains {smallest.count(sites):,} parameters, more than the budget "
+            f"{allowed.text} = {allowed.params:,}; raise the budget or give the method fewer sites"
+        )
+    low, high = 1, max(1, method.limit(sites))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if method.sized(middle).count(sites) <= allowed.params:
+            low = middle
+        else:
+            high = middle - 1
+    return method.sized(low)

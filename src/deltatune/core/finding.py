@@ -1,0 +1,366 @@
+"""Finding the sites of a model from what transformers declares about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.roles import INTERLEAVED, POSITIONS, in_attention, role_of
+from deltatune.core.sites import Facts, Site, Sites, Slice
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer layer: where it lies, what its sites are called, and how many its stack has."""
+
+    path: str
+    name: str
+    index: int
+    depth: int
+    post_norm: bool
+
+
+def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Sites:
+    """Find every site of a transformers model; `roles` names leaves the table does not know (`{"my_q": "attn.q"}`).
+
+    Raises DeltatuneError when no transformer block is found or a role in `roles` names no module.
+    """
+    roles = dict(roles or {})
+    heads = task_heads(model)
+    blocks = _blocks(model)
+    if not blocks:
+        seen = sorted({type(module).__name__ for module in model.modules()})
+        raise DeltatuneError(f"no transformer blocks found in {type(model).__name__}; modules seen: {', '.join(seen[:20])}")
+    sites: list[Site] = [*_embeddings(model, blocks)]
+    unnamed: list[str] = []
+    for block in blocks:
+        found, left = _block_sites(model, block, roles)
+        sites += found
+        unnamed += left
+    sites += _outside(model, blocks, heads)
+    unnamed += _unnamed_outside(model, blocks, heads, {site.module for site in sites})
+    _check_roles(model, roles)
+    weights = list(_weights(model, blocks, heads))
+    facts = _facts(model, sites, weights)
+    if not _reaches_attention(model):
+        sites = [site for site in sites if site.kind != "kv"]
+    return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
+
+
+def task_heads(model: nn.Module) -> list[str]:
+    """Paths of the children beside the base model that make a task head (a language-model head is no task head)."""
+    base = getattr(model, "base_model", model)
+    if base is model:
+        return []
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = set(map(id, output.modules())) if isinstance(output, nn.Module) else set()
+    found = []
+    for name, child in model.named_children():
+        has = any(True for _ in child.parameters())
+        if child is not base and has and not any(id(module) in inside for module in child.modules()):
+            found.append(name)
+    return found
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The base's own modules: what a Host has put in is left out."""
+    return ((path, module) for path, module in model.named_modules() if path.partition(".")[0] != "deltatune")
+
+
+def _block_classes(model: nn.Module) -> tuple[type, ...]:
+    classes: list[type] = [GradientCheckpointingLayer]
+    for _, module in _modules(model):
+        recorded = (getattr(module, "_can_record_outputs", None) or {}).get("hidden_states")
+        for entry in recorded if isinstance(recorded, (list, tuple)) else [recorded]:
+            entry = getattr(entry, "target_class", entry)
+            if isinstance(entry, type):
+                classes.append(entry)
+    return tuple(classes)
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    classes = _block_classes(model)
+    paths: list[str] = []
+    for path, module in _modules(model):
+        nested = any(path.startswith(outer + ".") for outer in paths)
+        if isinstance(module, classes) and path and not nested and _maps(module):
+            paths.append(path)
+    if not paths:  # models that declare nothing: the items of the outermost module lists
+        lists = [path for path, module in _modules(model) if isinstance(module, nn.ModuleList)]
+        outer = [path for path in lists if not any(path.startswith(other + ".") for other in lists if other != path)]
+        paths = [f"{path}.{i}" for path in outer for i in range(len(model.get_submodule(path)))]  # type: ignore[arg-type]
+        paths = [path for path in paths if any(in_attention(name) for name in _maps(model.get_submodule(path)))]
+    return _name_blocks(model, paths)
+
+
+def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
+    stacks: dict[str, list[str]] = {}
+    for path in paths:
+        stacks.setdefault(re.sub(r"\.?\d+", "", path), []).append(path)
+    blocks = []
+    for key, members in stacks.items():
+        stack = _distinct(key, list(stacks))
+        post = not _final_norm(model, stack.rstrip("."), paths)
+        blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
+    return blocks
+
+
+def _distinct(key: str, keys: list[str]) -> str:
+    """`"encoder."` for the stack at `model.encoder.layers` beside one at `model.decoder.layers`; `""` for a lone stack."""
+    if len(keys) == 1:
+        return ""
+    mine, others = key.split("."), [other.split(".") for other in keys if other != key]
+    for i, part in enumerate(mine):
+        if all(i >= len(other) or other[i] != part for other in others):
+            return part + "."
+    return ".".join(mine) + "."
+
+
+def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
+    """Whether a norm follows the stack: pre-LN stacks have one, post-LN stacks have none outside the embeddings."""
+    inside = tuple(path + "." for path in blocks)
+    base = getattr(model, "base_model", model)
+    start = next((path for path, module in _modules(model) if module is base), "")
+    return any(
+        is_norm(module)
+        and path.startswith(start)
+        and not path.startswith(inside)
+        and "emb" not in path.lower()
+        and (not stack or stack in path.split("."))
+        for path, module in _modules(model)
+    )
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _maps(module: nn.Module) -> dict[str, nn.Module]:
+    return {path: leaf for path, leaf in _modules(module) if isinstance(leaf, (nn.Linear, Conv1D))}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer with a weight."""
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear map."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+def _linear(name: str, path: str, module: nn.Module, block: Block | None) -> Site:
+    width_in, width_out = widths(module)
+    bias = getattr(module, "bias", None) is not None
+    return Site(
+        name=name, kind="linear", module=path, read=path, width_in=width_in, width_out=width_out,
+        params=width_in * width_out + bias * width_out, bias=bias, transposed=isinstance(module, Conv1D),
+        layer=block.index if block else None, depth=block.depth if block else 0,
+    )  # fmt: skip
+
+
+def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tuple[list[Site], list[str]]:
+    module = model.get_submodule(block.path)
+    named: dict[str, Site] = {}
+    unnamed, seen = [], set()
+    for path, leaf in _maps(module).items():
+        role = role_of(path, roles)
+        if role is None or role in seen:
+            unnamed.append(f"{block.path}.{path}")
+            continue
+        seen.add(role)
+        site = _linear(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
+        named[role] = site
+        named |= {part: one for part, one in _parts(model, site, role).items() if part not in named}
+    sites = list(named.values())
+    for group in ("attn", "cross", "ffn"):
+        sites += list(_sublayer(model, block, group, named))
+    return [*sites, *_norms(module, block)], unnamed
+
+
+def _parts(model: nn.Module, site: Site, role: str) -> dict[str, Site]:
+    """The parts of a fused projection as sites of their own, each with its slice."""
+    group, _, leaf = role.rpartition(".")
+    cuts: dict[str, Slice] = {}
+    if leaf == "gate_up":
+        half = site.width_out // 2
+        cuts = {"gate": Slice(0, half), "in": Slice(half, half)}
+    elif leaf == "qkv":
+        cuts = _qkv(model, site)
+    parts = {}
+    for part, cut in cuts.items():
+        width = cut.width * cut.groups
+        name = site.name.rpartition(".")[0] + "." + part
+        params = (site.width_in + site.bias) * width
+        parts[f"{group}.{part}"] = replace(site, name=name, width_out=width, params=params, slice=cut)
+    return parts
+
+
+def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
+    config = model.config
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or (1 if getattr(config, "multi_query", False) else heads)
+    leaf = site.module.rpartition(".")[2]
+    if leaf in INTERLEAVED:
+        whole = site.width_out == 3 * heads * head
+        return {part: Slice(i * head, head, heads) for i, part in enumerate("qkv")} if whole else {}
+    if site.width_out != (heads + 2 * groups) * head or (leaf == "c_attn" and groups == heads and not site.transposed):
+        return {}  # a layout not known for sure gets no parts: `qkv` as a whole can still be adapted
+    return {"q": Slice(0, heads * head), "k": Slice(heads * head, groups * head), "v": Slice((heads + groups) * head, groups * head)}
+
+
+def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Site]) -> Iterator[Site]:
+    """The sublayer as a whole (input read, output changed before the residual sum) and, for attention, its keys and values."""
+    first = ("gate_up", "in", "gate") if group == "ffn" else ("qkv", "q")
+    entry = next((named[f"{group}.{role}"] for role in first if f"{group}.{role}" in named), None)
+    end = named.get(f"{group}.out" if group == "ffn" else f"{group}.o")
+    key = named.get(f"{group}.k")
+    if group != "ffn" and entry is not None and key is not None:
+        yield replace(entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
+                      params=0, bias=False, transposed=False, slice=None)  # fmt: skip
+    if entry is None or end is None:
+        return
+    norm = _post_norm(model.get_submodule(block.path), block) if group == "ffn" else None
+    yield replace(end, name=f"{block.name}.{group}", kind="sublayer", read=entry.module, width_in=entry.width_in, norm=norm,
+                  params=0, bias=False, transposed=False)  # fmt: skip
+
+
+def _post_norm(module: nn.Module, block: Block) -> str | None:
+    if not block.post_norm:
+        return None
+    norms = [path for path, leaf in module.named_modules() if is_norm(leaf)]
+    mine = [path for path in norms if not in_attention(path + ".") and not path.rpartition(".")[2].startswith("sa_")]
+    return f"{block.path}.{mine[-1]}" if mine else None
+
+
+def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
+    norms = [(path, leaf) for path, leaf in module.named_modules() if is_norm(leaf)]
+    for i, (path, leaf) in enumerate(norms):
+        yield replace(_norm(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth)
+
+
+def _norm(name: str, path: str, module: nn.Module) -> Site:
+    width = module.weight.shape[0]  # type: ignore[union-attr,index]
+    bias = getattr(module, "bias", None) is not None
+    return Site(name, "norm", path, path, width, width, params=width * (1 + bias), bias=bias)
+
+
+def _embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return
+    if not isinstance(table, nn.Embedding):
+        return
+    prefixes = {block.name.partition("layers")[0]: block.path for block in blocks}
+    size, width = table.num_embeddings, table.embedding_dim
+    for prefix, path in prefixes.items():
+        module = _embedding_of(model, table, prefix, path)
+        if module is not None:
+            yield Site(f"{prefix}embed", "embed", module, module, size, width, params=size * width)
+
+
+def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
+    """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
+    tables = {path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)}
+    if not prefix:
+        return next((path for path, leaf in tables.items() if leaf is table), None)
+    root = block[: block.index(prefix.rstrip("."))] + prefix
+    own = [path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings]
+    return own[0] if own else None
+
+
+def _outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
+    """Norms and the pooler outside the blocks, and the model's own task heads."""
+    inside = tuple(block.path + "." for block in blocks)
+    stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
+    taken: set[str] = set()
+    for path, module in _modules(model):
+        if path.startswith(inside) or path.split(".")[0] in heads:
+            continue
+        stack = next((stack for stack in stacks if stack and stack in path + "."), "")
+        if is_norm(module):
+            name = stack + ("embed.norm" if "emb" in path.lower() else "norm")
+            if name not in taken:
+                taken.add(name)
+                yield _norm(name, path, module)
+        elif isinstance(module, nn.Linear) and "pooler" in path and "pooler" not in taken:
+            taken.add("pooler")
+            yield _linear("pooler", path, module, None)
+    for head in heads:
+        module = model.get_submodule(head)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        yield Site("head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0, params=count)
+
+
+def _unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
+    inside = tuple(block.path + "." for block in blocks)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for path, module in _maps(model).items():
+        if module is not output and not path.startswith(inside) and path.split(".")[0] not in heads and path not in taken:
+            yield path
+
+
+def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
+    paths = list(_maps(model))
+    raise_all([
+        f"roles names {leaf!r}, but no linear map of this model ends in it"
+        for leaf in roles
+        if not any(path == leaf or path.endswith("." + leaf) for path in paths)
+    ])  # fmt: skip
+
+
+def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
+    """Every distinct base parameter; `layer` is its block's number, `depth` for what lies above the blocks, else None."""
+    for path, parameter in model.named_parameters():
+        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune":
+            continue
+        owner, _, attribute = path.rpartition(".")
+        block = next((block for block in blocks if path.startswith(block.path + ".")), None)
+        above = block is None and "emb" not in owner.lower() and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
+        depth = block.depth if block else max(block.depth for block in blocks)
+        yield Site(
+            path, "weight", owner, owner, 0, 0, params=parameter.numel(), attribute=attribute,
+            layer=block.index if block else (depth if above else None), depth=depth,
+        )  # fmt: skip
+
+
+def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
+    config = model.config
+    embed = next((site for site in sites if site.kind == "embed"), None)
+    entry = next((site for site in sites if site.kind == "linear"), None)
+    positions = [path for path, _ in _modules(model) if path.rpartition(".")[2] in POSITIONS]
+    two = bool(getattr(config, "is_encoder_decoder", False))
+    return Facts(
+        architecture=type(model).__name__,
+        hidden=entry.width_in if entry else embed.width_out if embed else 0,
+        vocabulary=embed.width_in if embed else 0,
+        params=sum(site.params for site in weights),
+        encoder_decoder=two,
+        decoder=not two and _causal(model),
+        positions=getattr(config, "max_position_embeddings", None),
+        position_modules=() if two else tuple(positions),
+    )
+
+
+def _causal(model: nn.Module) -> bool:
+    kind = model.config.model_type
+    generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return generates or any(getattr(module, "is_causal", False) is True for _, module in _modules(model))
+
+
+def _reaches_attention(model: nn.Module) -> bool:
+    """Whether the model's attention goes through transformers' AttentionInterface, the seam that prefixes need."""
+    probe = getattr(model, "_can_set_attn_implementation", None)
+    return bool(probe and probe())

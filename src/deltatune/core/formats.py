@@ -1,0 +1,48 @@
+"""Ways of keeping an adapter in a folder, found through the entry points `deltatune.formats`.
+
+The Host saves in every format that can hold the adapter and loads with the first that knows the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deltatune.core.errors import DeltatuneError
+
+if TYPE_CHECKING:
+    from deltatune.core.host import Host
+
+
+class Format(Protocol):
+    """One way of keeping an adapter in a folder. Entry points name a module or object with these functions."""
+
+    def save(self, host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
+        """Write the adapter; the folder appears whole or not at all."""
+
+    def knows(self, folder: Path) -> bool:
+        """Whether the folder holds an adapter of this format."""
+
+    def load(self, host: Host, folder: Path, name: str, other_base: bool) -> None:
+        """Attach the adapter that the folder holds."""
+
+
+def formats() -> dict[str, Format]:
+    """Known formats by name; deltatune's own is `deltatune`, the others read foreign folders."""
+    found = {point.name: point.load() for point in entry_points(group="deltatune.formats")}
+    if "deltatune" not in found:
+        raise DeltatuneError("deltatune is not installed properly (its entry points are missing); run pip install again")
+    return {"deltatune": found.pop("deltatune"), **found}
+
+
+def format_of(folder: Path) -> Format:
+    """The format of a folder. Raises DeltatuneError when there is none, naming what lies there."""
+    for known in formats().values():
+        if known.knows(folder):
+            return known
+    if not folder.is_dir():
+        raise DeltatuneError(f"no adapter folder at {folder}")
+    have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise DeltatuneError(f"{folder} holds no adapter (no adapter.json and no adapter_config.json); it holds: {have}")

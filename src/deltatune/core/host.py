@@ -1,0 +1,302 @@
+"""A Host plugs any number of Adapters into one frozen base; a Route says which act on which rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.adapter import Adapter, build_adapter
+from deltatune.core.attention import PORT, close_seam, open_seam
+from deltatune.core.delta import Method
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.finding import find_sites
+from deltatune.core.folding import bound, check_folds, difference, probe, restore, touched, write_adapter
+from deltatune.core.formats import format_of, formats
+from deltatune.core.mixing import Route, RouteSpec, read_route
+from deltatune.core.ports import EmbedPort, Entry, Port, Shift, Tap
+from deltatune.core.prompts import insert_prompts
+from deltatune.core.sites import Site
+from deltatune.core.weights import WeightSeam, check_exclusive
+
+
+class Host:
+    """One frozen base model and the adapters plugged into it.
+
+    The model object stays the user's: its class, its keys and its forward are untouched. All base parameters are
+    frozen; adapters live in one child module named `deltatune`, so optimisers, devices and state dicts see them.
+    """
+
+    def __init__(self, model: nn.Module, roles: Mapping[str, str] | None = None) -> None:
+        """`roles` names leaves of unknown architectures, such as `{"my_q": "attn.q"}`."""
+        if hasattr(model, "deltatune"):
+            raise DeltatuneError("this model already has a Host with adapters; use that one, or detach them first")
+        self.model = model
+        self.sites = find_sites(model, roles)
+        self.adapters: dict[str, Adapter] = {}
+        self.route = Route()
+        self.mask: Tensor | None = None
+        """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if all were real."""
+        self.folded: dict[str, float] = {}
+        """Folded adapters with the largest difference their folding made on probe inputs."""
+        model.requires_grad_(False)
+        self._ports: dict[tuple[str, str], Port] = {}
+        self._taps: dict[str, Tap] = {}
+        self._weights = WeightSeam(model)
+        self._pristine: dict[int, tuple[Tensor, Tensor]] = {}
+        self._shift: Shift | None = None
+        self._attention: str | None = None
+        self.prompts: dict[str, int] = {}
+        """Virtual tokens of each active adapter that has any."""
+        model.register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    # ---- attaching
+
+    def attach(
+        self, name: str, method: Method, *, seed: int = 0, head: nn.Module | bool | None = None, extra: Mapping[str, Any] | None = None
+    ) -> Adapter:
+        """Build a method's adapter and plug it in; it becomes the route if nothing else is active.
+
+        `head`: a task head module to keep with it; None copies the model's own task head, if it has one; False none.
+        Raises DeltatuneError for a taken name, sites that match nothing, or a folded base.
+        """
+        self._refuse_if_folded("attach")
+        if name in self.adapters:
+            raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
+        if not name or not name.replace("-", "_").isidentifier():
+            raise DeltatuneError(f"{name!r} is no name for an adapter; use letters, digits, _ and -")
+        if not isinstance(method, Method):
+            raise DeltatuneError(f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse")
+        adapter = build_adapter(method, self.sites, self.model, seed=seed, head=head, extra=extra or {})
+        adapter.train(self.model.training)
+        self.adapters[name] = adapter
+        self._children()[name] = adapter
+        self._plug(name, adapter)
+        if not self.route.names:
+            self.use(name)
+        return adapter
+
+    def detach(self, name: str) -> Adapter:
+        """Take an adapter out; the base is bit for bit what it was. Returns it."""
+        adapter = self._adapter(name)
+        if name in self.folded:
+            self.unfold_(name)
+        for port in self._ports.values():
+            port.entries = [entry for entry in port.entries if entry.name != name]
+        keep = [{n: w for n, w in row.items() if n != name} for row in self.route.rows or ()]
+        uniform = {n: w for n, w in self.route.uniform.items() if n != name}
+        self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None)
+        del self.adapters[name], self._children()[name]
+        self._arrange()
+        if not self.adapters:
+            del self.model.deltatune
+        return adapter
+
+    def use(self, route: RouteSpec) -> None:
+        """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None."""
+        wanted = read_route(route, self.adapters)
+        if self.folded and wanted.names - set(self.folded) or (self.folded and wanted.rows is not None):
+            self._refuse_if_folded("use")
+        check_exclusive(wanted, self.adapters)
+        self.route = wanted
+        self._arrange()
+
+    def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that training an adapter changes, its head included."""
+        return [(n, p) for n, p in self._adapter(name).named_parameters() if p.requires_grad]
+
+    def finish_(self, name: str) -> None:
+        """Drop what only training needed (a prefix's MLP); outputs stay the same."""
+        adapter = self._adapter(name)
+        adapter.finish_()
+        for port in self._ports.values():
+            port.entries = [entry for entry in port.entries if entry.name != name]
+        self._plug(name, adapter)
+        self._arrange()
+
+    # ---- folding
+
+    def fold_(self, name: str) -> float:
+        """Write an adapter into the base's weights and return the largest difference this made on probe inputs.
+
+        Raises DeltatuneError if a Delta has no weight form, or if the difference exceeds what rounding explains.
+        """
+        adapter = self._adapter(name)
+        if name in self.folded:
+            raise DeltatuneError(f"adapter {name!r} is folded already")
+        check_folds(name, adapter)
+        route, self.route = self.route, Route({name: 1.0})
+        self._arrange()
+        live = probe(self.model, self.sites.facts)
+        self.folded[name] = 0.0
+        self._arrange()
+        for parameter in touched(self.model, adapter):
+            self._pristine.setdefault(id(parameter), (parameter, parameter.detach().clone()))
+        write_adapter(self.model, adapter)
+        self.folded[name] = difference(live, probe(self.model, self.sites.facts))
+        self.route = route if not route.names - set(self.folded) else Route()
+        self._arrange()
+        dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
+        if not self.folded[name] <= bound(live, dtype):
+            worst = self.folded[name]
+            self.unfold_(name)
+            raise DeltatuneError(f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; it was undone")
+        return self.folded[name]
+
+    def unfold_(self, name: str) -> None:
+        """Take a folded adapter out of the weights; without others folded, the base has its original bits again."""
+        if name not in self.folded:
+            raise DeltatuneError(f"adapter {name!r} is not folded{nearest(name, self.folded)}")
+        restore(self._pristine)
+        del self.folded[name]
+        if not self.folded:
+            self._pristine.clear()
+        for other in self.folded:
+            write_adapter(self.model, self.adapters[other])
+        self._arrange()
+
+    # ---- files
+
+    def save(self, name: str, folder: str | Path, *, extra: Mapping[str, Any] | None = None, training: bool = False) -> Path:
+        """Write an adapter as a folder of safetensors and JSON, whole or not at all. Returns the folder.
+
+        With `training`, reparametrisations are kept so that training can go on.
+        """
+        self._adapter(name)
+        formats()["deltatune"].save(self, name, Path(folder), {**(extra or {}), **({"training": True} if training else {})})
+        return Path(folder)
+
+    def load(self, folder: str | Path, *, name: str | None = None, other_base: bool = False) -> Adapter:
+        """Attach the adapter in a folder (ours or HF PEFT's), under its folder's name unless another is given.
+
+        Raises DeltatuneError listing everything that does not fit: tensors missing, extra or misshapen, another base.
+        `other_base` accepts a base with other weights of the same shapes.
+        """
+        folder = Path(folder)
+        name = name or folder.name
+        format_of(folder).load(self, folder, name, other_base)
+        return self.adapters[name]
+
+    # ---- inside
+
+    def _adapter(self, name: str) -> Adapter:
+        if name not in self.adapters:
+            have = ", ".join(self.adapters) or "none"
+            raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, self.adapters)}; attached: {have}")
+        return self.adapters[name]
+
+    def _refuse_if_folded(self, verb: str) -> None:
+        if self.folded:
+            raise DeltatuneError(f"cannot {verb} while {', '.join(self.folded)} is folded into the weights; call unfold_ first")
+
+    def _children(self) -> nn.ModuleDict:
+        if not hasattr(self.model, "deltatune"):
+            self.model.deltatune = nn.ModuleDict()
+        children = self.model.deltatune
+        assert isinstance(children, nn.ModuleDict)
+        return children
+
+    def _plug(self, name: str, adapter: Adapter) -> None:
+        for _, site, delta in adapter.entries():
+            if site.kind == "weight":
+                continue
+            tap = self._tap(site) if site.kind == "sublayer" and delta.reads != "output" else None
+            norm = self.model.get_submodule(site.norm) if site.norm else None
+            self._port(site).entries.append(Entry(name, site, delta, tap, norm))
+
+    def _port(self, site: Site) -> Port:
+        key = (site.module, "kv" if site.kind == "kv" else "output")
+        if key not in self._ports:
+            module = self.model.get_submodule(site.module)
+            port = EmbedPort(site.width_in) if site.kind == "embed" else Port()
+            if site.kind == "kv":
+                setattr(module, PORT, port)
+            else:
+                module.register_forward_hook(port)
+            if isinstance(port, EmbedPort):
+                module.register_forward_pre_hook(port.before)
+            self._ports[key] = port
+        return self._ports[key]
+
+    def _tap(self, site: Site) -> Tap:
+        if site.read not in self._taps:
+            self._taps[site.read] = Tap()
+            self.model.get_submodule(site.read).register_forward_pre_hook(self._taps[site.read])
+        return self._taps[site.read]
+
+    def _arrange(self) -> None:
+        """Make ports, taps, prompts, shifts and the seams follow the route."""
+        active = {name for name in self.route.names if name not in self.folded}
+        for port in self._ports.values():
+            port.arrange(self.route, active)
+        wanted = {id(e.tap) for port in self._ports.values() for stage in port.active for e in stage}
+        for tap in self._taps.values():
+            tap.wanted, tap.value = id(tap) in wanted, None
+        self.prompts = self._longest(active, "tokens")
+        self._arrange_positions(self._longest(active, "shift"))
+        self._weights.arrange(self.adapters[name] for name in active)
+        if any(key[1] == "kv" and port.active for key, port in self._ports.items()):
+            self._attention = open_seam(self.model)
+        elif self._attention is not None:
+            close_seam(self.model, self._attention)
+            self._attention = None
+
+    def _longest(self, active: set[str], what: str) -> dict[str, int]:
+        lengths = {name: max((getattr(d, what) for _, _, d in self.adapters[name].entries()), default=0) for name in active}
+        return {name: length for name, length in lengths.items() if length}
+
+    def _arrange_positions(self, lengths: dict[str, int]) -> None:
+        if self._shift is None:
+            if not lengths:
+                return
+            self._shift = Shift()
+            for path in self.sites.facts.position_modules:
+                self.model.get_submodule(path).register_forward_pre_hook(self._shift, with_kwargs=True)
+        self._shift.lengths, self._shift.route = lengths, self.route
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pre-hook of the whole model: put prompts in where a plain caller gave none, and remember the mask."""
+        batch = dict(kwargs)
+        if args:
+            batch["input_ids"] = args[0]
+        if self.prompts and self._lacks_prompts(batch):
+            batch = insert_prompts(batch, self.prompt_lengths(len(batch["input_ids"])), *self._prompt_facts())
+            args = ()
+        mask = batch.get("attention_mask")
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return (args, batch) if not args else (args, kwargs)
+
+    def _lacks_prompts(self, batch: Mapping[str, Any]) -> bool:
+        ids, cache = batch.get("input_ids"), batch.get("past_key_values")
+        if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
+            return False
+        if isinstance(ids, Tensor) and bool((ids >= self.sites.facts.vocabulary).any()):
+            return False
+        if cache is not None:
+            raise DeltatuneError("with a soft prompt, generate through host.generate(...), which puts the prompt's tokens in first")
+        return True
+
+    def prompt_lengths(self, batch: int) -> Sequence[int]:
+        """Virtual tokens of each row of a batch under the current route."""
+        return [max((self.prompts.get(name, 0) for name in row), default=0) for row in self.route.weights(batch)]
+
+    def _prompt_facts(self) -> tuple[int, int, bool]:
+        facts = self.sites.facts
+        pad = getattr(self.model.config, "pad_token_id", None)
+        return facts.vocabulary, pad if isinstance(pad, int) else 0, facts.decoder
+
+    @torch.no_grad()
+    def generate(self, **inputs: Any) -> Any:
+        """`model.generate` under the current route, soft prompts included; the result holds no virtual ids."""
+        from deltatune.core.generation import generate
+
+        return generate(self, inputs)
+
+    def describe(self) -> str:
+        """A table of the base, its adapters, their parameters and what is active."""
+        from deltatune.core.describing import describe
+
+        return describe(self)

@@ -1,0 +1,166 @@
+"""Ports: the permanent hooks of the modules that adapters change. Attaching and routing change their data, not the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.mixing import Route, Share, mix
+from deltatune.core.sites import Site, Slice
+
+
+class Tap:
+    """Remembers the last input of a module that a sublayer starts with."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.value: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.wanted:
+            self.value = args[0]
+
+
+class Entry(NamedTuple):
+    """One Delta at a port, with what it reads."""
+
+    name: str
+    site: Site
+    delta: Delta
+    tap: Tap | None
+    norm: nn.Module | None
+
+
+class Port:
+    """What happens at one module. `entries` are all Deltas attached there, `active` those of the current route."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.active: tuple[tuple[Entry, ...], ...] = ()
+        self.route = Route()
+
+    def arrange(self, route: Route, names: set[str]) -> None:
+        """Choose the active entries: those on the module itself first, then those on the sublayer it ends."""
+        mine = [entry for entry in self.entries if entry.name in names]
+        inner = tuple(entry for entry in mine if entry.site.kind != "sublayer")
+        outer = tuple(entry for entry in mine if entry.site.kind == "sublayer")
+        self.active = tuple(stage for stage in (inner, outer) if stage)
+        self.route = route
+
+    def shares(self, batch: int, device: torch.device) -> list[tuple[Delta, Share]]:
+        """Active Deltas with their rows and weights in a batch."""
+        found = [(e.delta, self.route.share(e.name, batch, device)) for stage in self.active for e in stage]
+        return [(delta, share) for delta, share in found if share is not None]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.active:
+            return None
+        h = output if isinstance(output, Tensor) else output[0]
+        for stage in self.active:
+            h = self.change(h, stage, args)
+        return h if isinstance(output, Tensor) else (h, *output[1:])
+
+    def change(self, h: Tensor, stage: Sequence[Entry], args: tuple[Any, ...]) -> Tensor:
+        """Apply one stage; all of its Deltas see the same `h`."""
+        groups: dict[Slice | None, list[tuple[Delta, Tensor, Share]]] = {}
+        for entry in stage:
+            share = self.route.share(entry.name, h.shape[0], h.device)
+            if share is not None:
+                groups.setdefault(entry.site.slice, []).append((entry.delta, self.read(entry, h, args), share))
+        out = mix(h, groups.pop(None, []))
+        for cut, changes in groups.items():
+            part = take(h, cut)
+            changed = mix(part, changes)
+            out = put(out, cut, changed if out is h else take(out, cut) + (changed - part))
+        return out
+
+    def read(self, entry: Entry, h: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """The `x` of one entry."""
+        if entry.delta.reads == "output" or (entry.delta.reads == "normed" and entry.norm is None):
+            return h
+        if entry.tap is None:
+            return self.input(args)
+        x = entry.tap.value
+        if x is None:
+            raise DeltatuneError(f"site {entry.site.name!r} was reached before its input at {entry.site.read!r}; is the order of calls unusual?")
+        return entry.norm(h + x) if entry.delta.reads == "normed" and entry.norm is not None else x
+
+    def input(self, args: tuple[Any, ...]) -> Tensor:
+        """The module's own input."""
+        x: Tensor = args[0]
+        return x
+
+
+class EmbedPort(Port):
+    """The port of a token embedding: keeps the ids as they came and shows the module only ids it knows."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.ids: Tensor | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Pre-hook: clamp virtual ids."""
+        if not self.active:
+            return None
+        self.ids = args[0]
+        return (args[0].clamp(max=self.vocabulary - 1), *args[1:])
+
+    def input(self, args: tuple[Any, ...]) -> Tensor:
+        """The ids before clamping (B, T)."""
+        assert self.ids is not None
+        return self.ids
+
+
+class Shift:
+    """Moves position ids on by the length of each row's key-value prefixes."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[str, int] = {}
+        """Prefix length by active adapter."""
+        self.route = Route()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.lengths:
+            return None
+        at = 0 if isinstance(module, nn.Embedding) else 1
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": self.moved(module, kwargs["position_ids"])}
+        return (*args[:at], self.moved(module, args[at]), *args[at + 1 :]), kwargs
+
+    def moved(self, module: nn.Module, ids: Tensor) -> Tensor:
+        """Position ids (B or 1, T) with each row's prefix length added."""
+        by = max(self.lengths.values())
+        if isinstance(module, nn.Embedding) and ids.shape[-1] + by > module.num_embeddings:
+            raise DeltatuneError(
+                f"{ids.shape[-1]} tokens and a prefix of {by} exceed the model's {module.num_embeddings} positions; "
+                "shorten the texts or the prefix, or use Prefix(shift_positions=False)"
+            )
+        if self.route.rows is None:
+            return ids + by
+        rows = self.route.weights(max(ids.shape[0], len(self.route.rows)))
+        each = [max((self.lengths.get(name, 0) for name in row), default=0) for row in rows]
+        return ids + torch.tensor(each, device=ids.device)[:, None]
+
+
+def take(h: Tensor, cut: Slice | None) -> Tensor:
+    """The part of (..., width) that a slice names."""
+    if cut is None:
+        return h
+    if cut.groups == 1:
+        return h[..., cut.start : cut.start + cut.width]
+    return h.unflatten(-1, (cut.groups, -1))[..., cut.start : cut.start + cut.width].flatten(-2)
+
+
+def put(h: Tensor, cut: Slice | None, part: Tensor) -> Tensor:
+    """A copy of (..., width) with the part that a slice names replaced."""
+    if cut is None:
+        return part
+    whole = h.unflatten(-1, (cut.groups, -1))
+    part = part.unflatten(-1, (cut.groups, -1)).to(h.dtype)
+    return torch.slice_scatter(whole, part, -1, cut.start, cut.start + cut.width).flatten(-2)

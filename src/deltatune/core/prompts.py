@@ -1,0 +1,64 @@
+"""Soft prompts are tokens: virtual ids at or above the vocabulary, put in front of each row of `input_ids`.
+
+Lengths, masks, labels, caches and generation then see ordinary tokens; only the embedding site knows better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltatune.core.errors import DeltatuneError
+
+
+def insert_prompts(batch: dict[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool) -> dict[str, Any]:
+    """Return the batch with `lengths[i]` virtual ids before the first real token of row i.
+
+    `input_ids`, `attention_mask` and `token_type_ids` (B, T) become (B, T + max(lengths)); per-token `labels` get -100
+    there. Rows with shorter prompts are padded, on the left if `left` or if the batch already is.
+    Raises DeltatuneError when ids or a two-dimensional mask are missing.
+    """
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise DeltatuneError("a soft prompt needs input_ids (B, T); this call gives none (inputs_embeds cannot carry one)")
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() != 2:
+        raise DeltatuneError(f"a soft prompt needs an attention_mask of shape (B, T), not {tuple(mask.shape)}")
+    mask = torch.ones_like(ids) if mask is None else mask
+    layout = _Layout(mask, torch.tensor(lengths, device=ids.device), left)
+    out = dict(batch)
+    out["input_ids"] = torch.where(layout.virtual, vocabulary + layout.index, layout.move(ids, pad))
+    out["attention_mask"] = torch.where(layout.virtual, 1, layout.move(mask, 0)).to(mask.dtype)
+    if isinstance(types := batch.get("token_type_ids"), Tensor):
+        out["token_type_ids"] = layout.move(types, 0)
+    if isinstance(labels := batch.get("labels"), Tensor) and labels.shape == ids.shape:
+        out["labels"] = layout.move(labels, -100)
+    if isinstance(positions := batch.get("position_ids"), Tensor):
+        shifted = positions.expand_as(ids) + layout.lengths[:, None]
+        out["position_ids"] = torch.where(layout.virtual, layout.index, layout.move(shifted, 0))
+    return out
+
+
+class _Layout:
+    """Where every column of the longer batch comes from."""
+
+    def __init__(self, mask: Tensor, lengths: Tensor, left: bool) -> None:
+        rows, columns = mask.shape
+        longest = int(lengths.max())
+        self.lengths = lengths
+        padding = (mask.cumsum(1) == 0).sum(1)  # (B,) zeros in front of the first real token
+        left = left or bool((padding > 0).any())
+        start = padding + (longest - lengths if left else 0)  # (B,) column of the first virtual id
+        at = torch.arange(columns + longest, device=mask.device).expand(rows, -1)  # (B, T')
+        self.index = at - start[:, None]
+        self.virtual = (self.index >= 0) & (self.index < lengths[:, None])
+        source = self.index - lengths[:, None] + padding[:, None]
+        self.real = (self.index >= lengths[:, None]) & (source < columns)
+        self.source = source.clamp(0, columns - 1)
+
+    def move(self, tensor: Tensor, fill: int) -> Tensor:
+        """Carry a (B, T) tensor over to (B, T'), `fill` where nothing real lies."""
+        return torch.where(self.real, tensor.gather(1, self.source), fill).to(tensor.dtype)

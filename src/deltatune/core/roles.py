@@ -1,0 +1,54 @@
+"""The one table of module names: which leaf of a block plays which role. With `core.finding`, all that knows Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ATTENTION: dict[str, frozenset[str]] = {
+    "q": frozenset({"q", "query", "q_proj", "q_lin", "query_proj", "wq", "to_q"}),
+    "k": frozenset({"k", "key", "k_proj", "k_lin", "key_proj", "wk", "to_k"}),
+    "v": frozenset({"v", "value", "v_proj", "v_lin", "value_proj", "wv", "to_v"}),
+    "o": frozenset({"o", "o_proj", "out_proj", "out_lin", "output_proj", "c_proj", "wo", "Wo", "dense", "proj"}),
+    "qkv": frozenset({"c_attn", "qkv_proj", "Wqkv", "query_key_value", "qkv", "in_proj"}),
+}
+FFN: dict[str, frozenset[str]] = {
+    "gate": frozenset({"gate_proj", "wi_0", "w1"}),
+    "in": frozenset(
+        {"fc1", "c_fc", "up_proj", "wi", "wi_1", "w3", "lin1", "dense_h_to_4h", "fc_in", "ffn", "intermediate.dense"}
+    ),
+    "out": frozenset(
+        {"fc2", "c_proj", "down_proj", "wo", "Wo", "w2", "lin2", "dense_4h_to_h", "fc_out", "ffn_output", "output.dense"}
+    ),
+    "gate_up": frozenset({"gate_up_proj", "Wi"}),
+}
+POSITIONS = frozenset({"position_embeddings", "wpe", "rotary_emb"})
+"""Modules called with position ids: plain tables and rotary embeddings."""
+INTERLEAVED = frozenset({"query_key_value"})
+"""Fused projections whose output is stored head by head, (q k v) in each."""
+
+
+def in_attention(path: str) -> bool:
+    """Whether a path within a block runs through an attention module (the leaf itself aside)."""
+    return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
+
+
+def in_cross_attention(path: str) -> bool:
+    """Whether that attention reads the encoder."""
+    parts = [part.lower() for part in path.split(".")[:-1]]
+    return any("cross" in part or "encdec" in part or part == "encoder_attn" for part in parts)
+
+
+def role_of(path: str, roles: Mapping[str, str]) -> str | None:
+    """Role of the linear map at `path` within its block: `attn.q`, `cross.v`, `ffn.in`, or None.
+
+    `roles` are the user's own names first: leaf (or the last two components) to role.
+    """
+    parts = path.split(".")
+    leaf, pair = parts[-1], ".".join(parts[-2:])
+    for own in (pair, leaf):
+        if own in roles:
+            return roles[own]
+    if in_attention(path):
+        group = "cross" if in_cross_attention(path) else "attn"
+        return next((f"{group}.{role}" for role, names in ATTENTION.items() if leaf in names), None)
+    return next((f"ffn.{role}" for role, names in FFN.items() if leaf in names or pair in names), None)

@@ -1,0 +1,97 @@
+"""The text form of a method: its constructor call, parsed without evaluating anything; and the names that are known."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from deltatune.core.delta import REGISTRY, Method
+from deltatune.core.errors import DeltatuneError, nearest
+
+_loaded: list[bool] = []
+
+
+def registry() -> dict[str, Callable[..., Method]]:
+    """Every known method class and short form by name.
+
+    Built-in methods use the same road as third parties': each entry point of the group `deltatune.methods` names a
+    module, and importing it registers what it defines.
+    """
+    if not _loaded:
+        _loaded.append(True)
+        for point in entry_points(group="deltatune.methods"):
+            try:
+                point.load()
+            except Exception as error:
+                raise DeltatuneError(
+                    f"the method package {point.name!r} ({point.value}) cannot be imported: {error}; mend or uninstall it"
+                ) from error
+    return dict(sorted(REGISTRY.items()))
+
+
+def parse(text: str) -> Method:
+    """Read a method from text such as `"LoRA(r=8) + Prefix(length=30)"`; `repr` of the result reads back equal.
+
+    Raises DeltatuneError for unknown methods or options (with the nearest name) and values of a wrong kind.
+    """
+    if isinstance(text, Method):
+        return text
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise DeltatuneError(
+            f"cannot read the method {text!r}: {error.msg}; write it as a call, for example LoRA(r=8) or LoRA(r=8) + BitFit()"
+        ) from None
+    return _read(tree, text)
+
+
+def _read(node: ast.expr, text: str) -> Method:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _read(node.left, text) + _read(node.right, text)
+    if isinstance(node, ast.Name):
+        return _make(node.id, [], {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        values = [_value(item, text) for item in node.args]
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise DeltatuneError(f"cannot read the method {text!r}: write every option as name=value")
+        return _make(node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords})
+    piece = ast.get_source_segment(text.strip(), node) or text
+    raise DeltatuneError(f"cannot read {piece!r} in the method {text!r}; methods are calls such as LoRA(r=8), joined by +")
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        piece = ast.get_source_segment(text.strip(), node) or "?"
+        raise DeltatuneError(
+            f"cannot read the value {piece} in the method {text!r}; values are numbers, strings in quotes, True, False, None or tuples"
+        ) from None
+
+
+def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:
+    known = registry()
+    if name not in known:
+        raise DeltatuneError(f"no method is called {name!r}{nearest(name, known)}\nmethods: {', '.join(known)}")
+    maker = known[name]
+    names = option_names(maker)
+    unknown = [option for option in options if option not in names]
+    if unknown or len(values) > len(names):
+        wrong = "; ".join(f"{name} has no option {option!r}{nearest(option, names)}" for option in unknown)
+        wrong = wrong or f"{name} takes at most {len(names)} values, {len(values)} given"
+        raise DeltatuneError(f"{wrong}\noptions of {name}: {', '.join(names) or 'none'}")
+    try:
+        return maker(*values, **options)
+    except TypeError as error:
+        raise DeltatuneError(f"{name}: {error}\noptions of {name}: {', '.join(names) or 'none'}") from None
+
+
+def option_names(maker: Callable[..., Method]) -> list[str]:
+    """Names of a method's options, in the order of its constructor."""
+    if dataclasses.is_dataclass(maker):
+        return [field.name for field in dataclasses.fields(maker)]
+    return list(inspect.signature(maker).parameters)

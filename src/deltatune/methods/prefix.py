@@ -1,0 +1,147 @@
+"""Prefix tuning: trained keys and values in front of every attention's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.delta import Delta, Method, Rng, View, at_least
+from deltatune.core.sites import Site, Sites
+
+
+class KeyValues(Delta):
+    """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) as they are."""
+
+    def __init__(self, length: int, width: int, shift: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(length, width))
+        self.values = nn.Parameter(torch.empty(length, width))
+        self.shift = shift
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model strongly.
+        nn.init.normal_(self.keys, std=0.02, generator=rng("keys"))
+        nn.init.normal_(self.values, std=0.02, generator=rng("values"))
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (P, H_kv·K)."""
+        return self.keys, self.values
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        keys, values = self.prefix()
+        return _in_front(keys, k), _in_front(values, v)
+
+
+class Reparametrised(KeyValues):
+    """Keys and values as one linear map of a trunk that all sites share: `[P_k P_v] = W tanh(W′ E + b′) + b`."""
+
+    def __init__(self, length: int, width: int, shift: int, middle: int) -> None:
+        super().__init__(0, 0, shift)
+        del self.keys, self.values
+        self.weight = nn.Parameter(torch.empty(2 * width, middle))
+        self.bias = nn.Parameter(torch.empty(2 * width))
+        self.length, self.width = length, width
+        self.trunk: list[Trunk] = []  # in a list, so that the shared module is registered once, with the adapter
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
+        nn.init.zeros_(self.bias)
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        keys, values = F.linear(self.trunk[0](), self.weight, self.bias).chunk(2, dim=-1)  # each (P, H_kv·K)
+        return keys, values
+
+    @torch.no_grad()
+    def finished(self) -> Delta:
+        flat = KeyValues(self.length, self.width, self.shift).to(self.weight)
+        keys, values = self.prefix()
+        flat.keys.copy_(keys)
+        flat.values.copy_(values)
+        return flat.train(self.training)
+
+
+class Trunk(nn.Module):
+    """`tanh(W′ E + b′)` (P, middle): the part of the reparametrisation that all sites share."""
+
+    def __init__(self, length: int, width: int, middle: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(length, width))
+        self.weight = nn.Parameter(torch.empty(middle, width))
+        self.bias = nn.Parameter(torch.empty(middle))
+
+    def init_(self, rng: Rng) -> None:
+        nn.init.normal_(self.embedding, generator=rng("embedding"))
+        nn.init.xavier_uniform_(self.weight, generator=rng("weight"))
+        nn.init.zeros_(self.bias)
+
+    def forward(self) -> Tensor:
+        return torch.tanh(F.linear(self.embedding, self.weight, self.bias))
+
+
+@dataclass(frozen=True)
+class Prefix(Method):
+    """a ← softmax(q [P_k; K]ᵀ/√d) [P_v; V] at every attention, which is (1−λ)·a + λ·softmax(q P_kᵀ/√d) P_v
+
+    Li & Liang 2021, https://arxiv.org/abs/2101.00190; flat and at every layer for understanding it is P-tuning v2,
+    Liu et al. 2022, https://arxiv.org/abs/2110.07602.
+    Not the identity at the start: new keys take a share λ of the attention.
+    """
+
+    length: int = 16
+    """Positions P put in front."""
+    mlp: int = 0
+    """Width of the reparametrising network while training (512 or 800 in the paper); 0 trains the vectors themselves."""
+    shift_positions: bool = True
+    """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
+    sites: str | tuple[str, ...] = "*.kv"
+    """Which attentions: `*.kv`, or for encoder-decoders a part such as `decoder.*.cross.kv`."""
+
+    size_field: ClassVar[str | None] = "length"
+    learning_rate: ClassVar[float] = 5e-3
+    view: ClassVar[View] = View("softmax(x W_q P_kᵀ) P_v", "parallel", "attention output, head by head", "gated")
+
+    def check(self) -> None:
+        at_least(self, length=1, mlp=0)
+
+    def pick(self, sites: Sites) -> list[Site]:
+        return sites.match(self.sites, kinds=("kv",))
+
+    def build(self, site: Site) -> Delta:
+        shift = self.length if self.shift_positions else 0
+        if self.mlp:
+            return Reparametrised(self.length, site.width_out, shift, self.mlp)
+        return KeyValues(self.length, site.width_out, shift)
+
+    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+        return Trunk(self.length, picked[0].width_in, self.mlp) if self.mlp else None
+
+    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+        assert isinstance(delta, Reparametrised) and isinstance(shared, Trunk)
+        delta.trunk = [shared]
+
+    def cost(self, site: Site) -> int:
+        return 2 * site.width_out * (self.mlp + 1 if self.mlp else self.length)
+
+    def count(self, sites: Sites) -> int:
+        picked = self.pick(sites)
+        width = picked[0].width_in
+        trunk = self.length * width + (width + 1) * self.mlp if self.mlp else 0
+        return trunk + sum(self.cost(site) for site in picked)
+
+    def limit(self, sites: Sites) -> int:
+        return max(1, (sites.facts.positions or 1024) // 2)
+
+    def finished(self) -> Method:
+        return replace(self, mlp=0)
+
+
+def _in_front(prefix: Tensor, there: Tensor) -> Tensor:
+    """Put (P, H·K) in front of (B, H, S, K)."""
+    rows, heads, _, width = there.shape
+    split = prefix.view(-1, heads, width).transpose(0, 1).to(there.dtype)  # (H, P, K)
+    return torch.cat([split.expand(rows, -1, -1, -1), there], dim=2)

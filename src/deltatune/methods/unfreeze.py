@@ -1,0 +1,82 @@
+"""Training the base's own weights: all of them, those of the top layers, or none but the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, Method, Rng, View, at_least, short_form
+from deltatune.core.sites import Site, Sites
+
+
+class Weight(Delta):
+    """An own value for one parameter of the base, standing in for it while the adapter is in use."""
+
+    folds = True
+    mixes = False
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.attribute = attribute
+        self.value = nn.Parameter(torch.empty(0))
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        self.value = nn.Parameter(getattr(base, self.attribute).detach().clone())
+
+    def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.value.detach().to(tensor.dtype) for name, tensor in base.items()}
+
+
+@dataclass(frozen=True)
+class Unfreeze(Method):
+    """W ← W′ for the weights of the top `layers` blocks and what lies above them
+
+    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), and feature-based training of the head alone (`Probe()`).
+    The base's own values are kept, so the adapter detaches like any other. It runs alone: it cannot share a batch.
+    """
+
+    layers: int | None = None
+    """Number of blocks from the top, of each stack; None for every weight, 0 for none (only the task's head)."""
+
+    learning_rate: ClassVar[float] = 1e-4
+    view: ClassVar[View] = View("W′ x − W x", "none", "weights", "replace")
+
+    def check(self) -> None:
+        if self.layers is not None:
+            at_least(self, layers=0)
+
+    def pick(self, sites: Sites) -> list[Site]:
+        if self.layers == 0:
+            return []
+        weights = list(sites.weights.values())
+        if self.layers is None:
+            return weights
+        return [site for site in weights if site.layer is not None and site.layer >= site.depth - self.layers]
+
+    def build(self, site: Site) -> Delta:
+        return Weight(site.attribute)
+
+    def cost(self, site: Site) -> int:
+        return site.params
+
+
+@short_form
+def Full() -> Unfreeze:
+    """Full fine-tuning: every weight of the base."""
+    return Unfreeze()
+
+
+@short_form
+def TopLayers(layers: int = 2) -> Unfreeze:
+    """The top `layers` blocks and what lies above them."""
+    return Unfreeze(layers=layers)
+
+
+@short_form
+def Probe() -> Unfreeze:
+    """Only the task's head, on the frozen base's features."""
+    return Unfreeze(layers=0)

@@ -31,14 +31,22 @@ CORE_ORDER = [
     "fields",
     "roles",
     "sites",
+    "blocks",
     "finding",
     "delta",
+    "own",
     "text",
     "budget",
     "mixing",
-    "attention",
+    "ports",
     "prompts",
+    "attention",
     "adapter",
+    "weights",
+    "folding",
+    "formats",
+    "generation",
+    "describing",
     "host",
 ]
 """A file of core imports only from files above it."""
@@ -46,7 +54,7 @@ CORE_ORDER = [
 BESIDES = {"data": {"core.errors"}}
 """What a folder may import from a folder of its own floor."""
 
-ONLY = {"methods": {"core.delta", "core.sites"}}
+ONLY = {"methods": {"core.delta", "core.errors", "core.own", "core.sites"}}
 """Folders that may import nothing else of ours: a method file is the equation and little more."""
 
 ANYTHING = {"__init__", "__main__", "testing"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,27 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, Method, Rng, generator_for
+from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
-
-
-class Own(Delta):
-    """`own(x) - h`: a copy of the base's module that is trained in its place. Heads and LayerNorms adapt this way."""
-
-    folds = True
-
-    def init_(self, rng: Rng, base: nn.Module) -> None:
-        self.module = copy.deepcopy(base).requires_grad_(True)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
-        return out - h
-
-    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        out: Tensor = self.module(x)
-        return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
-
-    def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().to(base[name].dtype) for name, tensor in self.module.state_dict().items()}
 
 
 class Adapter(nn.Module):
@@ -95,7 +75,13 @@ class Adapter(nn.Module):
 
 
 def build_adapter(
-    method: Method, sites: Sites, model: nn.Module, *, seed: int, head: nn.Module | bool | None, extra: Mapping[str, Any]
+    method: Method,
+    sites: Sites,
+    model: nn.Module,
+    *,
+    seed: int,
+    head: nn.Module | bool | None,
+    extra: Mapping[str, Any],
 ) -> Adapter:
     """Build a method's Deltas on a model, in float32 (float64 on a float64 base), on the base's device.
 

@@ -65,7 +65,9 @@ def _function(inner: str) -> Callable[..., Any]:
     def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Any:
         plain = _plain(inner, module)
         port = getattr(module, PORT, None)
-        active: Sequence[tuple[Delta, Share]] = port.shares(q.shape[0], q.device) if port is not None and port.active else ()
+        active: Sequence[tuple[Delta, Share]] = (
+            port.shares(q.shape[0], q.device) if port is not None and port.active else ()
+        )
         if not active:
             return plain(module, q, k, v, mask, **options)
         if len(active) == 1 and active[0][1] == Share(None, 1.0):
@@ -82,13 +84,22 @@ def _plain(inner: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def _extended(
-    plain: Callable[..., Any], delta: Delta, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Any
+    plain: Callable[..., Any],
+    delta: Delta,
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    options: Any,
 ) -> Any:
     """Attention over the Delta's keys and values in front of the real ones. Shapes: q (B, H, T, K), k and v (B, H_kv, S, K)."""
     keys, values = delta(k, v)  # (B, H_kv, P + S, K)
     length = keys.shape[2] - k.shape[2]
     if mask is None and getattr(module, "is_causal", False) and q.shape[2] > 1:
-        raise DeltatuneError("a causal model reached attention without a mask; key-value prefixes cannot be placed safely")
+        raise DeltatuneError(
+            "a causal model reached attention without a mask; key-value prefixes cannot be placed safely"
+        )
     if mask is not None:
         mask = F.pad(mask, (length, 0), value=mask.dtype == torch.bool)  # True attends; additive masks add 0
     if options.get("position_bias") is not None:  # T5: no bias towards the prefix
@@ -107,7 +118,9 @@ def _mixed(
         pick = _picker(rows, q.shape[0])
         bias = options.get("position_bias")
         mine = {**options, "position_bias": pick(bias)} if bias is not None else options
-        changed = _extended(plain, delta, module, pick(q), pick(k), pick(v), None if mask is None else pick(mask), mine)[0]
+        changed = _extended(
+            plain, delta, module, pick(q), pick(k), pick(v), None if mask is None else pick(mask), mine
+        )[0]
         change = spread(weight, changed) * (changed - pick(a))
         out = out + change if rows is None else out.index_add(0, rows, change)
     return out

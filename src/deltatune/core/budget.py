@@ -26,12 +26,16 @@ def read_budget(budget: str | int, sites: Sites) -> Budget:
     text = str(budget).strip()
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
     if not found:
-        raise DeltatuneError(f"cannot read the budget {text!r}; write a share of the base such as 0.5% or a number such as 300k")
+        raise DeltatuneError(
+            f"cannot read the budget {text!r}; write a share of the base such as 0.5% or a number such as 300k"
+        )
     number, unit = float(found.group(1)), found.group(2).lower()
     scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": sites.base_params / 100}[unit]
     params = int(number * scale)
     if params < 1:
-        raise DeltatuneError(f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; ask for more")
+        raise DeltatuneError(
+            f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; ask for more"
+        )
     return Budget(text, params)
 
 

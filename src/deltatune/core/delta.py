@@ -130,7 +130,8 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.__repr__ = Method.__repr__  # type: ignore[method-assign]  # the dataclass decorator would put its own
+        if "__repr__" not in cls.__dict__:  # before the dataclass decorator puts its own
+            cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
         if not cls.__name__.startswith("_"):
             REGISTRY[cls.__name__] = cls
 
@@ -192,7 +193,10 @@ class Union(Method):
         """The members' facts side by side."""
         views = [member.view for member in self.members]
         return View(
-            " + ".join(view.form for view in views), views[0].insertion, " + ".join(view.modifies for view in views), "add"
+            " + ".join(view.form for view in views),
+            views[0].insertion,
+            " + ".join(view.modifies for view in views),
+            "add",
         )
 
     @property

@@ -22,7 +22,9 @@ def check_fields(config: Any) -> None:
         if not ok:
             allowed = describe_type(hints[field.name])
             near = nearest(value, _choices(hints[field.name])) if isinstance(value, str) else ""
-            raise DeltatuneError(f"{type(config).__name__}({field.name}={value!r}): {field.name} must be {allowed}{near}")
+            raise DeltatuneError(
+                f"{type(config).__name__}({field.name}={value!r}): {field.name} must be {allowed}{near}"
+            )
         if fitted is not value:
             object.__setattr__(config, field.name, fitted)
 
@@ -52,13 +54,17 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if origin is Literal:
         return value, any(value == choice and type(value) is type(choice) for choice in typing.get_args(hint))
     if _is_union(hint):
-        return next(((v, True) for v, ok in (_fit(value, part) for part in typing.get_args(hint)) if ok), (value, False))
+        return next(
+            ((v, True) for v, ok in (_fit(value, part) for part in typing.get_args(hint)) if ok), (value, False)
+        )
     if origin is tuple:
         kind, rest = typing.get_args(hint)[0], typing.get_args(hint)[1:]
         if not isinstance(value, (tuple, list)) or rest not in ((), (Ellipsis,)):
             return value, isinstance(value, tuple)
         fitted = tuple(_fit(item, kind)[0] for item in value)
-        return (value if isinstance(value, tuple) and fitted == value else fitted), all(_fit(item, kind)[1] for item in value)
+        return (value if isinstance(value, tuple) and fitted == value else fitted), all(
+            _fit(item, kind)[1] for item in value
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value), True
     if hint is int:

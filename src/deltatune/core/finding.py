@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from deltatune.core.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads, widths
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.roles import INTERLEAVED, POSITIONS, in_attention, role_of
 from deltatune.core.sites import Facts, Site, Sites, Slice
-
-
-@dataclass(frozen=True)
-class Block:
-    """One transformer layer: where it lies, what its sites are called, and how many its stack has."""
-
-    path: str
-    name: str
-    index: int
-    depth: int
-    post_norm: bool
 
 
 def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Sites:
@@ -34,10 +23,12 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     """
     roles = dict(roles or {})
     heads = task_heads(model)
-    blocks = _blocks(model)
+    blocks = find_blocks(model)
     if not blocks:
         seen = sorted({type(module).__name__ for module in model.modules()})
-        raise DeltatuneError(f"no transformer blocks found in {type(model).__name__}; modules seen: {', '.join(seen[:20])}")
+        raise DeltatuneError(
+            f"no transformer blocks found in {type(model).__name__}; modules seen: {', '.join(seen[:20])}"
+        )
     sites: list[Site] = [*_embeddings(model, blocks)]
     unnamed: list[str] = []
     for block in blocks:
@@ -54,109 +45,8 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
 
 
-def task_heads(model: nn.Module) -> list[str]:
-    """Paths of the children beside the base model that make a task head (a language-model head is no task head)."""
-    base = getattr(model, "base_model", model)
-    if base is model:
-        return []
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    inside = set(map(id, output.modules())) if isinstance(output, nn.Module) else set()
-    found = []
-    for name, child in model.named_children():
-        has = any(True for _ in child.parameters())
-        if child is not base and has and not any(id(module) in inside for module in child.modules()):
-            found.append(name)
-    return found
-
-
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The base's own modules: what a Host has put in is left out."""
-    return ((path, module) for path, module in model.named_modules() if path.partition(".")[0] != "deltatune")
-
-
-def _block_classes(model: nn.Module) -> tuple[type, ...]:
-    classes: list[type] = [GradientCheckpointingLayer]
-    for _, module in _modules(model):
-        recorded = (getattr(module, "_can_record_outputs", None) or {}).get("hidden_states")
-        for entry in recorded if isinstance(recorded, (list, tuple)) else [recorded]:
-            entry = getattr(entry, "target_class", entry)
-            if isinstance(entry, type):
-                classes.append(entry)
-    return tuple(classes)
-
-
-def _blocks(model: nn.Module) -> list[Block]:
-    classes = _block_classes(model)
-    paths: list[str] = []
-    for path, module in _modules(model):
-        nested = any(path.startswith(outer + ".") for outer in paths)
-        if isinstance(module, classes) and path and not nested and _maps(module):
-            paths.append(path)
-    if not paths:  # models that declare nothing: the items of the outermost module lists
-        lists = [path for path, module in _modules(model) if isinstance(module, nn.ModuleList)]
-        outer = [path for path in lists if not any(path.startswith(other + ".") for other in lists if other != path)]
-        paths = [f"{path}.{i}" for path in outer for i in range(len(model.get_submodule(path)))]  # type: ignore[arg-type]
-        paths = [path for path in paths if any(in_attention(name) for name in _maps(model.get_submodule(path)))]
-    return _name_blocks(model, paths)
-
-
-def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
-    stacks: dict[str, list[str]] = {}
-    for path in paths:
-        stacks.setdefault(re.sub(r"\.?\d+", "", path), []).append(path)
-    blocks = []
-    for key, members in stacks.items():
-        stack = _distinct(key, list(stacks))
-        post = not _final_norm(model, stack.rstrip("."), paths)
-        blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
-    return blocks
-
-
-def _distinct(key: str, keys: list[str]) -> str:
-    """`"encoder."` for the stack at `model.encoder.layers` beside one at `model.decoder.layers`; `""` for a lone stack."""
-    if len(keys) == 1:
-        return ""
-    mine, others = key.split("."), [other.split(".") for other in keys if other != key]
-    for i, part in enumerate(mine):
-        if all(i >= len(other) or other[i] != part for other in others):
-            return part + "."
-    return ".".join(mine) + "."
-
-
-def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
-    """Whether a norm follows the stack: pre-LN stacks have one, post-LN stacks have none outside the embeddings."""
-    inside = tuple(path + "." for path in blocks)
-    base = getattr(model, "base_model", model)
-    start = next((path for path, module in _modules(model) if module is base), "")
-    return any(
-        is_norm(module)
-        and path.startswith(start)
-        and not path.startswith(inside)
-        and "emb" not in path.lower()
-        and (not stack or stack in path.split("."))
-        for path, module in _modules(model)
-    )
-
-
 def _parent(path: str) -> str:
     return path.rpartition(".")[0]
-
-
-def _maps(module: nn.Module) -> dict[str, nn.Module]:
-    return {path: leaf for path, leaf in _modules(module) if isinstance(leaf, (nn.Linear, Conv1D))}
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer with a weight."""
-    weight = getattr(module, "weight", None)
-    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
-
-
-def widths(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear map."""
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
-    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
 def _linear(name: str, path: str, module: nn.Module, block: Block | None) -> Site:
@@ -173,7 +63,7 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
     module = model.get_submodule(block.path)
     named: dict[str, Site] = {}
     unnamed, seen = [], set()
-    for path, leaf in _maps(module).items():
+    for path, leaf in maps_of(module).items():
         role = role_of(path, roles)
         if role is None or role in seen:
             unnamed.append(f"{block.path}.{path}")
@@ -217,7 +107,11 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
         return {part: Slice(i * head, head, heads) for i, part in enumerate("qkv")} if whole else {}
     if site.width_out != (heads + 2 * groups) * head or (leaf == "c_attn" and groups == heads and not site.transposed):
         return {}  # a layout not known for sure gets no parts: `qkv` as a whole can still be adapted
-    return {"q": Slice(0, heads * head), "k": Slice(heads * head, groups * head), "v": Slice((heads + groups) * head, groups * head)}
+    return {
+        "q": Slice(0, heads * head),
+        "k": Slice(heads * head, groups * head),
+        "v": Slice((heads + groups) * head, groups * head),
+    }
 
 
 def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Site]) -> Iterator[Site]:
@@ -247,7 +141,9 @@ def _post_norm(module: nn.Module, block: Block) -> str | None:
 def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
     norms = [(path, leaf) for path, leaf in module.named_modules() if is_norm(leaf)]
     for i, (path, leaf) in enumerate(norms):
-        yield replace(_norm(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth)
+        yield replace(
+            _norm(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth
+        )
 
 
 def _norm(name: str, path: str, module: nn.Module) -> Site:
@@ -273,11 +169,15 @@ def _embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
 
 def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
     """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
-    tables = {path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)}
+    tables = {
+        path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)
+    }
     if not prefix:
         return next((path for path, leaf in tables.items() if leaf is table), None)
     root = block[: block.index(prefix.rstrip("."))] + prefix
-    own = [path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings]
+    own = [
+        path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings
+    ]
     return own[0] if own else None
 
 
@@ -286,7 +186,7 @@ def _outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterato
     inside = tuple(block.path + "." for block in blocks)
     stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
     taken: set[str] = set()
-    for path, module in _modules(model):
+    for path, module in modules_of(model):
         if path.startswith(inside) or path.split(".")[0] in heads:
             continue
         stack = next((stack for stack in stacks if stack and stack in path + "."), "")
@@ -307,13 +207,18 @@ def _outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterato
 def _unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
     inside = tuple(block.path + "." for block in blocks)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    for path, module in _maps(model).items():
-        if module is not output and not path.startswith(inside) and path.split(".")[0] not in heads and path not in taken:
+    for path, module in maps_of(model).items():
+        if (
+            module is not output
+            and not path.startswith(inside)
+            and path.split(".")[0] not in heads
+            and path not in taken
+        ):
             yield path
 
 
 def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
-    paths = list(_maps(model))
+    paths = list(maps_of(model))
     raise_all([
         f"roles names {leaf!r}, but no linear map of this model ends in it"
         for leaf in roles
@@ -328,7 +233,9 @@ def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterato
             continue
         owner, _, attribute = path.rpartition(".")
         block = next((block for block in blocks if path.startswith(block.path + ".")), None)
-        above = block is None and "emb" not in owner.lower() and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
+        above = (
+            block is None and "emb" not in owner.lower() and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
+        )
         depth = block.depth if block else max(block.depth for block in blocks)
         yield Site(
             path, "weight", owner, owner, 0, 0, params=parameter.numel(), attribute=attribute,
@@ -340,7 +247,7 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
     config = model.config
     embed = next((site for site in sites if site.kind == "embed"), None)
     entry = next((site for site in sites if site.kind == "linear"), None)
-    positions = [path for path, _ in _modules(model) if path.rpartition(".")[2] in POSITIONS]
+    positions = [path for path, _ in modules_of(model) if path.rpartition(".")[2] in POSITIONS]
     two = bool(getattr(config, "is_encoder_decoder", False))
     return Facts(
         architecture=type(model).__name__,
@@ -357,7 +264,7 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
 def _causal(model: nn.Module) -> bool:
     kind = model.config.model_type
     generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return generates or any(getattr(module, "is_causal", False) is True for _, module in _modules(model))
+    return generates or any(getattr(module, "is_causal", False) is True for _, module in modules_of(model))
 
 
 def _reaches_attention(model: nn.Module) -> bool:

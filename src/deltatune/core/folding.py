@@ -41,7 +41,9 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
 
 def touched(model: nn.Module, adapter: Adapter) -> list[Tensor]:
     """Base parameters that folding an adapter may change."""
-    found = [t for _, site, _ in adapter.entries() for t in _parameters(model.get_submodule(site.module), site).values()]
+    found = [
+        t for _, site, _ in adapter.entries() for t in _parameters(model.get_submodule(site.module), site).values()
+    ]
     return list({id(tensor): tensor for tensor in found}.values())
 
 

@@ -33,7 +33,9 @@ def formats() -> dict[str, Format]:
     """Known formats by name; deltatune's own is `deltatune`, the others read foreign folders."""
     found = {point.name: point.load() for point in entry_points(group="deltatune.formats")}
     if "deltatune" not in found:
-        raise DeltatuneError("deltatune is not installed properly (its entry points are missing); run pip install again")
+        raise DeltatuneError(
+            "deltatune is not installed properly (its entry points are missing); run pip install again"
+        )
     return {"deltatune": found.pop("deltatune"), **found}
 
 

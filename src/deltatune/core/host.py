@@ -56,7 +56,13 @@ class Host:
     # ---- attaching
 
     def attach(
-        self, name: str, method: Method, *, seed: int = 0, head: nn.Module | bool | None = None, extra: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        method: Method,
+        *,
+        seed: int = 0,
+        head: nn.Module | bool | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Adapter:
         """Build a method's adapter and plug it in; it becomes the route if nothing else is active.
 
@@ -69,7 +75,9 @@ class Host:
         if not name or not name.replace("-", "_").isidentifier():
             raise DeltatuneError(f"{name!r} is no name for an adapter; use letters, digits, _ and -")
         if not isinstance(method, Method):
-            raise DeltatuneError(f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse")
+            raise DeltatuneError(
+                f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
+            )
         adapter = build_adapter(method, self.sites, self.model, seed=seed, head=head, extra=extra or {})
         adapter.train(self.model.training)
         self.adapters[name] = adapter
@@ -98,7 +106,7 @@ class Host:
     def use(self, route: RouteSpec) -> None:
         """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None."""
         wanted = read_route(route, self.adapters)
-        if self.folded and wanted.names - set(self.folded) or (self.folded and wanted.rows is not None):
+        if (self.folded and wanted.names - set(self.folded)) or (self.folded and wanted.rows is not None):
             self._refuse_if_folded("use")
         check_exclusive(wanted, self.adapters)
         self.route = wanted
@@ -143,7 +151,9 @@ class Host:
         if not self.folded[name] <= bound(live, dtype):
             worst = self.folded[name]
             self.unfold_(name)
-            raise DeltatuneError(f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; it was undone")
+            raise DeltatuneError(
+                f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; it was undone"
+            )
         return self.folded[name]
 
     def unfold_(self, name: str) -> None:
@@ -160,13 +170,17 @@ class Host:
 
     # ---- files
 
-    def save(self, name: str, folder: str | Path, *, extra: Mapping[str, Any] | None = None, training: bool = False) -> Path:
+    def save(
+        self, name: str, folder: str | Path, *, extra: Mapping[str, Any] | None = None, training: bool = False
+    ) -> Path:
         """Write an adapter as a folder of safetensors and JSON, whole or not at all. Returns the folder.
 
         With `training`, reparametrisations are kept so that training can go on.
         """
         self._adapter(name)
-        formats()["deltatune"].save(self, name, Path(folder), {**(extra or {}), **({"training": True} if training else {})})
+        formats()["deltatune"].save(
+            self, name, Path(folder), {**(extra or {}), **({"training": True} if training else {})}
+        )
         return Path(folder)
 
     def load(self, folder: str | Path, *, name: str | None = None, other_base: bool = False) -> Adapter:
@@ -190,7 +204,9 @@ class Host:
 
     def _refuse_if_folded(self, verb: str) -> None:
         if self.folded:
-            raise DeltatuneError(f"cannot {verb} while {', '.join(self.folded)} is folded into the weights; call unfold_ first")
+            raise DeltatuneError(
+                f"cannot {verb} while {', '.join(self.folded)} is folded into the weights; call unfold_ first"
+            )
 
     def _children(self) -> nn.ModuleDict:
         if not hasattr(self.model, "deltatune"):
@@ -245,7 +261,9 @@ class Host:
             self._attention = None
 
     def _longest(self, active: set[str], what: str) -> dict[str, int]:
-        lengths = {name: max((getattr(d, what) for _, _, d in self.adapters[name].entries()), default=0) for name in active}
+        lengths = {
+            name: max((getattr(d, what) for _, _, d in self.adapters[name].entries()), default=0) for name in active
+        }
         return {name: length for name, length in lengths.items() if length}
 
     def _arrange_positions(self, lengths: dict[str, int]) -> None:
@@ -276,7 +294,9 @@ class Host:
         if isinstance(ids, Tensor) and bool((ids >= self.sites.facts.vocabulary).any()):
             return False
         if cache is not None:
-            raise DeltatuneError("with a soft prompt, generate through host.generate(...), which puts the prompt's tokens in first")
+            raise DeltatuneError(
+                "with a soft prompt, generate through host.generate(...), which puts the prompt's tokens in first"
+            )
         return True
 
     def prompt_lengths(self, batch: int) -> Sequence[int]:

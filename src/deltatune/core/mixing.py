@@ -47,7 +47,9 @@ class Route:
             return [self.uniform] * batch
         times, rest = divmod(batch, len(self.rows))
         if rest or not times:
-            raise DeltatuneError(f"the route names adapters for {len(self.rows)} rows, but the batch has {batch}; call use() again")
+            raise DeltatuneError(
+                f"the route names adapters for {len(self.rows)} rows, but the batch has {batch}; call use() again"
+            )
         return [row for row in self.rows for _ in range(times)]
 
     def share(self, name: str, batch: int, device: torch.device) -> Share | None:

@@ -87,7 +87,9 @@ class Port:
             return self.input(args)
         x = entry.tap.value
         if x is None:
-            raise DeltatuneError(f"site {entry.site.name!r} was reached before its input at {entry.site.read!r}; is the order of calls unusual?")
+            raise DeltatuneError(
+                f"site {entry.site.name!r} was reached before its input at {entry.site.read!r}; is the order of calls unusual?"
+            )
         return entry.norm(h + x) if entry.delta.reads == "normed" and entry.norm is not None else x
 
     def input(self, args: tuple[Any, ...]) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor
 from deltatune.core.errors import DeltatuneError
 
 
-def insert_prompts(batch: dict[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool) -> dict[str, Any]:
+def insert_prompts(
+    batch: dict[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool
+) -> dict[str, Any]:
     """Return the batch with `lengths[i]` virtual ids before the first real token of row i.
 
     `input_ids`, `attention_mask` and `token_type_ids` (B, T) become (B, T + max(lengths)); per-token `labels` get -100
@@ -23,7 +25,9 @@ def insert_prompts(batch: dict[str, Any], lengths: Sequence[int], vocabulary: in
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor):
-        raise DeltatuneError("a soft prompt needs input_ids (B, T); this call gives none (inputs_embeds cannot carry one)")
+        raise DeltatuneError(
+            "a soft prompt needs input_ids (B, T); this call gives none (inputs_embeds cannot carry one)"
+        )
     mask = batch.get("attention_mask")
     if mask is not None and mask.dim() != 2:
         raise DeltatuneError(f"a soft prompt needs an attention_mask of shape (B, T), not {tuple(mask.shape)}")

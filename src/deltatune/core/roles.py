@@ -17,7 +17,19 @@ FFN: dict[str, frozenset[str]] = {
         {"fc1", "c_fc", "up_proj", "wi", "wi_1", "w3", "lin1", "dense_h_to_4h", "fc_in", "ffn", "intermediate.dense"}
     ),
     "out": frozenset(
-        {"fc2", "c_proj", "down_proj", "wo", "Wo", "w2", "lin2", "dense_4h_to_h", "fc_out", "ffn_output", "output.dense"}
+        {
+            "fc2",
+            "c_proj",
+            "down_proj",
+            "wo",
+            "Wo",
+            "w2",
+            "lin2",
+            "dense_4h_to_h",
+            "fc_out",
+            "ffn_output",
+            "output.dense",
+        }
     ),
     "gate_up": frozenset({"gate_up_proj", "Wi"}),
 }

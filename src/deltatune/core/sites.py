@@ -66,7 +66,12 @@ class Sites(Mapping[str, Site]):
     """All sites of one model by name, in model order, with glob selection and coverage."""
 
     def __init__(
-        self, sites: Iterable[Site], weights: Iterable[Site], unnamed: Sequence[str], facts: Facts, labels: Sequence[str]
+        self,
+        sites: Iterable[Site],
+        weights: Iterable[Site],
+        unnamed: Sequence[str],
+        facts: Facts,
+        labels: Sequence[str],
     ) -> None:
         self._sites = {site.name: site for site in sites}
         self.weights = {site.name: site for site in weights}
@@ -116,7 +121,9 @@ class Sites(Mapping[str, Site]):
         lines = [f"no site of this {self.facts.architecture} matches {p!r}{nearest(p, kinds)}" for p in missing]
         lines.append("sites that can be asked for here: " + (", ".join(kinds) if kinds else "none"))
         if self.unnamed:
-            lines.append("linear maps without a role (name them with roles={'leaf': 'attn.q'}): " + ", ".join(self.unnamed[:8]))
+            lines.append(
+                "linear maps without a role (name them with roles={'leaf': 'attn.q'}): " + ", ".join(self.unnamed[:8])
+            )
         return "\n".join(lines)
 
 

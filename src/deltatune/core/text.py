@@ -60,7 +60,9 @@ def _read(node: ast.expr, text: str) -> Method:
             raise DeltatuneError(f"cannot read the method {text!r}: write every option as name=value")
         return _make(node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords})
     piece = ast.get_source_segment(text.strip(), node) or text
-    raise DeltatuneError(f"cannot read {piece!r} in the method {text!r}; methods are calls such as LoRA(r=8), joined by +")
+    raise DeltatuneError(
+        f"cannot read {piece!r} in the method {text!r}; methods are calls such as LoRA(r=8), joined by +"
+    )
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -11,21 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.adapter import Own
 from deltatune.core.delta import Delta, Method, Rng, View, at_least, short_form
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
 _SITES: dict[str, str] = {"houlsby": "*.{attn,ffn}", "pfeiffer": "*.ffn", "parallel": "*.ffn"}
-_READS: dict[str, Literal["input", "output", "normed"]] = {"houlsby": "output", "pfeiffer": "normed", "parallel": "input"}
+_READS: dict[str, Literal["input", "output", "normed"]] = {
+    "houlsby": "output",
+    "pfeiffer": "normed",
+    "parallel": "input",
+}
 
 
 class TwoLayer(Delta):
     """`Δ = s · (U f(D x + b_D) + b_U)`, D (m, in), U (out, m)."""
 
-    def __init__(self, width_in: int, width_out: int, size: int, form: Form, activation: str, scale: float, init: str) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, size: int, form: Form, activation: str, scale: float, init: str
+    ) -> None:
         super().__init__()
         self.reads = _READS[form]
         self.down = nn.Parameter(torch.empty(size, width_in))

@@ -1,0 +1,127 @@
+"""The blocks of a transformer and its task heads, from what transformers declares about the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from deltatune.core.roles import in_attention
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer layer: where it lies, what its sites are called, and how many its stack has."""
+
+    path: str
+    name: str
+    index: int
+    depth: int
+    post_norm: bool
+
+
+def task_heads(model: nn.Module) -> list[str]:
+    """Paths of the children beside the base model that make a task head (a language-model head is no task head)."""
+    base = getattr(model, "base_model", model)
+    if base is model:
+        return []
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = set(map(id, output.modules())) if isinstance(output, nn.Module) else set()
+    found = []
+    for name, child in model.named_children():
+        has = any(True for _ in child.parameters())
+        if child is not base and has and not any(id(module) in inside for module in child.modules()):
+            found.append(name)
+    return found
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The base's own modules: what a Host has put in is left out."""
+    return ((path, module) for path, module in model.named_modules() if path.partition(".")[0] != "deltatune")
+
+
+def _block_classes(model: nn.Module) -> tuple[type, ...]:
+    classes: list[type] = [GradientCheckpointingLayer]
+    for _, module in modules_of(model):
+        recorded = (getattr(module, "_can_record_outputs", None) or {}).get("hidden_states")
+        for entry in recorded if isinstance(recorded, (list, tuple)) else [recorded]:
+            entry = getattr(entry, "target_class", entry)
+            if isinstance(entry, type):
+                classes.append(entry)
+    return tuple(classes)
+
+
+def find_blocks(model: nn.Module) -> list[Block]:
+    """All transformer blocks in model order; a model that declares none is searched for lists of attention layers."""
+    classes = _block_classes(model)
+    paths: list[str] = []
+    for path, module in modules_of(model):
+        nested = any(path.startswith(outer + ".") for outer in paths)
+        if isinstance(module, classes) and path and not nested and maps_of(module):
+            paths.append(path)
+    if not paths:  # models that declare nothing: the items of the outermost module lists
+        lists = [path for path, module in modules_of(model) if isinstance(module, nn.ModuleList)]
+        outer = [path for path in lists if not any(path.startswith(other + ".") for other in lists if other != path)]
+        paths = [f"{path}.{i}" for path in outer for i in range(len(model.get_submodule(path)))]  # type: ignore[arg-type]
+        paths = [path for path in paths if any(in_attention(name) for name in maps_of(model.get_submodule(path)))]
+    return _name_blocks(model, paths)
+
+
+def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
+    stacks: dict[str, list[str]] = {}
+    for path in paths:
+        stacks.setdefault(re.sub(r"\.?\d+", "", path), []).append(path)
+    blocks = []
+    for key, members in stacks.items():
+        stack = _distinct(key, list(stacks))
+        post = not _final_norm(model, stack.rstrip("."), paths)
+        blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
+    return blocks
+
+
+def _distinct(key: str, keys: list[str]) -> str:
+    """`"encoder."` for the stack at `model.encoder.layers` beside one at `model.decoder.layers`; `""` for a lone stack."""
+    if len(keys) == 1:
+        return ""
+    mine, others = key.split("."), [other.split(".") for other in keys if other != key]
+    for i, part in enumerate(mine):
+        if all(i >= len(other) or other[i] != part for other in others):
+            return part + "."
+    return ".".join(mine) + "."
+
+
+def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
+    """Whether a norm follows the stack: pre-LN stacks have one, post-LN stacks have none outside the embeddings."""
+    inside = tuple(path + "." for path in blocks)
+    base = getattr(model, "base_model", model)
+    start = next((path for path, module in modules_of(model) if module is base), "")
+    return any(
+        is_norm(module)
+        and path.startswith(start)
+        and not path.startswith(inside)
+        and "emb" not in path.lower()
+        and (not stack or stack in path.split("."))
+        for path, module in modules_of(model)
+    )
+
+
+def maps_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Linear maps within a module by path."""
+    return {path: leaf for path, leaf in modules_of(module) if isinstance(leaf, (nn.Linear, Conv1D))}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer with a weight."""
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear map."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]

@@ -1,0 +1,30 @@
+"""A module of the base that the adapter has a copy of: heads and LayerNorms adapt this way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, Rng
+
+
+class Own(Delta):
+    """`Δ = own(x) − h`: a copy of the base's module that is trained in its place."""
+
+    folds = True
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        self.module = copy.deepcopy(base).requires_grad_(True)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out - h
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        out: Tensor = self.module(x)
+        return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
+
+    def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to(base[name].dtype) for name, tensor in self.module.state_dict().items()}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from deltatune.core.adapter import Adapter
 from deltatune.core.mixing import Route
-from deltatune.core.sites import generic
-
-if TYPE_CHECKING:
-    from deltatune.core.host import Host
+from deltatune.core.sites import Sites, generic
 
 
-def describe(host: Host) -> str:
+def describe(sites: Sites, adapters: Mapping[str, Adapter], route: Route, folded: Mapping[str, float]) -> str:
     """Base, adapters with their sites and parameters, active route, folded adapters."""
-    base = host.sites.base_params
-    lines = [f"{host.sites.facts.architecture}: {base:,} frozen parameters, {len(host.adapters)} adapters"]
-    for name, adapter in host.adapters.items():
+    base = sites.base_params
+    lines = [f"{sites.facts.architecture}: {base:,} frozen parameters, {len(adapters)} adapters"]
+    for name, adapter in adapters.items():
         count, head = adapter.count, adapter.head_count
         share = f"{100 * count / base:.2f} %" if base else "-"
         where = sorted({generic(site.name) for site in adapter.sites.values() if site.kind != "weight"})
@@ -24,9 +22,9 @@ def describe(host: Host) -> str:
         lines.append(f"  {name}: {adapter.method!r}")
         lines.append(f"    {count:,} parameters ({share} of the base)" + (f", head {head:,}" if head else ""))
         lines.append(f"    at {', '.join(places) or 'no site: only the head is trained'}")
-        if name in host.folded:
-            lines.append(f"    folded into the weights; largest difference on probe inputs {host.folded[name]:.1e}")
-    lines.append(f"active: {route_text(host.route)}")
+        if name in folded:
+            lines.append(f"    folded into the weights; largest difference on probe inputs {folded[name]:.1e}")
+    lines.append(f"active: {route_text(route)}")
     return "\n".join(lines)
 
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from deltatune.core.errors import DeltatuneError
 
-if TYPE_CHECKING:
-    from deltatune.core.host import Host
-
 
 class Format(Protocol):
-    """One way of keeping an adapter in a folder. Entry points name a module or object with these functions."""
+    """One way of keeping an adapter of a Host in a folder. Entry points name a module with these functions."""
 
-    def save(self, host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
+    def save(self, host: Any, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
         """Write the adapter; the folder appears whole or not at all."""
 
     def knows(self, folder: Path) -> bool:
         """Whether the folder holds an adapter of this format."""
 
-    def load(self, host: Host, folder: Path, name: str, other_base: bool) -> None:
+    def load(self, host: Any, folder: Path, name: str, other_base: bool) -> None:
         """Attach the adapter that the folder holds."""
 
 

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.prompts import insert_prompts
-
-if TYPE_CHECKING:
-    from deltatune.core.host import Host
+from deltatune.core.prompts import PromptSeam
 
 
-def generate(host: Host, inputs: dict[str, Any]) -> Any:
-    """Run `model.generate` on a batch with the route's prompts in front."""
-    model: Any = host.model
-    if not host.prompts:
+def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
+    """Run `model.generate` on a batch with the route's prompts in front; the result holds no virtual ids."""
+    if not prompts.lengths:
         return model.generate(**inputs)
     ids: Tensor = inputs["input_ids"]
-    longest = max(host.prompt_lengths(len(ids)))
-    batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in inputs}
-    batch = insert_prompts(batch, host.prompt_lengths(len(ids)), *host._prompt_facts())
-    widen = model.register_forward_hook(_widener(host.sites.facts.vocabulary + longest))
+    named: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    batch = prompts.insert({key: inputs[key] for key in named if key in inputs})
+    widen = model.register_forward_hook(_widener(prompts.facts.vocabulary + max(prompts.lengths.values())))
     try:
         out = model.generate(**{**inputs, **batch})
     finally:
         widen.remove()
-    return out if host.sites.facts.encoder_decoder else _without_prompts(out, ids, batch["input_ids"].shape[1])
+    return out if prompts.facts.encoder_decoder else _without_prompts(out, ids, batch["input_ids"].shape[1])
 
 
 def _widener(width: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.attention import PORT, close_seam, open_seam
 from deltatune.core.delta import Method
+from deltatune.core.describing import describe
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.finding import find_sites
 from deltatune.core.folding import bound, check_folds, difference, probe, restore, touched, write_adapter
 from deltatune.core.formats import format_of, formats
+from deltatune.core.generation import generate
 from deltatune.core.mixing import Route, RouteSpec, read_route
 from deltatune.core.ports import EmbedPort, Entry, Port, Shift, Tap
-from deltatune.core.prompts import insert_prompts
+from deltatune.core.prompts import PromptSeam
 from deltatune.core.sites import Site
 from deltatune.core.weights import WeightSeam, check_exclusive
 
@@ -38,8 +40,6 @@ class Host:
         self.sites = find_sites(model, roles)
         self.adapters: dict[str, Adapter] = {}
         self.route = Route()
-        self.mask: Tensor | None = None
-        """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if all were real."""
         self.folded: dict[str, float] = {}
         """Folded adapters with the largest difference their folding made on probe inputs."""
         model.requires_grad_(False)
@@ -47,11 +47,14 @@ class Host:
         self._taps: dict[str, Tap] = {}
         self._weights = WeightSeam(model)
         self._pristine: dict[int, tuple[Tensor, Tensor]] = {}
-        self._shift: Shift | None = None
+        self._shift = Shift(model, self.sites.facts.position_modules)
+        self._prompts = PromptSeam(model, self.sites.facts)
         self._attention: str | None = None
-        self.prompts: dict[str, int] = {}
-        """Virtual tokens of each active adapter that has any."""
-        model.register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if all were real."""
+        return self._prompts.mask
 
     # ---- attaching
 
@@ -251,8 +254,8 @@ class Host:
         wanted = {id(e.tap) for port in self._ports.values() for stage in port.active for e in stage}
         for tap in self._taps.values():
             tap.wanted, tap.value = id(tap) in wanted, None
-        self.prompts = self._longest(active, "tokens")
-        self._arrange_positions(self._longest(active, "shift"))
+        self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
+        self._shift.arrange(self.route, self._longest(active, "shift"))
         self._weights.arrange(self.adapters[name] for name in active)
         if any(key[1] == "kv" and port.active for key, port in self._ports.items()):
             self._attention = open_seam(self.model)
@@ -266,57 +269,11 @@ class Host:
         }
         return {name: length for name, length in lengths.items() if length}
 
-    def _arrange_positions(self, lengths: dict[str, int]) -> None:
-        if self._shift is None:
-            if not lengths:
-                return
-            self._shift = Shift()
-            for path in self.sites.facts.position_modules:
-                self.model.get_submodule(path).register_forward_pre_hook(self._shift, with_kwargs=True)
-        self._shift.lengths, self._shift.route = lengths, self.route
-
-    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pre-hook of the whole model: put prompts in where a plain caller gave none, and remember the mask."""
-        batch = dict(kwargs)
-        if args:
-            batch["input_ids"] = args[0]
-        if self.prompts and self._lacks_prompts(batch):
-            batch = insert_prompts(batch, self.prompt_lengths(len(batch["input_ids"])), *self._prompt_facts())
-            args = ()
-        mask = batch.get("attention_mask")
-        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        return (args, batch) if not args else (args, kwargs)
-
-    def _lacks_prompts(self, batch: Mapping[str, Any]) -> bool:
-        ids, cache = batch.get("input_ids"), batch.get("past_key_values")
-        if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
-            return False
-        if isinstance(ids, Tensor) and bool((ids >= self.sites.facts.vocabulary).any()):
-            return False
-        if cache is not None:
-            raise DeltatuneError(
-                "with a soft prompt, generate through host.generate(...), which puts the prompt's tokens in first"
-            )
-        return True
-
-    def prompt_lengths(self, batch: int) -> Sequence[int]:
-        """Virtual tokens of each row of a batch under the current route."""
-        return [max((self.prompts.get(name, 0) for name in row), default=0) for row in self.route.weights(batch)]
-
-    def _prompt_facts(self) -> tuple[int, int, bool]:
-        facts = self.sites.facts
-        pad = getattr(self.model.config, "pad_token_id", None)
-        return facts.vocabulary, pad if isinstance(pad, int) else 0, facts.decoder
-
     @torch.no_grad()
     def generate(self, **inputs: Any) -> Any:
         """`model.generate` under the current route, soft prompts included; the result holds no virtual ids."""
-        from deltatune.core.generation import generate
-
-        return generate(self, inputs)
+        return generate(self.model, self._prompts, inputs)
 
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
-        from deltatune.core.describing import describe
-
-        return describe(self)
+        return describe(self.sites, self.adapters, self.route, self.folded)

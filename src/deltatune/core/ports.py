@@ -122,10 +122,20 @@ class EmbedPort(Port):
 class Shift:
     """Moves position ids on by the length of each row's key-value prefixes."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
+        self.model, self.modules = model, modules
+        self.hooked = False
         self.lengths: dict[str, int] = {}
         """Prefix length by active adapter."""
         self.route = Route()
+
+    def arrange(self, route: Route, lengths: dict[str, int]) -> None:
+        """Follow a route; the hooks are installed when a prefix is first used."""
+        self.route, self.lengths = route, lengths
+        if lengths and not self.hooked:
+            self.hooked = True
+            for path in self.modules:
+                self.model.get_submodule(path).register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.lengths:

@@ -5,13 +5,61 @@ Lengths, masks, labels, caches and generation then see ordinary tokens; only the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.mixing import Route
+from deltatune.core.sites import Facts
+
+
+class PromptSeam:
+    """Pre-hook of the whole model: puts prompts in where a plain caller gave none, and remembers the mask."""
+
+    def __init__(self, model: nn.Module, facts: Facts) -> None:
+        self.facts = facts
+        pad = getattr(model.config, "pad_token_id", None)
+        self.pad = pad if isinstance(pad, int) else 0
+        self.lengths: dict[str, int] = {}
+        """Virtual tokens of each active adapter that has any."""
+        self.route = Route()
+        self.mask: Tensor | None = None
+        """Attention mask (B, T') of the last forward as the model saw it; None if every token was real."""
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        batch = {**kwargs, "input_ids": args[0]} if args else kwargs
+        inserted = bool(self.lengths) and self.lacking(batch)
+        if inserted:
+            batch = self.insert(batch)
+        mask = batch.get("attention_mask")
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return ((), batch) if inserted else None
+
+    def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch with every row's prompt in front."""
+        lengths = self.of_rows(len(batch["input_ids"])) if isinstance(batch.get("input_ids"), Tensor) else []
+        return insert_prompts(batch, lengths, self.facts.vocabulary, self.pad, left=self.facts.decoder)
+
+    def of_rows(self, batch: int) -> Sequence[int]:
+        """Virtual tokens of each row of a batch."""
+        return [max((self.lengths.get(name, 0) for name in row), default=0) for row in self.route.weights(batch)]
+
+    def lacking(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the prompts still have to be put in. Raises DeltatuneError inside a plain `generate`."""
+        ids, cache = batch.get("input_ids"), batch.get("past_key_values")
+        if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
+            return False
+        if isinstance(ids, Tensor) and bool((ids >= self.facts.vocabulary).any()):
+            return False
+        if cache is not None:
+            raise DeltatuneError(
+                "with a soft prompt, generate through host.generate(...), which puts its tokens in first"
+            )
+        return True
 
 
 def insert_prompts(

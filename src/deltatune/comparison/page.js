@@ -1,0 +1,61 @@
+// Sorting, the theme button, print. The page reads whole without it.
+"use strict";
+const table = document.getElementById("results");
+const heads = [...table.tHead.rows[0].cells];
+const ascendingFirst = new Set(["method", "params", "adapter", "time", "memory", "latency", "rate"]);
+
+function sortBy(key, direction) {
+  const column = heads.findIndex((head) => head.dataset.key === key);
+  if (column < 0) return;
+  const sign = direction === "ascending" ? 1 : -1;
+  for (const body of table.tBodies) {
+    const rows = [...body.rows].filter((row) => row.cells.length > 1);
+    const value = (row) => row.cells[column].dataset.value;
+    rows.sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+      const order = key === "method" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
+      return sign * order;
+    });
+    body.append(...rows);
+  }
+  for (const head of heads) head.setAttribute("aria-sort", head.dataset.key === key ? direction : "none");
+}
+
+for (const head of heads) {
+  head.querySelector("button").addEventListener("click", () => {
+    const now = head.getAttribute("aria-sort");
+    const first = ascendingFirst.has(head.dataset.key) ? "ascending" : "descending";
+    const other = first === "ascending" ? "descending" : "ascending";
+    sortBy(head.dataset.key, now === first ? other : first);
+  });
+}
+
+const button = document.getElementById("theme");
+const themes = ["auto", "light", "dark"];
+function setTheme(theme) {
+  if (!themes.includes(theme)) return;
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  button.textContent = "Theme: " + theme;
+}
+button.hidden = false;
+button.addEventListener("click", () => {
+  const now = document.documentElement.dataset.theme || "auto";
+  setTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
+});
+
+// report.html#sort=params or #sort=params:descending&theme=dark can be sent to a colleague.
+function readHash() {
+  const wish = new URLSearchParams(location.hash.slice(1));
+  if (wish.has("theme")) setTheme(wish.get("theme"));
+  if (wish.has("sort")) {
+    const [key, direction] = wish.get("sort").split(":");
+    const first = ascendingFirst.has(key) ? "ascending" : "descending";
+    sortBy(key, direction === "ascending" || direction === "descending" ? direction : first);
+  }
+}
+addEventListener("hashchange", readHash);
+readHash();
+
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));

@@ -1,0 +1,151 @@
+"""The report of a comparison: one HTML file that needs nothing but itself. It knows `summary.json` alone."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from deltatune.comparison import formats
+from deltatune.comparison.entries import Entry, entries
+from deltatune.comparison.formats import html
+from deltatune.comparison.plots import costs, learning_curves, rate_sensitivity
+from deltatune.comparison.prose import how_to_read
+from deltatune.comparison.table import failures, results_table
+from deltatune.comparison.tradeoff import score_against_parameters
+
+
+def write_report(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the page for a summary. Whole or not at all: a temporary file, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(render(summary))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The page as text. Everything that comes from data is escaped; scripts other than the page's own cannot run."""
+    methods = entries(summary)
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Template(_asset("page.html")).substitute(
+        title=html(f"{short_name(summary['model']).rpartition('/')[2]} × {summary['data']['name']}"),
+        style=_asset("page.css"),
+        script=script,
+        digest=digest,
+        facts=_facts(summary),
+        sentence=_sentence(summary["recommendation"]),
+        table=results_table(methods, formats.number(summary, "base_params")),
+        failures=failures(summary.get("failed") or []),
+        figures=_figures(summary, methods),
+        reading=how_to_read(summary),
+        settings=_settings(summary),
+        created=html(_date(summary.get("created"))),
+    )
+
+
+def short_name(model: str) -> str:
+    """A hub name as it is, a folder by its last part."""
+    return model if model.count("/") <= 1 and not model.startswith((".", "/")) else Path(model).name or model
+
+
+def _asset(name: str) -> str:
+    return files("deltatune.comparison").joinpath(name).read_text(encoding="utf-8")
+
+
+def _date(created: object) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(created)):%d %B %Y, %H:%M}".lstrip("0")
+    except ValueError:
+        return str(created or "")
+
+
+def _sentence(recommendation: Mapping[str, Any]) -> str:
+    """The sentence with the method set in bold."""
+    sentence, method = str(recommendation["sentence"]), str(recommendation.get("method") or "")
+    before, found, after = sentence.partition(method) if method else (sentence, "", "")
+    return html(before) + (f"<strong>{html(found)}</strong>" if found else "") + html(after)
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    rows, budget = summary["data"].get("rows") or {}, summary.get("budget")
+    facts = [("Model", f"{short_name(summary['model'])} ({formats.short_count(summary.get('base_params') or 0)})")]
+    facts.append(("Rows", " / ".join(f"{split} {formats.count(rows[split])}" for split in rows)))
+    facts.append(("Metric", str(summary["metric"])))
+    if budget:
+        facts.append(
+            ("Budget", f"{budget.get('text') or ''}, {formats.short_count(budget['params'])} parameters".lstrip(", "))
+        )
+    facts.append(("Seeds", str(len(summary.get("seeds") or []))))
+    facts.append(("Took", formats.seconds(formats.number(summary, "elapsed_seconds"))))
+    return "".join(f"<div><dt>{html(name)}</dt><dd>{html(value)}</dd></div>" for name, value in facts)
+
+
+def _figures(summary: Mapping[str, Any], methods: Sequence[Entry]) -> str:
+    metric, budget = str(summary["metric"]), summary.get("budget")
+    # Two drawings of the main figure: letters stay readable on a phone, and the page shows the one that fits.
+    wide = score_against_parameters(methods, metric, budget, 1080, 480)
+    slim = score_against_parameters(methods, metric, budget, 352, 430)
+    return (
+        _figure(
+            "What a parameter buys",
+            "Mean test score with its 95 % interval. The staircase is the Pareto front: nothing cheaper scores higher. "
+            "Marks that would cover each other stand side by side; hover for exact numbers. "
+            "Grey and hollow: references without a size.",
+            [wide, slim] if wide else [],
+        )
+        + _figure(
+            "Learning curves",
+            "Training at the chosen rate, one line a seed, smoothed; the other methods faint behind. All on one scale.",
+            learning_curves(methods, metric),
+            "grid small",
+        )
+        + _figure("What it costs", "Measured in this run on this machine.", costs(methods), "grid")
+        + _figure(
+            "How much the learning rate matters",
+            f"Validation {metric} of each rate tried; the ring marks the rate that was chosen.",
+            rate_sensitivity(methods, metric),
+            "grid small",
+        )
+    )
+
+
+def _figure(title: str, words: str, pictures: Sequence[str], class_: str = "") -> str:
+    if not pictures:
+        return ""
+    caption = f"<figcaption><h2>{html(title)}</h2><p>{html(words)}</p></figcaption>"
+    return f'<figure>{caption}<div class="{class_}">{"".join(pictures)}</div></figure>'
+
+
+def _settings(summary: Mapping[str, Any]) -> str:
+    data = summary["data"]
+    blocks = [
+        ("Data", {**{key: data[key] for key in ("name", "origin", "rows", "labels", "notes") if data.get(key)}}),
+        ("Settings", {"model": summary["model"], "task": summary.get("task"), **(summary.get("settings") or {})}),
+        ("Versions", summary.get("versions") or {}),
+    ]
+    return "".join(f"<h3>{name}</h3><dl>{_definitions(some)}</dl>" for name, some in blocks if some)
+
+
+def _definitions(some: Mapping[str, Any]) -> str:
+    return "".join(f"<div><dt>{html(key)}</dt><dd>{html(_plain(found))}</dd></div>" for key, found in some.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -66,12 +66,14 @@ class Adapter(nn.Module):
         """Whether the adapter may share a batch with others."""
         return all(delta.mixes for _, _, delta in self.entries())
 
-    def finish_(self) -> None:
-        """Replace reparametrisations by what they compute; call it after training, when saving for use."""
-        for key, _, delta in list(self.entries()):
-            self.deltas[_child(key)] = delta.finished()
-        self.method = self.method.finished()
-        self.shared = nn.ModuleDict()
+    def finished(self) -> Adapter:
+        """The adapter as it is kept after training: reparametrisations replaced by what they compute."""
+        done = Adapter(self.method.finished(), self.head, self.extra)
+        done.seed = self.seed
+        for key, site, delta in self.entries():
+            done.sites[key] = site
+            done.deltas[_child(key)] = delta.finished()
+        return done.train(self.training)
 
 
 def build_adapter(

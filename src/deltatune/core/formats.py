@@ -10,6 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from deltatune.core.errors import DeltatuneError
 
 
@@ -22,7 +24,7 @@ class Format(Protocol):
     def knows(self, folder: Path) -> bool:
         """Whether the folder holds an adapter of this format."""
 
-    def load(self, host: Any, folder: Path, name: str, other_base: bool) -> None:
+    def load(self, host: Any, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
         """Attach the adapter that the folder holds."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,7 @@ class Host:
         adapter = self._adapter(name)
         if name in self.folded:
             self.unfold_(name)
-        for port in self._ports.values():
-            port.entries = [entry for entry in port.entries if entry.name != name]
+        self._unplug(name)
         keep = [{n: w for n, w in row.items() if n != name} for row in self.route.rows or ()]
         uniform = {n: w for n, w in self.route.uniform.items() if n != name}
         self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None)
@@ -121,10 +120,9 @@ class Host:
 
     def finish_(self, name: str) -> None:
         """Drop what only training needed (a prefix's MLP); outputs stay the same."""
-        adapter = self._adapter(name)
-        adapter.finish_()
-        for port in self._ports.values():
-            port.entries = [entry for entry in port.entries if entry.name != name]
+        adapter = self._adapter(name).finished()
+        self.adapters[name] = self._children()[name] = adapter
+        self._unplug(name)
         self._plug(name, adapter)
         self._arrange()
 
@@ -186,16 +184,25 @@ class Host:
         )
         return Path(folder)
 
-    def load(self, folder: str | Path, *, name: str | None = None, other_base: bool = False) -> Adapter:
+    def load(
+        self, folder: str | Path, *, name: str | None = None, other_base: bool = False, head: nn.Module | None = None
+    ) -> Adapter:
         """Attach the adapter in a folder (ours or HF PEFT's), under its folder's name unless another is given.
 
         Raises DeltatuneError listing everything that does not fit: tensors missing, extra or misshapen, another base.
-        `other_base` accepts a base with other weights of the same shapes.
+        `other_base` accepts a base with other weights of the same shapes; `head` receives the stored values of a head
+        that is a module of your own.
         """
         folder = Path(folder)
         name = name or folder.name
-        format_of(folder).load(self, folder, name, other_base)
+        format_of(folder).load(self, folder, name, other_base, head)
         return self.adapters[name]
+
+    def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The base's own parameters by path, as they are without any adapter, swapped out or folded as they may be."""
+        for path in self.sites.weights:
+            parameter = self._weights.original(path)
+            yield path, self._pristine.get(id(parameter), (parameter, parameter))[1]
 
     # ---- inside
 
@@ -225,6 +232,10 @@ class Host:
             tap = self._tap(site) if site.kind == "sublayer" and delta.reads != "output" else None
             norm = self.model.get_submodule(site.norm) if site.norm else None
             self._port(site).entries.append(Entry(name, site, delta, tap, norm))
+
+    def _unplug(self, name: str) -> None:
+        for port in self._ports.values():
+            port.entries = [entry for entry in port.entries if entry.name != name]
 
     def _port(self, site: Site) -> Port:
         key = (site.module, "kv" if site.kind == "kv" else "output")

@@ -46,7 +46,7 @@ class WeightSeam:
 
     def original(self, path: str) -> nn.Parameter:
         """The base's own parameter at a path, swapped out or not."""
-        return self.originals.get(path) or self.model.get_parameter(path)
+        return self.originals[path] if path in self.originals else self.model.get_parameter(path)
 
 
 def check_exclusive(route: Route, adapters: dict[str, Adapter]) -> None:

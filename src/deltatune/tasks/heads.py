@@ -53,6 +53,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "gelu": nn.GELU, "re
 class Head(nn.Module):
     """Pooling, then dropout and linear once or twice. Parameters are float32; what comes in is cast to their dtype."""
 
+    kind = "pooled"
+    """Name under which an adapter's folder keeps it (entry points `deltatune.heads`)."""
+
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -110,3 +113,8 @@ def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tens
     real = mask.ne(0).int()
     place = real.argmax(1) if kind == "cls" else length - 1 - real.flip(1).argmax(1)  # (B,)
     return hidden[torch.arange(len(hidden), device=hidden.device), place]
+
+
+def head_from_json(data: dict[str, Any]) -> Head:
+    """Build a head again from its stored configuration."""
+    return Head(HeadConfig(**data))

@@ -1,0 +1,1 @@
+"""An adapter on disk: our folder, and HF PEFT's in and out."""

@@ -1,0 +1,103 @@
+"""Writing a folder whole or not at all: temporary folder, fsync, rename; a manifest with hashes comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, raise_all
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write files into a temporary folder beside `folder`, add the manifest, and put it in place.
+
+    An existing folder is replaced only if it is empty or holds a manifest, that is, if it was written here.
+    """
+    folder = folder.absolute()
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fill(work)
+        files = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+        write_json(work / MANIFEST, {"files": {name: digest(work / name) for name in files}})
+        for path in [*(work / name for name in files), work / MANIFEST]:
+            _sync(path)
+        os.chmod(work, 0o755)
+        _replace(work, folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DeltatuneError unless every file of the manifest is there with its hash."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DeltatuneError(
+            f"{folder} is incomplete: it has no {MANIFEST}; the write was interrupted or files were removed"
+        )
+    problems = []
+    for name, expected in read_json(path).get("files", {}).items():
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif digest(folder / name) != expected:
+            problems.append(f"{name} was changed or damaged: its hash is not the one in {MANIFEST}")
+    raise_all(problems, f"{folder} is broken; save the adapter again or fetch a fresh copy:" if problems else "")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write pretty JSON with sorted keys, so that equal content gives equal bytes."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises DeltatuneError naming the file if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DeltatuneError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise DeltatuneError(f"{path} holds no JSON object")
+    return content
+
+
+def digest(path: Path) -> str:
+    """BLAKE2b hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_file():
+        raise DeltatuneError(f"{folder} is a file; choose another folder")
+    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()
+    if foreign:
+        raise DeltatuneError(f"{folder} holds files that were not written here; choose another folder or empty it")
+
+
+def _replace(work: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(work, folder)
+    else:  # a full folder cannot be renamed over: the old one steps aside first
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.replace(folder, aside / "old")
+        os.replace(work, folder)
+        shutil.rmtree(aside)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,145 @@
+"""Our folder: `adapter.json` (method, sites, base, task), `adapter.safetensors` (tensors), `manifest.json` (hashes).
+
+A LoRA folder also holds HF PEFT's two files, so that `PeftModel.from_pretrained` opens it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.delta import Method, Union, fields_of
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.host import Host
+from deltatune.core.text import registry
+from deltatune.store.atomic import check_folder, read_json, write_folder, write_json
+from deltatune.store.fingerprint import base_identity, compare_bases
+from deltatune.store.heads import head_from_json, head_to_json
+from deltatune.store.peft_files import write_peft
+
+SCHEMA = 1
+CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
+
+
+def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
+    """Write one adapter; the folder appears whole or not at all. Raises before writing if a tensor is empty or not finite."""
+    live = host.adapters[name]
+    training = bool(extra.get("training"))
+    kept = {**live.extra, **{key: value for key, value in extra.items() if key != "training"}}
+    adapter = live if training else live.finished()
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in adapter.tensors().items()}
+    _check_tensors(tensors, name)
+    config = {
+        "schema": SCHEMA,
+        "method": method_to_json(adapter.method),
+        "text": repr(adapter.method),
+        "seed": adapter.seed,
+        "sites": {key: site.module for key, site in adapter.sites.items()},
+        "own_head": any(site.kind == "head" for site in adapter.sites.values()),
+        "head": head_to_json(adapter.head),
+        "base": base_identity(host),
+        "training": training,
+        "extra": kept,
+    }
+
+    def fill(work: Path) -> None:
+        write_json(work / CONFIG, config)
+        save_file(tensors, work / TENSORS, metadata={"format": "pt"})
+        write_peft(host, adapter, work)
+
+    write_folder(folder, fill)
+
+
+def knows(folder: Path) -> bool:
+    """Whether the folder holds an adapter of ours."""
+    return (folder / CONFIG).is_file()
+
+
+def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
+    """Attach the adapter of a folder. Strict: one error lists everything that is missing, extra, misshapen or foreign."""
+    config = read_config(folder)
+    raise_all(compare_bases(config["base"], host, other_base), f"adapter {folder} does not fit this model:")
+    method = method_from_json(config["method"], folder)
+    tensors = read_tensors(folder / TENSORS)
+    route = host.route
+    kept = head_from_json(config["head"], head, folder)
+    adapter = host.attach(
+        name, method, seed=config["seed"], head=kept or (None if config["own_head"] else False), extra=config["extra"]
+    )
+    try:
+        raise_all(_mismatches(adapter, tensors), f"adapter {folder} does not fit this model:")
+    except DeltatuneError:
+        host.detach(name)
+        host.route = route
+        raise
+    adapter.load_tensors(tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check `adapter.json` of a folder whose files are whole."""
+    check_folder(folder)
+    config = read_json(folder / CONFIG)
+    if config.get("schema") != SCHEMA:
+        raise DeltatuneError(
+            f"{folder} has schema {config.get('schema')!r}, this deltatune reads {SCHEMA}; update deltatune"
+        )
+    missing = [key for key in ("method", "seed", "own_head", "head", "base", "extra") if key not in config]
+    raise_all([f"{key!r} is missing" for key in missing], f"{folder / CONFIG} is incomplete:" if missing else "")
+    return config
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file. Raises DeltatuneError if it is damaged."""
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DeltatuneError(f"cannot read {path}: {error}; the file is damaged") from None
+
+
+def method_to_json(method: Method) -> Any:
+    """All fields of a method, defaults included, so that later defaults cannot change its meaning."""
+    if isinstance(method, Union):
+        return [method_to_json(part) for part in method.parts]
+    return {"name": type(method).__name__, **fields_of(method)}
+
+
+def method_from_json(content: Any, folder: Path) -> Method:
+    """Read a method back. Raises DeltatuneError for methods or options that are not known here."""
+    if isinstance(content, list):
+        parts = [method_from_json(part, folder) for part in content]
+        return Union(tuple(parts))
+    options = dict(content)
+    name = options.pop("name", None)
+    maker = registry().get(str(name))
+    if maker is None:
+        raise DeltatuneError(
+            f"{folder} holds a {name} adapter, a method that is not installed here; install its package"
+        )
+    unknown = [option for option in options if option not in fields_of(maker)]  # type: ignore[arg-type]
+    if unknown:
+        raise DeltatuneError(f"{folder} uses options {name} does not have here: {', '.join(unknown)}; update deltatune")
+    return maker(**options)
+
+
+def _mismatches(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    wanted = adapter.tensors()
+    problems = [f"tensor {key} is missing from the file" for key in wanted if key not in tensors]
+    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in wanted]
+    for key in wanted.keys() & tensors.keys():
+        have, want = tuple(tensors[key].shape), tuple(wanted[key].shape)
+        if have != want:
+            problems.append(f"tensor {key} has shape {have} in the file, {want} here")
+    return sorted(problems)
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
+    problems += [f"{key} has values that are not finite" for key, t in tensors.items() if not torch.isfinite(t).all()]
+    raise_all(problems, f"adapter {name!r} is not worth saving:" if problems else "")

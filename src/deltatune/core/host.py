@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ class Host:
     def mask(self) -> Tensor | None:
         """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if all were real."""
         return self._prompts.mask
+
+    @property
+    def prompts(self) -> Mapping[str, int]:
+        """Virtual tokens of each active adapter that has any."""
+        return self._prompts.lengths
+
+    def prompt_lengths(self, batch: int) -> Sequence[int]:
+        """Virtual tokens of each row of a batch under the current route."""
+        return self._prompts.of_rows(batch)
 
     # ---- attaching
 

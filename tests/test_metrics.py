@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatune.tasks import LOWER_IS_BETTER, METRICS
-from deltatune.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
+from deltatune.tasks.metrics import CLASS_METRICS, LOWER_IS_BETTER, METRICS, REGRESSION_METRICS
 
 sklearn = pytest.importorskip("sklearn.metrics")
 scipy = pytest.importorskip("scipy.stats")

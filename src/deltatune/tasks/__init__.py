@@ -7,8 +7,7 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.tasks.batches import Collate, collate_for
 from deltatune.tasks.classify import Classify
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.metrics import LOWER_IS_BETTER, METRICS
+from deltatune.tasks.heads import Head, HeadConfig, head_from_json
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokens import longest_input, padding_id, tokenizer_fingerprint
 
@@ -25,9 +24,6 @@ def task_from_json(data: dict[str, Any]) -> Task:
 
 
 __all__ = [
-    "LOWER_IS_BETTER",
-    "METRICS",
-    "TASKS",
     "Classify",
     "Collate",
     "Encoded",
@@ -37,6 +33,7 @@ __all__ = [
     "Task",
     "TokenRow",
     "collate_for",
+    "head_from_json",
     "longest_input",
     "padding_id",
     "task_from_json",

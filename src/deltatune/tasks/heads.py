@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -43,7 +43,7 @@ class HeadConfig:
         raise_all(problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `HeadConfig(**data)` gives the same again."""
+        """Plain data that `head_from_json` reads."""
         return asdict(self)
 
 
@@ -98,6 +98,13 @@ class Head(nn.Module):
         return f"pooling={self.config.pooling!r}"
 
 
+def head_from_json(content: dict[str, Any]) -> Head:
+    """Build a stored head again, tensors aside. Raises DeltatuneError for unknown fields and bad values."""
+    known = {field.name for field in fields(HeadConfig)}
+    raise_all([f"the stored head has {name!r}, which is unknown" for name in content if name not in known])
+    return Head(HeadConfig(**content))
+
+
 def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
     """Reduce hidden states (B, T, D) to one vector a row (B, D), for padding on either side."""
     if kind == "pooler":
@@ -113,8 +120,3 @@ def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tens
     real = mask.ne(0).int()
     place = real.argmax(1) if kind == "cls" else length - 1 - real.flip(1).argmax(1)  # (B,)
     return hidden[torch.arange(len(hidden), device=hidden.device), place]
-
-
-def head_from_json(data: dict[str, Any]) -> Head:
-    """Build a head again from its stored configuration."""
-    return Head(HeadConfig(**data))

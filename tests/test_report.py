@@ -176,6 +176,7 @@ def without(summary, **changes):
         lambda s: s.update(methods=[row | {"curves": [{"seed": 0, "loss": [[1, math.nan]]}]} for row in s["methods"]]),
         lambda s: s.update(methods=[row | {"score": -0.2, "ci95": [-0.4, 0.1]} for row in s["methods"]]),
         lambda s: s.update(methods=[row | {"peak_memory_bytes": None} for row in s["methods"]]),
+        lambda s: s.update(metric="mse"),
         lambda s: s.update(metric="spearman", seeds=[0], majority=None, settings={}, versions={}, pscp_constants=None),
         lambda s: s.update(methods=[row | {"method": f"{i}{row['method']}"} for i in range(3) for row in s["methods"]]),
         lambda s: [s.pop(key) for key in ("name", "created", "elapsed_seconds", "failed", "head_params")],
@@ -191,6 +192,15 @@ def test_odd_comparisons_are_drawn_too(change):
     for picture in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(picture)
         assert not re.search(r'="-?(nan|inf)"', picture)
+
+
+def test_an_error_is_ranked_from_its_low_end():
+    summary = sample_summary() | {"metric": "mse"}
+    fitted = [entry.score for entry in entries(summary) if not entry.reference and entry.score is not None]
+    assert fitted == sorted(fitted)
+    page = render(summary)
+    assert 'data-key="score" class="c-score" data-first="ascending" aria-sort="ascending"' in page
+    assert "mse, lower is better" in page
 
 
 def test_one_method_looks_the_same_everywhere_and_like_no_other():

@@ -12,7 +12,10 @@ from sklearn import metrics as sk
 
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample, tied_with_best
-from deltatune.comparison.weighted import CLASS_SCORES, VALUE_SCORES, scorer
+from deltatune.comparison.weighted import CLASS_SCORES, LOWER_IS_BETTER, VALUE_SCORES, scorer
+from deltatune.tasks import Classify
+from deltatune.tasks.metrics import LOWER_IS_BETTER as tasks_lower
+from deltatune.tasks.metrics import METRICS
 
 
 def peer(metric, predictions, references, classes):
@@ -23,7 +26,11 @@ def peer(metric, predictions, references, classes):
             value = sk.accuracy_score(references, predictions)
         elif metric == "f1" and classes <= 2:
             value = sk.f1_score(references, predictions, pos_label=1, zero_division=0)
-        elif metric == "f1":
+        elif metric == "f1_micro":
+            value = sk.f1_score(references, predictions, average="micro", zero_division=0)
+        elif metric == "mse":
+            value = sk.mean_squared_error(references, predictions)
+        elif metric in ("f1", "f1_macro"):
             value = sk.f1_score(references, predictions, average="macro", zero_division=0)
         elif metric == "matthews":
             value = sk.matthews_corrcoef(references, predictions)
@@ -57,11 +64,37 @@ def test_a_weighted_score_is_the_score_of_copied_rows(metric, classes, n, seed):
 
 
 @pytest.mark.parametrize("metric", [*CLASS_SCORES, *VALUE_SCORES])
-def test_agrees_with_the_metric_of_the_tasks(metric):
-    tasks = pytest.importorskip("deltatune.tasks.metrics")
-    predictions, references = sample(metric, 4, 60, np.random.default_rng(0))
-    ours = scorer(metric, predictions, references, 4)(np.ones((1, 60)))[0]
-    assert ours == pytest.approx(tasks.METRICS[metric](predictions, references), abs=1e-9)
+@pytest.mark.parametrize("labels", [2, 4])
+def test_agrees_with_the_metric_of_the_tasks(metric, labels):
+    task = Classify(labels=tuple("abcd"[:labels]) if metric in CLASS_SCORES else (), metric=metric)
+    predictions, references = sample(metric, labels, 60, np.random.default_rng(0))
+    ours = scorer(metric, predictions, references, labels)(np.ones((1, 60)))[0]
+    assert ours == pytest.approx(task.measure(predictions, references), abs=1e-9)
+
+
+def test_every_metric_of_the_tasks_has_a_weighted_form():
+    assert {*CLASS_SCORES, *VALUE_SCORES} == set(METRICS)
+    assert tasks_lower == LOWER_IS_BETTER
+
+
+def test_labels_that_no_row_shows_still_decide_what_f1_means():
+    """Three labels of which the test rows show two: the task means macro F1."""
+    references, predictions = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
+    binary = intervals("f1", {"a": [predictions]}, references, resamples=10)["a"].mean
+    macro = intervals("f1", {"a": [predictions]}, references, resamples=10, labels=3)["a"].mean
+    assert binary == pytest.approx(sk.f1_score(references, predictions))
+    assert macro == pytest.approx(sk.f1_score(references, predictions, average="macro"))
+
+
+def test_lower_is_better_for_an_error():
+    rng = np.random.default_rng(0)
+    references = rng.normal(size=300)
+    predictions = {"near": [references + rng.normal(0, 0.1, 300)], "far": [references + rng.normal(0, 1.0, 300)]}
+    assert tied_with_best("mse", predictions, references) == {"near": True, "far": False}
+    assert pareto([(1.0, 0.9), (2.0, 0.5), (3.0, 0.7)], lower=True) == [0, 1]
+    rows = row("A()", 0.1, 9, True, ci=(0.08, 0.12)), row("B()", 0.9, 1, False)
+    found = recommend({"metric": "mse", "methods": rows})
+    assert found["method"] == "A()"
 
 
 @pytest.mark.parametrize("metric", [*CLASS_SCORES, *VALUE_SCORES])

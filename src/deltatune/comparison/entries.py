@@ -6,6 +6,7 @@ from typing import Any
 
 from deltatune.comparison.charts import Look, looks
 from deltatune.comparison.formats import number, short_labels
+from deltatune.comparison.weighted import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Entry:
 
 def entries(summary: Mapping[str, Any]) -> list[Entry]:
     """All methods: those fitted to the budget, then the references; the best score first, none last."""
-    rows = sorted(summary["methods"], key=_order)
+    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    rows = sorted(summary["methods"], key=lambda row: _order(row, sign))
     labels = short_labels(rows)
     drawn = looks([bool(row.get("reference")) for row in rows])
     return [Entry(row, labels[str(row["method"])], look) for row, look in zip(rows, drawn, strict=True)]
 
 
-def _order(row: Mapping[str, Any]) -> tuple[bool, bool, float, str]:
+def _order(row: Mapping[str, Any], sign: int) -> tuple[bool, bool, float, str]:
     score = number(row, "score")
-    return bool(row.get("reference")), score is None, -(score or 0.0), str(row["method"])
+    return bool(row.get("reference")), score is None, -sign * (score or 0.0), str(row["method"])

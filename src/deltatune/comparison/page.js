@@ -2,7 +2,6 @@
 "use strict";
 const table = document.getElementById("results");
 const heads = [...table.tHead.rows[0].cells];
-const ascendingFirst = new Set(["method", "params", "adapter", "time", "memory", "latency", "rate"]);
 
 function sortBy(key, direction) {
   const column = heads.findIndex((head) => head.dataset.key === key);
@@ -25,7 +24,7 @@ function sortBy(key, direction) {
 for (const head of heads) {
   head.querySelector("button").addEventListener("click", () => {
     const now = head.getAttribute("aria-sort");
-    const first = ascendingFirst.has(head.dataset.key) ? "ascending" : "descending";
+    const first = head.dataset.first;
     const other = first === "ascending" ? "descending" : "ascending";
     sortBy(head.dataset.key, now === first ? other : first);
   });
@@ -51,11 +50,14 @@ function readHash() {
   if (wish.has("theme")) setTheme(wish.get("theme"));
   if (wish.has("sort")) {
     const [key, direction] = wish.get("sort").split(":");
-    const first = ascendingFirst.has(key) ? "ascending" : "descending";
+    const first = heads.find((head) => head.dataset.key === key)?.dataset.first;
     sortBy(key, direction === "ascending" || direction === "descending" ? direction : first);
   }
 }
 addEventListener("hashchange", readHash);
 readHash();
 
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
+addEventListener("beforeprint", () => {
+  setTheme("light");
+  for (const each of document.querySelectorAll("details")) each.open = true;
+});

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from deltatune.comparison.weighted import LOWER_IS_BETTER
+
 Row = Mapping[str, Any]
 """One entry of `summary["methods"]`."""
 
@@ -20,10 +22,11 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
             "method": None,
             "sentence": f"No recommendation: none of the {len(rows)} methods finished with a score.",
         }
-    best = max(scored, key=lambda row: float(row["score"]))
+    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    best = max(scored, key=lambda row: sign * float(row["score"]))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
     chosen = min(tied, key=lambda row: (row["params"], row.get("train_seconds") or math.inf))
-    reason = _reason(chosen, best, scored, len(tied))
+    reason = _reason(chosen, best, scored, len(tied), sign)
     warning = _warning(best, summary.get("majority"))
     return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
 
@@ -45,7 +48,7 @@ def _claim(row: Row, metric: str) -> str:
     return f"{row['method']}: {row['score']:.3f} {metric}{interval}"
 
 
-def _reason(chosen: Row, best: Row, scored: list[Row], tied: int) -> str:
+def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> str:
     if len(scored) == 1:
         return "; it is the only method with a score, so nothing is compared"
     if chosen is not best:
@@ -53,7 +56,7 @@ def _reason(chosen: Row, best: Row, scored: list[Row], tied: int) -> str:
         return f", statistically tied with the best ({best['method']}, {best['score']:.3f}) {cost}"
     fitted = [row for row in scored if not row.get("reference")]
     if chosen.get("reference") and fitted and not any(row["tied_with_best"] for row in fitted):
-        near = max(fitted, key=lambda row: float(row["score"]))
+        near = max(fitted, key=lambda row: sign * float(row["score"]))
         return (
             "; no method that was fitted to the budget reaches it: "
             f"{near['method']} comes closest with {near['score']:.3f} and {_share(near, chosen)}"

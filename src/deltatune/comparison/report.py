@@ -18,6 +18,7 @@ from deltatune.comparison.plots import costs, learning_curves, rate_sensitivity
 from deltatune.comparison.prose import how_to_read
 from deltatune.comparison.table import failures, results_table
 from deltatune.comparison.tradeoff import score_against_parameters
+from deltatune.comparison.weighted import LOWER_IS_BETTER
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -47,7 +48,7 @@ def render(summary: Mapping[str, Any]) -> str:
         digest=digest,
         facts=_facts(summary),
         sentence=_sentence(summary["recommendation"]),
-        table=results_table(methods, formats.number(summary, "base_params")),
+        table=results_table(methods, formats.number(summary, "base_params"), summary["metric"] in LOWER_IS_BETTER),
         failures=failures(summary.get("failed") or []),
         figures=_figures(summary, methods),
         reading=how_to_read(summary),
@@ -83,7 +84,9 @@ def _facts(summary: Mapping[str, Any]) -> str:
     rows, budget = summary["data"].get("rows") or {}, summary.get("budget")
     facts = [("Model", f"{short_name(summary['model'])} ({formats.short_count(summary.get('base_params') or 0)})")]
     facts.append(("Rows", " / ".join(f"{split} {formats.count(rows[split])}" for split in rows)))
-    facts.append(("Metric", str(summary["metric"])))
+    facts.append(
+        ("Metric", str(summary["metric"]) + (", lower is better" if summary["metric"] in LOWER_IS_BETTER else ""))
+    )
     if budget:
         facts.append(
             ("Budget", f"{budget.get('text') or ''}, {formats.short_count(budget['params'])} parameters".lstrip(", "))
@@ -101,7 +104,7 @@ def _figures(summary: Mapping[str, Any], methods: Sequence[Entry]) -> str:
     return (
         _figure(
             "What a parameter buys",
-            "Mean test score with its 95 % interval. The staircase is the Pareto front: nothing cheaper scores higher. "
+            "Mean test score with its 95 % interval. The staircase is the Pareto front: nothing cheaper scores better. "
             "Marks that would cover each other stand side by side; hover for exact numbers. "
             "Grey and hollow: references without a size.",
             [wide, slim] if wide else [],

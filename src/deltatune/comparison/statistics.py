@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.weighted import CLASS_SCORES, Floats, Scorer, scorer
+from deltatune.comparison.weighted import CLASS_SCORES, LOWER_IS_BETTER, Floats, Scorer, bounds, scorer
 
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
@@ -34,6 +34,7 @@ class Interval:
 class Draws:
     """Scores of every method on the same B resamples."""
 
+    metric: str
     mean: dict[str, float]
     """Mean over seeds on the examples as they are."""
     resampled: dict[str, Floats]
@@ -41,16 +42,22 @@ class Draws:
 
 
 def resample(
-    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+    metric: str,
+    predictions: Predictions,
+    references: NDArray[np.generic],
+    resamples: int = 2000,
+    seed: int = 0,
+    labels: int = 0,
 ) -> Draws:
     """Score all methods on the same B resamples of examples and seeds.
 
     references: (n,) class numbers, or values for a correlation. Methods may have different numbers of seeds.
+    labels: how many classes the task has, where the test rows may not show all of them.
     Raises ValueError where there is nothing to resample or the shapes do not agree.
     """
     if not len(references) or not all(len(seeds) for seeds in predictions.values()):
         raise ValueError("a bootstrap needs at least one test example, and one array of predictions for each method")
-    scorers = _scorers(metric, predictions, references)
+    scorers = _scorers(metric, predictions, references, labels)
     everything = np.ones((1, len(references)))
     plain = {method: np.array([score(everything)[0] for score in each]) for method, each in scorers.items()}
     rng = np.random.default_rng(seed)
@@ -63,26 +70,35 @@ def resample(
         for method, each in scorers.items():
             mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
             parts[method].append(mean + _luck_of_seeds(plain[method], drawn))
-    floor = 0.0 if metric in ("accuracy", "f1") else -1.0
-    resampled = {method: np.clip(np.concatenate(each), floor, 1.0) for method, each in parts.items()}
-    return Draws({method: float(scores.mean()) for method, scores in plain.items()}, resampled)
+    resampled = {method: np.clip(np.concatenate(each), *bounds(metric)) for method, each in parts.items()}
+    return Draws(metric, {method: float(scores.mean()) for method, scores in plain.items()}, resampled)
 
 
 def intervals(
-    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+    metric: str,
+    predictions: Predictions,
+    references: NDArray[np.generic],
+    resamples: int = 2000,
+    seed: int = 0,
+    labels: int = 0,
 ) -> dict[str, Interval]:
     """Mean score and 95 % percentile interval of each method.
 
     The interval is over examples and seeds together; with one seed it is over examples alone.
     """
-    return intervals_of(resample(metric, predictions, references, resamples, seed))
+    return intervals_of(resample(metric, predictions, references, resamples, seed, labels))
 
 
 def tied_with_best(
-    metric: str, predictions: Predictions, references: NDArray[np.generic], resamples: int = 2000, seed: int = 0
+    metric: str,
+    predictions: Predictions,
+    references: NDArray[np.generic],
+    resamples: int = 2000,
+    seed: int = 0,
+    labels: int = 0,
 ) -> dict[str, bool]:
     """Whether a method's difference to the best mean may be chance: its paired two-sided 95 % interval contains 0."""
-    return ties_of(resample(metric, predictions, references, resamples, seed))
+    return ties_of(resample(metric, predictions, references, resamples, seed, labels))
 
 
 def intervals_of(draws: Draws) -> dict[str, Interval]:
@@ -94,7 +110,8 @@ def ties_of(draws: Draws) -> dict[str, bool]:
     """`tied_with_best` of resamples that were drawn already."""
     if not draws.mean:
         return {}
-    best = max(draws.mean, key=lambda method: draws.mean[method])
+    sign = -1.0 if draws.metric in LOWER_IS_BETTER else 1.0
+    best = max(draws.mean, key=lambda method: sign * draws.mean[method])
     tied = {}
     for method, scores in draws.resampled.items():
         low, high = _ninety_five(draws.resampled[best] - scores)
@@ -102,12 +119,14 @@ def ties_of(draws: Draws) -> dict[str, bool]:
     return tied | {best: True}
 
 
-def pareto(points: Sequence[tuple[float, float | None]]) -> list[int]:
-    """Positions of the (cost, score) points that no other beats, cheapest first: low cost and high score are good.
+def pareto(points: Sequence[tuple[float, float | None]], lower: bool = False) -> list[int]:
+    """Positions of the (cost, score) points that no other beats, cheapest first.
 
-    A point without a score is never on the front; of equal points only the first is.
+    Low cost is good and so is high score, or low score where `lower`. A point without a score is never on the front;
+    of equal points only the first is.
     """
-    known = [(cost, score, i) for i, (cost, score) in enumerate(points) if score is not None and not math.isnan(score)]
+    sign = -1.0 if lower else 1.0
+    known = [(cost, sign * s, i) for i, (cost, s) in enumerate(points) if s is not None and not math.isnan(s)]
     front: list[int] = []
     best = -math.inf
     for _, score, i in sorted(known, key=lambda point: (point[0], -point[1], point[2])):
@@ -153,12 +172,14 @@ def pscp(
     )
 
 
-def _scorers(metric: str, predictions: Predictions, references: NDArray[np.generic]) -> dict[str, list[Scorer]]:
-    classes = 0
+def _scorers(
+    metric: str, predictions: Predictions, references: NDArray[np.generic], labels: int
+) -> dict[str, list[Scorer]]:
+    classes = labels
     if metric in CLASS_SCORES:
         # One number of classes for all methods, or F1 would be binary for one and macro for the next.
         seen = [references, *(array for seeds in predictions.values() for array in seeds)]
-        classes = int(max(np.max(array.astype(np.int64)) for array in seen)) + 1
+        classes = max(labels, int(max(np.max(array.astype(np.int64)) for array in seen)) + 1)
     return {
         method: [scorer(metric, array, references, classes) for array in seeds] for method, seeds in predictions.items()
     }

@@ -23,11 +23,13 @@ class Column:
     """Markup of a cell."""
     value: Callable[[Entry], float | str | None]
     """What the column is sorted by; None is always last."""
+    rising: bool = True
+    """Whether the first click puts the least on top: costs yes, merits no."""
 
 
-def results_table(methods: Sequence[Entry], base_params: float | None) -> str:
-    """The whole table: methods fitted to the budget first, references apart."""
-    columns = _columns(methods, base_params)
+def results_table(methods: Sequence[Entry], base_params: float | None, lower: bool = False) -> str:
+    """The whole table: methods fitted to the budget first, references apart. lower: a low score is good."""
+    columns = _columns(methods, base_params, lower)
     head = "".join(_heading(column) for column in columns)
     fitted = "".join(_row(entry, columns) for entry in methods if not entry.reference)
     references = "".join(_row(entry, columns) for entry in methods if entry.reference)
@@ -58,24 +60,30 @@ def failures(failed: Sequence[Mapping[str, Any]]) -> str:
     return f'<section class="failures"><h2>{count} failed</h2><ul>{"".join(items)}</ul></section>'
 
 
-def _columns(methods: Sequence[Entry], base_params: float | None) -> list[Column]:
+def _columns(methods: Sequence[Entry], base_params: float | None, lower: bool) -> list[Column]:
     ends = [value for entry in methods for value in (entry.interval or ())]
     ends += [entry.score for entry in methods if entry.score is not None]
     scale = linear(ends, 4, 104, pad=0.04)
-    best = max((entry.score for entry in methods if entry.score is not None), default=None)
+    scores = [entry.score for entry in methods if entry.score is not None]
+    best = (min if lower else max)(scores, default=None)
     return [
         Column("method", "Method", "", _method, lambda entry: entry.label.lower()),
-        Column("score", "Score", "test, 95 % CI", lambda entry: _score(entry, scale), lambda entry: entry.score),
+        Column("score", "Score", "test, 95 % CI", lambda entry: _score(entry, scale), lambda entry: entry.score, lower),
         Column(
-            "tied", "Verdict", "against best", lambda entry: _verdict(entry, best), lambda entry: _standing(entry, best)
+            "tied",
+            "Verdict",
+            "against best",
+            lambda entry: _verdict(entry, best),
+            lambda entry: _standing(entry, best),
+            rising=False,
         ),
         Column("params", "Parameters", "trained, share", lambda entry: _params(entry, base_params), _number("params")),
         Column("adapter", "File", "adapter", _written("adapter_bytes", formats.size), _number("adapter_bytes")),
         Column("time", "Training", "one seed", _written("train_seconds", formats.seconds), _number("train_seconds")),
-        Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second")),
+        Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
         Column("memory", "Memory", "peak", _written("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
         Column("latency", "Latency", "live / folded", _latency, _number("latency_ratio")),
-        Column("pscp", "PSCP", "see below", _written("pscp", formats.score), _number("pscp")),
+        Column("pscp", "PSCP", "see below", _written("pscp", formats.score), _number("pscp"), False),
         Column("rate", "Rate", "chosen", _written("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda entry: float(len(_seed_scores(entry))) or None),
     ]
@@ -83,7 +91,8 @@ def _columns(methods: Sequence[Entry], base_params: float | None) -> list[Column
 
 def _heading(column: Column) -> str:
     under = f"<small>{html(column.under)}</small>" if column.under else ""
-    order = ' aria-sort="none"' if column.key != "score" else ' aria-sort="descending"'
+    first = "ascending" if column.rising else "descending"
+    order = f' data-first="{first}" aria-sort="{first if column.key == "score" else "none"}"'
     button = f'<button type="button">{html(column.title)}<i aria-hidden="true"></i>{under}</button>'
     return f'<th scope="col" data-key="{column.key}" class="c-{column.key}"{order}>{button}</th>'
 
@@ -134,7 +143,7 @@ def _standing(entry: Entry, best: float | None) -> float | None:
 
 
 def _verdict(entry: Entry, best: float | None) -> str:
-    words = {2.0: ("best", "★ best"), 1.0: ("tied", "≈ tied"), 0.0: ("lower", "lower")}
+    words = {2.0: ("best", "★ best"), 1.0: ("tied", "≈ tied"), 0.0: ("worse", "worse")}
     standing = _standing(entry, best)
     if standing is None:
         return formats.MISSING

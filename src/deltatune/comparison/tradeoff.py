@@ -23,6 +23,7 @@ from deltatune.comparison.charts import (
 from deltatune.comparison.entries import Entry
 from deltatune.comparison.placing import NEAR, Box, Place, Point, place, spread
 from deltatune.comparison.statistics import pareto
+from deltatune.comparison.weighted import LOWER_IS_BETTER
 
 LABEL = 12.0
 """Size of the labels beside marks, pixels."""
@@ -62,17 +63,18 @@ def score_against_parameters(
     across = _across(scored, limit, start, right)
     up = linear([value for entry in scored for value in (entry.score or 0, *(entry.interval or ()))], bottom, top)
     spots = _spots(scored, across, left + ZERO * 0.45, limit)
+    note = ", lower is better" if metric in LOWER_IS_BETTER else ""
     parts = [
         left_axis(up, left, right, {value: f"{value:g}" for value in up.ticks(6)}),
         bottom_axis(across, bottom, {value: formats.short_count(value) for value in across.ticks(6)}),
-        text(left - 40, 14, f"test {metric}", class_="axis"),
+        text(left - 40, 14, f"test {metric}{note}", class_="axis"),
         text(right, height - 8, "trainable parameters, log scale", "end", "axis"),
     ]
     if zero:
         parts.append(_zero_strip(left, start, top, bottom))
     if limit:
         parts.append(_budget_line(across.at(limit), top, bottom, right, budget or {}))
-    parts += [_front(spots, up, right), *(_whisker_and_mark(spot, up) for spot in spots)]
+    parts += [_front(spots, up, right, metric in LOWER_IS_BETTER), *(_whisker_and_mark(spot, up) for spot in spots)]
     parts.append(_labels(spots, up, Box(left + 2, top + 2, width - 4, bottom - 4), across.at(limit) if limit else None))
     return svg(
         width, height, "".join(parts), f"Test {metric} against trainable parameters", "wide" if width > 500 else "slim"
@@ -129,10 +131,10 @@ def _whisker_and_mark(spot: Spot, up: Axis) -> str:
     return group(row.look, "".join(line(*bar, "whisker") for bar in bars) + mark(row.look, spot.x, y), title)
 
 
-def _front(spots: Sequence[Spot], up: Axis, right: float) -> str:
-    """The best score at or below each cost, as a staircase."""
+def _front(spots: Sequence[Spot], up: Axis, right: float, lower: bool) -> str:
+    """The best score at or below each cost, as a staircase. lower: a low score is good."""
     steps: list[tuple[float, float]] = []
-    for i in pareto([(spot.entry.number("params") or 0.0, spot.score) for spot in spots]):
+    for i in pareto([(spot.entry.number("params") or 0.0, spot.score) for spot in spots], lower):
         y = up.at(spots[i].score)
         if steps:
             steps.append((spots[i].x, steps[-1][1]))

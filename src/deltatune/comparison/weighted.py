@@ -21,15 +21,20 @@ def accuracy(predictions: NDArray[np.int64], references: NDArray[np.int64], clas
 
 
 def f1(predictions: NDArray[np.int64], references: NDArray[np.int64], classes: int) -> Scorer:
-    """F1 of class 1 for two classes, else the mean over the classes a resample holds (scikit-learn's "macro")."""
+    """F1 of class 1 for up to two classes, else `f1_macro`: what a task means by "f1"."""
+    if classes > 2:
+        return f1_macro(predictions, references, classes)
+    predicted, true = (predictions == 1).astype(np.float64), (references == 1).astype(np.float64)
+    return lambda weights: _ratio(2 * (weights @ (predicted * true)), weights @ (predicted + true))
+
+
+def f1_macro(predictions: NDArray[np.int64], references: NDArray[np.int64], classes: int) -> Scorer:
+    """Mean F1 over the classes that a resample holds, in predictions or references."""
     predicted, true = _one_hot(predictions, classes), _one_hot(references, classes)
 
     def score(weights: Floats) -> Floats:
         hits, total = weights @ (predicted * true), weights @ (predicted + true)  # (B, C)
-        each = _ratio(2 * hits, total)
-        if classes <= 2:
-            return each[:, -1] if classes == 2 else np.zeros(len(weights))
-        return _ratio(each.sum(1), (total > 0).sum(1).astype(np.float64))
+        return _ratio(_ratio(2 * hits, total).sum(1), (total > 0).sum(1).astype(np.float64))
 
     return score
 
@@ -65,8 +70,25 @@ def spearman(predictions: Floats, references: Floats) -> Scorer:
     return lambda weights: _correlation(weights, rank_x(weights), rank_y(weights))
 
 
-CLASS_SCORES = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-VALUE_SCORES = {"pearson": pearson, "spearman": spearman}
+def mse(predictions: Floats, references: Floats) -> Scorer:
+    """Mean squared error, lower is better."""
+    errors = (predictions - references) ** 2
+    return lambda weights: _ratio(weights @ errors, weights.sum(1))
+
+
+# With one label a row, micro F1 is accuracy.
+CLASS_SCORES = {"accuracy": accuracy, "f1": f1, "f1_macro": f1_macro, "f1_micro": accuracy, "matthews": matthews}
+VALUE_SCORES = {"pearson": pearson, "spearman": spearman, "mse": mse}
+
+LOWER_IS_BETTER = frozenset({"mse"})
+"""As in `tasks.metrics`, which is not imported here so that a report can be drawn without torch."""
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """The least and the largest value a metric can take."""
+    if metric == "mse":
+        return 0.0, np.inf
+    return (-1.0 if metric in ("matthews", "pearson", "spearman") else 0.0), 1.0
 
 
 def scorer(metric: str, predictions: NDArray[np.generic], references: NDArray[np.generic], classes: int) -> Scorer:

@@ -95,6 +95,8 @@ class Method:
     """The field that a parameter budget sets; None where the method has no size."""
     learning_rate: ClassVar[float] = 1e-3
     """Recommended peak rate for AdamW: the middle of the comparison's search."""
+    starts_as_base: ClassVar[bool] = True
+    """Whether a new adapter changes no output until it is trained; a property where that depends on the fields."""
     view: ClassVar[View]
 
     def pick(self, sites: Sites) -> list[Site]:
@@ -204,6 +206,11 @@ class Union(Method):
         """The geometric mean of the members' recommended rates."""
         rates = torch.tensor([member.learning_rate for member in self.members], dtype=torch.float64)
         return float(rates.log().mean().exp())
+
+    @property
+    def starts_as_base(self) -> bool:  # type: ignore[override]
+        """Whether every member does."""
+        return all(member.starts_as_base for member in self.members)
 
     def pick(self, sites: Sites) -> list[Site]:
         return [site for member in self.members for site in member.pick(sites)]

@@ -95,6 +95,11 @@ class Bottleneck(Method):
     learning_rate: ClassVar[float] = 1e-3
     view: ClassVar[View] = View("U f(D x)", "sequential", "output of attention and FFN", "add")
 
+    @property
+    def starts_as_base(self) -> bool:  # type: ignore[override]
+        """Whether U = 0 at the start."""
+        return self.init == "identity"
+
     def check(self) -> None:
         at_least(self, size=1)
 

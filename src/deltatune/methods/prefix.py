@@ -103,6 +103,7 @@ class Prefix(Method):
 
     size_field: ClassVar[str | None] = "length"
     learning_rate: ClassVar[float] = 5e-3
+    starts_as_base: ClassVar[bool] = False
     view: ClassVar[View] = View("softmax(x W_q P_kᵀ) P_v", "parallel", "attention output, head by head", "gated")
 
     def check(self) -> None:

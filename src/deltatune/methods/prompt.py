@@ -63,6 +63,7 @@ class Prompt(Method):
 
     size_field: ClassVar[str | None] = "length"
     learning_rate: ClassVar[float] = 2e-2
+    starts_as_base: ClassVar[bool] = False
     view: ClassVar[View] = View("P[i] − h", "none", "input embeddings at virtual tokens", "replace")
 
     def check(self) -> None:

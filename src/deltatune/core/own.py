@@ -18,12 +18,16 @@ class Own(Delta):
     def init_(self, rng: Rng, base: nn.Module) -> None:
         self.module = copy.deepcopy(base).requires_grad_(True)
 
+    def own(self, x: Tensor) -> Tensor:
+        """The copy's output, in x's dtype: the copy is float32 also beside a base in bfloat16."""
+        out: Tensor = self.module(x.to(next(self.module.parameters()).dtype))
+        return out.to(x.dtype)
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
-        return out - h
+        return self.own(x) - h
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        out: Tensor = self.module(x)
+        out = self.own(x)
         return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
 
     def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -78,6 +78,10 @@ def probe(model: nn.Module, facts: Facts) -> Tensor | None:
     if not facts.vocabulary:
         return None
     ids = torch.randint(0, facts.vocabulary, (2, 8), generator=generator_for(0, "probe"))
+    end = getattr(model.config, "eos_token_id", None)
+    if isinstance(end, int):  # T5's and BART's classifiers read the end token, of which each row must have as many
+        ids[ids == end] = (end + 1) % facts.vocabulary
+        ids[:, -1] = end
     ids = ids.to(next(model.parameters()).device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if facts.encoder_decoder:

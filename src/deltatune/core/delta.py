@@ -151,6 +151,11 @@ class Method:
         """The single methods of a union; itself otherwise."""
         return (self,)
 
+    @property
+    def label(self) -> str:
+        """Short name for tables and plots, without sizes."""
+        return type(self).__name__
+
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
@@ -230,6 +235,10 @@ class Union(Method):
         """Scale every member's size so that the largest becomes `size`, each at least 1."""
         largest = self.size or 1
         return Union(tuple(member.sized(max(1, round((member.size or 1) * size / largest))) for member in self.members))
+
+    @property
+    def label(self) -> str:
+        return " + ".join(member.label for member in self.members)
 
     def limit(self, sites: Sites) -> int:
         limits = [member.limit(sites) for member in self.members if member.size is not None]

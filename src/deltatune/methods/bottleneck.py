@@ -103,6 +103,10 @@ class Bottleneck(Method):
     def check(self) -> None:
         at_least(self, size=1)
 
+    @property
+    def label(self) -> str:
+        return f"{self.form.capitalize()} adapter"
+
     def pick(self, sites: Sites) -> list[Site]:
         norms = [site for site in sites.values() if site.kind == "norm"] if self.norms else []
         if self.norms and not norms:

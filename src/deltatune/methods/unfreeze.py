@@ -42,8 +42,19 @@ class Unfreeze(Method):
     layers: int | None = None
     """Number of blocks from the top, of each stack; None for every weight, 0 for none (only the task's head)."""
 
-    learning_rate: ClassVar[float] = 1e-4
     view: ClassVar[View] = View("W′ x − W x", "none", "weights", "replace")
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """1e-4 for all weights, 3e-4 for the top ones, 1e-2 for a head alone."""
+        return 1e-4 if self.layers is None else 3e-4 if self.layers else 1e-2
+
+    @property
+    def label(self) -> str:
+        return "Full" if self.layers is None else f"Top {self.layers} layers" if self.layers else "Probe"
+
+    def __repr__(self) -> str:
+        return "Full()" if self.layers is None else f"TopLayers({self.layers})" if self.layers else "Probe()"
 
     def check(self) -> None:
         if self.layers is not None:

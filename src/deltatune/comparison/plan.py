@@ -1,0 +1,223 @@
+"""What a comparison will do: methods at one budget, rates to try, seeds; checked whole before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deltatune.core.budget import Budget, fit_budget, read_budget
+from deltatune.core.delta import Method
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.host import Host
+from deltatune.core.text import parse
+from deltatune.data.splits import Data
+from deltatune.tasks.backbone import load_backbone
+from deltatune.tasks.classify import Classify
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.task import Encoded
+from deltatune.training import Settings, encode_for
+
+DEFAULT_METHODS = (
+    "LoRA()",
+    "Bottleneck(form='houlsby')",
+    "Bottleneck(form='pfeiffer')",
+    "Bottleneck(form='parallel')",
+    "Prefix()",
+    "BitFit()",
+    "Probe()",
+    "Full()",
+)
+"""Compared when none are named: the size-fitted families, and three reference lines."""
+DEFAULT_BUDGET = "0.5%"
+STEP = 3.0
+"""Neighbouring rates of the search differ by this factor."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method of the comparison, at its size."""
+
+    method: Method
+    rates: tuple[float, ...]
+    """Learning rates to try, ascending, around the recommended one."""
+    params: int
+    """Trainable parameters, the head left out."""
+
+    @property
+    def text(self) -> str:
+        """The method's text form, by which it is known in all files."""
+        return repr(self.method)
+
+    @property
+    def reference(self) -> bool:
+        """Whether it has no size that a budget could set."""
+        return self.method.size is None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run."""
+
+    stage: Literal["search", "final"]
+    contender: Contender
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a comparison needs, encoded and checked."""
+
+    name: str
+    out: Path
+    model: str
+    host: Host
+    tokenizer: Any
+    data: Data
+    task: Classify
+    head: HeadConfig
+    splits: dict[str, Encoded]
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+    budget: Budget | None
+
+    @property
+    def searches(self) -> list[Cell]:
+        """Cells of the search; methods with one rate need none."""
+        return [
+            Cell("search", contender, rate, self.seeds[0])
+            for contender in self.contenders
+            for rate in contender.rates
+            if len(contender.rates) > 1
+        ]
+
+    @property
+    def total(self) -> int:
+        """Number of training runs: the search's best one is the first seed's final run."""
+        return sum(len(c.rates) + len(self.seeds) - 1 if len(c.rates) > 1 else len(self.seeds) for c in self.contenders)
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """Everything that determines a cell's result, as plain data."""
+        settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
+        return {
+            "model": self.model,
+            "base_params": self.host.sites.base_params,
+            "data": {"name": self.data.name, "origin": self.data.origin, "digest": _digest(self.splits)},
+            "task": self.task.to_json(),
+            "head": self.head.to_json(),
+            "method": cell.contender.text,
+            "settings": settings,
+        }
+
+    def key(self, cell: Cell) -> str:
+        """Short name of a cell's identity: equal for equal runs, whenever they were done."""
+        text = json.dumps(self.identity(cell), sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def make_plan(
+    data: Data,
+    *,
+    model: str = "builtin",
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    budget: str | int | None = DEFAULT_BUDGET,
+    seeds: int = 3,
+    rates: int = 3,
+    settings: Settings | None = None,
+    max_length: int = 128,
+    metric: str = "",
+    head: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Plan:
+    """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
+
+    `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the largest that
+    fits, whatever size it was given; None keeps the sizes as given. `rates` learning rates are tried a method.
+    Raises DeltatuneError listing every method that cannot run on this model, before anything is trained.
+    """
+    raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
+    settings = settings or Settings()
+    backbone, tokenizer = load_backbone(model, pooler=(head or {}).get("pooling") == "pooler")
+    host = Host(backbone)
+    task = Classify(labels=data.labels, text=data.text, label=data.label, max_length=max_length, metric=metric)
+    found = None if budget is None else read_budget(budget, host.sites)
+    contenders = _contenders(host, methods, found, rates)
+    splits = _encode(host, task, data, tokenizer, contenders)
+    return Plan(
+        name=f"{data.name} on {Path(model).name}",
+        out=Path(out) if out is not None else Path("runs") / data.name,
+        model=model,
+        host=host,
+        tokenizer=tokenizer,
+        data=data,
+        task=task,
+        head=task.head_config(backbone.config, **(head or {})),
+        splits=splits,
+        contenders=contenders,
+        seeds=tuple(range(seeds)),
+        settings=settings,
+        budget=found,
+    )
+
+
+def spread_rates(middle: float, count: int) -> tuple[float, ...]:
+    """`count` rates around a recommended one, each STEP times the one before; an even count leans low."""
+    first = -(count // 2)
+    return tuple(float(f"{middle * STEP ** (first + i):.2g}") for i in range(count))
+
+
+def _contenders(
+    host: Host, methods: Sequence[str | Method], budget: Budget | None, rates: int
+) -> tuple[Contender, ...]:
+    found: dict[str, Contender] = {}
+    problems = []
+    for given in methods:
+        try:
+            method = parse(given) if isinstance(given, str) else given
+            if budget is not None:
+                method = fit_budget(method, host.sites, budget.params)
+            contender = Contender(method, spread_rates(method.learning_rate, rates), method.count(host.sites))
+        except DeltatuneError as error:
+            problems.append(f"{given}: {error}")
+            continue
+        if contender.text in found:
+            problems.append(f"{given}: it is {contender.text}, which is in the comparison already")
+        found[contender.text] = contender
+    raise_all(problems, "these methods cannot be compared here:" if problems else "")
+    if not found:
+        raise DeltatuneError("name at least one method, for example --methods 'LoRA()' 'BitFit()'")
+    return tuple(found.values())
+
+
+def _encode(
+    host: Host, task: Classify, data: Data, tokenizer: Any, contenders: tuple[Contender, ...]
+) -> dict[str, Encoded]:
+    """Encode once; each method is attached for a moment, so that what cannot work is known before the first run."""
+    encoded: dict[str, Encoded] = {}
+    problems = []
+    for contender in contenders:
+        host.attach("candidate", contender.method)
+        try:
+            if encoded:
+                encode_for(host, "candidate", task, data.train[:1], tokenizer)
+            else:
+                encoded = {
+                    name: encode_for(host, "candidate", task, rows, tokenizer) for name, rows in data.splits().items()
+                }
+        except DeltatuneError as error:
+            problems.append(f"{contender.text}: {error}")
+        finally:
+            host.detach("candidate")
+    raise_all(problems, "these methods cannot be compared here:" if problems else "")
+    return encoded
+
+
+def _digest(splits: dict[str, Encoded]) -> str:
+    text = json.dumps({name: list(rows) for name, rows in splits.items()}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

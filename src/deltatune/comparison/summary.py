@@ -1,0 +1,162 @@
+"""From the records of a comparison to its summary: one entry a method, plain data that the report and others read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import statistics
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from deltatune.comparison.plan import Contender, Plan
+from deltatune.comparison.recommend import recommend
+from deltatune.comparison.records import Records
+from deltatune.comparison.statistics import (
+    Interval,
+    PscpConstants,
+    intervals_of,
+    pscp,
+    resample,
+    ties_of,
+)
+
+Record = dict[str, Any]
+RESAMPLES = 2000
+
+
+def summarise(
+    plan: Plan,
+    finals: Mapping[str, list[Record]],
+    records: Records,
+    searched: Mapping[str, list[Record]],
+    failed: list[Record],
+    elapsed: float,
+) -> dict[str, Any]:
+    """Statistics over all finished cells, in the schema that `report.write_report` reads."""
+    spans, ties = _judge(plan, finals, records)
+    entries = [
+        _entry(plan, contender, finals[contender.text], searched.get(contender.text, []), spans, ties, failed)
+        for contender in plan.contenders
+    ]
+    summary: dict[str, Any] = {
+        "schema": 1,
+        "name": plan.name,
+        "model": plan.model,
+        "data": {
+            "name": plan.data.name,
+            "origin": plan.data.origin,
+            "rows": {name: len(rows) for name, rows in plan.splits.items()},
+            "labels": list(plan.data.labels),
+            "notes": list(plan.data.notes),
+        },
+        "task": "classify" if plan.task.labels else "regression",
+        "metric": plan.task.metric,
+        "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
+        "base_params": plan.host.sites.base_params,
+        "head_params": plan.head.outputs * (plan.head.width + 1),
+        "seeds": list(plan.seeds),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elapsed_seconds": elapsed,
+        "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, "max_length": plan.task.max_length},
+        "head": plan.head.to_json(),
+        "versions": versions(),
+        "majority": _majority(plan),
+        "methods": entries,
+        "failed": [
+            {key: record[key] for key in ("method", "learning_rate", "seed", "stage", "error")} for record in failed
+        ],
+        "pscp_constants": dataclasses.asdict(PscpConstants()),
+    }
+    return summary | {"recommendation": recommend(summary)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("deltatune", "torch", "transformers", "tokenizers", "accelerate", "numpy")
+    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
+
+
+def _judge(
+    plan: Plan, finals: Mapping[str, list[Record]], records: Records
+) -> tuple[dict[str, Interval], dict[str, bool]]:
+    predictions = {
+        text: [plan.task.predictions(records.logits(record["cell"])) for record in each]
+        for text, each in finals.items()
+        if each
+    }
+    if not predictions:
+        return {}, {}
+    references = plan.splits["test"].references
+    draws = resample(plan.task.metric, predictions, references, RESAMPLES, labels=len(plan.task.labels))
+    return intervals_of(draws), ties_of(draws)
+
+
+def _entry(
+    plan: Plan,
+    contender: Contender,
+    final: list[Record],
+    searched: list[Record],
+    spans: Mapping[str, Interval],
+    ties: Mapping[str, bool],
+    failed: list[Record],
+) -> dict[str, Any]:
+    metric = plan.task.metric
+    entry: dict[str, Any] = {
+        "method": contender.text,
+        "name": contender.method.label,
+        "reference": contender.reference,
+        "params": contender.params,
+        "head_params": plan.head.outputs * (plan.head.width + 1),
+        "share": contender.params / plan.host.sites.base_params,
+        "metric": metric,
+        "score": None,
+        "ci95": None,
+        "tied_with_best": False,
+        "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == contender.text})) or None,
+        "search": sorted((record["learning_rate"], record["scores"]["validation"][metric]) for record in searched),
+    }
+    if not final:
+        return entry
+    span, first = spans[contender.text], final[0]
+    memory = [record["peak_memory_bytes"] for record in final if record["peak_memory_bytes"]]
+    return entry | {
+        "score": span.mean,
+        "ci95": [span.low, span.high],
+        "tied_with_best": ties[contender.text],
+        "seed_scores": [record["scores"]["test"][metric] for record in final],
+        "scores": _mean_scores(final),
+        "learning_rate": first["learning_rate"],
+        "rate_at_edge": len(contender.rates) > 1
+        and first["learning_rate"] in (contender.rates[0], contender.rates[-1]),
+        "head_params": first["head_params"],
+        "train_seconds": statistics.mean(record["train_seconds"] for record in final),
+        "examples_per_second": statistics.mean(record["examples_per_second"] for record in final),
+        "peak_memory_bytes": max(memory) if memory else None,
+        "adapter_bytes": first["adapter_bytes"],
+        "adapter": first["adapter"],
+        "latency_ratio": first.get("latency_ratio"),
+        "latency_ratio_folded": first.get("latency_ratio_folded"),
+        "extra_flops": first.get("extra_flops"),
+        "pscp": pscp(span.mean, contender.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
+        "curves": [
+            {"seed": record["seed"], "loss": record["history"], "validation": record["evaluations"]} for record in final
+        ],
+    }
+
+
+def _mean_scores(final: list[Record]) -> dict[str, float]:
+    names = final[0]["scores"]["test"]
+    return {name: statistics.mean(record["scores"]["test"][name] for record in final) for name in names}
+
+
+def _majority(plan: Plan) -> dict[str, float] | None:
+    """The primary metric of always answering the training rows' most frequent label."""
+    if not plan.task.labels:
+        return None
+    labels, counts = np.unique(plan.splits["train"].references, return_counts=True)
+    references = plan.splits["test"].references
+    return {"score": plan.task.measure(np.full(len(references), labels[counts.argmax()]), references)}

@@ -113,9 +113,7 @@ class _Runner:
     def cell(self, cell: Cell) -> Record:
         """Run one cell, or take it from the records."""
         key = self.plan.key(cell) + ("" if cell.stage == "search" else "-test")
-        final = Cell("final", cell.contender, cell.rate, cell.seed)
-        tested = self.records.get(self.plan.key(final) + "-test", adapter=True)
-        known = self.records.get(key, adapter=tested is None)
+        known = self.records.get(key, adapter=cell.stage == "final" or not self._is_tested(cell.contender))
         if known is None:
             self.tell("cell_start", words(cell), next=self._next())
             start = time.perf_counter()
@@ -128,6 +126,11 @@ class _Runner:
             "cell_done" if known["status"] == "ok" else "cell_failed", words(cell), record=known, next=self._next()
         )
         return known
+
+    def _is_tested(self, contender: Contender) -> bool:
+        """Whether the first seed is done, so that the adapters of the search are needed no longer."""
+        first = (Cell("final", contender, rate, self.plan.seeds[0]) for rate in contender.rates)
+        return any(self.records.get(self.plan.key(cell) + "-test", adapter=True) for cell in first)
 
     def _next(self) -> str | None:
         return self.queue[self.done + 1] if self.done + 1 < len(self.queue) else None

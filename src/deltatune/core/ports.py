@@ -113,6 +113,13 @@ class EmbedPort(Port):
         self.ids = args[0]
         return (args[0].clamp(max=self.vocabulary - 1), *args[1:])
 
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Hook: virtual ids have no vector of their own, so a weighted prompt adds to zero."""
+        if not self.active:
+            return None
+        virtual = self.input(args) >= self.vocabulary
+        return super().__call__(module, args, output.masked_fill(virtual.unsqueeze(-1), 0))
+
     def input(self, args: tuple[Any, ...]) -> Tensor:
         """The ids before clamping (B, T)."""
         assert self.ids is not None

@@ -6,6 +6,7 @@ Lengths, masks, labels, caches and generation then see ordinary tokens; only the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,13 +29,17 @@ class PromptSeam:
         self.route = Route()
         self.mask: Tensor | None = None
         """Attention mask (B, T') of the last forward as the model saw it; None if every token was real."""
+        self._names = tuple(signature(model.forward).parameters)
         model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch = {**kwargs, "input_ids": args[0]} if args else kwargs
+        batch = {**dict(zip(self._names, args, strict=False)), **kwargs}
         inserted = bool(self.lengths) and self.lacking(batch)
         if inserted:
             batch = self.insert(batch)
+            if self.facts.decoder and "position_ids" in self._names and batch.get("position_ids") is None:
+                # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
+                batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         mask = batch.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         return ((), batch) if inserted else None
@@ -42,7 +47,10 @@ class PromptSeam:
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with every row's prompt in front."""
         lengths = self.of_rows(len(batch["input_ids"])) if isinstance(batch.get("input_ids"), Tensor) else []
-        return insert_prompts(batch, lengths, self.facts.vocabulary, self.pad, left=self.facts.decoder)
+        longer = insert_prompts(batch, lengths, self.facts.vocabulary, self.pad, left=self.facts.decoder)
+        if self.facts.encoder_decoder and "labels" in batch:  # the decoder's, whatever their length
+            longer["labels"] = batch["labels"]
+        return longer
 
     def of_rows(self, batch: int) -> Sequence[int]:
         """Virtual tokens of each row of a batch."""

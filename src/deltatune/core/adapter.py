@@ -66,6 +66,10 @@ class Adapter(nn.Module):
         """Whether the adapter may share a batch with others."""
         return all(delta.mixes for _, _, delta in self.entries())
 
+    def longest(self, what: str) -> int:
+        """The largest value that any Delta declares of its `tokens` or its `shift`."""
+        return max((int(getattr(delta, what)) for _, _, delta in self.entries()), default=0)
+
     def finished(self) -> Adapter:
         """The adapter as it is kept after training: reparametrisations replaced by what they compute."""
         done = Adapter(self.method.finished(), self.head, self.extra)

@@ -90,7 +90,8 @@ class Host:
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
-        adapter = build_adapter(method, self.sites, self.model, seed=seed, head=head, extra=extra or {})
+        with self._weights.put_back():
+            adapter = build_adapter(method, self.sites, self.model, seed=seed, head=head, extra=extra or {})
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
@@ -240,7 +241,9 @@ class Host:
                 continue
             tap = self._tap(site) if site.kind == "sublayer" and delta.reads != "output" else None
             norm = self.model.get_submodule(site.norm) if site.norm else None
-            self._port(site).entries.append(Entry(name, site, delta, tap, norm))
+            for place in [s for s in self.sites.values() if s.kind == "embed"] if delta.tokens else [site]:
+                # T5's and BART's classifiers hand the encoder's ids, virtual ones too, to the decoder.
+                self._port(place).entries.append(Entry(name, place, delta, tap, norm))
 
     def _unplug(self, name: str) -> None:
         for port in self._ports.values():
@@ -284,9 +287,7 @@ class Host:
             self._attention = None
 
     def _longest(self, active: set[str], what: str) -> dict[str, int]:
-        lengths = {
-            name: max((getattr(d, what) for _, _, d in self.adapters[name].entries()), default=0) for name in active
-        }
+        lengths = {name: self.adapters[name].longest(what) for name in active}
         return {name: length for name, length in lengths.items() if length}
 
     @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.delta import Delta
@@ -24,25 +25,49 @@ class WeightSeam:
                     self.places.setdefault(id(parameter), []).append((module, attribute))
         self.originals: dict[str, nn.Parameter] = {}
         """Base parameters that are swapped out at present, by path."""
+        self.active: tuple[Adapter, ...] = ()
+        self.masters: dict[str, nn.Parameter] = {}
+        """Swapped-in values whose dtype is not the base's (float32 beside bfloat16), by path."""
+        model.register_forward_pre_hook(self._cast)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """The base with its own weights, while an adapter takes its initial values from them."""
+        active = self.active
+        self.arrange(())
+        try:
+            yield
+        finally:
+            self.arrange(active)
 
     def arrange(self, adapters: Iterable[Adapter]) -> None:
         """Put the originals back, then swap in what the given adapters own."""
+        self.active = tuple(adapters)
         for path, original in self.originals.items():
             self._put(path, original)
         self.originals.clear()
-        for adapter in adapters:
+        self.masters.clear()
+        for adapter in self.active:
             for _, site, delta in adapter.entries():
                 if site.kind == "weight":
                     self._swap(site.name, delta)
 
     def _swap(self, path: str, delta: Delta) -> None:
         self.originals[path] = self.model.get_parameter(path)
-        self._put(path, delta.get_parameter("value"))
+        value = delta.get_parameter("value")
+        self._put(path, value)
+        if value.dtype != self.originals[path].dtype:
+            self.masters[path] = value
 
-    def _put(self, path: str, parameter: nn.Parameter) -> None:
+    def _cast(self, model: nn.Module, args: object) -> None:
+        """Pre-hook of the whole model: show the base its own dtype; gradients reach the master values."""
+        for path, value in self.masters.items():
+            self._put(path, value.to(self.originals[path].dtype))
+
+    def _put(self, path: str, parameter: Tensor) -> None:
         original = self.originals[path]
         for module, attribute in self.places[id(original)]:
-            module._parameters[attribute] = parameter
+            module._parameters[attribute] = parameter  # type: ignore[assignment]  # a cast is no Parameter
 
     def original(self, path: str) -> nn.Parameter:
         """The base's own parameter at a path, swapped out or not."""

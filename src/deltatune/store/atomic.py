@@ -85,13 +85,17 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _replace(work: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.replace(work, folder)
-    else:  # a full folder cannot be renamed over: the old one steps aside first
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        os.replace(folder, aside / "old")
-        os.replace(work, folder)
+    if folder.exists():  # a full folder cannot be renamed over: the old one steps aside first
+        aside = work.with_name(work.name + ".old")
+        os.replace(folder, aside)
+        try:
+            os.replace(work, folder)
+        except BaseException:
+            os.replace(aside, folder)
+            raise
         shutil.rmtree(aside)
+    else:
+        os.replace(work, folder)
     _sync(folder.parent)
 
 

@@ -1,164 +1,50 @@
-"""Tiny random models and a tokenizer, made from configs in memory: nothing is downloaded.
+"""The tiny random models of `deltatune.testing`, and a tokenizer for them: nothing is downloaded.
 
     model = tiny("llama", "lm")
     model(**inputs("llama"))
-
-Every size differs where a mix-up of axes could hide: width 32, ffn 48, 4 heads of 8 (Llama: 2 key-value heads).
 """
 
-from typing import Any, Literal
-
-import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
+from transformers import PreTrainedTokenizerFast
+
+from deltatune.testing.models import (
+    BOS,
+    CONFIGS,
+    ENCODER_DECODERS,
+    ENCODERS,
+    EOS,
+    LABELS,
+    MASK,
+    PAD,
+    POSITIONS,
+    UNK,
+    VOCABULARY,
+    Head,
+    Kind,
+    inputs,
+    tiny,
 )
 
-Kind = Literal[
-    "bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2", "gpt_neox", "opt", "t5", "bart", "mpnet"
+__all__ = [
+    "BOS",
+    "CONFIGS",
+    "ENCODERS",
+    "ENCODER_DECODERS",
+    "EOS",
+    "LABELS",
+    "MASK",
+    "PAD",
+    "POSITIONS",
+    "UNK",
+    "VOCABULARY",
+    "Head",
+    "Kind",
+    "inputs",
+    "tiny",
+    "tiny_tokenizer",
 ]
-Head = Literal["classify", "lm"] | None
-
-PAD, BOS, EOS, UNK, MASK = range(5)
-VOCABULARY = 101
-POSITIONS = 128
-LABELS = 3
-
-ENCODER_DECODERS = {"t5", "bart"}
-ENCODERS = {"bert", "roberta", "distilbert", "mpnet"}
-
-_SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-_MIDDLE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": POSITIONS,
-    "initializer_range": 0.1,
-}
-_GROUPED = {**_MIDDLE, "num_key_value_heads": 2, "head_dim": 8}
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {**_MIDDLE},
-    # RoBERTa and MPNet count positions from the padding id + 1.
-    "roberta": {**_MIDDLE, "max_position_embeddings": POSITIONS + PAD + 1, "type_vocab_size": 1},
-    "mpnet": {**_MIDDLE, "max_position_embeddings": POSITIONS + PAD + 1},
-    "distilbert": {
-        "dim": 32,
-        "hidden_dim": 48,
-        "n_layers": 2,
-        "n_heads": 4,
-        "max_position_embeddings": POSITIONS,
-        "initializer_range": 0.1,
-    },
-    "gpt2": {
-        "n_embd": 32,
-        "n_inner": 48,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": POSITIONS,
-        "initializer_range": 0.1,
-    },
-    "llama": _GROUPED,
-    "mistral": _GROUPED,
-    "qwen2": _GROUPED,
-    "gpt_neox": _MIDDLE,
-    "opt": {
-        "hidden_size": 32,
-        "word_embed_proj_dim": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": POSITIONS,
-        "init_std": 0.1,
-    },
-    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": PAD},
-    "bart": {
-        "d_model": 32,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "max_position_embeddings": POSITIONS,
-        "init_std": 0.1,
-        "decoder_start_token_id": EOS,
-        "forced_eos_token_id": None,
-    },
-}
-
-
-def tiny(kind: Kind, head: Head = None, seed: int = 0, **config: Any) -> PreTrainedModel:
-    """A fresh model of this kind in eval mode, the same for the same seed; `config` changes single settings."""
-    settings = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, num_labels=LABELS, **_SPECIAL, **{**CONFIGS[kind], **config}
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _class(kind, head).from_config(settings)
-        _wake_(model)
-    return model.eval()
-
-
-def _class(kind: Kind, head: Head) -> Any:
-    if head == "classify":
-        return AutoModelForSequenceClassification
-    if head == "lm":
-        if kind in ENCODER_DECODERS:
-            return AutoModelForSeq2SeqLM
-        return AutoModelForMaskedLM if kind in ENCODERS else AutoModelForCausalLM
-    return AutoModel
-
-
-@torch.no_grad()
-def _wake_(model: PreTrainedModel) -> None:
-    """Moves biases and norms off 0 and 1: a forgotten or doubled bias must change the output."""
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.1 * torch.randn_like(parameter))
-
-
-def inputs(
-    kind: Kind,
-    head: Head = None,
-    *,
-    rows: int = 3,
-    length: int = 7,
-    seed: int = 0,
-    padding: Literal["right", "left", "none"] = "right",
-) -> dict[str, Any]:
-    """Random tokens and their mask, both (rows, length); every row but the first is shorter by some padding.
-
-    Encoder-decoders get decoder tokens too, (rows, 4), except to classify: those read the input once more.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(MASK + 1, VOCABULARY, (rows, length), generator=generator)
-    ids[:, -1] = EOS  # BART's classifier reads the last end token of a row
-    mask = torch.ones_like(ids)
-    if padding != "none":
-        for row in range(1, rows):
-            gone = 1 + (row - 1) % (length - 1)
-            mask[row, :gone] = 0
-            ids[row, :gone] = PAD
-        if padding == "right":
-            for row in range(rows):
-                gone = int((mask[row] == 0).sum())
-                ids[row], mask[row] = ids[row].roll(-gone), mask[row].roll(-gone)
-    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if kind in ENCODER_DECODERS and head != "classify":
-        batch["decoder_input_ids"] = torch.randint(MASK + 1, VOCABULARY, (rows, 4), generator=generator)
-    return batch
-
 
 WORDS = [
     "good",

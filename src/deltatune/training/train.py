@@ -1,0 +1,178 @@
+"""Train one adapter of a host on a task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
+from deltatune.store.fingerprint import base_identity
+from deltatune.tasks.task import Encoded, Row, Task
+from deltatune.training import checkpoint, memory
+from deltatune.training.features import Probe, extract, probed
+from deltatune.training.forward import Tuned
+from deltatune.training.order import Batches, Order
+from deltatune.training.predict import acting, collate_on, device_of, encode_for, predict
+from deltatune.training.settings import Settings, half
+from deltatune.training.state import digest_of
+from deltatune.training.trainer import DeltaTrainer, OnStep, arguments, names_of
+from deltatune.training.watch import idle
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run did."""
+
+    history: list[tuple[int, float]]
+    """(step, loss) of every optimiser step."""
+    evaluations: list[tuple[int, dict[str, float]]]
+    """(step, scores on the validation rows); the last one is the trained adapter's. Empty without validation rows."""
+    seconds: float
+    """Time spent training, without evaluations and checkpoints; over all sessions of a resumed run."""
+    examples_per_second: float
+    """Rows trained on, repeats counted, a second."""
+    peak_memory_bytes: int | None
+    """Highest memory while training: the GPU's, or the process's on Linux; None where it cannot be measured."""
+    learning_rate: float
+    """The peak rate used."""
+    bfloat16: bool
+    """Whether the base ran under bfloat16 autocast."""
+    truncated: int = 0
+    """Training and validation rows that were cut at the task's max_length."""
+    idle: tuple[str, ...] = ()
+    """Trainable tensors that this task's head does not read, such as the base's pooler: they stayed what they were."""
+    resumed: int = 0
+    """The step this session went on from."""
+
+
+def train(
+    host: Host,
+    name: str,
+    task: Task,
+    rows_train: Sequence[Row] | Encoded,
+    rows_validation: Sequence[Row] | Encoded | None,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> Outcome:
+    """Train adapter `name` and score it on the validation rows; rows may be encoded already.
+
+    With `out`, checkpoints go there, and a run that was stopped goes on from the newest complete one when called
+    again in the same way. Reparametrisations are dropped at the end (`host.finish_`); route and modes of the model are
+    left as found. Raises DeltatuneError for rows the task refuses, a checkpoint of another run, a trainable tensor
+    that does not learn, and a loss that is not finite.
+    """
+    settings = resolved(settings or Settings(), host, name)
+    rows = rows_train if isinstance(rows_train, Encoded) else encode_for(host, name, task, rows_train, tokenizer)
+    if not len(rows):
+        raise DeltatuneError("there are no rows to train on")
+    validation = validation_rows(host, name, task, rows_validation, tokenizer)
+    bfloat16 = half(host.model, settings.precision)
+    precision = "bfloat16" if bfloat16 else "float32"
+
+    def evaluate() -> dict[str, float]:
+        return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
+
+    place = Path(out) if out is not None else None
+    each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
+    with acting(host, name, training=True):
+        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch)
+        resume = checkpoint.newest(place) if place is not None else None
+        memory.reset_peak(device_of(host))
+        trainer.run(resume)
+        peak = memory.peak(device_of(host))
+    host.finish_(name)
+    done = trainer.progress
+    if len(validation) and not (done.evaluations and done.evaluations[-1][0] == trainer.state.global_step):
+        done.evaluations.append((trainer.state.global_step, evaluate()))
+    return Outcome(
+        history=done.history,
+        evaluations=done.evaluations,
+        seconds=done.seconds,
+        examples_per_second=done.rows / done.seconds if done.seconds else 0.0,
+        peak_memory_bytes=peak,
+        learning_rate=settings.learning_rate or 0.0,
+        bfloat16=bfloat16,
+        truncated=rows.truncated + validation.truncated,
+        idle=tuple(sorted(idle(host, name))),
+        resumed=checkpoint.step_of(resume) if resume else 0,
+    )
+
+
+def resolved(settings: Settings, host: Host, name: str) -> Settings:
+    """Settings with a rate: the method's recommended one where none is given."""
+    if name not in host.adapters:
+        raise DeltatuneError(f"no adapter is called {name!r}; attached: {', '.join(host.adapters) or 'none'}")
+    if settings.learning_rate is not None:
+        return settings
+    return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
+
+
+def validation_rows(
+    host: Host, name: str, task: Task, rows: Sequence[Row] | Encoded | None, tokenizer: PreTrainedTokenizerBase
+) -> Encoded:
+    """The validation rows, encoded; none are an empty list."""
+    if isinstance(rows, Encoded):
+        return rows
+    return encode_for(host, name, task, rows, tokenizer) if rows else Encoded([])
+
+
+def build(
+    host: Host,
+    name: str,
+    task: Task,
+    rows: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    out: Path | None,
+    on_step: OnStep | None,
+    evaluate: Callable[[], dict[str, float]] | None,
+) -> DeltaTrainer:
+    """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
+    bfloat16 = half(host.model, settings.precision)
+    collate = collate_on(host, name, tokenizer, rows)
+    head = probed(host, name, len(rows))
+    model: nn.Module
+    data: Any
+    batch: Callable[[Any], dict[str, torch.Tensor]]
+    if head is None:
+        model, data, batch = Tuned(host, name, task, bfloat16), list(rows), collate
+    else:
+        host.model.eval()
+        model, data, batch = Probe(head, task), extract(host, head, rows, collate, bfloat16), as_it_is
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = Order(lengths, settings.batch_size, settings.accumulation, settings.seed, settings.length_grouping)
+    loader = Batches(data, order, batch)
+    every = settings.checkpoint_every or -(-len(order) // settings.accumulation)
+    args = arguments(settings, device_of(host), every, out)
+    identity = identity_of(host, name, task, rows, settings) if out is not None else None
+    return DeltaTrainer(model, host, name, task, loader, settings, args, on_step, evaluate, identity)
+
+
+def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Features come in batches already."""
+    return batch
+
+
+def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint must agree on before training goes on from it, as plain data."""
+    adapter = host.adapters[name]
+    return {
+        "method": repr(adapter.method),
+        "adapter_seed": adapter.seed,
+        "tensors": names_of(host.trainable(name)),
+        "base": base_identity(host),
+        "task": task.to_json(),
+        "rows": [len(rows), digest_of(list(rows))],
+        **{f"settings.{field}": value for field, value in dataclasses.asdict(settings).items()},
+        "bfloat16": half(host.model, settings.precision),
+    }

@@ -1,0 +1,243 @@
+"""transformers.Trainer for adapters: their parameters alone are optimised and saved, quietly, and resumed exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_scheduler
+from transformers.utils.import_utils import is_accelerate_available
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
+from deltatune.tasks.task import Task
+from deltatune.training import checkpoint, state
+from deltatune.training.order import Batches
+from deltatune.training.settings import Settings
+from deltatune.training.watch import Watch, idle
+
+OnStep = Callable[[int, int, float, float], None]
+"""Called after each optimiser step with (step, total, loss, learning rate)."""
+
+
+class Arguments(TrainingArguments):
+    """TrainingArguments on the base's own device: nothing is moved, wrapped or written by the Trainer itself."""
+
+    n_gpu = 1
+    should_save = False
+    place_model_on_device = False
+
+
+def arguments(settings: Settings, device: torch.device, every: int, out: Path | None) -> TrainingArguments:
+    """What the Trainer needs to know; a checkpoint every `every` steps where there is a folder for them."""
+    if not is_accelerate_available():
+        raise DeltatuneError("training needs accelerate: pip install 'deltatune[train]'")
+    return Arguments(
+        output_dir=str(out or "."),
+        use_cpu=device.type == "cpu",
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=max(1, settings.batch_size // settings.accumulation),
+        gradient_accumulation_steps=settings.accumulation,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        save_strategy="no" if out is None else "steps",
+        save_steps=every,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+@dataclass
+class Progress:
+    """What happened so far; a checkpoint carries it on."""
+
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(step, loss) of every optimiser step."""
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(step, scores on the validation rows)."""
+    seconds: float = 0.0
+    """Time spent in steps, without evaluations and checkpoints."""
+    rows: int = 0
+    """Rows trained on, repeats counted."""
+
+
+class DeltaTrainer(Trainer):
+    """Trains one adapter of a host through `model`, a module with a loss around it (Tuned or Probe)."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        host: Host,
+        name: str,
+        task: Task,
+        loader: Batches,
+        settings: Settings,
+        args: TrainingArguments,
+        on_step: OnStep | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`settings.learning_rate` is set. `identity` tells runs apart: a checkpoint of another is refused."""
+        self.host, self.name, self.task, self.settings = host, name, task, settings
+        self.loader, self.on_step, self.evaluation = loader, on_step, evaluate
+        self.identity = dict(identity or {})
+        self.progress = Progress()
+        self.clock = 0.0
+        unread = idle(host, name)
+        self.parameters = [(n, p) for n, p in host.trainable(name) if n not in unread]
+        super().__init__(model, args, train_dataset=loader.dataset)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Watch(name, self.parameters))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Without accelerate's full garbage collection (0.2 s and more) at the start of a run: nothing is there yet."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.free_memory = lambda *objects: list(objects)
+
+    # --- rows, optimiser, schedule ---
+
+    def get_train_dataloader(self) -> Batches:
+        """The loader as given: accelerate would shuffle it with the global random state."""
+        return self.loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The forward passes of one step, and over how many items their summed loss is divided."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.progress.rows += sum(len(batch["labels"]) for batch in batches)
+        return batches, sum(self.task.items(batch["labels"]) for batch in batches)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the adapter's tensors; those of one dimension do not decay."""
+        if self.optimizer is None:
+            matrices = [(n, p) for n, p in self.parameters if p.dim() > 1]
+            vectors = [(n, p) for n, p in self.parameters if p.dim() <= 1]
+            groups = [(matrices, self.settings.weight_decay), (vectors, 0.0)]
+            self.names = [n for members, _ in groups for n, _ in members]
+            self.optimizer = torch.optim.AdamW(
+                [{"params": [p for _, p in members], "weight_decay": decay} for members, decay in groups if members],
+                lr=self.settings.learning_rate or 0.0,
+                fused=all(p.device.type in ("cpu", "cuda", "mps") for _, p in self.parameters),
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up, then the schedule of the settings."""
+        if self.lr_scheduler is None:
+            kind = self.settings.schedule
+            optimizer = optimizer or self.optimizer
+            self.lr_scheduler = get_scheduler(
+                "constant_with_warmup" if kind == "constant" else kind,
+                optimizer,
+                math.ceil(self.settings.warmup * num_training_steps),
+                num_training_steps,
+            )
+        return self.lr_scheduler
+
+    # --- after each step ---
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's report of a step: kept, handed to `on_step`, and checked. Nothing is printed."""
+        if "loss" not in logs:
+            return  # the closing summary
+        step, loss, rate = self.state.global_step, float(logs["loss"]), float(logs["learning_rate"])
+        self._stop_clock()
+        if not math.isfinite(loss):
+            raise DeltatuneError(f"the loss became {loss} in step {step} (rate {rate:.2g}); lower the learning_rate")
+        self.progress.history.append((step, loss))
+        if self.evaluation is not None and step % self.steps_per_epoch == 0:
+            self.progress.evaluations.append((step, self.evaluation()))
+        if self.on_step is not None:
+            self.on_step(step, self.state.max_steps, loss, rate)
+        self.clock = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        self.progress.seconds += time.perf_counter() - self.clock
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the rows."""
+        return math.ceil(len(self.loader) / self.settings.accumulation)
+
+    # --- checkpoints ---
+
+    def run(self, resume: Path | None) -> None:
+        """Train from the start, or from a checkpoint on. Raises DeltatuneError if that one is of another run."""
+        if resume is not None:
+            state.check_same_run(resume, checkpoint.record_of(resume, "run")["identity"], self.identity)
+        self.clock = time.perf_counter()
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            if self.optimizer is not None:
+                self.optimizer.state.clear()  # the moments go now, not when the cycles around a Trainer are collected
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter alone, as the host does."""
+        self._save_adapter(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_adapter(self, folder: Path) -> None:
+        self.host.save(self.name, folder, training=True)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        tensors = {
+            "optimizer": state.optimizer_tensors(self.optimizer, self.names),
+            "random": state.random_tensors(),
+        }
+        scheduler: Any = self.lr_scheduler
+        optimizer: Any = self.optimizer
+        run = {
+            "identity": self.identity,
+            "progress": vars(self.progress),
+            "scheduler": scheduler.state_dict(),
+            "rates": [group["lr"] for group in optimizer.param_groups],
+            "random": state.random_record(),
+        }
+        records = {"run": run, "trainer_state": vars(self.state) | {"stateful_callbacks": {}}}
+        checkpoint.write(Path(str(self.args.output_dir)), self.state.global_step, self._save_adapter, tensors, records)
+        self.clock = time.perf_counter()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        checkpoint.load_adapter_(self.host, self.name, folder)
+        stored = checkpoint.record_of(folder, "run")["progress"]
+        self.progress.history = [(int(step), float(loss)) for step, loss in stored["history"]]
+        self.progress.evaluations = [(int(step), dict(scores)) for step, scores in stored["evaluations"]]
+        self.progress.seconds, self.progress.rows = stored["seconds"], stored["rows"]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_schedule_(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint))
+
+
+def load_schedule_(trainer: DeltaTrainer, folder: Path) -> None:
+    """Give a trainer the optimiser's and the schedule's state of a checkpoint."""
+    run = checkpoint.record_of(folder, "run")
+    tensors: dict[str, Tensor] = checkpoint.tensors_of(folder, "optimizer")
+    state.load_optimizer_(trainer.optimizer, trainer.names, tensors, run["rates"])
+    scheduler: Any = trainer.lr_scheduler
+    scheduler.load_state_dict(run["scheduler"])
+
+
+def load_random(folder: Path) -> None:
+    """Put all random generators where a checkpoint has them."""
+    state.restore_random(checkpoint.tensors_of(folder, "random"), checkpoint.record_of(folder, "run")["random"])
+
+
+def names_of(parameters: Sequence[tuple[str, nn.Parameter]]) -> dict[str, list[int]]:
+    """Shapes by name: part of what tells runs apart."""
+    return {name: list(parameter.shape) for name, parameter in parameters}

@@ -91,7 +91,7 @@ def build_adapter(
 ) -> Adapter:
     """Build a method's Deltas on a model, in float32 (float64 on a float64 base), on the base's device.
 
-    `head`: a module to keep as the task's head; None gives the adapter its own copy of the model's task heads; False none.
+    `head`: a module to keep as the task's head; None gives the adapter copies of the model's task heads; False none.
     Initial values depend on (seed, tensor name) alone.
     """
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
@@ -125,8 +125,7 @@ def _put(adapter: Adapter, key: str, site: Site, delta: Delta) -> None:
 
 def _initialise(adapter: Adapter, model: nn.Module, seed: int) -> None:
     for label, shared in adapter.shared.items():
-        if hasattr(shared, "init_"):
-            shared.init_(_rng(seed, label))
+        shared.init_(_rng(seed, label))  # type: ignore[operator]  # what a method shares has init_, as Deltas have
     for key, site, delta in adapter.entries():
         delta.init_(_rng(seed, key), model.get_submodule(site.module))
     like = next(p for p in model.parameters() if p.is_floating_point())

@@ -31,12 +31,14 @@ def open_seam(model: nn.Module) -> str:
 
     Raises DeltatuneError for implementations without a dense mask (flash attention, flex attention).
     """
-    inner = str(model.config._attn_implementation)
+    config: Any = model.config
+    inner = str(config._attn_implementation)
     if inner.startswith("deltatune_"):
         return inner.removeprefix("deltatune_")
     if inner not in _INNER:
         raise DeltatuneError(
-            f"key-value prefixes need attention 'sdpa' or 'eager', this model runs {inner!r}; load it with attn_implementation='sdpa'"
+            f"key-value prefixes need attention 'sdpa' or 'eager', this model runs {inner!r}; "
+            "load it with attn_implementation='sdpa'"
         )
     name = f"deltatune_{inner}"
     AttentionInterface.register(name, _function(inner))
@@ -93,7 +95,7 @@ def _extended(
     mask: Tensor | None,
     options: Any,
 ) -> Any:
-    """Attention over the Delta's keys and values in front of the real ones. Shapes: q (B, H, T, K), k and v (B, H_kv, S, K)."""
+    """Attention over the Delta's keys and values in front of the real ones: q (B, H, T, K), k and v (B, H_kv, S, K)."""
     keys, values = delta(k, v)  # (B, H_kv, P + S, K)
     length = keys.shape[2] - k.shape[2]
     if mask is None and getattr(module, "is_causal", False) and q.shape[2] > 1:
@@ -108,10 +110,10 @@ def _extended(
 
 
 def _mixed(
-    plain: Callable[..., Any], active: Sequence[tuple[Delta, Share]], module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-    mask: Tensor | None, options: Any,
+    plain: Callable[..., Any], active: Sequence[tuple[Delta, Share]], module: nn.Module, q: Tensor, k: Tensor,
+    v: Tensor, mask: Tensor | None, options: Any,
 ) -> Tensor:  # fmt: skip
-    """`a + sum_i w_i * (a_i - a)` row by row, where `a_i` is attention with adapter i's prefix. Returns (B, T, H, K)."""
+    """`a + sum_i w_i * (a_i - a)` row by row, `a_i` being attention with adapter i's prefix. Returns (B, T, H, K)."""
     a: Tensor = plain(module, q, k, v, mask, **options)[0]
     out = a
     for delta, (rows, weight) in active:

@@ -29,7 +29,7 @@ def task_heads(model: nn.Module) -> list[str]:
     base = getattr(model, "base_model", model)
     if base is model:
         return []
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     inside = set(map(id, output.modules())) if isinstance(output, nn.Module) else set()
     found = []
     for name, child in model.named_children():
@@ -84,7 +84,7 @@ def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
 
 
 def _distinct(key: str, keys: list[str]) -> str:
-    """`"encoder."` for the stack at `model.encoder.layers` beside one at `model.decoder.layers`; `""` for a lone stack."""
+    """`"encoder."` for the stack `model.encoder.layers` beside a `model.decoder.layers`; `""` for a lone stack."""
     if len(keys) == 1:
         return ""
     mine, others = key.split("."), [other.split(".") for other in keys if other != key]

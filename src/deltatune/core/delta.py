@@ -35,7 +35,7 @@ class Delta(nn.Module):
     """A change of one representation. Subclasses are written for `x`, `h` of shape (..., width)."""
 
     reads: Literal["input", "output", "normed"] = "input"
-    """What `x` is: the site's input, its output `h`, or `h` after the block's own residual sum and LayerNorm (post-LN)."""
+    """What `x` is: the site's input, its output `h`, or `h` after a post-LN block's own residual sum and LayerNorm."""
     mixes: bool = True
     """May share a batch with other adapters, of any method."""
     folds: bool = False
@@ -54,8 +54,9 @@ class Delta(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        """Return `h + weight * Delta(x, h)`; subclasses override it only to compute the same thing faster or exactly."""
-        return h + weight * self(x, h)
+        """Return `h + weight * Delta(x, h)`; subclasses override it only to compute the same faster or exactly."""
+        changed: Tensor = h + weight * self(x, h)
+        return changed
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         """Set the initial values; `base` is the module at the site (never to be changed)."""
@@ -71,7 +72,7 @@ class Delta(nn.Module):
 
 @dataclass(frozen=True)
 class View:
-    """The four facts of the unified view (He et al. 2022, https://arxiv.org/abs/2110.04366) that each method declares."""
+    """The facts of the unified view (He et al. 2022, https://arxiv.org/abs/2110.04366) that each method declares."""
 
     form: str
     """Functional form of the change."""

@@ -1,4 +1,4 @@
-"""Checking the fields of a frozen dataclass against their annotations, so that a wrong value is caught where it is given."""
+"""Checking the fields of a frozen dataclass against their annotations: a wrong value is caught where it is given."""
 
 from __future__ import annotations
 

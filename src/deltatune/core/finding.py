@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -97,8 +98,8 @@ def _parts(model: nn.Module, site: Site, role: str) -> dict[str, Site]:
 
 
 def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
-    config = model.config
-    heads = config.num_attention_heads
+    config: Any = model.config
+    heads: int = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or (1 if getattr(config, "multi_query", False) else heads)
     leaf = site.module.rpartition(".")[2]
@@ -115,19 +116,23 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
 
 
 def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Site]) -> Iterator[Site]:
-    """The sublayer as a whole (input read, output changed before the residual sum) and, for attention, its keys and values."""
+    """The sublayer as a whole (output changed before the residual sum) and, for attention, its keys and values."""
     first = ("gate_up", "in", "gate") if group == "ffn" else ("qkv", "q")
     entry = next((named[f"{group}.{role}"] for role in first if f"{group}.{role}" in named), None)
     end = named.get(f"{group}.out" if group == "ffn" else f"{group}.o")
     key = named.get(f"{group}.k")
     if group != "ffn" and entry is not None and key is not None:
-        yield replace(entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
-                      params=0, bias=False, transposed=False, slice=None)  # fmt: skip
+        yield replace(
+            entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
+            params=0, bias=False, transposed=False, slice=None,
+        )  # fmt: skip
     if entry is None or end is None:
         return
     norm = _post_norm(model.get_submodule(block.path), block) if group == "ffn" else None
-    yield replace(end, name=f"{block.name}.{group}", kind="sublayer", read=entry.module, width_in=entry.width_in, norm=norm,
-                  params=0, bias=False, transposed=False)  # fmt: skip
+    yield replace(
+        end, name=f"{block.name}.{group}", kind="sublayer", read=entry.module, width_in=entry.width_in, norm=norm,
+        params=0, bias=False, transposed=False,
+    )  # fmt: skip
 
 
 def _post_norm(module: nn.Module, block: Block) -> str | None:
@@ -147,7 +152,7 @@ def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
 
 
 def _norm(name: str, path: str, module: nn.Module) -> Site:
-    width = module.weight.shape[0]  # type: ignore[union-attr,index]
+    width = int(getattr(module, "weight").shape[0])  # noqa: B009 (nn.Module's type knows no weight)
     bias = getattr(module, "bias", None) is not None
     return Site(name, "norm", path, path, width, width, params=width * (1 + bias), bias=bias)
 
@@ -227,7 +232,7 @@ def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
 
 
 def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
-    """Every distinct base parameter; `layer` is its block's number, `depth` for what lies above the blocks, else None."""
+    """Every distinct base parameter; `layer`: its block's number, `depth` for what lies above the blocks, or None."""
     for path, parameter in model.named_parameters():
         if path.split(".")[0] in heads or path.split(".")[0] == "deltatune":
             continue
@@ -262,7 +267,8 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
 
 
 def _causal(model: nn.Module) -> bool:
-    kind = model.config.model_type
+    config: Any = model.config
+    kind = config.model_type
     generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return generates or any(getattr(module, "is_causal", False) is True for _, module in modules_of(model))
 

@@ -53,7 +53,7 @@ class Host:
 
     @property
     def mask(self) -> Tensor | None:
-        """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if all were real."""
+        """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if none was."""
         return self._prompts.mask
 
     @property
@@ -163,7 +163,8 @@ class Host:
             worst = self.folded[name]
             self.unfold_(name)
             raise DeltatuneError(
-                f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; it was undone"
+                f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "
+                "it was undone"
             )
         return self.folded[name]
 

@@ -1,4 +1,4 @@
-"""Ports: the permanent hooks of the modules that adapters change. Attaching and routing change their data, not the hooks."""
+"""Ports: the permanent hooks of the modules that adapters change. Attaching and routing change data, not hooks."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class Port:
         x = entry.tap.value
         if x is None:
             raise DeltatuneError(
-                f"site {entry.site.name!r} was reached before its input at {entry.site.read!r}; is the order of calls unusual?"
+                f"site {entry.site.name!r} was reached before its input at {entry.site.read!r}; "
+                "this model calls its parts in an order that cannot be followed"
             )
         return entry.norm(h + x) if entry.delta.reads == "normed" and entry.norm is not None else x
 
@@ -173,13 +174,18 @@ def take(h: Tensor, cut: Slice | None) -> Tensor:
         return h
     if cut.groups == 1:
         return h[..., cut.start : cut.start + cut.width]
-    return h.unflatten(-1, (cut.groups, -1))[..., cut.start : cut.start + cut.width].flatten(-2)
+    return _split(h, cut.groups)[..., cut.start : cut.start + cut.width].flatten(-2)
 
 
 def put(h: Tensor, cut: Slice | None, part: Tensor) -> Tensor:
     """A copy of (..., width) with the part that a slice names replaced."""
     if cut is None:
         return part
-    whole = h.unflatten(-1, (cut.groups, -1))
-    part = part.unflatten(-1, (cut.groups, -1)).to(h.dtype)
-    return torch.slice_scatter(whole, part, -1, cut.start, cut.start + cut.width).flatten(-2)
+    whole = _split(h, cut.groups)
+    return torch.slice_scatter(
+        whole, _split(part, cut.groups).to(h.dtype), -1, cut.start, cut.start + cut.width
+    ).flatten(-2)
+
+
+def _split(h: Tensor, groups: int) -> Tensor:
+    return h.reshape(*h.shape[:-1], groups, -1)

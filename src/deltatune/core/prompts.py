@@ -71,7 +71,7 @@ class PromptSeam:
 
 
 def insert_prompts(
-    batch: dict[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool
+    batch: Mapping[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool
 ) -> dict[str, Any]:
     """Return the batch with `lengths[i]` virtual ids before the first real token of row i.
 

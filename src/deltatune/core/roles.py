@@ -1,4 +1,7 @@
-"""The one table of module names: which leaf of a block plays which role. With `core.finding`, all that knows Hugging Face."""
+"""The one table of module names: which leaf of a block plays which role.
+
+With `core.blocks` and `core.finding` it is all that knows Hugging Face's names.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def registry() -> dict[str, Callable[..., Method]]:
                 point.load()
             except Exception as error:
                 raise DeltatuneError(
-                    f"the method package {point.name!r} ({point.value}) cannot be imported: {error}; mend or uninstall it"
+                    f"the methods {point.name!r} ({point.value}) cannot be imported: {error}; mend or uninstall them"
                 ) from error
     return dict(sorted(REGISTRY.items()))
 
@@ -44,7 +44,7 @@ def parse(text: str) -> Method:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise DeltatuneError(
-            f"cannot read the method {text!r}: {error.msg}; write it as a call, for example LoRA(r=8) or LoRA(r=8) + BitFit()"
+            f"cannot read the method {text!r}: {error.msg}; write a call, such as LoRA(r=8) or LoRA(r=8) + BitFit()"
         ) from None
     return _read(tree, text)
 
@@ -71,7 +71,8 @@ def _value(node: ast.expr, text: str) -> Any:
     except ValueError:
         piece = ast.get_source_segment(text.strip(), node) or "?"
         raise DeltatuneError(
-            f"cannot read the value {piece} in the method {text!r}; values are numbers, strings in quotes, True, False, None or tuples"
+            f"cannot read the value {piece} in the method {text!r}; "
+            "values are numbers, strings in quotes, True, False, None or tuples"
         ) from None
 
 

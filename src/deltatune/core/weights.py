@@ -1,4 +1,4 @@
-"""The weight seam: an adapter's own parameters stand in for the base's while its route is on; the originals are kept."""
+"""The weight seam: an adapter's own parameters stand in for the base's while its route is on; originals are kept."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, Method, Rng, View
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.sites import Site, Sites
+from deltatune.core.sites import Kind, Site, Sites
 
 
 class Bias(Delta):
@@ -55,13 +55,14 @@ class BitFit(Method):
     view: ClassVar[View] = View("b", "sequential", "output of every map with a bias", "add")
 
     def pick(self, sites: Sites) -> list[Site]:
-        kinds = ("linear", "norm")
+        kinds: tuple[Kind, ...] = ("linear", "norm")
         wanted = sites.match(self.sites, kinds=kinds) if self.sites else [s for s in sites.values() if s.kind in kinds]
         wanted = [site for site in wanted if not _covered(site, wanted)]
         found = [site for site in wanted if site.bias or self.missing == "add"]
         if not found:
             raise DeltatuneError(
-                f"this {sites.facts.architecture} has no biases at {self.sites or 'any site'}; BitFit(missing='add') trains new zero ones"
+                f"this {sites.facts.architecture} has no biases at {self.sites or 'any site'}; "
+                "BitFit(missing='add') trains new zero ones"
             )
         return found
 

@@ -85,7 +85,7 @@ class Bottleneck(Method):
     scale: float = 1.0
     """The multiplier s; He et al. use 4 for generation and 2 for understanding."""
     init: Literal["identity", "small"] = "identity"
-    """`identity`: U = 0, so that the start is the base exactly; `small`: Houlsby's truncated normal of deviation 1e-3."""
+    """`identity`: U = 0, so that the start is the base exactly; `small`: Houlsby's truncated normal, deviation 1e-3."""
     norms: bool = False
     """Also train the LayerNorms, as Houlsby et al. do."""
     sites: str | tuple[str, ...] = ""

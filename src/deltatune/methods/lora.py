@@ -40,7 +40,7 @@ class LowRank(Delta):
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         if isinstance(weight, Tensor) or h.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
-            return h + weight * self(x, h)
+            return super().add(h, x, weight)
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         low = F.linear(x, self.A.to(x.dtype))

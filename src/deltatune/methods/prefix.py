@@ -24,7 +24,7 @@ class KeyValues(Delta):
         self.shift = shift
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
-        # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model strongly.
+        # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model a lot.
         nn.init.normal_(self.keys, std=0.02, generator=rng("keys"))
         nn.init.normal_(self.values, std=0.02, generator=rng("values"))
 
@@ -95,7 +95,7 @@ class Prefix(Method):
     length: int = 16
     """Positions P put in front."""
     mlp: int = 0
-    """Width of the reparametrising network while training (512 or 800 in the paper); 0 trains the vectors themselves."""
+    """Width of the reparametrising network while training (512 or 800 in the paper); 0 trains the vectors alone."""
     shift_positions: bool = True
     """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
     sites: str | tuple[str, ...] = "*.kv"
@@ -122,7 +122,8 @@ class Prefix(Method):
         return Trunk(self.length, picked[0].width_in, self.mlp) if self.mlp else None
 
     def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
-        assert isinstance(delta, Reparametrised) and isinstance(shared, Trunk)
+        assert isinstance(delta, Reparametrised)
+        assert isinstance(shared, Trunk)
         delta.trunk = [shared]
 
     def cost(self, site: Site) -> int:

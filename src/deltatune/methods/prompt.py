@@ -57,7 +57,7 @@ class Prompt(Method):
     length: int = 20
     """Virtual tokens P."""
     init: Literal["vocabulary", "uniform", "ids"] = "vocabulary"
-    """`vocabulary`: drawn from the 5,000 first rows of the table; `uniform`: U(-0.5, 0.5); `ids`: the given tokens, the rest drawn."""
+    """`vocabulary`: drawn from the first 5,000 rows; `uniform`: U(-0.5, 0.5); `ids`: the given tokens, then drawn."""
     ids: tuple[int, ...] = ()
     """Token ids whose embeddings the first vectors start from: a text, or the words of the labels."""
 

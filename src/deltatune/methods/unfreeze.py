@@ -35,7 +35,7 @@ class Weight(Delta):
 class Unfreeze(Method):
     """W ← W′ for the weights of the top `layers` blocks and what lies above them
 
-    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), and feature-based training of the head alone (`Probe()`).
+    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), and training of the head on fixed features (`Probe()`).
     The base's own values are kept, so the adapter detaches like any other. It runs alone: it cannot share a batch.
     """
 

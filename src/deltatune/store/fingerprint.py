@@ -48,7 +48,7 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
         ]
     if saved.get("content") != here["content"] and not other_base:
         return [
-            f"the base has the right shapes but other weights than {saved.get('name')!r}, which the adapter was trained on; "
+            f"the base has the right shapes but other weights than {saved.get('name')!r}, which it was trained on; "
             "load that base, or say other_base=True (--other-base) if you mean it"
         ]
     return []
@@ -62,4 +62,4 @@ def _prefix(host: Host) -> str:
     found = [path for path, module in host.model.named_modules() if module is base]
     if not found:
         raise DeltatuneError(f"{type(host.model).__name__} names a base model that is not one of its modules")
-    return found[0] + "."
+    return f"{found[0]}."

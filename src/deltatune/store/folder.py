@@ -29,7 +29,7 @@ CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
 
 
 def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
-    """Write one adapter; the folder appears whole or not at all. Raises before writing if a tensor is empty or not finite."""
+    """Write one adapter; the folder appears whole or not at all. Refuses tensors that are empty or not finite."""
     live = host.adapters[name]
     training = bool(extra.get("training"))
     kept = {**live.extra, **{key: value for key, value in extra.items() if key != "training"}}
@@ -63,7 +63,7 @@ def knows(folder: Path) -> bool:
 
 
 def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
-    """Attach the adapter of a folder. Strict: one error lists everything that is missing, extra, misshapen or foreign."""
+    """Attach the adapter of a folder. Strict: one error lists all that is missing, extra, misshapen or foreign."""
     config = read_config(folder)
     raise_all(compare_bases(config["base"], host, other_base), f"adapter {folder} does not fit this model:")
     method = method_from_json(config["method"], folder)

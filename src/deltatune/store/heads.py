@@ -1,4 +1,4 @@
-"""Heads in an adapter's folder: each kind is built again by the entry point of group `deltatune.heads` that it names."""
+"""Heads in an adapter's folder: each kind is built again by the entry point of `deltatune.heads` that it names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltatune.core.errors import DeltatuneError
 
 
 def head_to_json(head: nn.Module | None) -> dict[str, Any] | None:
-    """What a head is built from again: its `kind` and `config`; a module of the user's own is kept by its class name."""
+    """What a head is built from again: its `kind` and `config`; a module of the user's own leaves its class name."""
     if head is None:
         return None
     kind, config = getattr(head, "kind", None), getattr(head, "config", None)

@@ -1,4 +1,4 @@
-"""Reading a folder that HF PEFT wrote. LoRA in all its settings that mean the same here; the rest is refused by name."""
+"""Reading a folder that HF PEFT wrote: LoRA in all settings that mean the same here; the rest is refused by name."""
 
 from __future__ import annotations
 

@@ -63,6 +63,11 @@ def empty_backbone(model_name: str) -> PreTrainedModel:
     return model
 
 
+def best_device() -> torch.device:
+    """Where a model runs best on this machine: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
     """Where the model is (a folder or a hub name) and its config. Raises DeltatuneError when there is none."""
     place = _place(model_name)

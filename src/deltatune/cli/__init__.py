@@ -1,0 +1,25 @@
+"""The command line, a file a command. Importing it imports no torch: commands do, when they run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `deltatune` with these arguments (by default the process's own) and return its exit code.
+
+    0 done, 1 unexpected failure, 2 a mistake that the user can mend, 130 interrupted.
+    """
+    missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"error: the command line needs {' and '.join(missing)}.\n"
+            'Install what is missing: pip install "deltatune[cli]"',
+            file=sys.stderr,
+        )
+        return 2
+    from deltatune.cli.app import run
+
+    return run(sys.argv[1:] if argv is None else list(argv))

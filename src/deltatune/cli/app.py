@@ -1,0 +1,64 @@
+"""The commands in one place, and what holds for all of them: help, version, debugging."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from deltatune.cli import compare, env, evaluate, methods, predict, sites, train
+from deltatune.cli.endings import ended
+from deltatune.cli.help import Command, Group
+
+app = typer.Typer(
+    name="deltatune",
+    cls=Group,
+    help="Adapt a frozen pretrained transformer by training a small part of it, and find out which method is best.",
+    epilog="Start with: deltatune compare",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(cls=Command, rich_help_panel="Train")(compare.compare)
+app.command(cls=Command, rich_help_panel="Train")(train.train)
+app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
+app.command(cls=Command, rich_help_panel="Use")(predict.predict)
+app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
+app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
+app.command(cls=Command, rich_help_panel="Look up")(env.env)
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and warnings; DELTATUNE_DEBUG=1 does too.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+    if version:
+        print(f"deltatune {metadata.version('deltatune')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line and return the exit code."""
+    debug = "--debug" in argv or os.environ.get("DELTATUNE_DEBUG", "") not in ("", "0")
+    argv = [word for word in argv if word != "--debug"]  # it may stand anywhere
+    command = typer.main.get_command(app)
+    arguments = compare.spread(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? in their place
+    code = ended(lambda: command.main(args=arguments, prog_name="deltatune", standalone_mode=False), debug)
+    sys.stdout.flush()
+    return code

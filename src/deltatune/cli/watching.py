@@ -1,0 +1,155 @@
+"""What a running comparison shows: a live picture in a terminal, a line a finished run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from deltatune.cli.progress import time_left
+from deltatune.cli.screen import console, table
+from deltatune.comparison.formats import rate, score, seconds
+from deltatune.comparison.weighted import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from deltatune.comparison.run import Event
+
+Record = Mapping[str, Any]
+
+
+class Watching(AbstractContextManager["Watching"]):
+    """Called with each event of a comparison; a context, so that the live picture ends with it."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.console = console(stderr=True)
+        self.live = (
+            Live(console=self.console, transient=True, refresh_per_second=4) if self.console.is_terminal else None
+        )
+        self.done, self.total = 0, 0
+        self.left: float | None = None
+        self.now: str | None = None
+        self.next: str | None = None
+        self.detail: dict[str, Any] = {}
+        self.best: Record | None = None
+
+    def __enter__(self) -> Watching:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in what happened and show it."""
+        self.done, self.total, self.left = event.done, event.total, event.seconds_left
+        if event.kind == "cell_start":
+            self.now, self.next, self.detail = event.text, event.detail.get("next"), {}
+        elif event.kind == "step":
+            self.now, self.detail = event.text, event.detail
+        elif event.kind in ("cell_done", "cell_failed"):
+            self._ended(event)
+        if self.live:
+            self.live.update(self.picture())
+
+    def _ended(self, event: Event) -> None:
+        """A run is over, in this session or (then it was never started here) in an earlier one."""
+        record: Record = event.detail.get("record") or {}
+        before = "" if self.now == event.text else ", from an earlier session"
+        self.now = None
+        if event.kind == "cell_failed":
+            problem = str(record.get("error") or "").partition("\n")[0]
+            self.console.print(f"failed: {event.text}: {problem}")
+            return
+        if self._better(record):
+            self.best = record
+        if self.live is None:
+            took = before or f" in {seconds(record.get('train_seconds'))}"
+            left = f", {time_left(event.seconds_left)} left" if event.seconds_left else ""
+            self.console.print(
+                f"{event.done}/{event.total}  {event.text}: {score(self._validation(record))}{took}{left}",
+                soft_wrap=True,
+            )
+
+    def _validation(self, record: Record | None) -> float | None:
+        scores = ((record or {}).get("scores") or {}).get("validation") or {}
+        return scores.get(self.metric)
+
+    def _better(self, record: Record) -> bool:
+        new, old = self._validation(record), self._validation(self.best)
+        return new is not None and (old is None or (new < old if self.metric in LOWER_IS_BETTER else new > old))
+
+    def picture(self) -> Group:
+        """Bar, what runs, what is next, the best so far."""
+        bar = Table.grid(padding=(0, 2, 0, 0))
+        left = f"{time_left(self.left)} left" if self.left is not None else ""
+        bar.add_row(ProgressBar(self.total or None, self.done, width=30), f"{self.done} of {self.total} runs", left)
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        lines.add_column(no_wrap=True, style="dim")
+        lines.add_column(no_wrap=True, overflow="ellipsis")
+        lines.add_row("now", self._now())
+        lines.add_row("next", self.next or "–")
+        lines.add_row("best", self._best())
+        return Group(bar, lines)
+
+    def _now(self) -> str:
+        if self.now is None:
+            return "–"
+        if "steps" not in self.detail:
+            return self.now
+        return f"{self.now}   step {self.detail['step']}/{self.detail['steps']}   loss {self.detail['loss']:.3f}"
+
+    def _best(self) -> str:
+        if self.best is None:
+            return "–"
+        where = f"{self.best['method']}, rate {rate(self.best['learning_rate'])}"
+        return f"{score(self._validation(self.best))} validation {self.metric}: {where}"
+
+
+def results(summary: Mapping[str, Any], width: int) -> Table:
+    """The closing table, the best method first; where the screen is narrow, methods go by short names."""
+    from deltatune.comparison.entries import entries
+
+    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    found = sorted(entries(summary), key=lambda e: (e.score is None, -sign * (e.score or 0.0)))
+    best = found[0].score if found else None
+    rows = []
+    for entry in found:
+        name = entry.row["method"] if width >= 110 else entry.label
+        ends = entry.interval
+        verdict = "best" if entry.score == best else "tied" if entry.row.get("tied_with_best") else ""
+        cells = [
+            f"{name}*" if entry.reference else name,
+            score(entry.score) if entry.score is not None else "failed",
+            f"±{(ends[1] - ends[0]) / 2:.3f}" if ends else "",
+            verdict if entry.score is not None else "",
+            *_costs(entry),
+        ]
+        rows.append([Text(cell, style="bold" if verdict else "") for cell in cells])
+    columns = ("method", summary["metric"], "95 %", "", "trained", "share", "time", "live", "folded")
+    return table(columns, rows, right=[summary["metric"], "95 %", "trained", "share", "time", "live", "folded"])
+
+
+def _costs(entry: Any) -> list[str]:
+    from deltatune.comparison.formats import count, ratio
+    from deltatune.comparison.recommend import percent
+
+    share = entry.number("share")
+    return [
+        count(entry.number("params")),
+        percent(share) if share is not None else "–",
+        seconds(entry.number("train_seconds")),
+        ratio(entry.number("latency_ratio")),
+        ratio(entry.number("latency_ratio_folded")),
+    ]

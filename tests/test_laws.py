@@ -1,0 +1,89 @@
+"""Every law of `deltatune.testing` × every registered method and some configurations × four tiny models.
+
+A new method is tested by being registered: nothing here names the methods, only VARIANTS of some.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+
+from deltatune import DeltatuneError, Host, parse
+from deltatune.core.text import registry
+from deltatune.testing import LAWS, MODELS, applies, demand, inputs, tiny
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    # Slices of a fused, transposed projection, the whole of it, and matrices of other widths.
+    "LoRA(r=3, sites='*.attn.{q,k,v,o}', dropout=0.1)": ("llama",),
+    "LoRA(r=3, sites='*.attn.q')": ("gpt2",),
+    "LoRA(r=2, sites='*.attn.{qkv,q}')": ("gpt2",),
+    "LoRA(r=3, alpha=2.0, sites='*.ffn.{in,out}')": ("bert", "gpt2"),
+    "LoRA(r=3, sites=('*.cross.{q,v}', 'decoder.*.ffn.out'))": ("t5",),
+    # Each form of a bottleneck, with and without LayerNorms.
+    "Bottleneck(size=5, norms=True)": ("llama", "t5"),
+    "Bottleneck(size=5, form='pfeiffer', norms=True)": ("bert",),
+    "Bottleneck(size=5, form='parallel', scale=4.0, activation='gelu')": ("t5",),
+    "Bottleneck(size=5, activation='swish', init='small', sites='*.attn')": ("gpt2",),
+    # Prefixes: through an MLP, without shifted positions, at one of T5's three attentions only.
+    "Prefix(length=3, mlp=5)": ("bert", "llama", "t5"),
+    "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),
+    "Prefix(length=3, sites='decoder.*.cross.kv')": ("t5",),
+    "Prompt(length=3, init='uniform')": ("gpt2",),
+    "Prompt(length=3, init='ids', ids=(7, 8))": ("t5",),
+    "BitFit(missing='add')": ("llama", "t5"),
+    "BitFit(sites='*.{attn.q,ffn.in}')": ("bert", "gpt2"),
+    "Unfreeze(layers=1)": ("t5",),
+    # Unions: MAM, everything with a prompt, the same method twice.
+    "Prefix(length=3) + Bottleneck(size=4, form='parallel')": ("bert", "gpt2"),
+    "Prompt(length=4) + LoRA(r=2) + BitFit(missing='add')": ("llama",),
+    "Prefix(length=2) + LoRA(r=2) + Prefix(length=3, mlp=4) + LoRA(r=3, sites='*.{q,o}')": ("t5",),
+}
+
+
+@cache
+def refusal(text: str, kind: str) -> str | None:
+    return applies(parse(text), kind)
+
+
+def defaults() -> list[str]:
+    """Every registered name with its defaults; names for the same method once."""
+    return list({repr(maker()): f"{name}()" for name, maker in registry().items()}.values())
+
+
+WANTED = [(text, kind) for text in defaults() for kind in MODELS]
+WANTED += [(text, kind) for text, kinds in VARIANTS.items() for kind in kinds]
+CASES = [(text, kind) for text, kind in WANTED if refusal(text, kind) is None]
+REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not None]
+
+
+@pytest.mark.parametrize(("text", "kind"), CASES)
+@pytest.mark.parametrize("law", LAWS)
+def test_law(law, text, kind):
+    demand(law, parse(text), kind)
+
+
+@pytest.mark.parametrize(("text", "kind"), REFUSED)
+def test_a_refusal_says_why_and_leaves_the_model_alone(text, kind):
+    model, batch = tiny(kind), inputs(kind)
+    with torch.no_grad():
+        before = model(**batch)[0]
+    host = Host(model)
+    with pytest.raises(DeltatuneError) as refused:
+        host.attach("a", parse(text))
+    message = str(refused.value)
+    assert type(model).__name__ in message, "the refusal must name the model"
+    assert len(message) > 40, f"this is no explanation: {message}"
+    assert not host.adapters
+    with torch.no_grad():
+        assert torch.equal(model(**batch)[0], before)
+    host.attach("a", parse("LoRA()"))  # the name is still free
+
+
+@pytest.mark.parametrize("text", [*defaults(), *VARIANTS])
+def test_every_method_applies_to_some_model(text):
+    assert any((text, kind) in CASES for kind in MODELS), f"{text} was tried on none of {MODELS}"
+
+
+def test_bitfit_is_refused_where_there_are_no_biases():
+    assert {("BitFit()", "llama"), ("BitFit()", "t5")} <= set(REFUSED)
+    assert "missing='add'" in refusal("BitFit()", "llama")

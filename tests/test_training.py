@@ -151,7 +151,12 @@ def test_virtual_tokens_take_room(tokenizer):
     for method in ("Prompt(length=9)", "Prefix(length=9)"):
         with pytest.raises(DeltatuneError, match="of which the adapter adds 9: set max_length to 119"):
             train(host_with(method), "a", task, ROWS, None, tokenizer, PLAIN)
-    rows = [{"text": "very " * 300, "label": "good"}, *ROWS[:5]]
+    long = [{"text": "very " * 300, "label": "good"}]
+    encoded = task.encode(long, tokenizer, positions=128)  # for an adapter that adds nothing
+    train(host_with(), "a", task, encoded, None, tokenizer, dataclasses.replace(PLAIN, max_steps=1))
+    with pytest.raises(DeltatuneError, match="up to 120 tokens and adapter 'a' adds 9, more than the 128"):
+        train(host_with("Prompt(length=9)"), "a", task, encoded, None, tokenizer, PLAIN)
+    rows = [*long, *ROWS[:5]]
     train(host_with("Prompt(length=8)"), "a", task, rows, None, tokenizer, dataclasses.replace(PLAIN, max_steps=1))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.batches import Collate, collate_for
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
@@ -30,7 +31,7 @@ def predict(
     precision: str = "auto",
 ) -> NDArray[Any]:
     """Return logits (N, C) in float32 for rows, encoded or not, with one adapter. Route and modes are left as found."""
-    encoded = rows if isinstance(rows, Encoded) else encode_for(host, name, task, rows, tokenizer, labelled=False)
+    encoded = encoded_rows(host, name, task, rows, tokenizer, labelled=False)
     if not len(encoded):
         return np.zeros((0, 0), np.float32)
     collate = collate_on(host, name, tokenizer, encoded)
@@ -41,6 +42,27 @@ def predict(
         )
     found: NDArray[Any] = logits.float().cpu().numpy()
     return found
+
+
+def encoded_rows(
+    host: Host,
+    name: str,
+    task: Task,
+    rows: Sequence[Row] | Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    labelled: bool = True,
+) -> Encoded:
+    """Encode rows that are not yet. Raises DeltatuneError for encoded ones too long for this adapter on this base."""
+    if not isinstance(rows, Encoded):
+        return encode_for(host, name, task, rows, tokenizer, labelled)
+    positions, taken = longest_input(host.model), room(host, name)
+    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    if positions is not None and longest + taken > positions:
+        raise DeltatuneError(
+            f"the encoded rows have up to {longest} tokens and adapter {name!r} adds {taken}, more than the "
+            f"{positions} this model takes: encode them with max_length={positions - taken} or less"
+        )
+    return rows
 
 
 def encode_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from deltatune.training import checkpoint, memory
 from deltatune.training.features import Probe, extract, probed
 from deltatune.training.forward import Tuned
 from deltatune.training.order import Batches, Order
-from deltatune.training.predict import acting, collate_on, device_of, encode_for, predict
+from deltatune.training.predict import acting, collate_on, device_of, encoded_rows, predict
 from deltatune.training.settings import Settings, half
 from deltatune.training.state import digest_of
 from deltatune.training.trainer import DeltaTrainer, OnStep, arguments, names_of
@@ -69,15 +70,14 @@ def train(
     With `out`, checkpoints go there, and a run that was stopped goes on from the newest complete one when called
     again in the same way. Reparametrisations are dropped at the end (`host.finish_`); route and modes of the model are
     left as found. Raises DeltatuneError for rows the task refuses, a checkpoint of another run, a trainable tensor
-    that does not learn, and a loss that is not finite.
+    that does not learn, and a loss that is not finite. The global random generators are seeded with the settings' seed.
     """
     settings = resolved(settings or Settings(), host, name)
-    rows = rows_train if isinstance(rows_train, Encoded) else encode_for(host, name, task, rows_train, tokenizer)
+    rows = encoded_rows(host, name, task, rows_train, tokenizer)
     if not len(rows):
         raise DeltatuneError("there are no rows to train on")
-    validation = validation_rows(host, name, task, rows_validation, tokenizer)
-    bfloat16 = half(host.model, settings.precision)
-    precision = "bfloat16" if bfloat16 else "float32"
+    validation = encoded_rows(host, name, task, rows_validation or [], tokenizer)
+    precision = "bfloat16" if half(host.model, settings.precision) else "float32"
 
     def evaluate() -> dict[str, float]:
         return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
@@ -85,15 +85,17 @@ def train(
     place = Path(out) if out is not None else None
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
     with acting(host, name, training=True):
-        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch)
-        resume = checkpoint.newest(place) if place is not None else None
         memory.reset_peak(device_of(host))
+        started = time.perf_counter()
+        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch)
+        trainer.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
+        resume = checkpoint.newest(place) if place is not None else None
         trainer.run(resume)
         peak = memory.peak(device_of(host))
     host.finish_(name)
-    done = trainer.progress
-    if len(validation) and not (done.evaluations and done.evaluations[-1][0] == trainer.state.global_step):
-        done.evaluations.append((trainer.state.global_step, evaluate()))
+    done, last = trainer.progress, trainer.state.global_step
+    if len(validation) and not (done.evaluations and done.evaluations[-1][0] == last):
+        done.evaluations.append((last, evaluate()))
     return Outcome(
         history=done.history,
         evaluations=done.evaluations,
@@ -101,7 +103,7 @@ def train(
         examples_per_second=done.rows / done.seconds if done.seconds else 0.0,
         peak_memory_bytes=peak,
         learning_rate=settings.learning_rate or 0.0,
-        bfloat16=bfloat16,
+        bfloat16=precision == "bfloat16",
         truncated=rows.truncated + validation.truncated,
         idle=tuple(sorted(idle(host, name))),
         resumed=checkpoint.step_of(resume) if resume else 0,
@@ -115,15 +117,6 @@ def resolved(settings: Settings, host: Host, name: str) -> Settings:
     if settings.learning_rate is not None:
         return settings
     return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
-
-
-def validation_rows(
-    host: Host, name: str, task: Task, rows: Sequence[Row] | Encoded | None, tokenizer: PreTrainedTokenizerBase
-) -> Encoded:
-    """The validation rows, encoded; none are an empty list."""
-    if isinstance(rows, Encoded):
-        return rows
-    return encode_for(host, name, task, rows, tokenizer) if rows else Encoded([])
 
 
 def build(

@@ -29,16 +29,23 @@ OnStep = Callable[[int, int, float, float], None]
 class Arguments(TrainingArguments):
     """TrainingArguments on the base's own device: nothing is moved, wrapped or written by the Trainer itself."""
 
+    base_device: torch.device = torch.device("cpu")
     n_gpu = 1
     should_save = False
     place_model_on_device = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is, not where the Trainer would put it."""
+        _ = self._setup_devices  # which has more effects than to name a device
+        return self.base_device
 
 
 def arguments(settings: Settings, device: torch.device, every: int, out: Path | None) -> TrainingArguments:
     """What the Trainer needs to know; a checkpoint every `every` steps where there is a folder for them."""
     if not is_accelerate_available():
         raise DeltatuneError("training needs accelerate: pip install 'deltatune[train]'")
-    return Arguments(
+    args = Arguments(
         output_dir=str(out or "."),
         use_cpu=device.type == "cpu",
         num_train_epochs=settings.epochs,
@@ -54,6 +61,12 @@ def arguments(settings: Settings, device: torch.device, every: int, out: Path | 
         disable_tqdm=True,
         report_to="none",
     )
+    args.base_device = device
+    if args.world_size > 1:
+        raise DeltatuneError(
+            f"training runs in one process, but {args.world_size} were started; start python, not torchrun"
+        )
+    return args
 
 
 @dataclass
@@ -101,8 +114,9 @@ class DeltaTrainer(Trainer):
         self.add_callback(Watch(name, self.parameters))
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Without accelerate's full garbage collection (0.2 s and more) at the start of a run: nothing is there yet."""
+        """Without moving anything, and without the full garbage collection (0.2 s and more) at the start of a run."""
         super().create_accelerator_and_postprocess()
+        self.accelerator.device_placement = False
         self.accelerator.free_memory = lambda *objects: list(objects)
 
     # --- rows, optimiser, schedule ---
@@ -217,7 +231,8 @@ class DeltaTrainer(Trainer):
         stored = checkpoint.record_of(folder, "run")["progress"]
         self.progress.history = [(int(step), float(loss)) for step, loss in stored["history"]]
         self.progress.evaluations = [(int(step), dict(scores)) for step, scores in stored["evaluations"]]
-        self.progress.seconds, self.progress.rows = stored["seconds"], stored["rows"]
+        self.progress.seconds += stored["seconds"]
+        self.progress.rows = stored["rows"]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from deltatune.core.delta import Method
 from deltatune.core.host import Host
 from deltatune.core.mixing import RouteSpec
-from deltatune.testing.models import ENCODERS, VOCABULARY, Kind, inputs
+from deltatune.testing.models import ENCODERS, RIGHT_PADDED, VOCABULARY, Kind, inputs
 from deltatune.testing.trying import OTHER, Batch, assert_close, attach, make_host, row_alone
 
 TOKENS = 4
@@ -64,7 +64,7 @@ def _host(method: Method, kind: Kind) -> Host:
 
 
 def _prompt(kind: Kind) -> dict[str, Tensor]:
-    batch = inputs(kind, rows=3, length=6, padding="left")
+    batch = inputs(kind, rows=3, length=6, padding="right" if kind in RIGHT_PADDED else "left")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 

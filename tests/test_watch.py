@@ -11,7 +11,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Head
 from deltatune.training import Settings, train
 from deltatune.training.watch import idle
-from runs import PLAIN, ROWS, TASK, host_with
+from runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
 
 @pytest.fixture
@@ -28,6 +28,21 @@ def test_a_frozen_tensor_stops_training(tokenizer):
         DeltatuneError, match=r"(?s)no gradient in the first step for 2 of \d+ tensors:.*gradient checkpointing"
     ):
         train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointing_that_loses_the_gradient_stops_training(tokenizer):
+    host = host_with()
+    host.model.activation_checkpointing_enable({"use_reentrant": True})
+    host.model.embeddings.word_embeddings._forward_hooks.clear()  # older transformers do not make inputs require grad
+    with pytest.raises(DeltatuneError, match=r"(?s)no gradient in the first step for 8 of 10 tensors:.*use_reentrant"):
+        train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    safe = host_with()
+    safe.model.activation_checkpointing_enable({"use_reentrant": False})
+    plain = host_with()
+    for each in (safe, plain):
+        train(each, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    assert_same(tensors(safe), tensors(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_a_tensor_with_zero_gradients_stops_training_in_time(tokenizer):

@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lint format clean
+.PHONY: help compare test test-all lint format docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -38,6 +38,9 @@ lint: $(VENV)/installed-dev  ## ruff and mypy --strict, changing nothing
 format: $(VENV)/installed-dev  ## ruff's fixes and formatting, in place
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(VENV)/installed-dev  ## write the tables and pages that are generated from the code
+	@$(BIN)/python docs/tables.py
 
 clean:  ## remove caches and build outputs; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,150 @@
+"""Scores against HF PEFT's LoRA, tuned the same way: same rows, order, head, schedule, rates tried and seeds.
+
+    python -m benchmarks.quality FOLDER [FOLDER ...] --out runs/quality
+
+Each FOLDER is a data set with splits. Ours go through `deltatune compare`; PEFT's LoRA runs in the plain loop below.
+Finished cells are kept, so the script can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from deltatune import LoRA, parse
+from deltatune.comparison.plan import Plan, make_plan, spread_rates
+from deltatune.comparison.run import Event, run
+from deltatune.data import read
+from deltatune.tasks.backbone import load_backbone
+from deltatune.tasks.batches import collate_for
+from deltatune.tasks.heads import Head
+from deltatune.training import Settings
+from deltatune.training.order import Batches, Order
+from deltatune.training.settings import half
+
+METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')", "Bottleneck(form='pfeiffer')")
+R = 8
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("folders", nargs="+", type=Path)
+    arguments.add_argument("--out", type=Path, default=Path("runs/quality"))
+    arguments.add_argument("--epochs", type=float, default=2)
+    arguments.add_argument("--metric", default="")
+    arguments.add_argument("--threads", type=int, default=2)
+    given = arguments.parse_args()
+    torch.set_num_threads(given.threads)
+    for folder in given.folders:
+        compare(folder, given.out / folder.name, given.epochs, given.metric)
+
+
+def compare(folder: Path, out: Path, epochs: float, metric: str) -> None:
+    """One data set: ours at PEFT's number of parameters, then PEFT's LoRA."""
+    budget = parse(f"LoRA(r={R})")
+    settings = Settings(epochs=epochs)
+    plan = make_plan(
+        read(folder), methods=METHODS, budget=73_728, settings=settings, metric=metric, out=out, max_length=128
+    )
+    assert any(contender.method == budget for contender in plan.contenders)
+    summary = run(plan, lambda event: tell(event, folder.name))
+    rows = {
+        entry["method"]: (entry["score"], entry["seed_scores"], entry["learning_rate"]) for entry in summary["methods"]
+    }
+    rows[f"HF PEFT LoRA(r={R})"] = theirs(plan, out / "peft.json")
+    for name, (score, seeds, rate) in rows.items():
+        each = " ".join(f"{value:.4f}" for value in seeds)
+        print(f"{folder.name:8} {plan.task.metric:9} {name:44} {score:.4f}   seeds {each}   rate {rate:g}", flush=True)
+
+
+def tell(event: Event, name: str) -> None:
+    if event.kind in ("cell_done", "cell_failed"):
+        print(f"  {name} {event.done}/{event.total} {event.text}", flush=True)
+
+
+def theirs(plan: Plan, path: Path) -> tuple[float, list[float], float]:
+    """PEFT's LoRA: the same search, then the chosen rate with every seed."""
+    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def cell(rate: float, seed: int) -> dict[str, float]:
+        key = f"{rate:g}/{seed}"
+        if key not in done:
+            done[key] = train_peft(plan, rate, seed)
+            path.write_text(json.dumps(done))
+            print(f"  peft {key} {done[key]}", flush=True)
+        return dict(done[key])
+
+    rates = spread_rates(LoRA.learning_rate, 3)
+    rate = max(rates, key=lambda rate: cell(rate, plan.seeds[0])["validation"])
+    seeds = [cell(rate, seed)["test"] for seed in plan.seeds]
+    return mean(seeds), seeds, rate
+
+
+def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
+    """One run: primary metric on the validation and the test rows."""
+    base, tokenizer = load_backbone(plan.model)
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=R, lora_alpha=16, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
+    model = peft.get_peft_model(base, config)
+    head = Head(plan.head, seed=seed)
+    settings = plan.settings
+    train = list(plan.splits["train"])
+    order = Order([len(row["input_ids"]) for row in train], settings.batch_size, 1, seed, True)
+    collate = collate_for(base, tokenizer, train[0], None)
+    steps = math.ceil(len(order) * settings.epochs)
+    bfloat16 = half(base, settings.precision)
+    parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    schedule = get_scheduler("linear", optimizer, math.ceil(settings.warmup * steps), steps)
+    model.train()
+    head.train()
+    torch.manual_seed(seed)
+    loader = Batches(train, order, collate)
+    step = 0
+    for epoch in range(math.ceil(settings.epochs)):
+        order.set_epoch(epoch)
+        for batch in loader:
+            if step == steps:
+                break
+            labels = batch.pop("labels")
+            plan.task.loss(logits(model, head, batch, bfloat16), labels).div(len(labels)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+    return {name: evaluate(plan, model, head, collate, name, bfloat16) for name in ("validation", "test")}
+
+
+def logits(model: nn.Module, head: Head, batch: dict[str, torch.Tensor], bfloat16: bool) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        hidden = model(**batch).last_hidden_state
+    found: torch.Tensor = head(hidden, batch["attention_mask"], None)
+    return found
+
+
+@torch.inference_mode()
+def evaluate(plan: Plan, model: nn.Module, head: Head, collate: Any, split: str, bfloat16: bool) -> float:
+    model.eval()
+    head.eval()
+    rows = plan.splits[split]
+    parts = []
+    for start in range(0, len(rows), 64):
+        batch = collate([rows[i] for i in range(start, min(start + 64, len(rows)))])
+        batch.pop("labels", None)
+        parts.append(logits(model, head, batch, bfloat16).numpy())
+    return plan.task.measure(plan.task.predictions(np.concatenate(parts)), rows.references)
+
+
+if __name__ == "__main__":
+    main()

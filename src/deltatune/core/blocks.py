@@ -103,7 +103,7 @@ def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
         is_norm(module)
         and path.startswith(start)
         and not path.startswith(inside)
-        and "emb" not in path.lower()
+        and ("emb" not in path.lower() or "after" in path.lower())  # ESM: emb_layer_norm_after
         and (not stack or stack in path.split("."))
         for path, module in modules_of(model)
     )

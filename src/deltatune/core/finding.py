@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -106,8 +107,9 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
     if leaf in INTERLEAVED:
         whole = site.width_out == 3 * heads * head
         return {part: Slice(i * head, head, heads) for i, part in enumerate("qkv")} if whole else {}
-    if site.width_out != (heads + 2 * groups) * head or (leaf == "c_attn" and groups == heads and not site.transposed):
-        return {}  # a layout not known for sure gets no parts: `qkv` as a whole can still be adapted
+    heads_first = leaf == "c_attn" and groups == heads and not site.transposed  # GPTBigCode
+    if site.width_out != (heads + 2 * groups) * head or heads_first or not _reaches_attention(model):
+        return {}  # older code has orders of its own (CodeGen's is q, v, k in four runs): a layout not known for sure gets no parts: `qkv` as a whole can still be adapted
     return {
         "q": Slice(0, heads * head),
         "k": Slice(heads * head, groups * head),
@@ -252,7 +254,7 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
     config = model.config
     embed = next((site for site in sites if site.kind == "embed"), None)
     entry = next((site for site in sites if site.kind == "linear"), None)
-    positions = [path for path, _ in modules_of(model) if path.rpartition(".")[2] in POSITIONS]
+    positions = [path for path, module in modules_of(model) if _takes_positions(path, module)]
     two = bool(getattr(config, "is_encoder_decoder", False))
     return Facts(
         architecture=type(model).__name__,
@@ -264,6 +266,14 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
         positions=getattr(config, "max_position_embeddings", None),
         position_modules=() if two else tuple(positions),
     )
+
+
+def _takes_positions(path: str, module: nn.Module) -> bool:
+    """Whether position ids pass through a module: a known name, or a table that counts them from the mask (OPT)."""
+    counts = isinstance(module, nn.Embedding) and {"attention_mask", "position_ids"} <= set(
+        signature(module.forward).parameters
+    )
+    return counts or path.rpartition(".")[2] in POSITIONS
 
 
 def _causal(model: nn.Module) -> bool:

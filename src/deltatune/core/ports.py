@@ -40,17 +40,22 @@ class Port:
     """What happens at one module. `entries` are all Deltas attached there, `active` those of the current route."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: dict[str, list[Entry]] = {}
+        """By adapter, so that choosing among many costs no more than among few."""
         self.active: tuple[tuple[Entry, ...], ...] = ()
         self.route = Route()
+        self.alone: tuple[Delta, float] | None = None
+        """The common case, prepared: one Delta on a whole linear map, with the same weight in all rows."""
 
     def arrange(self, route: Route, names: set[str]) -> None:
         """Choose the active entries: those on the module itself first, then those on the sublayer it ends."""
-        mine = [entry for entry in self.entries if entry.name in names]
+        mine = [entry for name in sorted(names & self.entries.keys()) for entry in self.entries[name]]
         inner = tuple(entry for entry in mine if entry.site.kind != "sublayer")
         outer = tuple(entry for entry in mine if entry.site.kind == "sublayer")
         self.active = tuple(stage for stage in (inner, outer) if stage)
         self.route = route
+        plain = len(mine) == 1 and route.rows is None and _is_plain(mine[0])
+        self.alone = (mine[0].delta, route.uniform[mine[0].name]) if plain else None
 
     def shares(self, batch: int, device: torch.device) -> list[tuple[Delta, Share]]:
         """Active Deltas with their rows and weights in a batch."""
@@ -60,6 +65,9 @@ class Port:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
             return None
+        if self.alone is not None and isinstance(output, Tensor):
+            delta, weight = self.alone
+            return delta.add(output, args[0], weight)
         h = output if isinstance(output, Tensor) else output[0]
         for stage in self.active:
             h = self.change(h, stage, args)
@@ -97,6 +105,10 @@ class Port:
         """The module's own input."""
         x: Tensor = args[0]
         return x
+
+
+def _is_plain(entry: Entry) -> bool:
+    return entry.site.kind == "linear" and entry.site.slice is None and entry.delta.reads == "input"
 
 
 class EmbedPort(Port):
@@ -150,7 +162,11 @@ class Shift:
             return None
         at = 0 if isinstance(module, nn.Embedding) else 1
         if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": self.moved(module, kwargs["position_ids"])}
+            ids = kwargs["position_ids"]
+            if ids is None:  # OPT gives the mask and how many tokens came before
+                mask, before = args
+                ids = (mask.cumsum(1) - 1).clamp(min=0)[:, before:]
+            return args, {**kwargs, "position_ids": self.moved(module, ids)}
         return (*args[:at], self.moved(module, args[at]), *args[at + 1 :]), kwargs
 
     def moved(self, module: nn.Module, ids: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -10,13 +11,14 @@ from rich.console import Console
 
 import models
 from command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
+from comparison_sample import sample_summary
 from deltatune.cli import lines, runs
 from deltatune.cli.app import app
 from deltatune.cli.compare import spread
 from deltatune.cli.predict import joined
 from deltatune.cli.progress import TrainingProgress, time_left
 from deltatune.cli.texts import fields_in
-from deltatune.cli.watching import Watching
+from deltatune.cli.watching import Watching, results
 from deltatune.comparison.run import Event
 
 COMMANDS = ["compare", "train", "evaluate", "predict", "methods", "sites", "env"]
@@ -256,6 +258,12 @@ def test_predict_keeps_the_order(trained):
     assert alone[0]["score"] == pytest.approx(max(found[7]["scores"].values()), abs=1e-4)
 
 
+def test_predict_says_how_many_texts_were_cut(trained):
+    done = ran("predict", "--adapter", trained, stdin="good " * 40 + "\ngood\n")
+    assert len(objects(done)) == 2
+    assert done.err.startswith("1 texts were cut")
+
+
 def test_predict_reads_tables(trained, tmp_path):
     rows = [{"id": str(i), **row} for i, row in enumerate(reviews(5))]
     expected = [(row["id"], row["label"]) for row in rows]
@@ -355,6 +363,19 @@ def test_compare_ends_with_a_table_and_a_report(tmp_path, tiny_folder, data, mon
     assert f"runs are kept in {out}" in done.err
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_closing_table_fits(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    screen = Console(width=width, record=True, file=io.StringIO())
+    screen.print(results(sample_summary(), width))
+    rows = screen.export_text().splitlines()
+    assert rows[1].startswith("Full")
+    assert rows[1].split()[1:4] == ["0.783", "±0.041", "best"]
+    assert sum(" failed " in row for row in rows) == 1
+    assert max(map(len, rows)) <= width
+    assert len(rows) <= (13 if width == 120 else 14), "rows were broken in two"
+
+
 def test_the_live_picture_says_what_runs(capsys):
     watching = Watching("accuracy")
     record = {"method": "LoRA(r=2)", "learning_rate": 2e-3, "scores": {"validation": {"accuracy": 0.7}, "test": None}}
@@ -367,7 +388,7 @@ def test_the_live_picture_says_what_runs(capsys):
     for part in (
         "1 of 4 runs",
         "11 s left",
-        "LoRA(r=2), seed 1   step 3/9   loss 0.500",
+        "step 3/9   loss 0.500",
         "BitFit(), seed 0",
         "0.700 validation",
     ):

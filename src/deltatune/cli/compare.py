@@ -22,7 +22,7 @@ from deltatune.cli.options import (
     Text,
     option,
 )
-from deltatune.cli.screen import console, facts, print_json, say, show
+from deltatune.cli.screen import console, facts, plural, print_json, say, show
 from deltatune.cli.texts import constant, parameter
 from deltatune.cli.watching import Watching, results
 from deltatune.comparison.formats import count, rate
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 PLAN = "comparison/plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
 AT = constant(PLAN, "DEFAULT_BUDGET")
+LEGEND = (
+    ("95 %", "half the interval of the score, over seeds and test rows"),
+    ("tied", "cannot be told from the best (paired bootstrap)"),
+    ("trained", "parameters without the head, and their share of the model"),
+    ("time", "of one training"),
+    ("live", "time to answer, where the bare model takes 1; folded: with the change in the weights"),
+    ("*", "a reference: it has no size to fit to a budget"),
+)
+"""What the columns of the closing table mean."""
 
 
 def compare(
@@ -145,7 +154,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
         ("methods", f"{named}   (* has no size to fit)"),
-        ("runs", f"{plan.total}: {_runs(plan)}, {settings.epochs:g} epochs a run"),
+        ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
     cut = [f"{rows.truncated} of {len(rows)} {split}" for split, rows in plan.splits.items() if rows.truncated]
@@ -158,18 +167,15 @@ def introduce(plan: Plan, quiet: bool) -> None:
 
 
 def _runs(plan: Plan) -> str:
-    rates = max(len(contender.rates) for contender in plan.contenders)
-    return f"{len(plan.contenders)} methods, each at {rates} learning rates and then with {len(plan.seeds)} seeds"
+    rates = plural(max(len(contender.rates) for contender in plan.contenders), "learning rate")
+    methods, seeds = plural(len(plan.contenders), "method"), plural(len(plan.seeds), "seed")
+    return f"{methods} at {rates}, the best rate of each with {seeds}"
 
 
 def report(summary: dict[str, Any], path: Path) -> None:
     """The closing screen: the table, what to take, what failed, where the report is."""
     show(results(summary, console().width), "")
-    show(
-        "95 %: half the interval over seeds and test rows.  tied: cannot be told from the best by a paired bootstrap.\n"
-        "trained: parameters without the head, and their share of the model.  time: one training.\n"
-        "live, folded: time to answer where the bare model takes 1.  *: a reference, it has no size to fit.\n"
-    )
+    show(facts(LEGEND), "")
     show(str(summary["recommendation"]["sentence"]))
     for cell in summary.get("failed") or []:
         problem = str(cell.get("error") or "no message").partition("\n")[0]

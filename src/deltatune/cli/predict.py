@@ -14,7 +14,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from deltatune.cli.adapters import NAME, Opened, open_adapter
-from deltatune.cli.endings import Interrupted
+from deltatune.cli.endings import Interrupted, silence_stdout
 from deltatune.cli.lines import rows_from
 from deltatune.cli.options import OUTPUT, Adapter, OtherBase, OtherModel, option
 from deltatune.comparison.formats import count
@@ -55,17 +55,21 @@ def predict(
         print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
     columns = list(opened.task.text)  # type: ignore[attr-defined]
-    done = 0
+    done, cut = 0, 0
     draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     try:
         with ExitStack() as stack:
             target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
             for rows in batched(rows_from(file, columns), batch_size):
-                write(opened, rows, target)
+                cut += write(opened, rows, target)
                 done += len(rows)
         if draft and out:
             draft.replace(out)
             print(f"{count(done)} rows: {out}", file=sys.stderr)
+        if cut:
+            print(f"{count(cut)} texts were cut because they are longer than the adapter's limit", file=sys.stderr)
+    except BrokenPipeError:
+        silence_stdout()  # the reader has enough
     except KeyboardInterrupt:
         raise Interrupted(f"{count(done)} rows were {'labelled, none kept' if out else 'written'}") from None
     finally:
@@ -79,16 +83,19 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
         yield batch
 
 
-def write(opened: Opened, rows: list[dict[str, Any]], target: TextIO) -> None:
-    """Label some rows and write them."""
+def write(opened: Opened, rows: list[dict[str, Any]], target: TextIO) -> int:
+    """Label some rows and write them; returns how many were longer than the adapter's limit and cut."""
+    from deltatune.training import encode_for
     from deltatune.training import predict as logits_of
 
     precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
-    logits = logits_of(opened.host, NAME, opened.task, rows, opened.tokenizer, len(rows), precision)
+    encoded = encode_for(opened.host, NAME, opened.task, rows, opened.tokenizer, labelled=False)
+    logits = logits_of(opened.host, NAME, opened.task, encoded, opened.tokenizer, len(rows), precision)
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
     for row, answer in zip(rows, opened.task.decode(logits), strict=True):
         target.write(json.dumps(joined(row, answer), ensure_ascii=not utf8) + "\n")
     target.flush()
+    return encoded.truncated
 
 
 def joined(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from deltatune.cli.screen import console
 from deltatune.comparison.formats import rate
 
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 """Share of the old value in the shown loss: single batches jump."""
 PLAIN_LINES = 10
 """Lines a run prints where the output is no terminal."""
@@ -59,8 +59,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def _words(self, step: int, total: int, learning_rate: float) -> str:
         elapsed, done = time.perf_counter() - self.started, step - self.first + 1
         speed = done * self.mean_batch / elapsed
-        left = time_left((total - step) * elapsed / done)
-        return f"loss {self.loss:.3f}  rate {rate(learning_rate)}  {speed:.0f} rows/s  {left} left"
+        left = f"{time_left((total - step) * elapsed / done)} left" if step < total else "scoring"
+        return f"loss {self.loss:.3f}  rate {rate(learning_rate)}  {speed:.0f} rows/s  {left}"
 
 
 def time_left(seconds: float) -> str:

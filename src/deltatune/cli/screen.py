@@ -43,11 +43,20 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def plural(number: float, thing: str) -> str:
+    """1 epoch, 3 epochs, 0.5 epochs."""
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Sequence[str] = (), whole: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    gap: int = 2,
 ) -> Table:
     """A table without lines; columns named in `right` hold numbers, those in `whole` are never wrapped."""
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    found = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for name in columns:
         side = "right" if name in right else "left"
         found.add_column(name, justify=side, no_wrap=name in right or name in whole, overflow="fold")  # type: ignore[arg-type]

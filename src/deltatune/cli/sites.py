@@ -101,7 +101,7 @@ def _show(found: dict[str, Any]) -> None:
         for entry in found["sites"]
     ]
     columns = ("site", "kind", "count", "width", "parameters", "share")
-    show(table(columns, rows, right=["count", "width", "parameters", "share"], whole=["site"]))
+    show(table(columns, rows, right=["count", "width", "parameters", "share"], whole=["site", "kind"]))
     show(f"\n{100 * found['coverage']:.1f} % of the parameters are at sites.")
     if found["elsewhere"]:
         rest = ", ".join(f"{name} {count(params)}" for name, params in found["elsewhere"].items())

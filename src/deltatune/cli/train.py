@@ -33,7 +33,7 @@ from deltatune.cli.options import (
 )
 from deltatune.cli.progress import TrainingProgress
 from deltatune.cli.scores import scores_table
-from deltatune.cli.screen import facts, say, show
+from deltatune.cli.screen import facts, plural, say, show
 from deltatune.comparison.formats import count, rate, seconds, size
 from deltatune.comparison.recommend import percent
 
@@ -220,8 +220,8 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("trained", f"{count(adapter.count)} parameters ({share}) and a head of {count(adapter.head_count)}"),
         (
             "training",
-            f"{settings.epochs:g} epochs, batches of {settings.batch_size} rows, rate {rate(settings.learning_rate)}, "
-            f"seed {settings.seed}, {dtype} on {host.model.device.type}",
+            f"{plural(settings.epochs, 'epoch')}, batches of {settings.batch_size} rows, "
+            f"rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
         ),
         ("folder", str(folder)),
     ]

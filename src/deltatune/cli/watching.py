@@ -19,9 +19,12 @@ from deltatune.comparison.formats import rate, score, seconds
 from deltatune.comparison.weighted import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
+    from deltatune.comparison.entries import Entry
     from deltatune.comparison.run import Event
 
 Record = Mapping[str, Any]
+WIDE = 110
+"""Columns from which on the closing table has whole method texts and whole numbers."""
 
 
 class Watching(AbstractContextManager["Watching"]):
@@ -98,17 +101,16 @@ class Watching(AbstractContextManager["Watching"]):
         lines = Table.grid(padding=(0, 2, 0, 0))
         lines.add_column(no_wrap=True, style="dim")
         lines.add_column(no_wrap=True, overflow="ellipsis")
-        lines.add_row("now", self._now())
+        lines.add_row("now", self.now or "–")
+        lines.add_row("", self._step())
         lines.add_row("next", self.next or "–")
         lines.add_row("best", self._best())
         return Group(bar, lines)
 
-    def _now(self) -> str:
-        if self.now is None:
-            return "–"
-        if "steps" not in self.detail:
-            return self.now
-        return f"{self.now}   step {self.detail['step']}/{self.detail['steps']}   loss {self.detail['loss']:.3f}"
+    def _step(self) -> str:
+        if self.now is None or "steps" not in self.detail:
+            return ""
+        return f"step {self.detail['step']}/{self.detail['steps']}   loss {self.detail['loss']:.3f}"
 
     def _best(self) -> str:
         if self.best is None:
@@ -126,7 +128,7 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     best = found[0].score if found else None
     rows = []
     for entry in found:
-        name = entry.row["method"] if width >= 110 else entry.label
+        name = entry.row["method"] if width >= WIDE else entry.label
         ends = entry.interval
         verdict = "best" if entry.score == best else "tied" if entry.row.get("tied_with_best") else ""
         cells = [
@@ -134,20 +136,21 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
             score(entry.score) if entry.score is not None else "failed",
             f"±{(ends[1] - ends[0]) / 2:.3f}" if ends else "",
             verdict if entry.score is not None else "",
-            *_costs(entry),
+            *_costs(entry, width >= WIDE),
         ]
         rows.append([Text(cell, style="bold" if verdict else "") for cell in cells])
+    numbers = [summary["metric"], "95 %", "trained", "share", "time", "live", "folded"]
     columns = ("method", summary["metric"], "95 %", "", "trained", "share", "time", "live", "folded")
-    return table(columns, rows, right=[summary["metric"], "95 %", "trained", "share", "time", "live", "folded"])
+    return table(columns, rows, right=numbers, gap=2 if width >= WIDE else 1)
 
 
-def _costs(entry: Any) -> list[str]:
-    from deltatune.comparison.formats import count, ratio
+def _costs(entry: Entry, wide: bool) -> list[str]:
+    from deltatune.comparison.formats import count, ratio, short_count
     from deltatune.comparison.recommend import percent
 
-    share = entry.number("share")
+    share, params = entry.number("share"), entry.number("params")
     return [
-        count(entry.number("params")),
+        count(params) if wide or params is None else short_count(params),
         percent(share) if share is not None else "–",
         seconds(entry.number("train_seconds")),
         ratio(entry.number("latency_ratio")),

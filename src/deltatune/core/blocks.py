@@ -25,18 +25,16 @@ class Block:
 
 
 def task_heads(model: nn.Module) -> list[str]:
-    """Paths of the children beside the base model that make a task head (a language-model head is no task head)."""
+    """Paths of the children beside the base model that make a task head.
+
+    A language-model head is none, nor what leads to it (DistilBERT's and ELECTRA's lie in several children).
+    """
     base = getattr(model, "base_model", model)
-    if base is model:
-        return []
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    inside = set(map(id, output.modules())) if isinstance(output, nn.Module) else set()
-    found = []
-    for name, child in model.named_children():
-        has = any(True for _ in child.parameters())
-        if child is not base and has and not any(id(module) in inside for module in child.modules()):
-            found.append(name)
-    return found
+    if base is model or any(module is output for module in model.modules()):
+        return []
+    children = ((name, child) for name, child in model.named_children() if child is not base)
+    return [name for name, child in children if any(True for _ in child.parameters())]
 
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

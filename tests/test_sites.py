@@ -1,0 +1,276 @@
+"""Sites: found in every family under the same names, right by behaviour, and selected with errors that teach."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import models
+from deltatune import DeltatuneError, Host, LoRA, find_sites
+from deltatune.core.blocks import find_blocks
+from deltatune.core.delta import Delta, Method
+from deltatune.core.sites import expand, generic
+
+SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "attn", "ffn", "ffn.in", "ffn.out", "norm.0", "norm.1"}
+KV, FUSED, GATED = {"attn.kv"}, {"attn.qkv"}, {"ffn.gate"}
+CROSS = {"cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.kv", "norm.2"}
+
+BLOCKS: dict[str, dict[str, set[str]]] = {
+    "bert": {"": SPLIT | KV},
+    "roberta": {"": SPLIT | KV},
+    "distilbert": {"": SPLIT | KV},
+    "mpnet": {"": SPLIT},  # its attention does not dispatch through the interface
+    "gpt2": {"": SPLIT | KV | FUSED},
+    "llama": {"": SPLIT | KV | GATED},
+    "mistral": {"": SPLIT | KV | GATED},
+    "qwen2": {"": SPLIT | KV | GATED},
+    "gpt_neox": {"": SPLIT | KV | FUSED},
+    "opt": {"": SPLIT | KV},
+    "t5": {"encoder.": SPLIT | KV, "decoder.": SPLIT | KV | CROSS},
+    "bart": {"encoder.": SPLIT | KV, "decoder.": SPLIT | KV | CROSS},
+}
+"""Sites of each block by family and stack."""
+
+OUTSIDE: dict[str, set[str]] = {
+    "bert": {"embed", "embed.norm", "pooler"},
+    "roberta": {"embed", "embed.norm", "pooler"},
+    "distilbert": {"embed", "embed.norm"},
+    "mpnet": {"embed", "embed.norm", "pooler"},
+    "t5": {"encoder.embed", "decoder.embed", "encoder.norm", "decoder.norm"},
+    "bart": {"encoder.embed", "decoder.embed", "encoder.embed.norm", "decoder.embed.norm"},
+}
+POST_NORM = {"bert", "roberta", "distilbert", "mpnet", "bart"}
+
+EXTRA = {
+    "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 128},
+    "modernbert": {"global_attn_every_n_layers": 1, "cls_token_id": 1, "sep_token_id": 2},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "mt5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"},
+    "esm": {"mask_token_id": 3},
+    "electra": {"embedding_size": 32},
+}
+"""Families that nobody thought of when the tables were written."""
+
+
+def build(kind):
+    if kind in models.CONFIGS:
+        return models.tiny(kind)
+    common = {**models.CONFIGS["bert"], "vocab_size": models.VOCABULARY, "pad_token_id": 0}
+    common = {} if kind == "mt5" else common
+    return AutoModel.from_config(AutoConfig.for_model(kind, **{**common, **EXTRA[kind]})).eval()
+
+
+def batch_for(model):
+    ids = torch.arange(5, 17).view(2, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**batch, "decoder_input_ids": ids} if model.config.is_encoder_decoder else batch
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_family_has_the_same_names(kind):
+    sites = find_sites(models.tiny(kind))
+    wanted = set(OUTSIDE.get(kind, {"embed", "norm"}))
+    for stack, names in BLOCKS[kind].items():
+        wanted |= {f"{stack}layers.{layer}.{name}" for layer in range(2) for name in names}
+    assert set(sites) == wanted
+    assert sites.unnamed == ()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_widths_and_counts_are_the_modules_own(kind):
+    model = models.tiny(kind)
+    sites = find_sites(model)
+    counted = set()
+    for site in sites.values():
+        module = model.get_submodule(site.module)
+        if site.kind == "linear" and site.slice is None:
+            shape = module.weight.T.shape if site.transposed else module.weight.shape
+            assert (site.width_out, site.width_in) == tuple(shape)
+            assert site.bias == (module.bias is not None)
+        if site.kind in ("linear", "norm", "embed") and site.slice is None:
+            assert site.params == sum(p.numel() for p in module.parameters())
+            counted |= {id(p) for p in module.parameters()}
+        if site.name.endswith((".ffn.in", ".ffn.gate")):
+            assert (site.width_in, site.width_out) == (32, 48)
+        if site.name.endswith(".kv"):
+            assert site.width_out == (16 if kind in ("llama", "mistral", "qwen2") else 32)
+    assert sites.base_params == sum(p.numel() for p in model.parameters())
+    forgotten = {n for n, p in model.named_parameters() if id(p) not in counted}
+    assert all("position" in name or "type" in name or "relative" in name or "wpe" in name for name in forgotten)
+
+
+@pytest.mark.parametrize("kind", [*BLOCKS, *EXTRA])
+def test_a_post_norm_is_what_leaves_the_block(kind):
+    """Where a sublayer names a LayerNorm, the block's output is that norm's output; elsewhere it is no norm's."""
+    model = build(kind)
+    sites, blocks, outputs = find_sites(model), find_blocks(model), {}
+
+    def remember(module, args, output):
+        outputs[module] = output[0] if isinstance(output, tuple) else output
+
+    for module in model.modules():
+        module.register_forward_hook(remember)
+    with torch.no_grad():
+        model(**batch_for(model))
+    for block in blocks:
+        out = outputs[model.get_submodule(block.path)]
+        inside = [site for site in sites.values() if site.name.startswith(block.name + ".norm.")]
+        last = [s.module for s in inside if torch.equal(outputs[model.get_submodule(s.module)], out)]
+        norm = sites[f"{block.name}.ffn"].norm
+        assert last == ([] if norm is None else [norm])
+        assert kind not in BLOCKS or (norm is not None) == (kind in POST_NORM)
+
+
+class One(Delta):
+    reads = "output"
+
+    def forward(self, x, h):
+        return torch.ones_like(h)
+
+
+@dataclass(frozen=True)
+class _AddOne(Method):
+    sites: str = "*"
+
+    def build(self, site):
+        return One()
+
+
+@pytest.fixture
+def attention_inputs():
+    """A list that collects (q, k, v) of every attention of a model switched to `spy`."""
+    seen = []
+
+    def spy(module, q, k, v, mask, **options):
+        seen.append((q.clone(), k.clone(), v.clone()))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **options)
+
+    AttentionInterface.register("spy", spy)
+    AttentionMaskInterface.register("spy", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    yield seen
+    del ALL_ATTENTION_FUNCTIONS._global_mapping["spy"], ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["spy"]
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+@pytest.mark.parametrize("kind", sorted({*BLOCKS, "phi3", "modernbert", "electra"} - {"mpnet"}))
+def test_a_part_is_what_the_attention_sees(kind, part, attention_inputs):
+    """Adding 1 at `attn.q` moves every head's q of that layer, and neither k nor v: also through a fused projection."""
+    model = build(kind)
+    model.set_attn_implementation("spy")
+    stack = "encoder." if model.config.is_encoder_decoder else ""
+    host, batch = Host(model), batch_for(model)
+    with torch.no_grad():
+        model(**batch)
+        before = attention_inputs[0]
+        attention_inputs.clear()
+        host.attach("a", _AddOne(f"{stack}layers.0.attn.{part}"))
+        model(**batch)
+    moved = {name: new - old for name, new, old in zip("qkv", attention_inputs[0], before, strict=True)}
+    for name in {"q", "k", "v"} - {part}:
+        assert not moved[name].any(), f"{name} moved"
+    # Rotations keep the length of a head's vector, and OPT multiplies q by 1/sqrt(K) beforehand.
+    lengths = moved[part].norm(dim=-1)
+    wanted = 1.0 if kind == "opt" and part == "q" else moved[part].shape[-1] ** 0.5
+    assert torch.allclose(lengths, torch.full_like(lengths, wanted), atol=1e-4)
+
+
+def test_an_unknown_order_of_a_fused_projection_gets_no_parts():
+    """CodeGen stores q, v, k in four runs: adapting it as if it were q, k, v would be silently wrong."""
+    sizes = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4}
+    sites = find_sites(AutoModel.from_config(AutoConfig.for_model("codegen", vocab_size=50, **sizes)))
+    assert "layers.0.attn.qkv" in sites
+    assert "layers.0.attn.q" not in sites
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("*.attn.{q,v}", {"layers.0.attn.q", "layers.0.attn.v", "layers.1.attn.q", "layers.1.attn.v"}),
+        ("layers.1.attn.?", {f"layers.1.attn.{part}" for part in "qkvo"}),
+        ("*.ffn", {"layers.0.ffn", "layers.1.ffn"}),
+        ("layers.0.*.o", {"layers.0.attn.o"}),
+        ("embed", {"embed"}),
+        (("*.0.ffn.in", "pooler"), {"layers.0.ffn.in", "pooler"}),
+    ],
+)
+def test_globs_match_whole_components(pattern, wanted):
+    assert {site.name for site in find_sites(models.tiny("bert")).match(pattern)} == wanted
+
+
+def test_alternatives_expand_and_numbers_become_stars():
+    assert expand("*.{attn,cross}.{q,v}") == ["*.attn.q", "*.attn.v", "*.cross.q", "*.cross.v"]
+    assert generic("encoder.layers.12.attn.q") == "encoder.layers.*.attn.q"
+
+
+def test_every_alternative_must_match():
+    sites = find_sites(models.tiny("bert"))
+    with pytest.raises(DeltatuneError) as error:
+        sites.match("*.attn.{q,valu}")
+    message = str(error.value)
+    for part in ("BertModel", "'*.attn.valu'", "did you mean 'layers.*.attn.v'", "layers.*.ffn.in"):
+        assert part in message
+    assert "'*.attn.q'" not in message
+
+
+def test_kinds_are_kept_apart():
+    sites = find_sites(models.tiny("bert"))
+    with pytest.raises(DeltatuneError, match=r"'\*\.ffn'"):
+        sites.match("*.ffn", kinds=("linear",))
+
+
+class OwnBlock(nn.Module):
+    """A decoder block with names of its own; `my_v` is in no table."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("q_proj", "k_proj", "my_v", "o_proj")})
+
+
+class OwnModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = AutoConfig.for_model("bert", hidden_size=8)
+        self.layers = nn.ModuleList(OwnBlock() for _ in range(2))
+
+
+def test_roles_name_what_no_table_knows():
+    sites = find_sites(OwnModel())
+    assert sites.unnamed == ("layers.*.attn.my_v",)
+    with pytest.raises(DeltatuneError, match=r"roles=\{'leaf': 'attn.q'\}\): layers\.\*\.attn\.my_v"):
+        sites.match("*.attn.v")
+    sites = find_sites(OwnModel(), roles={"my_v": "attn.v"})
+    assert sites["layers.1.attn.v"].module == "layers.1.attn.my_v"
+    assert sites.unnamed == ()
+    with pytest.raises(DeltatuneError, match="'my_w', but no linear map"):
+        find_sites(OwnModel(), roles={"my_w": "attn.v"})
+
+
+def test_no_blocks_is_an_error_that_lists_what_was_seen():
+    with pytest.raises(DeltatuneError, match=r"no transformer blocks found in Sequential; modules seen: .*Linear"):
+        find_sites(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_task_heads_belong_to_adapters_and_lm_heads_do_not(kind):
+    classify = find_sites(models.tiny(kind, "classify"))
+    heads = [site for site in classify.values() if site.kind == "head"]
+    usual = "classification_head" if kind in models.ENCODER_DECODERS else "score"
+    usual = "classifier" if kind in models.ENCODERS else usual
+    assert {site.module for site in heads} == {usual} | ({"pre_classifier"} if kind == "distilbert" else set())
+    assert not any(path.startswith(tuple(s.module for s in heads)) for path in classify.weights)
+    assert not [s for s in find_sites(models.tiny(kind, "lm")).values() if s.kind == "head"]
+
+
+def test_an_adapter_owns_the_classifier_and_the_base_keeps_its_own():
+    model = models.tiny("bert", "classify")
+    before = model.classifier.weight.clone()
+    adapter = Host(model).attach("a", LoRA(r=2))
+    assert adapter.head_count == sum(p.numel() for p in model.classifier.parameters())
+    assert not model.classifier.weight.requires_grad
+    with torch.no_grad():
+        next(p for n, p in adapter.named_parameters() if "head" in n).add_(1.0)
+    assert torch.equal(model.classifier.weight, before)

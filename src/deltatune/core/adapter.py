@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, Method, Rng, generator_for
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
 
@@ -94,6 +95,8 @@ def build_adapter(
     `head`: a module to keep as the task's head; None gives the adapter copies of the model's task heads; False none.
     Initial values depend on (seed, tensor name) alone.
     """
+    if head is not None and head is not False and not isinstance(head, nn.Module):
+        raise DeltatuneError(f"head must be an nn.Module, None (the model's own task head) or False, not {head!r}")
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
     adapter.seed = seed
     labels: dict[str, int] = {}

@@ -23,6 +23,8 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
 
     Raises DeltatuneError when no transformer block is found or a role in `roles` names no module.
     """
+    if not isinstance(model, nn.Module):
+        raise DeltatuneError(f"{model!r} is not a model object; load it first, with AutoModel.from_pretrained(...)")
     roles = dict(roles or {})
     heads = task_heads(model)
     blocks = find_blocks(model)
@@ -108,8 +110,10 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
         whole = site.width_out == 3 * heads * head
         return {part: Slice(i * head, head, heads) for i, part in enumerate("qkv")} if whole else {}
     heads_first = leaf == "c_attn" and groups == heads and not site.transposed  # GPTBigCode
+    # A layout not known for sure gets no parts (older code has its own; CodeGen's is q, v, k in four runs):
+    # `qkv` as a whole can still be adapted.
     if site.width_out != (heads + 2 * groups) * head or heads_first or not _reaches_attention(model):
-        return {}  # older code has orders of its own (CodeGen's is q, v, k in four runs): a layout not known for sure gets no parts: `qkv` as a whole can still be adapted
+        return {}
     return {
         "q": Slice(0, heads * head),
         "k": Slice(heads * head, groups * head),

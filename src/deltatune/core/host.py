@@ -243,12 +243,11 @@ class Host:
             tap = self._tap(site) if site.kind == "sublayer" and delta.reads != "output" else None
             norm = self.model.get_submodule(site.norm) if site.norm else None
             for place in [s for s in self.sites.values() if s.kind == "embed"] if delta.tokens else [site]:
-                # T5's and BART's classifiers hand the encoder's ids, virtual ones too, to the decoder.
-                self._port(place).entries.append(Entry(name, place, delta, tap, norm))
+                self._port(place).entries.setdefault(name, []).append(Entry(name, place, delta, tap, norm))
 
     def _unplug(self, name: str) -> None:
         for port in self._ports.values():
-            port.entries = [entry for entry in port.entries if entry.name != name]
+            port.entries.pop(name, None)
 
     def _port(self, site: Site) -> Port:
         key = (site.module, "kv" if site.kind == "kv" else "output")

@@ -112,7 +112,10 @@ def _is_plain(entry: Entry) -> bool:
 
 
 class EmbedPort(Port):
-    """The port of a token embedding: keeps the ids as they came and shows the module only ids it knows."""
+    """The port of a token embedding: keeps the ids as they came and shows the module only ids it knows.
+
+    A prompt has one at every stack: T5's and BART's classifiers hand the encoder's ids to the decoder.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

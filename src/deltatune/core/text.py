@@ -40,6 +40,8 @@ def parse(text: str) -> Method:
     """
     if isinstance(text, Method):
         return text
+    if not isinstance(text, str):
+        raise DeltatuneError(f"parse takes a method's text such as 'LoRA(r=8)', not {text!r}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:

@@ -35,20 +35,25 @@ def inference_costs(host: Host, name: str, batch: dict[str, Tensor], bfloat16: b
     training = host.model.training
     host.model.eval()
     try:
-        with torch.no_grad(), torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-            run = _runner(host, batch)
-            live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
-            flops = _flops(host, name, run) - _flops(host, None, run)
-            folded = _folded(host, name, run) if host.adapters[name].folds and _foldable(host, name) else None
+        run = _runner(host, batch, bfloat16)
+        live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
+        flops = _flops(host, name, run) - _flops(host, None, run)
+        folded = _folded(host, name, run) if host.adapters[name].folds and _foldable(host, name) else None
     finally:
         host.model.train(training)
         host.use(dict(route.uniform) if route.rows is None else list(route.rows))
     return Costs(live, folded, 0.0 if folded is not None else max(0.0, flops / rows))
 
 
-def _runner(host: Host, batch: dict[str, Tensor]) -> Callable[[], object]:
+def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[], object]:
     extra = {"decoder_input_ids": batch["input_ids"]} if host.sites.facts.encoder_decoder else {}
-    return lambda: host.model(**batch, **extra)
+
+    @torch.no_grad()
+    def run() -> object:
+        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+            return host.model(**batch, **extra)
+
+    return run
 
 
 def _foldable(host: Host, name: str) -> bool:

@@ -16,7 +16,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.text import parse
 from deltatune.data.splits import Data
-from deltatune.tasks.backbone import load_backbone
+from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone
 from deltatune.tasks.classify import Classify
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.task import Encoded
@@ -26,7 +26,6 @@ DEFAULT_METHODS = (
     "LoRA()",
     "Bottleneck(form='houlsby')",
     "Bottleneck(form='pfeiffer')",
-    "Bottleneck(form='parallel')",
     "Prefix()",
     "BitFit()",
     "Probe()",
@@ -144,14 +143,14 @@ def make_plan(
     raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
     settings = settings or Settings()
     backbone, tokenizer = load_backbone(model, pooler=(head or {}).get("pooling") == "pooler")
-    host = Host(backbone)
+    host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
     task = Classify(labels=data.labels, text=data.text, label=data.label, max_length=max_length, metric=metric)
     found = None if budget is None else read_budget(budget, host.sites)
     contenders = _contenders(host, methods, found, rates)
     splits = _encode(host, task, data, tokenizer, contenders)
     return Plan(
         name=f"{data.name} on {Path(model).name}",
-        out=Path(out) if out is not None else Path("runs") / data.name,
+        out=Path(out) if out is not None else _folder(model, data),
         model=model,
         host=host,
         tokenizer=tokenizer,
@@ -164,6 +163,11 @@ def make_plan(
         settings=settings,
         budget=found,
     )
+
+
+def _folder(model: str, data: Data) -> Path:
+    """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others."""
+    return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 
 
 def spread_rates(middle: float, count: int) -> tuple[float, ...]:

@@ -75,6 +75,8 @@ def _cost(chosen: Row, best: Row) -> str:
 
 
 def _share(row: Row, of: Row) -> str:
+    if not of["params"]:  # a probe trains the head alone: there is nothing to take a share of
+        return f"{row['params']:,} trained parameters against none"
     return f"{percent(row['params'] / of['params'])} of its trained parameters"
 
 

@@ -26,25 +26,31 @@ PORT = "_deltatune_port"
 _INNER = ("sdpa", "eager")
 
 
-def open_seam(model: nn.Module) -> str:
-    """Route the model's attention through the seam; return the implementation to give back to `close_seam`.
+def inner_attention(model: nn.Module) -> str:
+    """The attention that the model runs, or would run were the seam not open.
 
     Raises DeltatuneError for implementations without a dense mask (flash attention, flex attention).
     """
     config: Any = model.config
-    inner = str(config._attn_implementation)
-    if inner.startswith("deltatune_"):
-        return inner.removeprefix("deltatune_")
+    inner = str(config._attn_implementation).removeprefix("deltatune_")
     if inner not in _INNER:
         raise DeltatuneError(
             f"key-value prefixes need attention 'sdpa' or 'eager', this model runs {inner!r}; "
             "load it with attn_implementation='sdpa'"
         )
+    return inner
+
+
+def open_seam(model: nn.Module) -> str:
+    """Route the model's attention through the seam; return the implementation to give back to `close_seam`."""
+    inner = inner_attention(model)
     name = f"deltatune_{inner}"
-    AttentionInterface.register(name, _function(inner))
-    # A name without a mask function silently gets no mask at all, and padding would be attended.
-    AttentionMaskInterface.register(name, _mask(inner))
-    model.set_attn_implementation(name)  # type: ignore[operator]
+    config: Any = model.config
+    if config._attn_implementation != name:
+        AttentionInterface.register(name, _function(inner))
+        # A name without a mask function silently gets no mask at all, and padding would be attended.
+        AttentionMaskInterface.register(name, _mask(inner))
+        model.set_attn_implementation(name)  # type: ignore[operator]
     return inner
 
 

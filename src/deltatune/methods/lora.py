@@ -15,6 +15,12 @@ from deltatune.core.delta import Delta, Method, Rng, View, at_least
 from deltatune.core.sites import Site, Sites
 
 
+
+def few_tokens(x: Tensor) -> bool:
+    """Whether, as in decoding, it is cheaper to convert x to the precision of A and B than they to that of x."""
+    return x.numel() <= 32 * x.shape[-1]
+
+
 class LowRank(Delta):
     """`Δ = s · B A dropout(x)`, A (r, in), B (out, r)."""
 
@@ -33,19 +39,27 @@ class LowRank(Delta):
         nn.init.zeros_(self.B)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.branch(x).mul(self.scale).to(h.dtype)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """`B A dropout(x)` (..., out), before scaling; in the precision of A and B if there are few tokens."""
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
+        if few_tokens(x):
+            return F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
         low = F.linear(x, self.A.to(x.dtype))  # (..., r)
-        return F.linear(low, self.B.to(x.dtype)).mul(self.scale)
+        return F.linear(low, self.B.to(x.dtype))
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        if isinstance(weight, Tensor) or h.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        if isinstance(weight, Tensor) or torch.is_autocast_enabled(x.device.type):
             return super().add(h, x, weight)
+        if few_tokens(x):
+            return torch.add(h, self.branch(x), alpha=weight * self.scale).to(h.dtype)
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x, self.A.to(x.dtype))
-        flat = torch.addmm(h.flatten(0, -2), low.flatten(0, -2), self.B.to(x.dtype).T, alpha=weight * self.scale)
-        return flat.view_as(h)
+        low = F.linear(x, self.A.to(x.dtype)).flatten(0, -2)  # (N, r)
+        flat = torch.addmm(h.flatten(0, -2).to(x.dtype), low, self.B.to(x.dtype).T, alpha=weight * self.scale)
+        return flat.view_as(h).to(h.dtype)
 
     def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = base["weight"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.attention import inner_attention
 from deltatune.core.delta import Delta, Method, Rng, generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.own import Own
@@ -113,6 +114,8 @@ def build_adapter(
             if shared is not None:
                 part.connect(delta, site, shared)
             _put(adapter, f"{label}.{site.name}", site, delta)
+    if any(site.kind == "kv" for site in adapter.sites.values()):
+        inner_attention(model)  # refuse now, before anything is plugged in
     if head is None:
         for site in sites.values():
             if site.kind == "head":

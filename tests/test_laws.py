@@ -10,7 +10,8 @@ import torch
 
 from deltatune import DeltatuneError, Host, parse
 from deltatune.core.text import registry
-from deltatune.testing import LAWS, MODELS, applies, demand, inputs, tiny
+from deltatune.testing import LAWS, MODELS, applies, check_method, demand, inputs, tiny
+from deltatune.testing.models import CONFIGS
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     # Slices of a fused, transposed projection, the whole of it, and matrices of other widths.
@@ -60,6 +61,14 @@ REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not N
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, text, kind):
     demand(law, parse(text), kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(set(CONFIGS) - set(MODELS)))
+@pytest.mark.parametrize("text", defaults())
+def test_other_families_keep_the_laws(text, kind):
+    if refusal(text, kind) is None:
+        check_method(parse(text), models=[kind])
 
 
 @pytest.mark.parametrize(("text", "kind"), REFUSED)

@@ -6,8 +6,6 @@ from torch.nn import functional as F
 
 import models
 from deltatune import BitFit, Bottleneck, DeltatuneError, Full, Host, LoRA, Prefix, Prompt, parse
-from deltatune.core.ports import put, take
-from deltatune.core.sites import Slice
 from deltatune.testing.trying import attach, make_host, outputs
 
 
@@ -249,6 +247,10 @@ def test_labels_follow_the_tokens_but_not_into_a_decoder():
     loss, logits = host.model(**batch, labels=batch["input_ids"])[:2]
     wanted = F.cross_entropy(logits[:, 2:-1].flatten(0, 1), batch["input_ids"].flatten())
     assert torch.allclose(loss, wanted, atol=1e-5)
+    host, batch = make_host("bert", "classify"), models.inputs("bert", length=models.LABELS, padding="none")
+    attach(host, "a", Prompt(length=3))
+    several = torch.ones(3, models.LABELS)  # as many labels as tokens, one number each
+    assert host.model(**batch, labels=several).loss.isfinite()
     host, batch = make_host("t5", "lm"), models.inputs("t5", padding="none")
     attach(host, "a", Prompt(length=3))
     labels = batch["input_ids"].flip(1)  # as long as the input
@@ -277,15 +279,6 @@ def test_prompts_refuse_what_they_cannot_enter():
     assert torch.equal(found[:, :7], ids)
     assert found.shape == (3, 9)
     assert int(found.max()) < models.VOCABULARY
-
-
-@pytest.mark.parametrize("cut", [None, Slice(2, 3), Slice(1, 2, groups=2)])
-def test_put_replaces_what_take_takes(cut):
-    h = torch.arange(16.0).view(2, 8)
-    assert torch.equal(put(h, cut, take(h, cut)), h)
-    changed = put(h, cut, take(h, cut) + 100)
-    assert int((changed != h).sum()) == take(h, cut).numel()
-    assert torch.equal(take(changed, cut), take(h, cut) + 100)
 
 
 def test_describe_tells_what_is_there(host):

@@ -13,7 +13,8 @@ import models
 from deltatune import DeltatuneError, Host, LoRA, find_sites
 from deltatune.core.blocks import find_blocks
 from deltatune.core.delta import Delta, Method
-from deltatune.core.sites import expand, generic
+from deltatune.core.ports import put, take
+from deltatune.core.sites import Slice, expand, generic
 
 SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "attn", "ffn", "ffn.in", "ffn.out", "norm.0", "norm.1"}
 KV, FUSED, GATED = {"attn.kv"}, {"attn.qkv"}, {"ffn.gate"}
@@ -184,6 +185,15 @@ def test_an_unknown_order_of_a_fused_projection_gets_no_parts():
     sites = find_sites(AutoModel.from_config(AutoConfig.for_model("codegen", vocab_size=50, **sizes)))
     assert "layers.0.attn.qkv" in sites
     assert "layers.0.attn.q" not in sites
+
+
+@pytest.mark.parametrize("cut", [None, Slice(2, 3), Slice(1, 2, groups=2)])
+def test_put_replaces_what_take_takes(cut):
+    h = torch.arange(16.0).view(2, 8)
+    assert torch.equal(put(h, cut, take(h, cut)), h)
+    changed = put(h, cut, take(h, cut) + 100)
+    assert int((changed != h).sum()) == take(h, cut).numel()
+    assert torch.equal(take(changed, cut), take(h, cut) + 100)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def insert_prompts(
     out["attention_mask"] = torch.where(layout.virtual, 1, layout.move(mask, 0)).to(mask.dtype)
     if isinstance(types := batch.get("token_type_ids"), Tensor):
         out["token_type_ids"] = layout.move(types, 0)
-    if isinstance(labels := batch.get("labels"), Tensor) and labels.shape == ids.shape:
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and labels.shape == ids.shape and not labels.is_floating_point():  # one a token
         out["labels"] = layout.move(labels, -100)
     if isinstance(positions := batch.get("position_ids"), Tensor):
         shifted = positions.expand_as(ids) + layout.lengths[:, None]

@@ -35,6 +35,7 @@ CORE_ORDER = [
     "finding",
     "delta",
     "own",
+    "sharing",
     "text",
     "budget",
     "mixing",
@@ -54,7 +55,7 @@ CORE_ORDER = [
 BESIDES = {"data": {"core.errors"}}
 """What a folder may import from a folder of its own floor."""
 
-ONLY = {"methods": {"core.delta", "core.errors", "core.own", "core.sites"}}
+ONLY = {"methods": {"core.delta", "core.errors", "core.own", "core.sharing", "core.sites"}}
 """Folders that may import nothing else of ours: a method file is the equation and little more."""
 
 ANYTHING = {"__init__", "__main__"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltatune.core.delta import Delta, Method, Rng, View, at_least
+from deltatune.core.sharing import SharedInput, SharedInputs
 from deltatune.core.sites import Site, Sites
 
 
-
-def few_tokens(x: Tensor) -> bool:
+def few_tokens(x: Tensor, A: Tensor) -> bool:
     """Whether, as in decoding, it is cheaper to convert x to the precision of A and B than they to that of x."""
-    return x.numel() <= 32 * x.shape[-1]
+    return x.dtype != A.dtype and x.numel() <= 32 * x.shape[-1]
 
 
 class LowRank(Delta):
@@ -32,6 +32,7 @@ class LowRank(Delta):
         self.B = nn.Parameter(torch.empty(width_out, r))
         self.scale = scale
         self.dropout = dropout
+        self.input = SharedInput()
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         # The paper says Gaussian; its code and PEFT draw U(±1/√in). B = 0 makes the start the base itself.
@@ -39,26 +40,24 @@ class LowRank(Delta):
         nn.init.zeros_(self.B)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return self.branch(x).mul(self.scale).to(h.dtype)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """`B A dropout(x)` (..., out), before scaling; in the precision of A and B if there are few tokens."""
+        A, B = self.A, self.B
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        if few_tokens(x):
-            return F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
-        low = F.linear(x, self.A.to(x.dtype))  # (..., r)
-        return F.linear(low, self.B.to(x.dtype))
+        if few_tokens(x, A):
+            return F.linear(F.linear(x.to(A.dtype), A), B).mul(self.scale).to(h.dtype)
+        low = F.linear(x, A.to(x.dtype))  # (..., r)
+        return F.linear(low, B.to(x.dtype)).mul(self.scale).to(h.dtype)
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         if isinstance(weight, Tensor) or torch.is_autocast_enabled(x.device.type):
             return super().add(h, x, weight)
-        if few_tokens(x):
-            return torch.add(h, self.branch(x), alpha=weight * self.scale).to(h.dtype)
+        A, B = self.A, self.B
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x, self.A.to(x.dtype)).flatten(0, -2)  # (N, r)
-        flat = torch.addmm(h.flatten(0, -2).to(x.dtype), low, self.B.to(x.dtype).T, alpha=weight * self.scale)
+        if few_tokens(x, A):
+            return torch.add(h, F.linear(F.linear(x.to(A.dtype), A), B), alpha=weight * self.scale).to(h.dtype)
+        low = self.input.product(self, x)  # (N, r)
+        flat = torch.addmm(h.flatten(0, -2).to(x.dtype), low, B.to(x.dtype).T, alpha=weight * self.scale)
         return flat.view_as(h).to(h.dtype)
 
     def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,6 +94,14 @@ class LoRA(Method):
 
     def build(self, site: Site) -> Delta:
         return LowRank(site.width_in, site.width_out, self.r, self.alpha / self.r, self.dropout)
+
+    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+        return None if self.dropout else SharedInputs()  # each branch has a dropout of its own
+
+    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+        assert isinstance(delta, LowRank)
+        assert isinstance(shared, SharedInputs)
+        delta.input = shared.join(delta, site)
 
     def cost(self, site: Site) -> int:
         return self.r * (site.width_in + site.width_out)

@@ -73,3 +73,10 @@ def test_attention_without_a_dense_mask_is_refused():
         host.attach("a", Prefix(length=2))
     assert not host.adapters
     host.attach("a", LoRA(r=2))
+
+
+def test_attention_cannot_be_changed_under_a_prefix():
+    host = with_prefix("bert", "sdpa")
+    host.model.set_attn_implementation("eager")
+    with pytest.raises(DeltatuneError, match="would drop the prefix"):
+        host.model(**models.inputs("bert"))

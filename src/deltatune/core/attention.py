@@ -41,22 +41,39 @@ def inner_attention(model: nn.Module) -> str:
     return inner
 
 
-def open_seam(model: nn.Module) -> str:
-    """Route the model's attention through the seam; return the implementation to give back to `close_seam`."""
-    inner = inner_attention(model)
-    name = f"deltatune_{inner}"
-    config: Any = model.config
-    if config._attn_implementation != name:
-        AttentionInterface.register(name, _function(inner))
-        # A name without a mask function silently gets no mask at all, and padding would be attended.
-        AttentionMaskInterface.register(name, _mask(inner))
-        model.set_attn_implementation(name)  # type: ignore[operator]
-    return inner
+class AttentionSeam:
+    """Routes the model's attention through the seam while a prefix acts, and gives the model its own back after."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.inner: str | None = None
+        """The attention that the open seam calls; None while it is closed."""
+        model.register_forward_pre_hook(self.check)
 
-def close_seam(model: nn.Module, inner: str) -> None:
-    """Give the model back the attention it had."""
-    model.set_attn_implementation(inner)  # type: ignore[operator]
+    def arrange(self, wanted: bool) -> None:
+        """Open or close the seam."""
+        if wanted and self.inner is None:
+            self.inner = inner_attention(self.model)
+            name = f"deltatune_{self.inner}"
+            AttentionInterface.register(name, _function(self.inner))
+            # A name without a mask function silently gets no mask at all, and padding would be attended.
+            AttentionMaskInterface.register(name, _mask(self.inner))
+            self._set(name)
+        elif not wanted and self.inner is not None:
+            self._set(self.inner)
+            self.inner = None
+
+    def check(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Pre-hook of the model. Raises DeltatuneError if the attention was changed under an acting prefix."""
+        config: Any = self.model.config
+        if self.inner is not None and config._attn_implementation != f"deltatune_{self.inner}":
+            raise DeltatuneError(
+                f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix acts, which "
+                "would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
+            )
+
+    def _set(self, name: str) -> None:
+        self.model.set_attn_implementation(name)  # type: ignore[operator]
 
 
 def _mask(inner: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
-from deltatune.core.attention import PORT, close_seam, open_seam
+from deltatune.core.attention import PORT, AttentionSeam
 from deltatune.core.delta import Method
 from deltatune.core.describing import describe
 from deltatune.core.errors import DeltatuneError, nearest
@@ -49,7 +49,7 @@ class Host:
         self._pristine: dict[int, tuple[Tensor, Tensor]] = {}
         self._shift = Shift(model, self.sites.facts.position_modules)
         self._prompts = PromptSeam(model, self.sites.facts)
-        self._attention: str | None = None
+        self._attention = AttentionSeam(model)
 
     @property
     def mask(self) -> Tensor | None:
@@ -280,11 +280,7 @@ class Host:
         self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
         self._shift.arrange(self.route, self._longest(active, "shift"))
         self._weights.arrange(self.adapters[name] for name in active)
-        if any(key[1] == "kv" and port.active for key, port in self._ports.items()):
-            self._attention = open_seam(self.model)
-        elif self._attention is not None:
-            close_seam(self.model, self._attention)
-            self._attention = None
+        self._attention.arrange(any(key[1] == "kv" and port.active for key, port in self._ports.items()))
 
     def _longest(self, active: set[str], what: str) -> dict[str, int]:
         lengths = {name: self.adapters[name].longest(what) for name in active}

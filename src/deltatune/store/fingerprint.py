@@ -21,8 +21,9 @@ def base_identity(host: Host) -> dict[str, Any]:
     """
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    prefix = _prefix(host)
     for path, tensor in host.base_tensors():
-        plain = path.removeprefix(_prefix(host))  # the same body with or without a head around it
+        plain = path.removeprefix(prefix)  # the same body with or without a head around it
         shapes.update(f"{plain}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)

@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lint format docs clean
+.PHONY: help compare test test-all bench lint format docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -29,6 +29,9 @@ test: $(VENV)/installed-dev  ## run the quick tests; ARGS="tests/test_laws.py -k
 
 test-all: $(VENV)/installed-dev  ## run every test, the slow ones too
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
+
+bench: $(VENV)/installed-dev  ## time a step, decoding and attaching against HF PEFT; ARGS="--threads 1 --clock cpu"
+	@for each in step decode attach; do $(BIN)/python -W ignore -m benchmarks.$$each $(ARGS) || exit 1; done
 
 lint: $(VENV)/installed-dev  ## ruff and mypy --strict, changing nothing
 	@$(BIN)/ruff check .

@@ -1,0 +1,99 @@
+"""A training step, forward and backward: LoRA r=8 on all linear maps of a bfloat16 Llama, 4 x 128 tokens.
+
+The floor is the frozen model's forward and the gradient of its embeddings' output: no adapter can do less. The
+optimiser is left out: it would add the same to all, and much to full fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import deltatune
+from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, append, llama, options, report, take_turns
+
+BOUNDS = {("deltatune", "floor"): 1.25, ("deltatune", "peft"): 0.62}
+
+
+def main() -> None:
+    chosen = options("step", rows=4, length=128, rank=8)
+    ids = torch.randint(0, VOCABULARY, (chosen.rows, chosen.length), generator=torch.Generator().manual_seed(0))
+    cases = {
+        "floor": floor(ids),
+        "deltatune": ours(ids, chosen.rank),
+        "full fine-tuning": full(ids),
+        "peft": peft(ids, chosen.rank, float32=True),
+        "peft, bfloat16 adapters": peft(ids, chosen.rank, float32=False),
+    }
+    times = take_turns(cases, chosen)
+    report("step", times, "floor", BOUNDS, chosen)
+    kept = {case: saved_bytes(step) for case, step in cases.items()}
+    print("kept for the backward pass: " + ", ".join(f"{case} {size / 1e6:.0f} MB" for case, size in kept.items()))
+    append(chosen, {"benchmark": "step, bytes kept for the backward pass", "cases": kept})
+
+
+def floor(ids: torch.Tensor) -> Callable[[], object]:
+    model = llama()
+    embedded = model.get_input_embeddings()(ids)
+
+    def step() -> None:
+        x = embedded.detach().requires_grad_()
+        model(inputs_embeds=x, labels=ids).loss.backward()
+
+    return step
+
+
+def ours(ids: torch.Tensor, rank: int) -> Callable[[], object]:
+    """Float32 master weights, computed in the base's bfloat16."""
+    host = deltatune.Host(llama())
+    host.attach("a", deltatune.LoRA(r=rank, sites=ALL_LINEARS))
+    return stepper(host.model, ids)
+
+
+def full(ids: torch.Tensor) -> Callable[[], object]:
+    return stepper(llama().requires_grad_(True), ids)
+
+
+def peft(ids: torch.Tensor, rank: int, float32: bool) -> Callable[[], object]:
+    config = LoraConfig(r=rank, lora_alpha=16, target_modules=PEFT_LINEARS, task_type="CAUSAL_LM")
+    return stepper(get_peft_model(llama(), config, autocast_adapter_dtype=float32), ids)
+
+
+def stepper(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
+    wake_(model)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    return step
+
+
+def saved_bytes(step: Callable[[], object]) -> int:
+    """Bytes of the distinct tensors that autograd keeps between forward and backward, parameters left out."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(storages.values())
+
+
+@torch.no_grad()
+def wake_(model: nn.Module) -> None:
+    """Give every trainable zero matrix values, as after some training: denormals and zeros have speeds of their own."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and not parameter.any():
+            parameter.normal_(std=0.01)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The tiny random models of `deltatune.testing`, and a tokenizer for them: nothing is downloaded.
 
-    model = tiny("llama", "lm")
-    model(**inputs("llama"))
+model = tiny("llama", "lm")
+model(**inputs("llama"))
 """
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import models
 from deltatune import DeltatuneError, Host, parse
 from deltatune.core.formats import formats
 from deltatune.store import atomic
 from deltatune.tasks.heads import Head, HeadConfig
-import models
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])
 BATCH = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}
@@ -109,7 +109,8 @@ def test_a_task_head_travels_with_its_adapter(tmp_path):
     host.save("a", tmp_path / "a", extra={"note": 1})
     other = Host(models.tiny("bert"))
     adapter = other.load(tmp_path / "a")
-    assert adapter.head.config == config and adapter.extra == {"labels": ["x", "y", "z"], "note": 1}
+    assert adapter.head.config == config
+    assert adapter.extra == {"labels": ["x", "y", "z"], "note": 1}
     for name, tensor in host.adapters["a"].tensors().items():
         assert torch.equal(tensor, adapter.tensors()[name])
 
@@ -176,7 +177,8 @@ def test_missing_extra_and_misshapen_tensors_are_listed_at_once(tmp_path):
     assert "q.A is missing" in str(caught.value)
     assert "q.C is in the file but not in the adapter" in str(caught.value)
     assert "has shape (3, 3)" in str(caught.value)
-    assert host.adapters == {} and host.route.names == set()
+    assert host.adapters == {}
+    assert host.route.names == set()
 
 
 def test_an_unfinished_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -68,8 +68,8 @@ class AttentionSeam:
         config: Any = self.model.config
         if self.inner is not None and config._attn_implementation != f"deltatune_{self.inner}":
             raise DeltatuneError(
-                f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix acts, which "
-                "would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
+                f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix acts, "
+                "which would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
             )
 
     def _set(self, name: str) -> None:

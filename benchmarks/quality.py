@@ -32,7 +32,7 @@ from deltatune.training import Settings
 from deltatune.training.order import Batches, Order
 from deltatune.training.settings import half
 
-METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')", "Bottleneck(form='pfeiffer')")
+METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
 R = 8
 
 
@@ -41,20 +41,27 @@ def main() -> None:
     arguments.add_argument("folders", nargs="+", type=Path)
     arguments.add_argument("--out", type=Path, default=Path("runs/quality"))
     arguments.add_argument("--epochs", type=float, default=2)
+    arguments.add_argument("--limit", type=int, help="train on so many rows only")
     arguments.add_argument("--metric", default="")
     arguments.add_argument("--threads", type=int, default=2)
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
     for folder in given.folders:
-        compare(folder, given.out / folder.name, given.epochs, given.metric)
+        compare(folder, given.out / folder.name, given.epochs, given.metric, given.limit)
 
 
-def compare(folder: Path, out: Path, epochs: float, metric: str) -> None:
+def compare(folder: Path, out: Path, epochs: float, metric: str, limit: int | None) -> None:
     """One data set: ours at PEFT's number of parameters, then PEFT's LoRA."""
     budget = parse(f"LoRA(r={R})")
     settings = Settings(epochs=epochs)
     plan = make_plan(
-        read(folder), methods=METHODS, budget=73_728, settings=settings, metric=metric, out=out, max_length=128
+        read(folder, limit=limit),
+        methods=METHODS,
+        budget=73_728,
+        settings=settings,
+        metric=metric,
+        out=out,
+        max_length=128,
     )
     assert any(contender.method == budget for contender in plan.contenders)
     summary = run(plan, lambda event: tell(event, folder.name))

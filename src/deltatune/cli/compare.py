@@ -42,7 +42,7 @@ LEGEND = (
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
-QUICK_ROWS, QUICK_EPOCHS = 1000, 2.0
+QUICK_ROWS, QUICK_EPOCHS, QUICK_LENGTH = 500, 2.0, 64
 """The built-in comparison trains on so much unless told otherwise: it is to end within five minutes on two cores."""
 
 
@@ -107,7 +107,7 @@ def compare(
     from deltatune.data import read
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs = QUICK_ROWS, QUICK_EPOCHS
+        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length, QUICK_LENGTH)
     found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run import run

@@ -143,3 +143,25 @@ def test_what_cannot_run_is_said_before_training(tiny_folder, table, tmp_path):
 
 def test_slugs_are_folder_names():
     assert slug("LoRA(r=8, sites=('*.attn.q',)) + BitFit()") == "LoRA-r-8-sites-.attn.q-BitFit"
+
+
+def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypatch):
+    original = running.train
+
+    def higher_is_better(host, name, task, train, validation, tokenizer, settings, **more):
+        outcome = original(host, name, task, train, validation, tokenizer, settings, **more)
+        step, scores = outcome.evaluations[-1]
+        outcome.evaluations[-1] = (step, scores | {"accuracy": settings.learning_rate})
+        return outcome
+
+    monkeypatch.setattr(running, "train", higher_is_better)
+    events = []
+    plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3)
+    entry = run(plan, events.append)["methods"][0]
+    assert [rate for rate, _ in entry["search"]] == [6.7e-4, 2e-3, 6e-3, 1.8e-2, 5.4e-2]
+    assert entry["learning_rate"] == 5.4e-2
+    assert entry["rate_at_edge"], "the report says that the search ended at an edge"
+    assert events[-1].done == events[-1].total == plan.total + 2
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    again = run(plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3))["methods"]
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps([entry]))

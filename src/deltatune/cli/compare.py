@@ -42,7 +42,7 @@ LEGEND = (
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_LENGTH = 500, 2.0, 64
+QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 400, 2.0, 16, 64
 """The built-in comparison trains on so much unless told otherwise: it is to end within five minutes on two cores."""
 
 
@@ -108,6 +108,7 @@ def compare(
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
         limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length, QUICK_LENGTH)
+        batch_size = batch_size or QUICK_BATCH
     found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run import run

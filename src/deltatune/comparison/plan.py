@@ -35,6 +35,8 @@ DEFAULT_METHODS = (
 DEFAULT_BUDGET = "0.5%"
 STEP = 3.0
 """Neighbouring rates of the search differ by this factor."""
+EXTENSIONS = 2
+"""How often a search of three or more rates goes on beyond its edge, as long as the edge is best."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class Contender:
     def text(self) -> str:
         """The method's text form, by which it is known in all files."""
         return repr(self.method)
+
+    @property
+    def reach(self) -> tuple[float, ...]:
+        """Every rate the search may come to: the planned ones, and the extensions on both sides."""
+        if len(self.rates) < 3:
+            return self.rates
+        below, above = self.rates[0], self.rates[-1]
+        more = [beyond(below, -i) for i in range(1, EXTENSIONS + 1)] + [
+            beyond(above, i) for i in range(1, EXTENSIONS + 1)
+        ]
+        return (*self.rates, *more)
 
     @property
     def reference(self) -> bool:
@@ -170,10 +183,15 @@ def _folder(model: str, data: Data) -> Path:
     return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 
 
+def beyond(rate: float, steps: int) -> float:
+    """The rate some steps of the search away, rounded to two digits."""
+    return float(f"{rate * STEP**steps:.2g}")
+
+
 def spread_rates(middle: float, count: int) -> tuple[float, ...]:
     """`count` rates around a recommended one, each STEP times the one before; an even count leans low."""
     first = -(count // 2)
-    return tuple(float(f"{middle * STEP ** (first + i):.2g}") for i in range(count))
+    return tuple(beyond(middle, first + i) for i in range(count))
 
 
 def _contenders(

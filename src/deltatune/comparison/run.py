@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deltatune.comparison.costs import inference_costs
-from deltatune.comparison.plan import Cell, Contender, Plan
+from deltatune.comparison.plan import EXTENSIONS, Cell, Contender, Plan, beyond
 from deltatune.comparison.records import Records, write_summary
 from deltatune.comparison.report import write_report
 from deltatune.comparison.summary import summarise, versions
@@ -70,6 +70,7 @@ class _Runner:
     def __init__(self, plan: Plan, records: Records, on_event: OnEvent) -> None:
         self.plan, self.records, self.on_event = plan, records, on_event
         self.done = 0
+        self.total = plan.total
         self.spent: list[float] = []
         self.searched: dict[str, list[Record]] = {}
         self.failed: list[Record] = []
@@ -78,23 +79,45 @@ class _Runner:
     def tell(self, kind: Any, text: str, **detail: Any) -> None:
         left = None
         if self.spent:
-            left = sum(self.spent) / len(self.spent) * (self.plan.total - self.done)
-        self.on_event(Event(kind, text, self.done, self.plan.total, left, detail))
+            left = sum(self.spent) / len(self.spent) * (self.total - self.done)
+        self.on_event(Event(kind, text, self.done, self.total, left, detail))
 
     def contender(self, contender: Contender) -> list[Record]:
         """Search, choose, and run all seeds of one method; returns its final records."""
-        found = [self.cell(Cell("search", contender, rate, self.plan.seeds[0])) for rate in contender.rates]
-        tried = [record for record in found if record["status"] == "ok"]
+        tried = self.search(contender)
         self.searched[contender.text] = tried
         if not tried:
             self.done += len(self.plan.seeds) - 1
             return []
-        sign = -1 if self.plan.task.metric in LOWER_IS_BETTER else 1
-        best = max(tried, key=lambda record: sign * record["scores"]["validation"][self.plan.task.metric])
+        best = self.best(tried)
         finals = [self.tested(contender, best)]
         rate = best["learning_rate"]
         finals += [self.cell(Cell("final", contender, rate, seed)) for seed in self.plan.seeds[1:]]
         return [record for record in finals if record["status"] == "ok"]
+
+    def search(self, contender: Contender) -> list[Record]:
+        """Try the planned rates; while the best is at an edge of three or more, go on beyond it."""
+        first = self.plan.seeds[0]
+        tried = [self.cell(Cell("search", contender, rate, first)) for rate in contender.rates]
+        tried = [record for record in tried if record["status"] == "ok"]
+        for _ in range(EXTENSIONS if len(tried) >= 3 else 0):
+            rates = [record["learning_rate"] for record in tried]
+            rate = self.best(tried)["learning_rate"]
+            if min(rates) < rate < max(rates):
+                break
+            further = Cell("search", contender, beyond(rate, 1 if rate == max(rates) else -1), first)
+            self.total += 1
+            self.queue.insert(self.done, words(further))
+            more = self.cell(further)
+            if more["status"] != "ok":
+                break
+            tried.append(more)
+        return tried
+
+    def best(self, tried: list[Record]) -> Record:
+        """The record with the best primary metric on the validation rows; of equals the first."""
+        sign = -1 if self.plan.task.metric in LOWER_IS_BETTER else 1
+        return max(tried, key=lambda record: sign * record["scores"]["validation"][self.plan.task.metric])
 
     def tested(self, contender: Contender, searched: Record) -> Record:
         """The search's best run is the first seed's: test its adapter. The other adapters of the search are deleted."""
@@ -129,7 +152,7 @@ class _Runner:
 
     def _is_tested(self, contender: Contender) -> bool:
         """Whether the first seed is done, so that the adapters of the search are needed no longer."""
-        first = (Cell("final", contender, rate, self.plan.seeds[0]) for rate in contender.rates)
+        first = (Cell("final", contender, rate, self.plan.seeds[0]) for rate in contender.reach)
         return any(self.records.get(self.plan.key(cell) + "-test", adapter=True) for cell in first)
 
     def _next(self) -> str | None:

@@ -130,8 +130,7 @@ def _entry(
         "seed_scores": [record["scores"]["test"][metric] for record in final],
         "scores": _mean_scores(final),
         "learning_rate": first["learning_rate"],
-        "rate_at_edge": len(contender.rates) > 1
-        and first["learning_rate"] in (contender.rates[0], contender.rates[-1]),
+        "rate_at_edge": len(searched) > 1 and first["learning_rate"] in _edges(searched),
         "head_params": first["head_params"],
         "train_seconds": statistics.mean(record["train_seconds"] for record in final),
         "examples_per_second": statistics.mean(record["examples_per_second"] for record in final),
@@ -146,6 +145,11 @@ def _entry(
             {"seed": record["seed"], "loss": record["history"], "validation": record["evaluations"]} for record in final
         ],
     }
+
+
+def _edges(searched: list[Record]) -> tuple[float, float]:
+    rates = [record["learning_rate"] for record in searched]
+    return min(rates), max(rates)
 
 
 def _mean_scores(final: list[Record]) -> dict[str, float]:

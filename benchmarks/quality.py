@@ -22,7 +22,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from deltatune import LoRA, parse
-from deltatune.comparison.plan import Plan, make_plan, spread_rates
+from deltatune.comparison.plan import EXTENSIONS, Plan, beyond, make_plan, spread_rates
 from deltatune.comparison.run import Event, run
 from deltatune.data import read
 from deltatune.tasks.backbone import load_backbone
@@ -91,8 +91,14 @@ def theirs(plan: Plan, path: Path) -> tuple[float, list[float], float]:
             print(f"  peft {key} {done[key]}", flush=True)
         return dict(done[key])
 
-    rates = spread_rates(LoRA.learning_rate, 3)
-    rate = max(rates, key=lambda rate: cell(rate, plan.seeds[0])["validation"])
+    tried = {rate: cell(rate, plan.seeds[0])["validation"] for rate in spread_rates(LoRA.learning_rate, 3)}
+    rate = max(tried, key=lambda rate: tried[rate])
+    for _ in range(EXTENSIONS):  # as our search does
+        if min(tried) < rate < max(tried):
+            break
+        further = beyond(rate, 1 if rate == max(tried) else -1)
+        tried[further] = cell(further, plan.seeds[0])["validation"]
+        rate = max(tried, key=lambda rate: tried[rate])
     seeds = [cell(rate, seed)["test"] for seed in plan.seeds]
     return mean(seeds), seeds, rate
 

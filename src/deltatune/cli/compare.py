@@ -42,7 +42,7 @@ LEGEND = (
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 400, 2.0, 16, 64
+QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 320, 2.0, 16, 64
 """The built-in comparison trains on so much unless told otherwise: it is to end within five minutes on two cores."""
 
 

@@ -33,8 +33,8 @@ def _held_equal(summary: Mapping[str, Any]) -> str:
     budget = summary.get("budget")
     fitted = f"the budget of {formats.count(budget['params'])} parameters that sizes were fitted to, " if budget else ""
     return (
-        f"Model, rows, their order under a seed, the head, {fitted}the rule by which learning rates were tried, steps, batch "
-        "size, schedule. The learning rate is each method's own, since no one rate is fair to all."
+        f"Model, rows, their order under a seed, the head, {fitted}the rule by which learning rates were tried, steps, "
+        "batch size, schedule. The learning rate is each method's own, since no one rate is fair to all."
     )
 
 

@@ -80,3 +80,13 @@ def test_attention_cannot_be_changed_under_a_prefix():
     host.model.set_attn_implementation("eager")
     with pytest.raises(DeltatuneError, match="would drop the prefix"):
         host.model(**models.inputs("bert"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "gpt2"])
+def test_a_prefix_that_exceeds_the_positions_is_explained(kind):
+    host = Host(models.tiny(kind))
+    host.attach("a", Prefix(length=4))
+    longest = {"input_ids": torch.full((1, models.POSITIONS - 4), 7)}
+    host.model(**longest)
+    with pytest.raises(DeltatuneError, match="exceed the model's"):
+        host.model(input_ids=torch.full((1, models.POSITIONS - 3), 7))

@@ -175,9 +175,10 @@ class Shift:
     def moved(self, module: nn.Module, ids: Tensor) -> Tensor:
         """Position ids (B or 1, T) with each row's prefix length added."""
         by = max(self.lengths.values())
-        if isinstance(module, nn.Embedding) and ids.shape[-1] + by > module.num_embeddings:
+        most = _positions(module) if isinstance(module, nn.Embedding) else None
+        if most is not None and ids.shape[-1] + by > most:
             raise DeltatuneError(
-                f"{ids.shape[-1]} tokens and a prefix of {by} exceed the model's {module.num_embeddings} positions; "
+                f"{ids.shape[-1]} tokens and a prefix of {by} exceed the model's {most} positions; "
                 "shorten the texts or the prefix, or use Prefix(shift_positions=False)"
             )
         if self.route.rows is None:
@@ -185,6 +186,12 @@ class Shift:
         rows = self.route.weights(max(ids.shape[0], len(self.route.rows)))
         each = [max((self.lengths.get(name, 0) for name in row), default=0) for row in rows]
         return ids + torch.tensor(each, device=ids.device)[:, None]
+
+
+def _positions(table: nn.Embedding) -> int:
+    """Longest sequence of a position table: some keep their first rows for padding (RoBERTa) or an offset (OPT)."""
+    kept = 0 if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - max(kept, int(getattr(table, "offset", 0)))
 
 
 def take(h: Tensor, cut: Slice | None) -> Tensor:

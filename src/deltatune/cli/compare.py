@@ -9,17 +9,21 @@ from deltatune.cli.endings import Interrupted
 from deltatune.cli.options import (
     BUDGET,
     DATA,
+    HEAD,
     METHOD,
     OUTPUT,
     SETTINGS,
     SOURCE,
     TRAINING,
+    Dense,
     Json,
     Label,
     Limit,
     Metric,
     Model,
+    Pooling,
     Text,
+    head_of,
     option,
 )
 from deltatune.cli.screen import console, facts, plural, print_json, say, show
@@ -75,6 +79,8 @@ def compare(
             "where methods are named, the sizes they are written with.",
         ),
     ] = None,
+    pooling: Pooling = None,
+    dense: Dense = HEAD["dense"].default,
     seeds: Annotated[
         int, option("--seeds", panel=TRAINING, metavar="NUMBER", help="Runs of each method at its best rate.")
     ] = parameter(PLAN, "make_plan", "seeds"),
@@ -127,6 +133,7 @@ def compare(
         settings=settings,
         max_length=max_length,
         metric=metric or "",
+        head=head_of(pooling, dense),
         out=out,
     )
     introduce(plan, quiet=as_json)

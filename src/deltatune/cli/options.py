@@ -92,3 +92,19 @@ OtherBase = Annotated[
         "--other-base", panel=DATA, help="Accept a model of the same shape with other weights than it was trained on."
     ),
 ]
+Pooling = Annotated[
+    str | None,
+    option(
+        "--pooling",
+        panel=METHOD,
+        metavar="KIND",
+        help=f"mean, cls, last or pooler: what the classifier reads. {HEAD['pooling'].help}. "
+        "By default mean, for models that read from left to right last.",
+    ),
+]
+Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help} (by default not).")]
+
+
+def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
+    """The fields of the head that the options set."""
+    return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}

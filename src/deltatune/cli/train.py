@@ -21,14 +21,17 @@ from deltatune.cli.options import (
     TASK,
     TRAINING,
     BatchSize,
+    Dense,
     Epochs,
     Label,
     Limit,
     MaxLength,
     Metric,
     Model,
+    Pooling,
     Precision,
     Text,
+    head_of,
     option,
 )
 from deltatune.cli.progress import TrainingProgress
@@ -80,19 +83,8 @@ def train(
         str | None,
         option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Sets the method's rank, size or length."),
     ] = None,
-    pooling: Annotated[
-        str | None,
-        option(
-            "--pooling",
-            panel=METHOD,
-            metavar="KIND",
-            help=f"mean, cls, last or pooler: what the classifier reads. {HEAD['pooling'].help}. "
-            "By default mean, for models that read from left to right last.",
-        ),
-    ] = None,
-    dense: Annotated[
-        bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help} (by default not).")
-    ] = HEAD["dense"].default,
+    pooling: Pooling = None,
+    dense: Dense = HEAD["dense"].default,
     epochs: Epochs = SETTINGS["epochs"].default,
     lr: Annotated[
         float | None,
@@ -130,7 +122,7 @@ def train(
     from deltatune.training import Settings
 
     wanted = Settings(epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
-    over = {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
+    over = head_of(pooling, dense)
     ready = prepare(model, found, (max_length, metric), method, budget, over, wanted)
     folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
     record = record_of(ready, model, data)

@@ -259,7 +259,6 @@ def test_nothing_forbidden(file):
     assert not found, f"{module_name(file)}: {'; '.join(found)}"
 
 
-@pytest.mark.skipif(not module_exists("cli"), reason="the command line is not there yet")
 def test_the_command_line_starts_light():
     """`deltatune --help` must not wait for torch: commands import what they need when they run."""
     heavy = "torch", "transformers", "datasets", "numpy"

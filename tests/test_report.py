@@ -141,7 +141,7 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     def broken(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("deltatune.comparison.report.os.fsync", broken)
+    monkeypatch.setattr("deltatune.store.atomic.os.fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         write_report({**sample_summary(), "name": "other"}, target)
     assert target.read_text(encoding="utf-8") == before

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.store.atomic import write_file
 
 if TYPE_CHECKING:
     from deltatune.data import Data
@@ -100,15 +100,7 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
 
 def write_whole(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

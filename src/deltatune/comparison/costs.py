@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from deltatune.core.folding import obstacles
 from deltatune.core.host import Host
 
 REPEATS = 9
@@ -38,7 +39,7 @@ def inference_costs(host: Host, name: str, batch: dict[str, Tensor], bfloat16: b
         run = _runner(host, batch, bfloat16)
         live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
         flops = _flops(host, name, run) - _flops(host, None, run)
-        folded = _folded(host, name, run) if host.adapters[name].folds and _foldable(host, name) else None
+        folded = _folded(host, name, run) if not obstacles(host.adapters[name]) else None
     finally:
         host.model.train(training)
         host.use(dict(route.uniform) if route.rows is None else list(route.rows))
@@ -54,11 +55,6 @@ def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[]
             return host.model(**batch, **extra)
 
     return run
-
-
-def _foldable(host: Host, name: str) -> bool:
-    """Whether folding needs no bias that the base lacks."""
-    return all(site.bias or not getattr(delta, "needs_bias", False) for _, site, delta in host.adapters[name].entries())
 
 
 def _folded(host: Host, name: str, run: Callable[[], object]) -> float:

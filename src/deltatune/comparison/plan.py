@@ -100,16 +100,6 @@ class Plan:
     budget: Budget | None
 
     @property
-    def searches(self) -> list[Cell]:
-        """Cells of the search; methods with one rate need none."""
-        return [
-            Cell("search", contender, rate, self.seeds[0])
-            for contender in self.contenders
-            for rate in contender.rates
-            if len(contender.rates) > 1
-        ]
-
-    @property
     def total(self) -> int:
         """Number of training runs: the search's best one is the first seed's final run."""
         return sum(len(c.rates) + len(self.seeds) - 1 if len(c.rates) > 1 else len(self.seeds) for c in self.contenders)

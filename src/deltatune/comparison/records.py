@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deltatune.store.atomic import write_file
+
 RESULTS = "results.jsonl"
 
 
@@ -35,7 +37,7 @@ class Records:
             whole.append(line)
             if record["status"] == "ok":
                 self.cells[record["cell"]] = record
-        write_whole(path, "".join(line + "\n" for line in whole))
+        write_file(path, "".join(line + "\n" for line in whole))
 
     def get(self, key: str, adapter: bool) -> dict[str, Any] | None:
         """A finished cell, or None; where `adapter`, only if its adapter is still there."""
@@ -67,16 +69,6 @@ class Records:
         return self.folder / "predictions" / f"{key}.npy"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    with work.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(work, path)
-
-
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write a summary as pretty JSON."""
-    write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -19,21 +18,14 @@ from deltatune.comparison.prose import how_to_read
 from deltatune.comparison.table import failures, results_table
 from deltatune.comparison.tradeoff import score_against_parameters
 from deltatune.comparison.weighted import LOWER_IS_BETTER
+from deltatune.store.atomic import write_file
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
     """Write the page for a summary. Whole or not at all: a temporary file, fsync, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(render(summary))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_file(path, render(summary))
 
 
 def render(summary: Mapping[str, Any]) -> str:

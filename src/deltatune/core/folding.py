@@ -14,18 +14,21 @@ from deltatune.core.ports import put, take
 from deltatune.core.sites import Facts, Site
 
 
-def check_folds(name: str, adapter: Adapter) -> None:
-    """Raise unless every Delta has a weight form, naming those that have none."""
+def obstacles(adapter: Adapter) -> list[str]:
+    """Why an adapter cannot be folded: Deltas without a weight form, biases that the base lacks. Empty if it can."""
     stuck = sorted({type(delta).__name__ for _, _, delta in adapter.entries() if not delta.folds})
     missing = [
         f"site {site.name} has no bias to fold into"
         for _, site, delta in adapter.entries()
         if delta.folds and getattr(delta, "needs_bias", False) and not site.bias
     ]
-    raise_all(
-        [f"{kind} has no exact weight form" for kind in stuck] + missing,
-        f"adapter {name!r} ({adapter.method!r}) cannot be folded; keep it live:" if stuck or missing else "",
-    )
+    return [f"{kind} has no exact weight form" for kind in stuck] + missing
+
+
+def check_folds(name: str, adapter: Adapter) -> None:
+    """Raise unless every Delta has a weight form here, naming those that have none."""
+    found = obstacles(adapter)
+    raise_all(found, f"adapter {name!r} ({adapter.method!r}) cannot be folded; keep it live:" if found else "")
 
 
 @torch.no_grad()

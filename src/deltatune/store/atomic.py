@@ -38,6 +38,19 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write one text file whole or not at all: a draft beside it, fsync, rename."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def check_folder(folder: Path) -> None:
     """Raise DeltatuneError unless every file of the manifest is there with its hash."""
     path = folder / MANIFEST

@@ -31,9 +31,14 @@ CORE_ORDER = [
     "fields",
     "roles",
     "sites",
+    "slices",
+    "base",
     "blocks",
+    "attending",
+    "outside",
     "finding",
     "delta",
+    "method",
     "own",
     "sharing",
     "text",
@@ -43,6 +48,7 @@ CORE_ORDER = [
     "prompts",
     "attention",
     "adapter",
+    "wiring",
     "weights",
     "folding",
     "formats",
@@ -55,7 +61,8 @@ CORE_ORDER = [
 BESIDES = {"data": {"core.errors"}}
 """What a folder may import from a folder of its own floor."""
 
-ONLY = {"methods": {"core.delta", "core.errors", "core.own", "core.sharing", "core.sites"}}
+METHOD_IMPORTS = "attending", "base", "delta", "errors", "method", "own", "sharing", "sites"
+ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}
 """Folders that may import nothing else of ours: a method file is the equation and little more."""
 
 ANYTHING = {"__init__", "__main__"}

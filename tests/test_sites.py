@@ -12,13 +12,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import models
 from deltatune import DeltatuneError, Host, LoRA, find_sites
 from deltatune.core.blocks import find_blocks
-from deltatune.core.delta import Delta, Method
-from deltatune.core.ports import put, take
+from deltatune.core.delta import Delta
+from deltatune.core.method import Method
 from deltatune.core.sites import Slice, expand, generic
+from deltatune.core.slices import put, take
 
 SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "attn", "ffn", "ffn.in", "ffn.out", "norm.0", "norm.1"}
+SPLIT |= {"attn.heads", "ffn.act", "residual"}
 KV, FUSED, GATED = {"attn.kv"}, {"attn.qkv"}, {"ffn.gate"}
-CROSS = {"cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.kv", "norm.2"}
+CROSS = {"cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.kv", "cross.heads", "norm.2"}
 
 BLOCKS: dict[str, dict[str, set[str]]] = {
     "bert": {"": SPLIT | KV},

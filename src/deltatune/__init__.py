@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from deltatune.core.adapter import Adapter as Adapter
     from deltatune.core.budget import fit_budget as fit_budget
     from deltatune.core.delta import Delta as Delta
-    from deltatune.core.delta import Method as Method
     from deltatune.core.errors import DeltatuneError as DeltatuneError
     from deltatune.core.finding import find_sites as find_sites
     from deltatune.core.host import Host as Host
+    from deltatune.core.method import Method as Method
     from deltatune.core.sites import Site as Site
     from deltatune.core.sites import Sites as Sites
     from deltatune.core.text import parse as parse
@@ -45,7 +45,7 @@ _WHERE = {
     "Host": "core.host",
     "Houlsby": "methods.bottleneck",
     "LoRA": "methods.lora",
-    "Method": "core.delta",
+    "Method": "core.method",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
     "Prefix": "methods.prefix",

@@ -16,7 +16,7 @@ from deltatune.comparison.formats import rate
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
-    from deltatune.core.delta import Method
+    from deltatune.core.method import Method
 
 
 def methods(

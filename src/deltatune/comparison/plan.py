@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltatune.core.budget import Budget, fit_budget, read_budget
-from deltatune.core.delta import Method
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.core.text import parse
 from deltatune.data.splits import Data
 from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.attention import inner_attention
-from deltatune.core.delta import Delta, Method, Rng, generator_for
+from deltatune.core.base import Base
+from deltatune.core.delta import Delta, Rng, generator_for
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method
 from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
 
@@ -68,6 +70,20 @@ class Adapter(nn.Module):
         """Whether the adapter may share a batch with others."""
         return all(delta.mixes for _, _, delta in self.entries())
 
+    def rates(self) -> dict[str, float]:
+        """Factors on the learning rate, by parameter name as in `named_parameters`, where they are not 1."""
+        found = {}
+        for path, module in self.named_modules():
+            for name, factor in getattr(module, "rates", {}).items():
+                found[f"{path}.{name}"] = factor
+        return found
+
+    def begin(self) -> None:
+        """Tell what its Deltas share that a forward of the model begins."""
+        for shared in self.shared.values():
+            if hasattr(shared, "begin"):
+                shared.begin()  # type: ignore[operator]
+
     def longest(self, what: str) -> int:
         """The largest value that any Delta declares of its `tokens` or its `shift`."""
         return max((int(getattr(delta, what)) for _, _, delta in self.entries()), default=0)
@@ -78,7 +94,11 @@ class Adapter(nn.Module):
         done.seed = self.seed
         for key, site, delta in self.entries():
             done.sites[key] = site
-            done.deltas[_child(key)] = delta.finished()
+            done.deltas[_child(key)] = kept = delta.finished()
+            kept.base = delta.base
+            label = key.partition(".")[0]
+            if kept is delta and label in self.shared:
+                done.shared[label] = self.shared[label]
         return done.train(self.training)
 
 
@@ -133,10 +153,15 @@ def _initialise(adapter: Adapter, model: nn.Module, seed: int) -> None:
     for label, shared in adapter.shared.items():
         shared.init_(_rng(seed, label))  # type: ignore[operator]  # what a method shares has init_, as Deltas have
     for key, site, delta in adapter.entries():
-        delta.init_(_rng(seed, key), model.get_submodule(site.module))
+        module = model.get_submodule(site.module)
+        delta.base = Base(module, site)
+        delta.init_(_rng(seed, key), module)
     like = next(p for p in model.parameters() if p.is_floating_point())
     adapter.to(device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
     adapter.requires_grad_(True)
+    for module in adapter.modules():
+        for name in getattr(module, "frozen", ()):
+            getattr(module, name).requires_grad_(False)
 
 
 def _rng(seed: int, key: str) -> Rng:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deltatune.core.delta import Delta
+from deltatune.core.attending import Attention
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.mixing import Share, spread
+from deltatune.core.ports import Acting
 
 PORT = "_deltatune_port"
 """Attribute of an attention module under which the Host leaves its port (a plain object, not in the state dict)."""
@@ -88,16 +88,14 @@ def _mask(inner: str) -> Callable[..., Any]:
 
 def _function(inner: str) -> Callable[..., Any]:
     def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Any:
-        plain = _plain(inner, module)
+        call = Attention(_plain(inner, module), module, q, k, v, mask, options)
         port = getattr(module, PORT, None)
-        active: Sequence[tuple[Delta, Share]] = (
-            port.shares(q.shape[0], q.device) if port is not None and port.active else ()
-        )
+        active: Sequence[Acting] = port.acting(q.shape[0], q.device) if port is not None and port.active else ()
         if not active:
-            return plain(module, q, k, v, mask, **options)
-        if len(active) == 1 and active[0][1] == Share(None, 1.0):
-            return _extended(plain, active[0][0], module, q, k, v, mask, options)
-        return _mixed(plain, active, module, q, k, v, mask, options), None
+            return call.run()
+        if len(active) == 1 and active[0].share == Share(None, 1.0):
+            return _attend(call, active[0])
+        return _mixed(call, active), None
 
     return attention
 
@@ -108,48 +106,20 @@ def _plain(inner: str, module: nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[inner]  # type: ignore[no-any-return]
 
 
-def _extended(
-    plain: Callable[..., Any],
-    delta: Delta,
-    module: nn.Module,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    options: Any,
-) -> Any:
-    """Attention over the Delta's keys and values in front of the real ones: q (B, H, T, K), k and v (B, H_kv, S, K)."""
-    keys, values = delta(k, v)  # (B, H_kv, P + S, K)
-    length = keys.shape[2] - k.shape[2]
-    if mask is None and getattr(module, "is_causal", False) and q.shape[2] > 1:
-        raise DeltatuneError(
-            "a causal model reached attention without a mask; key-value prefixes cannot be placed safely"
-        )
-    if mask is not None:
-        mask = F.pad(mask, (length, 0), value=mask.dtype == torch.bool)  # True attends; additive masks add 0
-    if options.get("position_bias") is not None:  # T5: no bias towards the prefix
-        options = {**options, "position_bias": F.pad(options["position_bias"], (length, 0))}
-    return plain(module, q, keys, values, mask, **options)
+def _attend(call: Attention, acting: Acting) -> Any:
+    """Attention as one Delta has it, for its rows."""
+    delta, share, x = acting
+    return delta(replace(call, x=x).rows(share.rows))
 
 
-def _mixed(
-    plain: Callable[..., Any], active: Sequence[tuple[Delta, Share]], module: nn.Module, q: Tensor, k: Tensor,
-    v: Tensor, mask: Tensor | None, options: Any,
-) -> Tensor:  # fmt: skip
-    """`a + sum_i w_i * (a_i - a)` row by row, `a_i` being attention with adapter i's prefix. Returns (B, T, H, K)."""
-    a: Tensor = plain(module, q, k, v, mask, **options)[0]
+def _mixed(call: Attention, active: Sequence[Acting]) -> Tensor:
+    """`a + sum_i w_i * (a_i - a)` row by row, `a_i` being attention as adapter i has it. Returns (B, T, H, K)."""
+    a: Tensor = call.run()[0]
     out = a
-    for delta, (rows, weight) in active:
-        pick = _picker(rows, q.shape[0])
-        bias = options.get("position_bias")
-        mine = {**options, "position_bias": pick(bias)} if bias is not None else options
-        changed = _extended(
-            plain, delta, module, pick(q), pick(k), pick(v), None if mask is None else pick(mask), mine
-        )[0]
-        change = spread(weight, changed) * (changed - pick(a))
+    for acting in active:
+        rows, weight = acting.share
+        changed = _attend(call, acting)[0]
+        there = a if rows is None else a.index_select(0, rows)
+        change = spread(weight, changed) * (changed - there)
         out = out + change if rows is None else out.index_add(0, rows, change)
     return out
-
-
-def _picker(rows: Tensor | None, batch: int) -> Callable[[Tensor], Tensor]:
-    return lambda t: t if rows is None or t.shape[0] != batch else t.index_select(0, rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deltatune.core.delta import Method
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method
 from deltatune.core.sites import Sites
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.pytorch_utils import Conv1D
 
-from deltatune.core.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads, widths
+from deltatune.core.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.outside import embeddings, linear_site, norm_site, outside, unnamed_outside
 from deltatune.core.roles import INTERLEAVED, POSITIONS, in_attention, role_of
 from deltatune.core.sites import Facts, Site, Sites, Slice
 
@@ -33,14 +33,14 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
         raise DeltatuneError(
             f"no transformer blocks found in {type(model).__name__}; modules seen: {', '.join(seen[:20])}"
         )
-    sites: list[Site] = [*_embeddings(model, blocks)]
+    sites: list[Site] = [*embeddings(model, blocks)]
     unnamed: list[str] = []
     for block in blocks:
         found, left = _block_sites(model, block, roles)
         sites += found
         unnamed += left
-    sites += _outside(model, blocks, heads)
-    unnamed += _unnamed_outside(model, blocks, heads, {site.module for site in sites})
+    sites += outside(model, blocks, heads)
+    unnamed += unnamed_outside(model, blocks, heads, {site.module for site in sites})
     _check_roles(model, roles)
     weights = list(_weights(model, blocks, heads))
     facts = _facts(model, sites, weights)
@@ -53,16 +53,6 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _linear(name: str, path: str, module: nn.Module, block: Block | None) -> Site:
-    width_in, width_out = widths(module)
-    bias = getattr(module, "bias", None) is not None
-    return Site(
-        name=name, kind="linear", module=path, read=path, width_in=width_in, width_out=width_out,
-        params=width_in * width_out + bias * width_out, bias=bias, transposed=isinstance(module, Conv1D),
-        layer=block.index if block else None, depth=block.depth if block else 0,
-    )  # fmt: skip
-
-
 def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tuple[list[Site], list[str]]:
     module = model.get_submodule(block.path)
     named: dict[str, Site] = {}
@@ -73,13 +63,23 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
             unnamed.append(f"{block.path}.{path}")
             continue
         seen.add(role)
-        site = _linear(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
+        site = linear_site(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
         named[role] = site
         named |= {part: one for part, one in _parts(model, site, role).items() if part not in named}
     sites = list(named.values())
     for group in ("attn", "cross", "ffn"):
         sites += list(_sublayer(model, block, group, named))
-    return [*sites, *_norms(module, block)], unnamed
+    return [*sites, *_norms(module, block), *_residual(block, sites)], unnamed
+
+
+def _residual(block: Block, sites: list[Site]) -> Iterator[Site]:
+    """The residual stream behind a block: what ReFT changes."""
+    entry = next((site for site in sites if site.kind == "sublayer"), None)
+    if entry is not None:
+        yield Site(
+            f"{block.name}.residual", "residual", block.path, block.path, entry.width_out, entry.width_out,
+            layer=block.index, depth=block.depth,
+        )  # fmt: skip
 
 
 def _parts(model: nn.Module, site: Site, role: str) -> dict[str, Site]:
@@ -132,6 +132,9 @@ def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Si
             entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
             params=0, bias=False, transposed=False, slice=None,
         )  # fmt: skip
+    if end is not None:  # what the last map reads: the FFN's activations, the heads' outputs side by side
+        inner = f"{block.name}.ffn.act" if group == "ffn" else f"{block.name}.{group}.heads"
+        yield replace(end, name=inner, kind="input", width_out=end.width_in, params=0, slice=None)
     if entry is None or end is None:
         return
     norm = _post_norm(model.get_submodule(block.path), block) if group == "ffn" else None
@@ -153,79 +156,8 @@ def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
     norms = [(path, leaf) for path, leaf in module.named_modules() if is_norm(leaf)]
     for i, (path, leaf) in enumerate(norms):
         yield replace(
-            _norm(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth
+            norm_site(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth
         )
-
-
-def _norm(name: str, path: str, module: nn.Module) -> Site:
-    width = int(getattr(module, "weight").shape[0])  # noqa: B009 (nn.Module's type knows no weight)
-    bias = getattr(module, "bias", None) is not None
-    return Site(name, "norm", path, path, width, width, params=width * (1 + bias), bias=bias)
-
-
-def _embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
-    try:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return
-    if not isinstance(table, nn.Embedding):
-        return
-    prefixes = {block.name.partition("layers")[0]: block.path for block in blocks}
-    size, width = table.num_embeddings, table.embedding_dim
-    for prefix, path in prefixes.items():
-        module = _embedding_of(model, table, prefix, path)
-        if module is not None:
-            yield Site(f"{prefix}embed", "embed", module, module, size, width, params=size * width)
-
-
-def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
-    """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
-    tables = {
-        path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)
-    }
-    if not prefix:
-        return next((path for path, leaf in tables.items() if leaf is table), None)
-    root = block[: block.index(prefix.rstrip("."))] + prefix
-    own = [
-        path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings
-    ]
-    return own[0] if own else None
-
-
-def _outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
-    """Norms and the pooler outside the blocks, and the model's own task heads."""
-    inside = tuple(block.path + "." for block in blocks)
-    stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
-    taken: set[str] = set()
-    for path, module in modules_of(model):
-        if path.startswith(inside) or path.split(".")[0] in heads:
-            continue
-        stack = next((stack for stack in stacks if stack and stack in path + "."), "")
-        if is_norm(module):
-            name = stack + ("embed.norm" if "emb" in path.lower() else "norm")
-            if name not in taken:
-                taken.add(name)
-                yield _norm(name, path, module)
-        elif isinstance(module, nn.Linear) and "pooler" in path and "pooler" not in taken:
-            taken.add("pooler")
-            yield _linear("pooler", path, module, None)
-    for head in heads:
-        module = model.get_submodule(head)
-        count = sum(parameter.numel() for parameter in module.parameters())
-        yield Site("head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0, params=count)
-
-
-def _unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
-    inside = tuple(block.path + "." for block in blocks)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    for path, module in maps_of(model).items():
-        if (
-            module is not output
-            and not path.startswith(inside)
-            and path.split(".")[0] not in heads
-            and path not in taken
-        ):
-            yield path
 
 
 def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:

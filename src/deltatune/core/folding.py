@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.delta import generator_for
+from deltatune.core.base import Base
+from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import raise_all
-from deltatune.core.ports import put, take
-from deltatune.core.sites import Facts, Site
+from deltatune.core.sites import Facts
 
 
 def obstacles(adapter: Adapter) -> list[str]:
@@ -22,7 +22,12 @@ def obstacles(adapter: Adapter) -> list[str]:
         for _, site, delta in adapter.entries()
         if delta.folds and getattr(delta, "needs_bias", False) and not site.bias
     ]
-    return [f"{kind} has no exact weight form" for kind in stuck] + missing
+    tied = [
+        f"the weight at {site.name} is tied to another module's, which would change with it"
+        for _, site, delta in adapter.entries()
+        if site.tied and delta.folds and not getattr(delta, "needs_bias", False)
+    ]
+    return [f"{kind} has no exact weight form" for kind in stuck] + missing + tied
 
 
 def check_folds(name: str, adapter: Adapter) -> None:
@@ -33,46 +38,45 @@ def check_folds(name: str, adapter: Adapter) -> None:
 
 @torch.no_grad()
 def write_adapter(model: nn.Module, adapter: Adapter) -> None:
-    """Write every Delta of an adapter into the base's parameters in place."""
+    """Write every Delta of an adapter into the base's parameters in place.
+
+    Live, all Deltas of a module see what the base alone computes there, so their changes of its weights add up; those
+    of its input come last.
+    """
+    ports: dict[tuple[bool, str, str], list[tuple[Base, Delta]]] = {}
     for _, site, delta in adapter.entries():
-        module = model.get_submodule(site.module)
-        params = _parameters(module, site)
-        changed = delta.fold({name: _oriented(tensor, name, site) for name, tensor in params.items()})
-        for name, tensor in changed.items():
-            params[name].copy_(_stored(params[name], tensor, name, site))
+        key = (site.kind == "input", site.module, site.attribute)
+        ports.setdefault(key, []).append((Base(model.get_submodule(site.module), site), delta))
+    for key in sorted(ports, key=lambda key: key[0]):
+        _write(ports[key])
+
+
+def _write(changes: list[tuple[Base, Delta]]) -> None:
+    """Write the changes of one module, each computed from its parameters as they were before."""
+    alone = len(changes) == 1
+    new: dict[str, Tensor] = {}
+    old = {name: tensor.clone() for name, tensor in ({} if alone else changes[0][0].stored()).items()}
+    for base, delta in changes:
+        params = base.parameters()
+        if not alone:  # added up in double precision, rounded once
+            params = {name: tensor.double() for name, tensor in params.items()}
+        for name, tensor in delta.fold(params).items():
+            if alone:
+                new[name] = base.placed(name, tensor)
+            else:
+                grown = base.placed(name, tensor).double() - old[name].double()
+                new[name] = new.get(name, old[name].double()) + grown
+    stored = changes[0][0].stored()
+    for name, tensor in new.items():
+        stored[name].copy_(tensor)
 
 
 def touched(model: nn.Module, adapter: Adapter) -> list[Tensor]:
     """Base parameters that folding an adapter may change."""
     found = [
-        t for _, site, _ in adapter.entries() for t in _parameters(model.get_submodule(site.module), site).values()
+        t for _, site, _ in adapter.entries() for t in Base(model.get_submodule(site.module), site).stored().values()
     ]
     return list({id(tensor): tensor for tensor in found}.values())
-
-
-def _parameters(module: nn.Module, site: Site) -> dict[str, Tensor]:
-    if site.kind == "weight":
-        return {site.attribute: getattr(module, site.attribute)}
-    return dict(module.named_parameters())
-
-
-def _oriented(tensor: Tensor, name: str, site: Site) -> Tensor:
-    """A parameter as methods know it: weights (out, in), biases (out,), cut to the site's slice."""
-    if site.kind != "linear":
-        return tensor
-    turned = tensor.T if site.transposed and name == "weight" else tensor
-    return take(turned.T, site.slice).T if name == "weight" else take(turned, site.slice)
-
-
-def _stored(whole: Tensor, part: Tensor, name: str, site: Site) -> Tensor:
-    """The reverse of `_oriented`: the whole parameter with the site's part replaced."""
-    if site.kind != "linear":
-        return part
-    if name != "weight":
-        return put(whole, site.slice, part)
-    turned = whole if site.transposed else whole.T  # (in, out)
-    changed = put(turned, site.slice, part.T)
-    return changed if site.transposed else changed.T
 
 
 @torch.no_grad()

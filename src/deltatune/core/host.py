@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
-from deltatune.core.attention import PORT, AttentionSeam
-from deltatune.core.delta import Method
+from deltatune.core.attention import AttentionSeam
 from deltatune.core.describing import describe
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.finding import find_sites
 from deltatune.core.folding import bound, check_folds, difference, probe, restore, touched, write_adapter
 from deltatune.core.formats import format_of, formats
 from deltatune.core.generation import generate
+from deltatune.core.method import Method
 from deltatune.core.mixing import Route, RouteSpec, read_route
-from deltatune.core.ports import EmbedPort, Entry, Port, Shift, Tap
+from deltatune.core.ports import Now, Shift
 from deltatune.core.prompts import PromptSeam
-from deltatune.core.sites import Site
 from deltatune.core.weights import WeightSeam, check_exclusive
+from deltatune.core.wiring import Wiring
 
 
 class Host:
@@ -43,18 +43,19 @@ class Host:
         self.folded: dict[str, float] = {}
         """Folded adapters with the largest difference their folding made on probe inputs."""
         model.requires_grad_(False)
-        self._ports: dict[tuple[str, str], Port] = {}
-        self._taps: dict[str, Tap] = {}
+        self._now = Now()
+        self._wiring = Wiring(model, self.sites, self._now)
         self._weights = WeightSeam(model)
         self._pristine: dict[int, tuple[Tensor, Tensor]] = {}
         self._shift = Shift(model, self.sites.facts.position_modules)
-        self._prompts = PromptSeam(model, self.sites.facts)
+        self._prompts = PromptSeam(model, self.sites.facts, self._now)
         self._attention = AttentionSeam(model)
+        model.register_forward_pre_hook(self._begin)
 
     @property
     def mask(self) -> Tensor | None:
         """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if none was."""
-        return self._prompts.mask
+        return self._now.mask
 
     @property
     def prompts(self) -> Mapping[str, int]:
@@ -95,7 +96,7 @@ class Host:
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
-        self._plug(name, adapter)
+        self._wiring.plug(name, adapter)
         if not self.route.names:
             self.use(name)
         return adapter
@@ -105,7 +106,7 @@ class Host:
         adapter = self._adapter(name)
         if name in self.folded:
             self.unfold_(name)
-        self._unplug(name)
+        self._wiring.unplug(name)
         keep = [{n: w for n, w in row.items() if n != name} for row in self.route.rows or ()]
         uniform = {n: w for n, w in self.route.uniform.items() if n != name}
         self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None)
@@ -132,8 +133,8 @@ class Host:
         """Drop what only training needed (a prefix's MLP); outputs stay the same."""
         adapter = self._adapter(name).finished()
         self.adapters[name] = self._children()[name] = adapter
-        self._unplug(name)
-        self._plug(name, adapter)
+        self._wiring.unplug(name)
+        self._wiring.plug(name, adapter)
         self._arrange()
 
     # ---- folding
@@ -236,51 +237,19 @@ class Host:
         assert isinstance(children, nn.ModuleDict)
         return children
 
-    def _plug(self, name: str, adapter: Adapter) -> None:
-        for _, site, delta in adapter.entries():
-            if site.kind == "weight":
-                continue
-            tap = self._tap(site) if site.kind == "sublayer" and delta.reads != "output" else None
-            norm = self.model.get_submodule(site.norm) if site.norm else None
-            for place in [s for s in self.sites.values() if s.kind == "embed"] if delta.tokens else [site]:
-                self._port(place).entries.setdefault(name, []).append(Entry(name, place, delta, tap, norm))
-
-    def _unplug(self, name: str) -> None:
-        for port in self._ports.values():
-            port.entries.pop(name, None)
-
-    def _port(self, site: Site) -> Port:
-        key = (site.module, "kv" if site.kind == "kv" else "output")
-        if key not in self._ports:
-            module = self.model.get_submodule(site.module)
-            port = EmbedPort(site.width_in) if site.kind == "embed" else Port()
-            if site.kind == "kv":
-                setattr(module, PORT, port)
-            else:
-                module.register_forward_hook(port)
-            if isinstance(port, EmbedPort):
-                module.register_forward_pre_hook(port.before)
-            self._ports[key] = port
-        return self._ports[key]
-
-    def _tap(self, site: Site) -> Tap:
-        if site.read not in self._taps:
-            self._taps[site.read] = Tap()
-            self.model.get_submodule(site.read).register_forward_pre_hook(self._taps[site.read])
-        return self._taps[site.read]
+    def _begin(self, module: nn.Module, args: object) -> None:
+        """Pre-hook of the whole model."""
+        for name in self.route.names - set(self.folded):
+            self.adapters[name].begin()
 
     def _arrange(self) -> None:
-        """Make ports, taps, prompts, shifts and the seams follow the route."""
+        """Make the wiring, prompts, shifts and the seams follow the route."""
         active = {name for name in self.route.names if name not in self.folded}
-        for port in self._ports.values():
-            port.arrange(self.route, active)
-        wanted = {id(e.tap) for port in self._ports.values() for stage in port.active for e in stage}
-        for tap in self._taps.values():
-            tap.wanted, tap.value = id(tap) in wanted, None
+        self._wiring.arrange(self.route, active)
         self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
         self._shift.arrange(self.route, self._longest(active, "shift"))
         self._weights.arrange(self.adapters[name] for name in active)
-        self._attention.arrange(any(key[1] == "kv" and port.active for key, port in self._ports.items()))
+        self._attention.arrange(self._wiring.needs_attention)
 
     def _longest(self, active: set[str], what: str) -> dict[str, int]:
         lengths = {name: self.adapters[name].longest(what) for name in active}

@@ -12,6 +12,7 @@ from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.mixing import Route, Share, mix
 from deltatune.core.sites import Site, Slice
+from deltatune.core.slices import put, take
 
 
 class Tap:
@@ -26,6 +27,15 @@ class Tap:
             self.value = args[0]
 
 
+class Now:
+    """What is known of the batch that runs at present."""
+
+    mask: Tensor | None = None
+    """Attention mask (B, S) as the model saw it, virtual tokens and the past included; None if every token was real."""
+    decoder_mask: Tensor | None = None
+    """The same of the decoder behind an encoder."""
+
+
 class Entry(NamedTuple):
     """One Delta at a port, with what it reads."""
 
@@ -36,10 +46,19 @@ class Entry(NamedTuple):
     norm: nn.Module | None
 
 
+class Acting(NamedTuple):
+    """A Delta on some rows of a call of attention, with the attention's input (B, T, D) if it is tapped."""
+
+    delta: Delta
+    share: Share
+    x: Tensor | None
+
+
 class Port:
     """What happens at one module. `entries` are all Deltas attached there, `active` those of the current route."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Now) -> None:
+        self.now = now
         self.entries: dict[str, list[Entry]] = {}
         """By adapter, so that choosing among many costs no more than among few."""
         self.active: tuple[tuple[Entry, ...], ...] = ()
@@ -57,10 +76,21 @@ class Port:
         plain = len(mine) == 1 and route.rows is None and _is_plain(mine[0])
         self.alone = (mine[0].delta, route.uniform[mine[0].name]) if plain else None
 
-    def shares(self, batch: int, device: torch.device) -> list[tuple[Delta, Share]]:
-        """Active Deltas with their rows and weights in a batch."""
-        found = [(e.delta, self.route.share(e.name, batch, device)) for stage in self.active for e in stage]
-        return [(delta, share) for delta, share in found if share is not None]
+    def acting(self, batch: int, device: torch.device) -> list[Acting]:
+        """Active Deltas of a call of attention, ready to be called with their rows."""
+        found = []
+        for entry in (entry for stage in self.active for entry in stage):
+            share = self.route.share(entry.name, batch, device)
+            if share is not None:
+                self.tell_mask(entry, share)
+                found.append(Acting(entry.delta, share, self.read(entry, None, ()) if entry.delta.tapped else None))
+        return found
+
+    def tell_mask(self, entry: Entry, share: Share) -> None:
+        """Show a Delta that asks for it which tokens of its rows are real."""
+        if entry.delta.masked:
+            mask = self.now.decoder_mask if entry.site.name.startswith("decoder.") else self.now.mask
+            entry.delta.mask = mask if mask is None or share.rows is None else mask.index_select(0, share.rows)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
@@ -79,6 +109,7 @@ class Port:
         for entry in stage:
             share = self.route.share(entry.name, h.shape[0], h.device)
             if share is not None:
+                self.tell_mask(entry, share)
                 groups.setdefault(entry.site.slice, []).append((entry.delta, self.read(entry, h, args), share))
         out = mix(h, groups.pop(None, []))
         for cut, changes in groups.items():
@@ -87,10 +118,10 @@ class Port:
             out = put(out, cut, changed if out is h else take(out, cut) + (changed - part))
         return out
 
-    def read(self, entry: Entry, h: Tensor, args: tuple[Any, ...]) -> Tensor:
+    def read(self, entry: Entry, h: Any, args: tuple[Any, ...]) -> Tensor:
         """The `x` of one entry."""
         if entry.delta.reads == "output" or (entry.delta.reads == "normed" and entry.norm is None):
-            return h
+            return h  # type: ignore[no-any-return]
         if entry.tap is None:
             return self.input(args)
         x = entry.tap.value
@@ -108,7 +139,21 @@ class Port:
 
 
 def _is_plain(entry: Entry) -> bool:
-    return entry.site.kind == "linear" and entry.site.slice is None and entry.delta.reads == "input"
+    plain = entry.site.kind == "linear" and entry.site.slice is None
+    return plain and entry.delta.reads == "input" and not entry.delta.masked
+
+
+class InputPort(Port):
+    """The port of a map's input: a pre-hook."""
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Pre-hook: change what the map reads."""
+        if not self.active:
+            return None
+        h = args[0]
+        for stage in self.active:
+            h = self.change(h, stage, args)
+        return (h, *args[1:])
 
 
 class EmbedPort(Port):
@@ -117,8 +162,8 @@ class EmbedPort(Port):
     A prompt has one at every stack: T5's and BART's classifiers hand the encoder's ids to the decoder.
     """
 
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
+    def __init__(self, now: Now, vocabulary: int) -> None:
+        super().__init__(now)
         self.vocabulary = vocabulary
         self.ids: Tensor | None = None
 
@@ -192,26 +237,3 @@ def _positions(table: nn.Embedding) -> int:
     """Longest sequence of a position table: some keep their first rows for padding (RoBERTa) or an offset (OPT)."""
     kept = 0 if table.padding_idx is None else table.padding_idx + 1
     return table.num_embeddings - max(kept, int(getattr(table, "offset", 0)))
-
-
-def take(h: Tensor, cut: Slice | None) -> Tensor:
-    """The part of (..., width) that a slice names."""
-    if cut is None:
-        return h
-    if cut.groups == 1:
-        return h[..., cut.start : cut.start + cut.width]
-    return _split(h, cut.groups)[..., cut.start : cut.start + cut.width].flatten(-2)
-
-
-def put(h: Tensor, cut: Slice | None, part: Tensor) -> Tensor:
-    """A copy of (..., width) with the part that a slice names replaced."""
-    if cut is None:
-        return part
-    whole = _split(h, cut.groups)
-    return torch.slice_scatter(
-        whole, _split(part, cut.groups).to(h.dtype), -1, cut.start, cut.start + cut.width
-    ).flatten(-2)
-
-
-def _split(h: Tensor, groups: int) -> Tensor:
-    return h.reshape(*h.shape[:-1], groups, -1)

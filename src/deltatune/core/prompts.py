@@ -14,21 +14,20 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.mixing import Route
+from deltatune.core.ports import Now
 from deltatune.core.sites import Facts
 
 
 class PromptSeam:
     """Pre-hook of the whole model: puts prompts in where a plain caller gave none, and remembers the mask."""
 
-    def __init__(self, model: nn.Module, facts: Facts) -> None:
-        self.facts = facts
+    def __init__(self, model: nn.Module, facts: Facts, now: Now) -> None:
+        self.facts, self.now = facts, now
         pad = getattr(model.config, "pad_token_id", None)
         self.pad = pad if isinstance(pad, int) else 0
         self.lengths: dict[str, int] = {}
         """Virtual tokens of each active adapter that has any."""
         self.route = Route()
-        self.mask: Tensor | None = None
-        """Attention mask (B, T') of the last forward as the model saw it; None if every token was real."""
         self._names = tuple(signature(model.forward).parameters)
         model.register_forward_pre_hook(self, with_kwargs=True)
 
@@ -40,8 +39,8 @@ class PromptSeam:
             if self.facts.decoder and "position_ids" in self._names and batch.get("position_ids") is None:
                 # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
                 batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        mask = batch.get("attention_mask")
-        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self.now.mask = _two_dimensional(batch.get("attention_mask"))
+        self.now.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
         return ((), batch) if inserted else None
 
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +67,10 @@ class PromptSeam:
                 "with a soft prompt, generate through host.generate(...), which puts its tokens in first"
             )
         return True
+
+
+def _two_dimensional(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def insert_prompts(

@@ -16,7 +16,7 @@ from torch import nn
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
-Kind = Literal["linear", "sublayer", "kv", "embed", "norm", "head", "weight"]
+Kind = Literal["linear", "input", "sublayer", "residual", "kv", "embed", "norm", "head", "weight"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Site:
     name: str
     kind: Kind
     module: str
-    """Path of the module whose output is changed (kind `kv`: the attention module; `weight`: the owner)."""
+    """Path of the module whose output is changed (`input`: whose input; `kv`: the attention; `weight`: the owner)."""
     read: str
     """Path of the module whose input is the sublayer's input `x`; the same as `module` for linear maps."""
     width_in: int
@@ -60,6 +60,8 @@ class Site:
     """Number of blocks in the stack."""
     attribute: str = ""
     """Kind `weight`: the parameter's attribute name."""
+    tied: bool = False
+    """Whether the weight here is another module's too, as that of a tied language-model head."""
 
 
 class Sites(Mapping[str, Site]):
@@ -155,6 +157,11 @@ def expand(pattern: str) -> list[str]:
 def generic(name: str) -> str:
     """Name with the block numbers replaced by `*`: `layers.3.attn.q` becomes `layers.*.attn.q`."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a glob as `Sites.match` takes it names a site."""
+    return any(_compile(single).fullmatch(name) for single in expand(pattern))
 
 
 def require(found: Sequence[Site], what: str, sites: Sites) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from deltatune.core.delta import REGISTRY, Method
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.method import REGISTRY, Method
 
 _loaded: list[bool] = []
 
@@ -68,14 +68,26 @@ def _read(node: ast.expr, text: str) -> Method:
 
 
 def _value(node: ast.expr, text: str) -> Any:
+    if _is_method(node):
+        return _read(node, text)  # a method within a method: UniPELT(LoRA(r=8) + Prefix())
+    if isinstance(node, ast.Tuple) and any(_is_method(item) for item in node.elts):
+        return tuple(_value(item, text) for item in node.elts)
     try:
         return ast.literal_eval(node)
     except ValueError:
         piece = ast.get_source_segment(text.strip(), node) or "?"
         raise DeltatuneError(
             f"cannot read the value {piece} in the method {text!r}; "
-            "values are numbers, strings in quotes, True, False, None or tuples"
+            "values are numbers, strings in quotes, True, False, None, tuples or methods"
         ) from None
+
+
+def _is_method(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add) and _is_method(node.left)
+    called = node.func if isinstance(node, ast.Call) else node
+    known = isinstance(called, ast.Name) and called.id in registry()
+    return known or (isinstance(node, ast.Call) and isinstance(called, ast.Name) and called.id[:1].isupper())
 
 
 def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:

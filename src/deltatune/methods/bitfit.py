@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Method, Rng, View
+from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method, View
 from deltatune.core.sites import Kind, Site, Sites
 
 

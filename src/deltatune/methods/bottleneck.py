@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Method, Rng, View, at_least, short_form
+from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
 

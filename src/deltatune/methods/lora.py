@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Method, Rng, View, at_least
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.method import Method, View, at_least
 from deltatune.core.sharing import SharedInput, SharedInputs
 from deltatune.core.sites import Site, Sites
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Method, Rng, View, at_least
+from deltatune.core.attending import Attention
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites import Site, Sites
 
 
@@ -32,9 +34,9 @@ class KeyValues(Delta):
         """Keys and values (P, H_kv·K)."""
         return self.keys, self.values
 
-    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, call: Attention) -> Any:  # type: ignore[override]
         keys, values = self.prefix()
-        return _in_front(keys, k), _in_front(values, v)
+        return call.prefixed(call.spread(keys), call.spread(values)).run()
 
 
 class Reparametrised(KeyValues):
@@ -140,10 +142,3 @@ class Prefix(Method):
 
     def finished(self) -> Method:
         return replace(self, mlp=0)
-
-
-def _in_front(prefix: Tensor, there: Tensor) -> Tensor:
-    """Put (P, H·K) in front of (B, H, S, K)."""
-    rows, heads, _, width = there.shape
-    split = prefix.view(-1, heads, width).transpose(0, 1).to(there.dtype)  # (H, P, K)
-    return torch.cat([split.expand(rows, -1, -1, -1), there], dim=2)

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Method, Rng, View, at_least, short_form
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites import Site, Sites
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.delta import Method, Union, fields_of
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.method import Method, Union, fields_of
 from deltatune.core.text import registry
 from deltatune.store.atomic import check_folder, read_json, write_folder, write_json
 from deltatune.store.fingerprint import base_identity, compare_bases
@@ -106,8 +106,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def method_to_json(method: Method) -> Any:
     """All fields of a method, defaults included, so that later defaults cannot change its meaning."""
     if isinstance(method, Union):
-        return [method_to_json(part) for part in method.parts]
-    return {"name": type(method).__name__, **fields_of(method)}
+        return [method_to_json(part) for part in method.members]
+    return {"name": type(method).__name__, **{name: _plain(value) for name, value in fields_of(method).items()}}
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON; methods among them under the key `method`."""
+    if isinstance(value, Method):
+        return {"method": method_to_json(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def method_from_json(content: Any, folder: Path) -> Method:
@@ -125,7 +132,13 @@ def method_from_json(content: Any, folder: Path) -> Method:
     unknown = [option for option in options if option not in fields_of(maker)]  # type: ignore[arg-type]
     if unknown:
         raise DeltatuneError(f"{folder} uses options {name} does not have here: {', '.join(unknown)}; update deltatune")
-    return maker(**options)
+    return maker(**{name: _from_plain(value, folder) for name, value in options.items()})
+
+
+def _from_plain(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict) and set(value) == {"method"}:
+        return method_from_json(value["method"], folder)
+    return tuple(_from_plain(item, folder) for item in value) if isinstance(value, list) else value
 
 
 def _mismatches(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> list[str]:

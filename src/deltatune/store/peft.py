@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deltatune.core.delta import Method
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.core.sites import Site
 from deltatune.core.text import registry
 from deltatune.store.atomic import read_json

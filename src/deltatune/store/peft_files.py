@@ -17,8 +17,8 @@ from torch import Tensor
 from deltatune.core.adapter import Adapter
 from deltatune.core.delta import Delta
 from deltatune.core.host import Host
-from deltatune.core.ports import put
 from deltatune.core.sites import Site
+from deltatune.core.slices import put
 from deltatune.store.atomic import write_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from deltatune.core.delta import Method
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.finding import find_sites
+from deltatune.core.method import Method
 from deltatune.testing import generating, laws, mixing
 from deltatune.testing.models import Kind, tiny
 

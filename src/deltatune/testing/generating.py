@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltatune.core.delta import Method
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.core.mixing import RouteSpec
 from deltatune.testing.models import ENCODERS, RIGHT_PADDED, VOCABULARY, Kind, inputs
 from deltatune.testing.trying import OTHER, Batch, assert_close, attach, make_host, row_alone

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from deltatune.core.budget import fit_budget
-from deltatune.core.delta import Method, generator_for
+from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.testing.models import Kind, inputs
 from deltatune.testing.trying import (
     OTHER,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltatune.core.delta import Method
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.core.mixing import RouteSpec
 from deltatune.testing.models import ENCODER_DECODERS, RIGHT_PADDED, Kind, inputs
 from deltatune.testing.trying import (

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.delta import Method, generator_for
+from deltatune.core.delta import generator_for
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.methods.bottleneck import Bottleneck
 from deltatune.methods.lora import LoRA
 from deltatune.testing.models import Head, Kind, tiny

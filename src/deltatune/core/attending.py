@@ -1,0 +1,72 @@
+"""One call of attention as a Delta of kind `kv` sees it: queries, keys, values, mask, and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.errors import DeltatuneError
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A call of the attention seam: after RoPE and after the cache update, for self and cross attention."""
+
+    run_with: Callable[..., Any]
+    """The attention underneath, transformers' SDPA or the model's own eager one."""
+    module: nn.Module
+    q: Tensor
+    """Queries (B, H, T, K)."""
+    k: Tensor
+    """Keys (B, H_kv, S, K)."""
+    v: Tensor
+    """Values (B, H_kv, S, K)."""
+    mask: Tensor | None
+    """True or 0 where a query attends, (B or 1, 1 or H, T, S); None if every query attends to every key."""
+    options: Mapping[str, Any]
+    """What else the model passes: scaling, dropout, T5's `position_bias` (1 or B, H, T, S)."""
+    x: Tensor | None = None
+    """The attention's input (B, T, D), where the Delta is `tapped`."""
+
+    def run(self) -> Any:
+        """Compute the output (B, T, H, K) and the weights, or None in their place."""
+        return self.run_with(self.module, self.q, self.k, self.v, self.mask, **self.options)
+
+    def rows(self, rows: Tensor | None) -> Attention:
+        """The call for some rows of the batch (None: all)."""
+        if rows is None:
+            return self
+        batch = self.q.shape[0]
+
+        def pick(tensor: Any) -> Any:
+            mine = isinstance(tensor, Tensor) and tensor.dim() > 2 and tensor.shape[0] == batch
+            return tensor.index_select(0, rows) if mine else tensor
+
+        options = {name: pick(option) for name, option in self.options.items()}
+        q, k, v = pick(self.q), pick(self.k), pick(self.v)
+        return replace(self, q=q, k=k, v=v, mask=pick(self.mask), x=pick(self.x), options=options)
+
+    def prefixed(self, keys: Tensor, values: Tensor) -> Attention:
+        """The call with keys and values (B, H_kv, P, K) in front, which every query attends to."""
+        if self.mask is None and getattr(self.module, "is_causal", False) and self.q.shape[2] > 1:
+            raise DeltatuneError(
+                "a causal model reached attention without a mask; key-value prefixes cannot be placed safely"
+            )
+        length, mask, options = keys.shape[2], self.mask, self.options
+        if mask is not None:
+            mask = F.pad(mask, (length, 0), value=mask.dtype == torch.bool)  # True attends; additive masks add 0
+        if options.get("position_bias") is not None:  # T5: no bias towards the prefix
+            options = {**options, "position_bias": F.pad(options["position_bias"], (length, 0))}
+        k, v = torch.cat([keys, self.k], 2), torch.cat([values, self.v], 2)
+        return replace(self, k=k, v=v, mask=mask, options=options)
+
+    def spread(self, prefix: Tensor) -> Tensor:
+        """Prefix vectors (P, H_kv·K) as (B, H_kv, P, K), in the keys' dtype."""
+        rows, heads, _, width = self.k.shape
+        split = prefix.view(-1, heads, width).transpose(0, 1).to(self.k.dtype)  # (H_kv, P, K)
+        return split.expand(rows, -1, -1, -1)

@@ -1,0 +1,112 @@
+"""The sites outside the blocks: embeddings, norms, the pooler, the language-model head, task heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from deltatune.core.blocks import Block, is_norm, maps_of, modules_of, widths
+from deltatune.core.sites import Site
+
+
+def linear_site(name: str, path: str, module: nn.Module, block: Block | None) -> Site:
+    """A linear map as a site."""
+    width_in, width_out = widths(module)
+    bias = getattr(module, "bias", None) is not None
+    return Site(
+        name=name, kind="linear", module=path, read=path, width_in=width_in, width_out=width_out,
+        params=width_in * width_out + bias * width_out, bias=bias, transposed=isinstance(module, Conv1D),
+        layer=block.index if block else None, depth=block.depth if block else 0,
+    )  # fmt: skip
+
+
+def norm_site(name: str, path: str, module: nn.Module) -> Site:
+    """A normalisation layer as a site."""
+    width = int(getattr(module, "weight").shape[0])  # noqa: B009 (nn.Module's type knows no weight)
+    bias = getattr(module, "bias", None) is not None
+    return Site(name, "norm", path, path, width, width, params=width * (1 + bias), bias=bias)
+
+
+def embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
+    """The token embeddings that each stack calls."""
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return
+    if not isinstance(table, nn.Embedding):
+        return
+    prefixes = {block.name.partition("layers")[0]: block.path for block in blocks}
+    size, width = table.num_embeddings, table.embedding_dim
+    for prefix, path in prefixes.items():
+        module = _embedding_of(model, table, prefix, path)
+        if module is not None:
+            tied = _tied(model, model.get_submodule(module))
+            yield Site(f"{prefix}embed", "embed", module, module, size, width, params=size * width, tied=tied)
+
+
+def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
+    """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
+    tables = {
+        path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)
+    }
+    if not prefix:
+        return next((path for path, leaf in tables.items() if leaf is table), None)
+    root = block[: block.index(prefix.rstrip("."))] + prefix
+    own = [
+        path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings
+    ]
+    return own[0] if own else None
+
+
+def _tied(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a module's weight belongs to another module too."""
+    weight = getattr(module, "weight", None)
+    return any(getattr(other, "weight", None) is weight for _, other in modules_of(model) if other is not module)
+
+
+def _lm_head(model: nn.Module) -> Iterator[Site]:
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for path, module in maps_of(model).items():
+        if module is output:
+            yield replace(linear_site("lm_head", path, module, None), tied=_tied(model, module))
+
+
+def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
+    """Norms and the pooler outside the blocks, and the model's own task heads."""
+    inside = tuple(block.path + "." for block in blocks)
+    stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
+    taken: set[str] = set()
+    for path, module in modules_of(model):
+        if path.startswith(inside) or path.split(".")[0] in heads:
+            continue
+        stack = next((stack for stack in stacks if stack and stack in path + "."), "")
+        if is_norm(module):
+            name = stack + ("embed.norm" if "emb" in path.lower() else "norm")
+            if name not in taken:
+                taken.add(name)
+                yield norm_site(name, path, module)
+        elif isinstance(module, nn.Linear) and "pooler" in path and "pooler" not in taken:
+            taken.add("pooler")
+            yield linear_site("pooler", path, module, None)
+    yield from _lm_head(model)
+    for head in heads:
+        module = model.get_submodule(head)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        yield Site("head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0, params=count)
+
+
+def unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
+    """Linear maps outside the blocks that are no site."""
+    inside = tuple(block.path + "." for block in blocks)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    for path, module in maps_of(model).items():
+        if (
+            module is not output
+            and not path.startswith(inside)
+            and path.split(".")[0] not in heads
+            and path not in taken
+        ):
+            yield path

@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedModel, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from deltatune import Bottleneck, Host, LoRA, Method, Prefix, Prompt
 from deltatune.methods.lora import LowRank
@@ -17,7 +27,12 @@ from deltatune.methods.prefix import Reparametrised, Trunk
 
 FOLDER = Path(__file__).parent / "golden"
 PROVENANCE: dict[str, Any] = json.loads((FOLDER / "provenance.json").read_text())
-MODELS = {"bert": (BertModel, BertConfig), "gpt2": (GPT2Model, GPT2Config), "t5": (T5Model, T5Config)}
+MODELS = {
+    "bert": (BertModel, BertConfig),
+    "gpt2": (GPT2Model, GPT2Config),
+    "llama": (LlamaModel, LlamaConfig),
+    "t5": (T5Model, T5Config),
+}
 TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 Tensors = dict[str, torch.Tensor]
 

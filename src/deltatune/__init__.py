@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from deltatune.methods.bottleneck import Houlsby as Houlsby
     from deltatune.methods.bottleneck import Parallel as Parallel
     from deltatune.methods.bottleneck import Pfeiffer as Pfeiffer
+    from deltatune.methods.intrinsic import DID as DID
+    from deltatune.methods.intrinsic import SAID as SAID
     from deltatune.methods.lora import LoRA as LoRA
     from deltatune.methods.prefix import Prefix as Prefix
     from deltatune.methods.prompt import Prompt as Prompt
@@ -39,6 +41,7 @@ _WHERE = {
     "Adapter": "core.adapter",
     "BitFit": "methods.bitfit",
     "Bottleneck": "methods.bottleneck",
+    "DID": "methods.intrinsic",
     "Delta": "core.delta",
     "DeltatuneError": "core.errors",
     "Full": "methods.unfreeze",
@@ -51,6 +54,7 @@ _WHERE = {
     "Prefix": "methods.prefix",
     "Probe": "methods.unfreeze",
     "Prompt": "methods.prompt",
+    "SAID": "methods.intrinsic",
     "Site": "core.sites",
     "Sites": "core.sites",
     "TopLayers": "methods.unfreeze",
@@ -60,10 +64,11 @@ _WHERE = {
     "parse": "core.text",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain one)
     "Adapter",
     "BitFit",
     "Bottleneck",
+    "DID",
     "Delta",
     "DeltatuneError",
     "Full",
@@ -76,6 +81,7 @@ __all__ = [
     "Prefix",
     "Probe",
     "Prompt",
+    "SAID",
     "Site",
     "Sites",
     "TopLayers",

@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from deltatune import Bottleneck, Host, LoRA, Method, Prefix, Prompt
+from deltatune.methods.fastfood import Fastfood
+from deltatune.methods.intrinsic import Projected, Subspace
 from deltatune.methods.lora import LowRank
 from deltatune.methods.prefix import Reparametrised, Trunk
 
@@ -192,3 +194,51 @@ def test_the_reparametrisation_of_a_prefix():
         for mine, name in zip(delta.prefix(), ("keys", "values"), strict=True):
             theirs = tensors("prefix_li")[f"output.layers.{layer}.{name}"]  # (rows, heads, P, K)
             close(mine, theirs[1].transpose(0, 1).flatten(1), name)
+
+
+# ---- random subspaces
+
+
+@pytest.fixture
+def drawn_as(monkeypatch):
+    """`drawn_as({"B": ..., "Π": ..., "G": ...})` makes these the random numbers; a generator is then only a name."""
+
+    def patch(fixed: Tensors) -> None:
+        monkeypatch.setattr(
+            torch, "randint", lambda low, high, size, generator: (fixed[generator] > 0).long()[: size[0]]
+        )
+        monkeypatch.setattr(torch, "randperm", lambda size, generator, dtype: fixed[generator].to(dtype))
+        monkeypatch.setattr(torch, "randn", lambda size, generator: fixed[generator])
+
+    return patch
+
+
+@pytest.mark.parametrize("case", ["0", "1", "2"])
+def test_fastfood(case, drawn_as):
+    t, size = tensors("fastfood", f"{case}."), PROVENANCE["fastfood"]["settings"][case]
+    drawn_as({"B": t["input.B"], "Π": t["input.Pi"], "G": t["input.G"]})
+    fastfood = Fastfood(size["d"], size["D"], len(t["input.G"]))
+    fastfood.draw_(lambda name: name)
+    theta = t["input.theta"].requires_grad_()
+    out = fastfood(theta)
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    close(theta.grad, t["grad.theta"], "gradient")
+
+
+@torch.no_grad()
+def test_said(drawn_as):
+    t, names = tensors("said"), PROVENANCE["said"]["settings"]["order of lambda"]
+    parts = {"B": "B", "Pi": "Π", "G": "G"}
+    drawn_as({f"{n}.{mine}": t[f"fixed.{n}.{theirs}"] for n in names for theirs, mine in parts.items()})
+    subspace = Subspace(5 + len(names), {name: i for i, name in enumerate(names)}, [])
+    deltas = {name: Projected(t[f"base.{name}"].numel(), "first") for name in names}
+    for name, delta in deltas.items():
+        delta.join(subspace, name)
+    subspace.init_(lambda name: name)
+    subspace.load_state_dict({"theta": t["adapter.theta"], "scales": t["adapter.lambda"], "drawn": subspace.drawn})
+    weights = {name: delta.weight(t[f"base.{name}"]) for name, delta in deltas.items()}
+    for name, weight in weights.items():
+        close(weight, t[f"output.{name}"], name)
+    inner = torch.tanh(F.linear(t["input.x"], weights["0.weight"], weights["0.bias"]))
+    close(F.linear(inner, weights["2.weight"], weights["2.bias"]), t["output"])

@@ -32,7 +32,7 @@ class SharedInput:
 
     def __init__(self) -> None:
         self.members: list[Any] = []
-        """The Deltas, each with its A (r, in); in a list, so that no module owns another."""
+        """The Deltas, each with an A and `down()` (r, in), made of it; in a list, so that no module owns another."""
         self.x: Tensor | None = None
         self.versions: list[int] = []
         self.parts: dict[int, Tensor] = {}
@@ -41,13 +41,14 @@ class SharedInput:
         return {**vars(self), "x": None, "parts": {}}  # what a forward has left is neither copied nor saved
 
     def product(self, member: Any, x: Tensor) -> Tensor:
-        """`x Aᵀ` (N, r) with one member's A, for x (..., in), in x's precision."""
+        """`x Aᵀ` (N, r) with one member's `down()` as A, for x (..., in), in x's precision."""
         if len(self.members) < 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return F.linear(x.flatten(0, -2), member.A.to(x.dtype))
+            return F.linear(x.flatten(0, -2), member.down().to(x.dtype))
         versions = [other.A._version for other in self.members]
         if x is not self.x or versions != self.versions or id(member) not in self.parts:
-            whole = F.linear(x.flatten(0, -2), torch.cat([other.A for other in self.members]).to(x.dtype))  # (N, sum r)
-            parts = torch.split(whole, [len(other.A) for other in self.members], dim=-1)
+            downs = [other.down() for other in self.members]
+            whole = F.linear(x.flatten(0, -2), torch.cat(downs).to(x.dtype))  # (N, sum r)
+            parts = torch.split(whole, [len(down) for down in downs], dim=-1)
             self.x, self.versions = x, versions
             self.parts = {id(other): part for other, part in zip(self.members, parts, strict=True)}
         part = self.parts.pop(id(member))
@@ -67,7 +68,7 @@ class SharedInputs(nn.Module):
         """Nothing to set: it owns no tensors."""
 
     def join(self, member: nn.Module, site: Site) -> SharedInput:
-        """Enter a Delta with an A (r, in) at its site; returns what it shares with those that read the same."""
+        """Enter a Delta with an A and `down()` at its site; returns what it shares with those that read the same."""
         found = self.inputs.setdefault(input_of(site), SharedInput())
         found.members.append(member)
         return found

@@ -287,3 +287,68 @@ def test_describe_tells_what_is_there(host):
         assert part in text, text
     host.use(["a", {"a": 0.7, "b": 0.3}, None])
     assert "by row: a, 0.7 a + 0.3 b, the bare base" in host.describe()
+
+
+@torch.no_grad()
+def test_stacked_adapters_see_what_came_before(host):
+    """Two bottlenecks at one site: side by side they read the same h, stacked the second reads what the first made."""
+    host.detach("a")
+    attach(host, "c", Bottleneck(size=4), seed=2)
+    batch = models.inputs("bert")
+    host.use({"b": 1.0, "c": 1.0})
+    together = outputs(host, batch)
+    host.use({"b": 1.0, "c": 1.0}, stacked=True)
+    first = outputs(host, batch)
+    host.use({"c": 1.0, "b": 1.0}, stacked=True)
+    second = outputs(host, batch)
+    assert "stacked: c, then b" in host.describe()
+    assert not torch.allclose(first, together, atol=1e-4)
+    assert not torch.allclose(first, second, atol=1e-4)
+    host.use(None)  # the same by hooks of our own
+    handles = []
+    for layer in (0, 1):
+        for name in ("attn", "ffn"):
+            site = host.sites[f"layers.{layer}.{name}"]
+            deltas = [host.adapters[n].deltas[f"bottleneck/{site.name.replace('.', '/')}"] for n in ("b", "c")]
+
+            def stack(module, args, output, deltas=deltas):
+                for delta in deltas:
+                    output = output + delta(output, output)
+                return output
+
+            handles.append(host.model.get_submodule(site.module).register_forward_hook(stack))
+    torch.testing.assert_close(outputs(host, batch), first)
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def test_dropped_layers_rest(host):
+    batch = models.inputs("bert")
+    host.use("b")
+    full = outputs(host, batch)
+    host.drop_("b", 1)
+    assert "rests in the first 1 layers" in host.describe()
+    upper = outputs(host, batch)
+    assert not torch.allclose(upper, full, atol=1e-4)
+    for key, delta in host.adapters["b"].deltas.items():
+        if "layers/0" in key:
+            delta.up.zero_()
+            delta.up_bias.zero_()
+    host.drop_("b", 0)
+    torch.testing.assert_close(outputs(host, batch), upper)
+    refused(lambda: host.drop_("b", 2), "cannot drop 2 of 2 layers", "0 to 1")
+
+
+def test_parameter_groups_hold_every_parameter_once(host):
+    groups = host.parameter_groups("a", 1e-3, 0.1)
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for _, p in host.trainable("a"))
+    assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_describe_counts_the_storage(host):
+    text = host.describe()
+    adapters = sum(p.numel() * 4 for name in "ab" for p in host.adapters[name].parameters())
+    base = sum(p.numel() * 4 for _, p in host.base_tensors())
+    assert f"storage: {adapters / 1000:.3g} kB for 2 adapters beside one base of {base / 1000:.3g} kB" in text
+    assert f"2 tuned copies of the model: {2 * base / 1000:.3g} kB" in text

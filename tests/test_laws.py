@@ -10,7 +10,7 @@ import torch
 
 from deltatune import DeltatuneError, Host, parse
 from deltatune.core.text import registry
-from deltatune.testing import LAWS, MODELS, applies, check_method, demand, inputs, tiny
+from deltatune.testing import LAWS, MODELS, SLOW_LAWS, applies, check_method, demand, inputs, tiny
 from deltatune.testing.models import CONFIGS
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -34,7 +34,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "BitFit(missing='add')": ("llama", "t5"),
     "BitFit(sites='*.{attn.q,ffn.in}')": ("bert", "gpt2"),
     "Unfreeze(layers=1)": ("t5",),
-    # Unions: MAM, everything with a prompt, the same method twice.
+    # The unified view: what folds, what gates, what reads the output.
+    "Unified(r=3, form='linear', composition='learned', sites='*.attn.{q,v}')": ("bert", "gpt2"),
+    "Unified(r=3, form='softmax', composition='gated', sites='*.attn')": ("llama", "t5"),
+    "Unified(r=3, form='gelu', insertion='sequential', composition='add', sites=('*.ffn', '*.attn.o'))": ("bert",),
+    # Gates before single methods; a prefix through its MLP.
+    "UniPELT(LoRA(r=2) + Prefix(length=3, mlp=4))": ("bert", "llama", "t5"),
+    "UniPELT(Bottleneck(size=3) + BitFit(missing='add'))": ("gpt2", "t5"),
+    "MAM(length=3, size=4, mlp=5)": ("bert", "t5"),
+    # Unions: everything with a prompt, the same method twice.
     "Prefix(length=3) + Bottleneck(size=4, form='parallel')": ("bert", "gpt2"),
     "Prompt(length=4) + LoRA(r=2) + BitFit(missing='add')": ("llama",),
     "Prefix(length=2) + LoRA(r=2) + Prefix(length=3, mlp=4) + LoRA(r=3, sites='*.{q,o}')": ("t5",),
@@ -60,6 +68,13 @@ REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not N
 @pytest.mark.parametrize(("text", "kind"), CASES)
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, text, kind):
+    demand(law, parse(text), kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "kind"), [(text, kind) for text, kind in CASES if text in defaults()])
+@pytest.mark.parametrize("law", SLOW_LAWS)
+def test_slow_law(law, text, kind):
     demand(law, parse(text), kind)
 
 

@@ -26,6 +26,8 @@ class Adapter(nn.Module):
         self.seed = 0
         self.sites: dict[str, Site] = {}
         """Site of each Delta, by the Delta's key `part.site.name`."""
+        self.dropped = 0
+        """Blocks of each stack, from the bottom, in which its Deltas rest (`Host.drop_`)."""
         self.deltas = nn.ModuleDict()
         self.shared = nn.ModuleDict()
         self.head = head
@@ -70,13 +72,36 @@ class Adapter(nn.Module):
         """Whether the adapter may share a batch with others."""
         return all(delta.mixes for _, _, delta in self.entries())
 
+    def acts_at(self, site: Site) -> bool:
+        """Whether its Deltas at a site take part."""
+        return site.layer is None or site.layer >= self.dropped
+
     def rates(self) -> dict[str, float]:
         """Factors on the learning rate, by parameter name as in `named_parameters`, where they are not 1."""
         found = {}
         for path, module in self.named_modules():
-            for name, factor in getattr(module, "rates", {}).items():
+            for name, factor in getattr(module, "rates", {}).items() if path else ():
                 found[f"{path}.{name}"] = factor
         return found
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimiser: trainable parameters by their rates; vectors do not decay."""
+        rates = self.rates()
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, p in self.named_parameters():
+            rate, decay = lr * rates.get(name, 1.0), weight_decay if p.dim() > 1 else 0.0
+            if p.requires_grad:
+                groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(p)
+        return list(groups.values())
+
+    def drop_(self, layers: int) -> None:
+        """Let the Deltas of the first `layers` blocks of each stack rest; raises DeltatuneError if none would be left."""
+        depth = max((site.depth for site in self.sites.values()), default=0)
+        if not 0 <= layers < max(depth, 1):
+            raise DeltatuneError(f"cannot drop {layers} of {depth} layers; 0 to {max(depth - 1, 0)} can go")
+        if any(site.kind == "weight" for site in self.sites.values()):
+            raise DeltatuneError(f"{self.method!r} changes the base's weights, where layers cannot be dropped")
+        self.dropped = layers
 
     def begin(self) -> None:
         """Tell what its Deltas share that a forward of the model begins."""
@@ -91,7 +116,7 @@ class Adapter(nn.Module):
     def finished(self) -> Adapter:
         """The adapter as it is kept after training: reparametrisations replaced by what they compute."""
         done = Adapter(self.method.finished(), self.head, self.extra)
-        done.seed = self.seed
+        done.seed, done.dropped = self.seed, self.dropped
         for key, site, delta in self.entries():
             done.sites[key] = site
             done.deltas[_child(key)] = kept = delta.finished()
@@ -122,7 +147,7 @@ def build_adapter(
     adapter.seed = seed
     labels: dict[str, int] = {}
     for part in method.parts:
-        name = type(part).__name__.lower()
+        name = part.key
         labels[name] = labels.get(name, 0) + 1
         label = name if labels[name] == 1 else f"{name}{labels[name]}"
         picked = part.pick(sites)

@@ -9,8 +9,10 @@ from deltatune.core.mixing import Route
 from deltatune.core.sites import Sites, generic
 
 
-def describe(sites: Sites, adapters: Mapping[str, Adapter], route: Route, folded: Mapping[str, float]) -> str:
-    """Base, adapters with their sites and parameters, active route, folded adapters."""
+def describe(
+    sites: Sites, adapters: Mapping[str, Adapter], route: Route, folded: Mapping[str, float], size: int
+) -> str:
+    """Base (of `size` bytes), adapters with their sites and parameters, storage, active route, folded adapters."""
     base = sites.base_params
     lines = [f"{sites.facts.architecture}: {base:,} frozen parameters, {len(adapters)} adapters"]
     for name, adapter in adapters.items():
@@ -24,12 +26,37 @@ def describe(sites: Sites, adapters: Mapping[str, Adapter], route: Route, folded
         lines.append(f"    at {', '.join(places) or 'no site: only the head is trained'}")
         if name in folded:
             lines.append(f"    folded into the weights; largest difference on probe inputs {folded[name]:.1e}")
+        if adapter.dropped:
+            lines.append(f"    rests in the first {adapter.dropped} layers")
+    lines += _storage(size, adapters)
     lines.append(f"active: {route_text(route)}")
     return "\n".join(lines)
 
 
+def _storage(base: int, adapters: Mapping[str, Adapter]) -> list[str]:
+    """What the adapters take on disk beside one base, and what as many tuned copies of the model would."""
+    if not adapters:
+        return []
+    small = sum(tensor.numel() * tensor.element_size() for a in adapters.values() for tensor in a.tensors().values())
+    many = len(adapters)
+    return [
+        f"storage: {_bytes(small)} for {many} adapter{'s' * (many > 1)} beside one base of {_bytes(base)}; "
+        f"{many} tuned cop{'ies' if many > 1 else 'y'} of the model: {_bytes(many * base)}"
+    ]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
 def route_text(route: Route) -> str:
     """`a`, `0.7 a + 0.3 b`, row by row, or `the bare base`."""
+    if route.order:
+        return "stacked: " + ", then ".join(route.order)
     if route.rows is not None:
         return "by row: " + ", ".join(_row_text(row) for row in route.rows)
     return _row_text(route.uniform)

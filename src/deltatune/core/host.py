@@ -51,6 +51,8 @@ class Host:
         self._prompts = PromptSeam(model, self.sites.facts, self._now)
         self._attention = AttentionSeam(model)
         model.register_forward_pre_hook(self._begin)
+        if self.sites.facts.encoder_decoder and hasattr(model, "get_encoder"):
+            model.get_encoder().register_forward_pre_hook(self._now.see_encoder, with_kwargs=True)  # type: ignore[operator]
 
     @property
     def mask(self) -> Tensor | None:
@@ -109,16 +111,21 @@ class Host:
         self._wiring.unplug(name)
         keep = [{n: w for n, w in row.items() if n != name} for row in self.route.rows or ()]
         uniform = {n: w for n, w in self.route.uniform.items() if n != name}
-        self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None)
+        order = tuple(n for n in self.route.order if n != name)
+        self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None, order)
         del self.adapters[name], self._children()[name]
         self._arrange()
         if not self.adapters:
             del self.model.deltatune
         return adapter
 
-    def use(self, route: RouteSpec) -> None:
-        """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None."""
-        wanted = read_route(route, self.adapters)
+    def use(self, route: RouteSpec, *, stacked: bool = False) -> None:
+        """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None.
+
+        Changes at one site add up; `stacked`, each adapter sees what those named before it have made of `h` (a task
+        adapter over a language adapter). Inside attention they always add up.
+        """
+        wanted = read_route(route, self.adapters, stacked)
         if (self.folded and wanted.names - set(self.folded)) or (self.folded and wanted.rows is not None):
             self._refuse_if_folded("use")
         check_exclusive(wanted, self.adapters)
@@ -128,6 +135,26 @@ class Host:
     def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
         """Parameters that training an adapter changes, its head included."""
         return [(n, p) for n, p in self._adapter(name).named_parameters() if p.requires_grad]
+
+    def parameter_groups(self, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for an optimiser of your own: an adapter's parameters by their rates; vectors do not decay.
+
+        Methods such as LoRA(ratio=16) train some tensors at a multiple of `lr`.
+        """
+        return self._adapter(name).parameter_groups(lr, weight_decay)
+
+    def drop_(self, name: str, layers: int) -> None:
+        """Leave an adapter's changes out of the first `layers` blocks of each stack from now on; 0 takes all back in.
+
+        AdapterDrop at run time, for any method: https://arxiv.org/abs/2010.11918. Not stored with the adapter.
+        Raises DeltatuneError if no layer is left, and for adapters that live in the base's weights.
+        """
+        if name in self.folded:
+            raise DeltatuneError(
+                f"{name!r} is folded into the weights, where no layer can be dropped; unfold it"
+            )
+        self._adapter(name).drop_(layers)
+        self._arrange()
 
     def finish_(self, name: str) -> None:
         """Drop what only training needed (a prefix's MLP); outputs stay the same."""
@@ -262,4 +289,5 @@ class Host:
 
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
-        return describe(self.sites, self.adapters, self.route, self.folded)
+        size = sum(tensor.numel() * tensor.element_size() for _, tensor in self.base_tensors())
+        return describe(self.sites, self.adapters, self.route, self.folded, size)

@@ -110,6 +110,11 @@ class Method:
         """Short name for tables and plots, without sizes."""
         return type(self).__name__
 
+    @property
+    def key(self) -> str:
+        """What the names of its tensors begin with."""
+        return type(self).__name__.lower()
+
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented

@@ -31,6 +31,8 @@ class Route:
     """Adapter weights when all rows are the same."""
     rows: tuple[Mapping[str, float], ...] | None = None
     """Adapter weights row by row, or None."""
+    order: tuple[str, ...] = ()
+    """Stacked adapters, the one that acts first first; empty where changes at a site add up."""
     _shares: dict[tuple[str, int, torch.device], Share | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -69,12 +71,15 @@ def _common(weights: list[float], device: torch.device) -> float | Tensor:
     return weights[0] if same else torch.tensor(weights, device=device)
 
 
-def read_route(spec: RouteSpec, known: Iterable[str]) -> Route:
+def read_route(spec: RouteSpec, known: Iterable[str], stacked: bool = False) -> Route:
     """Read what `Host.use` takes. Raises DeltatuneError for unknown names, listing the attached ones."""
     known = list(known)
     if spec is None or isinstance(spec, (str, Mapping)):
-        return Route(uniform=_entry(spec, known))
-    return Route(rows=tuple(_entry(row, known) for row in spec))
+        uniform = _entry(spec, known)
+        return Route(uniform=uniform, order=tuple(uniform) if stacked else ())
+    rows = tuple(_entry(row, known) for row in spec)
+    order = dict.fromkeys(name for row in rows for name in row)
+    return Route(rows=rows, order=tuple(order) if stacked else ())
 
 
 def _entry(entry: str | Mapping[str, float] | None, known: list[str]) -> dict[str, float]:

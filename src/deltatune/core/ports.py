@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,11 @@ class Now:
     decoder_mask: Tensor | None = None
     """The same of the decoder behind an encoder."""
 
+    def see_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of an encoder before a decoder: generate() calls it alone."""
+        mask = kwargs.get("attention_mask")
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
 
 class Entry(NamedTuple):
     """One Delta at a port, with what it reads."""
@@ -44,6 +49,8 @@ class Entry(NamedTuple):
     delta: Delta
     tap: Tap | None
     norm: nn.Module | None
+    acts: Callable[[], bool]
+    """Whether it takes part: not if its layer is dropped."""
 
 
 class Acting(NamedTuple):
@@ -68,10 +75,13 @@ class Port:
 
     def arrange(self, route: Route, names: set[str]) -> None:
         """Choose the active entries: those on the module itself first, then those on the sublayer it ends."""
-        mine = [entry for name in sorted(names & self.entries.keys()) for entry in self.entries[name]]
-        inner = tuple(entry for entry in mine if entry.site.kind != "sublayer")
-        outer = tuple(entry for entry in mine if entry.site.kind == "sublayer")
-        self.active = tuple(stage for stage in (inner, outer) if stage)
+        here = names & self.entries.keys()
+        each = [[entry for entry in self.entries[name] if entry.acts()] for name in sorted(here, key=_place(route))]
+        mine = [entry for entries in each for entry in entries]
+        together = each if route.order else [mine]
+        inner = [tuple(entry for entry in entries if entry.site.kind != "sublayer") for entries in together]
+        outer = [tuple(entry for entry in entries if entry.site.kind == "sublayer") for entries in together]
+        self.active = tuple(stage for stage in (*inner, *outer) if stage)
         self.route = route
         plain = len(mine) == 1 and route.rows is None and _is_plain(mine[0])
         self.alone = (mine[0].delta, route.uniform[mine[0].name]) if plain else None
@@ -136,6 +146,11 @@ class Port:
         """The module's own input."""
         x: Tensor = args[0]
         return x
+
+
+def _place(route: Route) -> Callable[[str], tuple[int, str]]:
+    """Order of adapters at a module: as stacked, else by name."""
+    return lambda name: (route.order.index(name) if name in route.order else 0, name)
 
 
 def _is_plain(entry: Entry) -> bool:

@@ -60,6 +60,8 @@ class Site:
     """Number of blocks in the stack."""
     attribute: str = ""
     """Kind `weight`: the parameter's attribute name."""
+    causal: bool = False
+    """Whether a token here knows only those before it."""
     tied: bool = False
     """Whether the weight here is another module's too, as that of a tied language-model head."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from deltatune.core.adapter import Adapter
@@ -28,7 +30,8 @@ class Wiring:
             tap = self.tap(site) if reads_in or (site.kind == "kv" and delta.tapped) else None
             norm = self.model.get_submodule(site.norm) if site.norm else None
             for place in [s for s in self.sites.values() if s.kind == "embed"] if delta.tokens else [site]:
-                self.port(place).entries.setdefault(name, []).append(Entry(name, place, delta, tap, norm))
+                entry = Entry(name, place, delta, tap, norm, partial(adapter.acts_at, site))
+                self.port(place).entries.setdefault(name, []).append(entry)
 
     def unplug(self, name: str) -> None:
         """Take an adapter's Deltas out."""

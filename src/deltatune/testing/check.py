@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.finding import find_sites
 from deltatune.core.method import Method
-from deltatune.testing import generating, laws, mixing
+from deltatune.testing import compiling, generating, laws, mixing
 from deltatune.testing.models import Kind, tiny
 
 Law = Callable[[Method, Kind], None]
@@ -35,11 +35,14 @@ LAWS: dict[str, Law] = {
 }
 """The laws by name. Each takes a method and the kind of a tiny model, and raises AssertionError where it is broken."""
 
+SLOW_LAWS: dict[str, Law] = {compiling.compiled_equals_eager.__name__: compiling.compiled_equals_eager}
+"""Laws that take seconds each; `check_method(..., slow=True)` tries them too."""
+
 MODELS: tuple[Kind, ...] = ("bert", "gpt2", "llama", "t5")
 """An encoder, a decoder with fused and transposed projections, one with grouped key-value heads, an encoder-decoder."""
 
 
-def check_method(method: Method | type[Method], models: Sequence[Kind] | None = None) -> None:
+def check_method(method: Method | type[Method], models: Sequence[Kind] | None = None, *, slow: bool = False) -> None:
     """Hold a method (a class: with its defaults) to every law on every model that it applies to.
 
     Raises AssertionError listing each broken law with the model and the reason, also when no model has the sites.
@@ -52,7 +55,7 @@ def check_method(method: Method | type[Method], models: Sequence[Kind] | None = 
         if refusal is not None:
             refusals.append(f"{kind}: {refusal}")
             continue
-        for name in LAWS:
+        for name in {**LAWS, **(SLOW_LAWS if slow else {})}:
             try:
                 demand(name, made, kind)
             except Exception as error:
@@ -74,4 +77,4 @@ def applies(method: Method, kind: Kind) -> str | None:
 
 def demand(law: str, method: Method, kind: Kind) -> None:
     """Try one law. Raises AssertionError, or whatever the method raises, where it is broken."""
-    LAWS[law](method, kind)
+    {**LAWS, **SLOW_LAWS}[law](method, kind)

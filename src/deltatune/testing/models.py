@@ -21,9 +21,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from deltatune.testing.families import FAMILIES, READS, SEQ2SEQ, SHAPES
+
 Kind = Literal[
     "bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2", "gpt_neox", "opt", "t5", "bart", "mpnet"
 ]
+"""Families that the laws are tried on; `tiny` and `inputs` also know those of `testing.families`."""
 Head = Literal["classify", "lm"] | None
 
 PAD, BOS, EOS, UNK, MASK = range(5)
@@ -31,7 +34,7 @@ VOCABULARY = 101
 POSITIONS = 128
 LABELS = 3
 
-ENCODER_DECODERS = {"t5", "bart"}
+ENCODER_DECODERS = {"t5", "bart", "whisper", *SEQ2SEQ}
 RIGHT_PADDED = {"bart"}
 """Kinds with learned positions and no way to say where a row begins: padding on the left moves their tokens."""
 ENCODERS = {"bert", "roberta", "distilbert", "mpnet"}
@@ -98,14 +101,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(kind: Kind, head: Head = None, seed: int = 0, dropout: bool = True, **config: Any) -> PreTrainedModel:
+def tiny(kind: Kind | str, head: Head = None, seed: int = 0, dropout: bool = True, **config: Any) -> PreTrainedModel:
     """Make a fresh model of this kind in eval mode, the same for the same seed.
 
     `dropout=False` sets every dropout to 0, so that training mode computes the same; `config` changes single settings.
     """
-    settings = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, num_labels=LABELS, **_SPECIAL, **{**CONFIGS[kind], **config}
-    )
+    given = {**_SPECIAL, **(CONFIGS[kind] if kind in CONFIGS else FAMILIES[kind]), **config}
+    settings = AutoConfig.for_model(given.pop("model_type", kind), vocab_size=VOCABULARY, num_labels=LABELS, **given)
     for name, value in {} if dropout else settings.to_dict().items():
         if "drop" in name and not isinstance(value, bool):
             setattr(settings, name, 0.0)
@@ -117,7 +119,7 @@ def tiny(kind: Kind, head: Head = None, seed: int = 0, dropout: bool = True, **c
     return made
 
 
-def _class(kind: Kind, head: Head) -> Any:
+def _class(kind: Kind | str, head: Head) -> Any:
     if head == "classify":
         return AutoModelForSequenceClassification
     if head == "lm":
@@ -136,7 +138,7 @@ def _wake_(model: PreTrainedModel) -> None:
 
 
 def inputs(
-    kind: Kind,
+    kind: Kind | str,
     head: Head = None,
     *,
     rows: int = 3,
@@ -146,9 +148,13 @@ def inputs(
 ) -> dict[str, Any]:
     """Make random tokens and their mask, both (rows, length); every row but the first is shorter by some padding.
 
-    Encoder-decoders get decoder tokens too, (rows, 4), except to classify: those read the input once more.
+    Encoder-decoders get decoder tokens too, (rows, 4), except to classify: those read the input once more. Images
+    or sounds stand in place of tokens for families that read those.
     """
     generator = torch.Generator().manual_seed(seed)
+    if kind in READS:
+        name, shape = SHAPES[READS[kind]]
+        return {name: torch.randn(rows, *shape, generator=generator), **_decoder_tokens(kind, rows, generator)}
     ids = torch.randint(MASK + 1, VOCABULARY, (rows, length), generator=generator)
     ids[:, -1] = EOS  # BART's classifier reads the last end token of a row
     mask = torch.ones_like(ids)
@@ -162,6 +168,10 @@ def inputs(
                 gone = int((mask[row] == 0).sum())
                 ids[row], mask[row] = ids[row].roll(-gone), mask[row].roll(-gone)
     batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if kind in ENCODER_DECODERS and head != "classify":
-        batch["decoder_input_ids"] = torch.randint(MASK + 1, VOCABULARY, (rows, 4), generator=generator)
-    return batch
+    return batch if head == "classify" else batch | _decoder_tokens(kind, rows, generator)
+
+
+def _decoder_tokens(kind: str, rows: int, generator: torch.Generator) -> dict[str, Any]:
+    if kind not in ENCODER_DECODERS:
+        return {}
+    return {"decoder_input_ids": torch.randint(MASK + 1, VOCABULARY, (rows, 4), generator=generator)}

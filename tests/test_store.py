@@ -84,11 +84,11 @@ def test_a_peft_folder_loads_here(kind, targets, head, rslora, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_dora": True}, "use_dora"),
-        ({"peft_type": "IA3"}, "IA3"),
+        ({"use_dora": True}, "has tensors A, B, A, B, m are needed"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"peft_type": "LOHA"}, "LOHA"),
         ({"bias": "all"}, "biases"),
         ({"init_lora_weights": "pissa"}, "changed the base's weights"),
-        ({"alpha_pattern": {"query": 3}}, "different rank or alpha"),
     ],
 )
 def test_peft_settings_that_mean_something_else_are_refused(change, words, tmp_path):

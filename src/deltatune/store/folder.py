@@ -1,6 +1,7 @@
 """Our folder: `adapter.json` (method, sites, base, task), `adapter.safetensors` (tensors), `manifest.json` (hashes).
 
-A LoRA folder also holds HF PEFT's two files, so that `PeftModel.from_pretrained` opens it as it is.
+Where HF PEFT can hold the adapter, the folder has PEFT's two files too, so that `PeftModel.from_pretrained` opens it
+as it is.
 """
 
 from __future__ import annotations
@@ -9,12 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method, Union, fields_of
@@ -22,7 +19,8 @@ from deltatune.core.text import registry
 from deltatune.store.atomic import check_folder, read_json, write_folder, write_json
 from deltatune.store.fingerprint import base_identity, compare_bases
 from deltatune.store.heads import head_from_json, head_to_json
-from deltatune.store.peft_files import write_peft
+from deltatune.store.peft.writing import write_peft
+from deltatune.store.tensors import attach_filled, check_tensors, read_tensors, write_tensors
 
 SCHEMA = 1
 CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
@@ -34,8 +32,8 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
     training = bool(extra.get("training"))
     kept = {**live.extra, **{key: value for key, value in extra.items() if key != "training"}}
     adapter = live if training else live.finished()
-    tensors = {key: tensor.contiguous().cpu() for key, tensor in adapter.tensors().items()}
-    _check_tensors(tensors, name)
+    tensors = adapter.tensors()
+    check_tensors(tensors, name)
     config = {
         "schema": SCHEMA,
         "method": method_to_json(adapter.method),
@@ -51,8 +49,9 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
 
     def fill(work: Path) -> None:
         write_json(work / CONFIG, config)
-        save_file(tensors, work / TENSORS, metadata={"format": "pt"})
-        write_peft(host, adapter, work)
+        write_tensors(work / TENSORS, tensors)
+        if not training:
+            write_peft(host, adapter, work)
 
     write_folder(folder, fill)
 
@@ -68,18 +67,17 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     raise_all(compare_bases(config["base"], host, other_base), f"adapter {folder} does not fit this model:")
     method = method_from_json(config["method"], folder)
     tensors = read_tensors(folder / TENSORS)
-    route = host.route
     kept = head_from_json(config["head"], head, folder)
-    adapter = host.attach(
-        name, method, seed=config["seed"], head=kept or (None if config["own_head"] else False), extra=config["extra"]
+    attach_filled(
+        host,
+        name,
+        method,
+        tensors,
+        f"adapter {folder} does not fit this model:",
+        seed=config["seed"],
+        head=kept or (None if config["own_head"] else False),
+        extra=config["extra"],
     )
-    try:
-        raise_all(_mismatches(adapter, tensors), f"adapter {folder} does not fit this model:")
-    except DeltatuneError:
-        host.detach(name)
-        host.route = route
-        raise
-    adapter.load_tensors(tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -93,14 +91,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("method", "seed", "own_head", "head", "base", "extra") if key not in config]
     raise_all([f"{key!r} is missing" for key in missing], f"{folder / CONFIG} is incomplete:" if missing else "")
     return config
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file. Raises DeltatuneError if it is damaged."""
-    try:
-        return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DeltatuneError(f"cannot read {path}: {error}; the file is damaged") from None
 
 
 def method_to_json(method: Method) -> Any:
@@ -139,20 +129,3 @@ def _from_plain(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and set(value) == {"method"}:
         return method_from_json(value["method"], folder)
     return tuple(_from_plain(item, folder) for item in value) if isinstance(value, list) else value
-
-
-def _mismatches(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    wanted = adapter.tensors()
-    problems = [f"tensor {key} is missing from the file" for key in wanted if key not in tensors]
-    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in wanted]
-    for key in wanted.keys() & tensors.keys():
-        have, want = tuple(tensors[key].shape), tuple(wanted[key].shape)
-        if have != want:
-            problems.append(f"tensor {key} has shape {have} in the file, {want} here")
-    return sorted(problems)
-
-
-def _check_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> None:
-    problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
-    problems += [f"{key} has values that are not finite" for key, t in tensors.items() if not torch.isfinite(t).all()]
-    raise_all(problems, f"adapter {name!r} is not worth saving:" if problems else "")

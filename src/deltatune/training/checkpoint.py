@@ -16,7 +16,8 @@ from torch import Tensor
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.store.atomic import check_folder, read_json, write_folder, write_json
-from deltatune.store.folder import TENSORS, read_tensors
+from deltatune.store.folder import TENSORS
+from deltatune.store.tensors import read_tensors
 
 PREFIX, ADAPTER = "checkpoint-", "adapter"
 KEPT = 2

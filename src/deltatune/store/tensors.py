@@ -1,0 +1,73 @@
+"""Tensors of an adapter: read from a file, checked against what the adapter has, put in place all or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.host import Host
+from deltatune.core.method import Method
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises DeltatuneError if it is damaged."""
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DeltatuneError(f"cannot read {path}: {error}; the file is damaged") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file."""
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(whole, path, metadata={"format": "pt"})
+
+
+def check_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise DeltatuneError naming every tensor that is empty or not finite."""
+    problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
+    problems += [f"{key} has values that are not finite" for key, t in tensors.items() if not torch.isfinite(t).all()]
+    raise_all(problems, f"adapter {name!r} is not worth saving:" if problems else "")
+
+
+def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, extra or misshapen in tensors meant for an adapter."""
+    wanted = adapter.tensors()
+    problems = [f"tensor {key} is missing from the file" for key in wanted if key not in tensors]
+    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in wanted]
+    for key in wanted.keys() & tensors.keys():
+        have, want = tuple(tensors[key].shape), tuple(wanted[key].shape)
+        if have != want:
+            problems.append(f"tensor {key} has shape {have} in the file, {want} here")
+    return sorted(problems)
+
+
+def attach_filled(
+    host: Host,
+    name: str,
+    method: Method,
+    tensors: Mapping[str, Tensor],
+    about: str,
+    *,
+    seed: int = 0,
+    head: nn.Module | bool | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """Attach a method's adapter with these tensors, or raise one error that begins with `about` and change nothing."""
+    route = host.route
+    adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
+    problems = mismatches(adapter, tensors)
+    if problems:
+        host.detach(name)
+        host.route = route
+        raise_all(problems, about)
+    adapter.load_tensors(tensors)
+    return adapter

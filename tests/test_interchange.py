@@ -1,0 +1,261 @@
+"""HF PEFT both ways: it opens our folders with our outputs, we open its folders with its outputs, or say why not."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+import models
+from deltatune import DeltatuneError, Host, parse
+from deltatune.store.peft import obstacles
+from deltatune.store.peft.writing import save
+
+TASKS = {"classify": "SEQ_CLS", "lm": None, None: None}
+
+
+def moved(host: Host, name: str, scale: float = 0.1) -> None:
+    """Give an adapter values of its own, as training would."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, parameter in host.trainable(name):
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def shown(model: nn.Module, kind: str, head: str | None, padding: str) -> torch.Tensor:
+    """What the model gives at its real tokens, the last as many as a row has; all of a classifier's or a decoder's."""
+    batch = models.inputs(kind, head, padding=padding)
+    output = model(**batch)
+    values = output["logits"] if "logits" in output else output["last_hidden_state"]
+    if values.dim() == 2 or "decoder_input_ids" in batch:
+        return values
+    mask = batch["attention_mask"].bool()
+    return values[:, -mask.shape[1] :][mask]  # without the outputs at virtual tokens
+
+
+def opened(kind: str, head: str | None, folder) -> nn.Module:
+    """Our folder, opened by PEFT."""
+    return peft.PeftModel.from_pretrained(models.tiny(kind, head), str(folder)).eval()
+
+
+LORA = [
+    ("bert", "LoRA(r=4, sites=('*.attn.{q,v}', 'pooler'))", "classify"),
+    ("gpt2", "LoRA(r=4)", "lm"),
+    ("gpt2", "LoRA(r=4, sites='*.attn.qkv')", "lm"),
+    ("llama", "LoRA(r=4, sites=('*.attn.*', '*.ffn.*'), ranks=(('*.ffn.*', 2), ('layers.0.attn.k', 6)))", "lm"),
+    ("gpt2", "LoRA(r=4, sites=('*.attn.{q,v}', '*.ffn.in'), ranks=(('*.attn.q', 2),))", "lm"),
+    ("llama", "LoRA(r=4, sites=('embed', '*.attn.q'))", "lm"),
+    ("llama", "LoRA(r=4, sites=('lm_head', '*.attn.q'))", "lm"),
+    ("t5", "LoRA(r=4, sites='*.{attn,cross}.{q,v}')", "lm"),
+    ("bert", "RsLoRA(r=4)", "classify"),
+    ("gpt_neox", "RsLoRA(r=4, sites=('*.attn.{q,v}', '*.ffn.in'), ranks=(('*.ffn.*', 2),))", "lm"),
+]  # fmt: skip
+PROMPTS = [
+    ("bert", "Prompt(length=5)", None),
+    ("bert", "Prompt(length=5)", "classify"),
+    ("gpt2", "Prompt(length=5)", "lm"),
+    ("llama", "Prompt(length=5)", "lm"),
+    ("t5", "Prompt(length=5)", "lm"),
+    ("bart", "Prompt(length=5)", "lm"),
+]
+PREFIXES = [
+    ("bert", "Prefix(length=5)", None),
+    ("bert", "Prefix(length=5, mlp=7)", "classify"),
+    ("gpt2", "Prefix(length=5)", "lm"),
+    ("llama", "Prefix(length=5)", "lm"),
+    ("llama", "Prefix(length=5)", "classify"),
+    ("gpt2", "Prefix(length=5)", None),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *PROMPTS, *PREFIXES])
+def test_peft_opens_our_folder(kind, method, head, tmp_path):
+    host = Host(models.tiny(kind, head))
+    adapter = host.attach("a", parse(method))
+    moved(host, "a")
+    # PEFT puts a prompt in front of the padding of a row, so that padding at the left changes its outputs
+    both = kind not in models.ENCODER_DECODERS and "Prompt" not in method
+    paddings = ["right", "left"] if both else ["right"]
+    mine = [shown(host.model, kind, head, padding) for padding in paddings]
+    host.save("a", tmp_path / "a")
+    assert obstacles(adapter.method, host) == []
+    theirs = opened(kind, head, tmp_path / "a")
+    for found, padding in zip(mine, paddings, strict=True):
+        torch.testing.assert_close(shown(theirs, kind, head, padding), found, rtol=1e-4, atol=1e-5)
+    host.use(None)
+    assert (shown(host.model, kind, head, "right") - mine[0]).abs().max() > 1e-3
+
+
+def saved(kind: str, head: str | None, config: peft.PeftConfig, folder) -> nn.Module:
+    """A model of PEFT's with values of its own in every adapter tensor, and its folder."""
+    theirs = peft.get_peft_model(models.tiny(kind, head), config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    theirs.save_pretrained(str(folder))
+    return theirs
+
+
+LORA_CONFIGS = [
+    ("bert", "classify", {"target_modules": ["query", "value"]}, "LoRA"),
+    ("bert", None, {"target_modules": "all-linear"}, "LoRA"),
+    ("gpt2", "lm", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}, "LoRA"),
+    ("llama", "lm", {"target_modules": "all-linear", "use_rslora": True}, "RsLoRA"),
+    ("llama", "lm", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}, "LoRA"),
+    (
+        "llama",
+        "lm",
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "rank_pattern": {"v_proj": 2},
+            "alpha_pattern": {"layers.1.mlp.down_proj": 5},
+        },
+        "LoRA",
+    ),
+    ("gpt_neox", "lm", {"target_modules": ["query_key_value"]}, "LoRA"),
+    ("llama", "lm", {"target_modules": ["q_proj", "embed_tokens"]}, "LoRA"),
+    ("t5", "lm", {"target_modules": ["q", "v", "wo"], "task_type": "SEQ_2_SEQ_LM"}, "LoRA"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize(("kind", "head", "options", "name"), LORA_CONFIGS)
+def test_we_open_a_lora_of_theirs(kind, head, options, name, tmp_path):
+    options = {"task_type": TASKS[head], **options}
+    config = peft.LoraConfig(r=4, lora_alpha=12, init_lora_weights=False, lora_dropout=0.1, **options)
+    theirs = saved(kind, head, config, tmp_path / "a")
+    host = Host(models.tiny(kind, head))
+    adapter = host.load(tmp_path / "a")
+    torch.testing.assert_close(
+        shown(host.model, kind, head, "right"), shown(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
+    )
+    assert type(adapter.method).__name__ == name
+    assert adapter.method.dropout == 0.1
+    assert adapter.extra["origin"]["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "config"),
+    [
+        ("llama", "lm", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+        ("bert", "classify", peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)),
+        ("t5", "lm", peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)),
+        ("gpt2", "lm", peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+        (
+            "llama",
+            "lm",
+            peft.PromptEncoderConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=5,
+                encoder_reparameterization_type="LSTM",
+                encoder_hidden_size=9,
+            ),
+        ),
+        ("t5", "lm", peft.PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)),
+        ("bert", "classify", peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)),
+        ("bert", None, peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=5)),
+        ("gpt2", "lm", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+        (
+            "llama",
+            "lm",
+            peft.PrefixTuningConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=7
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_we_open_prompts_and_prefixes_of_theirs(kind, head, config, tmp_path):
+    theirs = saved(kind, head, config, tmp_path / "a")
+    host = Host(models.tiny(kind, head))
+    host.load(tmp_path / "a")
+    torch.testing.assert_close(
+        shown(host.model, kind, head, "right"), shown(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
+    )
+    host.use(None)
+    bare = shown(host.model, kind, head, "right")
+    assert (bare - shown(theirs, kind, head, "right")).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "method", "words"),
+    [
+        ("bert", None, "LoRA() + Prefix()", "several methods at once"),
+        ("bert", None, "Bottleneck()", "PEFT has no Bottleneck; it has: "),
+        ("bert", None, "Prefix(shift_positions=False)", "PEFT moves the positions"),
+        ("bert", None, "Prefix(sites='layers.1.attn.kv')", "PEFT prefixes every attention"),
+        ("t5", "lm", "Prefix()", "reach only the decoder's own attention"),
+        ("t5", "lm", "Prefix(sites='decoder.*.attn.kv')", "reach only the decoder's own attention"),
+        ("roberta", "classify", "Prefix()", "go round the head"),
+        ("distilbert", "classify", "Prefix()", "go round the head"),
+        ("llama", "classify", "Prompt()", "from padding"),
+        ("gpt2", "classify", "Prompt()", "from padding"),
+    ],
+)
+def test_what_peft_cannot_hold_is_known_before_training(kind, head, method, words, tmp_path):
+    host = Host(models.tiny(kind, head))
+    wanted = parse(method)
+    (reason,) = obstacles(wanted, host)
+    assert words in reason
+    host.attach("a", wanted)
+    with pytest.raises(DeltatuneError, match="cannot be exported for PEFT"):
+        save(host, "a", tmp_path / "theirs", {})
+    host.save("a", tmp_path / "a")
+    assert not (tmp_path / "a/adapter_config.json").exists()
+
+
+def test_a_folder_of_peft_alone(tmp_path):
+    host = Host(models.tiny("bert"))
+    host.attach("a", parse("LoRA(r=4)"))
+    moved(host, "a")
+    save(host, "a", tmp_path / "a", {})
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    again = Host(models.tiny("bert"))
+    again.load(tmp_path / "a")
+    assert torch.equal(shown(again.model, "bert", None, "right"), shown(host.model, "bert", None, "right"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "config", "words"),
+    [
+        ("t5", "lm", peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5), "half of its layers"),
+        (
+            "llama",
+            "classify",
+            peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5),
+            "from padding",
+        ),
+        ("bert", None, peft.LoraConfig(target_modules=["query"], init_lora_weights="pissa"), "base's weights"),
+        ("bert", None, peft.LoraConfig(target_modules=["query"], bias="lora_only"), "biases"),
+        ("bert", None, peft.LoHaConfig(target_modules=["query"]), "LOHA adapter; what can be read: LORA"),
+        (
+            "bert",
+            None,
+            peft.LoraConfig(target_modules=["query"], modules_to_save=["pooler.dense"]),
+            "pooler.dense.weight is a trained copy",
+        ),
+        ("bert", None, peft.LoraConfig(target_modules=["position_embeddings"]), "no linear site"),
+    ],
+)
+def test_what_means_something_else_is_not_read(kind, head, config, words, tmp_path):
+    saved(kind, head, config, tmp_path / "a")
+    host = Host(models.tiny(kind, head))
+    with pytest.raises(DeltatuneError, match=words):
+        host.load(tmp_path / "a")
+    assert host.adapters == {}
+
+
+def test_a_prefix_of_another_shape_is_not_read(tmp_path):
+    saved("llama", "lm", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5), tmp_path / "a")
+    with pytest.raises(DeltatuneError, match=r"has shape \(5, 64\), \(5, 128\) would fit"):
+        Host(models.tiny("gpt2", "lm")).load(tmp_path / "a")
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_virtual_tokens": 4}))
+    with pytest.raises(DeltatuneError, match=r"\(4, 64\) would fit"):
+        Host(models.tiny("llama", "lm")).load(tmp_path / "a")

@@ -21,11 +21,12 @@ from transformers import (
     T5Model,
 )
 
-from deltatune import Bottleneck, Host, LoRA, Method, Prefix, Prompt
+from deltatune import Adapter, Bottleneck, Host, LoRA, Method, Prefix, Prompt
 from deltatune.methods.fastfood import Fastfood
 from deltatune.methods.intrinsic import Projected, Subspace
-from deltatune.methods.lora import LowRank
+from deltatune.methods.lora import LowRank, LowRankTable
 from deltatune.methods.prefix import Reparametrised, Trunk
+from deltatune.methods.rslora import RsLoRA
 
 FOLDER = Path(__file__).parent / "golden"
 PROVENANCE: dict[str, Any] = json.loads((FOLDER / "provenance.json").read_text())
@@ -100,6 +101,7 @@ UNSHIFTED = Prefix(length=3, shift_positions=False)
 WHOLE: list[tuple[str, Method]] = [
     ("bert_lora", LoRA(r=4, alpha=6)),
     ("bert_peft_lora", LoRA(r=4, alpha=6, sites=("*.attn.{q,v}", "*.ffn.in"))),
+    ("bert_peft_rslora", RsLoRA(r=4, alpha=6)),
     ("bert_houlsby", Bottleneck(size=4, form="houlsby", activation="swish")),
     ("bert_pfeiffer", Bottleneck(size=4, form="pfeiffer")),
     ("bert_parallel", PARALLEL),
@@ -120,23 +122,26 @@ WHOLE: list[tuple[str, Method]] = [
 ]
 
 
-def our_name(name: str, method: Method) -> str:
-    """The name in an adapter's file of what the cases call `layers.0.attn.q.A`."""
-    labels = {type(part).__name__.lower() for part in method.parts}
-    if name == "prompt":
-        return "prompt.embed.prompt"
-    if name.startswith("trunk."):
-        return f"shared.prefix.{name.removeprefix('trunk.')}"
-    return f"{'prefix' if '.kv.' in name else (labels - {'prefix'}).pop()}.{name}"
+def by_place(adapter: Adapter) -> Tensors:
+    """An adapter's parameters as the cases name them: `layers.0.attn.q.A`, and `trunk.` for a prefix's shared part."""
+    found: Tensors = {}
+    for name, parameter in adapter.named_parameters():
+        owner, path = name.removeprefix("deltas.").replace("/", ".").split(".", 1)
+        place = f"trunk.{path.split('.', 1)[1]}" if owner == "shared" else path.replace(".inner.", ".")
+        assert place not in found
+        found[place] = parameter
+    return found
 
 
 @pytest.mark.parametrize(("case", "method"), WHOLE, ids=[f"{case}-{method!r}" for case, method in WHOLE])
 def test_whole_models(case, method):
     host = Host(base(PROVENANCE[case]["base"]))
     adapter = host.attach("a", method)
-    given = {our_name(name, method): t for name, t in tensors(case, "adapter.").items()}
-    assert given.keys() == adapter.tensors().keys()
-    adapter.load_tensors(given)
+    given, mine = tensors(case, "adapter."), by_place(adapter)
+    assert given.keys() == mine.keys()
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(given[name].view_as(parameter) if ".gate." in name else given[name])
 
     out, expected = run(host.model, case), tensors(case)
     weight = expected["cotangent"]
@@ -144,9 +149,8 @@ def test_whole_models(case, method):
     close(out[there], expected["output"][there])
 
     (out * weight).sum().backward()
-    trained = {name.removeprefix("deltas.").replace("/", "."): p.grad for name, p in adapter.named_parameters()}
     for name, gradient in tensors(case, "grad.").items():
-        close(trained[our_name(name, method)], gradient, name)
+        close(mine[name].grad.view_as(gradient), gradient, name)
 
     if out.shape[1] == run(base(PROVENANCE[case]["base"]), case).shape[1]:
         host.use(None)
@@ -175,6 +179,24 @@ def test_low_rank(case, A, B, scale):
                 close(gradient, t[f"grad.{name}"], name)
     if "output.merged_weight" in t:
         close(delta.fold({"weight": t["base.weight"]})["weight"], t["output.merged_weight"], "folded")
+
+
+@pytest.mark.parametrize(("case", "prefix"), [("lora_embedding", ""), ("loralib_embedding", "lora_")])
+def test_low_rank_embedding(case, prefix):
+    t = tensors(case)
+    delta = LowRankTable(20, 16, 4, 6 / 4)
+    with torch.no_grad():
+        delta.A.copy_(t[f"adapter.{prefix}A"])
+        delta.B.copy_(t[f"adapter.{prefix}B"])
+    ids = t["input.ids"]
+    h = F.embedding(ids, t["base.weight"])
+    out = h + delta(ids, h)
+    close(out, t["output"])
+    close(F.embedding(ids, delta.fold({"weight": t["base.weight"]})["weight"]), t["output"], "folded")
+    if "cotangent" in t:
+        (out * t["cotangent"]).sum().backward()
+        close(delta.A.grad, t["grad.A"], "A")
+        close(delta.B.grad, t["grad.B"], "B")
 
 
 # ---- prefixes

@@ -16,7 +16,7 @@ from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sharing import SharedInput, SharedInputs
-from deltatune.core.sites import Site, Sites, generic, matches
+from deltatune.core.sites import Kind, Site, Sites, generic, matches
 
 
 def few_tokens(x: Tensor, A: Tensor) -> bool:
@@ -130,6 +130,8 @@ class LoRA(Method):
     ratio: float = 1.0
     """B learns with this times the learning rate: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embed")
+    """Where it can act."""
     size_field: ClassVar[str | None] = "r"
     view: ClassVar[View] = View("B A x", "parallel", "output of each chosen matrix", "scaled")
 
@@ -150,7 +152,7 @@ class LoRA(Method):
                 )
 
     def pick(self, sites: Sites) -> list[Site]:
-        picked = sites.match(self.sites, kinds=("linear", "embed"))
+        picked = sites.match(self.sites, kinds=self.kinds)
         names = ", ".join(sorted({generic(site.name) for site in picked}))
         raise_all(
             [

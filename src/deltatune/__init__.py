@@ -25,15 +25,21 @@ if TYPE_CHECKING:
     from deltatune.methods.bottleneck import Houlsby as Houlsby
     from deltatune.methods.bottleneck import Parallel as Parallel
     from deltatune.methods.bottleneck import Pfeiffer as Pfeiffer
+    from deltatune.methods.dora import DoRA as DoRA
+    from deltatune.methods.ia3 import IA3 as IA3
     from deltatune.methods.intrinsic import DID as DID
     from deltatune.methods.intrinsic import SAID as SAID
     from deltatune.methods.lora import LoRA as LoRA
+    from deltatune.methods.lora import LoRAPlus as LoRAPlus
+    from deltatune.methods.pissa import PiSSA as PiSSA
     from deltatune.methods.prefix import Prefix as Prefix
     from deltatune.methods.prompt import Prompt as Prompt
+    from deltatune.methods.rslora import RsLoRA as RsLoRA
     from deltatune.methods.unfreeze import Full as Full
     from deltatune.methods.unfreeze import Probe as Probe
     from deltatune.methods.unfreeze import TopLayers as TopLayers
     from deltatune.methods.unfreeze import Unfreeze as Unfreeze
+    from deltatune.methods.vera import VeRA as VeRA
 
 __version__ = "0.1.0"
 
@@ -44,21 +50,27 @@ _WHERE = {
     "DID": "methods.intrinsic",
     "Delta": "core.delta",
     "DeltatuneError": "core.errors",
+    "DoRA": "methods.dora",
     "Full": "methods.unfreeze",
     "Host": "core.host",
     "Houlsby": "methods.bottleneck",
+    "IA3": "methods.ia3",
     "LoRA": "methods.lora",
+    "LoRAPlus": "methods.lora",
     "Method": "core.method",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
+    "PiSSA": "methods.pissa",
     "Prefix": "methods.prefix",
     "Probe": "methods.unfreeze",
     "Prompt": "methods.prompt",
+    "RsLoRA": "methods.rslora",
     "SAID": "methods.intrinsic",
     "Site": "core.sites",
     "Sites": "core.sites",
     "TopLayers": "methods.unfreeze",
     "Unfreeze": "methods.unfreeze",
+    "VeRA": "methods.vera",
     "find_sites": "core.finding",
     "fit_budget": "core.budget",
     "parse": "core.text",
@@ -71,21 +83,27 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "DID",
     "Delta",
     "DeltatuneError",
+    "DoRA",
     "Full",
     "Host",
     "Houlsby",
+    "IA3",
     "LoRA",
+    "LoRAPlus",
     "Method",
     "Parallel",
     "Pfeiffer",
+    "PiSSA",
     "Prefix",
     "Probe",
     "Prompt",
+    "RsLoRA",
     "SAID",
     "Site",
     "Sites",
     "TopLayers",
     "Unfreeze",
+    "VeRA",
     "__version__",
     "find_sites",
     "fit_budget",

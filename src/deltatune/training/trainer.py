@@ -132,18 +132,30 @@ class DeltaTrainer(Trainer):
         return batches, sum(self.task.items(batch["labels"]) for batch in batches)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over the adapter's tensors; those of one dimension do not decay."""
+        """AdamW over the adapter's tensors; those of one dimension do not decay, some have a rate of their own."""
         if self.optimizer is None:
-            matrices = [(n, p) for n, p in self.parameters if p.dim() > 1]
-            vectors = [(n, p) for n, p in self.parameters if p.dim() <= 1]
-            groups = [(matrices, self.settings.weight_decay), (vectors, 0.0)]
-            self.names = [n for members, _ in groups for n, _ in members]
+            rate = self.settings.learning_rate or 0.0
+            groups = self.groups()
+            self.names = [n for members in groups.values() for n, _ in members]
             self.optimizer = torch.optim.AdamW(
-                [{"params": [p for _, p in members], "weight_decay": decay} for members, decay in groups if members],
-                lr=self.settings.learning_rate or 0.0,
+                [
+                    {"params": [p for _, p in members], "weight_decay": decay, "lr": factor * rate}
+                    for (factor, decay), members in groups.items()
+                ],
+                lr=rate,
                 fused=all(p.device.type in ("cpu", "cuda", "mps") for _, p in self.parameters),
             )
         return self.optimizer
+
+    def groups(self) -> dict[tuple[float, float], list[tuple[str, nn.Parameter]]]:
+        """Parameters by (factor on the learning rate, weight decay); those of factor 1 first: their rate is shown."""
+        factors = self.host.adapters[self.name].rates()
+        found: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.parameters:
+            decay = self.settings.weight_decay if parameter.dim() > 1 else 0.0
+            found.setdefault((factors.get(name, 1.0), decay), []).append((name, parameter))
+        order = sorted(found, key=lambda group: (group[0] != 1.0, group[0], -group[1]))
+        return {group: found[group] for group in order}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Warm-up, then the schedule of the settings."""

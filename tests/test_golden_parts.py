@@ -1,0 +1,139 @@
+"""Single Deltas and modules against numbers that implementations of others computed: see golden/README.md."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from deltatune import Adapter, LoRA
+from deltatune.methods.fastfood import Fastfood
+from deltatune.methods.intrinsic import Projected, Subspace
+from deltatune.methods.lora import LowRank, LowRankTable
+from deltatune.methods.prefix import Reparametrised, Trunk
+from golden_cases import PROVENANCE, Tensors, close, tensors
+
+# ---- single maps
+
+
+@pytest.mark.parametrize(
+    ("case", "A", "B", "scale"),
+    [("lora", "A", "B", 6 / 4), ("rslora", "A", "B", 6 / 2), ("loralib_linear", "lora_A", "lora_B", 6 / 4)],
+)
+def test_low_rank(case, A, B, scale):
+    t = tensors(case)
+    delta = LowRank(12, 16, 4, scale)
+    with torch.no_grad():
+        delta.A.copy_(t[f"adapter.{A}"])
+        delta.B.copy_(t[f"adapter.{B}"])
+    h = F.linear(t["input.x"], t["base.weight"], t["base.bias"])
+    for out in (h + delta(t["input.x"], h), delta.add(h, t["input.x"])):
+        close(out, t["output"])
+        if "cotangent" in t:
+            for parameter, name in ((delta.A, A), (delta.B, B)):
+                (gradient,) = torch.autograd.grad((out * t["cotangent"]).sum(), parameter, retain_graph=True)
+                close(gradient, t[f"grad.{name}"], name)
+    if "output.merged_weight" in t:
+        close(delta.fold({"weight": t["base.weight"]})["weight"], t["output.merged_weight"], "folded")
+
+
+@pytest.mark.parametrize(("case", "prefix"), [("lora_embedding", ""), ("loralib_embedding", "lora_")])
+def test_low_rank_embedding(case, prefix):
+    t = tensors(case)
+    delta = LowRankTable(20, 16, 4, 6 / 4)
+    with torch.no_grad():
+        delta.A.copy_(t[f"adapter.{prefix}A"])
+        delta.B.copy_(t[f"adapter.{prefix}B"])
+    ids = t["input.ids"]
+    h = F.embedding(ids, t["base.weight"])
+    out = h + delta(ids, h)
+    close(out, t["output"])
+    close(F.embedding(ids, delta.fold({"weight": t["base.weight"]})["weight"]), t["output"], "folded")
+    if "cotangent" in t:
+        (out * t["cotangent"]).sum().backward()
+        close(delta.A.grad, t["grad.A"], "A")
+        close(delta.B.grad, t["grad.B"], "B")
+
+
+def test_lora_plus_steps():
+    t, settings = tensors("loraplus"), PROVENANCE["loraplus"]["settings"]
+    method = LoRA(r=4, alpha=6, ratio=settings["ratio"])
+    delta = method.faster(LowRank(12, 16, 4, 6 / 4))
+    delta.load_state_dict({"A": t["adapter.A"], "B": t["adapter.B"]})
+    adapter = Adapter(method, None, {})
+    adapter.deltas["lin"] = delta
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(settings["lr"], 0.0))
+    h = F.linear(t["input.x"], t["base.weight"], t["base.bias"])
+    for step, expected in enumerate(t["output.losses"], 1):
+        loss = F.mse_loss(delta.add(h, t["input.x"]), t["input.y"])
+        close(loss, expected, "loss")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name in "AB":
+            close(delta.get_parameter(name), t[f"output.{step}.{name}"], f"{name} after {step} steps")
+
+
+# ---- prefixes
+
+
+@torch.no_grad()
+def test_the_reparametrisation_of_a_prefix():
+    t = tensors("prefix_li", "adapter.")
+    trunk = Trunk(5, 8, 6)
+    given = {"embedding": "wte.weight", "weight": "control_trans.0.weight", "bias": "control_trans.0.bias"}
+    trunk.load_state_dict({mine: t[theirs] for mine, theirs in given.items()})
+    weights, biases = t["control_trans.2.weight"].chunk(2), t["control_trans.2.bias"].chunk(2)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        delta = Reparametrised(5, 8, 0, 6)
+        delta.load_state_dict({"weight": weight, "bias": bias})
+        delta.trunk = [trunk]
+        for mine, name in zip(delta.prefix(), ("keys", "values"), strict=True):
+            theirs = tensors("prefix_li")[f"output.layers.{layer}.{name}"]  # (rows, heads, P, K)
+            close(mine, theirs[1].transpose(0, 1).flatten(1), name)
+
+
+# ---- random subspaces
+
+
+@pytest.fixture
+def drawn_as(monkeypatch):
+    """`drawn_as({"B": ..., "Π": ..., "G": ...})` makes these the random numbers; a generator is then only a name."""
+
+    def patch(fixed: Tensors) -> None:
+        monkeypatch.setattr(
+            torch, "randint", lambda low, high, size, generator: (fixed[generator] > 0).long()[: size[0]]
+        )
+        monkeypatch.setattr(torch, "randperm", lambda size, generator, dtype: fixed[generator].to(dtype))
+        monkeypatch.setattr(torch, "randn", lambda size, generator: fixed[generator])
+
+    return patch
+
+
+@pytest.mark.parametrize("case", ["0", "1", "2"])
+def test_fastfood(case, drawn_as):
+    t, size = tensors("fastfood", f"{case}."), PROVENANCE["fastfood"]["settings"][case]
+    drawn_as({"B": t["input.B"], "Π": t["input.Pi"], "G": t["input.G"]})
+    fastfood = Fastfood(size["d"], size["D"], len(t["input.G"]))
+    fastfood.draw_(lambda name: name)
+    theta = t["input.theta"].requires_grad_()
+    out = fastfood(theta)
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    close(theta.grad, t["grad.theta"], "gradient")
+
+
+@torch.no_grad()
+def test_said(drawn_as):
+    t, names = tensors("said"), PROVENANCE["said"]["settings"]["order of lambda"]
+    parts = {"B": "B", "Pi": "Π", "G": "G"}
+    drawn_as({f"{n}.{mine}": t[f"fixed.{n}.{theirs}"] for n in names for theirs, mine in parts.items()})
+    subspace = Subspace(5 + len(names), {name: i for i, name in enumerate(names)}, [])
+    deltas = {name: Projected(t[f"base.{name}"].numel(), "first") for name in names}
+    for name, delta in deltas.items():
+        delta.join(subspace, name)
+    subspace.init_(lambda name: name)
+    subspace.load_state_dict({"theta": t["adapter.theta"], "scales": t["adapter.lambda"], "drawn": subspace.drawn})
+    weights = {name: delta.weight(t[f"base.{name}"]) for name, delta in deltas.items()}
+    for name, weight in weights.items():
+        close(weight, t[f"output.{name}"], name)
+    inner = torch.tanh(F.linear(t["input.x"], weights["0.weight"], weights["0.bias"]))
+    close(F.linear(inner, weights["2.weight"], weights["2.bias"]), t["output"])

@@ -8,10 +8,11 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.tasks.batches import Collate, collate_for
 from deltatune.tasks.classify import Classify
 from deltatune.tasks.heads import Head, HeadConfig, head_from_json
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokens import longest_input, padding_id, tokenizer_fingerprint
 
-TASKS: dict[str, type[Classify]] = {"classify": Classify}
+TASKS: dict[str, type[Classify | Mixture]] = {"classify": Classify, "mixture": Mixture}
 """Kinds of task by the name under which an adapter folder stores them."""
 
 
@@ -29,6 +30,7 @@ __all__ = [
     "Encoded",
     "Head",
     "HeadConfig",
+    "Mixture",
     "Row",
     "Task",
     "TokenRow",

@@ -25,6 +25,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Bottleneck(size=5, form='pfeiffer', norms=True)": ("bert",),
     "Bottleneck(size=5, form='parallel', scale=4.0, activation='gelu')": ("t5",),
     "Bottleneck(size=5, activation='swish', init='small', sites='*.attn')": ("gpt2",),
+    "Bottleneck(size=5, form='parallel', scale='learned', dropout=0.1)": ("llama",),
+    "Compacter(size=8, n=2, form='pfeiffer', norms=False, activation='relu')": ("bert",),
+    "Compacter(size=6, n=1, form='parallel', sites='*.{ffn,cross}')": ("t5",),
     # Prefixes: through an MLP, without shifted positions, at one of T5's three attentions only.
     "Prefix(length=3, mlp=5)": ("bert", "llama", "t5"),
     "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),

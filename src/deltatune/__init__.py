@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from deltatune.methods.bottleneck import Houlsby as Houlsby
     from deltatune.methods.bottleneck import Parallel as Parallel
     from deltatune.methods.bottleneck import Pfeiffer as Pfeiffer
+    from deltatune.methods.compacter import Compacter as Compacter
+    from deltatune.methods.compacter import CompacterPlusPlus as CompacterPlusPlus
     from deltatune.methods.dora import DoRA as DoRA
     from deltatune.methods.ia3 import IA3 as IA3
     from deltatune.methods.intrinsic import DID as DID
@@ -47,6 +49,8 @@ _WHERE = {
     "Adapter": "core.adapter",
     "BitFit": "methods.bitfit",
     "Bottleneck": "methods.bottleneck",
+    "Compacter": "methods.compacter",
+    "CompacterPlusPlus": "methods.compacter",
     "DID": "methods.intrinsic",
     "Delta": "core.delta",
     "DeltatuneError": "core.errors",
@@ -80,6 +84,8 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "Adapter",
     "BitFit",
     "Bottleneck",
+    "Compacter",
+    "CompacterPlusPlus",
     "DID",
     "Delta",
     "DeltatuneError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -18,14 +19,16 @@ from deltatune.core.own import Own
 from deltatune.core.sites import Site, Sites
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]
+Activation = Literal["relu", "gelu", "gelu_new", "swish", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
     "swish": F.silu,
     "tanh": torch.tanh,
 }
-_SITES: dict[str, str] = {"houlsby": "*.{attn,ffn}", "pfeiffer": "*.ffn", "parallel": "*.ffn"}
-_READS: dict[str, Literal["input", "output", "normed"]] = {
+SITES: dict[str, str] = {"houlsby": "*.{attn,ffn}", "pfeiffer": "*.ffn", "parallel": "*.ffn"}
+READS: dict[str, Literal["input", "output", "normed"]] = {
     "houlsby": "output",
     "pfeiffer": "normed",
     "parallel": "input",
@@ -36,17 +39,26 @@ class TwoLayer(Delta):
     """`Δ = s · (U f(D x + b_D) + b_U)`, D (m, in), U (out, m)."""
 
     def __init__(
-        self, width_in: int, width_out: int, size: int, form: Form, activation: str, scale: float, init: str
+        self,
+        width_in: int,
+        width_out: int,
+        size: int,
+        form: Form,
+        activation: str,
+        scale: float | Literal["learned"],
+        init: str,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.reads = _READS[form]
+        self.reads = READS[form]
         self.down = nn.Parameter(torch.empty(size, width_in))
         self.down_bias = nn.Parameter(torch.empty(size))
         self.up = nn.Parameter(torch.empty(width_out, size))
         self.up_bias = nn.Parameter(torch.empty(width_out))
+        self.scale = nn.Parameter(torch.ones(())) if scale == "learned" else scale
         self.activation = ACTIVATIONS[activation]
-        self.scale = scale
         self.init = init
+        self.dropout = dropout
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.zeros_(self.down_bias)
@@ -60,7 +72,10 @@ class TwoLayer(Delta):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         inner = self.activation(F.linear(x, self.down.to(x.dtype), self.down_bias.to(x.dtype)))  # (..., m)
-        return self.scale * F.linear(inner, self.up.to(x.dtype), self.up_bias.to(x.dtype))
+        if self.dropout:
+            inner = F.dropout(inner, self.dropout, self.training)
+        scale = self.scale.to(x.dtype) if isinstance(self.scale, Tensor) else self.scale
+        return scale * F.linear(inner, self.up.to(x.dtype), self.up_bias.to(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -81,16 +96,18 @@ class Bottleneck(Method):
     """Bottleneck width m."""
     form: Form = "houlsby"
     """Where it reads: `houlsby`, `pfeiffer` or `parallel`."""
-    activation: Literal["relu", "gelu", "swish", "tanh"] = "relu"
-    """The non-linearity f."""
-    scale: float = 1.0
-    """The multiplier s; He et al. use 4 for generation and 2 for understanding."""
+    activation: Activation = "relu"
+    """The non-linearity f; `gelu_new` is GPT-2's form of gelu, by tanh."""
+    scale: float | Literal["learned"] = 1.0
+    """The multiplier s; He et al. use 4 for generation and 2 for understanding; `learned`: one number each, from 1."""
     init: Literal["identity", "small"] = "identity"
     """`identity`: U = 0, so that the start is the base exactly; `small`: Houlsby's truncated normal, deviation 1e-3."""
     norms: bool = False
     """Also train the LayerNorms, as Houlsby et al. do."""
     sites: str | tuple[str, ...] = ""
     """Which sublayers; empty for the form's own: `*.{attn,ffn}` for houlsby, `*.ffn` for the others."""
+    dropout: float = 0.0
+    """Dropout behind the non-linearity, where He et al. have it."""
 
     size_field: ClassVar[str | None] = "size"
     learning_rate: ClassVar[float] = 1e-3
@@ -102,7 +119,7 @@ class Bottleneck(Method):
         return self.init == "identity"
 
     def check(self) -> None:
-        at_least(self, size=1)
+        at_least(self, size=1, dropout=0)
 
     @property
     def label(self) -> str:
@@ -112,20 +129,22 @@ class Bottleneck(Method):
         norms = [site for site in sites.values() if site.kind == "norm"] if self.norms else []
         if self.norms and not norms:
             raise DeltatuneError(f"{self!r}: this {sites.facts.architecture} has no LayerNorms to train")
-        return sites.match(self.sites or _SITES[self.form], kinds=("sublayer",)) + norms
+        return sites.match(self.sites or SITES[self.form], kinds=("sublayer",)) + norms
 
     def build(self, site: Site) -> Delta:
         if site.kind == "norm":
             return Own()
-        return TwoLayer(site.width_in, site.width_out, self.size, self.form, self.activation, self.scale, self.init)
+        form, activation, scale, init = self.form, self.activation, self.scale, self.init
+        return TwoLayer(site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout)
 
     def cost(self, site: Site) -> int:
         if site.kind == "norm":
             return site.params
-        return self.size * (site.width_in + site.width_out) + self.size + site.width_out
+        maps = self.size * (site.width_in + site.width_out) + self.size + site.width_out
+        return maps + (self.scale == "learned")
 
     def limit(self, sites: Sites) -> int:
-        return 4 * max(site.width_out for site in sites.match(self.sites or _SITES[self.form], kinds=("sublayer",)))
+        return 4 * max(site.width_out for site in sites.match(self.sites or SITES[self.form], kinds=("sublayer",)))
 
 
 @short_form

@@ -54,6 +54,33 @@ LORA = [
     ("bert", "RsLoRA(r=4)", "classify"),
     ("gpt_neox", "RsLoRA(r=4, sites=('*.attn.{q,v}', '*.ffn.in'), ranks=(('*.ffn.*', 2),))", "lm"),
 ]  # fmt: skip
+DORA = [
+    ("bert", "DoRA(r=4)", "classify"),
+    ("gpt2", "DoRA(r=4)", "lm"),
+    ("llama", "DoRA(r=4, sites=('*.attn.*', '*.ffn.*'), ranks=(('*.ffn.*', 2),))", "lm"),
+    ("t5", "DoRA(r=4)", "lm"),
+]
+PISSA = [
+    ("bert", "PiSSA(r=4)", "classify"),
+    ("gpt2", "PiSSA(r=4, alpha=6)", "lm"),
+    ("llama", "PiSSA(r=4, sites=('*.attn.*', '*.ffn.*'))", "lm"),
+    ("t5", "PiSSA(r=4)", "lm"),
+]
+SCALING = [
+    ("bert", "IA3()", "classify"),
+    ("bert", "IA3(sites=('*.attn.{k,v}', '*.ffn.act', '*.attn.heads'))", None),
+    ("gpt2", "IA3()", "lm"),
+    ("gpt2", "IA3(sites=('*.attn.qkv', '*.attn.k', '*.ffn.act'))", "lm"),
+    ("llama", "IA3()", "lm"),
+    ("t5", "IA3()", "lm"),
+]
+VERA = [
+    ("bert", "VeRA(r=9)", "classify"),
+    ("gpt2", "VeRA(r=9, sites=('*.attn.qkv', '*.ffn.{in,out}'))", "lm"),
+    ("llama", "VeRA(r=9, sites=('*.attn.*', '*.ffn.*'))", "lm"),
+    ("llama", "VeRA(r=9, save_projection=False)", "lm"),
+    ("t5", "VeRA(r=9)", "lm"),
+]
 PROMPTS = [
     ("bert", "Prompt(length=5)", None),
     ("bert", "Prompt(length=5)", "classify"),
@@ -72,7 +99,7 @@ PREFIXES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *PROMPTS, *PREFIXES])
+@pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *DORA, *PISSA, *SCALING, *VERA, *PROMPTS, *PREFIXES])
 def test_peft_opens_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
     adapter = host.attach("a", parse(method))
@@ -121,6 +148,20 @@ LORA_CONFIGS = [
     ("gpt_neox", "lm", {"target_modules": ["query_key_value"]}, "LoRA"),
     ("llama", "lm", {"target_modules": ["q_proj", "embed_tokens"]}, "LoRA"),
     ("t5", "lm", {"target_modules": ["q", "v", "wo"], "task_type": "SEQ_2_SEQ_LM"}, "LoRA"),
+    ("bert", "classify", {"target_modules": ["query", "value"], "use_dora": True}, "DoRA"),
+    ("gpt2", "lm", {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}, "DoRA"),
+    (
+        "llama",
+        "lm",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "use_dora": True,
+            "use_rslora": True,
+            "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"down_proj": 7},
+        },
+        "DoRA",
+    ),
 ]
 
 
@@ -143,6 +184,15 @@ def test_we_open_a_lora_of_theirs(kind, head, options, name, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "head", "config"),
     [
+        ("bert", "classify", peft.IA3Config(task_type="SEQ_CLS", init_ia3_weights=False)),
+        ("bert", None, peft.IA3Config()),
+        ("gpt2", "lm", peft.IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=True)),
+        ("llama", "lm", peft.IA3Config(task_type="CAUSAL_LM")),
+        ("t5", "lm", peft.IA3Config(task_type="SEQ_2_SEQ_LM")),
+        ("bert", "classify", peft.VeraConfig(task_type="SEQ_CLS", r=9, target_modules=["query", "value", "dense"])),
+        ("gpt2", "lm", peft.VeraConfig(r=9, target_modules=["c_attn"], fan_in_fan_out=True)),
+        ("llama", "lm", peft.VeraConfig(r=9, target_modules="all-linear")),
+        ("t5", "lm", peft.VeraConfig(task_type="SEQ_2_SEQ_LM", r=9, target_modules=["q", "v", "wi"])),
         ("llama", "lm", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)),
         ("bert", "classify", peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=5)),
         ("t5", "lm", peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)),
@@ -170,7 +220,7 @@ def test_we_open_a_lora_of_theirs(kind, head, options, name, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_we_open_prompts_and_prefixes_of_theirs(kind, head, config, tmp_path):
+def test_we_open_what_else_is_theirs(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
     host.load(tmp_path / "a")
@@ -180,6 +230,17 @@ def test_we_open_prompts_and_prefixes_of_theirs(kind, head, config, tmp_path):
     host.use(None)
     bare = shown(host.model, kind, head, "right")
     assert (bare - shown(theirs, kind, head, "right")).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A and vera_B")
+def test_veras_matrices_are_drawn_again_by_their_key(tmp_path):
+    config = peft.VeraConfig(r=9, target_modules=["q_proj", "v_proj"], save_projection=False, projection_prng_key=7)
+    theirs = saved("llama", "lm", config, tmp_path / "a")
+    host = Host(models.tiny("llama", "lm"))
+    host.load(tmp_path / "a")
+    torch.testing.assert_close(
+        shown(host.model, "llama", "lm", "right"), shown(theirs, "llama", "lm", "right"), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,6 +255,9 @@ def test_we_open_prompts_and_prefixes_of_theirs(kind, head, config, tmp_path):
         ("roberta", "classify", "Prefix()", "go round the head"),
         ("distilbert", "classify", "Prefix()", "go round the head"),
         ("llama", "classify", "Prompt()", "from padding"),
+        ("gpt2", None, "VeRA(r=9, sites='layers.1.attn.q')", "sites='*.attn.qkv' would do"),
+        ("gpt2", None, "DoRA(r=3, sites='layers.1.attn.{q,qkv}')", "which DoRA changes as a whole too"),
+        ("bert", None, "IA3(sites=('*.ffn.act', 'layers.1.ffn.out'))", "at its input and at its output"),
         ("gpt2", "classify", "Prompt()", "from padding"),
     ],
 )
@@ -249,6 +313,26 @@ def test_what_means_something_else_is_not_read(kind, head, config, words, tmp_pa
     with pytest.raises(DeltatuneError, match=words):
         host.load(tmp_path / "a")
     assert host.adapters == {}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_pissa_that_peft_converted_is_a_lora_here(tmp_path):
+    """PEFT's own conversion: [A; A0], [B, -B0] for the base as it was, of rank 2r and alpha 2·alpha."""
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    theirs = peft.get_peft_model(models.tiny("llama", "lm"), config).eval()
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05
+    expected = shown(theirs, "llama", "lm", "right")
+    theirs.save_pretrained(tmp_path / "a", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    host = Host(models.tiny("llama", "lm"))
+    adapter = host.load(tmp_path / "a")
+    assert (adapter.method.r, adapter.method.alpha) == (6, 12)
+    torch.testing.assert_close(shown(host.model, "llama", "lm", "right"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_prefix_of_another_shape_is_not_read(tmp_path):

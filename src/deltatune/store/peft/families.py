@@ -9,7 +9,7 @@ from torch import nn
 
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.store.peft import low_rank, prefixes, prompts
+from deltatune.store.peft import low_rank, prefixes, prompts, scaling, vera
 from deltatune.store.peft.files import Family
 
 WRITES: dict[str, ModuleType] = {
@@ -17,6 +17,8 @@ WRITES: dict[str, ModuleType] = {
     "RsLoRA": low_rank,
     "DoRA": low_rank,
     "PiSSA": low_rank,
+    "IA3": scaling,
+    "VeRA": vera,
     "Prefix": prefixes,
     "Prompt": prompts,
     "PTuning": prompts,
@@ -25,6 +27,8 @@ WRITES: dict[str, ModuleType] = {
 
 READS: dict[str, ModuleType] = {
     "LORA": low_rank,
+    "IA3": scaling,
+    "VERA": vera,
     "PREFIX_TUNING": prefixes,
     "PROMPT_TUNING": prompts,
     "P_TUNING": prompts,

@@ -49,6 +49,9 @@ class Theirs:
 
     config: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    """By their names without `root`."""
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    """By their names in the file: what belongs to no module of the base."""
 
 
 class Family(Protocol):

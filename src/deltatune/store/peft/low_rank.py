@@ -1,7 +1,7 @@
 """LoRA and its relatives as PEFT's type LORA: one pair of factors a module, (A, B), and DoRA's magnitudes.
 
 Parts of a fused projection become one pair of higher rank: `A = [A_q; A_v]`, and `B` holds each part's columns in that
-part's rows. PiSSA becomes `A = [A; A0]`, `B = [B, -B0]`, a plain LoRA of rank 2r for the base as it was.
+part's rows. PiSSA becomes `A = [A; A - A0]`, `B = [B - B0, B0]`, a plain LoRA of rank 2r for the base as it was.
 """
 
 from __future__ import annotations
@@ -70,10 +70,9 @@ def _sizes(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
 
 def factors(delta: Any) -> tuple[Tensor, Tensor, float]:
     """(A, B, s) of a low-rank Delta, so that its change of the weight is s·BA; PiSSA's of rank 2r."""
-    a, b = delta.A.detach(), delta.B.detach()
-    if hasattr(delta, "A0"):
-        a, b = torch.cat([a, delta.A0.to(a)]), torch.cat([b, -delta.B0.to(b)], 1)
-    return a, b, float(delta.scale)
+    made = hasattr(delta, "down")
+    a, b = (delta.down(), delta.up()) if made else (delta.A, delta.B)
+    return a.detach(), b.detach(), float(delta.scale)
 
 
 def _pair(host: Host, parts: Sequence[tuple[Site, Any]]) -> tuple[Tensor, Tensor, float]:

@@ -80,7 +80,7 @@ def write(host: Host, adapter: Adapter) -> Theirs:
     }
     if heads:
         config["modules_to_save"] = heads
-    return Theirs(config, {KEY: torch.cat(both, 1)})
+    return Theirs(config, whole={KEY: torch.cat(both, 1)})
 
 
 def _head_width(host: Host) -> int:

@@ -52,7 +52,7 @@ def write(host: Host, adapter: Adapter) -> Theirs:
     }
     if heads:
         config["modules_to_save"] = heads
-    return Theirs(config, {KEY: torch.cat([prompt, rest])})
+    return Theirs(config, whole={KEY: torch.cat([prompt, rest])})
 
 
 def read(host: Host, foreign: Foreign) -> Ours:

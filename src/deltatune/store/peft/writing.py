@@ -14,7 +14,6 @@ from deltatune.core.host import Host
 from deltatune.store.atomic import write_folder, write_json
 from deltatune.store.peft.families import family_of, obstacles
 from deltatune.store.peft.files import CONFIG, TENSORS, heads_of
-from deltatune.store.peft.prompts import KEY
 from deltatune.store.tensors import check_tensors, write_tensors
 
 
@@ -37,9 +36,8 @@ def write_files(host: Host, adapter: Adapter, folder: Path) -> None:
     """Write PEFT's config and tensors of a finished adapter."""
     family = family_of(adapter.method)
     theirs = family.write(host, adapter)
-    tensors: dict[str, Tensor] = {
-        key if key == KEY else family.root + key: tensor for key, tensor in theirs.tensors.items()
-    }
+    tensors: dict[str, Tensor] = {**theirs.whole}
+    tensors |= {family.root + key: tensor for key, tensor in theirs.tensors.items()}
     for path, head in heads_of(adapter).items():
         for key, tensor in head.get_submodule("module").state_dict().items():
             tensors[f"{family.root}{path}.{key}"] = tensor

@@ -20,6 +20,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "LoRA(r=2, sites='*.attn.{qkv,q}')": ("gpt2",),
     "LoRA(r=3, alpha=2.0, sites='*.ffn.{in,out}')": ("bert", "gpt2"),
     "LoRA(r=3, sites=('*.cross.{q,v}', 'decoder.*.ffn.out'))": ("t5",),
+    # Ranks and rates of their own; token embeddings, alone and beside virtual tokens.
+    "LoRA(r=4, sites='*.{attn.q,ffn.in}', ranks=(('*.ffn.*', 2),), ratio=16.0)": ("bert", "llama"),
+    "LoRA(r=3, sites=('embed', '*.attn.q'), dropout=0.1)": ("bert", "llama"),
+    "LoRA(r=3, sites='*.embed')": ("t5",),
+    "Prompt(length=4) + LoRA(r=2, sites='embed')": ("gpt2", "llama"),
+    # The rest of the family: the other road of each, sliced, fused and other maps.
+    "DoRA(r=3, norm='exact', dropout=0.1, sites='*.{attn.o,ffn.in}')": ("bert", "llama"),
+    "DoRA(r=3, sites='*.attn.{qkv,q}')": ("gpt2",),
+    "PiSSA(r=3, alpha=6.0, niter=4, sites='*.{attn.q,ffn.out}')": ("bert", "gpt2"),
+    "VeRA(r=7, d_initial=0.5, save_projection=False, sites='*.{attn.v,ffn.in}')": ("gpt2", "llama"),
+    "IA3(sites=('*.attn.{v,heads}', '*.ffn.act')) + LoRA(r=2, sites='*.{attn.o,ffn.out}')": ("bert", "llama"),
     # Each form of a bottleneck, with and without LayerNorms.
     "Bottleneck(size=5, norms=True)": ("llama", "t5"),
     "Bottleneck(size=5, form='pfeiffer', norms=True)": ("bert",),
@@ -28,6 +39,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Bottleneck(size=5, form='parallel', scale='learned', dropout=0.1)": ("llama",),
     "Compacter(size=8, n=2, form='pfeiffer', norms=False, activation='relu')": ("bert",),
     "Compacter(size=6, n=1, form='parallel', sites='*.{ffn,cross}')": ("t5",),
+    "AdapterDrop(size=5, drop=1, form='houlsby', init='small')": ("bert", "t5"),
+    "AdapterDrop(size=5, drop=1, robust=True, form='parallel', activation='swish')": ("gpt2", "t5"),
     # Prefixes: through an MLP, without shifted positions, at one of T5's three attentions only.
     "Prefix(length=3, mlp=5)": ("bert", "llama", "t5"),
     "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),

@@ -36,6 +36,7 @@ CORE_ORDER = [
     "blocks",
     "attending",
     "outside",
+    "fused",
     "finding",
     "delta",
     "method",

@@ -13,9 +13,11 @@ import models
 from deltatune import DeltatuneError, Host, LoRA, find_sites
 from deltatune.core.blocks import find_blocks
 from deltatune.core.delta import Delta
+from deltatune.core.finding import uneven
 from deltatune.core.method import Method
 from deltatune.core.sites import Slice, expand, generic
 from deltatune.core.slices import put, take
+from deltatune.testing.families import FAMILIES
 
 SPLIT = {"attn.q", "attn.k", "attn.v", "attn.o", "attn", "ffn", "ffn.in", "ffn.out", "norm.0", "norm.1"}
 SPLIT |= {"attn.heads", "ffn.act", "residual"}
@@ -48,29 +50,69 @@ OUTSIDE: dict[str, set[str]] = {
 }
 POST_NORM = {"bert", "roberta", "distilbert", "mpnet", "bart"}
 
-EXTRA = {
-    "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 128},
-    "modernbert": {"global_attn_every_n_layers": 1, "cls_token_id": 1, "sep_token_id": 2},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8},
-    "mt5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"},
-    "esm": {"mask_token_id": 3},
-    "electra": {"embedding_size": 32},
+NO_SEAM = {"attn.kv", "cross.kv"}
+PARTS = {"attn.q", "attn.k", "attn.v"}
+WHOLE_FFN = {"ffn.in", "ffn.out", "ffn.act"}
+LACKS: dict[str, set[str]] = {
+    **dict.fromkeys(("deberta", "deberta-v2", "rembert", "megatron-bert", "roformer", "longformer"), NO_SEAM),
+    **dict.fromkeys(("gpt_neo", "gptj", "bloom", "falcon-7b", "falcon-40b", "falcon-rw", "mpt"), NO_SEAM),
+    **dict.fromkeys(("led", "prophetnet", "longt5"), NO_SEAM),
+    "codegen": NO_SEAM | PARTS,
+    "fnet": NO_SEAM | PARTS | {"attn", "attn.o", "attn.heads"},  # Fourier transforms in place of attention
+    "mobilebert": {"residual"},  # wider than its sublayers
+    "olmo": {"norm.0", "norm.1"},  # norms without weights
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), WHOLE_FFN),
+    "deepseek_v3": NO_SEAM | PARTS | {"attn"},  # queries, keys and values through narrow maps of their own
 }
-"""Families that nobody thought of when the tables were written."""
-
-
-def build(kind):
-    if kind in models.CONFIGS:
-        return models.tiny(kind)
-    common = {**models.CONFIGS["bert"], "vocab_size": models.VOCABULARY, "pad_token_id": 0}
-    common = {} if kind == "mt5" else common
-    return AutoModel.from_config(AutoConfig.for_model(kind, **{**common, **EXTRA[kind]})).eval()
+"""What blocks of further families do not have of what BERT's have."""
+UNEVEN = {
+    "lfm2": {"attn", "attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "attn.heads"},
+    "switch_transformers": WHOLE_FFN,
+    "deepseek_v3": WHOLE_FFN | {"ffn.gate"},
+}
+"""What only some of their blocks have."""
+NORMED = {"gemma3_text", "qwen3", "qwen3_moe", "olmo2", "lfm2", "persimmon"}
+"""Families with a norm behind the projections to q and k."""
+SCALED = {"opt", "opt-350m", "esm", "whisper"}
+UNNAMED = {
+    "deberta": ("encoder.layer.*.attention.self.pos_proj", "encoder.layer.*.attention.self.pos_q_proj"),
+    "longformer": tuple(f"encoder.layer.*.attention.self.{part}_global" for part in ("key", "query", "value")),
+    "led": tuple(
+        f"encoder.layers.*.self_attn.longformer_self_attn.{part}_global" for part in ("key", "query", "value")
+    ),
+    "lfm2": ("layers.*.conv.in_proj", "layers.*.conv.out_proj"),
+    "opt-350m": ("decoder.project_out",),
+    "prophetnet": ("decoder.layers.*.self_attn.relative_pos_embeddings",),
+    "swin": ("encoder.layers.*.downsample.reduction",),
+}
+"""Linear maps without a role, of some families in full."""
 
 
 def batch_for(model):
     ids = torch.arange(5, 17).view(2, 6)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {**batch, "decoder_input_ids": ids} if model.config.is_encoder_decoder else batch
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_further_families_have_the_same_names(kind):
+    """Each block has all of BERT's names, or what it lacks is written above; nothing is missing in some blocks only."""
+    sites = find_sites(models.tiny(kind))
+    stacks = {site.name.partition("layers.")[0] for site in sites.values() if site.layer is not None}
+    assert stacks == ({"encoder.", "decoder."} if kind in models.ENCODER_DECODERS else {""})
+    for stack in stacks:
+        wanted = (SPLIT | KV | (CROSS - {"norm.2"} if stack == "decoder." else set())) - LACKS.get(kind, set())
+        for name in wanted - UNEVEN.get(kind, set()):
+            found = sorted(site for site in sites if generic(site) == f"{stack}layers.*.{generic(name)}")
+            layers = {site.split("layers.")[1].split(".")[0] for site in found}
+            assert len(layers) == max(sites[site].depth for site in found), f"{stack}layers.*.{name}: {found}"
+    have = {generic(name).rpartition("layers.*.")[2] for name in sites}
+    assert not have & {name for name in LACKS.get(kind, set()) if "norm" not in name} - UNEVEN.get(kind, set())
+    assert {name.rpartition("layers.*.")[2] for name in uneven(sites)} == UNEVEN.get(kind, set())
+    if kind in UNNAMED:
+        assert sites.unnamed == UNNAMED[kind]
+    elif kind not in ("mobilebert", "deepseek_v3", "qwen2_moe", "switch_transformers", "esm", "siglip_vision_model"):
+        assert sites.unnamed == ()
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -106,10 +148,10 @@ def test_widths_and_counts_are_the_modules_own(kind):
     assert all("position" in name or "type" in name or "relative" in name or "wpe" in name for name in forgotten)
 
 
-@pytest.mark.parametrize("kind", [*BLOCKS, *EXTRA])
+@pytest.mark.parametrize("kind", [*BLOCKS, *sorted(set(FAMILIES) - {"mobilebert"})])
 def test_a_post_norm_is_what_leaves_the_block(kind):
     """Where a sublayer names a LayerNorm, the block's output is that norm's output; elsewhere it is no norm's."""
-    model = build(kind)
+    model = models.tiny(kind)
     sites, blocks, outputs = find_sites(model), find_blocks(model), {}
 
     def remember(module, args, output):
@@ -118,9 +160,10 @@ def test_a_post_norm_is_what_leaves_the_block(kind):
     for module in model.modules():
         module.register_forward_hook(remember)
     with torch.no_grad():
-        model(**batch_for(model))
+        model(**models.inputs(kind))
     for block in blocks:
         out = outputs[model.get_submodule(block.path)]
+        assert sites[f"{block.name}.residual"].width_out == out.shape[-1]
         inside = [site for site in sites.values() if site.name.startswith(block.name + ".norm.")]
         last = [s.module for s in inside if torch.equal(outputs[model.get_submodule(s.module)], out)]
         norm = sites[f"{block.name}.ffn"].norm
@@ -150,6 +193,7 @@ def attention_inputs():
 
     def spy(module, q, k, v, mask, **options):
         seen.append((q.clone(), k.clone(), v.clone()))
+        options.pop("softcap", None)  # Gemma 2
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, mask, **options)
 
     AttentionInterface.register("spy", spy)
@@ -159,26 +203,72 @@ def attention_inputs():
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
-@pytest.mark.parametrize("kind", sorted({*BLOCKS, "phi3", "modernbert", "electra"} - {"mpnet"}))
+@pytest.mark.parametrize(
+    "kind", sorted({*BLOCKS, *FAMILIES} - {"mpnet"} - {k for k, v in LACKS.items() if v & NO_SEAM})
+)
 def test_a_part_is_what_the_attention_sees(kind, part, attention_inputs):
     """Adding 1 at `attn.q` moves every head's q of that layer, and neither k nor v: also through a fused projection."""
-    model = build(kind)
+    model = models.tiny(kind)
     model.set_attn_implementation("spy")
     stack = "encoder." if model.config.is_encoder_decoder else ""
-    host, batch = Host(model), batch_for(model)
+    host, batch = Host(model), models.inputs(kind, padding="none")
+    layer = 1 if kind == "lfm2" else 0
     with torch.no_grad():
         model(**batch)
         before = attention_inputs[0]
         attention_inputs.clear()
-        host.attach("a", _AddOne(f"{stack}layers.0.attn.{part}"))
+        host.attach("a", _AddOne(f"{stack}layers.{layer}.attn.{part}"))
         model(**batch)
     moved = {name: new - old for name, new, old in zip("qkv", attention_inputs[0], before, strict=True)}
     for name in {"q", "k", "v"} - {part}:
         assert not moved[name].any(), f"{name} moved"
-    # Rotations keep the length of a head's vector, and OPT multiplies q by 1/sqrt(K) beforehand.
     lengths = moved[part].norm(dim=-1)
-    wanted = 1.0 if kind == "opt" and part == "q" else moved[part].shape[-1] ** 0.5
+    if part != "v" and kind in NORMED:
+        assert (lengths > 0).all()
+        return
+    # Rotations keep the length of a head's vector, and OPT and others multiply q by 1/sqrt(K) beforehand.
+    wanted = 1.0 if kind in SCALED and part == "q" else moved[part].shape[-1] ** 0.5
     assert torch.allclose(lengths, torch.full_like(lengths, wanted), atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+@pytest.mark.parametrize("kind", ["bloom", "falcon-7b", "falcon-40b", "falcon-rw", "gpt_neo", "gptj", "mpt"])
+def test_a_part_is_what_the_cache_keeps(kind, part):
+    """Where attention is out of reach: 1 added at `attn.v` moves all cached values by 1, `attn.k` the keys alone."""
+    model = models.tiny(kind)
+    host, batch = Host(model), models.inputs(kind, padding="none")
+
+    @torch.no_grad()
+    def run():
+        found = model(**batch, use_cache=True)
+        layer = found.past_key_values.layers[0]
+        return found[0], layer.keys.clone(), layer.values.clone()
+
+    before = run()
+    host.attach("a", _AddOne(f"layers.0.attn.{part}"))
+    out, keys, values = (new - old for new, old in zip(run(), before, strict=True))
+    assert torch.allclose(values, torch.full_like(values, float(part == "v")), atol=1e-5)
+    assert (keys.norm(dim=-1) > 0).all() if part == "k" else not keys.any()
+    assert out.any() or (part == "k" and kind in ("bloom", "mpt", "falcon-rw", "gpt_neo"))  # softmax takes a shift away
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v"])
+@pytest.mark.parametrize("kind", ["deberta", "deberta-v2"])
+def test_a_part_is_what_weighs_the_values(kind, part):
+    """Weights sum to 1, so that 1 added to all values comes out as 1, and 1 added to all keys not at all."""
+    model = models.tiny(kind, relative_attention=False)
+    host, batch, seen = Host(model), models.inputs(kind, padding="none"), []
+    site = host.sites["layers.0.attn.o"]
+    model.get_submodule(site.module).register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    with torch.no_grad():
+        model(**batch)
+        host.attach("a", _AddOne(f"layers.0.attn.{part}"))
+        model(**batch)
+    moved = seen[1] - seen[0]
+    if part == "q":
+        assert (moved.abs() > 1e-4).any()
+    else:
+        assert torch.allclose(moved, torch.full_like(moved, float(part == "v")), atol=1e-5)
 
 
 def test_an_unknown_order_of_a_fused_projection_gets_no_parts():

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from deltatune.core.roles import in_attention
+from deltatune.core.roles import in_attention, names_embeddings
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,33 @@ def task_heads(model: nn.Module) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if base is model or any(module is output for module in model.modules()):
         return []
-    children = ((name, child) for name, child in model.named_children() if child is not base)
-    return [name for name, child in children if any(True for _ in child.parameters())]
+    table = input_embeddings(model)
+    # DINOv3's base is its encoder alone: embeddings and the last norm lie beside it, and are no head
+    return [
+        name
+        for name, child in model.named_children()
+        if child is not base
+        and name != "deltatune"
+        and any(True for _ in child.parameters())
+        and not is_norm(child)
+        and not any(module is table for module in child.modules())
+    ]
+
+
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that makes vectors of what comes in (tokens, patches), if the model names one."""
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def body(model: nn.Module) -> nn.Module:
+    """The base model without heads: transformers' own, or all of it where that lacks the embeddings."""
+    base, table = getattr(model, "base_model", model), input_embeddings(model)
+    whole = table is None or any(module is table for module in base.modules())
+    return base if whole else model
 
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -56,10 +81,13 @@ def _block_classes(model: nn.Module) -> tuple[type, ...]:
 def find_blocks(model: nn.Module) -> list[Block]:
     """All transformer blocks in model order; a model that declares none is searched for lists of attention layers."""
     classes = _block_classes(model)
+    known = [path for path, module in modules_of(model) if path and isinstance(module, classes) and maps_of(module)]
+    stages = {
+        path for path in known if any(other.startswith(path + ".") and _is_whole(model, other) for other in known)
+    }
     paths: list[str] = []
-    for path, module in modules_of(model):
-        nested = any(path.startswith(outer + ".") for outer in paths)
-        if isinstance(module, classes) and path and not nested and maps_of(module):
+    for path in known:
+        if path not in stages and not any(path.startswith(outer + ".") for outer in paths):
             paths.append(path)
     if not paths:  # models that declare nothing: the items of the outermost module lists
         lists = [path for path, module in modules_of(model) if isinstance(module, nn.ModuleList)]
@@ -67,6 +95,11 @@ def find_blocks(model: nn.Module) -> list[Block]:
         paths = [f"{path}.{i}" for path in outer for i in range(len(model.get_submodule(path)))]  # type: ignore[arg-type]
         paths = [path for path in paths if any(in_attention(name) for name in maps_of(model.get_submodule(path)))]
     return _name_blocks(model, paths)
+
+
+def _is_whole(model: nn.Module, path: str) -> bool:
+    """Whether a module has attention and more: what holds such modules is a stage of blocks, no block (Swin)."""
+    return {in_attention(name) for name in maps_of(model.get_submodule(path))} == {True, False}
 
 
 def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
@@ -77,6 +110,8 @@ def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
     for key, members in stacks.items():
         stack = _distinct(key, list(stacks))
         post = not _final_norm(model, stack.rstrip("."), paths)
+        if hasattr(model.config, "do_stable_layer_norm"):  # wav2vec 2.0: its norm beside the blocks comes first or last
+            post = not model.config.do_stable_layer_norm
         blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
     return blocks
 
@@ -95,16 +130,22 @@ def _distinct(key: str, keys: list[str]) -> str:
 def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
     """Whether a norm follows the stack: pre-LN stacks have one, post-LN stacks have none outside the embeddings."""
     inside = tuple(path + "." for path in blocks)
-    base = getattr(model, "base_model", model)
+    base = body(model)
     start = next((path for path, module in modules_of(model) if module is base), "")
     return any(
         is_norm(module)
         and path.startswith(start)
         and not path.startswith(inside)
-        and ("emb" not in path.lower() or "after" in path.lower())  # ESM: emb_layer_norm_after
+        and not names_embeddings(path)
+        and not of_distances(model, path)
         and (not stack or stack in path.split("."))
         for path, module in modules_of(model)
     )
+
+
+def of_distances(model: nn.Module, path: str) -> bool:
+    """Whether a norm acts on embeddings of relative positions, which lie beside it (DeBERTa)."""
+    return hasattr(model.get_submodule(path.rpartition(".")[0]), "rel_embeddings")
 
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -13,9 +13,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from deltatune.core.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.fused import dispatches, parts_of, reaches_attention
 from deltatune.core.outside import embeddings, linear_site, norm_site, outside, unnamed_outside
-from deltatune.core.roles import INTERLEAVED, POSITIONS, in_attention, role_of
-from deltatune.core.sites import Facts, Site, Sites, Slice
+from deltatune.core.roles import POSITIONS, in_attention, is_expert, names_embeddings, role_of
+from deltatune.core.sites import Facts, Site, Sites, generic
 
 
 def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Sites:
@@ -44,8 +45,11 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     _check_roles(model, roles)
     weights = list(_weights(model, blocks, heads))
     facts = _facts(model, sites, weights)
-    if not _reaches_attention(model):
+    # A prefix at some of the attentions only would be another method: all of them, or none
+    attentions: set[type] = {type(model.get_submodule(site.module)) for site in sites if site.kind == "kv"}
+    if not reaches_attention(model) or not all(dispatches(kind) for kind in attentions):
         sites = [site for site in sites if site.kind != "kv"]
+    sites = [replace(site, causal=facts.decoder or site.name.startswith("decoder.")) for site in sites]
     return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
 
 
@@ -65,60 +69,36 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
         seen.add(role)
         site = linear_site(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
         named[role] = site
-        named |= {part: one for part, one in _parts(model, site, role).items() if part not in named}
+        named |= {part: one for part, one in parts_of(model, site, role).items() if part not in named}
     sites = list(named.values())
     for group in ("attn", "cross", "ffn"):
         sites += list(_sublayer(model, block, group, named))
-    return [*sites, *_norms(module, block), *_residual(block, sites)], unnamed
+    sites += _mixture(block, module, named)
+    return [
+        *sites,
+        *_norms(module, block),
+        *_residual(block, sites, getattr(model.config, "use_bottleneck", False)),
+    ], unnamed
 
 
-def _residual(block: Block, sites: list[Site]) -> Iterator[Site]:
-    """The residual stream behind a block: what ReFT changes."""
+def _mixture(block: Block, module: nn.Module, named: Mapping[str, Site]) -> Iterator[Site]:
+    """A mixture of experts as one sublayer: its experts see some tokens each, the whole sees all."""
+    at = next((_parent(path) for path, _ in module.named_modules() if is_expert(path)), "")
+    if at and "attn.o" in named and "ffn.out" not in named:
+        path, width = f"{block.path}.{at}", named["attn.o"].width_out
+        yield Site(
+            f"{block.name}.ffn", "sublayer", path, path, width, width, layer=block.index, depth=block.depth
+        )  # fmt: skip
+
+
+def _residual(block: Block, sites: list[Site], narrow: bool) -> Iterator[Site]:
+    """The residual stream behind a block: what ReFT changes. `narrow`: its sublayers are narrower (MobileBERT)."""
     entry = next((site for site in sites if site.kind == "sublayer"), None)
-    if entry is not None:
+    if entry is not None and not narrow:
         yield Site(
             f"{block.name}.residual", "residual", block.path, block.path, entry.width_out, entry.width_out,
             layer=block.index, depth=block.depth,
         )  # fmt: skip
-
-
-def _parts(model: nn.Module, site: Site, role: str) -> dict[str, Site]:
-    """The parts of a fused projection as sites of their own, each with its slice."""
-    group, _, leaf = role.rpartition(".")
-    cuts: dict[str, Slice] = {}
-    if leaf == "gate_up":
-        half = site.width_out // 2
-        cuts = {"gate": Slice(0, half), "in": Slice(half, half)}
-    elif leaf == "qkv":
-        cuts = _qkv(model, site)
-    parts = {}
-    for part, cut in cuts.items():
-        width = cut.width * cut.groups
-        name = site.name.rpartition(".")[0] + "." + part
-        params = (site.width_in + site.bias) * width
-        parts[f"{group}.{part}"] = replace(site, name=name, width_out=width, params=params, slice=cut)
-    return parts
-
-
-def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
-    config: Any = model.config
-    heads: int = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = getattr(config, "num_key_value_heads", None) or (1 if getattr(config, "multi_query", False) else heads)
-    leaf = site.module.rpartition(".")[2]
-    if leaf in INTERLEAVED:
-        whole = site.width_out == 3 * heads * head
-        return {part: Slice(i * head, head, heads) for i, part in enumerate("qkv")} if whole else {}
-    heads_first = leaf == "c_attn" and groups == heads and not site.transposed  # GPTBigCode
-    # A layout not known for sure gets no parts (older code has its own; CodeGen's is q, v, k in four runs):
-    # `qkv` as a whole can still be adapted.
-    if site.width_out != (heads + 2 * groups) * head or heads_first or not _reaches_attention(model):
-        return {}
-    return {
-        "q": Slice(0, heads * head),
-        "k": Slice(heads * head, groups * head),
-        "v": Slice((heads + groups) * head, groups * head),
-    }
 
 
 def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Site]) -> Iterator[Site]:
@@ -137,19 +117,21 @@ def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Si
         yield replace(end, name=inner, kind="input", width_out=end.width_in, params=0, slice=None)
     if entry is None or end is None:
         return
-    norm = _post_norm(model.get_submodule(block.path), block) if group == "ffn" else None
+    norm = _post_norm(model.get_submodule(block.path), block, end) if group == "ffn" else None
     yield replace(
         end, name=f"{block.name}.{group}", kind="sublayer", read=entry.module, width_in=entry.width_in, norm=norm,
         params=0, bias=False, transposed=False,
     )  # fmt: skip
 
 
-def _post_norm(module: nn.Module, block: Block) -> str | None:
+def _post_norm(module: nn.Module, block: Block, end: Site) -> str | None:
+    """The norm behind the FFN's residual sum: beside its last map (BERT), or the block's last outside attention."""
     if not block.post_norm:
         return None
-    norms = [path for path, leaf in module.named_modules() if is_norm(leaf)]
-    mine = [path for path in norms if not in_attention(path + ".") and not path.rpartition(".")[2].startswith("sa_")]
-    return f"{block.path}.{mine[-1]}" if mine else None
+    norms = [f"{block.path}.{path}" for path, leaf in module.named_modules() if is_norm(leaf)]
+    beside = [path for path in norms if _parent(path) == _parent(end.module) != block.path]
+    mine = [path for path in norms if not in_attention(path.removeprefix(block.path) + ".") and ".sa_" not in path]
+    return next(reversed(beside or mine), None)
 
 
 def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
@@ -177,7 +159,7 @@ def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterato
         owner, _, attribute = path.rpartition(".")
         block = next((block for block in blocks if path.startswith(block.path + ".")), None)
         above = (
-            block is None and "emb" not in owner.lower() and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
+            block is None and not names_embeddings(owner) and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
         )
         depth = block.depth if block else max(block.depth for block in blocks)
         yield Site(
@@ -190,7 +172,8 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
     config = model.config
     embed = next((site for site in sites if site.kind == "embed"), None)
     entry = next((site for site in sites if site.kind == "linear"), None)
-    positions = [path for path, module in modules_of(model) if _takes_positions(path, module)]
+    longest = getattr(config, "max_position_embeddings", None)
+    positions = [path for path, module in modules_of(model) if _takes_positions(path, module, longest)]
     two = bool(getattr(config, "is_encoder_decoder", False))
     return Facts(
         architecture=type(model).__name__,
@@ -199,27 +182,38 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
         params=sum(site.params for site in weights),
         encoder_decoder=two,
         decoder=not two and _causal(model),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=longest,
         position_modules=() if two else tuple(positions),
     )
 
 
-def _takes_positions(path: str, module: nn.Module) -> bool:
+def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
     """Whether position ids pass through a module: a known name, or a table that counts them from the mask (OPT)."""
     counts = isinstance(module, nn.Embedding) and {"attention_mask", "position_ids"} <= set(
         signature(module.forward).parameters
     )
-    return counts or path.rpartition(".")[2] in POSITIONS
+    leaf = path.rpartition(".")[2]
+    # CLIP's and SigLIP's images have a table of the same name, for patches
+    text = leaf == "position_embedding" and getattr(module, "num_embeddings", None) == longest
+    return counts or text or leaf in POSITIONS
 
 
 def _causal(model: nn.Module) -> bool:
     config: Any = model.config
     kind = config.model_type
+    if getattr(config, "is_decoder", None) is False:  # BERT and the like; BertGeneration's encoder too
+        return False
     generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return generates or any(getattr(module, "is_causal", False) is True for _, module in modules_of(model))
 
 
-def _reaches_attention(model: nn.Module) -> bool:
-    """Whether the model's attention goes through transformers' AttentionInterface, the seam that prefixes need."""
-    probe = getattr(model, "_can_set_attn_implementation", None)
-    return bool(probe and probe())
+def uneven(sites: Sites) -> dict[str, tuple[int, int]]:
+    """Names that only some blocks of a stack have, with how many do, of how many: `{"layers.*.attn.q": (1, 2)}`."""
+    mine: dict[str, set[int]] = {}
+    depths: dict[str, int] = {}
+    for site in sites.values():
+        if site.layer is not None and site.kind != "norm":
+            name = generic(site.name)
+            mine.setdefault(name, set()).add(site.layer)
+            depths[name] = site.depth
+    return {name: (len(layers), depths[name]) for name, layers in mine.items() if len(layers) < depths[name]}

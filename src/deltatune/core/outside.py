@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from deltatune.core.blocks import Block, is_norm, maps_of, modules_of, widths
+from deltatune.core.blocks import Block, body, input_embeddings, is_norm, maps_of, modules_of, of_distances, widths
+from deltatune.core.roles import EMBED_PROJECT, names_embeddings
 from deltatune.core.sites import Site
 
 
@@ -32,11 +35,8 @@ def norm_site(name: str, path: str, module: nn.Module) -> Site:
 
 def embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
     """The token embeddings that each stack calls."""
-    try:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return
-    if not isinstance(table, nn.Embedding):
+    table = input_embeddings(model)
+    if not isinstance(table, nn.Embedding) or _pools_by_id(model):
         return
     prefixes = {block.name.partition("layers")[0]: block.path for block in blocks}
     size, width = table.num_embeddings, table.embedding_dim
@@ -45,6 +45,13 @@ def embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
         if module is not None:
             tied = _tied(model, model.get_submodule(module))
             yield Site(f"{prefix}embed", "embed", module, module, size, width, params=size * width, tied=tied)
+
+
+def _pools_by_id(model: nn.Module) -> bool:
+    """Whether the model looks for the largest token id: CLIP's with eos_token_id 2, which would find a virtual one."""
+    config: Any = model.config
+    config = getattr(config, "text_config", None) or config
+    return "clip" in str(config.model_type) and getattr(config, "eos_token_id", None) == 2
 
 
 def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
@@ -68,29 +75,50 @@ def _tied(model: nn.Module, module: nn.Module) -> bool:
 
 
 def _lm_head(model: nn.Module) -> Iterator[Site]:
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    output = output_embeddings(model)
     for path, module in maps_of(model).items():
         if module is output:
             yield replace(linear_site("lm_head", path, module, None), tied=_tied(model, module))
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> str | None:
+    """What a norm or a linear map outside the blocks is called, None for what has no name."""
+    norm, linear = is_norm(module), isinstance(module, (nn.Linear, Conv1D))
+    if not (norm or linear) or module is output_embeddings(model):
+        return None
+    if output_embeddings(model) is not None and all(module is not mine for mine in body(model).modules()):
+        return "lm_head.norm" if norm else "lm_head.dense"
+    if norm:
+        if of_distances(model, path):
+            return "embed.relative.norm"
+        return "embed.norm" if names_embeddings(path) else "norm"
+    parts = path.split(".")
+    if parts[-1] in EMBED_PROJECT or ".".join(parts[-2:]) in EMBED_PROJECT:
+        return "embed.project"
+    return "pooler" if "pooler" in path else None
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output embedding of a language model."""
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return found if isinstance(found, nn.Module) else None
 
 
 def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
     """Norms and the pooler outside the blocks, and the model's own task heads."""
     inside = tuple(block.path + "." for block in blocks)
     stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
-    taken: set[str] = set()
+    numbers: Counter[str] = Counter()
     for path, module in modules_of(model):
         if path.startswith(inside) or path.split(".")[0] in heads:
             continue
         stack = next((stack for stack in stacks if stack and stack in path + "."), "")
-        if is_norm(module):
-            name = stack + ("embed.norm" if "emb" in path.lower() else "norm")
-            if name not in taken:
-                taken.add(name)
-                yield norm_site(name, path, module)
-        elif isinstance(module, nn.Linear) and "pooler" in path and "pooler" not in taken:
-            taken.add("pooler")
-            yield linear_site("pooler", path, module, None)
+        place = _place(model, path, module)
+        if place is not None:
+            name = place if place.startswith("lm_head") else stack + place
+            numbers[name] += 1
+            name = name if numbers[name] == 1 else f"{name}.{numbers[name]}"
+            yield norm_site(name, path, module) if is_norm(module) else linear_site(name, path, module, None)
     yield from _lm_head(model)
     for head in heads:
         module = model.get_submodule(head)
@@ -101,7 +129,7 @@ def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator
 def unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
     """Linear maps outside the blocks that are no site."""
     inside = tuple(block.path + "." for block in blocks)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    output = output_embeddings(model)
     for path, module in maps_of(model).items():
         if (
             module is not output

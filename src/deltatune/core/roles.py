@@ -11,13 +11,16 @@ ATTENTION: dict[str, frozenset[str]] = {
     "q": frozenset({"q", "query", "q_proj", "q_lin", "query_proj", "wq", "to_q"}),
     "k": frozenset({"k", "key", "k_proj", "k_lin", "key_proj", "wk", "to_k"}),
     "v": frozenset({"v", "value", "v_proj", "v_lin", "value_proj", "wv", "to_v"}),
-    "o": frozenset({"o", "o_proj", "out_proj", "out_lin", "output_proj", "c_proj", "wo", "Wo", "dense", "proj"}),
+    "o": frozenset(
+        {"o", "o_proj", "out_proj", "out_lin", "output_proj", "c_proj", "wo", "Wo", "dense", "proj", "output"}
+    ),
     "qkv": frozenset({"c_attn", "qkv_proj", "Wqkv", "query_key_value", "qkv", "in_proj"}),
 }
 FFN: dict[str, frozenset[str]] = {
     "gate": frozenset({"gate_proj", "wi_0", "w1"}),
     "in": frozenset(
         {"fc1", "c_fc", "up_proj", "wi", "wi_1", "w3", "lin1", "dense_h_to_4h", "fc_in", "ffn", "intermediate.dense"}
+        | {"intermediate_dense", "feed_forward.intermediate"}
     ),
     "out": frozenset(
         {
@@ -32,14 +35,39 @@ FFN: dict[str, frozenset[str]] = {
             "fc_out",
             "ffn_output",
             "output.dense",
+            "output_dense",
+            "feed_forward.output",
         }
     ),
     "gate_up": frozenset({"gate_up_proj", "Wi"}),
 }
 POSITIONS = frozenset({"position_embeddings", "wpe", "rotary_emb"})
 """Modules called with position ids: plain tables and rotary embeddings."""
-INTERLEAVED = frozenset({"query_key_value"})
+INTERLEAVED = frozenset({"query_key_value", "in_proj"})
 """Fused projections whose output is stored head by head, (q k v) in each."""
+CONTIGUOUS = frozenset({"mpt"})
+"""Model types with attention code of their own that still stores all q, then all k, then all v."""
+EMBED_PROJECT = frozenset(
+    {"embeddings_project", "embedding_hidden_mapping_in", "embedding_transformation", "project_in"}
+    | {"feature_projection.projection", "embeddings.projection"}
+)
+"""Maps from the embeddings' width to the blocks'."""
+FINAL_NORMS = frozenset({"embedding_norm", "emb_layer_norm_after"})
+"""Norms behind the last block whose names speak of embeddings: LFM2's, ESM's."""
+EMBED_NORMS = frozenset({"pre_layrnorm", "pre_layernorm", "feature_projection.layer_norm"})
+"""Norms in front of the first block whose names do not speak of embeddings: CLIP's (its spelling), wav2vec 2.0's."""
+
+
+def is_expert(path: str) -> bool:
+    """Whether a path leads into a mixture of experts, of which each sees some tokens only."""
+    return any("expert" in part.lower() for part in path.split("."))
+
+
+def names_embeddings(path: str) -> bool:
+    """Whether the norm at `path`, outside the blocks, belongs to the embeddings and not behind the last block."""
+    parts = path.split(".")
+    known = ".".join(parts[-2:]) in EMBED_NORMS or parts[-1] in EMBED_NORMS
+    return known or ("emb" in path.lower() and parts[-1] not in FINAL_NORMS)
 
 
 def in_attention(path: str) -> bool:
@@ -63,6 +91,8 @@ def role_of(path: str, roles: Mapping[str, str]) -> str | None:
     for own in (pair, leaf):
         if own in roles:
             return roles[own]
+    if is_expert(path):
+        return None
     if in_attention(path):
         group = "cross" if in_cross_attention(path) else "attn"
         return next((f"{group}.{role}" for role, names in ATTENTION.items() if leaf in names), None)

@@ -151,6 +151,7 @@ def prepare(
     from deltatune.core.text import parse
     from deltatune.tasks import Classify, Head
     from deltatune.tasks.backbone import best_device, load_backbone
+    from deltatune.tasks.words import worded
     from deltatune.training import encode_for
 
     wanted = parse(method)
@@ -158,6 +159,7 @@ def prepare(
     task = Classify(data.labels, data.text, data.label, max_length or TASK["max_length"].default, metric or "")
     model, tokenizer = load_backbone(model_name, pooler=head.get("pooling") == "pooler")
     host = Host(model.to(best_device()))  # type: ignore[arg-type]
+    wanted = worded(wanted, tokenizer, task)
     if budget is not None:
         wanted = fit_budget(wanted, host.sites, budget)
     config = task.head_config(model.config, **head)

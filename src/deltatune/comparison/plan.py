@@ -20,6 +20,7 @@ from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone
 from deltatune.tasks.classify import Classify
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.task import Encoded
+from deltatune.tasks.words import worded
 from deltatune.training import Settings, encode_for
 
 DEFAULT_METHODS = (
@@ -149,7 +150,7 @@ def make_plan(
     host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
     task = Classify(labels=data.labels, text=data.text, label=data.label, max_length=max_length, metric=metric)
     found = None if budget is None else read_budget(budget, host.sites)
-    contenders = _contenders(host, methods, found, rates)
+    contenders = _contenders(host, [_worded(method, tokenizer, task) for method in methods], found, rates)
     splits = _encode(host, task, data, tokenizer, contenders)
     return Plan(
         name=f"{data.name} on {Path(model).name}",
@@ -182,6 +183,14 @@ def spread_rates(middle: float, count: int) -> tuple[float, ...]:
     """`count` rates around a recommended one, each STEP times the one before; an even count leans low."""
     first = -(count // 2)
     return tuple(beyond(middle, first + i) for i in range(count))
+
+
+def _worded(given: str | Method, tokenizer: Any, task: Classify) -> str | Method:
+    """A method with its words as token ids; a text that cannot be read is left to be reported with the others."""
+    try:
+        return worded(parse(given), tokenizer, task)
+    except DeltatuneError:
+        return given
 
 
 def _contenders(

@@ -33,7 +33,7 @@ def registry() -> dict[str, Callable[..., Method]]:
     return dict(sorted(REGISTRY.items()))
 
 
-def parse(text: str) -> Method:
+def parse(text: str | Method) -> Method:
     """Read a method from text such as `"LoRA(r=8) + Prefix(length=30)"`; `repr` of the result reads back equal.
 
     Raises DeltatuneError for unknown methods or options (with the nearest name) and values of a wrong kind.

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import models
 from deltatune import Bottleneck, DeltatuneError, Host, parse
+from deltatune.methods.adapterdrop import AdapterDrop, RobustAdapterDrop
 from deltatune.methods.bottleneck import TwoLayer
 from deltatune.methods.compacter import PHM, Compacter, CompacterPlusPlus, Rule
 
@@ -124,3 +125,97 @@ def test_compacter_sizes_are_multiples_of_n():
         Compacter(size=10)
     with pytest.raises(DeltatuneError, match=r"width 32 .* no multiple of n=3; choose n among 1, 2, 4, 8, 16"):
         Host(models.tiny("bert")).attach("a", Compacter(n=3))
+
+
+# ---- AdapterDrop
+
+
+def entering(host):
+    """Whether the hidden state that entered each block in the last forward has a graph below it."""
+    seen, blocks = [], host.model.get_submodule(host.sites["layers.0.residual"].module.rpartition(".")[0])
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, args: seen.append(args[0].requires_grad))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("drop", [0, 1, 3])
+def test_specialised_adapters_begin_above_and_so_does_the_graph(kind, drop):
+    host = Host(models.tiny(kind, num_hidden_layers=4))
+    adapter = host.attach("a", AdapterDrop(size=4, drop=drop))
+    seen = entering(host)
+    host.model.train()(**models.inputs(kind))[0].sum().backward()
+    assert {site.layer for _, site, _ in adapter.entries()} == set(range(drop, 4))
+    assert seen == [layer > drop for layer in range(4)]
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_robust_training_draws_how_many_are_left_out_each_step(kind):
+    host = Host(models.tiny(kind, num_hidden_layers=4))
+    adapter = host.attach("a", RobustAdapterDrop(size=4))
+    seen, drawn = entering(host), []
+    host.model.train()
+    torch.manual_seed(0)
+    for _ in range(200):
+        seen.clear()
+        adapter.zero_grad()
+        host.model(**models.inputs(kind))[0].sum().backward()
+        k = adapter.shared["adapterdrop"].dropped(4)
+        assert seen == [layer > k for layer in range(4)]
+        with_gradient = {site.layer for _, site, delta in adapter.entries() if delta.up.grad is not None}
+        assert with_gradient == set(range(k, 4))
+        drawn.append(k)
+    assert all(30 <= drawn.count(k) <= 70 for k in range(4)), [drawn.count(k) for k in range(4)]
+
+
+def test_a_robust_adapter_in_use_leaves_out_what_its_field_says():
+    batch = models.inputs("bert")
+    states, outputs = {}, {}
+    for drop in (0, 1, 2):
+        host, adapter = attached("bert", RobustAdapterDrop(size=4, drop=drop), num_hidden_layers=3)
+        states[drop] = adapter.tensors()
+        outputs[drop] = host.model(**batch)[0]
+        special = Host(models.tiny("bert", dropout=False, num_hidden_layers=3))
+        same = special.attach("a", AdapterDrop(size=4, drop=drop))
+        same.load_tensors(states[drop])
+        assert torch.equal(special.model(**batch)[0], outputs[drop])
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_checkpointing_recomputes_with_the_layers_that_were_drawn():
+    host, adapter = attached("bert", RobustAdapterDrop(size=4), num_hidden_layers=4)
+    host.model.train()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            enable = "activation_checkpointing_enable"  # transformers 5.0 knows the older name alone
+            known = enable if hasattr(host.model, enable) else "gradient_checkpointing_enable"
+            getattr(host.model, known)({"use_reentrant": False})
+        adapter.zero_grad()
+        torch.manual_seed(0)
+        host.model(**models.inputs("bert"))[0].square().sum().backward()
+        found.append([p.grad for p in adapter.parameters()])
+    assert any(grad is None for grad in found[0])
+    for plain, again in zip(*found, strict=True):
+        assert (plain is None) == (again is None)
+        if plain is not None:
+            torch.testing.assert_close(again, plain)
+
+
+def test_robust_stacks_leave_out_the_same_share():
+    host = Host(models.tiny("t5", num_decoder_layers=4))
+    adapter = host.attach("a", RobustAdapterDrop(size=4))
+    draw = adapter.train().shared["adapterdrop"]
+    torch.manual_seed(0)
+    for _ in range(50):
+        draw.begin()
+        assert (draw.dropped(4) >= 2) == (draw.dropped(2) == 1)
+
+
+def test_too_many_layers_left_out():
+    host = Host(models.tiny("bert"))
+    with pytest.raises(DeltatuneError, match="which has 2 in a stack; leave out at most 1"):
+        host.attach("a", AdapterDrop(drop=2))
+    with pytest.raises(DeltatuneError, match="all of the 1 sites chosen are in the first 1 layers"):
+        host.attach("a", AdapterDrop(drop=1, sites="layers.0.ffn"))

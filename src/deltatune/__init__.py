@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deltatune.core.sites import Site as Site
     from deltatune.core.sites import Sites as Sites
     from deltatune.core.text import parse as parse
+    from deltatune.methods.adapterdrop import AdapterDrop as AdapterDrop
+    from deltatune.methods.adapterdrop import RobustAdapterDrop as RobustAdapterDrop
     from deltatune.methods.bitfit import BitFit as BitFit
     from deltatune.methods.bottleneck import Bottleneck as Bottleneck
     from deltatune.methods.bottleneck import Houlsby as Houlsby
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Adapter": "core.adapter",
+    "AdapterDrop": "methods.adapterdrop",
     "BitFit": "methods.bitfit",
     "Bottleneck": "methods.bottleneck",
     "Compacter": "methods.compacter",
@@ -68,6 +71,7 @@ _WHERE = {
     "Prefix": "methods.prefix",
     "Probe": "methods.unfreeze",
     "Prompt": "methods.prompt",
+    "RobustAdapterDrop": "methods.adapterdrop",
     "RsLoRA": "methods.rslora",
     "SAID": "methods.intrinsic",
     "Site": "core.sites",
@@ -82,6 +86,7 @@ _WHERE = {
 
 __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain one)
     "Adapter",
+    "AdapterDrop",
     "BitFit",
     "Bottleneck",
     "Compacter",
@@ -103,6 +108,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "Prefix",
     "Probe",
     "Prompt",
+    "RobustAdapterDrop",
     "RsLoRA",
     "SAID",
     "Site",

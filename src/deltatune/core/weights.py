@@ -124,7 +124,8 @@ class WeightSeam:
         """Make what this forward reads; without gradients the last one's values do if nothing has changed."""
         for path, value in self.casts.items():
             self._put_before(path, value.to(self.originals[path].dtype))
-        now = None if torch.is_grad_enabled() else self._state()
+        afresh = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        now = None if afresh else self._state()
         if now is not None and self.kept is not None and _same(now, self.kept):
             return
         for path, make in self.made.items():

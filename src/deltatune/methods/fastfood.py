@@ -57,6 +57,8 @@ class Fastfood(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """(d,) to (D,)."""
+        if torch.compiler.is_compiling():  # the compiler derives it itself, and does not look into _Map
+            return self.project(v)
         found: Tensor = _Map.apply(v, self, False)  # type: ignore[no-untyped-call]
         return found
 
@@ -108,15 +110,15 @@ def hadamard(x: Tensor, *, columns: int | None = None, rows: int | None = None, 
     is the old one.
     """
     size = x.numel() // rows * first if rows and first else x.numel()
+    written = sylvester if torch.compiler.is_compiling() else _kept
     for i, factor in enumerate(factors(size)):
-        H = sylvester(factor, x.dtype, x.device)
+        H = written(factor, x.dtype, x.device)
         if i == 0:
             H = H[:rows, :columns]
         x = x.reshape(len(H), -1).T @ H
     return x.reshape(-1)
 
 
-@cache
 def factors(size: int) -> tuple[int, ...]:
     """Powers of two of nearly the same size, at most 2^FACTOR, whose product is `size`."""
     bits = size.bit_length() - 1
@@ -124,7 +126,6 @@ def factors(size: int) -> tuple[int, ...]:
     return tuple(2 ** (bits // count + (i < bits % count)) for i in range(count))
 
 
-@cache
 def sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """H of a small size, written out."""
     with torch.inference_mode(False):
@@ -132,3 +133,6 @@ def sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         while len(H) < size:
             H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
     return H
+
+
+_kept = cache(sylvester)

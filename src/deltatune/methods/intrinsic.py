@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ class Subspace(nn.Module):
     def verify(self) -> None:
         """Raise unless the projections are those that θ_d was trained with: only their seed is in an adapter's file."""
         now = id(self.drawn), self.drawn._version
-        if now != self.checked and not abs(float(self.drawn) - self.check) <= 1e-4 * max(1.0, abs(self.check)):
+        if now != self.checked and not bool(self._as_trained()):
             raise DeltatuneError(
                 "the random projections drawn here are not those that this adapter was trained with: another version "
                 f"of torch draws other numbers, and here it is {torch.__version__}; load the adapter where it was "
@@ -59,9 +60,17 @@ class Subspace(nn.Module):
             )
         self.checked = now
 
+    def _as_trained(self) -> Tensor:
+        return (self.drawn - self.check).abs() <= 1e-4 * max(1.0, abs(self.check))
+
     def vector(self, place: int | None) -> Tensor:
         """λ θ_d (d,)."""
-        return self.theta if place is None or self.scales is None else self.scales[place] * self.theta
+        theta: Tensor = self.theta
+        if torch.compiler.is_compiling():  # a graph cannot raise
+            theta = theta * torch.where(self._as_trained(), 1.0, math.nan).to(theta.dtype)
+        else:
+            self.verify()
+        return theta if place is None or self.scales is None else self.scales[place] * theta
 
 
 class Projected(Delta):
@@ -90,9 +99,7 @@ class Projected(Delta):
 
     def weight(self, original: Tensor) -> Tensor:
         """θ, of the original's shape: what the model reads in place of the original."""
-        subspace = self.subspace[0]
-        subspace.verify()
-        change: Tensor = self.projection(subspace.vector(self.place))
+        change: Tensor = self.projection(self.subspace[0].vector(self.place))
         return original + change.view_as(original)
 
     def sources(self) -> Sequence[Tensor]:

@@ -197,8 +197,10 @@ class LoRA(Method):
         return self.rank(site) * (site.width_in + site.width_out)
 
     def limit(self, sites: Sites) -> int:
-        # The largest r at which no site's rank, scaled along, is beyond both of its widths.
-        return max(max(1, min(site.width_in, site.width_out) * self.r // self.rank(site)) for site in self.pick(sites))
+        # Beyond it no site's update can become any richer: no rank is below both widths there.
+        return max(
+            math.ceil(min(site.width_in, site.width_out) * self.r / self.rank(site)) for site in self.pick(sites)
+        )
 
     def sized(self, size: int) -> Method:
         """The same with r = size; the ranks of single sites keep their proportion to r, each at least 1."""

@@ -20,7 +20,7 @@ from deltatune.tasks.task import Task
 from deltatune.training import checkpoint, state
 from deltatune.training.order import Batches
 from deltatune.training.settings import Settings
-from deltatune.training.watch import Watch, idle
+from deltatune.training.watch import Watch, idle, resting
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each optimiser step with (step, total, loss, learning rate)."""
@@ -111,7 +111,8 @@ class DeltaTrainer(Trainer):
         self.parameters = [(n, p) for n, p in host.trainable(name) if n not in unread]
         super().__init__(model, args, train_dataset=loader.dataset)
         self.remove_callback(PrinterCallback)
-        self.add_callback(Watch(name, self.parameters))
+        left_out = resting(host, name)
+        self.add_callback(Watch(name, [(n, p) for n, p in self.parameters if n not in left_out]))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Without moving anything, and without the full garbage collection (0.2 s and more) at the start of a run."""

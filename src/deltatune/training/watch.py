@@ -35,6 +35,13 @@ def idle(host: Host, name: str) -> set[str]:
     return {n for n, p in host.trainable(name) if id(p) in unread}
 
 
+def resting(host: Host, name: str) -> set[str]:
+    """Trainable tensors that a step may leave out by design, as a robust AdapterDrop does with its lower layers."""
+    adapter = host.adapters[name]
+    left_out = {id(p) for _, _, delta in adapter.entries() if delta.rests for p in delta.parameters()}
+    return {n for n, p in host.trainable(name) if id(p) in left_out}
+
+
 class Watch(TrainerCallback):
     """Looks at gradients before, and at values after, each of the first optimiser steps."""
 

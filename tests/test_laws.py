@@ -41,6 +41,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Compacter(size=6, n=1, form='parallel', sites='*.{ffn,cross}')": ("t5",),
     "AdapterDrop(size=5, drop=1, form='houlsby', init='small')": ("bert", "t5"),
     "AdapterDrop(size=5, drop=1, robust=True, form='parallel', activation='swish')": ("gpt2", "t5"),
+    # ReFT at some of a prompt's tokens: its last ones are known in encoders, and with a cache.
+    "ReFT(r=3, init='random', sites='*.1.residual')": ("bert", "gpt2", "t5"),
+    "ReFT(r=3, first=2)": ("gpt2", "llama", "t5"),
+    "ReFT(r=3, first=1, last=2, tied=False)": ("bert",),
+    "ReFT(r=3, form='direft', init='random', first=3, last=1)": ("bert",),
     # Prefixes: through an MLP, without shifted positions, at one of T5's three attentions only.
     "Prefix(length=3, mlp=5)": ("bert", "llama", "t5"),
     "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),
@@ -88,6 +93,7 @@ def test_law(law, text, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks; computed weights
 @pytest.mark.parametrize(("text", "kind"), [(text, kind) for text, kind in CASES if text in defaults()])
 @pytest.mark.parametrize("law", SLOW_LAWS)
 def test_slow_law(law, text, kind):

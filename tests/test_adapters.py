@@ -9,6 +9,7 @@ from deltatune import Bottleneck, DeltatuneError, Host, parse
 from deltatune.methods.adapterdrop import AdapterDrop, RobustAdapterDrop
 from deltatune.methods.bottleneck import TwoLayer
 from deltatune.methods.compacter import PHM, Compacter, CompacterPlusPlus, Rule
+from deltatune.methods.reft import DiReFT, Edit, ReFT
 
 BERT_BASE = {"hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 
@@ -219,3 +220,108 @@ def test_too_many_layers_left_out():
         host.attach("a", AdapterDrop(drop=2))
     with pytest.raises(DeltatuneError, match="all of the 1 sites chosen are in the first 1 layers"):
         host.attach("a", AdapterDrop(drop=1, sites="layers.0.ffn"))
+
+
+# ---- ReFT
+
+
+def only_delta(adapter, site):
+    return next(delta for _, place, delta in adapter.entries() if place.name == site)
+
+
+def test_loreft_is_the_formula_and_its_rows_stay_orthonormal():
+    host, adapter = attached("llama", ReFT(r=3, init="random"), num_hidden_layers=1)
+    optimiser = torch.optim.AdamW(adapter.parameters(), lr=0.05)
+    for _ in range(5):
+        optimiser.zero_grad()
+        host.model(**models.inputs("llama"))[0].square().sum().backward()
+        optimiser.step()
+    delta, h = only_delta(adapter, "layers.0.residual"), normal(2, 5, 32)
+    Q = delta.rotation()
+    torch.testing.assert_close(Q @ Q.T, torch.eye(3), atol=1e-5, rtol=0)
+    assert torch.linalg.matrix_rank(torch.cat([Q, delta.R])) == 3  # it spans what is stored
+    wanted = torch.stack([h_i + Q.T @ (delta.W @ h_i + delta.b - Q @ h_i) for h_i in h.flatten(0, 1)]).view_as(h)
+    torch.testing.assert_close(h + delta(h, h), wanted)
+
+
+def test_an_orthonormal_rotation_is_stored_as_it_acts():
+    delta = Edit(12, 3, "loreft", "random")
+    with torch.no_grad():
+        delta.R.copy_(torch.linalg.qr(normal(12, 3)).Q.T * torch.tensor([[-1.0], [1.0], [-1.0]]))
+    torch.testing.assert_close(delta.rotation(), delta.R)
+
+
+def test_direft_has_a_free_rotation():
+    _, adapter = attached("bert", DiReFT(r=2))
+    delta, h = only_delta(adapter, "layers.1.residual"), normal(2, 3, 32)
+    torch.testing.assert_close(delta(h, h), (h @ delta.W.T + delta.b) @ delta.R)
+
+
+@pytest.mark.parametrize(("method", "each"), [(ReFT(), 1), (ReFT(first=7, last=7, tied=False), 2)])
+def test_reft_counts(method, each):
+    assert method.count(Host(models.tiny("bert", **BERT_BASE)).sites) == each * 12 * 4 * (768 + 768 + 1)
+
+
+@pytest.mark.parametrize(("first", "last", "wanted"), [(2, 0, "110000"), (0, 1, "000001"), (1, 2, "100011")])
+def test_positions_count_real_tokens_of_the_prompt(first, last, wanted):
+    right = {
+        "input_ids": torch.tensor([[9, 8, 7, 6, 5, 10, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 6 + [0] * 2]),
+    }
+    left = {name: tensor.roll(2, 1) for name, tensor in right.items()}
+    for tied in {True, not (first and last)}:
+        host, adapter = attached("bert", ReFT(first=first, last=last, tied=tied), num_hidden_layers=1)
+        for batch, padded in ((right, wanted + "00"), (left, "00" + wanted)):
+            host.use("a")
+            changed = host.model(**batch)[0] - unadapted(host, batch)
+            assert "".join(str(int(token.any())) for token in changed[0].abs() > 1e-6) == padded
+        assert adapter.count == ReFT(first=first, last=last, tied=tied).count(host.sites)
+
+
+def unadapted(host, batch):
+    host.use(None)
+    return host.model(**batch)[0]
+
+
+def test_first_and_last_tokens_have_edits_of_their_own_if_untied():
+    _, adapter = attached("bert", ReFT(first=2, last=3, tied=False), num_hidden_layers=1)
+    delta, h = only_delta(adapter, "layers.0.residual"), normal(2, 6, 32)
+    delta.mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    change, front, end = delta(h, h), delta.prefix.change(h), delta.suffix.change(h)
+    torch.testing.assert_close(change[0], torch.cat([front[0, :2], torch.zeros(1, 32), end[0, 3:]]))
+    torch.testing.assert_close(change[1], torch.cat([torch.zeros(2, 32), front[1, 2:4], end[1, 4:]]))  # 2nd is front's
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_generated_tokens_are_not_the_prompts(kind):
+    """Step by step: the prompt with the adapter, then the base alone on the prompt's cache."""
+    host, _ = attached(kind, ReFT(first=1, last=2), "lm")
+    for padding in ("left", "none"):
+        prompt = {name: models.inputs(kind, padding=padding)[name] for name in ("input_ids", "attention_mask")}
+        host.use("a")
+        options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False, "pad_token_id": 0}
+        out = host.generate(**prompt, max_new_tokens=3, min_new_tokens=3, **options)
+        start = host.model(**prompt, position_ids=(prompt["attention_mask"].cumsum(1) - 1).clamp(min=0))
+        torch.testing.assert_close(out.logits[0], start.logits[:, -1])
+        host.use(None)
+        mask, cache, length = prompt["attention_mask"], start.past_key_values, prompt["input_ids"].shape[1]
+        for step in (1, 2):
+            mask = F.pad(mask, (0, 1), value=1)
+            ids = out.sequences[:, length + step - 1 : length + step]
+            positions = mask.sum(1, keepdim=True) - 1
+            state = host.model(input_ids=ids, attention_mask=mask, past_key_values=cache, position_ids=positions)
+            torch.testing.assert_close(out.logits[step], state.logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_reft_refuses_what_it_cannot_know():
+    host, _ = attached("bert", ReFT(first=1))
+    with pytest.raises(DeltatuneError, match="single token without an attention_mask"):
+        host.model(input_ids=torch.tensor([[7]]))
+    two = Host(models.tiny("t5"))
+    assert {site.name.partition(".")[0] for _, site, _ in two.attach("a", ReFT(first=1)).entries()} == {"encoder"}
+    with pytest.raises(DeltatuneError, match=r"decoder\.layers\.0\.residual is in the decoder"):
+        two.attach("b", ReFT(first=1, sites="decoder.*.residual"))
+    with pytest.raises(DeltatuneError, match="r is at most the width, which is 32"):
+        two.attach("b", ReFT(r=33))
+    with pytest.raises(DeltatuneError, match="set first and last"):
+        ReFT(first=2, tied=False)

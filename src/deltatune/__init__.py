@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from deltatune.methods.pissa import PiSSA as PiSSA
     from deltatune.methods.prefix import Prefix as Prefix
     from deltatune.methods.prompt import Prompt as Prompt
+    from deltatune.methods.reft import DiReFT as DiReFT
+    from deltatune.methods.reft import LoReFT as LoReFT
+    from deltatune.methods.reft import ReFT as ReFT
     from deltatune.methods.rslora import RsLoRA as RsLoRA
     from deltatune.methods.unfreeze import Full as Full
     from deltatune.methods.unfreeze import Probe as Probe
@@ -57,6 +60,7 @@ _WHERE = {
     "DID": "methods.intrinsic",
     "Delta": "core.delta",
     "DeltatuneError": "core.errors",
+    "DiReFT": "methods.reft",
     "DoRA": "methods.dora",
     "Full": "methods.unfreeze",
     "Host": "core.host",
@@ -64,6 +68,7 @@ _WHERE = {
     "IA3": "methods.ia3",
     "LoRA": "methods.lora",
     "LoRAPlus": "methods.lora",
+    "LoReFT": "methods.reft",
     "Method": "core.method",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
@@ -71,6 +76,7 @@ _WHERE = {
     "Prefix": "methods.prefix",
     "Probe": "methods.unfreeze",
     "Prompt": "methods.prompt",
+    "ReFT": "methods.reft",
     "RobustAdapterDrop": "methods.adapterdrop",
     "RsLoRA": "methods.rslora",
     "SAID": "methods.intrinsic",
@@ -94,6 +100,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "DID",
     "Delta",
     "DeltatuneError",
+    "DiReFT",
     "DoRA",
     "Full",
     "Host",
@@ -101,6 +108,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "IA3",
     "LoRA",
     "LoRAPlus",
+    "LoReFT",
     "Method",
     "Parallel",
     "Pfeiffer",
@@ -108,6 +116,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "Prefix",
     "Probe",
     "Prompt",
+    "ReFT",
     "RobustAdapterDrop",
     "RsLoRA",
     "SAID",

@@ -40,6 +40,8 @@ class PromptSeam:
                 # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
                 batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         self.now.mask = _two_dimensional(batch.get("attention_mask"))
+        if self.now.mask is None and self.facts.decoder:
+            self.now.mask = _all_so_far(batch)
         self.now.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
         return ((), batch) if inserted else None
 
@@ -71,6 +73,13 @@ class PromptSeam:
 
 def _two_dimensional(mask: Any) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _all_so_far(batch: Mapping[str, Any]) -> Tensor | None:
+    """The mask (B, S) of a step behind a cache that came without: generate() gives none where every token is real."""
+    cache, ids = batch.get("past_key_values"), batch.get("input_ids")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return ids.new_ones(ids.shape[0], past + ids.shape[1]) if past and isinstance(ids, Tensor) else None
 
 
 def insert_prompts(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deltatune.methods.intrinsic import SAID as SAID
     from deltatune.methods.lora import LoRA as LoRA
     from deltatune.methods.lora import LoRAPlus as LoRAPlus
+    from deltatune.methods.mam import MAM as MAM
     from deltatune.methods.pissa import PiSSA as PiSSA
     from deltatune.methods.prefix import Prefix as Prefix
     from deltatune.methods.prompt import Prompt as Prompt
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
     from deltatune.methods.unfreeze import Probe as Probe
     from deltatune.methods.unfreeze import TopLayers as TopLayers
     from deltatune.methods.unfreeze import Unfreeze as Unfreeze
+    from deltatune.methods.unified import Unified as Unified
+    from deltatune.methods.unipelt import UniPELT as UniPELT
     from deltatune.methods.vera import VeRA as VeRA
+    from deltatune.store.arithmetic import Combined as Combined
+    from deltatune.store.arithmetic import combine as combine
+    from deltatune.training import predict as predict
+    from deltatune.training import train as train
 
 __version__ = "0.1.0"
 
@@ -55,6 +62,7 @@ _WHERE = {
     "AdapterDrop": "methods.adapterdrop",
     "BitFit": "methods.bitfit",
     "Bottleneck": "methods.bottleneck",
+    "Combined": "store.arithmetic",
     "Compacter": "methods.compacter",
     "CompacterPlusPlus": "methods.compacter",
     "DID": "methods.intrinsic",
@@ -69,6 +77,7 @@ _WHERE = {
     "LoRA": "methods.lora",
     "LoRAPlus": "methods.lora",
     "LoReFT": "methods.reft",
+    "MAM": "methods.mam",
     "Method": "core.method",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
@@ -84,10 +93,15 @@ _WHERE = {
     "Sites": "core.sites",
     "TopLayers": "methods.unfreeze",
     "Unfreeze": "methods.unfreeze",
+    "UniPELT": "methods.unipelt",
+    "Unified": "methods.unified",
     "VeRA": "methods.vera",
+    "combine": "store.arithmetic",
     "find_sites": "core.finding",
     "fit_budget": "core.budget",
     "parse": "core.text",
+    "predict": "training",
+    "train": "training",
 }
 
 __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain one)
@@ -95,6 +109,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "AdapterDrop",
     "BitFit",
     "Bottleneck",
+    "Combined",
     "Compacter",
     "CompacterPlusPlus",
     "DID",
@@ -109,6 +124,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "LoRA",
     "LoRAPlus",
     "LoReFT",
+    "MAM",
     "Method",
     "Parallel",
     "Pfeiffer",
@@ -124,11 +140,16 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "Sites",
     "TopLayers",
     "Unfreeze",
+    "UniPELT",
+    "Unified",
     "VeRA",
     "__version__",
+    "combine",
     "find_sites",
     "fit_budget",
     "parse",
+    "predict",
+    "train",
 ]
 
 

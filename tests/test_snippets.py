@@ -1,7 +1,6 @@
 """The snippets of the documentation run, on a tiny model in place of the named one."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest

@@ -170,6 +170,36 @@ def test_virtual_tokens_get_no_update_of_the_table():
             assert change[0, 1].any()
 
 
+@torch.no_grad()
+def test_lora_on_the_language_model_head_is_theirs():
+    host = Host(models.tiny("llama", "lm", tie_word_embeddings=False))
+    host.attach("a", LoRA(r=4, alpha=6, sites="lm_head"))
+    base = models.tiny("llama", "lm", tie_word_embeddings=False)
+    theirs = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules=["lm_head"])).eval()
+    delta, layer = deltas(host)["lm_head"], theirs.base_model.model.lm_head
+    delta.B.normal_()
+    layer.lora_A["default"].weight.copy_(delta.A)
+    layer.lora_B["default"].weight.copy_(delta.B)
+    batch = models.inputs("llama", "lm", padding="none")
+    live = first(host.model(**batch))
+    torch.testing.assert_close(live, first(theirs(**batch)), rtol=1e-5, atol=1e-5)
+    host.fold_("a")
+    torch.testing.assert_close(first(host.model(**batch)), live, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["embed", "lm_head"])
+def test_a_tied_table_is_adapted_live_and_never_folded(site):
+    host = Host(models.tiny("gpt2", "lm"))
+    host.attach("a", LoRA(r=4, sites=site))
+    with pytest.raises(DeltatuneError, match=f"the weight at {site} is tied to another module's"):
+        host.fold_("a")
+
+
+def test_dora_is_of_maps_alone():
+    with pytest.raises(DeltatuneError, match="'embed'"):
+        Host(models.tiny("llama")).attach("a", DoRA(sites="embed"))
+
+
 # --- DoRA ---
 
 

@@ -176,8 +176,8 @@ def _oriented(change: Change, site: Site, tensor: Tensor) -> Tensor:
 def _products(groups: dict[Key, list[Change]]) -> list[str]:
     """Modules that are scaled at their input and changed elsewhere: those changes multiply, also live."""
     return [
-        f"the input of {site} is scaled ({', '.join(repr(c.adapter) for c in parts if c.site.kind == 'input')}) and its "
-        "weight is changed, which multiplies and is no sum; without a rank both stay apart"
+        f"the input of {site} is scaled and its weight changed ({', '.join(repr(c.adapter) for c in parts)}): that "
+        "multiplies and is no sum; without a rank both stay apart"
         for (site, _), parts in groups.items()
         if len(parts) > 1 and {change.site.kind == "input" for change in parts} == {True, False}
     ]

@@ -1,0 +1,53 @@
+"""A probe's epochs: the first reads the base's features and stores them, later ones train on what is stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import deltatune
+from benchmarks.measure import append, options
+from deltatune.data import read
+from deltatune.tasks import Classify, Head
+from deltatune.tasks.backbone import load_backbone
+from deltatune.training import Settings, encode_for, features, train
+
+
+def main() -> None:
+    chosen = options("probe", rows=600, epochs=4)
+    stored, computed = (epochs(chosen.rows, chosen.epochs, limit) for limit in (features.MOST_BYTES, 0))
+    print(f"\nprobe: {chosen.rows} rows\n{'epoch':>8}{'features stored':>18}{'computed anew':>16}{'':>4}")
+    for i, (mine, plain) in enumerate(zip(stored, computed, strict=True), 1):
+        print(f"{i:8}{mine:16.3f} s{plain:14.3f} s{plain / mine:8.1f} x")
+    ratio = sum(computed[1:]) / sum(stored[1:])
+    print(f"from the second epoch on: {ratio:.0f} times as fast, at least 10: {'yes' if ratio >= 10 else 'NO'}")
+    append(chosen, {"benchmark": "probe", "stored": stored, "computed": computed, "ratio": ratio})
+
+
+def epochs(rows: int, count: int, most_bytes: int) -> list[float]:
+    """Seconds of each epoch; the first has the features in it. With no memory allowed, none are stored."""
+    features.MOST_BYTES = most_bytes
+    data = read("python-docs", limit=rows)
+    model, tokenizer = load_backbone("builtin")
+    host = deltatune.Host(model)
+    task = Classify(data.labels, data.text, data.label, max_length=128)
+    host.attach("probe", deltatune.Probe(), head=Head(task.head_config(model.config)))
+    encoded = encode_for(host, "probe", task, data.train, tokenizer)
+    steps = -(-len(encoded) // Settings().batch_size)
+    times = [time.perf_counter()]
+
+    def on_step(step: int, total: int, loss: float, rate: float) -> None:
+        if step % steps == 0:
+            times.append(time.perf_counter())
+
+    train(host, "probe", task, encoded, None, tokenizer, Settings(epochs=count), on_step=on_step)
+    return differences(times)
+
+
+def differences(times: Sequence[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
+
+
+if __name__ == "__main__":
+    main()

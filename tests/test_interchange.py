@@ -8,8 +8,10 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel
 
 import models
+from command_line import QUICK, ran, review_folder
 from deltatune import DeltatuneError, Host, parse
 from deltatune.store.peft import obstacles
 from deltatune.store.peft.writing import save
@@ -343,3 +345,27 @@ def test_a_prefix_of_another_shape_is_not_read(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_virtual_tokens": 4}))
     with pytest.raises(DeltatuneError, match=r"\(4, 64\) would fit"):
         Host(models.tiny("llama", "lm")).load(tmp_path / "a")
+
+
+def test_training_for_peft_is_refused_before_it_begins(tiny_folder, tmp_path):
+    out = tmp_path / "out"
+    data = review_folder(tmp_path / "data")
+    options = ("--model", tiny_folder, "--data", data, "--out", out, "--export-for")
+    done = ran("train", *options, "peft", "--method", "LoRA(r=2) + Prefix(length=3)", *QUICK)
+    assert done.code == 2
+    assert "cannot be exported for peft; nothing was trained" in done.err
+    assert "several methods at once" in done.err
+    assert not out.exists()
+    done = ran("train", *options, "pefd", *QUICK)
+    assert done.code == 2
+    assert "did you mean 'peft'" in done.err
+    done = ran("train", *options, "peft", "--method", "LoRA(r=2)", "--lr", "1e-2", *QUICK)
+    assert done.code == 0, done.err
+    assert "the head would read" in " ".join(done.out.split())
+    bases = [AutoModel.from_pretrained(tiny_folder, add_pooling_layer=False).eval() for _ in range(2)]
+    host = Host(bases[0])
+    host.load(out / "adapter", name="a")
+    theirs = peft.PeftModel.from_pretrained(bases[1], str(out / "adapter")).eval()
+    torch.testing.assert_close(
+        shown(theirs, "bert", None, "right"), shown(host.model, "bert", None, "right"), rtol=1e-4, atol=1e-5
+    )

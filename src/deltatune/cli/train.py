@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from deltatune.cli import runs
 from deltatune.cli.endings import Interrupted
 from deltatune.cli.env import environment
+from deltatune.cli.exporting import ExportFor, check_export, check_peer
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -63,6 +64,8 @@ class Prepared:
     data: Data
     encoded: dict[str, Encoded]
     """Tokens of each split."""
+    notes: list[str]
+    """What is to be said of the export."""
 
 
 def train(
@@ -104,6 +107,7 @@ def train(
         Path | None,
         option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/train-<data>-<method>."),
     ] = None,
+    export_for: ExportFor = None,
     force: Annotated[
         bool, option("--force", panel=OUTPUT, help="Replace a run of other settings in that folder.")
     ] = False,
@@ -118,12 +122,13 @@ def train(
     """
     from deltatune.data import read
 
+    check_peer(export_for)
     found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
     from deltatune.training import Settings
 
     wanted = Settings(epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
     over = head_of(pooling, dense)
-    ready = prepare(model, found, (max_length, metric), method, budget, over, wanted)
+    ready = prepare(model, found, (max_length, metric), method, budget, over, wanted, export_for)
     folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
     record = record_of(ready, model, data)
     before = runs.open_run(folder, record, force)
@@ -144,6 +149,7 @@ def prepare(
     budget: str | None,
     head: dict[str, Any],
     settings: Settings,
+    export_for: str | None = None,
 ) -> Prepared:
     """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training."""
     from deltatune.core.budget import fit_budget
@@ -162,14 +168,15 @@ def prepare(
     wanted = worded(wanted, tokenizer, task)
     if budget is not None:
         wanted = fit_budget(wanted, host.sites, budget)
-    config = task.head_config(model.config, **head)
-    host.attach(NAME, wanted, seed=settings.seed, head=Head(config, settings.seed))
+    own = Head(task.head_config(model.config, **head), settings.seed)
+    notes = check_export(export_for, wanted, host, own)
+    host.attach(NAME, wanted, seed=settings.seed, head=own)
     if max_length is None:
         task = dataclasses.replace(task, max_length=fitting_length(host, task.max_length))
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=wanted.learning_rate)
     encoded = {split: encode_for(host, NAME, task, rows, tokenizer) for split, rows in data.splits().items()}
-    return Prepared(host, tokenizer, task, settings, data, encoded)
+    return Prepared(host, tokenizer, task, settings, data, encoded, notes)
 
 
 def fitting_length(host: Host, wanted: int) -> int:
@@ -221,7 +228,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     ]
     show(facts(pairs), "")
     cut = [f"{rows.truncated} of {len(rows)} {split}" for split, rows in ready.encoded.items() if rows.truncated]
-    notes = [*data.notes, *remarks(data)]
+    notes = [*data.notes, *remarks(data), *ready.notes]
     if cut:
         notes.append(f"cut at {ready.task.max_length} tokens because they are longer: {', '.join(cut)} texts")
     if notes:

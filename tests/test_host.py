@@ -352,3 +352,15 @@ def test_describe_counts_the_storage(host):
     base = sum(p.numel() * 4 for _, p in host.base_tensors())
     assert f"storage: {adapters / 1000:.3g} kB for 2 adapters beside one base of {base / 1000:.3g} kB" in text
     assert f"2 tuned copies of the model: {2 * base / 1000:.3g} kB" in text
+
+
+@pytest.mark.parametrize("method", [LoRA(r=2), Bottleneck(size=3, norms=True)])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_heads_and_norms_are_copied_from_the_base_alone(kind, method):
+    """A copied module must not bring along what an adapter attached before does there."""
+    host, batch = make_host(kind, "classify"), models.inputs(kind, "classify")
+    base = outputs(host, batch)
+    attach(host, "a", method)
+    host.attach("b", method)
+    host.use("b")
+    torch.testing.assert_close(outputs(host, batch), base)

@@ -16,7 +16,9 @@ class Own(Delta):
     folds = True
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
-        self.module = copy.deepcopy(base).requires_grad_(True)
+        # Without its hooks: they are ports, and a copied port would go on to do what other adapters do at the base's.
+        hooks = [found for m in base.modules() for found in (m._forward_hooks, m._forward_pre_hooks)]
+        self.module = copy.deepcopy(base, {id(found): type(found)() for found in hooks}).requires_grad_(True)
 
     def own(self, x: Tensor) -> Tensor:
         """The copy's output, in x's dtype: the copy is float32 also beside a base in bfloat16."""

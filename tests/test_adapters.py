@@ -9,6 +9,7 @@ from deltatune import Bottleneck, DeltatuneError, Host, parse
 from deltatune.methods.adapterdrop import AdapterDrop, RobustAdapterDrop
 from deltatune.methods.bottleneck import TwoLayer
 from deltatune.methods.compacter import PHM, Compacter, CompacterPlusPlus, Rule
+from deltatune.methods.fusion import AdapterFusion, load_members_
 from deltatune.methods.reft import DiReFT, Edit, ReFT
 
 BERT_BASE = {"hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -325,3 +326,81 @@ def test_reft_refuses_what_it_cannot_know():
         two.attach("b", ReFT(r=33))
     with pytest.raises(DeltatuneError, match="set first and last"):
         ReFT(first=2, tied=False)
+
+
+# ---- AdapterFusion
+
+
+def test_fusion_is_the_formula_with_a_bias_of_the_keys_or_without():
+    _, adapter = attached("bert", AdapterFusion((Bottleneck(size=3, form="parallel"),) * 3))
+    delta, x, h = only_delta(adapter, "layers.1.ffn"), normal(2, 5, 32), normal(2, 5, 32, seed=1)
+    u = [F.linear(torch.relu(F.linear(x, m.down, m.down_bias)), m.up, m.up_bias) for m in delta.members]
+    for bias in (torch.zeros(32), normal(32, seed=2)):
+        scores = torch.stack([((x @ delta.Q.T + delta.b) * (u_i @ delta.K.T + bias)).sum(-1) for u_i in u], -1)
+        share = scores.softmax(-1)  # (B, T, N)
+        assert share.std() > 0.1
+        wanted = sum(share[..., i, None] * (u_i @ delta.V.T) for i, u_i in enumerate(u))
+        torch.testing.assert_close(delta(x, h), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_fusion_begins_as_a_mean_and_its_penalty_measures_from_there():
+    method = AdapterFusion((Bottleneck(size=3, init="small"),) * 2)
+    adapter = Host(models.tiny("gpt2")).attach("a", method)
+    delta, h = only_delta(adapter, "layers.0.ffn"), normal(2, 5, 32)
+    torch.testing.assert_close(delta(h, h), sum(m(h, h) for m in delta.members) / 2, rtol=1e-3, atol=1e-6)
+    assert delta.penalty().item() < 1e-10
+    with torch.no_grad():
+        delta.V += 1
+    assert delta.penalty().item() == pytest.approx(0.01 * 32 * 32, rel=1e-4)
+
+
+def test_trained_adapters_are_copied_and_stay_as_they_are(tmp_path):
+    host, one = attached("bert", Bottleneck(size=3, form="pfeiffer"), "classify")
+    two = host.attach("b", Bottleneck(size=5, form="pfeiffer", activation="tanh"), seed=1)
+    with torch.no_grad():
+        for parameter in two.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    fused = host.attach("f", AdapterFusion.of([one, two]))
+    load_members_(fused, [one, two])
+    host.use("f")
+    for adapter, index in ((one, 0), (two, 1)):
+        for site in ("layers.0.ffn", "layers.1.ffn"):
+            mine, theirs = only_delta(fused, site).members[index], only_delta(adapter, site)
+            assert mine is not theirs
+            assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    before = {name: tensor.clone() for name, tensor in fused.tensors().items()}
+    optimiser = torch.optim.AdamW([parameter for _, parameter in host.trainable("f")], lr=1e-2)
+    host.model(**models.inputs("bert", "classify"), labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimiser.step()
+    moved = {name for name, tensor in fused.tensors().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert not [name for name in moved if ".members." in name]
+    assert fused.count == AdapterFusion.of([one, two]).count(host.sites) == 2 * (3 * 32 * 32 + 32)
+    live = host.model(**models.inputs("bert", "classify"))[0]
+    host.save("f", tmp_path / "f")
+    again = Host(models.tiny("bert", "classify", dropout=False))
+    again.load(tmp_path / "f")  # needs neither of the two
+    torch.testing.assert_close(again.model(**models.inputs("bert", "classify"))[0], live)
+
+
+def test_what_cannot_be_fused():
+    host, one = attached("bert", Bottleneck(size=3, form="pfeiffer"))
+    for members, why in (
+        ((Bottleneck(norms=True), Bottleneck()), "changes more than sublayers"),
+        ((Compacter(norms=False), Compacter(norms=False)), "share parameters"),
+        ((Bottleneck(), Bottleneck(form="pfeiffer")), "have other sites"),
+        ((Bottleneck(sites="*.ffn"), Bottleneck(form="pfeiffer")), "read different things: normed, output"),
+    ):
+        with pytest.raises(DeltatuneError, match=why):
+            host.attach("f", AdapterFusion(members))
+    with pytest.raises(DeltatuneError, match="two members or more, not 1"):
+        AdapterFusion((Bottleneck(),))
+    with pytest.raises(DeltatuneError, match="cannot fuse the union"):
+        AdapterFusion((Bottleneck() + ReFT(), Bottleneck()))
+    fused = host.attach("f", AdapterFusion((one.method, Bottleneck(size=4, form="pfeiffer"))))
+    before = {name: tensor.clone() for name, tensor in fused.tensors().items()}
+    with pytest.raises(DeltatuneError, match=r"no tensors that fit(.|\n)*layers\.1\.ffn"):
+        load_members_(fused, [one, one])
+    with pytest.raises(DeltatuneError, match="no fusion of 1 adapters"):
+        load_members_(fused, [one])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fused.tensors().items())

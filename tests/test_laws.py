@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "ReFT(r=3, first=2)": ("gpt2", "llama", "t5"),
     "ReFT(r=3, first=1, last=2, tied=False)": ("bert",),
     "ReFT(r=3, form='direft', init='random', first=3, last=1)": ("bert",),
+    "AdapterFusion((Houlsby(4, False), Bottleneck(size=3, init='small'), Houlsby(2, False)))": ("bert", "t5"),
     # Prefixes: through an MLP, without shifted positions, at one of T5's three attentions only.
     "Prefix(length=3, mlp=5)": ("bert", "llama", "t5"),
     "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deltatune.methods.compacter import Compacter as Compacter
     from deltatune.methods.compacter import CompacterPlusPlus as CompacterPlusPlus
     from deltatune.methods.dora import DoRA as DoRA
+    from deltatune.methods.fusion import AdapterFusion as AdapterFusion
     from deltatune.methods.ia3 import IA3 as IA3
     from deltatune.methods.intrinsic import DID as DID
     from deltatune.methods.intrinsic import SAID as SAID
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Adapter": "core.adapter",
     "AdapterDrop": "methods.adapterdrop",
+    "AdapterFusion": "methods.fusion",
     "BitFit": "methods.bitfit",
     "Bottleneck": "methods.bottleneck",
     "Combined": "store.arithmetic",
@@ -107,6 +109,7 @@ _WHERE = {
 __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain one)
     "Adapter",
     "AdapterDrop",
+    "AdapterFusion",
     "BitFit",
     "Bottleneck",
     "Combined",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import peft
 import pytest
@@ -14,6 +15,7 @@ import models
 from command_line import QUICK, ran, review_folder
 from deltatune import DeltatuneError, Host, parse
 from deltatune.store.peft import obstacles
+from deltatune.store.peft.families import READS, WRITES
 from deltatune.store.peft.writing import save
 
 TASKS = {"classify": "SEQ_CLS", "lm": None, None: None}
@@ -369,3 +371,10 @@ def test_training_for_peft_is_refused_before_it_begins(tiny_folder, tmp_path):
     torch.testing.assert_close(
         shown(theirs, "bert", None, "right"), shown(host.model, "bert", None, "right"), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_page_has_every_type():
+    page = (Path(__file__).parents[1] / "docs/interchange.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [method for method in WRITES if not any(row.startswith(f"| `{method}` |") for row in rows)] == []
+    assert [kind for kind in READS if not any(kind in row.split("|")[2] for row in rows)] == []

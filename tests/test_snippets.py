@@ -10,7 +10,7 @@ import models
 from deltatune.training import Settings, train
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["docs/composing.md"]
+PAGES = ["docs/composing.md", "docs/interchange.md"]
 
 
 def snippets(page):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli import compare, env, evaluate, methods, predict, sites, train
+from deltatune.cli import compare, dimension, env, evaluate, methods, predict, sites, train
 from deltatune.cli.endings import ended
 from deltatune.cli.help import Command, Group
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command(cls=Command, rich_help_panel="Train")(compare.compare)
 app.command(cls=Command, rich_help_panel="Train")(train.train)
+app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)

@@ -154,7 +154,7 @@ def make_plan(
     splits = _encode(host, task, data, tokenizer, contenders)
     return Plan(
         name=f"{data.name} on {Path(model).name}",
-        out=Path(out) if out is not None else _folder(model, data),
+        out=Path(out) if out is not None else folder_for(model, data),
         model=model,
         host=host,
         tokenizer=tokenizer,
@@ -169,7 +169,7 @@ def make_plan(
     )
 
 
-def _folder(model: str, data: Data) -> Path:
+def folder_for(model: str, data: Data) -> Path:
     """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others."""
     return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 

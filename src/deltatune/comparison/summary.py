@@ -64,7 +64,7 @@ def summarise(
         "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, "max_length": plan.task.max_length},
         "head": plan.head.to_json(),
         "versions": versions(),
-        "majority": _majority(plan),
+        "majority": majority(plan),
         "methods": entries,
         "failed": [
             {key: record[key] for key in ("method", "learning_rate", "seed", "stage", "error")} for record in failed
@@ -157,7 +157,7 @@ def _mean_scores(final: list[Record]) -> dict[str, float]:
     return {name: statistics.mean(record["scores"]["test"][name] for record in final) for name in names}
 
 
-def _majority(plan: Plan) -> dict[str, float] | None:
+def majority(plan: Plan) -> dict[str, float] | None:
     """The primary metric of always answering the training rows' most frequent label."""
     if not plan.task.labels:
         return None

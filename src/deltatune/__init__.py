@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from deltatune.methods.vera import VeRA as VeRA
     from deltatune.store.arithmetic import Combined as Combined
     from deltatune.store.arithmetic import combine as combine
+    from deltatune.training import fuse as fuse
     from deltatune.training import predict as predict
     from deltatune.training import train as train
 
@@ -101,6 +102,7 @@ _WHERE = {
     "combine": "store.arithmetic",
     "find_sites": "core.finding",
     "fit_budget": "core.budget",
+    "fuse": "training",
     "parse": "core.text",
     "predict": "training",
     "train": "training",
@@ -150,6 +152,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "combine",
     "find_sites",
     "fit_budget",
+    "fuse",
     "parse",
     "predict",
     "train",

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from deltatune import IA3, Adapter, Bottleneck, DoRA, Host, LoRA, Method, PiSSA, Prefix, Prompt, RsLoRA, VeRA
+from deltatune.methods.compacter import Compacter
 from deltatune.methods.unipelt import UniPELT
 from golden_cases import FOLDER, PROVENANCE, Tensors, close, tensors
 
@@ -93,6 +94,9 @@ WHOLE: list[tuple[str, Method]] = [
     ("bert_pfeiffer", PFEIFFER),
     ("bert_parallel", PARALLEL),
     ("bert_adapterdrop", Bottleneck(size=4, form="pfeiffer", sites="layers.1.ffn")),
+    ("bert_compacter", Compacter(size=8, activation="gelu", norms=False)),
+    # The library's Compacter++ reads what Pfeiffer's adapter reads, the paper's own code the FFN's output.
+    ("bert_compacter_plusplus", Compacter(size=8, form="pfeiffer", activation="gelu", norms=False)),
     ("gpt2_houlsby_ffn", FFN),
     # In blocks that normalise first nothing is normalised after the FFN, and `pfeiffer` reads its output.
     ("gpt2_houlsby_ffn", PFEIFFER),

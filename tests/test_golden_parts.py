@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from deltatune import Adapter, LoRA
+from deltatune.methods.compacter import PHM
 from deltatune.methods.fastfood import Fastfood
 from deltatune.methods.intrinsic import Projected, Subspace
 from deltatune.methods.lora import LowRank, LowRankTable
@@ -70,6 +71,17 @@ def test_lora_plus_steps():
         optimizer.step()
         for name in "AB":
             close(delta.get_parameter(name), t[f"output.{step}.{name}"], f"{name} after {step} steps")
+
+
+def test_phm():
+    t = tensors("phm")
+    phm, A = PHM(16, 8, 4), t["adapter.phm_rule"].requires_grad_()
+    phm.load_state_dict({"s": t["adapter.W_left"], "t": t["adapter.W_right"]})
+    out = phm(t["input.x"], A) + t["adapter.b"]
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    for mine, name in ((A, "phm_rule"), (phm.s, "W_left"), (phm.t, "W_right")):
+        close(mine.grad, t[f"grad.{name}"], name)
 
 
 # ---- prefixes

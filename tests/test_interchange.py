@@ -55,6 +55,9 @@ LORA = [
     ("llama", "LoRA(r=4, sites=('embed', '*.attn.q'))", "lm"),
     ("llama", "LoRA(r=4, sites=('lm_head', '*.attn.q'))", "lm"),
     ("t5", "LoRA(r=4, sites='*.{attn,cross}.{q,v}')", "lm"),
+    ("t5", "LoRA(r=4, sites='encoder.embed')", "lm"),
+    ("gpt2", "LoRA(r=4, sites=('embed', 'lm_head'))", "lm"),
+    ("bart", "LoRA(r=4, sites=('encoder.embed', '*.cross.k'))", "lm"),
     ("bert", "RsLoRA(r=4)", "classify"),
     ("gpt_neox", "RsLoRA(r=4, sites=('*.attn.{q,v}', '*.ffn.in'), ranks=(('*.ffn.*', 2),))", "lm"),
 ]  # fmt: skip
@@ -92,6 +95,8 @@ PROMPTS = [
     ("llama", "Prompt(length=5)", "lm"),
     ("t5", "Prompt(length=5)", "lm"),
     ("bart", "Prompt(length=5)", "lm"),
+    ("roberta", "Prompt(length=5)", "lm"),
+    ("gpt_neox", "Prompt(length=5)", "lm"),
 ]
 PREFIXES = [
     ("bert", "Prefix(length=5)", None),
@@ -100,9 +105,12 @@ PREFIXES = [
     ("llama", "Prefix(length=5)", "lm"),
     ("llama", "Prefix(length=5)", "classify"),
     ("gpt2", "Prefix(length=5)", None),
+    ("roberta", "Prefix(length=5)", None),
+    ("gpt_neox", "Prefix(length=5)", "lm"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *DORA, *PISSA, *SCALING, *VERA, *PROMPTS, *PREFIXES])
 def test_peft_opens_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
@@ -258,6 +266,9 @@ def test_veras_matrices_are_drawn_again_by_their_key(tmp_path):
         ("t5", "lm", "Prefix(sites='decoder.*.attn.kv')", "reach only the decoder's own attention"),
         ("roberta", "classify", "Prefix()", "go round the head"),
         ("distilbert", "classify", "Prefix()", "go round the head"),
+        ("distilbert", None, "Prefix()", "takes no past_key_values"),
+        ("roberta", "lm", "Prefix()", "takes no past_key_values"),
+        ("t5", "classify", "Prompt()", "does not take"),
         ("llama", "classify", "Prompt()", "from padding"),
         ("gpt2", None, "VeRA(r=9, sites='layers.1.attn.q')", "sites='*.attn.qkv' would do"),
         ("gpt2", None, "DoRA(r=3, sites='layers.1.attn.{q,qkv}')", "which DoRA changes as a whole too"),

@@ -79,6 +79,11 @@ def by_module(adapter: Adapter) -> dict[str, list[tuple[Site, Any]]]:
     return modules
 
 
+def whole_of(host: Host, site: Site) -> Site:
+    """The site of the whole map that a site is, or is a part of."""
+    return next(s for s in host.sites.values() if s.module == site.module and s.kind == "linear" and s.slice is None)
+
+
 def heads_of(adapter: Adapter) -> dict[str, Delta]:
     """The copies of the model's own heads by module path."""
     return {site.module: delta for _, site, delta in adapter.entries() if site.kind == "head"}
@@ -119,4 +124,4 @@ def task_type(host: Host, heads: Sequence[str]) -> str | None:
         return "SEQ_2_SEQ_LM"
     if facts.decoder and ("CausalLM" in architecture or "LMHead" in architecture):
         return "CAUSAL_LM"
-    return None if hasattr(host.model, "lm_head") else "FEATURE_EXTRACTION"
+    return "FEATURE_EXTRACTION"  # PEFT hands on whatever the model gives

@@ -19,7 +19,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.sites import Site
 from deltatune.core.slices import put
-from deltatune.store.peft.files import ROOT, Theirs, by_module, modules_config
+from deltatune.store.peft.files import ROOT, Theirs, by_module, modules_config, whole_of
 from deltatune.store.peft.low_rank_reading import read as read
 
 root = ROOT
@@ -79,20 +79,13 @@ def _pair(host: Host, parts: Sequence[tuple[Site, Any]]) -> tuple[Tensor, Tensor
     """One (A, B, s) for a module: A (sum of ranks, in), B (out, sum of ranks)."""
     if parts[0][0].slice is None and len(parts) == 1:
         return factors(parts[0][1])
-    whole = rows_of(host, parts[0][0])
+    whole = whole_of(host, parts[0][0]).width_out
     downs, ups, scale = [], [], float(parts[0][1].scale)
     for site, delta in parts:
         a, b, s = factors(delta)
         downs.append(a)
         ups.append(put(b.new_zeros(b.shape[1], whole), site.slice, b.T * (s / scale)).T)
     return torch.cat(downs), torch.cat(ups, 1), scale
-
-
-def rows_of(host: Host, site: Site) -> int:
-    """Output width of the whole module that a site is, or is a part of."""
-    module = host.model.get_submodule(site.module)
-    weight: Tensor = module.get_parameter("weight")
-    return int(weight.shape[1 if site.transposed else 0])
 
 
 def _magnitude(parts: Sequence[tuple[Site, Any]]) -> Tensor:

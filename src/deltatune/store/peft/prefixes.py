@@ -43,23 +43,25 @@ def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
         found.append(f"sites={getattr(method, 'sites', '')!r}, but PEFT prefixes every attention")
     if len({site.width_out for site in every}) > 1:
         found.append("the layers' keys differ in width, which PEFT's one tensor cannot hold")
-    if kind and not _reaches(host, heads):
-        found.append(f"PEFT's prefixes go round the head of {facts.architecture}, so that its outputs differ")
+    if kind and not _takes_past(host.model):
+        if kind != "SEQ_CLS":
+            found.append(f"{facts.architecture} takes no past_key_values, in which PEFT hands prefixes over")
+        elif not _plain_head(host.model, heads):
+            found.append(f"PEFT's prefixes go round the head of {facts.architecture}, so that its outputs differ")
     return found
 
 
-def _reaches(host: Host, heads: Sequence[str]) -> bool:
-    """Whether PEFT's forward computes what the model's does.
+def _takes_past(model: nn.Module) -> bool:
+    return "past_key_values" in signature(model.forward).parameters
 
-    A model that takes no `past_key_values` itself is replaced by its body, a dropout and its classifier.
-    """
-    if "past_key_values" in signature(host.model.forward).parameters:
-        return True
-    parts = {name: child for name, child in host.model.named_children() if name != "deltatune"}
-    plain = {type(child) for name, child in parts.items() if name in heads} == {nn.Linear}
+
+def _plain_head(model: nn.Module, heads: Sequence[str]) -> bool:
+    """Whether the model is a body with a pooler, a dropout and a linear head: so PEFT computes it itself."""
+    parts = {name: child for name, child in model.named_children() if name != "deltatune"}
+    linear = {type(child) for name, child in parts.items() if name in heads} == {nn.Linear}
     body = [child for name, child in parts.items() if name not in {*heads, "dropout"}]
-    takes = len(body) == 1 and "past_key_values" in signature(body[0].forward).parameters
-    return plain and takes and getattr(body[0], "pooler", None) is not None
+    pooled = len(body) == 1 and getattr(body[0], "pooler", None) is not None
+    return linear and pooled and _takes_past(body[0])
 
 
 def write(host: Host, adapter: Adapter) -> Theirs:

@@ -31,6 +31,8 @@ def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
             f"PEFT gives {facts.architecture} vectors in place of token ids, and the model then reads its answer "
             "from padding"
         ]
+    if kind == "SEQ_CLS" and facts.encoder_decoder:
+        return [f"PEFT gives vectors in place of token ids, which {facts.architecture} does not take"]
     return []
 
 

@@ -15,7 +15,7 @@ from deltatune.core.method import Method
 from deltatune.core.sites import Site
 from deltatune.core.slices import put
 from deltatune.core.text import registry
-from deltatune.store.peft.files import ROOT, Foreign, Ours, Theirs, by_module, modules_config
+from deltatune.store.peft.files import ROOT, Foreign, Ours, Theirs, by_module, modules_config, whole_of
 
 root = ROOT
 KEY = ".ia3_l"
@@ -37,12 +37,12 @@ def write(host: Host, adapter: Adapter) -> Theirs:
     """Config and tensors of type IA3."""
     modules = by_module(adapter)
     inputs = sorted(path for path, parts in modules.items() if parts[0][0].kind == "input")
-    tensors = {path + KEY: _vector(parts) for path, parts in modules.items()}
+    tensors = {path + KEY: _vector(host, parts) for path, parts in modules.items()}
     config = modules_config(host, "IA3", adapter, modules) | {"feedforward_modules": inputs}
     return Theirs(config, tensors)
 
 
-def _vector(parts: Sequence[tuple[Site, Any]]) -> Tensor:
+def _vector(host: Host, parts: Sequence[tuple[Site, Any]]) -> Tensor:
     """l of a whole module; 1 where none of its parts is scaled. Changes at one place add up."""
     site, delta = parts[0]
     first: Tensor = delta.l.detach()
@@ -50,8 +50,7 @@ def _vector(parts: Sequence[tuple[Site, Any]]) -> Tensor:
         return first.unsqueeze(0)  # (1, in); one site names a module's input
     if site.slice is None and len(parts) == 1:
         return first.unsqueeze(1)  # (out, 1)
-    weight: Tensor = delta.base.stored()["weight"]
-    change = first.new_zeros(weight.shape[1 if site.transposed else 0])
+    change = first.new_zeros(whole_of(host, site).width_out)
     for site, delta in parts:
         change = change + put(torch.zeros_like(change), site.slice, delta.l.detach() - 1)
     return (1 + change).unsqueeze(1)

@@ -1,5 +1,7 @@
 """Bottlenecks and their kin against their papers' formulas, written out in plain torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,6 +13,8 @@ from deltatune.methods.bottleneck import TwoLayer
 from deltatune.methods.compacter import PHM, Compacter, CompacterPlusPlus, Rule
 from deltatune.methods.fusion import AdapterFusion, load_members_
 from deltatune.methods.reft import DiReFT, Edit, ReFT
+from deltatune.training import train
+from runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
 BERT_BASE = {"hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 
@@ -404,3 +408,39 @@ def test_what_cannot_be_fused():
     with pytest.raises(DeltatuneError, match="no fusion of 1 adapters"):
         load_members_(fused, [one])
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.tensors().items())
+
+
+# ---- training
+
+
+def trainable_host(method, **options):
+    """A Host whose fusions have members that do something, as trained ones do."""
+    host = host_with(method, **options)
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(host.adapters["a"].named_parameters()):
+            if "members" in name:
+                parameter.copy_(0.2 * normal(*parameter.shape, seed=i))
+    return host
+
+
+@pytest.mark.parametrize(
+    "method", ["RobustAdapterDrop(4)", "AdapterDrop(4)", "Compacter(4)", "ReFT(first=2)", "DiReFT()", "AdapterFusion()"]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(method, tmp_path):
+    """Of a robust AdapterDrop: also what it draws."""
+    settings = replace(PLAIN, epochs=2, checkpoint_every=2)
+    whole, tokenizer = trainable_host(method), models.tiny_tokenizer()
+    wanted = train(whole, "a", TASK, ROWS, ROWS[:9], tokenizer, settings)
+
+    def stop(step, total, loss, rate):
+        if step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(trainable_host(method), "a", TASK, ROWS, ROWS[:9], tokenizer, settings, tmp_path, stop)
+    torch.manual_seed(99)
+    again = trainable_host(method, head_seed=0)
+    outcome = train(again, "a", TASK, ROWS, ROWS[:9], tokenizer, settings, tmp_path)
+    assert outcome.resumed == 2
+    assert outcome.history == wanted.history
+    assert_same(tensors(whole), tensors(again))

@@ -21,7 +21,7 @@ from deltatune.cli.texts import fields_in
 from deltatune.cli.watching import Watching, results
 from deltatune.comparison.run import Event
 
-COMMANDS = ["compare", "train", "dimension", "evaluate", "predict", "methods", "sites", "env"]
+COMMANDS = ["compare", "train", "dimension", "evaluate", "predict", "combine", "methods", "sites", "env"]
 
 
 @pytest.fixture(autouse=True)

@@ -147,6 +147,7 @@ def _attached(
     adapters = {one: host.adapters[one] for one in weights}
     kept, tensors, source = combined_head(adapters, weights, head)
     extra: dict[str, Any] = dict(adapters[source].extra) if source else _in_common(adapters)
+    extra.pop("scores", None)  # they are another adapter's
     extra["combined"] = {
         **recipe.to_json(),
         "of": {one: {"weight": weights[one], "method": repr(adapters[one].method)} for one in weights},

@@ -2,55 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-    LlamaConfig,
-    LlamaModel,
-    PreTrainedModel,
-    T5Config,
-    T5Model,
-)
 
 from deltatune import IA3, Adapter, Bottleneck, DoRA, Host, LoRA, Method, PiSSA, Prefix, Prompt, RsLoRA, VeRA
+from deltatune.methods.adapterdrop import AdapterDrop
 from deltatune.methods.compacter import Compacter
+from deltatune.methods.fusion import AdapterFusion
+from deltatune.methods.reft import ReFT
 from deltatune.methods.unipelt import UniPELT
-from golden_cases import FOLDER, PROVENANCE, Tensors, close, tensors
-
-MODELS = {
-    "bert": (BertModel, BertConfig),
-    "gpt2": (GPT2Model, GPT2Config),
-    "llama": (LlamaModel, LlamaConfig),
-    "t5": (T5Model, T5Config),
-}
-TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-
-
-def base(kind: str) -> PreTrainedModel:
-    """The tiny base of the whole-model cases, in eval mode."""
-    cls, config = MODELS[kind]
-    (settings,) = PROVENANCE[kind]["settings"].values()
-    options = {"add_pooling_layer": False} if kind == "bert" else {}
-    model = cls(config(**settings), **options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # a tensor that the case leaves out is all zero
-    missing, unexpected = model.load_state_dict(tensors(kind, "base."), strict=False)
-    assert not unexpected
-    assert all(name in TIED or name in PROVENANCE[kind]["formula"] for name in missing)
-    return model.eval()
-
-
-def run(model: nn.Module, case: str) -> torch.Tensor:
-    """Last hidden state (B, T, D) for a case's input."""
-    given = tensors(case, "input.")
-    more = {"decoder_input_ids": given["decoder_ids"]} if "decoder_ids" in given else {}
-    out: torch.Tensor = model(input_ids=given["ids"], attention_mask=given["mask"], **more).last_hidden_state
-    return out
-
+from golden_cases import FOLDER, MODELS, PROVENANCE, Tensors, base, close, run, tensors
 
 # ---- the folder
 
@@ -93,6 +52,7 @@ WHOLE: list[tuple[str, Method]] = [
     ("bert_houlsby", Bottleneck(size=4, form="houlsby", activation="swish")),
     ("bert_pfeiffer", PFEIFFER),
     ("bert_parallel", PARALLEL),
+    ("bert_adapterdrop", AdapterDrop(size=4, drop=1)),
     ("bert_adapterdrop", Bottleneck(size=4, form="pfeiffer", sites="layers.1.ffn")),
     ("bert_compacter", Compacter(size=8, activation="gelu", norms=False)),
     # The library's Compacter++ reads what Pfeiffer's adapter reads, the paper's own code the FFN's output.
@@ -110,6 +70,7 @@ WHOLE: list[tuple[str, Method]] = [
     ("bert_peft_prompt", Prompt(length=3)),
     ("gpt2_peft_prompt", Prompt(length=3)),
     ("bert_mam", REPARAMETRISED + PARALLEL),
+    ("bert_loreft", ReFT(r=2, first=2, last=1, tied=False)),
     # Under a gate the library's LoRA has no factor: α/r is 1.
     ("bert_unipelt", UniPELT(REPARAMETRISED + LoRA(r=4, alpha=4) + PFEIFFER)),
 ]
@@ -126,11 +87,10 @@ def by_place(adapter: Adapter) -> Tensors:
     return found
 
 
-@pytest.mark.parametrize(("case", "method"), WHOLE, ids=[f"{case}-{method!r}" for case, method in WHOLE])
-def test_whole_models(case, method):
-    host = Host(base(PROVENANCE[case]["base"]))
-    adapter = host.attach("a", method)
-    given, mine = tensors(case, "adapter."), by_place(adapter)
+def check(case: str, host: Host, given: Tensors, gradients: Tensors) -> None:
+    """The attached adapter "a", filled with the given tensors, has the case's output and gradients."""
+    adapter = host.adapters["a"]
+    mine = by_place(adapter)
     assert given.keys() == mine.keys()
     with torch.no_grad():
         for name, parameter in mine.items():
@@ -144,12 +104,42 @@ def test_whole_models(case, method):
     close(out[there], expected["output"][there])
 
     (out * weight).sum().backward()
-    for name, gradient in tensors(case, "grad.").items():
+    for name, gradient in gradients.items():
         close(mine[name].grad.view_as(gradient), gradient, name)
 
-    if out.shape[1] == run(base(PROVENANCE[case]["base"]), case).shape[1]:
-        host.use(None)
-        assert (run(host.model, case)[there] - expected["output"][there]).abs().max() > 0.05
+    host.use(None)
+    bare = run(host.model, case)
+    assert bare.shape != out.shape or (bare[there] - expected["output"][there]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("case", "method"), WHOLE, ids=[f"{case}-{method!r}" for case, method in WHOLE])
+def test_whole_models(case, method):
+    host = Host(base(PROVENANCE[case]["base"]))
+    host.attach("a", method)
+    check(case, host, tensors(case, "adapter."), tensors(case, "grad."))
+
+
+def test_fusion():
+    host = Host(base("bert"))
+    host.attach("a", AdapterFusion(members=(PFEIFFER, PFEIFFER)))
+    names = {"fusion.query.weight": "Q", "fusion.query.bias": "b", "fusion.key.weight": "K", "fusion.value.weight": "V"}
+
+    def ours(given: Tensors) -> Tensors:
+        found = {}
+        for name, tensor in given.items():
+            if name.endswith("fusion.key.bias"):
+                continue  # the same for all members, so that a softmax does not see it
+            if name[0] in "ab":  # the members
+                place, leaf = name[2:].rsplit(".", 1)
+                found[f"{place}.members.{'ab'.index(name[0])}.{leaf}"] = tensor
+            else:
+                place, leaf = name.split(".fusion.")
+                found[f"{place}.{names[f'fusion.{leaf}']}"] = tensor
+        return found
+
+    gradients = tensors("bert_fusion", "grad.")
+    assert all(t.abs().max() < 1e-4 for name, t in gradients.items() if name.endswith("key.bias"))
+    check("bert_fusion", host, ours(tensors("bert_fusion", "adapter.")), ours(gradients))
 
 
 def test_pissa_starts_from_the_same_factors():

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deltatune import Adapter, LoRA
+from deltatune import Adapter, Delta, LoRA
 from deltatune.methods.compacter import PHM
 from deltatune.methods.fastfood import Fastfood
+from deltatune.methods.fusion import Fusion
 from deltatune.methods.intrinsic import Projected, Subspace
 from deltatune.methods.lora import LowRank, LowRankTable
 from deltatune.methods.prefix import Reparametrised, Trunk
+from deltatune.methods.reft import Edit
 from golden_cases import PROVENANCE, Tensors, close, tensors
 
 # ---- single maps
@@ -82,6 +84,45 @@ def test_phm():
     (out * t["cotangent"]).sum().backward()
     for mine, name in ((A, "phm_rule"), (phm.s, "W_left"), (phm.t, "W_right")):
         close(mine.grad, t[f"grad.{name}"], name)
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    # The paper's DiReFT has a free R, which the reference calls NoDiReFT.
+    [("loreft", "loreft"), ("direft", "direft"), ("nodireft", "direft")],
+)
+def test_reft(case, form):
+    t = tensors(case)
+    delta = Edit(12, 3, form, "identity")
+    delta.load_state_dict(tensors(case, "adapter."))
+    out = t["input.h"] + delta(t["input.h"], t["input.h"])
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    for name in "Wb":
+        close(delta.get_parameter(name).grad, t[f"grad.{name}"], name)
+
+
+class Member(Delta):
+    """Adds what it was told to."""
+
+    def __init__(self, change: torch.Tensor) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x, h):
+        return self.change
+
+
+def test_fusion():
+    t = tensors("fusion")
+    delta = Fusion(12, 12, [Member(u) for u in t["input.adapters"].unbind(2)])
+    names = {"Q": "query.weight", "b": "query.bias", "K": "key.weight", "V": "value.weight"}
+    delta.load_state_dict({mine: t[f"adapter.{theirs}"] for mine, theirs in names.items()})
+    out = delta.add(t["input.residual"], t["input.query"])
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    for mine, theirs in names.items():
+        close(delta.get_parameter(mine).grad, t[f"grad.{theirs}"], mine)
 
 
 # ---- prefixes

@@ -15,6 +15,9 @@ from deltatune.store.peft.families import READS
 from deltatune.store.peft.files import CONFIG, TENSORS, Family, Foreign
 from deltatune.store.tensors import attach_filled, read_tensors
 
+_ORIGIN = ("peft_type", "peft_version", "base_model_name_or_path")
+"""What is remembered of PEFT's config."""
+
 
 def knows(folder: Path) -> bool:
     """Whether the folder holds an adapter that PEFT wrote."""
@@ -45,7 +48,7 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
         {**ours.tensors, **heads},
         f"the PEFT adapter {folder} does not fit this model:",
         head=head or (None if heads else False),
-        extra={"origin": {"format": "peft", "peft_type": kind, "peft_version": config.get("peft_version")}},
+        extra={"origin": {"format": "peft", **{key: config.get(key) for key in _ORIGIN}}},
     )
 
 

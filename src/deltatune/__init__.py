@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deltatune.methods.pissa import PiSSA as PiSSA
     from deltatune.methods.prefix import Prefix as Prefix
     from deltatune.methods.prompt import Prompt as Prompt
+    from deltatune.methods.ptuning import PTuning as PTuning
     from deltatune.methods.reft import DiReFT as DiReFT
     from deltatune.methods.reft import LoReFT as LoReFT
     from deltatune.methods.reft import ReFT as ReFT
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from deltatune.methods.vera import VeRA as VeRA
     from deltatune.store.arithmetic import Combined as Combined
     from deltatune.store.arithmetic import combine as combine
+    from deltatune.tasks.templates import Template as Template
+    from deltatune.tasks.words import worded as worded
+    from deltatune.training import ensemble as ensemble
     from deltatune.training import fuse as fuse
     from deltatune.training import predict as predict
     from deltatune.training import train as train
@@ -82,6 +86,7 @@ _WHERE = {
     "LoReFT": "methods.reft",
     "MAM": "methods.mam",
     "Method": "core.method",
+    "PTuning": "methods.ptuning",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
     "PiSSA": "methods.pissa",
@@ -94,18 +99,21 @@ _WHERE = {
     "SAID": "methods.intrinsic",
     "Site": "core.sites",
     "Sites": "core.sites",
+    "Template": "tasks.templates",
     "TopLayers": "methods.unfreeze",
     "Unfreeze": "methods.unfreeze",
     "UniPELT": "methods.unipelt",
     "Unified": "methods.unified",
     "VeRA": "methods.vera",
     "combine": "store.arithmetic",
+    "ensemble": "training",
     "find_sites": "core.finding",
     "fit_budget": "core.budget",
     "fuse": "training",
     "parse": "core.text",
     "predict": "training",
     "train": "training",
+    "worded": "tasks.words",
 }
 
 __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain one)
@@ -131,6 +139,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "LoReFT",
     "MAM",
     "Method",
+    "PTuning",
     "Parallel",
     "Pfeiffer",
     "PiSSA",
@@ -143,6 +152,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "SAID",
     "Site",
     "Sites",
+    "Template",
     "TopLayers",
     "Unfreeze",
     "UniPELT",
@@ -150,12 +160,14 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "VeRA",
     "__version__",
     "combine",
+    "ensemble",
     "find_sites",
     "fit_budget",
     "fuse",
     "parse",
     "predict",
     "train",
+    "worded",
 ]
 
 

@@ -1,5 +1,6 @@
 """Training on transformers.Trainer: adapters alone are optimised and saved, exactly resumed, and checked to learn."""
 
+from deltatune.training.ensembling import ensemble
 from deltatune.training.forward import Tuned, logits
 from deltatune.training.fusing import fuse
 from deltatune.training.predict import encode_for, predict
@@ -7,4 +8,15 @@ from deltatune.training.settings import Settings
 from deltatune.training.train import Outcome, train
 from deltatune.training.trainer import DeltaTrainer
 
-__all__ = ["DeltaTrainer", "Outcome", "Settings", "Tuned", "encode_for", "fuse", "logits", "predict", "train"]
+__all__ = [
+    "DeltaTrainer",
+    "Outcome",
+    "Settings",
+    "Tuned",
+    "encode_for",
+    "ensemble",
+    "fuse",
+    "logits",
+    "predict",
+    "train",
+]

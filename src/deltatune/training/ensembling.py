@@ -1,0 +1,61 @@
+"""An ensemble of adapters on one base: every row goes through all of them in one batch, and they vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
+from deltatune.tasks.ensembles import mean, vote
+from deltatune.tasks.task import Encoded, Row, Task
+from deltatune.training.forward import logits
+from deltatune.training.predict import collate_on, device_of, encoded_rows, in_batches, predict, room
+from deltatune.training.settings import half
+
+
+def ensemble(
+    host: Host,
+    names: Sequence[str],
+    task: Task,
+    rows: Sequence[Row] | Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    how: Literal["vote", "mean"] = "vote",
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> NDArray[Any]:
+    """Return what several adapters of one task answer together (N, C): shares of votes, or their mean logits.
+
+    Five prompts of a task cost one model in memory (Lester et al. 2021, section 6): each row is repeated for each
+    adapter within a batch. Adapters that cannot share one run one after another. Route and modes are left as found.
+    """
+    if len(names) < 2:
+        raise DeltatuneError(f"an ensemble takes two adapters or more, not {len(names)}")
+    join = {"vote": vote, "mean": mean}[how]
+    longest = max(names, key=lambda name: room(host, name))
+    encoded = encoded_rows(host, longest, task, rows, tokenizer, labelled=False)
+    if not all(host.adapters[name].mixes for name in names):
+        return join([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
+    collate, bfloat16 = collate_on(host, longest, tokenizer, encoded), half(host.model, precision)
+
+    def together(batch: dict[str, Tensor]) -> Tensor:
+        many = {key: tensor.repeat_interleave(len(names), 0) for key, tensor in batch.items()}
+        host.use(list(names) * len(batch["input_ids"]))
+        answers = torch.stack(logits(host, many, bfloat16))
+        return answers.view(-1, len(names), answers.shape[-1])  # (B, N, C)
+
+    route, training = host.route, host.model.training
+    host.model.eval()
+    try:
+        with torch.inference_mode():
+            found = in_batches(encoded, collate, max(1, batch_size // len(names)), device_of(host), together)
+    finally:
+        host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
+        host.model.train(training)
+    return join(list(np.moveaxis(found.float().cpu().numpy(), 1, 0)))

@@ -11,6 +11,7 @@ from deltatune.methods.fusion import Fusion
 from deltatune.methods.intrinsic import Projected, Subspace
 from deltatune.methods.lora import LowRank, LowRankTable
 from deltatune.methods.prefix import Reparametrised, Trunk
+from deltatune.methods.ptuning import Encoder
 from deltatune.methods.reft import Edit
 from golden_cases import PROVENANCE, Tensors, close, tensors
 
@@ -142,6 +143,22 @@ def test_the_reparametrisation_of_a_prefix():
         for mine, name in zip(delta.prefix(), ("keys", "values"), strict=True):
             theirs = tensors("prefix_li")[f"output.layers.{layer}.{name}"]  # (rows, heads, P, K)
             close(mine, theirs[1].transpose(0, 1).flatten(1), name)
+
+
+@pytest.mark.parametrize(("case", "hidden"), [("ptuning_lama", 4), ("ptuning_fewshot", 8)])
+def test_p_tuning(case, hidden):
+    def ours(name: str) -> str:
+        for theirs, mine in {"embedding.weight": "embedding", "lstm_head.": "lstm.", "mlp_head.0.": "inner."}.items():
+            name = name.replace(theirs, mine)
+        return name.replace("mlp_head.2.", "outer.")
+
+    encoder = Encoder(length=6, width=8, hidden=hidden, layers=2, dropout=0.0)
+    encoder.load_state_dict({ours(name): tensor for name, tensor in tensors(case, "adapter.").items()})
+    out, expected = encoder(), tensors(case)
+    close(out, expected["output"])
+    (out * expected["cotangent"]).sum().backward()
+    for name, gradient in tensors(case, "grad.").items():
+        close(encoder.get_parameter(ours(name)).grad, gradient, name)
 
 
 # ---- random subspaces

@@ -8,6 +8,7 @@ from deltatune import Adapter, Delta, LoRA
 from deltatune.methods.compacter import PHM
 from deltatune.methods.fastfood import Fastfood
 from deltatune.methods.fusion import Fusion
+from deltatune.methods.gated import Gated
 from deltatune.methods.intrinsic import Projected, Subspace
 from deltatune.methods.lora import LowRank, LowRankTable
 from deltatune.methods.prefix import Reparametrised, Trunk
@@ -87,6 +88,24 @@ def test_phm():
         close(mine.grad, t[f"grad.{name}"], name)
 
 
+def test_gated_low_rank():
+    t = tensors("unipelt_lora")
+    delta = Gated(LowRank(12, 16, 4, 1.0), 12, causal=False)  # the gate takes the place of α/r
+    given = tensors("unipelt_lora", "adapter.")
+    mine = {name.removeprefix("inner."): p for name, p in delta.named_parameters()}
+    assert mine.keys() == given.keys()
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(given[name].view_as(parameter))
+    h = F.linear(t["input.x"], t["base.weight"], t["base.bias"])
+    out = h + delta(t["input.x"], h)
+    close(out, t["output"])
+    (out * t["cotangent"]).sum().backward()
+    for name, parameter in mine.items():
+        gradient = t[f"grad.{name}"]
+        close(parameter.grad.view_as(gradient), gradient, name)
+
+
 @pytest.mark.parametrize(
     ("case", "form"),
     # The paper's DiReFT has a free R, which the reference calls NoDiReFT.
@@ -129,20 +148,27 @@ def test_fusion():
 # ---- prefixes
 
 
+@pytest.mark.parametrize(
+    ("case", "embedding", "mlp"),
+    [("prefix_li", "wte", "control_trans"), ("prefix_mlp_peft", "embedding", "transform")],
+)
 @torch.no_grad()
-def test_the_reparametrisation_of_a_prefix():
-    t = tensors("prefix_li", "adapter.")
+def test_the_reparametrisation_of_a_prefix(case, embedding, mlp):
+    t, expected = tensors(case, "adapter."), tensors(case, "output")
     trunk = Trunk(5, 8, 6)
-    given = {"embedding": "wte.weight", "weight": "control_trans.0.weight", "bias": "control_trans.0.bias"}
+    given = {"embedding": f"{embedding}.weight", "weight": f"{mlp}.0.weight", "bias": f"{mlp}.0.bias"}
     trunk.load_state_dict({mine: t[theirs] for mine, theirs in given.items()})
-    weights, biases = t["control_trans.2.weight"].chunk(2), t["control_trans.2.bias"].chunk(2)
+    weights, biases = t[f"{mlp}.2.weight"].chunk(2), t[f"{mlp}.2.bias"].chunk(2)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         delta = Reparametrised(5, 8, 0, 6)
         delta.load_state_dict({"weight": weight, "bias": bias})
         delta.trunk = [trunk]
-        for mine, name in zip(delta.prefix(), ("keys", "values"), strict=True):
-            theirs = tensors("prefix_li")[f"output.layers.{layer}.{name}"]  # (rows, heads, P, K)
-            close(mine, theirs[1].transpose(0, 1).flatten(1), name)
+        for i, (mine, name) in enumerate(zip(delta.prefix(), ("keys", "values"), strict=True)):
+            if case == "prefix_li":  # (rows, heads, P, K)
+                theirs = expected[f".layers.{layer}.{name}"][1].transpose(0, 1).flatten(1)
+            else:  # (P, 2 L D)
+                theirs = expected[""].chunk(4, dim=1)[2 * layer + i]
+            close(mine, theirs, name)
 
 
 @pytest.mark.parametrize(("case", "hidden"), [("ptuning_lama", 4), ("ptuning_fewshot", 8)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,13 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    GPT2ForTokenClassification,
+)
 
 import models
 from command_line import QUICK, ran, review_folder
@@ -96,6 +103,9 @@ PROMPTS = [
     ("t5", "Prompt(length=5)", "lm"),
     ("bart", "Prompt(length=5)", "lm"),
     ("roberta", "Prompt(length=5)", "lm"),
+    ("gpt2", "PTuning(length=5)", "lm"),
+    ("bert", "PTuning(length=5, encoder='mlp')", "classify"),
+    ("t5", "PTuning(length=5)", "lm"),
     ("gpt_neox", "Prompt(length=5)", "lm"),
 ]
 PREFIXES = [
@@ -117,7 +127,7 @@ def test_peft_opens_our_folder(kind, method, head, tmp_path):
     adapter = host.attach("a", parse(method))
     moved(host, "a")
     # PEFT puts a prompt in front of the padding of a row, so that padding at the left changes its outputs
-    both = kind not in models.ENCODER_DECODERS and "Prompt" not in method
+    both = kind not in models.ENCODER_DECODERS and not method.startswith(("Prompt", "PTuning"))
     paddings = ["right", "left"] if both else ["right"]
     mine = [shown(host.model, kind, head, padding) for padding in paddings]
     host.save("a", tmp_path / "a")
@@ -358,6 +368,33 @@ def test_a_prefix_of_another_shape_is_not_read(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_virtual_tokens": 4}))
     with pytest.raises(DeltatuneError, match=r"\(4, 64\) would fit"):
         Host(models.tiny("llama", "lm")).load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("maker", "kind", "method"),
+    [
+        (BertForTokenClassification, "bert", "LoRA(r=4)"),
+        (BertForTokenClassification, "bert", "Prompt(length=5)"),
+        (GPT2ForTokenClassification, "gpt2", "Prefix(length=5)"),
+        (BertForQuestionAnswering, "bert", "IA3()"),
+    ],
+)
+def test_heads_of_other_tasks_go_along(maker, kind, method, tmp_path):
+    sizes = {"vocab_size": models.VOCABULARY, "num_labels": 2, "pad_token_id": 0, **models.CONFIGS[kind]}
+    start = maker(AutoConfig.for_model(kind, **sizes)).eval()
+    hosts = [Host(copy.deepcopy(start)) for _ in range(2)]
+    hosts[0].attach("a", parse(method))
+    moved(hosts[0], "a")
+    save(hosts[0], "a", tmp_path / "a", {})
+    hosts[1].load(tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(start), str(tmp_path / "a")).eval()
+    batch = models.inputs(kind, padding="none")
+    with torch.no_grad():
+        mine, again, there, bare = (model(**batch)[0] for model in (hosts[0].model, hosts[1].model, theirs, start))
+    last = batch["input_ids"].shape[1]
+    torch.testing.assert_close(there, mine, rtol=1e-4, atol=1e-5)
+    assert torch.equal(again, mine)
+    assert (mine[:, -last:] - bare).abs().max() > 1e-3
 
 
 def test_training_for_peft_is_refused_before_it_begins(tiny_folder, tmp_path):

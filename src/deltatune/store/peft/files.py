@@ -89,6 +89,12 @@ def heads_of(adapter: Adapter) -> dict[str, Delta]:
     return {site.module: delta for _, site, delta in adapter.entries() if site.kind == "head"}
 
 
+def stored_heads(host: Host, foreign: Foreign) -> list[str]:
+    """Paths of the model's own heads that a folder of PEFT's has tensors of."""
+    heads = [site.module for site in host.sites.values() if site.kind == "head"]
+    return [path for path in heads if any(key.startswith(path + ".") for key in foreign.tensors)]
+
+
 def modules_config(
     host: Host, kind: str, adapter: Adapter, modules: Mapping[str, Sequence[tuple[Site, Any]]]
 ) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.sites import Site
 from deltatune.core.text import registry
-from deltatune.store.peft.files import PROMPT_ROOT, Foreign, Ours, Theirs, common_config, heads_of, task_type
+from deltatune.store.peft.files import (
+    PROMPT_ROOT,
+    Foreign,
+    Ours,
+    Theirs,
+    common_config,
+    heads_of,
+    stored_heads,
+    task_type,
+)
 from deltatune.store.peft.prompts import KEY
 
 root = PROMPT_ROOT
@@ -96,8 +105,7 @@ def read(host: Host, foreign: Foreign) -> Ours:
     if KEY not in foreign.tensors or length < 1:
         raise DeltatuneError(f"the PEFT adapter {foreign.place} has no tensor {KEY} or no num_virtual_tokens")
     method: Method = registry()["Prefix"](length=length)
-    heads = [site.module for site in host.sites.values() if site.kind == "head"]
-    problems = obstacles(method, host, heads if foreign.config.get("task_type") == "SEQ_CLS" else [])
+    problems = obstacles(method, host, stored_heads(host, foreign))
     raise_all(problems, f"cannot read the PEFT adapter {foreign.place}:" if problems else "")
     layers = method.pick(host.sites)
     stored = foreign.tensors[KEY]

@@ -15,7 +15,16 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.text import registry
-from deltatune.store.peft.files import PROMPT_ROOT, Foreign, Ours, Theirs, common_config, heads_of, task_type
+from deltatune.store.peft.files import (
+    PROMPT_ROOT,
+    Foreign,
+    Ours,
+    Theirs,
+    common_config,
+    heads_of,
+    stored_heads,
+    task_type,
+)
 
 root = PROMPT_ROOT
 KEY = "prompt_embeddings"
@@ -62,9 +71,8 @@ def read(host: Host, foreign: Foreign) -> Ours:
     length = int(foreign.config.get("num_virtual_tokens") or 0)
     if KEY not in foreign.tensors or length < 1:
         raise DeltatuneError(f"the PEFT adapter {foreign.place} has no tensor {KEY} or no num_virtual_tokens")
-    heads = list(foreign.config.get("modules_to_save") or [])
     method: Method = registry()["Prompt"](length=length, init="uniform")
-    problems = obstacles(method, host, heads if foreign.config.get("task_type") == "SEQ_CLS" else [])
+    problems = obstacles(method, host, stored_heads(host, foreign))
     raise_all(problems, f"cannot read the PEFT adapter {foreign.place}:" if problems else "")
     site = method.pick(host.sites)[0]
     vectors = foreign.tensors[KEY]

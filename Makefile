@@ -44,6 +44,7 @@ format: $(VENV)/installed-dev  ## ruff's fixes and formatting, in place
 
 docs: $(VENV)/installed-dev  ## write the tables and pages that are generated from the code
 	@$(BIN)/python docs/tables.py
+	@$(BIN)/python docs/families.py
 
 clean:  ## remove caches and build outputs; .venv and runs stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

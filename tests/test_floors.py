@@ -51,6 +51,7 @@ CORE_ORDER = [
     "adapter",
     "wiring",
     "weights",
+    "probing",
     "folding",
     "formats",
     "generation",

@@ -154,7 +154,9 @@ def maps_of(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer with a weight."""
+    """Whether a module is a normalisation layer with a weight, over the last axis."""
+    if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)):  # over channels, which come first
+        return False
     weight = getattr(module, "weight", None)
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 

@@ -154,7 +154,7 @@ def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
 def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
     """Every distinct base parameter; `layer`: its block's number, `depth` for what lies above the blocks, or None."""
     for path, parameter in model.named_parameters():
-        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune":
+        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not parameter.numel():
             continue
         owner, _, attribute = path.rpartition(".")
         block = next((block for block in blocks if path.startswith(block.path + ".")), None)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.base import Base
-from deltatune.core.delta import Delta, generator_for
+from deltatune.core.delta import Delta
 from deltatune.core.errors import raise_all
+from deltatune.core.probing import probe_inputs
 from deltatune.core.sites import Facts
 
 
@@ -81,18 +82,10 @@ def touched(model: nn.Module, adapter: Adapter) -> list[Tensor]:
 
 @torch.no_grad()
 def probe(model: nn.Module, facts: Facts) -> Tensor | None:
-    """Output of the model on fixed random token ids (2, 8), or None where it takes no token ids."""
-    if not facts.vocabulary:
+    """Output of the model on fixed random inputs, or None where what it reads is not known."""
+    batch = probe_inputs(model, facts)
+    if batch is None:
         return None
-    ids = torch.randint(0, facts.vocabulary, (2, 8), generator=generator_for(0, "probe"))
-    end = getattr(model.config, "eos_token_id", None)
-    if isinstance(end, int):  # T5's and BART's classifiers read the end token, of which each row must have as many
-        ids[ids == end] = (end + 1) % facts.vocabulary
-        ids[:, -1] = end
-    ids = ids.to(next(model.parameters()).device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if facts.encoder_decoder:
-        batch["decoder_input_ids"] = ids
     training = model.training
     try:
         outputs = model.eval()(**batch)

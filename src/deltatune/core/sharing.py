@@ -69,6 +69,7 @@ class SharedInputs(nn.Module):
 
     def join(self, member: nn.Module, site: Site) -> SharedInput:
         """Enter a Delta with an A and `down()` at its site; returns what it shares with those that read the same."""
-        found = self.inputs.setdefault(input_of(site), SharedInput())
+        # MobileBERT's v reads something wider than its q and k do
+        found = self.inputs.setdefault(f"{input_of(site)}/{site.width_in}", SharedInput())
         found.members.append(member)
         return found

@@ -122,7 +122,13 @@ class Sites(Mapping[str, Site]):
 
     def _explain(self, missing: list[str], pool: list[Site]) -> str:
         kinds = sorted({generic(site.name) for site in pool})
-        lines = [f"no site of this {self.facts.architecture} matches {p!r}{nearest(p, kinds)}" for p in missing]
+        closed = any(name.endswith(".heads") for name in self) and not any(name.endswith(".kv") for name in self)
+        seam = ", as its attention does not run through transformers' AttentionInterface"
+        lines = [
+            f"no site of this {self.facts.architecture} matches {p!r}{nearest(p, kinds)}"
+            + (seam if closed and p.endswith("kv") else "")
+            for p in missing
+        ]
         lines.append("sites that can be asked for here: " + (", ".join(kinds) if kinds else "none"))
         if self.unnamed:
             lines.append(

@@ -199,8 +199,8 @@ def _layer(site: Site) -> str:
     """The block of a weight (`encoder.layer.3`), or `below` or `above` all blocks."""
     if site.layer is None or site.layer >= site.depth:
         return "below" if site.layer is None else "above"
-    path = site.name.split(".")
-    return ".".join(path[: path.index(str(site.layer)) + 1])
+    stack = takewhile(lambda component: not component.isdigit(), site.name.split("."))  # Swin numbers its stages too
+    return ".".join([*stack, str(site.layer)])
 
 
 def _common(names: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ DECODERS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.1,
     },
     "gptj": {**GPT, "rotary_dim": 4, "initializer_range": 0.1},
-    "gpt_bigcode": {**GPT, "initializer_range": 0.1},
+    "gpt_bigcode": {**GPT, "n_head": 2, "initializer_range": 0.1},
     "codegen": {**GPT, "rotary_dim": 4, "initializer_range": 0.1},
     "opt-350m": {
         "model_type": "opt",
@@ -121,7 +121,13 @@ DECODERS: dict[str, dict[str, Any]] = {
         "do_layer_norm_before": False,
     },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.1},
-    "falcon-7b": {**FALCON, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},
+    "falcon-7b": {
+        **FALCON,
+        "num_attention_heads": 2,
+        "new_decoder_architecture": False,
+        "multi_query": True,
+        "parallel_attn": True,
+    },
     "falcon-40b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-rw": {**FALCON, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": POSITIONS, "expansion_ratio": 2},

@@ -23,7 +23,7 @@ OTHER: Method = LoRA(r=2, sites="*.{q,o}") + Bottleneck(size=3, form="parallel")
 """The adapter that shares a model with the one under test: inside attention, at its end, and over the FFN."""
 
 
-def make_host(kind: Kind, head: Head = None, dtype: torch.dtype = torch.float32) -> Host:
+def make_host(kind: Kind | str, head: Head = None, dtype: torch.dtype = torch.float32) -> Host:
     """Make a Host on a fresh tiny model without dropout."""
     model = tiny(kind, head, dropout=False).to(dtype)  # type: ignore[arg-type]
     if dtype == torch.float64:

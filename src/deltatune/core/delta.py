@@ -56,6 +56,8 @@ class Delta(nn.Module):
     """Factors on the learning rate of its parameters, by their name; 1 where none is given."""
     exact: bool = True
     """Whether its gradient is that of what it computes; papers detach parts on purpose."""
+    compiles: bool = True
+    """Whether `torch.compile` can trace it before it is finished (it cannot trace torch's LSTM)."""
     rests: bool = False
     """Whether a training step may leave it out, so that it gets no gradient there."""
 

@@ -45,6 +45,14 @@ class PromptSeam:
         self.now.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
         return ((), batch) if inserted else None
 
+    def _virtual(self, ids: Tensor) -> bool:
+        """Whether a caller has put virtual tokens in already."""
+        there = (ids >= self.facts.vocabulary).any()
+        if torch.compiler.is_compiling():  # a graph cannot depend on it: callers of a compiled model give plain ids
+            torch._assert_async(~there, "a compiled model puts soft prompts in itself: give it ids without them")
+            return False
+        return bool(there)
+
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with every row's prompt in front."""
         lengths = self.of_rows(len(batch["input_ids"])) if isinstance(batch.get("input_ids"), Tensor) else []
@@ -55,14 +63,14 @@ class PromptSeam:
 
     def of_rows(self, batch: int) -> Sequence[int]:
         """Virtual tokens of each row of a batch."""
-        return [max((self.lengths.get(name, 0) for name in row), default=0) for row in self.route.weights(batch)]
+        return [max([0, *(self.lengths.get(name, 0) for name in row)]) for row in self.route.weights(batch)]
 
     def lacking(self, batch: Mapping[str, Any]) -> bool:
         """Whether the prompts still have to be put in. Raises DeltatuneError inside a plain `generate`."""
         ids, cache = batch.get("input_ids"), batch.get("past_key_values")
         if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
             return False
-        if isinstance(ids, Tensor) and bool((ids >= self.facts.vocabulary).any()):
+        if isinstance(ids, Tensor) and self._virtual(ids):
             return False
         if cache is not None:
             raise DeltatuneError(
@@ -100,7 +108,7 @@ def insert_prompts(
     if mask is not None and mask.dim() != 2:
         raise DeltatuneError(f"a soft prompt needs an attention_mask of shape (B, T), not {tuple(mask.shape)}")
     mask = torch.ones_like(ids) if mask is None else mask
-    layout = _Layout(mask, torch.tensor(lengths, device=ids.device), left)
+    layout = _Layout(mask, lengths, left)
     out = dict(batch)
     out["input_ids"] = torch.where(layout.virtual, vocabulary + layout.index, layout.move(ids, pad))
     out["attention_mask"] = torch.where(layout.virtual, 1, layout.move(mask, 0)).to(mask.dtype)
@@ -118,18 +126,18 @@ def insert_prompts(
 class _Layout:
     """Where every column of the longer batch comes from."""
 
-    def __init__(self, mask: Tensor, lengths: Tensor, left: bool) -> None:
+    def __init__(self, mask: Tensor, lengths: Sequence[int], left: bool) -> None:
         rows, columns = mask.shape
-        longest = int(lengths.max())
-        self.lengths = lengths
+        longest = max(lengths)
+        self.lengths = torch.tensor(lengths, device=mask.device)
         padding = (mask.cumsum(1) == 0).sum(1)  # (B,) zeros in front of the first real token
-        left = left or bool((padding > 0).any())
-        start = padding + (longest - lengths if left else 0)  # (B,) column of the first virtual id
+        aside = longest - self.lengths  # (B,) where rows with shorter prompts begin, if they are padded on the left
+        start = padding + (aside if left else torch.where((padding > 0).any(), aside, 0))  # (B,) the first virtual id's
         at = torch.arange(columns + longest, device=mask.device).expand(rows, -1)  # (B, T')
         self.index = at - start[:, None]
-        self.virtual = (self.index >= 0) & (self.index < lengths[:, None])
-        source = self.index - lengths[:, None] + padding[:, None]
-        self.real = (self.index >= lengths[:, None]) & (source < columns)
+        self.virtual = (self.index >= 0) & (self.index < self.lengths[:, None])
+        source = self.index - self.lengths[:, None] + padding[:, None]
+        self.real = (self.index >= self.lengths[:, None]) & (source < columns)
         self.source = source.clamp(0, columns - 1)
 
     def move(self, tensor: Tensor, fill: int) -> Tensor:

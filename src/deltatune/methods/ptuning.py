@@ -53,6 +53,7 @@ class EncodedPrompt(SoftPrompt):
         super().__init__(len(encoder.embedding), site)
         del self.prompt
         self.site, self.encoder = site, encoder
+        self.compiles = encoder.lstm is None
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         self.encoder.init_(lambda name: rng(f"encoder.{name}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -48,7 +48,8 @@ class Reparametrised(KeyValues):
         self.weight = nn.Parameter(torch.empty(2 * width, middle))
         self.bias = nn.Parameter(torch.empty(2 * width))
         self.length, self.width = length, width
-        self.trunk: list[Trunk] = []  # in a list, so that the shared module is registered once, with the adapter
+        self.trunk: list[Trunk] = []
+        """The one of its kind of attention; in a list, so that it is registered once, with the adapter."""
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
@@ -68,21 +69,73 @@ class Reparametrised(KeyValues):
 
 
 class Trunk(nn.Module):
-    """`tanh(W′ E + b′)` (P, middle): the part of the reparametrisation that all sites share."""
+    """`tanh(W′ E + b′)` (P, middle): the part of the reparametrisation that all layers share."""
 
     def __init__(self, length: int, width: int, middle: int) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(length, width))
         self.weight = nn.Parameter(torch.empty(middle, width))
         self.bias = nn.Parameter(torch.empty(middle))
+        self.now: Tensor | None = None
+        """What it is in the forward that runs, with its graph."""
+        self.versions: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "now": None}  # what a forward has left is neither copied nor saved
 
     def init_(self, rng: Rng) -> None:
         nn.init.normal_(self.embedding, generator=rng("embedding"))
         nn.init.xavier_uniform_(self.weight, generator=rng("weight"))
         nn.init.zeros_(self.bias)
 
+    def begin(self) -> None:
+        """Compute it once for all layers, before the model runs: outside of what checkpointing computes again."""
+        graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        self.now = self.computed() if graph else None
+        self.versions = [p._version for p in self.parameters()]
+
     def forward(self) -> Tensor:
+        if self.now is None or torch.compiler.is_compiling():
+            return self.computed()
+        if not torch.is_grad_enabled() or self.versions != [p._version for p in self.parameters()]:
+            # Re-entrant checkpointing runs without gradients first, and then backward through each block on its own:
+            # blocks cannot have one graph in common. Nor can steps.
+            self.now = None
+            return self.computed()
+        return self.now
+
+    def computed(self) -> Tensor:
+        """The same from its parameters as they are."""
         return torch.tanh(F.linear(self.embedding, self.weight, self.bias))
+
+
+class Trunks(nn.Module):
+    """A trunk for each kind of attention: encoder-decoders have three, their encoder's, their decoder's and cross."""
+
+    def __init__(self, trunks: Mapping[str, Trunk]) -> None:
+        super().__init__()
+        self.of = nn.ModuleDict(trunks)
+
+    def init_(self, rng: Rng) -> None:
+        """Each from generators of its own name."""
+        for name, trunk in self.trunks():
+            trunk.init_(lambda tensor, name=name: rng(f"{name}.{tensor}"))  # type: ignore[misc]
+
+    def begin(self) -> None:
+        """Compute each once."""
+        for _, trunk in self.trunks():
+            trunk.begin()
+
+    def trunks(self) -> Iterator[tuple[str, Trunk]]:
+        """By kind of attention."""
+        for name, trunk in self.of.items():
+            assert isinstance(trunk, Trunk)
+            yield name, trunk
+
+
+def attention_of(site: Site) -> str:
+    """The kind of attention whose layers share a trunk: `encoder_attn`, `decoder_cross`."""
+    return "_".join(part for part in site.name.split(".")[:-1] if part != "layers" and not part.isdigit())
 
 
 @dataclass(frozen=True)
@@ -91,13 +144,15 @@ class Prefix(Method):
 
     Li & Liang 2021, https://arxiv.org/abs/2101.00190; flat and at every layer for understanding it is P-tuning v2,
     Liu et al. 2022, https://arxiv.org/abs/2110.07602.
+    With `mlp`, keys and values are `W tanh(W′ E + b′) + b` while they are trained, W and b for each layer, E and W′
+    for all layers of one kind of attention: encoder-decoders have three.
     Not the identity at the start: new keys take a share λ of the attention.
     """
 
     length: int = 16
     """Positions P put in front."""
     mlp: int = 0
-    """Width of the reparametrising network while training (512 or 800 in the paper); 0 trains the vectors alone."""
+    """Width of the reparametrising network while training (512 for GPT-2, 800 for BART); 0 trains the vectors alone."""
     shift_positions: bool = True
     """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
     sites: str | tuple[str, ...] = "*.kv"
@@ -121,24 +176,33 @@ class Prefix(Method):
         return KeyValues(self.length, site.width_out, shift)
 
     def share(self, picked: Sequence[Site]) -> nn.Module | None:
-        return Trunk(self.length, picked[0].width_in, self.mlp) if self.mlp else None
+        if not self.mlp:
+            return None
+        trunks = {name: Trunk(self.length, width, self.mlp) for name, width in _widths(picked).items()}
+        return Trunks(trunks) if len(trunks) > 1 else next(iter(trunks.values()))
 
     def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
         assert isinstance(delta, Reparametrised)
-        assert isinstance(shared, Trunk)
-        delta.trunk = [shared]
+        trunk = shared.of[attention_of(site)] if isinstance(shared, Trunks) else shared
+        assert isinstance(trunk, Trunk)
+        delta.trunk = [trunk]
 
     def cost(self, site: Site) -> int:
         return 2 * site.width_out * (self.mlp + 1 if self.mlp else self.length)
 
     def count(self, sites: Sites) -> int:
         picked = self.pick(sites)
-        width = picked[0].width_in
-        trunk = self.length * width + (width + 1) * self.mlp if self.mlp else 0
-        return trunk + sum(self.cost(site) for site in picked)
+        widths = _widths(picked).values() if self.mlp else ()
+        trunks = sum(self.length * width + (width + 1) * self.mlp for width in widths)
+        return trunks + sum(self.cost(site) for site in picked)
 
     def limit(self, sites: Sites) -> int:
         return max(1, (sites.facts.positions or 1024) // 2)
 
     def finished(self) -> Method:
         return replace(self, mlp=0)
+
+
+def _widths(picked: Sequence[Site]) -> dict[str, int]:
+    """Width of what each kind of attention reads, which is that of its trunk's embedding."""
+    return {attention_of(site): site.width_in for site in reversed(picked)}

@@ -1,0 +1,84 @@
+"""Prefix tuning: a trunk for each kind of attention, computed once, dropout, starting from words."""
+
+import copy
+
+import pytest
+import torch
+
+import models
+from deltatune import Prefix
+from deltatune.methods.prefix import Trunk, Trunks
+from deltatune.testing.trying import forward, make_host, outputs, probe_loss
+
+
+def gradients(host, batch):
+    host.model.zero_grad()
+    probe_loss(list(forward(host.model, batch))).backward()
+    return {name: p.grad.clone() for name, p in host.trainable("a")}
+
+
+# ---- trunks
+
+
+def test_encoder_decoders_have_three_trunks_that_share_nothing():
+    host, batch = make_host("t5"), models.inputs("t5")
+    method = Prefix(length=3, mlp=5)
+    trunks = host.attach("a", method).shared["prefix"]
+    assert isinstance(trunks, Trunks)
+    assert sorted(trunks.of) == ["decoder_attn", "decoder_cross", "encoder_attn"]
+    D, layers, width = 32, 2, 32
+    assert method.count(host.sites) == 3 * (3 * D + D * 5 + 5 + layers * 2 * width * (5 + 1))
+    # Each reaches its own attention alone.
+    with torch.no_grad():
+        keys = {key: delta.prefix()[0].clone() for key, _, delta in host.adapters["a"].entries()}
+        before = outputs(host, batch)
+        trunks.of["decoder_cross"].embedding.add_(1.0)
+        changed = {key for key, _, d in host.adapters["a"].entries() if not torch.equal(d.prefix()[0], keys[key])}
+    assert changed == {key for key in keys if ".cross." in key}
+    assert len(changed) == layers
+    assert not torch.equal(outputs(host, batch), before)
+
+
+def test_one_kind_of_attention_has_one_trunk():
+    host = make_host("t5")
+    assert isinstance(host.attach("a", Prefix(length=3, mlp=5, sites="*.cross.kv")).shared["prefix"], Trunk)
+
+
+def test_a_forward_computes_each_trunk_once(monkeypatch):
+    host, batch = make_host("t5"), models.inputs("t5")
+    host.attach("a", Prefix(length=3, mlp=5))
+    computed, count = Trunk.computed, []
+    monkeypatch.setattr(Trunk, "computed", lambda trunk: count.append(trunk) or computed(trunk))
+    for _ in range(2):
+        count.clear()
+        forward(host.model, batch)
+        assert len(count) == len(set(map(id, count))) == 3
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_of_either_kind_has_the_same_gradients(reentrant):
+    host, batch = make_host("gpt2"), models.inputs("gpt2")
+    host.attach("a", Prefix(length=3, mlp=5))
+    host.model.train()
+    host.model.config.use_cache = False
+    wanted = gradients(host, batch)
+    enable = "activation_checkpointing_enable"  # transformers 5.0 knows the older name alone
+    enable = enable if hasattr(host.model, enable) else "gradient_checkpointing_enable"
+    getattr(host.model, enable)({"use_reentrant": reentrant})
+    if reentrant:  # needs an input with a gradient
+        host.model.enable_input_require_grads()
+    for name, gradient in gradients(host, batch).items():
+        assert torch.allclose(gradient, wanted[name], atol=1e-6), name
+
+
+def test_what_a_forward_left_is_not_used_after_a_step():
+    host, batch = make_host("bert"), models.inputs("bert")
+    adapter = host.attach("a", Prefix(length=3, mlp=5))
+    gradients(host, batch)
+    with torch.no_grad():
+        adapter.shared["prefix"].embedding.mul_(2)
+    delta = next(adapter.entries())[2]
+    live = delta.prefix()[0]  # outside of a forward of the model, with gradients
+    assert torch.equal(live, delta.finished().keys)
+    live.sum().backward()
+    assert copy.deepcopy(adapter).shared["prefix"].now is None, "a copy has no graph"

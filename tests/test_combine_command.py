@@ -70,6 +70,7 @@ def test_ties_at_a_rank_says_what_was_lost(world, tmp_path):
         (("--head", "mean", "--how", "ties"), "say the rank of the result"),
         (("--head", "mean", "--how", "svd", "--rank", "x"), "a number, or full"),
         (("--head", "mean", "--how", "dare"), "needs a density"),
+        (("--head", "mean", "--how", "ties", "--rank", "2", "--scope", "layer"), "it is model or tensor"),
     ],
 )
 def test_mistakes_leave_nothing_behind(world, tmp_path, options, words):

@@ -45,6 +45,9 @@ def combine(
         float | None,
         option("--density", panel=SUM, metavar="SHARE", help="Share of entries that ties and dare keep; ties: 0.2."),
     ] = None,
+    scope: Annotated[
+        str, option("--scope", panel=SUM, metavar="KIND", help="What ties trims at once: model, or each tensor.")
+    ] = "model",
     scale: Annotated[float, option("--scale", panel=SUM, metavar="NUMBER", help="Multiplies the result.")] = 1.0,
     head: Annotated[
         str | None,
@@ -66,7 +69,14 @@ def combine(
     whose = _whose(head, names, host)
     from deltatune.store import arithmetic
 
-    options: dict[str, Any] = {"density": density, "scale": scale, "seed": seed, "head": whose, "rank": _rank(rank)}
+    options: dict[str, Any] = {
+        "density": density,
+        "scope": scope,
+        "scale": scale,
+        "seed": seed,
+        "head": whose,
+        "rank": _rank(rank),
+    }
     made = arithmetic.combine(host, "combined", dict(zip(names.values(), shares, strict=True)), how, **options)  # type: ignore[arg-type]
     host.save("combined", out)
     _report(made, dict(zip(adapters, shares, strict=True)), out)

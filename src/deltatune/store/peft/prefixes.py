@@ -47,6 +47,8 @@ def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
         found.append(f"PEFT has no task type for {facts.architecture}, and without one it leaves prefixes out silently")
     if not getattr(method, "shift_positions", True):
         found.append("shift_positions=False, but PEFT moves the positions of real tokens by the prefix's length")
+    if getattr(method, "position", "prefix") != "prefix":
+        found.append("keys and values within the text, but PEFT puts them in front")
     every = [site for site in host.sites.values() if site.kind == "kv"]
     if len(method.pick(host.sites)) != len(every):
         found.append(f"sites={getattr(method, 'sites', '')!r}, but PEFT prefixes every attention")

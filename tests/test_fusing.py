@@ -60,3 +60,24 @@ def test_what_cannot_be_fused_is_refused(host):
     with pytest.raises(DeltatuneError, match="changes more than sublayers"):
         deltatune.fuse(host, "both", ["one", "lora"])
     assert "both" not in host.adapters
+
+
+def test_the_penalty_counts_once_a_step_however_it_is_accumulated():
+    """`0.01 ‖V − I‖²` at each layer joins the loss, and keeps V near the identity."""
+    losses = []
+    for pieces in (1, 4):
+        host = Host(models.tiny("bert", dropout=False))
+        for name in ("one", "two"):
+            attach(host, name, Pfeiffer(size=4))
+        head = Head(TASK.head_config(host.model.config, dropout=0.0))
+        adapter = deltatune.fuse(host, "both", ["one", "two"], head=head)
+        with torch.no_grad():
+            for _, _, delta in adapter.entries():
+                delta.V.add_(0.5)
+            # Off the diagonal V starts at 1e-6, not at 0.
+            assert adapter.penalty() == pytest.approx(2 * 0.01 * 32**2 * 0.5**2, rel=1e-4)
+        settings = Settings(max_steps=1, batch_size=16, accumulation=pieces, learning_rate=1e-9, warmup=0.0)
+        history = train(host, "both", TASK, ROWS[:16], None, models.tiny_tokenizer(), settings).history
+        losses.append(history[0][1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 2 * 0.01 * 32**2 * 0.5**2

@@ -103,6 +103,11 @@ class Adapter(nn.Module):
             raise DeltatuneError(f"{self.method!r} changes the base's weights, where layers cannot be dropped")
         self.dropped = layers
 
+    def penalty(self) -> Tensor | float:
+        """The sum of its Deltas' penalties."""
+        found = [penalty for _, _, delta in self.entries() if (penalty := delta.penalty()) is not None]
+        return torch.stack(found).sum() if found else 0.0
+
     def begin(self) -> None:
         """Tell what its Deltas share that a forward of the model begins."""
         for shared in self.shared.values():

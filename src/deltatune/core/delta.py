@@ -81,6 +81,10 @@ class Delta(nn.Module):
         """Return changed copies of the base's parameters: `weight` (out, in) and `bias` (out,), sliced to the site."""
         raise NotImplementedError(f"{type(self).__name__} has no weight form")
 
+    def penalty(self) -> Tensor | None:
+        """What its paper adds to the loss of each step to keep it in bounds; None for most."""
+        return None
+
     @property
     def parts(self) -> Sequence[Delta]:
         """The Deltas that it is made of: itself alone, unless it gates, stacks or fuses others."""

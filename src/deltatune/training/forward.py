@@ -182,5 +182,7 @@ class Tuned(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the loss, divided by `num_items_in_batch` (by the batch's own items without it), and the logits."""
         values = adapter_logits(self.host, self.name, batch, self.in_half)
-        items = self.task.items(labels) if num_items_in_batch is None else num_items_in_batch
-        return {"loss": self.task.loss(values, labels) / items, "logits": values}
+        mine = self.task.items(labels)
+        items = mine if num_items_in_batch is None else num_items_in_batch
+        penalty = self.host.adapters[self.name].penalty()  # shared among the passes of a step by their items
+        return {"loss": self.task.loss(values, labels) / items + penalty * (mine / items), "logits": values}

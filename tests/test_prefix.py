@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import models
-from deltatune import Prefix
+from deltatune import DeltatuneError, Prefix, PTuningV2, parse
+from deltatune.core.attending import Attention
 from deltatune.methods.prefix import Trunk, Trunks
 from deltatune.testing.trying import forward, make_host, outputs, probe_loss
 
@@ -82,3 +83,49 @@ def test_what_a_forward_left_is_not_used_after_a_step():
     assert torch.equal(live, delta.finished().keys)
     live.sum().backward()
     assert copy.deepcopy(adapter).shared["prefix"].now is None, "a copy has no graph"
+
+
+# ---- dropout
+
+
+def test_p_tuning_v2():
+    assert PTuningV2() == Prefix(length=16, dropout=0.1)
+    assert parse("PTuningV2(length=4, mlp=5)") == Prefix(length=4, mlp=5, dropout=0.1)
+    host = make_host("bert")
+    adapter = host.attach("a", PTuningV2(length=64))
+    assert len(list(adapter.entries())) == 2, "every layer"
+    spread = torch.cat([p.detach().flatten() for _, p in host.trainable("a")]).std()
+    assert 0.019 < spread < 0.021
+
+
+@pytest.mark.parametrize("mlp", [0, 5])
+def test_dropout_is_training_s_alone_and_each_row_s_own(mlp):
+    host, plain = make_host("bert"), make_host("bert")
+    host.attach("a", Prefix(length=8, mlp=mlp, dropout=0.5))
+    plain.attach("a", Prefix(length=8, mlp=mlp))
+    batch = {name: tensor[:1].repeat(2, 1) for name, tensor in models.inputs("bert", padding="none").items()}
+    assert torch.equal(outputs(host, batch), outputs(plain, batch))
+    host.model.train()
+    first, second = host.model(**batch)[0]
+    assert not torch.allclose(first, second, atol=1e-4), "two equal rows dropped the same"
+    host.finish_("a")
+    first, second = host.model(**batch)[0]
+    assert not torch.allclose(first, second, atol=1e-4)
+    host.model.eval()
+    assert torch.allclose(outputs(host, batch), outputs(plain, batch), atol=1e-6)
+
+
+def test_dropout_keeps_the_mean():
+    host = make_host("gpt2")
+    delta = next(host.attach("a", Prefix(length=2, dropout=0.25)).entries())[2].train()
+    zeros = torch.zeros(4000, 4, 1, 8)
+    with torch.no_grad():
+        keys, _ = delta.placed(Attention(None, None, zeros, zeros, zeros, None, {}))
+    given = delta.keys.detach().view(2, 4, 8).transpose(0, 1)  # (H, P, K)
+    assert torch.allclose(keys.mean(0), given, atol=6 * float(given.abs().max()) * (0.25 / 0.75 / 4000) ** 0.5)
+    assert 0.24 < float((keys == 0).float().mean()) < 0.26
+
+
+def test_dropping_everything_is_refused():
+    with pytest.raises(DeltatuneError, match="below 1"):
+        Prefix(dropout=1.0)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from deltatune.methods.mam import MAM as MAM
     from deltatune.methods.pissa import PiSSA as PiSSA
     from deltatune.methods.prefix import Prefix as Prefix
+    from deltatune.methods.prefix import PTuningV2 as PTuningV2
     from deltatune.methods.prompt import Prompt as Prompt
     from deltatune.methods.ptuning import PTuning as PTuning
     from deltatune.methods.reft import DiReFT as DiReFT
@@ -87,6 +88,7 @@ _WHERE = {
     "MAM": "methods.mam",
     "Method": "core.method",
     "PTuning": "methods.ptuning",
+    "PTuningV2": "methods.prefix",
     "Parallel": "methods.bottleneck",
     "Pfeiffer": "methods.bottleneck",
     "PiSSA": "methods.pissa",
@@ -140,6 +142,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "MAM",
     "Method",
     "PTuning",
+    "PTuningV2",
     "Parallel",
     "Pfeiffer",
     "PiSSA",

@@ -83,7 +83,7 @@ class GatedPrefix(Gated):
 
     def forward(self, call: Attention) -> Any:  # type: ignore[override]
         inner: Any = self.inner
-        keys, values = (call.spread(vectors) for vectors in inner.prefix())  # (B, H_kv, P, K)
+        keys, values = inner.placed(call)  # (B, H_kv, P, K)
         g = self.gate(call.x, self.mask)
         if not self.gate.causal:
             return call.prefixed(g[:, None] * keys, g[:, None] * values).run()
@@ -159,7 +159,7 @@ class _GatedMethod(Method):
     def build(self, site: Site) -> Delta:
         inner = self.method.build(site)
         kind = GatedPrefix if site.kind == "kv" else Gated
-        if kind is GatedPrefix and not hasattr(inner, "prefix"):
+        if kind is GatedPrefix and not hasattr(inner, "placed"):
             raise DeltatuneError(f"{self.method!r} changes attention itself, which cannot be gated")
         return kind(inner, self._width(site, inner), site.causal)
 

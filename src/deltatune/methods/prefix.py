@@ -12,18 +12,19 @@ from torch.nn import functional as F
 
 from deltatune.core.attending import Attention
 from deltatune.core.delta import Delta, Rng
-from deltatune.core.method import Method, View, at_least
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites import Site, Sites
 
 
 class KeyValues(Delta):
     """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) as they are."""
 
-    def __init__(self, length: int, width: int, shift: int) -> None:
+    def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.keys = nn.Parameter(torch.empty(length, width))
         self.values = nn.Parameter(torch.empty(length, width))
-        self.shift = shift
+        self.shift, self.dropout = shift, dropout
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model a lot.
@@ -35,15 +36,21 @@ class KeyValues(Delta):
         return self.keys, self.values
 
     def forward(self, call: Attention) -> Any:  # type: ignore[override]
-        keys, values = self.prefix()
-        return call.prefixed(call.spread(keys), call.spread(values)).run()
+        return call.prefixed(*self.placed(call)).run()
+
+    def placed(self, call: Attention) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H_kv, P, K) for the rows of a call; each row drops others."""
+        keys, values = (call.spread(vectors) for vectors in self.prefix())
+        if self.dropout:
+            keys, values = (F.dropout(vectors, self.dropout, self.training) for vectors in (keys, values))
+        return keys, values
 
 
 class Reparametrised(KeyValues):
     """Keys and values as one linear map of a trunk that all sites share: `[P_k P_v] = W tanh(W′ E + b′) + b`."""
 
-    def __init__(self, length: int, width: int, shift: int, middle: int) -> None:
-        super().__init__(0, 0, shift)
+    def __init__(self, length: int, width: int, shift: int, middle: int, dropout: float = 0.0) -> None:
+        super().__init__(0, 0, shift, dropout)
         del self.keys, self.values
         self.weight = nn.Parameter(torch.empty(2 * width, middle))
         self.bias = nn.Parameter(torch.empty(2 * width))
@@ -61,7 +68,7 @@ class Reparametrised(KeyValues):
 
     @torch.no_grad()
     def finished(self) -> Delta:
-        flat = KeyValues(self.length, self.width, self.shift).to(self.weight)
+        flat = KeyValues(self.length, self.width, self.shift, self.dropout).to(self.weight)
         keys, values = self.prefix()
         flat.keys.copy_(keys)
         flat.values.copy_(values)
@@ -142,8 +149,8 @@ def attention_of(site: Site) -> str:
 class Prefix(Method):
     """a ← softmax(q [P_k; K]ᵀ/√d) [P_v; V] at every attention, which is (1−λ)·a + λ·softmax(q P_kᵀ/√d) P_v
 
-    Li & Liang 2021, https://arxiv.org/abs/2101.00190; flat and at every layer for understanding it is P-tuning v2,
-    Liu et al. 2022, https://arxiv.org/abs/2110.07602.
+    Li & Liang 2021, https://arxiv.org/abs/2101.00190; for understanding tasks, flat and with dropout, it is
+    P-tuning v2, `PTuningV2(length=16)`: Liu et al. 2022, https://arxiv.org/abs/2110.07602.
     With `mlp`, keys and values are `W tanh(W′ E + b′) + b` while they are trained, W and b for each layer, E and W′
     for all layers of one kind of attention: encoder-decoders have three.
     Not the identity at the start: new keys take a share λ of the attention.
@@ -155,6 +162,8 @@ class Prefix(Method):
     """Width of the reparametrising network while training (512 for GPT-2, 800 for BART); 0 trains the vectors alone."""
     shift_positions: bool = True
     """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
+    dropout: float = 0.0
+    """Dropped from keys and values while training; 0.1 in P-tuning v2."""
     sites: str | tuple[str, ...] = "*.kv"
     """Which attentions: `*.kv`, or for encoder-decoders a part such as `decoder.*.cross.kv`."""
 
@@ -164,7 +173,9 @@ class Prefix(Method):
     view: ClassVar[View] = View("softmax(x W_q P_kᵀ) P_v", "parallel", "attention output, head by head", "gated")
 
     def check(self) -> None:
-        at_least(self, length=1, mlp=0)
+        at_least(self, length=1, mlp=0, dropout=0)
+        if self.dropout >= 1:
+            raise DeltatuneError(f"Prefix(dropout={self.dropout!r}) leaves nothing; dropout is a share below 1")
 
     def pick(self, sites: Sites) -> list[Site]:
         return sites.match(self.sites, kinds=("kv",))
@@ -172,8 +183,8 @@ class Prefix(Method):
     def build(self, site: Site) -> Delta:
         shift = self.length if self.shift_positions else 0
         if self.mlp:
-            return Reparametrised(self.length, site.width_out, shift, self.mlp)
-        return KeyValues(self.length, site.width_out, shift)
+            return Reparametrised(self.length, site.width_out, shift, self.mlp, self.dropout)
+        return KeyValues(self.length, site.width_out, shift, self.dropout)
 
     def share(self, picked: Sequence[Site]) -> nn.Module | None:
         if not self.mlp:
@@ -201,6 +212,12 @@ class Prefix(Method):
 
     def finished(self) -> Method:
         return replace(self, mlp=0)
+
+
+@short_form
+def PTuningV2(length: int = 16, mlp: int = 0, dropout: float = 0.1) -> Prefix:
+    """P-tuning v2 of Liu et al. 2022: N(0, 0.02) at first, dropout; with an MLP for some tasks (512 in its code)."""
+    return Prefix(length=length, mlp=mlp, dropout=dropout)
 
 
 def _widths(picked: Sequence[Site]) -> dict[str, int]:

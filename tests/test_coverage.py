@@ -8,6 +8,9 @@ import torch
 
 import models
 from deltatune import BitFit, DeltatuneError, Host, LoRA, Prefix, Prompt, find_sites
+from deltatune.cli.sites import _show as show_sites
+from deltatune.cli.sites import sites as sites_command
+from deltatune.cli.sites import summarise
 from deltatune.core.method import Method
 from deltatune.core.probing import probe_inputs
 from deltatune.methods.bottleneck import Bottleneck
@@ -139,3 +142,29 @@ def test_there_are_methods_and_families():
     assert len(families()) >= 60
     assert len(defaults()) >= 12
     assert set(cover("bert").values()) == {None}
+
+
+def test_the_table_of_sites_tells_what_only_some_layers_have(capsys):
+    model = models.tiny("lfm2", "lm")
+    found = summarise(model, find_sites(model), "lfm2")
+    assert found["uneven"]["layers.*.attn.q"] == [1, 2]
+    assert "layers.*.ffn" not in found["uneven"]
+    show_sites(found)
+    shown = capsys.readouterr().out
+    assert "In 1 of 2 layers only: layers.*.attn.q," in shown
+    assert "Matrices without a name: model.layers.*.conv.in_proj" in shown
+    rows = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "matrix's input" in rows["layers.*.ffn.act"]
+    assert "residual stream" in rows["layers.*.residual"]
+    assert "matrix, tied" in rows["lm_head"]
+    order = [name for name in rows if name.startswith(("embed", "layers", "norm", "lm_head"))]
+    assert order.index("embed") < order.index("layers.*.attn.q") < order.index("layers.*.ffn") < order.index("lm_head")
+
+
+@pytest.mark.parametrize("kind", ["vit", "whisper", "mixtral", "falcon-40b"])
+def test_sites_are_shown_for_any_family(kind, tmp_path, capsys):
+    models.tiny(kind).config.save_pretrained(tmp_path)
+    sites_command(str(tmp_path))
+    shown = capsys.readouterr().out
+    assert type(models.tiny(kind)).__name__ in shown
+    assert all(name in shown for name in ("attn.q", "attn.heads", "ffn", "residual"))

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 KINDS = {
     "linear": "matrix",
+    "input": "matrix's input",
     "sublayer": "sublayer",
+    "residual": "residual stream",
     "kv": "keys and values",
     "embed": "embedding",
     "norm": "norm",
     "head": "task head",
 }
 """Kinds of sites in words."""
+GROUPS = ("attn", "cross", "ffn", "norm", "residual")
+"""The order of a block's parts in the table."""
 
 
 def sites(
@@ -47,6 +51,7 @@ def sites(
 
 def summarise(backbone: nn.Module, found: Sites, model: str) -> dict[str, Any]:
     """Sites by generic name, and how much of the base they cover, as plain data."""
+    from deltatune.core.finding import uneven
     from deltatune.core.sites import generic
 
     groups: dict[str, list[Site]] = {}
@@ -70,6 +75,7 @@ def summarise(backbone: nn.Module, found: Sites, model: str) -> dict[str, Any]:
         "coverage": named / found.base_params if found.base_params else 0.0,
         "elsewhere": rest,
         "unnamed": list(found.unnamed),
+        "uneven": {name: list(counts) for name, counts in uneven(found).items()},
     }
 
 
@@ -84,6 +90,7 @@ def _group(name: str, members: list[Site], base: int) -> dict[str, Any]:
         "params": params,
         "share": params / base if base else 0.0,
         "part": members[0].slice is not None,
+        "tied": members[0].tied,
     }
 
 
@@ -92,13 +99,13 @@ def _show(found: dict[str, Any]) -> None:
     rows = [
         (
             entry["site"],
-            "part of it" if entry["part"] else KINDS.get(entry["kind"], entry["kind"]),
+            _kind(entry),
             str(entry["count"]),
             f"{_widths(entry['width_in'])} → {_widths(entry['width_out'])}" if entry["width_out"] != [0] else "–",
             count(entry["params"]) if entry["params"] else "–",
             f"{100 * entry['share']:.1f} %" if entry["params"] else "–",
         )
-        for entry in found["sites"]
+        for entry in _in_order(found["sites"])
     ]
     columns = ("site", "kind", "count", "width", "parameters", "share")
     show(table(columns, rows, right=["count", "width", "parameters", "share"], whole=["site", "kind"]))
@@ -106,6 +113,8 @@ def _show(found: dict[str, Any]) -> None:
     if found["elsewhere"]:
         rest = ", ".join(f"{name} {count(params)}" for name, params in found["elsewhere"].items())
         show(f"Elsewhere, reached by Unfreeze alone: {rest}.")
+    for (some, of), names in _by_count(found["uneven"]).items():
+        show(f"In {some} of {of} layers only: {', '.join(names)}.")
     if found["unnamed"]:
         show(
             f"Matrices without a name: {', '.join(found['unnamed'])}.\n"
@@ -113,6 +122,34 @@ def _show(found: dict[str, Any]) -> None:
         )
     else:
         show("Every matrix has a name.")
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    if entry["part"]:
+        return "part of it"
+    kind = KINDS.get(entry["kind"], entry["kind"])
+    return f"{kind}, tied" if entry["tied"] and entry["kind"] == "linear" else kind
+
+
+def _in_order(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Embeddings, each stack with the parts of its blocks side by side, the rest."""
+    stacks = list(dict.fromkeys(entry["site"].rpartition("layers.*.")[0] for entry in entries))
+
+    def place(entry: dict[str, Any]) -> tuple[int, int]:
+        stack, inside, name = entry["site"].rpartition("layers.*.")
+        if not inside:
+            return (-1 if ".embed" in f".{name}" else len(stacks)), 0
+        group = name.partition(".")[0]
+        return stacks.index(stack), GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+    return sorted(entries, key=place)
+
+
+def _by_count(uneven: dict[str, list[int]]) -> dict[tuple[int, int], list[str]]:
+    found: dict[tuple[int, int], list[str]] = {}
+    for name, (some, of) in uneven.items():
+        found.setdefault((some, of), []).append(name)
+    return found
 
 
 def _widths(widths: list[int]) -> str:

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    T5EncoderModel,
+    T5ForTokenClassification,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import models
-from deltatune import DeltatuneError, Host, LoRA, find_sites
+from deltatune import DeltatuneError, Host, LoRA, Prompt, find_sites
 from deltatune.core.blocks import find_blocks
 from deltatune.core.delta import Delta
 from deltatune.core.finding import uneven
@@ -376,3 +383,44 @@ def test_an_adapter_owns_the_classifier_and_the_base_keeps_its_own():
     with torch.no_grad():
         next(p for n, p in adapter.named_parameters() if "head" in n).add_(1.0)
     assert torch.equal(model.classifier.weight, before)
+
+
+def test_a_stack_of_its_own_embedding_is_where_prompts_go():
+    """T5's encoder calls a table of its own, tied to the one that the model hands out."""
+    config = models.tiny("t5").config
+    for maker in (T5EncoderModel, T5ForTokenClassification):
+        model = maker(config).eval()
+        host = Host(model)
+        assert host.sites["embed"].module.endswith("encoder.embed_tokens")
+        batch = {"input_ids": torch.arange(5, 13)[None]}
+        with torch.no_grad():
+            bare = model(**batch)[0]
+            host.attach("a", Prompt(length=3))
+            assert model(**batch)[0].shape[1] == bare.shape[1] + 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder"), [("gpt_neox", True), ("gpt2", True), ("llama", True), ("bert", False), ("t5", False)]
+)
+def test_decoders_are_known(kind, decoder):
+    assert find_sites(models.tiny(kind)).facts.decoder == decoder
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto", "heads"),
+    [
+        ("whisper", AutoModelForAudioClassification, ("projector", "classifier")),
+        ("wav2vec2", AutoModelForAudioClassification, ("projector", "classifier")),
+        ("vit", AutoModelForImageClassification, ("classifier",)),
+        ("dinov3_vit", AutoModelForImageClassification, ("classifier",)),
+        ("t5", AutoModelForTokenClassification, ("classifier",)),
+        ("deberta-v2", AutoModelForMaskedLM, ()),
+        ("whisper", AutoModelForSpeechSeq2Seq, ()),
+    ],
+)
+def test_heads_of_other_tasks_are_found(kind, auto, heads):
+    sites = find_sites(auto.from_config(models.tiny(kind).config))
+    assert sites.heads == heads
+    assert sites.unnamed == ()
+    one = {site.name.partition("layers.")[0] for site in sites.values() if site.layer is not None}
+    assert sites.facts.encoder_decoder == (one == {"encoder.", "decoder."})

@@ -174,7 +174,8 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
     entry = next((site for site in sites if site.kind == "linear"), None)
     longest = getattr(config, "max_position_embeddings", None)
     positions = [path for path, module in modules_of(model) if _takes_positions(path, module, longest)]
-    two = bool(getattr(config, "is_encoder_decoder", False))
+    both = any(site.name.startswith("decoder.") for site in sites)  # T5's tagger has no decoder
+    two = both and bool(getattr(config, "is_encoder_decoder", False))
     return Facts(
         architecture=type(model).__name__,
         hidden=entry.width_in if entry else embed.width_out if embed else 0,
@@ -201,10 +202,11 @@ def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
 def _causal(model: nn.Module) -> bool:
     config: Any = model.config
     kind = config.model_type
+    if any(getattr(module, "is_causal", False) is True for _, module in modules_of(model)):
+        return True
     if getattr(config, "is_decoder", None) is False:  # BERT and the like; BertGeneration's encoder too
         return False
-    generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return generates or any(getattr(module, "is_causal", False) is True for _, module in modules_of(model))
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def uneven(sites: Sites) -> dict[str, tuple[int, int]]:

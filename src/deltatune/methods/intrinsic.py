@@ -131,7 +131,7 @@ class DID(Method):
     """Weights with fewer than d numbers: moved by all of θ_d, or by its first part only, as in reference code."""
 
     size_field: ClassVar[str | None] = "dimension"
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
     view: ClassVar[View] = View("P(θ_d) x", "none", "weights", "add")
 
     def check(self) -> None:

@@ -117,7 +117,12 @@ def test_one_method_has_its_options():
     done = ran("methods", "LoRA")
     assert "Rank" in done.out
     assert "arxiv.org" in done.out
-    assert json.loads(ran("methods", "LoRA", "--json").out)["options"][0] == {"name": "r", "default": 8, "help": "Rank"}
+    assert json.loads(ran("methods", "LoRA", "--json").out)["options"][0] == {
+        "name": "r",
+        "default": 8,
+        "written": "8",
+        "help": "Rank",
+    }
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])

@@ -19,7 +19,12 @@ def test_generated_documents_are_fresh():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make docs`"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/methods.md"])
+def test_no_page_is_left_of_a_method_that_is_gone():
+    pages = set((ROOT / "docs/methods").glob("*.md"))
+    assert pages == {path for path in tables.generated() if path.parent.name == "methods"}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/composing.md", "docs/interchange.md", "docs/methods/lora.md"])
 def test_public_names_in_documents_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     names = set(re.findall(r"deltatune\.([A-Za-z_]\w*)\(", text))

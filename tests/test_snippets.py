@@ -11,6 +11,7 @@ from deltatune.training import Settings, train
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["docs/composing.md", "docs/interchange.md"]
+PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 
 
 def snippets(page):

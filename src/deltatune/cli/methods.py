@@ -56,17 +56,24 @@ def _described(maker: Callable[..., Method]) -> dict[str, Any]:
     if short:
         docs = {option["name"]: option["help"] for option in options}
         parameters = inspect.signature(maker).parameters.values()
-        options = [{"name": p.name, "default": p.default, "help": docs.get(p.name, "")} for p in parameters]
+        options = [_option(p.name, p.default, docs.get(p.name, "")) for p in parameters]
     return {
         "method": maker.__name__,
         "summary": _first_line(maker),
         "short_for": _written_out(made) if short else None,
         "view": dataclasses.asdict(made.view),
-        "size_field": next((option["name"] for option in options if option["name"] == made.size_field), None),
+        "size_field": _size_field(made, options),
         "learning_rate": made.learning_rate,
         "options": options,
         "about": inspect.getdoc(maker) or "",
     }
+
+
+def _size_field(made: Method, options: list[dict[str, Any]]) -> str | None:
+    """The option that a budget sets, or words where it sets those of the methods within."""
+    if made.size_field is None and made.size is not None:
+        return "theirs"
+    return next((option["name"] for option in options if option["name"] == made.size_field), None)
 
 
 def _written_out(made: Method) -> str:
@@ -80,14 +87,32 @@ def _first_line(maker: Callable[..., Any]) -> str:
 
 
 def _options(maker: type[Any]) -> list[dict[str, Any]]:
-    try:
-        documented = fields_in(Path(inspect.getfile(maker)).read_text(encoding="utf-8"), maker.__name__)
-    except (OSError, TypeError):  # a class made in a notebook has no file
-        documented = {}
+    documented: dict[str, Any] = {}
+    for owner in reversed(maker.__mro__):  # what a method inherits is documented there
+        if dataclasses.is_dataclass(owner):
+            documented |= _documented(owner)
     return [
-        {"name": field.name, "default": field.default, "help": getattr(documented.get(field.name), "help", "")}
+        _option(field.name, field.default, getattr(documented.get(field.name), "help", ""))
         for field in dataclasses.fields(maker)
     ]
+
+
+def _documented(maker: type[Any]) -> dict[str, Any]:
+    try:
+        return dict(fields_in(Path(inspect.getfile(maker)).read_text(encoding="utf-8"), maker.__name__))
+    except (OSError, TypeError):  # a class made in a notebook has no file
+        return {}
+
+
+def _option(name: str, default: Any, text: str) -> dict[str, Any]:
+    return {"name": name, "default": plain(default), "written": repr(default), "help": text}
+
+
+def plain(value: Any) -> Any:
+    """A default as plain data: a method as its text."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
 def _show_all(found: list[dict[str, Any]]) -> None:
@@ -119,8 +144,10 @@ def _show_all(found: list[dict[str, Any]]) -> None:
 def _show_one(entry: dict[str, Any]) -> None:
     show(f"{entry['method']}   {entry['about']}\n")
     if entry["options"]:
-        rows = [(option["name"], repr(option["default"]), option["help"]) for option in entry["options"]]
-        show(table(("option", "default", "meaning"), rows, whole=["option", "default"]), "")
+        rows = [(option["name"], option["written"], option["help"]) for option in entry["options"]]
+        short = max(len(row[1]) for row in rows) < 30
+        show(table(("option", "default", "meaning"), rows, whole=["option", *(["default"] if short else [])]), "")
     pairs = [("short for", entry["short_for"])] if entry["short_for"] else []
-    pairs.append(("set by --budget", entry["size_field"] or "nothing: it has no size"))
+    named = {"theirs": "the sizes of its methods", None: "nothing: it has no size"}
+    pairs.append(("set by --budget", named.get(entry["size_field"], entry["size_field"])))
     show(facts([*pairs, ("recommended rate", rate(entry["learning_rate"]))]))

@@ -31,8 +31,19 @@ def task_heads(model: nn.Module) -> list[str]:
     """
     base = getattr(model, "base_model", model)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if base is model or any(module is output for module in model.modules()):
+    if any(module is output for module in model.modules()):
         return []
+    if base is model:  # WhisperForAudioClassification holds an encoder and its head side by side
+        plain = (nn.Embedding, nn.ModuleList, nn.Conv1d, nn.Conv2d)
+        heads = re.search(r"For\w*(Classification|Answering|Choice)", type(model).__name__)
+        return [
+            name
+            for name, child in model.named_children()
+            if heads
+            and name != "deltatune"
+            and maps_of(child)
+            and not any(isinstance(part, plain) for part in child.modules())
+        ]
     table = input_embeddings(model)
     # DINOv3's base is its encoder alone: embeddings and the last norm lie beside it, and are no head
     return [

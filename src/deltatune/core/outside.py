@@ -63,7 +63,7 @@ def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str
         same = [path for path, leaf in tables.items() if leaf is table or leaf.weight is table.weight]
         stack = block.split(".")[:-2]  # T5's encoder alone has one of its own too
         mine = [path for path in same if stack and path.split(".")[: len(stack)] == stack]
-        return (mine or [path for path in same if tables[path] is table] or [None])[0]
+        return next(iter(mine or [path for path in same if tables[path] is table]), None)
     root = block[: block.index(prefix.rstrip("."))] + prefix
     own = [
         path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings

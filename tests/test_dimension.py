@@ -38,7 +38,7 @@ def planned(tiny_folder, data, tmp_path):
 class Curve:
     """Stands in for training: the score is a known function of the dimension, best at one rate."""
 
-    def __init__(self, monkeypatch, enough, head=0.4, full=0.9, best_rate=9e-3):
+    def __init__(self, monkeypatch, enough, head=0.4, full=0.9, best_rate=1e-2):
         self.tried = []
         self.enough, self.head, self.full, self.best_rate = enough, head, full, best_rate
         monkeypatch.setattr(dimension.Seeker, "_train", lambda seeker, cell, key, words: self.train(seeker, cell, key))

@@ -67,6 +67,13 @@ COUNTS = [
     ("gpt2-large", "Prefix(length=20)", 1_843_200),
     ("gpt2", "Prefix(length=5, mlp=512)", 5 * 768 + (768 * 512 + 512) + (512 * 24 * 768 + 24 * 768)),
     ("bart-large", "Prefix(length=30)", 36 * 2 * 30 * 1024),
+    # three trunks: encoder, decoder and cross attention
+    (
+        "bart-large",
+        "Prefix(length=200, mlp=800)",
+        3 * (200 * 1024 + 1024 * 800 + 800) + 36 * (800 * 2 * 1024 + 2 * 1024),
+    ),
+    ("roberta-large", "PTuningV2(length=16)", 24 * 2 * 16 * 1024),
     # Soft prompts: P d
     ("t5-xxl", "Prompt(length=100)", 409_600),
     ("bert-base", "PTuning(length=9)", 8_278_272),

@@ -104,7 +104,9 @@ COUNTS = [
 """Model, method and its count: figures of the papers and their code, or the formula in the line's own words."""
 
 
-COUNTS = [case for case in COUNTS if case[1].partition("(")[0] in registry()]
+AWAITED = [case for case in COUNTS if case[1].partition("(")[0] not in registry()]
+COUNTS = [case for case in COUNTS if case not in AWAITED]
+LATER = [pytest.param(*case, marks=pytest.mark.skip(reason=f"{case[1]} is not written yet")) for case in AWAITED]
 
 
 @cache
@@ -114,7 +116,7 @@ def sites_of(name):
         return find_sites(AutoModel.from_config(AutoConfig.for_model(kind, **config)))
 
 
-@pytest.mark.parametrize(("model", "method", "count"), COUNTS)
+@pytest.mark.parametrize(("model", "method", "count"), [*COUNTS, *LATER])
 def test_counts_are_the_published_ones(model, method, count):
     assert parse(method).count(sites_of(model)) == count
 

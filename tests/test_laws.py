@@ -52,6 +52,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Prefix(length=3, shift_positions=False)": ("bert", "gpt2"),
     "Prefix(length=3, sites='decoder.*.cross.kv')": ("t5",),
     "Prefix(length=3, mlp=5, dropout=0.2)": ("gpt2", "t5"),
+    "Prefix(length=3, ids=(7, 8))": ("bert", "gpt2", "llama", "t5"),
+    "UniPELT(Prefix(length=3, ids=(7, 8)))": ("gpt2",),
     "UniPELT(LoRA(r=2) + Prefix(length=3, dropout=0.2))": ("bert", "gpt2"),
     "Prompt(length=3, init='uniform')": ("gpt2",),
     "Prompt(length=3, init='ids', ids=(7, (8, 9)))": ("t5",),

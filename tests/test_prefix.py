@@ -1,15 +1,16 @@
 """Prefix tuning: a trunk for each kind of attention, computed once, dropout, starting from words."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 import models
-from deltatune import DeltatuneError, Prefix, PTuningV2, parse
+from deltatune import DeltatuneError, Host, Prefix, PTuningV2, UniPELT, parse, worded
 from deltatune.core.attending import Attention
 from deltatune.methods.prefix import Trunk, Trunks
-from deltatune.testing.trying import forward, make_host, outputs, probe_loss
+from deltatune.testing.trying import attach, forward, make_host, outputs, probe_loss
 
 
 def gradients(host, batch):
@@ -129,3 +130,110 @@ def test_dropout_keeps_the_mean():
 def test_dropping_everything_is_refused():
     with pytest.raises(DeltatuneError, match="below 1"):
         Prefix(dropout=1.0)
+
+
+# ---- words
+
+WORDS = (7, 21, 9, 40)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+def test_a_prefix_of_words_is_as_if_they_were_read_before(kind, attention):
+    """Where tokens know only the past, keys and values are all that a text leaves behind."""
+    model = models.tiny(kind)
+    model.set_attn_implementation(attention)
+    host, ids = Host(model), torch.tensor([[11, 12, 13], [14, 15, 16]])
+    both = torch.cat([torch.tensor([WORDS]).repeat(2, 1), ids], 1)
+    wanted = outputs(host, {"input_ids": both})[:, len(WORDS) :]
+    plain = outputs(host, {"input_ids": ids})
+    host.attach("a", Prefix(length=len(WORDS), ids=WORDS))
+    assert torch.allclose(outputs(host, {"input_ids": ids}), wanted, atol=2e-5)
+    assert not torch.allclose(plain, wanted, atol=1e-2)
+    host.use(None)
+    assert model.config._attn_implementation == attention
+    assert torch.equal(outputs(host, {"input_ids": ids}), plain)
+
+
+@pytest.mark.parametrize("length", [2, 4, 7])
+def test_words_are_cut_or_repeated(length):
+    host, other = make_host("gpt2"), make_host("gpt2")
+    found = host.attach("a", Prefix(length=length, ids=WORDS)).tensors()
+    wanted = other.attach("a", Prefix(length=length, ids=(*WORDS, *WORDS)[:length])).tensors()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_encoder_decoders_read_words_on_both_sides():
+    host = make_host("t5", "lm")
+    with torch.no_grad():
+        start = torch.tensor([[host.model.config.decoder_start_token_id, *WORDS]])
+        cache = host.model(input_ids=torch.tensor([WORDS]), decoder_input_ids=start, use_cache=True).past_key_values
+    tensors = host.attach("a", Prefix(length=4, ids=WORDS)).tensors()
+    for layer in range(2):
+        own, cross = cache.self_attention_cache.layers[layer], cache.cross_attention_cache.layers[layer]
+        for what in ("keys", "values"):
+            for place, kept in (("attn", getattr(own, what)[:, :, 1:]), ("cross", getattr(cross, what))):
+                found = tensors[f"prefix.decoder.layers.{layer}.{place}.kv.{what}"]
+                assert torch.allclose(found, kept[0].transpose(0, 1).flatten(1), atol=1e-6)
+        encoder = tensors[f"prefix.encoder.layers.{layer}.attn.kv.keys"]
+        assert not torch.allclose(encoder, tensors[f"prefix.decoder.layers.{layer}.cross.kv.keys"], atol=1e-3)
+
+
+@pytest.mark.parametrize("other", ["PiSSA(r=4)", "Prefix(length=3)", "Prompt(length=4)", "BitFit()", "Full()"])
+def test_other_adapters_do_not_change_what_words_are(other):
+    hosts = [make_host("bert", "classify"), make_host("bert", "classify")]
+    attach(hosts[1], "other", parse(other))
+    hosts[1].model.train()
+    live = hosts[1].route
+    first, second = (host.attach("a", Prefix(length=4, ids=WORDS)).tensors() for host in hosts)
+    assert all(torch.equal(first[name], second[name]) for name in first if name.startswith("prefix."))
+    assert hosts[1].route is live
+    assert hosts[1].model.training
+    assert all(module.training for module in hosts[1].model.modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_an_mlp_is_fitted_to_the_words(kind):
+    wanted = make_host(kind).attach("a", Prefix(length=4, ids=WORDS)).tensors()
+
+    def error(method):
+        host = make_host(kind)
+        adapter = host.attach("a", method)
+        assert all(p.requires_grad and p.grad is None for _, p in host.trainable("a"))
+        tensors = adapter.finished().tensors()
+        return sum(float((tensors[name] - wanted[name]).square().sum()) for name in wanted)
+
+    assert error(Prefix(length=4, mlp=256, ids=WORDS)) < 0.02 * error(Prefix(length=4, mlp=256))
+
+
+def test_a_stored_prefix_of_words_is_what_was_trained(tmp_path):
+    host, again = make_host("gpt2"), make_host("gpt2")
+    attach(host, "a", Prefix(length=4, mlp=8, ids=WORDS))
+    host.save("a", tmp_path / "a", training=True)
+    again.load(tmp_path / "a")
+    batch = models.inputs("gpt2")
+    assert torch.allclose(outputs(host, batch), outputs(again, batch), atol=1e-6)
+
+
+def test_words_become_ids_by_the_tokenizer():
+    tokenizer, host = models.tiny_tokenizer(), make_host("gpt2")
+    method = Prefix(length=4, words="good film")
+    found = worded(method + UniPELT(method), tokenizer)
+    ids = tuple(tokenizer("good film", add_special_tokens=False)["input_ids"])
+    assert len(ids) == 2
+    assert found == replace(method, ids=ids) + UniPELT(replace(method, ids=ids))
+    assert parse(repr(found)) == found
+    host.attach("a", found)
+    with pytest.raises(DeltatuneError, match=r"not token ids yet on this GPT2Model; attach deltatune\.worded"):
+        host.attach("b", method)
+    with pytest.raises(DeltatuneError, match="makes no tokens"):
+        worded(Prefix(words=" "), tokenizer)
+
+
+def test_ids_that_the_model_does_not_have_are_refused():
+    host, batch = make_host("gpt2"), models.inputs("gpt2")
+    before = outputs(host, batch)
+    with pytest.raises(DeltatuneError, match="5000 is no token id of this GPT2Model, which has 0 to"):
+        host.attach("a", Prefix(ids=(5000,)))
+    assert not host.adapters
+    assert torch.equal(outputs(host, batch), before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.attention import inner_attention
+from deltatune.core.attention import inner_attention, start_from_words_
 from deltatune.core.base import Base
 from deltatune.core.delta import Delta, Rng, generator_for
 from deltatune.core.errors import DeltatuneError
@@ -95,7 +96,7 @@ class Adapter(nn.Module):
         return list(groups.values())
 
     def drop_(self, layers: int) -> None:
-        """Let the Deltas of the first `layers` blocks of each stack rest; raises DeltatuneError if none would be left."""
+        """Let the Deltas of the first `layers` blocks of each stack rest. Raises DeltatuneError if none is left."""
         depth = max((site.depth for site in self.sites.values()), default=0)
         if not 0 <= layers < max(depth, 1):
             raise DeltatuneError(f"cannot drop {layers} of {depth} layers; 0 to {max(depth - 1, 0)} can go")
@@ -136,6 +137,7 @@ def build_adapter(
     method: Method,
     sites: Sites,
     model: nn.Module,
+    bare: Callable[[], AbstractContextManager[None]],
     *,
     seed: int,
     head: nn.Module | bool | None,
@@ -144,6 +146,7 @@ def build_adapter(
     """Build a method's Deltas on a model, in float32 (float64 on a float64 base), on the base's device.
 
     `head`: a module to keep as the task's head; None gives the adapter copies of the model's task heads; False none.
+    `bare` is entered while the model runs to see what it makes of the words that Deltas start from.
     Initial values depend on (seed, tensor name) alone.
     """
     if head is not None and head is not False and not isinstance(head, nn.Module):
@@ -170,7 +173,7 @@ def build_adapter(
         for site in sites.values():
             if site.kind == "head":
                 _put(adapter, f"head.{site.name}", site, Own())
-    _initialise(adapter, model, seed)
+    _initialise(adapter, model, seed, bare)
     return adapter
 
 
@@ -179,7 +182,9 @@ def _put(adapter: Adapter, key: str, site: Site, delta: Delta) -> None:
     adapter.deltas[_child(key)] = delta
 
 
-def _initialise(adapter: Adapter, model: nn.Module, seed: int) -> None:
+def _initialise(
+    adapter: Adapter, model: nn.Module, seed: int, bare: Callable[[], AbstractContextManager[None]]
+) -> None:
     for label, shared in adapter.shared.items():
         shared.init_(_rng(seed, label))  # type: ignore[operator]  # what a method shares has init_, as Deltas have
     for key, site, delta in adapter.entries():
@@ -189,6 +194,13 @@ def _initialise(adapter: Adapter, model: nn.Module, seed: int) -> None:
     like = next(p for p in model.parameters() if p.is_floating_point())
     adapter.to(device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
     adapter.requires_grad_(True)
+    parts = [(site, part) for _, site, delta in adapter.entries() for part in delta.parts]
+    if any(part.words for _, part in parts):
+        with bare():
+            start_from_words_(model, parts)
+    for shared in adapter.shared.values():
+        if hasattr(shared, "settle_"):
+            shared.settle_()  # type: ignore[operator]
     for module in adapter.modules():
         for name in getattr(module, "frozen", ()):
             getattr(module, name).requires_grad_(False)

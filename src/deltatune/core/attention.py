@@ -7,19 +7,23 @@ through the interface. The prefix never enters the cache, so gradient checkpoint
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltatune.core.attending import Attention
+from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.mixing import Share, spread
 from deltatune.core.ports import Acting
+from deltatune.core.sites import Site
 
 PORT = "_deltatune_port"
 """Attribute of an attention module under which the Host leaves its port (a plain object, not in the state dict)."""
@@ -54,11 +58,7 @@ class AttentionSeam:
         """Open or close the seam."""
         if wanted and self.inner is None:
             self.inner = inner_attention(self.model)
-            name = f"deltatune_{self.inner}"
-            AttentionInterface.register(name, _function(self.inner))
-            # A name without a mask function silently gets no mask at all, and padding would be attended.
-            AttentionMaskInterface.register(name, _mask(self.inner))
-            self._set(name)
+            self._set(_registered(self.inner))
         elif not wanted and self.inner is not None:
             self._set(self.inner)
             self.inner = None
@@ -74,6 +74,15 @@ class AttentionSeam:
 
     def _set(self, name: str) -> None:
         self.model.set_attn_implementation(name)  # type: ignore[operator]
+
+
+def _registered(inner: str) -> str:
+    """Name of the seam over an attention."""
+    name = f"deltatune_{inner}"
+    AttentionInterface.register(name, _function(inner))
+    # A name without a mask function silently gets no mask at all, and padding would be attended.
+    AttentionMaskInterface.register(name, _mask(inner))
+    return name
 
 
 def _mask(inner: str) -> Callable[..., Any]:
@@ -123,3 +132,103 @@ def _mixed(call: Attention, active: Sequence[Acting]) -> Tensor:
         change = spread(weight, changed) * (changed - there)
         out = out + change if rows is None else out.index_add(0, rows, change)
     return out
+
+
+# ---- what the base itself attends to
+
+
+def start_from_words_(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> None:
+    """Hand every Delta with `words` the keys and values that the model, on which nothing may act, has for them."""
+    for words in dict.fromkeys(delta.words for _, delta in deltas if delta.words):
+        mine = [(site, delta) for site, delta in deltas if delta.words == words]
+        seen = keys_and_values(model, words, [site.module for site, _ in mine])
+        for site, delta in mine:
+            delta.start_(*seen[site.module])
+
+
+class _Seen:
+    """In place of a port: notes the keys and values (P, H_kv·K) of an attention's first call, its last P of them."""
+
+    active = True
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.found: tuple[Tensor, Tensor] | None = None
+
+    def acting(self, batch: int, device: torch.device) -> Sequence[Acting]:
+        """Itself, for all rows."""
+        return [Acting(self, Share(None, 1.0), None)]  # type: ignore[arg-type]  # called as a Delta is
+
+    def __call__(self, call: Attention) -> Any:
+        if self.found is None:
+            keys, values = (t[0].transpose(0, 1)[-self.length :].flatten(1) for t in (call.k, call.v))
+            self.found = keys.clone(), values.clone()
+        return call.run()
+
+
+@torch.no_grad()
+def keys_and_values(
+    model: nn.Module, words: Sequence[int], attentions: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each of the attentions (module paths) attends to when the model reads the words: P keys and values.
+
+    Decoders behind an encoder read them too, behind their start token; cross attention attends to the encoder's.
+    """
+    body: Any = getattr(model, "base_model", model)  # the model without its head, which may want more than words
+    ids = _readable(body, words)
+    seen = {path: _Seen(len(words)) for path in attentions}
+    with _evaluating(model), _watched(model, seen):
+        if body.config.is_encoder_decoder:
+            start = body.config.decoder_start_token_id
+            behind = ids if start is None else torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
+            body(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=behind)
+        else:
+            body(input_ids=ids, attention_mask=torch.ones_like(ids))
+    found = {path: there.found for path, there in seen.items() if there.found is not None}
+    missed = sorted(seen.keys() - found.keys())
+    if missed:
+        raise DeltatuneError(f"{type(model).__name__} does not reach {missed[0]} when it reads words; leave them out")
+    return found
+
+
+def _readable(body: Any, words: Sequence[int]) -> Tensor:
+    """Ids (1, P) on the model's device."""
+    if body.main_input_name != "input_ids":
+        raise DeltatuneError(
+            f"{type(body).__name__} reads {body.main_input_name}, so that words have no keys and values in it; leave "
+            "words and ids out"
+        )
+    table: Tensor = body.get_input_embeddings().weight
+    beyond = [word for word in words if not 0 <= word < len(table)]
+    if beyond:
+        raise DeltatuneError(
+            f"{beyond[0]} is no token id of this {type(body).__name__}, which has 0 to {len(table) - 1}"
+        )
+    return torch.tensor([list(words)], device=table.device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _watched(model: Any, seen: dict[str, _Seen]) -> Iterator[None]:
+    """The seam open, with what notes in place of each port."""
+    before, modules = model.config._attn_implementation, {path: model.get_submodule(path) for path in seen}
+    ports = {path: getattr(module, PORT, None) for path, module in modules.items()}
+    model.set_attn_implementation(_registered(inner_attention(model)))
+    try:
+        for path, module in modules.items():
+            setattr(module, PORT, seen[path])
+        yield
+    finally:
+        for path, module in modules.items():
+            delattr(module, PORT) if ports[path] is None else setattr(module, PORT, ports[path])
+        model.set_attn_implementation(before)

@@ -28,7 +28,7 @@ class Delta(nn.Module):
     """A change of one representation. Subclasses are written for `x`, `h` of shape (..., width).
 
     What several Deltas of one adapter share is a module from `Method.share`. It has `init_(rng)`, and may have
-    `begin()`, called once before each forward of the model.
+    `begin()`, called once before each forward of the model, and `settle_()`, called when all initial values are there.
     """
 
     reads: Literal["input", "output", "normed"] = "input"
@@ -48,6 +48,8 @@ class Delta(nn.Module):
     encoder."""
     tapped: bool = False
     """Kind `kv`: wants `x`, the attention's input (B, T, D), in its call."""
+    words: tuple[int, ...] = ()
+    """Kind `kv`: token ids whose keys and values in the bare base are handed to `start_`, after `init_`."""
     base: Base
     """The base's parameters at its site, set before `init_`."""
     frozen: tuple[str, ...] = ()
@@ -76,6 +78,10 @@ class Delta(nn.Module):
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         """Set the initial values; `base` is the module at the site (never to be changed); `self.base` its weights."""
+
+    def start_(self, keys: Tensor, values: Tensor) -> None:
+        """Start from keys and values (P, H_kv·K) of its `words`."""
+        raise NotImplementedError(f"{type(self).__name__} starts from no words")
 
     def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return changed copies of the base's parameters: `weight` (out, in) and `bias` (out,), sliced to the site."""

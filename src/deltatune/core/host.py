@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Host:
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
         with self._weights.put_back():
-            adapter = build_adapter(method, self.sites, self.model, seed=seed, head=head, extra=extra or {})
+            adapter = build_adapter(method, self.sites, self.model, self._bare, seed=seed, head=head, extra=extra or {})
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
@@ -150,16 +151,13 @@ class Host:
         Raises DeltatuneError if no layer is left, and for adapters that live in the base's weights.
         """
         if name in self.folded:
-            raise DeltatuneError(
-                f"{name!r} is folded into the weights, where no layer can be dropped; unfold it"
-            )
+            raise DeltatuneError(f"{name!r} is folded into the weights, where no layer can be dropped; unfold it")
         self._adapter(name).drop_(layers)
         self._arrange()
 
     def finish_(self, name: str) -> None:
         """Drop what only training needed (a prefix's MLP); outputs stay the same."""
-        adapter = self._adapter(name).finished()
-        self.adapters[name] = self._children()[name] = adapter
+        self.adapters[name] = self._children()[name] = adapter = self._adapter(name).finished()
         self._wiring.unplug(name)
         self._wiring.plug(name, adapter)
         self._arrange()
@@ -218,9 +216,8 @@ class Host:
         With `training`, reparametrisations are kept so that training can go on.
         """
         self._adapter(name)
-        formats()["deltatune"].save(
-            self, name, Path(folder), {**(extra or {}), **({"training": True} if training else {})}
-        )
+        extra = {**(extra or {}), **({"training": True} if training else {})}
+        formats()["deltatune"].save(self, name, Path(folder), extra)
         return Path(folder)
 
     def load(
@@ -268,6 +265,16 @@ class Host:
         """Pre-hook of the whole model."""
         for name in self.route.names - set(self.folded):
             self.adapters[name].begin()
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        route, self.route = self.route, Route()
+        self._arrange()
+        try:
+            yield
+        finally:
+            self.route = route
+            self._arrange()
 
     def _arrange(self) -> None:
         """Make the wiring, prompts, shifts and the seams follow the route."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -30,6 +30,11 @@ class KeyValues(Delta):
         # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model a lot.
         nn.init.normal_(self.keys, std=0.02, generator=rng("keys"))
         nn.init.normal_(self.values, std=0.02, generator=rng("values"))
+
+    @torch.no_grad()
+    def start_(self, keys: Tensor, values: Tensor) -> None:
+        self.keys.copy_(keys)
+        self.values.copy_(values)
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         """Keys and values (P, H_kv·K)."""
@@ -62,9 +67,16 @@ class Reparametrised(KeyValues):
         nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
         nn.init.zeros_(self.bias)
 
+    def start_(self, keys: Tensor, values: Tensor) -> None:
+        self.trunk[0].goals.append((self, torch.cat([keys, values], -1)))
+
     def prefix(self) -> tuple[Tensor, Tensor]:
-        keys, values = F.linear(self.trunk[0](), self.weight, self.bias).chunk(2, dim=-1)  # each (P, H_kv·K)
+        keys, values = self.grown(self.trunk[0]()).chunk(2, dim=-1)  # each (P, H_kv·K)
         return keys, values
+
+    def grown(self, trunk: Tensor) -> Tensor:
+        """Keys and values side by side, (P, 2·H_kv·K), of the trunk (P, middle)."""
+        return F.linear(trunk, self.weight, self.bias)
 
     @torch.no_grad()
     def finished(self) -> Delta:
@@ -86,6 +98,8 @@ class Trunk(nn.Module):
         self.now: Tensor | None = None
         """What it is in the forward that runs, with its graph."""
         self.versions: list[int] = []
+        self.goals: list[tuple[Reparametrised, Tensor]] = []
+        """Keys and values that the layers are to start from."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "now": None}  # what a forward has left is neither copied nor saved
@@ -94,6 +108,22 @@ class Trunk(nn.Module):
         nn.init.normal_(self.embedding, generator=rng("embedding"))
         nn.init.xavier_uniform_(self.weight, generator=rng("weight"))
         nn.init.zeros_(self.bias)
+
+    @torch.enable_grad()
+    def settle_(self) -> None:
+        """Fit trunk and layers to their goals, if there are any: 500 steps of Adam at 1e-4, as in the paper."""
+        goals, self.goals = [(delta, goal.to(self.embedding)) for delta, goal in self.goals], []
+        fitted = [*self.parameters(), *(p for delta, _ in goals for p in delta.parameters())]
+        optimiser = torch.optim.Adam(fitted, lr=1e-4)
+        for _ in range(500 if goals else 0):
+            trunk = self.computed()
+            losses = [F.mse_loss(delta.grown(trunk), goal) for delta, goal in goals]
+            gradients = torch.autograd.grad(torch.stack(losses).mean(), fitted)
+            for parameter, gradient in zip(fitted, gradients, strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+        for parameter in fitted:
+            parameter.grad = None
 
     def begin(self) -> None:
         """Compute it once for all layers, before the model runs: outside of what checkpointing computes again."""
@@ -133,6 +163,11 @@ class Trunks(nn.Module):
         for _, trunk in self.trunks():
             trunk.begin()
 
+    def settle_(self) -> None:
+        """Fit each."""
+        for _, trunk in self.trunks():
+            trunk.settle_()
+
     def trunks(self) -> Iterator[tuple[str, Trunk]]:
         """By kind of attention."""
         for name, trunk in self.of.items():
@@ -153,6 +188,8 @@ class Prefix(Method):
     P-tuning v2, `PTuningV2(length=16)`: Liu et al. 2022, https://arxiv.org/abs/2110.07602.
     With `mlp`, keys and values are `W tanh(W′ E + b′) + b` while they are trained, W and b for each layer, E and W′
     for all layers of one kind of attention: encoder-decoders have three.
+    The paper's infix, vectors between two texts at every layer, is not offered; what comes nearest is a `Prompt` in the
+    middle of a `deltatune.Template`, which is the paper's embedding-only variant.
     Not the identity at the start: new keys take a share λ of the attention.
     """
 
@@ -164,6 +201,11 @@ class Prefix(Method):
     """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
     dropout: float = 0.0
     """Dropped from keys and values while training; 0.1 in P-tuning v2."""
+    words: str = ""
+    """A text whose keys and values in the base are what it starts from, repeated or cut to the length: better than
+    random ones where there are few examples."""
+    ids: tuple[int, ...] = ()
+    """The same as token ids; from words they are filled in where the tokenizer is known, before training."""
     sites: str | tuple[str, ...] = "*.kv"
     """Which attentions: `*.kv`, or for encoder-decoders a part such as `decoder.*.cross.kv`."""
 
@@ -177,14 +219,31 @@ class Prefix(Method):
         if self.dropout >= 1:
             raise DeltatuneError(f"Prefix(dropout={self.dropout!r}) leaves nothing; dropout is a share below 1")
 
+    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        if not self.words or self.ids:
+            return self
+        ids = tuple(tokenize(self.words))
+        if not ids:
+            raise DeltatuneError(f"{self!r}: the tokenizer makes no tokens of these words")
+        return replace(self, ids=ids)
+
     def pick(self, sites: Sites) -> list[Site]:
+        if self.words and not self.ids:
+            raise DeltatuneError(
+                f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
+                "deltatune.worded(method, tokenizer), as training by the command line does"
+            )
         return sites.match(self.sites, kinds=("kv",))
 
     def build(self, site: Site) -> Delta:
         shift = self.length if self.shift_positions else 0
-        if self.mlp:
-            return Reparametrised(self.length, site.width_out, shift, self.mlp, self.dropout)
-        return KeyValues(self.length, site.width_out, shift, self.dropout)
+        delta = (
+            Reparametrised(self.length, site.width_out, shift, self.mlp, self.dropout)
+            if self.mlp
+            else KeyValues(self.length, site.width_out, shift, self.dropout)
+        )
+        delta.words = (self.ids * self.length)[: self.length]
+        return delta
 
     def share(self, picked: Sequence[Site]) -> nn.Module | None:
         if not self.mlp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -41,6 +42,9 @@ class UniPELT(Compound):
 
     def sized(self, size: int) -> Method:
         return replace(self, methods=self.methods.sized(size))
+
+    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        return replace(self, methods=self.methods.worded(tokenize, labels))
 
     def finished(self) -> Method:
         return replace(self, methods=self.methods.finished())

@@ -63,6 +63,12 @@ def test_words_that_are_no_ids_yet_are_refused(tokenizer):
         worded(Prompt(length=1, init="labels"), tokenizer, TASK)
     with pytest.raises(DeltatuneError, match="go together"):
         Prompt(init="text")
+    with pytest.raises(DeltatuneError, match="too short for 3 tokens"):
+        Prompt(length=1, init="ids", ids=(1, 2, 3))
+    with pytest.raises(DeltatuneError, match="makes no tokens"):
+        worded(Prompt(init="text", text=" "), tokenizer)
+    with pytest.raises(DeltatuneError, match="no token 5000"):
+        host.attach("a", Prompt(init="ids", ids=(5000,)))
     with pytest.raises(DeltatuneError, match="takes no ids"):
         Prompt(ids=(3,))
 
@@ -171,7 +177,38 @@ def test_p_tuning_moves_the_answer(kind, tokenizer):
     assert torch.equal(host.model.get_input_embeddings().weight, table)
 
 
+def test_a_template_with_more_virtual_tokens_than_the_adapter_is_refused(tokenizer):
+    host = Host(models.tiny("bert"))
+    host.attach("a", PTuning(length=2))
+    ids, _ = Template("{3} {text} {mask}").render({"text": "good"}, tokenizer, V)
+    with pytest.raises(DeltatuneError, match="up to number 3, but the acting prompt has 2"):
+        host.model(input_ids=torch.tensor([ids]))
+
+
 # --- several prompts at once ---
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_prompts_of_different_lengths_generate_in_one_batch_as_alone(kind):
+    host = Host(models.tiny(kind, "lm"))
+    for i, length in enumerate((2, 5, 9)):
+        attach(host, f"p{i}", Prompt(length=length, init="uniform"), seed=i)
+        with torch.no_grad():
+            next(iter(host.adapters[f"p{i}"].parameters())).mul_(4)
+    ids = torch.tensor([[7, 8, 9, 10]]).repeat(3, 1)
+    options = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True}
+
+    def logits(ids, route):
+        host.use(route)
+        out = host.generate(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options)
+        return torch.stack(out.logits, 1)[..., :V]
+
+    together = logits(ids, ["p0", "p1", "p2"])
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+    assert not torch.allclose(together[1], together[2], atol=1e-2)
+    for row in range(3):
+        alone = logits(ids[:1], f"p{row}")
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def hosted(lengths):

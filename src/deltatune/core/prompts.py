@@ -51,6 +51,12 @@ class PromptSeam:
         if torch.compiler.is_compiling():  # a graph cannot depend on it: callers of a compiled model give plain ids
             torch._assert_async(~there, "a compiled model puts soft prompts in itself: give it ids without them")
             return False
+        most = self.facts.vocabulary + max(self.lengths.values())
+        if bool((ids >= most).any()):
+            raise DeltatuneError(
+                f"the input has virtual tokens up to number {int(ids.max()) - self.facts.vocabulary + 1}, but the "
+                f"acting prompt has {max(self.lengths.values())}: give the adapter as many as its template has"
+            )
         return bool(there)
 
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltatune.core.delta import Delta, Rng
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites import Site, Sites, require
 
@@ -90,22 +90,23 @@ class Prompt(Method):
             raise DeltatuneError(
                 "Prompt: init='text' and text='...' go together: Prompt(init='text', text='Classify:')"
             )
-        if self.init == "labels" and len(self.ids) > self.length:
-            raise DeltatuneError(f"Prompt(length={self.length}) is too short for {len(self.ids)} labels, a vector each")
+        if len(self.ids) > self.length:
+            what = "labels" if self.init == "labels" else "tokens"
+            raise DeltatuneError(f"Prompt(length={self.length}) is too short for {len(self.ids)} {what}, a vector each")
 
     def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         if self.ids or self.init not in ("labels", "text"):
             return self
         if self.init == "labels" and not labels:
             raise DeltatuneError("Prompt(init='labels') needs a task with classes; this one has none")
-        found = (
-            tuple(tuple(tokenize(label)) for label in labels) if self.init == "labels" else tuple(tokenize(self.text))
-        )
-        return replace(self, ids=found)
+        words = labels if self.init == "labels" else [self.text]
+        ids = [tuple(tokenize(word)) for word in words]
+        raise_all([f"{word!r} makes no tokens to start from" for word, own in zip(words, ids, strict=True) if not own])
+        return replace(self, ids=tuple(ids) if self.init == "labels" else ids[0])
 
     def sized(self, size: int) -> Method:
-        """The labels' vectors are the least it can have."""
-        return replace(self, length=max(size, len(self.ids)) if self.init == "labels" else size)
+        """What it starts from is the least it can have."""
+        return replace(self, length=max(size, len(self.ids)))
 
     def pick(self, sites: Sites) -> list[Site]:
         if self.init in ("labels", "text") and not self.ids:
@@ -113,7 +114,13 @@ class Prompt(Method):
                 f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
                 "deltatune.worded(method, tokenizer, task), as training by the command line does"
             )
-        return at_input(sites)
+        found = at_input(sites)
+        flat = [i for ids in self.ids for i in ((ids,) if isinstance(ids, int) else ids)]
+        wrong = [i for i in flat if not 0 <= i < found[0].width_in]
+        if wrong:
+            have = f"{sites.facts.architecture} has {found[0].width_in:,} tokens"
+            raise DeltatuneError(f"Prompt: {have}, and no token {wrong[0]} to start from")
+        return found
 
     def build(self, site: Site) -> Delta:
         return SoftPrompt(self.length, site, self.init, self.ids)

@@ -131,7 +131,7 @@ def test_a_rate_at_which_training_fails_is_left(planned, monkeypatch):
     real = curve.train
 
     def train(seeker, cell, key):
-        if cell.rate > 5e-3 and cell.contender.method.size:
+        if cell.rate > 2e-2 and cell.contender.method.size:
             raise DeltatuneError("the loss became nan")
         return real(seeker, cell, key)
 

@@ -149,6 +149,11 @@ def test_what_is_counted():
     assert adapter.count == 77
 
 
+def test_the_rate_falls_with_the_length_of_a_step():
+    rates = [DID(dimension=d).learning_rate for d in (1, 100, 400, 10_000)]
+    assert rates == [0.03, 0.03, 0.015, 0.003]
+
+
 def test_a_layers_weights_have_one_scale():
     host = Host(tiny_model("t5"))
     adapter = host.attach("a", SAID(dimension=50))

@@ -131,8 +131,12 @@ class DID(Method):
     """Weights with fewer than d numbers: moved by all of θ_d, or by its first part only, as in reference code."""
 
     size_field: ClassVar[str | None] = "dimension"
-    learning_rate: ClassVar[float] = 1e-2
     view: ClassVar[View] = View("P(θ_d) x", "none", "weights", "add")
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """0.3/√d, at most 3e-2: AdamW moves every number by the rate, so a step of θ_d is √d times as long."""
+        return min(3e-2, float(f"{0.3 / math.sqrt(self.dimension):.2g}"))
 
     def check(self) -> None:
         at_least(self, dimension=1)

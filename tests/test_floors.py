@@ -46,6 +46,7 @@ CORE_ORDER = [
     "budget",
     "mixing",
     "ports",
+    "positions",
     "prompts",
     "attention",
     "adapter",

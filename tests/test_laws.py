@@ -59,6 +59,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Prompt(length=3, init='ids', ids=(7, (8, 9)))": ("t5",),
     "PTuning(length=3, encoder='mlp')": ("gpt2", "t5"),
     "PTuning(length=3, hidden=5, layers=1)": ("bert",),
+    # Groups that roll, positions brought together, LoRA and the groups alone.
+    "LongLoRA(r=2, groups=2, wrap='roll', norms=False)": ("bert", "llama", "t5"),
+    "LongLoRA(r=2, factor=4.0, embeddings=False)": ("llama",),
     "BitFit(missing='add')": ("llama", "t5"),
     "BitFit(sites='*.{attn.q,ffn.in}')": ("bert", "gpt2"),
     "Unfreeze(layers=1)": ("t5",),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltatune.methods.ia3 import IA3 as IA3
     from deltatune.methods.intrinsic import DID as DID
     from deltatune.methods.intrinsic import SAID as SAID
+    from deltatune.methods.longlora import LongLoRA as LongLoRA
     from deltatune.methods.lora import LoRA as LoRA
     from deltatune.methods.lora import LoRAPlus as LoRAPlus
     from deltatune.methods.mam import MAM as MAM
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from deltatune.methods.vera import VeRA as VeRA
     from deltatune.store.arithmetic import Combined as Combined
     from deltatune.store.arithmetic import combine as combine
+    from deltatune.store.loralib import load_loralib as load_loralib
     from deltatune.tasks.templates import Template as Template
     from deltatune.tasks.words import worded as worded
     from deltatune.training import ensemble as ensemble
@@ -85,6 +87,7 @@ _WHERE = {
     "LoRA": "methods.lora",
     "LoRAPlus": "methods.lora",
     "LoReFT": "methods.reft",
+    "LongLoRA": "methods.longlora",
     "MAM": "methods.mam",
     "Method": "core.method",
     "PTuning": "methods.ptuning",
@@ -112,6 +115,7 @@ _WHERE = {
     "find_sites": "core.finding",
     "fit_budget": "core.budget",
     "fuse": "training",
+    "load_loralib": "store.loralib",
     "parse": "core.text",
     "predict": "training",
     "train": "training",
@@ -139,6 +143,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "LoRA",
     "LoRAPlus",
     "LoReFT",
+    "LongLoRA",
     "MAM",
     "Method",
     "PTuning",
@@ -167,6 +172,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "find_sites",
     "fit_budget",
     "fuse",
+    "load_loralib",
     "parse",
     "predict",
     "train",

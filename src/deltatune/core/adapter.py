@@ -115,9 +115,9 @@ class Adapter(nn.Module):
             if hasattr(shared, "begin"):
                 shared.begin()  # type: ignore[operator]
 
-    def longest(self, what: str) -> int:
-        """The largest value that any Delta declares of its `tokens` or its `shift`."""
-        return max((int(getattr(delta, what)) for _, _, delta in self.entries()), default=0)
+    def longest(self, what: str) -> Any:
+        """The largest value that any Delta declares of its `tokens`, its `shift` or its `stretch`."""
+        return max((getattr(delta, what) for _, _, delta in self.entries()), default=0)
 
     def finished(self) -> Adapter:
         """The adapter as it is kept after training: reparametrisations replaced by what they compute."""

@@ -20,7 +20,8 @@ from deltatune.core.formats import format_of, formats
 from deltatune.core.generation import generate
 from deltatune.core.method import Method
 from deltatune.core.mixing import Route, RouteSpec, read_route
-from deltatune.core.ports import Now, Shift
+from deltatune.core.ports import Now
+from deltatune.core.positions import Shift
 from deltatune.core.prompts import PromptSeam
 from deltatune.core.weights import WeightSeam, check_exclusive
 from deltatune.core.wiring import Wiring
@@ -281,13 +282,12 @@ class Host:
         active = {name for name in self.route.names if name not in self.folded}
         self._wiring.arrange(self.route, active)
         self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
-        self._shift.arrange(self.route, self._longest(active, "shift"))
+        self._shift.arrange(self.route, self._longest(active, "shift"), self._longest(active, "stretch"))
         self._weights.arrange(self.adapters[name] for name in active)
         self._attention.arrange(self._wiring.needs_attention)
 
-    def _longest(self, active: set[str], what: str) -> dict[str, int]:
-        lengths = {name: self.adapters[name].longest(what) for name in active}
-        return {name: length for name, length in lengths.items() if length}
+    def _longest(self, active: set[str], what: str) -> dict[str, Any]:
+        return {name: found for name in active if (found := self.adapters[name].longest(what))}
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> Any:

@@ -1,10 +1,11 @@
-"""A module of the base that the adapter has a copy of: heads and LayerNorms adapt this way."""
+"""A module of the base that the adapter has a copy of: heads, LayerNorms and embeddings adapt this way."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, Rng
@@ -25,11 +26,17 @@ class Own(Delta):
         out: Tensor = self.module(x.to(next(self.module.parameters()).dtype))
         return out.to(x.dtype)
 
+    def looked_up(self, ids: Tensor, h: Tensor) -> Tensor:
+        """The copy's vectors of token ids, in h's dtype; virtual tokens are not its own."""
+        last = len(self.module.get_parameter("weight")) - 1
+        out: Tensor = self.module(ids.clamp(max=last))
+        return torch.where((ids <= last).unsqueeze(-1), out.to(h.dtype), h)
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return self.own(x) - h
+        return (self.own(x) if x.is_floating_point() else self.looked_up(x, h)) - h
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        out = self.own(x)
+        out = self.own(x) if x.is_floating_point() else self.looked_up(x, h)
         return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
 
     def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

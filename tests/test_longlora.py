@@ -1,0 +1,163 @@
+"""LongLoRA: attention in shifted groups as in the paper's two codes, positions brought together, full at inference."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import golden_cases
+import models
+from deltatune import DeltatuneError, Host, LongLoRA
+from deltatune.core.attending import Attention
+from deltatune.methods.longlora import ShiftedSparse
+from deltatune.testing.trying import attach
+
+
+def plain(module, q, k, v, mask, **options):
+    """Attention in the open: (B, T, H, K)."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return (scores.softmax(-1).nan_to_num() @ v).transpose(1, 2), None
+
+
+class Causal(torch.nn.Module):
+    is_causal = True
+
+
+def causal(T):
+    return torch.ones(1, 1, T, T, dtype=torch.bool).tril()
+
+
+def sparse(q, k, v, mask, groups, wrap="none", module=None):
+    delta = ShiftedSparse(groups, wrap, 1.0).train()
+    return delta(Attention(plain, module or Causal(), q, k, v, mask, {}))[0]
+
+
+def random(H, T, K=4, shared=None, B=2):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (H, shared or H, shared or H)
+    return [torch.randn(B, heads, T, K, generator=generator) for heads in shapes]
+
+
+@pytest.mark.parametrize("wrap", ["none", "roll"])
+def test_the_papers_codes(wrap):
+    case = golden_cases.tensors("s2_attention")
+    found = sparse(case["input.q"], case["input.k"], case["input.v"], causal(16), 4, wrap)
+    expected = case["output" if wrap == "none" else "output.wrap"]
+    torch.testing.assert_close(found.flatten(2), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_group_is_full_attention_in_the_half_that_is_not_shifted():
+    q, k, v = random(4, 8)
+    found = sparse(q, k, v, causal(8), 1)
+    full = plain(None, q, k, v, causal(8))[0]
+    torch.testing.assert_close(found[:, :, :2], full[:, :, :2])
+    assert not torch.allclose(found[:, :, 2:], full[:, :, 2:], atol=1e-3)
+
+
+@pytest.mark.parametrize(("H", "shared"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("T", [16, 13])
+def test_groups_are_blocks_of_the_mask(H, shared, T):
+    """Any length, any number of shared key heads: the same as full attention with blocks cut out of the mask."""
+    q, k, v = random(H, T, shared=shared)
+    G = 4
+    place = torch.arange(T)
+    wanted = []
+    for shift in (0, G // 2):
+        group = (place + (G - shift) % G) // G if shift else place // G
+        mask = causal(T) & (group[:, None] == group[None])
+        wanted.append(plain(None, q, k, v, mask)[0])
+    expected = torch.cat([wanted[0][:, :, : H // 2], wanted[1][:, :, H // 2 :]], 2)
+    torch.testing.assert_close(sparse(q, k, v, causal(T), 4), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_token_sees_its_future_and_the_rolled_ones_do():
+    q, k, v = random(4, 16)
+    later = [t.clone() for t in (q, k, v)]
+    for t in later:
+        t[:, :, 12:] += 1.0
+    for wrap, same in (("none", True), ("roll", False)):
+        before, after = (sparse(*each, causal(16), 4, wrap)[:, :12] for each in ((q, k, v), later))
+        assert torch.allclose(before, after, atol=1e-6) == same
+
+
+def test_padding_is_not_attended():
+    q, k, v = random(4, 16)
+    mask = causal(16).repeat(2, 1, 1, 1)
+    mask[1, :, :, 11:] = False
+    changed = [t.clone() for t in (k, v)]
+    for t in changed:
+        t[1, :, 11:] += 1.0
+    torch.testing.assert_close(sparse(q, *changed, mask, 4)[1, :11], sparse(q, k, v, mask, 4)[1, :11])
+
+
+@pytest.mark.parametrize("wrap", ["none", "roll"])
+def test_a_whole_model_in_training_is_the_golden_one(wrap):
+    """`llama_s2`: plain transformers with a mask for each head."""
+    case = golden_cases.tensors("llama_s2")
+    batch = {"input_ids": case["input.ids"], "attention_mask": case["input.mask"]}
+    host = Host(golden_cases.base("llama"))
+    host.attach("a", LongLoRA(groups=4, wrap=wrap))
+    host.model.train()
+    with torch.no_grad():
+        found = host.model(**batch)[0]
+        host.model.eval()
+        full = host.model(**batch)[0]
+        host.use(None)
+        bare = host.model(**batch)[0]
+    torch.testing.assert_close(found, case["output" if wrap == "none" else "output.wrap"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full, bare)
+    assert not torch.allclose(found, bare, atol=1e-3)
+
+
+@torch.no_grad()
+def test_positions_brought_together_are_transformers_linear_scaling():
+    config = LlamaConfig(**{**models.CONFIGS["llama"], "vocab_size": models.VOCABULARY})
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    scaled_config = LlamaConfig(**{**models.CONFIGS["llama"], "vocab_size": models.VOCABULARY})
+    scaled_config.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    scaled = LlamaForCausalLM(scaled_config).eval()
+    scaled.load_state_dict(model.state_dict())
+    host = Host(model)
+    host.attach("a", LongLoRA(factor=4.0))
+    ids = torch.arange(5, 45).view(2, 20)
+    torch.testing.assert_close(model(input_ids=ids).logits, scaled(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    options = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+    assert torch.equal(host.generate(input_ids=ids, **options), scaled.generate(input_ids=ids, **options))
+    host.use(["a", None])
+    mixed = model(input_ids=ids).logits
+    torch.testing.assert_close(mixed[0], scaled(input_ids=ids).logits[0], rtol=1e-4, atol=1e-4)
+    host.use(None)
+    torch.testing.assert_close(mixed[1], model(input_ids=ids).logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_a_table_are_refused():
+    with pytest.raises(DeltatuneError, match="this GPT2Model has none; leave factor at 1"):
+        Host(models.tiny("gpt2")).attach("a", LongLoRA(factor=2.0))
+
+
+def test_a_tied_embedding_is_not_folded():
+    host = Host(models.tiny("gpt2", "lm"))
+    attach(host, "a", LongLoRA())
+    with pytest.raises(DeltatuneError, match="tied"):
+        host.fold_("a")
+
+
+def test_trained_embeddings_and_groups_learn_together():
+    host = Host(models.tiny("llama", "lm", dropout=False))
+    host.attach("a", LongLoRA(r=2))
+    ids = torch.arange(5, 37).view(2, 16)
+    host.model.train()
+    optimizer = torch.optim.AdamW([p for _, p in host.trainable("a")], lr=1e-2)
+    losses = []
+    for _ in range(12):
+        logits = host.model(input_ids=ids).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]

@@ -161,3 +161,32 @@ def test_trained_embeddings_and_groups_learn_together():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("T", [16, 13, 7])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_without_a_mask_it_is_the_same(kind, T):
+    """An unpadded causal text needs no mask; a written-out one gives the same."""
+    host = Host(models.tiny(kind, dropout=False))
+    attach(host, "a", LongLoRA(r=2))
+    host.model.train()
+    ids = torch.arange(5, 5 + T)[None].repeat(2, 1)
+    seen = []
+    host.model.register_forward_pre_hook(lambda *_: seen.clear())
+    own = F.scaled_dot_product_attention
+
+    def spy(*args, **options):
+        seen.append(options.get("attn_mask") is None)
+        return own(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(F, "scaled_dot_product_attention", spy)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        found = host.model(input_ids=ids)[0]
+        assert seen
+        assert all(seen)
+        both = torch.cat([ids, ids])
+        mask = torch.ones_like(both)
+        mask[2:, -1] = 0
+        masked = host.model(input_ids=both, attention_mask=mask)[0]
+    torch.testing.assert_close(masked[:2], found, rtol=1e-4, atol=1e-5)

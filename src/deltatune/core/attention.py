@@ -36,7 +36,7 @@ def inner_attention(model: nn.Module) -> str:
     Raises DeltatuneError for implementations without a dense mask (flash attention, flex attention).
     """
     config: Any = model.config
-    inner = str(config._attn_implementation).removeprefix("deltatune_")
+    inner = str(config._attn_implementation).removeprefix("deltatune_").removesuffix("_as_long")
     if inner not in _INNER:
         raise DeltatuneError(
             f"key-value prefixes need attention 'sdpa' or 'eager', this model runs {inner!r}; "
@@ -52,21 +52,27 @@ class AttentionSeam:
         self.model = model
         self.inner: str | None = None
         """The attention that the open seam calls; None while it is closed."""
+        self.name: str | None = None
+        """The name under which the open seam is registered."""
         model.register_forward_pre_hook(self.check)
 
-    def arrange(self, wanted: bool) -> None:
-        """Open or close the seam."""
-        if wanted and self.inner is None:
-            self.inner = inner_attention(self.model)
-            self._set(_registered(self.inner))
-        elif not wanted and self.inner is not None:
-            self._set(self.inner)
-            self.inner = None
+    def arrange(self, wanted: bool, longer: bool = True) -> None:
+        """Open or close the seam; `longer`: what acts puts keys in front of the model's own."""
+        if not wanted:
+            if self.inner is not None:
+                self._set(self.inner)
+            self.inner, self.name = None, None
+            return
+        self.inner = inner_attention(self.model)
+        name = _registered(self.inner, longer)
+        if name != self.name:
+            self.name = name
+            self._set(name)
 
     def check(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Pre-hook of the model. Raises DeltatuneError if the attention was changed under an acting prefix."""
         config: Any = self.model.config
-        if self.inner is not None and config._attn_implementation != f"deltatune_{self.inner}":
+        if self.name is not None and config._attn_implementation != self.name:
             raise DeltatuneError(
                 f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix acts, "
                 "which would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
@@ -76,12 +82,12 @@ class AttentionSeam:
         self.model.set_attn_implementation(name)  # type: ignore[operator]
 
 
-def _registered(inner: str) -> str:
-    """Name of the seam over an attention."""
-    name = f"deltatune_{inner}"
+def _registered(inner: str, longer: bool) -> str:
+    """Name of the seam over an attention. With keys as long as the model's own, its own masks are right."""
+    name = f"deltatune_{inner}" if longer else f"deltatune_{inner}_as_long"
     AttentionInterface.register(name, _function(inner))
     # A name without a mask function silently gets no mask at all, and padding would be attended.
-    AttentionMaskInterface.register(name, _mask(inner))
+    AttentionMaskInterface.register(name, _mask(inner) if longer else ALL_MASK_ATTENTION_FUNCTIONS[inner])
     return name
 
 
@@ -223,7 +229,7 @@ def _watched(model: Any, seen: dict[str, _Seen]) -> Iterator[None]:
     """The seam open, with what notes in place of each port."""
     before, modules = model.config._attn_implementation, {path: model.get_submodule(path) for path in seen}
     ports = {path: getattr(module, PORT, None) for path, module in modules.items()}
-    model.set_attn_implementation(_registered(inner_attention(model)))
+    model.set_attn_implementation(_registered(inner_attention(model), True))
     try:
         for path, module in modules.items():
             setattr(module, PORT, seen[path])

@@ -41,6 +41,8 @@ class Delta(nn.Module):
     """Virtual tokens it needs in front of each row (kind `embed`)."""
     shift: int = 0
     """Positions by which it moves the real tokens (kind `kv`)."""
+    lengthens: bool = True
+    """Kind `kv`: puts keys in front of the model's own, so that causal masks must be written out."""
     stretch: float = 0.0
     """Factor by which it brings positions together, where rotations are computed from them (kind `kv`); 0 for none."""
     masked: bool = False

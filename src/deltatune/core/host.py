@@ -284,7 +284,7 @@ class Host:
         self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
         self._shift.arrange(self.route, self._longest(active, "shift"), self._longest(active, "stretch"))
         self._weights.arrange(self.adapters[name] for name in active)
-        self._attention.arrange(self._wiring.needs_attention)
+        self._attention.arrange(*self._wiring.attention)
 
     def _longest(self, active: set[str], what: str) -> dict[str, Any]:
         return {name: found for name in active if (found := self.adapters[name].longest(what))}

@@ -47,9 +47,11 @@ class Wiring:
             tap.wanted, tap.value = id(tap) in wanted, None
 
     @property
-    def needs_attention(self) -> bool:
-        """Whether an active Delta works inside attention."""
-        return any(key[1] == "kv" and port.active for key, port in self.ports.items())
+    def attention(self) -> tuple[bool, bool]:
+        """Whether an active Delta works inside attention, and whether one makes the keys longer."""
+        ports = [port for (_, kind), port in self.ports.items() if kind == "kv"]
+        deltas = [entry.delta for port in ports for stage in port.active for entry in stage]
+        return bool(deltas), any(delta.lengthens for delta in deltas)
 
     def port(self, site: Site) -> Port:
         """The port of a site's module, hooked in at first use."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deltatune.core.attending import Attention
 from deltatune.core.delta import Delta
@@ -25,6 +26,8 @@ class ShiftedSparse(Delta):
 
     At inference it is full attention. Texts that do not divide into groups are padded here, and the padding is masked.
     """
+
+    lengthens = False
 
     def __init__(self, groups: int, wrap: Wrap, factor: float) -> None:
         super().__init__()
@@ -71,6 +74,9 @@ def grouped(call: Attention, G: int, shift: int, wrap: Wrap) -> Tensor:
     """
     T = call.q.shape[2]
     rolled = shift > 0 and wrap == "roll"
+    causal = getattr(call.module, "is_causal", True)
+    if call.mask is None and not rolled and call.options.get("position_bias") is None and (causal or T % G == 0):
+        return _unmasked(call, G, shift)
     in_front = shift if shift and not rolled else 0
     behind = -(T + in_front) % G
     if rolled:
@@ -98,12 +104,34 @@ def grouped(call: Attention, G: int, shift: int, wrap: Wrap) -> Tensor:
     return out.index_select(1, back[torch.arange(T, device=place.device)])
 
 
+def _unmasked(call: Attention, G: int, shift: int) -> Tensor:
+    """`grouped` where the attention underneath needs no mask: every group is a text of its own."""
+    B, _, T, _ = call.q.shape
+    padded = [F.pad(t, (0, 0, 0, -T % G)) for t in (call.q, call.k, call.v)]  # behind the text, where none looks
+
+    def part(start: int, stop: int, size: int) -> Tensor:
+        q, k, v = (
+            t[:, :, start:stop].reshape(B, t.shape[1], -1, size, t.shape[3]).transpose(1, 2).flatten(0, 1)
+            for t in padded
+        )  # (B·n, H, size, K)
+        out: Tensor = replace(call, q=q, k=k, v=v).run()[0]
+        return out.reshape(B, stop - start, *out.shape[2:])
+
+    end = padded[0].shape[2]
+    if not shift:
+        return part(0, end, G)[:, :T]
+    middle = [part(shift, end - shift, G)] if end > G else []
+    return torch.cat([part(0, shift, shift), *middle, part(end - shift, end, shift)], 1)[:, :T]
+
+
 def _mask(call: Attention, at: Tensor, real: Tensor, G: int, rolled: bool) -> Tensor:
     """Who attends to whom in each group, (B·n, 1 or H, G, G), of bool or to be added."""
     B, n = call.q.shape[0], len(at) // G
     allowed = real.view(n, 1, 1, G) | torch.eye(G, dtype=torch.bool, device=at.device)  # padding sees itself
     if call.mask is None:
-        whole = allowed.repeat(B, 1, 1, 1)
+        order = torch.ones(G, G, dtype=torch.bool, device=at.device)
+        causal = getattr(call.module, "is_causal", True)  # then the attention underneath masks what has no mask
+        whole = (allowed & (order.tril() if causal else order)).repeat(B, 1, 1, 1)
     else:
         mask = call.mask.expand(B, -1, -1, -1)
         if rolled and getattr(call.module, "is_causal", False):

@@ -28,8 +28,9 @@ bottlenecks = st.builds(
     sites=st.sampled_from(["", "*.ffn", "*.attn", ("*.0.ffn", "*.1.attn")]),
 )
 prefixes = st.builds(Prefix, length=small, mlp=st.sampled_from([0, 0, 3, 8]), shift_positions=st.booleans())
-prompts = st.builds(Prompt, length=small, init=st.sampled_from(["vocabulary", "uniform"])) | st.builds(
-    Prompt, length=small, init=st.just("ids"), ids=st.lists(st.integers(0, 100), min_size=1, max_size=8).map(tuple)
+given_ids = st.lists(st.integers(0, 100) | st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=1, max_size=3)
+prompts = st.builds(Prompt, length=small, init=st.sampled_from(["vocabulary", "uniform"])) | given_ids.flatmap(
+    lambda ids: st.builds(Prompt, length=st.integers(len(ids), 6), init=st.just("ids"), ids=st.just(tuple(ids)))
 )
 biases = st.builds(BitFit, missing=st.just("add"), sites=st.sampled_from(["", "*.attn.{q,v}", "*.ffn.in"]))
 

@@ -139,6 +139,14 @@ def test_positions_of_a_table_are_refused():
         Host(models.tiny("gpt2")).attach("a", LongLoRA(factor=2.0))
 
 
+def test_a_mask_with_one_row_for_all_queries():
+    q, k, v = random(4, 16)
+    keys = torch.arange(16) < torch.tensor([16, 11])[:, None]
+    whole = keys[:, None, None].expand(-1, -1, 16, -1)
+    found = sparse(q, k, v, keys[:, None, None], 4)
+    torch.testing.assert_close(found, sparse(q, k, v, whole, 4))
+
+
 def test_a_tied_embedding_is_not_folded():
     host = Host(models.tiny("gpt2", "lm"))
     attach(host, "a", LongLoRA())

@@ -154,6 +154,7 @@ def _mask(call: Attention, at: Tensor, real: Tensor, G: int, rolled: bool) -> Te
 
 def _blocks(square: Tensor, at: Tensor, G: int) -> Tensor:
     """The blocks (B, n, H, G, G) on the diagonal of (B, H, T, T), its tokens taken in the order `at`."""
+    square = square.expand(-1, -1, square.shape[-1], -1)  # some masks are the same for every query, and have one
     groups = at.view(-1, G)
     rows = square[:, :, groups[:, :, None], groups[:, None, :]]  # (B, H, n, G, G)
     return rows.transpose(1, 2)

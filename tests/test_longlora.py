@@ -147,6 +147,79 @@ def test_a_mask_with_one_row_for_all_queries():
     torch.testing.assert_close(found, sparse(q, k, v, whole, 4))
 
 
+def blockwise(q, k, v, G, added):
+    """Full attention with what is added to its scores, and all but the groups cut out."""
+    place, halves = torch.arange(q.shape[2]), []
+    for shift in (0, G // 2):
+        group = (place + (G - shift) % G) // G
+        halves.append(plain(None, q, k, v, added.masked_fill(group[:, None] != group[None], -torch.inf))[0])
+    half = q.shape[1] // 2
+    return torch.cat([halves[0][:, :, :half], halves[1][:, :, half:]], 2)
+
+
+class TwoWays(torch.nn.Module):
+    is_causal = False
+
+
+@pytest.mark.parametrize("T", [16, 13])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_bias_within_the_mask_stays(heads, T):
+    """Swin hands its learned bias in as the mask."""
+    q, k, v = random(4, T)
+    bias = torch.randn(1, heads, T, T, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    found = sparse(q, k, v, bias, 4, module=TwoWays())
+    torch.testing.assert_close(found, blockwise(q, k, v, 4, bias), rtol=1e-5, atol=1e-5)
+    found.sum().backward()
+    assert bias.grad is not None
+
+
+@pytest.mark.parametrize("T", [16, 13])
+def test_a_call_says_whether_it_looks_back_only(T):
+    """Some encoders of images pass it, against their module."""
+    q, k, v = random(4, T)
+    seen = []
+
+    def run(module, q, k, v, mask, is_causal=None):
+        seen.append(mask)
+        return plain(module, q, k, v, mask)
+
+    call = Attention(run, Causal(), q, k, v, None, {"is_causal": False})
+    found = ShiftedSparse(4, "none", 1.0).train()(call)[0]
+    torch.testing.assert_close(found, blockwise(q, k, v, 4, torch.zeros(1, 1, T, T)), rtol=1e-5, atol=1e-5)
+    assert seen
+
+
+def test_one_head_has_no_half():
+    with pytest.raises(DeltatuneError, match="attention here has one head"):
+        sparse(*random(1, 16), causal(16), 4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("side", [slice(0, 11), slice(5, 16)], ids=["left", "right"])
+@pytest.mark.parametrize("wrap", ["none", "roll"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+def test_groups_of_padding_alone_leave_all_finite(kind, wrap, side, attention):
+    model = models.tiny(kind, dropout=False)
+    model.set_attn_implementation(attention)
+    host = Host(model)
+    attach(host, "a", LongLoRA(r=2, wrap=wrap))
+    model.train()
+    ids = torch.arange(5, 37).view(2, 16)
+    mask = torch.ones_like(ids)
+    mask[1, side] = 0
+    out = []
+    for read in (ids, ids.masked_fill(mask == 0, 7)):
+        batch = {"input_ids": read, "attention_mask": mask}
+        if kind == "t5":
+            batch |= {"decoder_input_ids": read, "decoder_attention_mask": mask}
+        out.append(model(**batch)[0])
+    (out[0] * mask[..., None]).square().sum().backward()
+    grads = [p.grad for _, p in host.trainable("a") if p.grad is not None]
+    assert grads
+    assert all(grad.isfinite().all() for grad in grads)
+    torch.testing.assert_close(out[0][mask.bool()], out[1][mask.bool()])
+
+
 def test_a_tied_embedding_is_not_folded():
     host = Host(models.tiny("gpt2", "lm"))
     attach(host, "a", LongLoRA())

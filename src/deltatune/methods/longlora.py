@@ -24,7 +24,8 @@ Wrap = Literal["none", "roll"]
 class ShiftedSparse(Delta):
     """S²-Attn while training: attention within groups of G tokens, in half of the heads within groups G/2 further on.
 
-    At inference it is full attention. Texts that do not divide into groups are padded here, and the padding is masked.
+    At inference it is full attention, and so it is where queries and keys are not the same tokens (a cache).
+    Texts that do not divide into groups are padded here, and the padding is masked.
     """
 
     lengthens = False
@@ -40,8 +41,10 @@ class ShiftedSparse(Delta):
 
     def forward(self, call: Attention) -> Any:  # type: ignore[override]
         H, T = call.q.shape[1:3]
-        if not self.training or call.k.shape[2] != T or H < 2:
-            return call.run()  # cross attention, too, reads texts of other lengths
+        if not self.training or call.k.shape[2] != T:
+            return call.run()
+        if H < 2:
+            raise DeltatuneError("LongLoRA shifts the groups of half of the heads, and attention here has one head")
         G = 2 * -(-T // (2 * self.groups))  # even, so that it can be halved
         halves = _heads(call, slice(0, H // 2)), _heads(call, slice(H // 2, H))
         if halves[0] is None or halves[1] is None:  # keys that both halves share
@@ -74,7 +77,7 @@ def grouped(call: Attention, G: int, shift: int, wrap: Wrap) -> Tensor:
     """
     T = call.q.shape[2]
     rolled = shift > 0 and wrap == "roll"
-    causal = getattr(call.module, "is_causal", True)
+    causal = _causal(call)
     if call.mask is None and not rolled and call.options.get("position_bias") is None and (causal or T % G == 0):
         return _unmasked(call, G, shift)
     in_front = shift if shift and not rolled else 0
@@ -124,32 +127,36 @@ def _unmasked(call: Attention, G: int, shift: int) -> Tensor:
     return torch.cat([part(0, shift, shift), *middle, part(end - shift, end, shift)], 1)[:, :T]
 
 
+def _causal(call: Attention) -> bool:
+    """Whether the attention underneath looks back only, if it gets no mask."""
+    said = call.options.get("is_causal")  # some encoders of images say so in each call, against their module
+    return bool(getattr(call.module, "is_causal", True) if said is None else said)
+
+
 def _mask(call: Attention, at: Tensor, real: Tensor, G: int, rolled: bool) -> Tensor:
     """Who attends to whom in each group, (B·n, 1 or H, G, G), of bool or to be added."""
     B, n = call.q.shape[0], len(at) // G
-    allowed = real.view(n, 1, 1, G) | torch.eye(G, dtype=torch.bool, device=at.device)  # padding sees itself
+    itself = torch.eye(G, dtype=torch.bool, device=at.device)
+    allowed = real.view(n, 1, 1, G) | itself  # padding sees itself
     if call.mask is None:
-        order = torch.ones(G, G, dtype=torch.bool, device=at.device)
-        causal = getattr(call.module, "is_causal", True)  # then the attention underneath masks what has no mask
-        whole = (allowed & (order.tril() if causal else order)).repeat(B, 1, 1, 1)
-    else:
-        mask = call.mask.expand(B, -1, -1, -1)
-        if rolled and getattr(call.module, "is_causal", False):
-            # The reference's mask goes by the order within a group; which keys are padding shows the last token.
-            keys = (mask[:, :, -1:, :] if mask.dtype == torch.bool else mask[:, :, -1:, :] >= 0).index_select(3, at)
-            order = torch.ones(G, G, dtype=torch.bool, device=at.device).tril()
-            own = keys.view(B, keys.shape[1], 1, n, G).permute(0, 3, 1, 2, 4)  # (B, n, 1, 1, G)
-            whole = (own & order & allowed[None]).flatten(0, 1)
-        else:
-            blocks = _blocks(mask, at, G)  # (B, n, 1 or H, G, G)
-            blocks = blocks if blocks.dtype == torch.bool else blocks >= 0
-            own = torch.eye(G, dtype=torch.bool, device=at.device) & ~real.view(n, 1, 1, G)
-            whole = ((blocks & allowed[None]) | own[None]).flatten(0, 1)
-        if call.mask.dtype != torch.bool:
-            return torch.zeros(whole.shape, dtype=call.mask.dtype, device=at.device).masked_fill(
-                ~whole, torch.finfo(call.mask.dtype).min
-            )
-    return whole
+        return (allowed & (itself.new_ones(G, G).tril() if _causal(call) else True)).repeat(B, 1, 1, 1)
+    mask = call.mask.expand(B, -1, -1, -1)
+    if rolled and getattr(call.module, "is_causal", False):
+        # The reference's mask goes by the order within a group; which keys are padding shows the last token.
+        keys = (mask[:, :, -1:, :] if mask.dtype == torch.bool else mask[:, :, -1:, :] >= 0).index_select(3, at)
+        own = keys.view(B, keys.shape[1], 1, n, G).permute(0, 3, 1, 2, 4)  # (B, n, 1, 1, G)
+        whole = (own & itself.new_ones(G, G).tril() & allowed).flatten(0, 1)
+        return whole if mask.dtype == torch.bool else _added(whole, mask.dtype)
+    blocks, padding = _blocks(mask, at, G), itself & ~real.view(n, 1, 1, G)
+    if mask.dtype == torch.bool:
+        return ((blocks & allowed) | padding).flatten(0, 1)
+    # What is added may be more than a mask: Swin's holds a learned bias.
+    return blocks.masked_fill(~allowed, torch.finfo(mask.dtype).min).masked_fill(padding, 0).flatten(0, 1)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of bool as one to be added."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _blocks(square: Tensor, at: Tensor, G: int) -> Tensor:
@@ -179,8 +186,7 @@ class _Sparse(Method):
                 f"LongLoRA(factor={self.factor:g}) brings the positions of rotary embeddings together, and this "
                 f"{sites.facts.architecture} has none; leave factor at 1"
             )
-        cross = [site for site in sites.match("*.kv", kinds=("kv",)) if ".cross." not in site.name]
-        return cross
+        return [site for site in sites.match("*.kv", kinds=("kv",)) if ".cross." not in site.name]
 
     def build(self, site: Site) -> Delta:
         return ShiftedSparse(self.groups, self.wrap, self.factor)
@@ -247,7 +253,7 @@ class LongLoRA(Compound):
     embeddings: bool = True
     """Train the token embeddings."""
     factor: float = 1.0
-    """Positions are divided by it; needs rotary embeddings, and the model's config must say so once folded."""
+    """Positions are divided by it; needs rotary embeddings. To fold, leave it at 1 and scale them in the config."""
 
     size_field: ClassVar[str | None] = "r"
     learning_rate: ClassVar[float] = 5e-4

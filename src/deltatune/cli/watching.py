@@ -16,7 +16,7 @@ from rich.text import Text
 from deltatune.cli.progress import time_left
 from deltatune.cli.screen import console, table
 from deltatune.comparison.formats import rate, score, seconds
-from deltatune.comparison.weighted import LOWER_IS_BETTER
+from deltatune.comparison.scales import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from deltatune.comparison.entries import Entry

@@ -6,7 +6,7 @@ from typing import Any
 
 from deltatune.comparison.charts import Look, looks
 from deltatune.comparison.formats import number, short_labels
-from deltatune.comparison.weighted import LOWER_IS_BETTER
+from deltatune.comparison.scales import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)

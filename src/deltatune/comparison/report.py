@@ -15,9 +15,9 @@ from deltatune.comparison.entries import Entry, entries
 from deltatune.comparison.formats import html
 from deltatune.comparison.plots import costs, learning_curves, rate_sensitivity
 from deltatune.comparison.prose import how_to_read
+from deltatune.comparison.scales import LOWER_IS_BETTER
 from deltatune.comparison.table import failures, results_table
 from deltatune.comparison.tradeoff import score_against_parameters
-from deltatune.comparison.weighted import LOWER_IS_BETTER
 from deltatune.store.atomic import write_file
 
 

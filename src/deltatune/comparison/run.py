@@ -19,7 +19,8 @@ from deltatune.tasks.heads import Head
 from deltatune.tasks.metrics import LOWER_IS_BETTER
 from deltatune.tasks.tokens import tokenizer_fingerprint
 from deltatune.training import predict, train
-from deltatune.training.predict import collate_on, device_of
+from deltatune.training.batching import device_of
+from deltatune.training.predict import collate_on
 from deltatune.training.settings import half
 
 Record = dict[str, Any]

@@ -5,14 +5,17 @@ all methods see the same draws, so a difference between two is judged on the sam
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.weighted import CLASS_SCORES, LOWER_IS_BETTER, Floats, Scorer, bounds, scorer
+from deltatune.comparison.scales import LOWER_IS_BETTER, bounds
 
+Floats = NDArray[np.float64]
+Scorer = Callable[[Floats], Floats]
+"""Example weights (B, n) -> one score per row of weights (B,)."""
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
 
@@ -57,16 +60,22 @@ def resample(
     """
     if not len(references) or not all(len(seeds) for seeds in predictions.values()):
         raise ValueError("a bootstrap needs at least one test example, and one array of predictions for each method")
-    scorers = _scorers(metric, predictions, references, labels)
-    everything = np.ones((1, len(references)))
+    return draw(metric, _scorers(metric, predictions, references, labels), len(references), resamples, seed)
+
+
+def draw(
+    metric: str, scorers: Mapping[str, Sequence[Scorer]], examples: int, resamples: int = 2000, seed: int = 0
+) -> Draws:
+    """As `resample`, for scores of any kind: each method has one Scorer a seed, over the same n examples."""
+    everything = np.ones((1, examples))
     plain = {method: np.array([score(everything)[0] for score in each]) for method, each in scorers.items()}
     rng = np.random.default_rng(seed)
     luck = rng.random((resamples, max((len(each) for each in plain.values()), default=1)))
     parts: dict[str, list[Floats]] = {method: [] for method in scorers}
-    step = max(1, CELLS // len(references))
+    step = max(1, CELLS // examples)
     for start in range(0, resamples, step):
         drawn = luck[start : start + step]
-        weights = _weights(rng, len(drawn), len(references))
+        weights = _weights(rng, len(drawn), examples)
         for method, each in scorers.items():
             mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
             parts[method].append(mean + _luck_of_seeds(plain[method], drawn))
@@ -175,6 +184,8 @@ def pscp(
 def _scorers(
     metric: str, predictions: Predictions, references: NDArray[np.generic], labels: int
 ) -> dict[str, list[Scorer]]:
+    from deltatune.tasks.weighted import CLASS_SCORES, scorer  # a report is drawn without it, and without torch
+
     classes = labels
     if metric in CLASS_SCORES:
         # One number of classes for all methods, or F1 would be binary for one and macro for the next.

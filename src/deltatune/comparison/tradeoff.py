@@ -22,8 +22,8 @@ from deltatune.comparison.charts import (
 )
 from deltatune.comparison.entries import Entry
 from deltatune.comparison.placing import NEAR, Box, Place, Point, place, spread
+from deltatune.comparison.scales import LOWER_IS_BETTER
 from deltatune.comparison.statistics import pareto
-from deltatune.comparison.weighted import LOWER_IS_BETTER
 
 LABEL = 12.0
 """Size of the labels beside marks, pixels."""

@@ -7,12 +7,25 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.tasks.batches import Collate, collate_for
 from deltatune.tasks.classify import Classify
+from deltatune.tasks.generate import Generate
 from deltatune.tasks.heads import Head, HeadConfig, head_from_json
+from deltatune.tasks.language import LanguageModel
+from deltatune.tasks.many import ManyLabels
 from deltatune.tasks.mixture import Mixture
+from deltatune.tasks.span import Span
+from deltatune.tasks.tag import Tag
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokens import longest_input, padding_id, tokenizer_fingerprint
 
-TASKS: dict[str, type[Classify | Mixture]] = {"classify": Classify, "mixture": Mixture}
+TASKS: dict[str, Any] = {
+    "classify": Classify,
+    "generate": Generate,
+    "lm": LanguageModel,
+    "many": ManyLabels,
+    "mixture": Mixture,
+    "span": Span,
+    "tag": Tag,
+}
 """Kinds of task by the name under which an adapter folder stores them."""
 
 
@@ -21,17 +34,23 @@ def task_from_json(data: dict[str, Any]) -> Task:
     kind = str(data.get("task"))
     if kind not in TASKS:
         raise DeltatuneError(f"unknown task {kind!r}{nearest(kind, TASKS)}; tasks: {', '.join(TASKS)}")
-    return TASKS[kind].from_json(data)
+    found: Task = TASKS[kind].from_json(data)
+    return found
 
 
 __all__ = [
     "Classify",
     "Collate",
     "Encoded",
+    "Generate",
     "Head",
     "HeadConfig",
+    "LanguageModel",
+    "ManyLabels",
     "Mixture",
     "Row",
+    "Span",
+    "Tag",
     "Task",
     "TokenRow",
     "collate_for",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,10 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,6 +29,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.tasks.families import fills_in, writes
+from deltatune.tasks.task import Answers
 
 BUILTIN = "builtin"
 """The word for the model that comes as a package."""
@@ -33,17 +40,22 @@ ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def load_backbone(model_name: str, *, pooler: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(
+    model_name: str, *, pooler: bool = False, answers: Answers | Literal["mask", "pairs"] = "row"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder, the hub, or the package behind the word `builtin`.
 
-    The model is the bare transformer (AutoModel) in float32 and eval mode. Its pooler is dropped unless asked for:
-    nothing would read it, and under full fine-tuning it would get no gradient. A tokenizer without a padding token pads
-    with its end token. Raises DeltatuneError for a place without a model, one without a tokenizer, a model type that
-    transformers does not know, and weights that do not fill the model.
+    For `answers` of rows or tokens the model is the bare transformer (AutoModel), for texts and words a language model
+    that writes, for "mask" one that fills in masks, for "pairs" one that judges pairs too; in float32 and eval mode.
+    The pooler of a bare one is dropped unless asked for: nothing would read it, and under full fine-tuning it would get
+    no gradient. A tokenizer without a padding token pads with its end token. Raises DeltatuneError for a place without
+    a model, one without a tokenizer, a model type that transformers does not know or has no such head for, and weights
+    that do not fill the model.
     """
-    place, _ = find_config(model_name)
+    place, config = find_config(model_name)
+    kind = auto_class(model_name, config, answers)
     with _quiet():
-        model = _load_model(model_name, place, pooler)
+        model = _load_model(model_name, place, pooler, kind)
         tokenizer = _load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
     if model_name == BUILTIN:
@@ -54,11 +66,11 @@ def load_backbone(model_name: str, *, pooler: bool = False) -> tuple[PreTrainedM
     return model, tokenizer
 
 
-def empty_backbone(model_name: str) -> PreTrainedModel:
+def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel:
     """The same model without its weights (on the meta device), from its config alone: shapes, but no memory."""
     _, config = find_config(model_name)
     with _quiet(), torch.device("meta"):
-        model: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
     _drop_pooler(model)
     return model
 
@@ -149,17 +161,36 @@ def _unreachable(model_name: str, error: Exception) -> str:
 # ---- what
 
 
-def _load_model(model_name: str, place: str, pooler: bool) -> PreTrainedModel:
+def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
+    """The class of transformers that loads a model for such answers. Raises DeltatuneError where there is none."""
+    if answers in ("row", "token"):
+        return AutoModel
+    if answers in ("mask", "pairs"):
+        if fills_in(config):
+            return AutoModelForMaskedLM if answers == "mask" else AutoModelForPreTraining
+        raise DeltatuneError(
+            f"{model_name} is a {config.model_type}, which transformers cannot have fill in masks; take an encoder "
+            "such as BERT, or an objective for models that write"
+        )
+    if not writes(config):
+        raise DeltatuneError(
+            f"{model_name} is a {config.model_type}, which reads but does not write; generation and language modelling "
+            "need a decoder (such as GPT-2 or Llama) or an encoder-decoder (such as T5)"
+        )
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _load_model(model_name: str, place: str, pooler: bool, kind: Any) -> PreTrainedModel:
     model: PreTrainedModel
     try:
         # safetensors alone: the older .bin files are pickles
-        model, report = AutoModel.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        model, report = kind.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DeltatuneError(_no_weights(model_name, place, error)) from error
     missing = sorted(report["missing_keys"])
-    if not pooler:
+    if kind is not AutoModel:
+        pass
+    elif not pooler:
         _drop_pooler(model)
         missing = [name for name in missing if not name.startswith("pooler.")]
     elif not isinstance(getattr(model, "pooler", None), nn.Module):

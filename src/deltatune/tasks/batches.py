@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.tasks.task import TokenRow
+from deltatune.core.errors import DeltatuneError
+from deltatune.tasks.families import family
+from deltatune.tasks.task import IGNORED, TokenRow
 from deltatune.tasks.tokens import padding_id
 
 MULTIPLE = 8
 """Rows are padded to a multiple of this: matrix units work in tiles, and fewer distinct shapes are compiled."""
 
 
+TOKEN_LABELS = "labels"
+"""One label a token: padded with IGNORED, on its own length where it is not the input's (encoder-decoders)."""
+
+
 @dataclass(frozen=True)
 class Collate:
-    """Pads a list of encoded rows into `{name: (B, T)}` and, where they have labels, `labels` (B,)."""
+    """Pads a list of encoded rows into `{name: (B, T)}` and, where they have labels, `labels` (B, ...)."""
 
     fill: dict[str, int]
     """Names of the inputs to make and what fills each behind (or before) a row's own."""
@@ -27,17 +33,36 @@ class Collate:
     """Padding comes first."""
     longest: int | None = None
     """Never pad beyond this many tokens: the model may have no positions there."""
+    packed: bool = False
+    """Several rows stand behind each other in one, each with positions of its own, which keeps them apart."""
 
     def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Return the batch; B rows padded to the longest, rounded up to a multiple of 8."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = -(-longest // MULTIPLE) * MULTIPLE
-        if self.longest is not None:
-            width = max(longest, min(width, self.longest))
-        batch = {name: self._pad([row[name] for row in rows], fill, width) for name, fill in self.fill.items()}
-        if "label" in rows[0]:
+        count = len(rows)
+        if self.packed:
+            rows = packed(rows, self._width(max(len(row["input_ids"]) for row in rows)))
+        width = self._width(max(len(row["input_ids"]) for row in rows))
+        names = {**self.fill, **({"position_ids": 0} if self.packed else {})}
+        batch = {name: self._pad([row[name] for row in rows], fill, width) for name, fill in names.items()}
+        if self.packed:
+            batch["rows"] = torch.tensor(count)
+        if TOKEN_LABELS in rows[0]:
+            batch["labels"] = self._token_labels([row[TOKEN_LABELS] for row in rows], rows, width)
+        elif "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
+        if "pair_label" in rows[0]:
+            batch["pair_labels"] = torch.tensor([row["pair_label"] for row in rows])
         return batch
+
+    def _width(self, longest: int) -> int:
+        width = -(-longest // MULTIPLE) * MULTIPLE
+        return width if self.longest is None else max(longest, min(width, self.longest))
+
+    def _token_labels(self, labels: list[list[int]], rows: Sequence[TokenRow], width: int) -> Tensor:
+        if all(len(own) == len(row["input_ids"]) for own, row in zip(labels, rows, strict=True)):
+            return self._pad(labels, IGNORED, width)
+        longest = max(map(len, labels))
+        return torch.tensor([own + [IGNORED] * (longest - len(own)) for own in labels])  # (B, T of the answers)
 
     def _pad(self, values: list[list[int]], fill: int, width: int) -> Tensor:
         if self.left:
@@ -45,12 +70,54 @@ class Collate:
         return torch.tensor([row + [fill] * (width - len(row)) for row in values])  # (B, T)
 
 
+def packed(rows: Sequence[TokenRow], width: int) -> list[TokenRow]:
+    """Rows joined into as few of at most `width` tokens as first-fit-decreasing finds; `position_ids` start anew."""
+    bins: list[list[TokenRow]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        size = len(row["input_ids"])
+        at = next((i for i, left in enumerate(room) if left >= size), len(bins))
+        if at == len(bins):
+            bins.append([])
+            room.append(width)
+        bins[at].append(row)
+        room[at] -= size
+    return [_joined(members) for members in bins]
+
+
+def _joined(rows: Sequence[TokenRow]) -> TokenRow:
+    names = [name for name in ("input_ids", TOKEN_LABELS) if name in rows[0]]
+    found: TokenRow = {name: [value for row in rows for value in row[name]] for name in names}
+    return found | {"position_ids": [place for row in rows for place in range(len(row["input_ids"]))]}
+
+
 def collate_for(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, example: TokenRow, longest: int | None = None
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    example: TokenRow,
+    longest: int | None = None,
+    pack: bool = False,
+    left: bool | None = None,
 ) -> Collate:
-    """The Collate of this model and tokenizer, for rows like `example`."""
+    """The Collate of this model and tokenizer, for rows like `example`; padding on the tokenizer's side unless given.
+
+    Raises DeltatuneError where rows are to be packed for a model that cannot keep them apart.
+    """
+    accepted = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
+    if pack:
+        check_packs(model, accepted)
+        return Collate({"input_ids": padding_id(tokenizer)}, longest=longest, packed=True)
     fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
     fill["token_type_ids"] = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
-    accepted = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     fill = {name: value for name, value in fill.items() if name in example and name in accepted}
-    return Collate(fill, left=tokenizer.padding_side == "left", longest=longest)
+    left = tokenizer.padding_side == "left" if left is None else left
+    return Collate(fill, left=left, longest=longest)
+
+
+def check_packs(model: nn.Module, accepted: Collection[str]) -> None:
+    """Raise DeltatuneError unless the model keeps rows apart whose positions start anew."""
+    if family(model.config) != "decoder" or "position_ids" not in accepted:  # type: ignore[arg-type]
+        raise DeltatuneError(
+            f"{type(model).__name__} cannot train on packed rows: only decoders that take position_ids keep rows "
+            "in one sequence apart; set packing off"
+        )

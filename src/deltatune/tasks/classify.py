@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.fields import check_fields
-from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.families import reads_left_to_right
+from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.tasks.metrics import CLASS_METRICS, METRICS, REGRESSION_METRICS, f1_macro
-from deltatune.tasks.task import Encoded, Row
-from deltatune.tasks.tokens import tokenise
-
-SHOWN = 5
-"""How many bad rows an error lists before it counts the rest."""
+from deltatune.tasks.plain import column, from_plain, raise_listed, text_column, to_plain
+from deltatune.tasks.task import Answers, Encoded, Row
+from deltatune.tasks.tokens import check_length, tokenise
+from deltatune.tasks.weighted import scorer
 
 
 @dataclass(frozen=True)
 class Classify:
     """One label, or one number, for a text or a pair of texts."""
+
+    answers: ClassVar[Answers] = "row"
 
     labels: tuple[str, ...] = ()
     """The class names in the order of the logits; empty for regression. Of two, the last is the positive one."""
@@ -44,7 +45,7 @@ class Classify:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        known = CLASS_METRICS if self.labels else REGRESSION_METRICS
+        known = self.metrics
         object.__setattr__(self, "metric", self.metric or known[0])
         problems = []
         if self.metric not in known:
@@ -76,7 +77,7 @@ class Classify:
         fill `room`. Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a
         max_length the model has no positions for; all bad rows are found before it is raised.
         """
-        self._check_length(positions, room)
+        check_length(self.max_length, positions, room)
         texts = self._texts(rows)
         labels = self._labels(rows) if labelled else None
         encoded = tokenise(texts, tokenizer)
@@ -92,34 +93,12 @@ class Classify:
             row["label"] = label
         return Encoded(encoded, truncated=len(cut))
 
-    def _check_length(self, positions: int | None, room: int) -> None:
-        if self.max_length < 1 or (positions is not None and self.max_length + room > positions):
-            most = "" if positions is None else f"; this model takes {positions} tokens"
-            virtual = f", of which the adapter adds {room}" if room else ""
-            fix = f": set max_length to {positions - room} or less" if positions and positions > room else ""
-            raise DeltatuneError(f"max_length={self.max_length} cannot be used{most}{virtual}{fix}")
-
     def _texts(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
-        problems = []
-        for i, row in enumerate(rows):
-            for column in self.text:
-                if column not in row:
-                    have = ", ".join(map(repr, row))
-                    raise DeltatuneError(f"no column {column!r} in row {i}{nearest(column, row)}; columns: {have}")
-                if not isinstance(row[column], str):
-                    problems.append(f"row {i}: {column} is {row[column]!r}, not a text")
-        raise_listed(problems)
-        return [tuple(row[column] for column in self.text) for row in rows]
+        columns = [text_column(rows, name) for name in self.text]
+        return list(zip(*columns, strict=True))
 
-    def _labels(self, rows: Sequence[Row]) -> list[int] | list[float]:
-        missing = [i for i, row in enumerate(rows) if self.label not in row]
-        if missing:
-            row = rows[missing[0]]
-            have = ", ".join(map(repr, row))
-            raise DeltatuneError(
-                f"no column {self.label!r} in row {missing[0]}{nearest(self.label, row)}; columns: {have}"
-            )
-        values = [row[self.label] for row in rows]
+    def _labels(self, rows: Sequence[Row]) -> Any:
+        values = column(rows, self.label)
         return self._classes(values) if self.labels else self._numbers(values)
 
     def _classes(self, values: list[Any]) -> list[int]:
@@ -147,6 +126,10 @@ class Classify:
         pooling = "last" if reads_left_to_right(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
 
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
+        """The head itself."""
+        return Head(self.head_config(config, **over), seed)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, or squared error, summed over the rows: logits (B, C), labels (B,) -> scalar."""
         if self.labels:
@@ -157,12 +140,13 @@ class Classify:
         """Rows of the batch."""
         return len(labels)
 
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
+        """Logits (N, C) of the rows, which are one piece each."""
+        return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
+
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
-        if not np.isfinite(logits).all():
-            bad = int((~np.isfinite(logits)).any(1).sum())
-            raise DeltatuneError(f"{bad} of {len(logits)} rows have logits that are not finite; was the rate too high?")
-        return logits.argmax(1) if self.labels else logits[:, 0]
+        return finite(logits).argmax(1) if self.labels else finite(logits)[:, 0]
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
         """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""
@@ -177,52 +161,39 @@ class Classify:
     def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
         """Every metric by name, for logits (N, C) and references (N,), as fractions of 1."""
         found = self.predictions(logits)
-        return {name: self._metric(name)(found, references) for name in self._metrics()}
+        return {name: self._metric(name)(found, references) for name in self.metrics}
 
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The primary metric of predictions and references, both (N,)."""
         return float(self._metric(self.metric)(predictions, references))
 
-    def _metrics(self) -> tuple[str, ...]:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Accuracy, F1 and Matthews of classes; Pearson, Spearman and squared error of numbers."""
         return CLASS_METRICS if self.labels else REGRESSION_METRICS
 
     def _metric(self, name: str) -> Any:
         return f1_macro if name == "f1" and len(self.labels) > 2 else METRICS[name]
 
+    def resampled(self, answers: NDArray[Any], references: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+        """The primary metric (B,) under each row of weights (B, N)."""
+        return scorer(self.metric, self.predictions(answers), references, len(self.labels))(weights)
+
     # --- plain data ---
 
     def to_json(self) -> dict[str, Any]:
         """All that is needed to encode and decode again, as plain data."""
-        return {
-            "task": "classify",
-            **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()},
-        }
+        return to_plain("classify", self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Classify:
         """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
-        names = [field.name for field in fields(cls)]
-        given = {name: value for name, value in data.items() if name != "task"}
-        problems = [f"the stored task lacks {name!r}" for name in names if name not in given]
-        problems += [
-            f"the stored task has {name!r}, which is unknown{nearest(name, names)}"
-            for name in given
-            if name not in names
-        ]
-        raise_all(problems)
-        return cls(**given)
+        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One sentence."""
         what = f"one of {len(self.labels)} labels" if self.labels else "a number"
         return f"{what} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
-
-
-def reads_left_to_right(config: PretrainedConfig) -> bool:
-    """Whether only the last token has seen the whole text: decoders, and encoder-decoders, whose decoder is read."""
-    kind = config.model_type
-    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return decoder or bool(getattr(config, "is_encoder_decoder", False))
 
 
 def is_number(value: Any) -> bool:
@@ -233,15 +204,16 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """The logits (N, C). Raises DeltatuneError if some are not finite."""
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(1).sum())
+        raise DeltatuneError(f"{bad} of {len(logits)} rows have logits that are not finite; was the rate too high?")
+    return logits
+
+
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     """Probabilities along the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     shares: NDArray[Any] = powers / powers.sum(-1, keepdims=True)
     return shares
-
-
-def raise_listed(problems: list[str], after: str = "") -> None:
-    """Raise one error with the first few problems, the number of the others, and a closing line."""
-    if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DeltatuneError("\n".join([*problems[:SHOWN], *more, *([after] if after else [])]))

@@ -21,8 +21,10 @@ class HeadConfig:
     is RobertaClassificationHead.
     """
 
-    pooling: Literal["cls", "mean", "last", "pooler"] = "mean"
-    """First token, mean over the tokens, last token, or the base's own pooler (frozen with the base)."""
+    pooling: Literal["cls", "mean", "last", "pooler", "none"] = "mean"
+    """First token, mean over the tokens, last token, or the base's own pooler (frozen with the base).
+
+    none: every token is classified, as tags and spans need it."""
     dense: bool = False
     """Whether a D x D layer and its activation come before the classifier."""
     activation: Literal["tanh", "gelu", "relu"] = "tanh"
@@ -77,12 +79,15 @@ class Head(nn.Module):
                 parameter.copy_(values)
 
     def pool(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """Return one vector a row (B, D) in the head's dtype: `hidden` (B, T, D), `mask` (B, T), `pooled` (B, D)."""
+        """Return one vector a row (B, D) in the head's dtype: `hidden` (B, T, D), `mask` (B, T), `pooled` (B, D).
+
+        Without pooling the states as they are (B, T, D).
+        """
         vector = pool(self.config.pooling, hidden, mask, pooled)
         return vector.to(self.out.weight.dtype)
 
     def classify(self, vector: Tensor) -> Tensor:
-        """Return logits (B, C) for pooled vectors (B, D)."""
+        """Return logits (B, C) for pooled vectors (B, D), or (B, T, C) for states (B, T, D)."""
         vector = self.dropout(vector)
         if self.config.dense:
             vector = self.dropout(self.activation(self.dense(vector)))
@@ -106,7 +111,9 @@ def head_from_json(content: dict[str, Any]) -> Head:
 
 
 def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
-    """Reduce hidden states (B, T, D) to one vector a row (B, D), for padding on either side."""
+    """Reduce hidden states (B, T, D) to one vector a row (B, D), for padding on either side; "none" keeps them."""
+    if kind == "none":
+        return hidden
     if kind == "pooler":
         if pooled is None:
             raise DeltatuneError("this base has no pooler; choose pooling='mean', 'cls' or 'last'")

@@ -98,4 +98,4 @@ METRICS: dict[str, Metric] = {
 
 CLASS_METRICS = ("accuracy", "f1", "f1_macro", "f1_micro", "matthews")
 REGRESSION_METRICS = ("pearson", "spearman", "mse")
-LOWER_IS_BETTER = frozenset({"mse"})
+LOWER_IS_BETTER = frozenset({"mse", "loss", "perplexity", "bits_per_char", "bits_per_byte", "ter"})

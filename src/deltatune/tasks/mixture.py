@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.tasks.classify import Classify
-from deltatune.tasks.heads import HeadConfig
-from deltatune.tasks.task import Encoded, Row
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.task import Answers, Encoded, Row
 
 TASK = "task"
 """The column that says which task a row belongs to."""
@@ -35,8 +35,10 @@ class Mixture:
     temperature: float = 1.0
     """How even the mixture is."""
 
+    answers: ClassVar[Answers] = "row"
     metric = "mean"
     """The mean of the tasks' primary metrics."""
+    metrics = ("mean",)
 
     def __post_init__(self) -> None:
         numbers = [name for name, part in self.parts.items() if not part.labels]
@@ -114,6 +116,10 @@ class Mixture:
         first = next(iter(self.parts.values()))
         return first.head_config(config, **{**over, "outputs": self.outputs})
 
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
+        """The head itself."""
+        return Head(self.head_config(config, **over), seed)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each row over the classes of its own task, summed."""
         task = torch.tensor(self._owners(), device=labels.device)  # (C,)
@@ -137,6 +143,18 @@ class Mixture:
                 scores |= {f"{name}.{metric}": value for metric, value in found.items()}
                 primary.append(found[part.metric])
         return {"mean": float(np.mean(primary)), **scores}
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
+        """Logits (N, C) of the rows, which are one piece each."""
+        return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
+
+    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
+        """As `predictions`."""
+        raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
+
+    def describe(self) -> str:
+        """One line."""
+        return f"a mixture of {', '.join(self.parts)}"
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Which task a row belongs to is not in its logits. Raises DeltatuneError with the way that knows it."""

@@ -29,6 +29,24 @@ def tokenise(
     return [{name: found[name][i] for name in names} for i in range(len(texts))]
 
 
+def check_length(max_length: int, positions: int | None, room: int) -> None:
+    """Raise DeltatuneError for a max_length that the model's positions, less an adapter's `room`, cannot hold."""
+    if max_length < 1 or (positions is not None and max_length + room > positions):
+        most = "" if positions is None else f"; this model takes {positions} tokens"
+        virtual = f", of which the adapter adds {room}" if room else ""
+        fix = f": set max_length to {positions - room} or less" if positions and positions > room else ""
+        raise DeltatuneError(f"max_length={max_length} cannot be used{most}{virtual}{fix}")
+
+
+def need_offsets(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Raise DeltatuneError for a tokenizer that does not tell where in the text its tokens stand."""
+    if not tokenizer.is_fast:
+        raise DeltatuneError(
+            f"{what} needs to know where tokens stand in the text; {type(tokenizer).__name__} does not tell. Load a "
+            "fast tokenizer (one with a tokenizer.json)"
+        )
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id that fills short rows; a tokenizer without one (decoders) pads with its end token, hidden by the mask."""
     for name in ("pad_token_id", "eos_token_id"):

@@ -15,8 +15,9 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.ensembles import mean, vote
 from deltatune.tasks.task import Encoded, Row, Task
+from deltatune.training.batching import device_of, in_batches
 from deltatune.training.forward import logits
-from deltatune.training.predict import collate_on, device_of, encoded_rows, in_batches, predict, room
+from deltatune.training.predict import collate_on, encoded_rows, predict, room
 from deltatune.training.settings import half
 
 

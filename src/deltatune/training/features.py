@@ -12,8 +12,8 @@ from deltatune.core.host import Host
 from deltatune.tasks.batches import Collate
 from deltatune.tasks.heads import Head
 from deltatune.tasks.task import Task, TokenRow
+from deltatune.training.batching import device_of, in_batches
 from deltatune.training.forward import pooled
-from deltatune.training.predict import device_of, in_batches
 
 MOST_BYTES = 2**31
 """Features that take more memory are computed anew in every epoch."""
@@ -22,7 +22,7 @@ MOST_BYTES = 2**31
 def probed(host: Host, name: str, rows: int) -> Head | None:
     """The head of an adapter that trains nothing else and whose features for so many rows fit in memory."""
     adapter = host.adapters[name]
-    if adapter.count or not isinstance(adapter.head, Head):
+    if adapter.count or not isinstance(adapter.head, Head) or adapter.head.config.pooling == "none":
         return None
     return adapter.head if rows * adapter.head.config.width * 4 <= MOST_BYTES else None
 

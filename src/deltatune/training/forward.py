@@ -1,4 +1,4 @@
-"""From a batch to logits and a loss: the base under its route, then the head of each row's adapter."""
+"""From a batch to logits: the base under its route, then the head of each row's adapter."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.heads import Head
-from deltatune.tasks.task import Task
 
 
-def base_outputs(host: Host, batch: dict[str, Tensor], bfloat16: bool = False, states: bool = True) -> Any:
+def base_outputs(
+    host: Host, batch: dict[str, Tensor], bfloat16: bool = False, states: bool = True, behind: bool = True
+) -> Any:
     """Run the base under the current route; `batch` holds what its forward takes, without labels.
 
     With `states`, the result has hidden states for a Head to read; without, the model answers with its own head.
+    `behind`: an encoder-decoder's decoder reads each token one step later, behind its start token.
     """
     more: dict[str, Any] = {}
     if states and reads_decoder(host):
-        more = decoder_inputs(host.model, batch)
+        more = decoder_inputs(host.model, batch) if behind else same_inputs(batch)
     if states and getattr(host.model, "base_model", host.model) is not host.model:
         more["output_hidden_states"] = True
     kind = batch["input_ids"].device.type
@@ -46,6 +48,11 @@ def decoder_inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
         "decoder_input_ids": torch.cat([start, ids[:, :-1]], 1),
         "decoder_attention_mask": torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1),
     }  # (B, T) each
+
+
+def same_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder reads the input as it is, so that its state at a token has read that token, and the whole input."""
+    return {"decoder_input_ids": batch["input_ids"], "decoder_attention_mask": real_tokens(batch)}
 
 
 def real_tokens(batch: dict[str, Tensor]) -> Tensor:
@@ -87,9 +94,37 @@ def hidden_states(outputs: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def pooled(host: Host, head: Head, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
-    """What the head's classifier reads (B, D)."""
-    states, pooler = hidden_states(base_outputs(host, batch, bfloat16))
+    """What the head's classifier reads: (B, D), or (B, T, D) for a head without pooling."""
+    each = head.config.pooling == "none"
+    states, pooler = hidden_states(base_outputs(host, batch, bfloat16, behind=not each))
+    if each:
+        return head.pool(text_states(host, states, batch), real_tokens(batch))
     return head.pool(states, text_mask(host, batch), pooler)
+
+
+def text_states(host: Host, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """States (B, T, D) of the batch's own tokens among those (B, T', D) of tokens and soft prompts."""
+    own = real_tokens(batch)
+    rows, length = own.shape
+    if states.shape[1] == length:
+        return states
+    lengths = virtual_tokens(host, rows)
+    if len(set(lengths)) == 1:  # padding on either side: a row's tokens keep their distance from the end
+        return states[:, states.shape[1] - length :]
+    assert host.mask is not None
+    first = host.mask.argmax(1) + torch.tensor(lengths, device=own.device) - own.argmax(1)  # (B,)
+    place = torch.arange(length, device=own.device) + first[:, None]
+    place = place.clamp(0, states.shape[1] - 1)[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, place)
+
+
+FAR = -1e4
+"""Logit of padding: no span begins or ends there."""
+
+
+def tokenwise(head: Head, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (B, T, C) of a head without pooling, FAR at padding."""
+    return head.classify(states).masked_fill(real_tokens(batch)[..., None] == 0, FAR)
 
 
 def head_of(host: Host, name: str) -> Head | None:
@@ -101,10 +136,11 @@ def head_of(host: Host, name: str) -> Head | None:
 
 
 def adapter_logits(host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
-    """Logits (B, C) of one adapter's head, or the model's own, under the current route."""
+    """Logits (B, C) or (B, T, C) of one adapter's head, or the model's own, under the current route."""
     head = head_of(host, name)
     if head is not None:
-        return head.classify(pooled(host, head, batch, bfloat16))
+        read = pooled(host, head, batch, bfloat16)
+        return tokenwise(head, read, batch) if head.config.pooling == "none" else head.classify(read)
     return own_logits(base_outputs(host, batch, bfloat16, states=False), name).float()
 
 
@@ -154,35 +190,3 @@ def head_rows(host: Host, name: str, mine: list[int], outputs: Any, batch: dict[
     at = torch.tensor(mine, device=states.device)
     values = head(states[at], text_mask(host, batch)[at], None if pooler is None else pooler[at])
     return dict(zip(mine, values, strict=True))
-
-
-class Tuned(nn.Module):
-    """Base, adapter, head and task as one module with a loss: what transformers.Trainer trains."""
-
-    accepts_loss_kwargs = True  # tells the Trainer that the loss is divided by the whole effective batch here
-
-    def __init__(self, host: Host, name: str, task: Task, bfloat16: bool = False) -> None:
-        super().__init__()
-        self.model = host.model
-        self.host, self.name, self.task, self.in_half = host, name, task, bfloat16
-        self.features_only = host.adapters[name].count == 0 and host.adapters[name].head is not None
-
-    def train(self, mode: bool = True) -> Tuned:
-        """A base that has nothing to learn stays in eval mode: a probe reads features without dropout."""
-        super().train(mode)
-        if self.features_only:
-            self.model.eval()
-            head = self.host.adapters[self.name].head
-            assert head is not None
-            head.train(mode)
-        return self
-
-    def forward(
-        self, labels: Tensor, num_items_in_batch: int | Tensor | None = None, **batch: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the loss, divided by `num_items_in_batch` (by the batch's own items without it), and the logits."""
-        values = adapter_logits(self.host, self.name, batch, self.in_half)
-        mine = self.task.items(labels)
-        items = mine if num_items_in_batch is None else num_items_in_batch
-        penalty = self.host.adapters[self.name].penalty()  # shared among the passes of a step by their items
-        return {"loss": self.task.loss(values, labels) / items + penalty * (mine / items), "logits": values}

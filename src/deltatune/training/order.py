@@ -55,6 +55,20 @@ class Order(Sampler[list[int]]):
         return [*mixed, *([last] if last else [])]
 
 
+class Drawn:
+    """Rows of which part is drawn anew in every epoch, such as masked tokens: by seed, epoch and row alone."""
+
+    def __init__(self, rows: Sequence[Any], draw: Callable[[Any, torch.Generator], Any], order: Order) -> None:
+        self.rows, self.draw, self.order = rows, draw, order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        generator = generator_for(self.order.seed, f"draw.{self.order.epoch}.{row}")
+        return self.draw(self.rows[row], generator)
+
+
 class Batches(DataLoader[Any]):
     """A loader in this process that draws nothing from the global random state and tells its order the epoch."""
 

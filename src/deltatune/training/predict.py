@@ -1,24 +1,25 @@
-"""Logits for rows: in eval mode, sorted by length inside, in row order outside."""
+"""Answers for rows: in eval mode, sorted by length inside, in row order outside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.batches import Collate, collate_for
+from deltatune.tasks.families import family
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokens import longest_input
+from deltatune.training.batching import device_of, pieces
 from deltatune.training.forward import adapter_logits, tokens_of
 from deltatune.training.settings import half
+from deltatune.training.surprise import surprise
+from deltatune.training.writing import write_answers
 
 
 def predict(
@@ -29,19 +30,23 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int = 64,
     precision: str = "auto",
-) -> NDArray[Any]:
-    """Return logits (N, C) in float32 for rows, encoded or not, with one adapter. Route and modes are left as found."""
+) -> Any:
+    """Return a task's answers for rows, encoded or not, with one adapter: what `task.decode` and `task.score` read.
+
+    For a classification logits (N, C) in float32. Route and modes are left as found.
+    """
     encoded = encoded_rows(host, name, task, rows, tokenizer, labelled=False)
     if not len(encoded):
-        return np.zeros((0, 0), np.float32)
-    collate = collate_on(host, name, tokenizer, encoded)
+        return task.collect([], encoded)
     bfloat16 = half(host.model, precision)
     with acting(host, name), torch.inference_mode():
-        logits = in_batches(
-            encoded, collate, batch_size, device_of(host), lambda b: adapter_logits(host, name, b, bfloat16)
-        )
-    found: NDArray[Any] = logits.float().cpu().numpy()
-    return found
+        if task.answers == "text":
+            return write_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
+        collate = collate_on(host, name, tokenizer, encoded)
+        if task.answers == "words":
+            return task.collect(surprise(host, encoded, collate, bfloat16), encoded)
+        compute = lambda batch: adapter_logits(host, name, batch, bfloat16)  # noqa: E731
+        return task.collect(pieces(encoded, collate, batch_size, device_of(host), compute), encoded)
 
 
 def encoded_rows(
@@ -70,25 +75,29 @@ def encode_for(
 ) -> Encoded:
     """Encode rows for one adapter on this base: its virtual tokens and shifted positions take room."""
     positions, taken = longest_input(host.model), room(host, name)
-    return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled)
+    more: dict[str, Any] = {}
+    if task.answers == "text":  # decoders read the prompt and write behind it
+        more["joined"] = family(host.model.config) == "decoder"  # type: ignore[arg-type]
+    return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, **more)
 
 
-def collate_on(host: Host, name: str, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow]) -> Collate:
-    """How these rows become batches for this base; padding leaves the adapter its positions."""
+def collate_on(
+    host: Host, name: str, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow], pack: bool = False
+) -> Collate:
+    """How these rows become batches for this base; padding leaves the adapter its positions.
+
+    Rows whose tokens have labels of their own are padded on the right, so that places mean the same in a batch.
+    """
     positions = longest_input(host.model)
     longest = None if positions is None else positions - room(host, name)
-    return collate_for(host.model, tokenizer, rows[0], longest)
+    left = False if isinstance(rows, Encoded) and rows.facts is not None else None
+    return collate_for(host.model, tokenizer, rows[0], longest, pack, left)
 
 
 def room(host: Host, name: str) -> int:
     """Positions of the base that an adapter fills: its virtual tokens, and what it shifts real ones by."""
     shift = max((int(getattr(delta, "shift", 0)) for _, _, delta in host.adapters[name].entries()), default=0)
     return tokens_of(host, name) + (shift if host.sites.facts.position_modules else 0)
-
-
-def device_of(host: Host) -> torch.device:
-    """Where the base lives."""
-    return next(host.model.parameters()).device
 
 
 @contextmanager
@@ -104,23 +113,3 @@ def acting(host: Host, name: str, training: bool = False) -> Iterator[None]:
         host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
         for module, mode in modes:
             module.training = mode
-
-
-def in_batches(
-    rows: Sequence[TokenRow],
-    collate: Collate,
-    batch_size: int,
-    device: torch.device,
-    compute: Callable[[dict[str, Tensor]], Tensor],
-) -> Tensor:
-    """Apply `compute` to batches of rows of similar length and return its results (N, ...) in row order."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
-    parts = []
-    for start in range(0, len(order), batch_size):
-        batch = collate([rows[row] for row in order[start : start + batch_size]])
-        batch.pop("labels", None)
-        parts.append(compute({name: tensor.to(device) for name, tensor in batch.items()}))
-    found = torch.cat(parts)
-    back = torch.empty_like(found)
-    back[torch.tensor(order, device=found.device)] = found
-    return back

@@ -37,6 +37,8 @@ class Settings:
     """Gradients are scaled down to this norm; 0 leaves them."""
     length_grouping: bool = True
     """Batches of rows of similar length: little padding, the same rows in every run of one seed."""
+    packing: bool = False
+    """Rows of a batch share sequences, kept apart by their positions: no padding, the same result (decoders only)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the base's products in half precision; auto does where the machine is faster at it."""
     evaluate: Literal["end", "epoch"] = "end"

@@ -18,13 +18,15 @@ from deltatune.core.host import Host
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint, memory
+from deltatune.training.batching import device_of
 from deltatune.training.features import Probe, extract, probed
-from deltatune.training.forward import Tuned
-from deltatune.training.order import Batches, Order
-from deltatune.training.predict import acting, collate_on, device_of, encoded_rows, predict
+from deltatune.training.order import Batches, Drawn, Order
+from deltatune.training.packing import check_packing
+from deltatune.training.predict import acting, collate_on, encoded_rows, predict
 from deltatune.training.settings import Settings, half
 from deltatune.training.state import digest_of
 from deltatune.training.trainer import DeltaTrainer, OnStep, arguments, names_of
+from deltatune.training.tuned import Tuned
 from deltatune.training.watch import idle
 
 
@@ -132,7 +134,9 @@ def build(
 ) -> DeltaTrainer:
     """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
     bfloat16 = half(host.model, settings.precision)
-    collate = collate_on(host, name, tokenizer, rows)
+    collate = collate_on(host, name, tokenizer, rows, settings.packing)
+    if settings.packing:
+        check_packing(host, name, collate, rows.rows)
     head = probed(host, name, len(rows))
     model: nn.Module
     data: Any
@@ -144,6 +148,8 @@ def build(
         model, data, batch = Probe(head, task), extract(host, head, rows, collate, bfloat16), as_it_is
     lengths = [len(row["input_ids"]) for row in rows]
     order = Order(lengths, settings.batch_size, settings.accumulation, settings.seed, settings.length_grouping)
+    if hasattr(task, "draw"):
+        data = Drawn(data, task.draw, order)
     loader = Batches(data, order, batch)
     every = settings.checkpoint_every or -(-len(order) // settings.accumulation)
     args = arguments(settings, device_of(host), every, out)
@@ -165,7 +171,7 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "tensors": names_of(host.trainable(name)),
         "base": base_identity(host),
         "task": task.to_json(),
-        "rows": [len(rows), digest_of(list(rows))],
+        "rows": [len(rows), digest_of(rows.rows)],
         **{f"settings.{field}": value for field, value in dataclasses.asdict(settings).items()},
         "bfloat16": half(host.model, settings.precision),
     }

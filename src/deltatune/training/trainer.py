@@ -129,7 +129,7 @@ class DeltaTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The forward passes of one step, and over how many items their summed loss is divided."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self.progress.rows += sum(len(batch["labels"]) for batch in batches)
+        self.progress.rows += sum(int(batch.pop("rows", len(batch["labels"]))) for batch in batches)
         return batches, sum(self.task.items(batch["labels"]) for batch in batches)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -80,16 +80,6 @@ def mse(predictions: Floats, references: Floats) -> Scorer:
 CLASS_SCORES = {"accuracy": accuracy, "f1": f1, "f1_macro": f1_macro, "f1_micro": accuracy, "matthews": matthews}
 VALUE_SCORES = {"pearson": pearson, "spearman": spearman, "mse": mse}
 
-LOWER_IS_BETTER = frozenset({"mse"})
-"""As in `tasks.metrics`, which is not imported here so that a report can be drawn without torch."""
-
-
-def bounds(metric: str) -> tuple[float, float]:
-    """The least and the largest value a metric can take."""
-    if metric == "mse":
-        return 0.0, np.inf
-    return (-1.0 if metric in ("matthews", "pearson", "spearman") else 0.0), 1.0
-
 
 def scorer(metric: str, predictions: NDArray[np.generic], references: NDArray[np.generic], classes: int) -> Scorer:
     """The weighted score of one set of predictions.

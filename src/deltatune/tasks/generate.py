@@ -1,0 +1,170 @@
+"""Generation: an input and the text to write for it, for decoders and encoder-decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.fields import check_fields
+from deltatune.tasks.answering import Answering, encode_rows
+from deltatune.tasks.language import likelihood_tallies
+from deltatune.tasks.plain import from_plain, to_plain
+from deltatune.tasks.rendering import PRESETS, check_template
+from deltatune.tasks.tally import Tally
+from deltatune.tasks.task import Answers, Encoded, Row
+
+METRICS = (
+    "rougeL", "bleu", "rouge1", "rouge2", "meteor", "chrf", "nist", "cider", "ter", "em", "perplexity",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A text for a text, learnt on the answer alone.
+
+    The input is put into a prompt: `plain` (its columns, a line each), `alpaca`, `chat` (the tokenizer's own chat
+    template), or a template of one's own such as `"Question: {question}\\nSQL:"`.
+    """
+
+    answers: ClassVar[Answers] = "text"
+
+    text: tuple[str, ...] = ("input",)
+    """The input's columns; `messages` is a conversation, whose every assistant turn is learnt."""
+    label: str = "output"
+    """The column of answers; `references`, where a row has them, are what the answer is compared with."""
+    prompt: str = "plain"
+    """plain, alpaca, chat, or a template with the columns in braces."""
+    max_length: int = 512
+    """Longest prompt and answer in tokens together; of an encoder-decoder longest prompt."""
+    new_tokens: int = 64
+    """Tokens that are written at most. The prompt is kept to max_length less these."""
+    beams: int = 1
+    """Beams of the search; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Of the beams: above 0 favours longer answers."""
+    no_repeat_ngram: int = 0
+    """Sequences of so many tokens are never written twice; 0 allows them."""
+    temperature: float = 0.0
+    """Above 0, words are drawn by chance; 0 takes the likeliest."""
+    top_p: float = 1.0
+    """Of sampling: the likeliest words that have this probability together."""
+    top_k: int = 0
+    """Of sampling: so many of the likeliest words; 0 takes all."""
+    seed: int = 0
+    """Of sampling."""
+    metric: str = "rougeL"
+    """Primary metric."""
+    characters: bool = False
+    """Whether metrics count characters as words, for texts without spaces such as Chinese."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        problems = []
+        if self.metric not in METRICS:
+            near = nearest(self.metric, METRICS)
+            problems.append(f"{self.metric!r} is no metric of generation{near}; metrics: {', '.join(METRICS)}")
+        if self.prompt not in PRESETS:
+            problems += check_template(self.prompt, self.text)
+        if not self.text:
+            problems.append("text must name at least one column")
+        low = {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "temperature": 0}
+        problems += [
+            f"{n} must be at least {v}, not {getattr(self, n)}" for n, v in low.items() if getattr(self, n) < v
+        ]
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.new_tokens >= self.max_length:
+            problems.append(f"new_tokens={self.new_tokens} leaves no room for a prompt in max_length={self.max_length}")
+        raise_all(problems)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What papers report of written text, and how likely the model found the references."""
+        return METRICS
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+        joined: bool = True,
+    ) -> Encoded:
+        """Tokenise prompts and answers; `joined`: the model reads both as one text, as decoders do.
+
+        A prompt that is too long loses the end of its longest column, a conversation its oldest turns (counted); the
+        answer's first tokens are always kept. Raises DeltatuneError for missing columns, empty answers, conversations
+        without an answer and a max_length the model has no positions for.
+        """
+        return encode_rows(Answering(self, tokenizer, joined), rows, positions, room, labelled)
+
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Token ids at which writing ends."""
+        return Answering(self, tokenizer, True).stops()
+
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> nn.Module | None:
+        """None: the model's own words are read."""
+        return None
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the answers' tokens: logits (M, V), labels (M,) -> scalar."""
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def items(self, labels: Tensor) -> int:
+        """Tokens of the batch's answers."""
+        return int((labels != -100).sum())
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
+        """Texts are written, not collected from logits: this is the answer of no rows."""
+        return []
+
+    def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`{"text"}` a row."""
+        return [{"text": one["text"]} for one in answers]
+
+    def tallies(
+        self, answers: list[dict[str, Any]], references: list[list[str]], names: Sequence[str] = METRICS
+    ) -> dict[str, Tally]:
+        """Metrics as sums over the rows; perplexity where the answers tell how likely the references were."""
+        from deltatune.tasks.written import text_tallies  # needs packages of its own
+
+        texts = [name for name in names if name != "perplexity"]
+        found = text_tallies([one["text"] for one in answers], references, texts, self.characters) if texts else {}
+        if "perplexity" in names and answers and all("nll" in one for one in answers):
+            found |= likelihood_tallies(answers, ("perplexity",))
+        return {name: found[name] for name in names if name in found}
+
+    def score(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, float]:
+        """Every metric by name."""
+        return {name: tally.score() for name, tally in self.tallies(answers, references).items()}
+
+    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
+        """The primary metric (B,) under each row of weights (B, N)."""
+        found = self.tallies(answers, references, (self.metric,))
+        if self.metric not in found:
+            raise DeltatuneError(f"these answers say nothing of {self.metric}")
+        return found[self.metric].resampled(weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+        return to_plain("generate", self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Generate:
+        """Read `to_json`'s result."""
+        return from_plain(cls, data)
+
+    def describe(self) -> str:
+        """One line."""
+        how = f"{self.beams} beams" if self.beams > 1 else "sampled" if self.temperature else "greedy"
+        what = f"the {self.label} for {' and '.join(self.text)}, up to {self.new_tokens} tokens, {how}"
+        return f"{what}, at most {self.max_length} tokens in all, judged by {self.metric}"

@@ -1,0 +1,216 @@
+"""Span prediction: a question and a passage in, the part of the passage that answers it out, or that none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.fields import check_fields
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.plain import column, from_plain, raise_listed, text_column, to_plain
+from deltatune.tasks.span_scores import span_tallies
+from deltatune.tasks.tally import Tally
+from deltatune.tasks.task import Answers, Encoded, Row, TokenRow
+from deltatune.tasks.tokens import check_length, need_offsets
+from deltatune.tasks.windows import Window, best_span, windows
+
+METRICS = ("f1", "em")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Start and end of an answer in a passage (Devlin et al. 2019, section 4.2, https://arxiv.org/abs/1810.04805).
+
+    Long passages are read in windows that overlap; the best span of all of them is the answer.
+    """
+
+    answers: ClassVar[Answers] = "token"
+
+    text: tuple[str, ...] = ("question", "context")
+    """The question's column and the passage's."""
+    label: str = "answers"
+    """The column of answers: a list of `{"text", "start"}`, empty where the passage has none."""
+    max_length: int = 384
+    """Longest window in tokens, the question and special ones included."""
+    stride: int = 128
+    """Tokens that neighbouring windows share."""
+    longest: int = 30
+    """Tokens of the longest answer that is considered."""
+    abstains: bool = False
+    """Whether "no answer" is among the answers."""
+    threshold: float = 0.0
+    """How much better than the best span "no answer" must be, in logits."""
+    metric: str = "f1"
+    """Primary metric: f1 of the words, or em, the exact match."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        problems = []
+        if self.metric not in METRICS:
+            near = nearest(self.metric, METRICS)
+            problems.append(f"{self.metric!r} is no metric of spans{near}; metrics: {', '.join(METRICS)}")
+        if len(self.text) != 2:
+            problems.append(f"text must name the question's column and the passage's, not {len(self.text)}")
+        if not 0 <= self.stride < self.max_length:
+            problems.append(f"stride={self.stride} must be less than max_length={self.max_length}")
+        if self.longest < 1:
+            problems.append(f"longest must be at least 1, not {self.longest}")
+        raise_all(problems)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """F1 and exact match, as SQuAD's script has them."""
+        return METRICS
+
+    # --- text to windows ---
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+    ) -> Encoded:
+        """Tokenise questions and passages; a passage that is longer than a window becomes several pieces.
+
+        The label of a piece is where its answer starts and ends; of one without, its first token twice.
+        Raises DeltatuneError for missing columns, texts without words, answers that are not in the passage, and
+        questions that leave no room for it.
+        """
+        check_length(self.max_length, positions, room)
+        need_offsets(tokenizer, "finding spans")
+        questions, passages = (text_column(rows, name) for name in self.text)
+        wanted = self._wanted(rows, passages) if labelled else None
+        found = windows(list(zip(questions, passages, strict=True)), tokenizer, self.max_length, self.stride)
+        pieces: list[TokenRow] = []
+        for window in found:
+            if wanted is not None:
+                window.tokens["label"] = window.place(wanted[window.owner][0])
+            pieces.append(window.tokens)
+        several = len({w.owner for w in found if not w.first})
+        facts = _grouped(found, passages)
+        truth = [texts for _, texts in wanted] if wanted is not None else None
+        return Encoded(pieces, several, [w.owner for w in found], facts, truth)
+
+    def _wanted(self, rows: Sequence[Row], passages: list[str]) -> list[tuple[tuple[int, int] | None, list[str]]]:
+        """Where each row's answer stands, and all its texts."""
+        wanted = [answer_of(own, passage) for own, passage in zip(column(rows, self.label), passages, strict=True)]
+        lost = [i for i, (place, texts) in enumerate(wanted) if texts and place is None]
+        raise_listed([f"row {i}: the answer {wanted[i][1][0]!r} is not in the passage" for i in lost])
+        without = [i for i, (_, texts) in enumerate(wanted) if not texts]
+        if without and not self.abstains:
+            raise DeltatuneError(
+                f"{len(without)} rows have no answer, first row {without[0]}; Span(abstains=True) learns to say so"
+            )
+        return wanted
+
+    # --- logits to a loss, answers and scores ---
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
+        """The head for this task: two logits a token, as a start and as an end."""
+        width = config.get_text_config().hidden_size
+        return HeadConfig(**{"dropout": 0.0, **over, "pooling": "none", "outputs": 2, "width": width})
+
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
+        """The head itself."""
+        return Head(self.head_config(config, **over), seed)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the start's and the end's cross-entropy, summed over windows: (B, T, 2), labels (B, 2) -> scalar."""
+        start, end = logits.float().unbind(-1)  # (B, T) each
+        starts = F.cross_entropy(start, labels[:, 0], reduction="sum")
+        return (starts + F.cross_entropy(end, labels[:, 1], reduction="sum")) / 2
+
+    def items(self, labels: Tensor) -> int:
+        """Windows of the batch."""
+        return len(labels)
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
+        """The best span of each row: its text, where it starts and ends in the passage, and its score in logits."""
+        assert encoded.facts is not None
+        mine: list[list[NDArray[Any]]] = [[] for _ in encoded.facts]
+        for owner, logits in zip(encoded.owners or (), pieces, strict=True):
+            mine[owner].append(logits)
+        both = zip(mine, encoded.facts, strict=True)
+        return [self._best(own, fact["windows"], fact["passage"]) for own, fact in both]
+
+    def _best(self, logits: list[NDArray[Any]], own: list[Window], passage: str) -> dict[str, Any]:
+        found = max((best_span(one, window, self.longest) for one, window in zip(logits, own, strict=True)))
+        none = min(float(one[0].sum()) for one in logits)
+        if self.abstains and none - found.score > self.threshold:
+            return {"text": "", "start": -1, "end": -1, "score": none - found.score}
+        return {"text": passage[found.start : found.end], "start": found.start, "end": found.end, "score": found.score}
+
+    def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`{"answer", "start", "end", "score"}` a row; an empty answer says that there is none."""
+        return [{"answer": one["text"], **{name: one[name] for name in ("start", "end", "score")}} for one in answers]
+
+    def tallies(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, Tally]:
+        """Every metric as sums over the rows."""
+        return span_tallies([one["text"] for one in answers], references)
+
+    def score(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, float]:
+        """Every metric by name; with unanswerable questions also on either kind alone."""
+        found = {name: tally.score() for name, tally in self.tallies(answers, references).items()}
+        return {name: found[name] for name in sorted(found, key=lambda name: name != self.metric)}
+
+    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
+        """The primary metric (B,) under each row of weights (B, N)."""
+        return self.tallies(answers, references)[self.metric].resampled(weights)
+
+    # --- plain data ---
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+        return to_plain("span", self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Span:
+        """Read `to_json`'s result."""
+        return from_plain(cls, data)
+
+    def describe(self) -> str:
+        """One line."""
+        none = ", or none" if self.abstains else ""
+        what = f"a part of the {self.text[1]} that answers the {self.text[0]}{none}"
+        return f"{what}, windows of {self.max_length} tokens, judged by {self.metric}"
+
+
+def answer_of(answers: Any, passage: str) -> tuple[tuple[int, int] | None, list[str]]:
+    """Where the first answer stands in the passage (characters), and the texts of all of them.
+
+    Takes a list of `{"text", "start"}`, SQuAD's `{"text": [...], "answer_start": [...]}`, a list of texts or one text.
+    """
+    if isinstance(answers, dict):
+        starts = answers.get("answer_start") or [-1] * len(answers.get("text", ()))
+        answers = [{"text": text, "start": start} for text, start in zip(answers.get("text", ()), starts, strict=True)]
+    if isinstance(answers, str):
+        answers = [answers] if answers else []
+    given: list[dict[str, Any]] = [
+        one if isinstance(one, dict) else {"text": one, "start": -1} for one in answers or ()
+    ]
+    texts = [str(one["text"]) for one in given if one["text"]]
+    for one in given:
+        text, start = str(one["text"]), int(one.get("start", one.get("answer_start", -1)) or 0)
+        if text and start >= 0 and passage[start : start + len(text)] == text:
+            return (start, start + len(text)), texts
+        if text and passage.find(text) >= 0:
+            start = passage.find(text)
+            return (start, start + len(text)), texts
+    return None, texts
+
+
+def _grouped(found: Sequence[Window], passages: Sequence[str]) -> list[dict[str, Any]]:
+    facts: list[dict[str, Any]] = [{"passage": passage, "windows": []} for passage in passages]
+    for window in found:
+        facts[window.owner]["windows"].append(window)
+    return facts

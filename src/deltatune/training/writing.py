@@ -1,0 +1,85 @@
+"""Answers as texts: the model writes on, greedily, by beams or by chance, for batches of prompts of any lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from deltatune.core.host import Host
+from deltatune.tasks.batches import Collate
+from deltatune.tasks.families import family
+from deltatune.tasks.generate import Generate
+from deltatune.tasks.task import Encoded
+from deltatune.tasks.tokens import padding_id
+from deltatune.training.batching import batches, device_of
+from deltatune.training.surprise import surprise
+
+
+def write_answers(
+    host: Host, task: Any, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, batch_size: int, bfloat16: bool
+) -> list[dict[str, Any]]:
+    """One `{"text"}` a row, and where the rows have answers `nll` and `tokens`: how likely the first reference is."""
+    prompts = [fact["prompt"] for fact in encoded.facts or ()]
+    texts = write(host, task, prompts, tokenizer, batch_size, bfloat16)
+    found: list[dict[str, Any]] = [{"text": text} for text in texts]
+    if "labels" in encoded.rows[0]:
+        fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
+        for answer, (nll, tokens) in zip(found, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
+            answer |= {"nll": float(nll), "tokens": int(tokens)}
+    return found
+
+
+def write(
+    host: Host,
+    task: Generate,
+    prompts: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+    bfloat16: bool = False,
+) -> list[str]:
+    """What the model writes after each prompt (token ids), under the current route."""
+    decoder = family(host.model.config) == "decoder"  # type: ignore[arg-type]
+    rows = [{"input_ids": prompt, "attention_mask": [1] * len(prompt)} for prompt in prompts]
+    fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
+    config = generation_config(host, task, tokenizer)
+    texts = [""] * len(rows)
+    with seeded(task, device_of(host)):
+        for members, batch in batches(rows, Collate(fill, left=decoder), batch_size, device_of(host)):
+            with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+                out = host.generate(**batch, generation_config=config)
+            out = out[:, batch["input_ids"].shape[1] :] if decoder else out
+            for row, text in zip(members, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+                texts[row] = text.strip()
+    return texts
+
+
+def generation_config(host: Host, task: Generate, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The task's way of decoding with the model's own special tokens; nothing else of the model's habits."""
+    own: Any = getattr(host.model, "generation_config", None)
+    config: Any = host.model.config
+    start = getattr(own, "decoder_start_token_id", None)
+    sampled = {"temperature": task.temperature, "top_p": task.top_p, "top_k": task.top_k} if task.temperature else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=task.new_tokens,
+        num_beams=task.beams,
+        length_penalty=task.length_penalty,
+        no_repeat_ngram_size=task.no_repeat_ngram or None,
+        do_sample=bool(task.temperature),
+        **sampled,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(task.stops(tokenizer)),
+        pad_token_id=padding_id(tokenizer),
+        decoder_start_token_id=start if start is not None else getattr(config, "decoder_start_token_id", None),
+    )
+
+
+@contextmanager
+def seeded(task: Generate, device: torch.device) -> Iterator[None]:
+    """Sampling draws from the task's seed and leaves the global generators as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(task.seed)
+        yield

@@ -1,0 +1,168 @@
+"""New tokens for a tokenizer, learnt from texts of a new language or field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain, repeat
+from typing import Any
+
+from tokenizers import Tokenizer, models, trainers
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.training.cutting import Cutter, spec_of
+from deltatune.training.spelling import LONGEST, byte_level, count_words, missing_characters, words_part
+from deltatune.training.unigram import new_pieces
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn_tokens` found for one tokenizer, in the alphabet of its model."""
+
+    kind: str
+    """BPE, Unigram or WordPiece."""
+    tokens: tuple[str, ...]
+    """New pieces; those that others are made of come before them."""
+    merges: tuple[tuple[str, str], ...] = ()
+    """BPE: pairs to merge, in this order."""
+    scores: tuple[float, ...] = ()
+    """Unigram: log-probability of each token in the learnt texts."""
+
+
+def learn_tokens(texts: Iterable[str], tokenizer: Any, size: int, *, min_count: int = 2) -> Learned:
+    """Learn at most `size` new tokens of the tokenizer's own kind from texts that it cuts badly.
+
+    BPE (byte-level, or characters with byte fallback) and WordPiece go on learning where the tokenizer stopped: the
+    texts are cut with it, and what stands side by side most often is merged, so that every new token can be reached
+    (continued BPE training, Purason et al. 2025, https://arxiv.org/abs/2512.03989; tokens of a second, independent
+    tokenizer often cannot). Unigram trains a second model and takes the pieces that the first lacks (Chinese-LLaMA,
+    Cui et al. 2023, https://arxiv.org/abs/2304.08177). Characters that the tokenizer lacks come first, the most
+    frequent until 99.95 % of the text is spelled. What is seen fewer than `min_count` times is not learnt.
+
+    The texts are read once; their different words are held in memory, so pass a sample of a large corpus.
+    Raises DeltatuneError for texts without words and for tokenizers of other kinds.
+    """
+    spec = spec_of(tokenizer)
+    wrong = [f"{name}={value} cannot be; give at least 1" for name, value in _sizes(size, min_count) if value < 1]
+    raise_all(wrong)
+    words = count_words(texts, tokenizer, spec)
+    if not words:
+        raise DeltatuneError("there is nothing to learn tokens from: the texts are empty")
+    cutter = Cutter(spec)
+    characters = missing_characters(words, cutter, size, min_count)
+    if cutter.kind == "Unigram":
+        found = new_pieces(words, cutter, characters, size, min_count)
+        return Learned("Unigram", tuple(found), scores=tuple(found.values()))
+    if cutter.kind == "WordPiece":
+        return _learn_wordpieces(words, cutter, spec, characters, size, min_count)
+    tokens, merges = _continue_merging(words, cutter, spec, characters, size, min_count)
+    return Learned("BPE", tokens, merges)
+
+
+def _sizes(size: int, min_count: int) -> list[tuple[str, int]]:
+    return [("size", size), ("min_count", min_count)]
+
+
+# ---- BPE and WordPiece: the tokenizer's own merging, continued
+
+
+def _continue_merging(
+    words: Counter[str], cutter: Cutter, spec: dict[str, Any], characters: list[str], size: int, min_count: int
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """New pieces and the merges that make them, in the order of learning."""
+    runs = _runs(words, Cutter(with_pieces(spec, characters)), spec)
+    # One character for each old piece: to the trainer, the old pieces are the letters that its words are spelled in.
+    letters = {piece: _letter(i) for i, piece in enumerate(sorted(set(chain.from_iterable(runs))))}
+    pieces = {letter: piece for piece, letter in letters.items()}
+    # Two ways to make one piece are two tokens to the trainer, so it learns some more than are asked for.
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(letters) + size + size // 4 + 16,
+        min_frequency=min_count,
+        show_progress=False,
+        max_token_length=LONGEST * (3 if byte_level(spec) else 1),
+    )
+    learner = Tokenizer(models.BPE())
+    lines = ("".join(letters[piece] for piece in run) for run in runs)
+    learner.train_from_iterator(chain.from_iterable(map(repeat, lines, runs.values())), trainer)
+    tokens = dict.fromkeys(characters)
+    merges: dict[tuple[str, str], None] = {}
+    for pair in json.loads(learner.to_str())["model"]["merges"]:
+        left, right = (reduce(cutter.join, (pieces[letter] for letter in side)) for side in pair)
+        made = cutter.join(left, right)
+        if made not in cutter.vocab and made not in tokens:
+            if len(tokens) == size:
+                break
+            tokens[made] = None
+        merges[left, right] = None
+    return tuple(tokens), tuple(merges)
+
+
+def with_pieces(spec: dict[str, Any], pieces: Iterable[str]) -> dict[str, Any]:
+    """The tokenizer with more pieces in the vocabulary of its model (BPE, WordPiece), ids counting on."""
+    vocab = dict(spec["model"]["vocab"])
+    start = max(vocab.values(), default=-1) + 1
+    vocab |= {piece: start + i for i, piece in enumerate(pieces)}
+    return {**spec, "model": {**spec["model"], "vocab": vocab}}
+
+
+def _runs(words: Counter[str], cutter: Cutter, spec: dict[str, Any]) -> Counter[tuple[str, ...]]:
+    """Runs of pieces that may be merged: words, cut, and parted at what cannot be spelled and where words end."""
+    # A byte-level pre-tokenizer has parted the words; sentencepiece's has not, and parts by script and kind instead.
+    parted = not byte_level(spec) and cutter.kind == "BPE"
+    digits = any(len(piece) > 1 and piece.isdecimal() for piece in cutter.vocab)
+    runs: Counter[tuple[str, ...]] = Counter()
+    for word, count in words.items():
+        run: list[str] = []
+        for piece in _spelled(word, cutter):
+            if piece is None or (run and parted and words_part(run[-1][-1], piece[0], digits)):
+                runs[tuple(run)] += count
+                run = []
+            if piece is not None:
+                run.append(piece)
+        runs[tuple(run)] += count
+    return Counter({run: count for run, count in runs.items() if len(run) > 1})
+
+
+def _spelled(word: str, cutter: Cutter) -> Iterator[str | None]:
+    """Pieces of a word, None in place of what is unknown or spelled in bytes."""
+    known = cutter.unknown is not None or all(form in cutter.vocab for form in cutter.characters(word))
+    for piece in cutter.word(word) if known or _falls_back(cutter) else ():
+        yield None if piece == cutter.unknown or BYTE.fullmatch(piece) else piece
+
+
+def _falls_back(cutter: Cutter) -> bool:
+    return "<0x00>" in cutter.vocab
+
+
+def _letter(i: int) -> str:
+    """A character for the i-th piece, none of them a surrogate."""
+    code = 0x100 + i
+    return chr(code if code < 0xD800 else code + 0x800)
+
+
+# ---- WordPiece
+
+
+def _learn_wordpieces(
+    words: Counter[str], cutter: Cutter, spec: dict[str, Any], characters: list[str], size: int, min_count: int
+) -> Learned:
+    """Twice as many pieces as asked for, of which those that cut the words most often stay.
+
+    The longest piece that fits is taken, so what pieces are made of is not needed to reach them and may never be used.
+    """
+    made, _ = _continue_merging(words, cutter, spec, characters, 2 * size, min_count)
+    trial = Cutter(with_pieces(spec, made))
+    used: Counter[str] = Counter()
+    for word, count in words.items():
+        for piece in trial.word(word):
+            used[piece] += count
+    order = {piece: i for i, piece in enumerate(made)}
+    rest = [piece for piece in made[len(characters) :] if used[piece] >= min_count]
+    best = sorted(rest, key=lambda piece: (-used[piece], order[piece]))[: size - len(characters)]
+    return Learned("WordPiece", tuple(characters + sorted(best, key=order.__getitem__)))

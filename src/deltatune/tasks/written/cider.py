@@ -1,0 +1,76 @@
+"""CIDEr-D: how much a text says what its references agree on, with common n-grams weighing less."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deltatune.tasks.tally import Tally, mean_of
+from deltatune.tasks.written.words import Words, ngrams, splitter
+
+ORDERS = 4
+"""Longest n-gram."""
+SIGMA = 6.0
+"""Words by which lengths may differ before it costs much."""
+CONTRACTION = re.compile(r"(?i)(?<=\w)(n['’]t|['’](?:s|m|d|re|ve|ll))$")
+DROPPED = frozenset(".?!,:;'\"`-–—…“”‘’。，、；：？！「」『』") | {"--", "...", "''", "``"}
+
+
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+    """10 · meanₙ mean over references e^{-(l-lʳ)²/2σ²} min(g, gʳ)·gʳ / ‖g‖‖gʳ‖     https://arxiv.org/abs/1411.5726.
+
+    g: counts of n-grams times log (examples / examples whose references have it), all references of this corpus
+    counted; so a corpus of one example scores 0. Mean over the texts, between 0 and 10, as coco-caption has it. Its
+    words come from Stanford's tokenizer for English: here mteval's are used, contractions split, punctuation dropped.
+    """
+    split = splitter(characters)
+    known = [[ngrams(content(split(one)), ORDERS) for one in own] for own in references]
+    frequency = Counter(ngram for own in known for ngram in set().union(*own))
+    examples = math.log(len(known))
+    rarity = {ngram: examples - math.log(times) for ngram, times in frequency.items()}
+    scores = []
+    for text, own in zip(predictions, known, strict=True):
+        found = Vector.of(ngrams(content(split(text)), ORDERS), rarity, examples)
+        alike = [similarity(found, Vector.of(one, rarity, examples)) for one in own]
+        scores.append(10 * sum(alike) / len(alike))
+    return mean_of(scores)
+
+
+def content(words: Iterable[str]) -> list[str]:
+    """Lower-case words without punctuation; "don't" is two of them."""
+    parts = (part for word in words for part in CONTRACTION.sub(r" \1", word.lower()).split())
+    return [part for part in parts if part not in DROPPED]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The weighted n-grams of a text."""
+
+    weights: tuple[dict[Words, float], ...]
+    """Of each order."""
+    norms: tuple[float, ...]
+    length: int
+    """In pairs of words, as the reference code has it."""
+
+    @classmethod
+    def of(cls, counts: Mapping[Words, int], rarity: Mapping[Words, float], unseen: float) -> Vector:
+        """From counts of n-grams; those in no reference are as rare as those in one."""
+        weights: tuple[dict[Words, float], ...] = tuple({} for _ in range(ORDERS))
+        for ngram, times in counts.items():
+            weights[len(ngram) - 1][ngram] = times * rarity.get(ngram, unseen)
+        norms = tuple(math.sqrt(sum(weight**2 for weight in own.values())) for own in weights)
+        return cls(weights, norms, sum(times for ngram, times in counts.items() if len(ngram) == 2))
+
+
+def similarity(found: Vector, reference: Vector) -> float:
+    """Mean cosine of the orders, clipped to the reference's weights, less for another length: 0 to 1."""
+    total = 0.0
+    for own, true, a, b in zip(found.weights, reference.weights, found.norms, reference.norms, strict=True):
+        if a and b:
+            total += sum(min(weight, true[ngram]) * true[ngram] for ngram, weight in own.items() if ngram in true) / (
+                a * b
+            )
+    return total / ORDERS * math.exp(-((found.length - reference.length) ** 2) / (2 * SIGMA**2))

@@ -1,0 +1,60 @@
+"""Texts to words, as mteval-13a (and so sacrebleu) splits them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError
+
+Words = tuple[str, ...]
+
+IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+"""Han characters and kana: scripts without spaces. (Korean has spaces.)"""
+
+
+def splitter(characters: bool = False) -> Callable[[str], list[str]]:
+    """The function that splits a text: sacrebleu's 13a, or its zh, where each Chinese character is a word.
+
+    Kana, which zh leaves together, are split one by one as well.
+    """
+    tokenizer = sacrebleu_tokenizer(characters)
+    if characters:
+        return lambda text: IDEOGRAPH.sub(r" \g<0> ", tokenizer(text.rstrip())).split()
+    return lambda text: tokenizer(text.rstrip()).split()
+
+
+def sacrebleu_tokenizer(characters: bool) -> Callable[[str], str]:
+    """The tokenizer that sacrebleu calls "13a" or "zh"."""
+    try:
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+        from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
+    except ImportError as error:
+        raise missing("sacrebleu") from error
+    kind: Any = TokenizerZh if characters else Tokenizer13a
+    found: Callable[[str], str] = kind()
+    return found
+
+
+def ngrams(words: Sequence[str], longest: int) -> Counter[Words]:
+    """How often each n-gram of 1 to `longest` words occurs."""
+    return Counter(
+        tuple(words[start : start + n]) for n in range(1, longest + 1) for start in range(len(words) - n + 1)
+    )
+
+
+def guess_characters(references: Iterable[Sequence[str]]) -> bool:
+    """Whether a third of the letters or more are Chinese or Japanese, which are written without spaces."""
+    letters = ideographs = 0
+    for own in references:
+        for text in own:
+            letters += sum(map(str.isalpha, text))
+            ideographs += len(IDEOGRAPH.findall(text))
+    return letters > 0 and 3 * ideographs >= letters
+
+
+def missing(package: str) -> DeltatuneError:
+    """The error of a package that is not installed."""
+    return DeltatuneError(f'this metric needs the package {package}: pip install "deltatune[metrics]"')

@@ -256,8 +256,8 @@ def test_regression(tmp_path):
 def test_forced_and_unusable_labels(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
     assert "values that cannot be used: 'bad', 'good'" in complaint(read, path, kind="number")
-    path = write(tmp_path / "b.jsonl", [{**row, "label": ["x"]} for row in ROWS])
-    assert "values that cannot be used: ['x']" in complaint(read, path)
+    path = write(tmp_path / "b.jsonl", [{**row, "label": {"x": 1}} for row in ROWS])
+    assert "values that cannot be used: {'x': 1}" in complaint(read, path)
 
 
 # --- splits ---

@@ -90,7 +90,7 @@ def choose(rows: Sequence[Row], text: Sequence[str] = (), label: str | None = No
     names = names_of(rows)
     problems = _told_problems(names, text, label)
     notes: list[str] = []
-    chosen_label = label if label is not None else _guess_label(rows, names, text)
+    chosen_label = label if label is not None else guess_label(rows, names, text)
     chosen_text = tuple(text) or _guess_text(rows, names, chosen_label)
     if not chosen_label:
         problems.append("which column is the label is not clear: name it with --label NAME.")
@@ -100,7 +100,7 @@ def choose(rows: Sequence[Row], text: Sequence[str] = (), label: str | None = No
         hint = (
             " If the first line of the file is data already, put a line with column names above it." if header else ""
         )
-        raise DeltatuneError("\n".join([*problems, f"The columns are: {_examples(rows, names)}.{hint}"]))
+        raise DeltatuneError("\n".join([*problems, f"The columns are: {column_examples(rows, names)}.{hint}"]))
     if not text:
         notes.append(f"the text is {' + '.join(map(repr, chosen_text))}, a guess from the columns {', '.join(names)}")
     if label is None:
@@ -130,14 +130,14 @@ def _told_problems(names: list[str], text: Sequence[str], label: str | None) -> 
     return problems
 
 
-def _guess_label(rows: Sequence[Row], names: list[str], text: Sequence[str]) -> str:
+def guess_label(rows: Sequence[Row], names: list[str], text: Sequence[str]) -> str:
     """A well-known name, else the only column with few distinct values or real numbers, else ""."""
     free = [name for name in names if name not in text]
     folded = {name.strip().lower(): name for name in reversed(free)}
     for known in LABELS:
         if known in folded:
             return folded[known]
-    likely = [name for name in free if not _is_id(name) and _looks_like_label([row.get(name) for row in rows])]
+    likely = [name for name in free if not is_id(name) and _looks_like_label([row.get(name) for row in rows])]
     return likely[0] if len(likely) == 1 else ""
 
 
@@ -147,16 +147,17 @@ def _guess_text(rows: Sequence[Row], names: list[str], label: str) -> tuple[str,
     for known in (*PAIRS, *((single,) for single in SINGLES)):
         if all(part in folded for part in known):
             return tuple(folded[part] for part in known)
-    free = [name for name in folded.values() if not _is_id(name)]
-    likely = [name for name in free if _looks_like_text([row.get(name) for row in rows])]
+    free = [name for name in folded.values() if not is_id(name)]
+    likely = [name for name in free if looks_like_text([row.get(name) for row in rows])]
     return (likely[0],) if len(likely) == 1 else ()
 
 
-def _is_id(name: str) -> bool:
+def is_id(name: str) -> bool:
+    """Whether a column only numbers the rows, by its name."""
     return name.strip().lower() in IDS
 
 
-def _looks_like_text(values: list[object]) -> bool:
+def looks_like_text(values: list[object]) -> bool:
     """Strings, not all of them numbers, more than half of them different."""
     strings = [value for value in values if isinstance(value, str)]
     return (
@@ -175,7 +176,7 @@ def _looks_like_label(values: list[object]) -> bool:
     return 2 <= len(set(values)) <= min(100, len(values) // 2)
 
 
-def _examples(rows: Sequence[Row], names: list[str]) -> str:
+def column_examples(rows: Sequence[Row], names: list[str]) -> str:
     """Each column with the first value it has."""
     return some([f"{name} (e.g. {_short(_first(rows, name))})" for name in names], 12) if names else "none"
 

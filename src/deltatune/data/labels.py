@@ -1,16 +1,15 @@
-"""Label values -> class names or numbers."""
+"""Label values -> class names, sets of class names or numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns import NUMERIC
 from deltatune.data.formats import some
-
-Kind = Literal["classes", "number"]
+from deltatune.data.kinds import Kind
+from deltatune.data.sets import as_names, separator_of
 
 SCORE_NAMES = {"score", "similarity"}
 """Columns that hold a quantity even where its values happen to be whole."""
@@ -28,12 +27,19 @@ def is_absent(value: object) -> bool:
 
 
 def kind_of(values: Sequence[object], column: str, forced: Kind | None = None) -> tuple[Kind, str | None]:
-    """Whether labels are classes or numbers, and a sentence where that is a guess one could get wrong.
+    """Whether labels are classes, sets of them or numbers, and a sentence where that is a guess one could get wrong.
 
-    Strings that are no numbers, ints and bools are classes; real numbers are numbers, unless they are few and whole.
+    Lists of strings are sets of classes, as are strings with a separator whose parts occur in several of them. Other
+    strings that are no numbers, ints and bools are classes; real numbers are numbers, unless they are few and whole.
     """
     if forced is not None:
         return forced, None
+    if values and all(isinstance(value, (list, tuple)) for value in values):
+        return "many", None
+    separator = separator_of(values)
+    if separator:
+        how = "JSON lists" if separator == "[" else f"class names with {separator!r} between them"
+        return "many", f"the label {column!r} holds {how}: a row may have several classes"
     if not any(_is_real(value) for value in values) or not all(_is_numeric(value) for value in values):
         return "classes", None
     numbers = {float(str(value)) for value in values}
@@ -56,18 +62,28 @@ def as_number(value: object) -> float:
     return float(value)
 
 
-def convert(values: Sequence[object], column: str, kind: Kind) -> list[str] | list[float]:
-    """All labels as class names or as numbers. Raises DeltatuneError naming the first values that are neither."""
+def convert(values: Sequence[object], column: str, kind: Kind) -> list[str] | list[float] | list[list[str]]:
+    """All labels as class names, sets of them or numbers. Raises DeltatuneError naming the first that are neither."""
+    if kind == "many":
+        found = as_names(values)
+        _refuse([v for v, names in zip(values, found, strict=True) if names is None], column, AS_SET)
+        return [names for names in found if names is not None]
     if kind == "number":
-        wrong = [value for value in values if not _converts(value)]
-        fix = "Numbers are needed for regression; without them leave the kind out or say classes."
-    else:
-        wrong = [value for value in values if not isinstance(value, (str, int, float))]
-        fix = "A label must be a string, a whole number, a float or a bool."
+        _refuse([value for value in values if not _converts(value)], column, AS_NUMBER)
+        return [as_number(value) for value in values]
+    _refuse([value for value in values if not isinstance(value, (str, int, float))], column, AS_CLASS)
+    return [as_class(value) for value in values]
+
+
+AS_SET = 'Several classes are a list of strings, or names with "|" between them.'
+AS_NUMBER = "Numbers are needed for regression; without them leave the kind out or say classes."
+AS_CLASS = "A label must be a string, a whole number, a float or a bool."
+
+
+def _refuse(wrong: Sequence[object], column: str, fix: str) -> None:
     if wrong:
         distinct = list(dict.fromkeys(repr(value)[:60] for value in wrong))
         raise DeltatuneError(f"the label column {column!r} has values that cannot be used: {some(distinct)}. {fix}")
-    return [as_number(value) for value in values] if kind == "number" else [as_class(value) for value in values]
 
 
 def in_order(names: set[str]) -> tuple[str, ...]:

@@ -1,21 +1,26 @@
-"""A source and the columns' names -> `Data`: labelled rows in three splits, checked, with every guess noted."""
+"""A source and the columns' names -> `Data`: rows in three splits, checked, with every guess noted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.data.checks import gaps, has_text, problems
-from deltatune.data.columns import Columns, choose, names_of
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data.checks import problems
+from deltatune.data.columns import choose
+from deltatune.data.finding import columns_for, renamed
 from deltatune.data.formats import Row, read_rows
-from deltatune.data.labels import Kind, convert, in_order, is_absent, kind_of
-from deltatune.data.sources import open_source
+from deltatune.data.guessing import guess_task, options
+from deltatune.data.kinds import TASK_OF, TASKS, Kind, Task
+from deltatune.data.labelling import labelled
+from deltatune.data.references import grouped
+from deltatune.data.shaping import absent_columns, hashed, shape, tags_of, without_unlabelled_test
+from deltatune.data.sources import Source, open_source
 from deltatune.data.splits import Data, complete, first_by_hash
 
-__all__ = ["Data", "Row", "read", "read_rows"]
+__all__ = ["Data", "Row", "look", "read", "read_rows"]
 
-Parts = dict[str, list[Row]]
+Found = tuple[Data, list[str]]
 
 
 def read(
@@ -24,79 +29,129 @@ def read(
     text: Sequence[str] = (),
     label: str | None = None,
     kind: Kind | None = None,
+    task: Task | None = None,
     validation: str | Path | None = None,
     test: str | Path | None = None,
     limit: int | None = None,
 ) -> Data:
-    """Read labelled data, make the splits that are missing, and check everything before anything is trained.
+    """Read data, make the splits that are missing, and check everything before anything is trained.
 
-    `source` is a CSV, TSV, JSONL, JSON or Parquet file; a folder with files named train, dev (val, valid, validation)
-    and test; the name of a data set on the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the
-    built-in data. `text` names one column or a pair, `label` the label column; what is not named is guessed where there
-    is no doubt. `kind` says "classes" (classification) or "number" (regression) where the guess would be wrong.
+    `source` is a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, SQuAD's JSON, plain text); a folder with files named
+    train, dev (val, valid, validation) and test, or of plain texts; the name of a data set on the hub (`owner/name` or
+    `owner/name:configuration`); or "python-docs", the built-in data. `task` is classify, regression, tag, span,
+    generate or lm; `text` names the text columns, `label` the label column. What is not named is guessed where there is
+    no doubt. `kind` says "classes", "many" or "number" where the guess for labels would be wrong.
     `validation` and `test` are further files. `limit` keeps that many training rows, the first by hash of their text.
-    Labels in the returned rows are class names (strings) or floats; other columns are as they were read.
+    Text and label columns of the returned rows have the shape that `Data.kind` says; others are as they were read.
 
     Raises DeltatuneError with everything that is wrong, once.
     """
-    if limit is not None and limit < 1:
-        raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
-    found = open_source(source, validation=validation, test=test)
-    text = (text,) if isinstance(text, str) else tuple(text)
-    columns = choose(found.parts["train"], text or found.text, label or found.label, found.header)
-    parts, unlabelled = _without_unlabelled_test(found.parts, columns) if test is None else (found.parts, [])
-    raise_all(_absent_columns(parts, columns), f"{found.origin}:")
-    wrong = [problem for split, rows in parts.items() for problem in gaps(rows, split, columns.text, columns.label)]
-    parts = {split: [row for row in rows if _is_whole(row, columns)] for split, rows in parts.items()}
-    parts, chosen, guessed = _with_labels(parts, columns.label, kind, wrong)
-    parts, made = complete(parts, columns.text)
-    if limit is not None:
-        parts["train"] = first_by_hash(parts["train"], columns.text, columns.label, limit)
-    notes = (*columns.notes, *unlabelled, *guessed, *made)
-    names = in_order({row[columns.label] for row in parts["train"]}) if chosen == "classes" else ()
-    data = Data(found.name, found.origin, columns.text, columns.label, chosen, names, **parts, notes=notes)
+    data, wrong = look(
+        source, text=text, label=label, kind=kind, task=task, validation=validation, test=test, limit=limit
+    )
     kept = "" if limit is None else f" with --limit {limit}"
-    raise_all(wrong + problems(data), f"{found.origin}{kept} cannot be used as it is:")
+    raise_all(wrong, f"{data.origin}{kept} cannot be used as it is:")
     return data
 
 
-def _without_unlabelled_test(parts: Parts, columns: Columns) -> tuple[Parts, list[str]]:
-    """Leave out a test split without any label: benchmarks publish theirs so, and nothing can be scored on it."""
-    test = parts.get("test", [])
-    if not test or any(not is_absent(row.get(columns.label)) for row in test):
-        return parts, []
-    kept = {split: rows for split, rows in parts.items() if split != "test"}
-    return kept, [f"the {len(test)} test rows have no label, so they are not used"]
+def look(
+    source: str | Path,
+    *,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: Kind | None = None,
+    task: Task | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    limit: int | None = None,
+) -> Found:
+    """What `read` reads without the rows that cannot be used, and everything that is wrong, one sentence each.
 
-
-def _absent_columns(parts: Parts, columns: Columns) -> list[str]:
-    """Columns that the training rows have and another split lacks altogether."""
-    return [
-        f"{split} has no column {column!r}, train has. The columns of {split} are: {', '.join(names)}."
-        for split, names in ((split, names_of(rows)) for split, rows in parts.items())
-        for column in (*columns.text, columns.label)
-        if column not in names
-    ]
-
-
-def _is_whole(row: Row, columns: Columns) -> bool:
-    return not is_absent(row.get(columns.label)) and all(has_text(row, column) for column in columns.text)
-
-
-def _with_labels(parts: Parts, label: str, forced: Kind | None, wrong: list[str]) -> tuple[Parts, Kind, list[str]]:
-    """The rows with class names or numbers for labels, which of the two, and a note if that was a guess.
-
-    Where labels cannot be converted nothing further can be checked: raises together with what was `wrong` before.
+    Raises DeltatuneError where nothing can be read: no such file, or columns that are not clear.
     """
-    kind, note = kind_of([row[label] for rows in parts.values() for row in rows], label, forced)
-    converted: Parts = {}
-    unusable = []
-    for split, rows in parts.items():
-        try:
-            values = convert([row[label] for row in rows], label, kind)
-        except DeltatuneError as error:
-            unusable.append(f"{split}: {error}")
-        else:
-            converted[split] = [{**row, label: value} for row, value in zip(rows, values, strict=True)]
-    raise_all(wrong + unusable if unusable else [])
-    return converted, kind, [note] if note else []
+    if limit is not None and limit < 1:
+        raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
+    task = _task(task, kind)
+    found = open_source(source, validation=validation, test=test)
+    text = (text,) if isinstance(text, str) else tuple(text)
+    told = text or found.text, label or found.label
+    note = ""
+    if task is None and found.label is None:
+        task, note = guess_task(found.parts["train"], *told)
+    if task is None or task in ("classify", "regression"):
+        forced = kind or ("number" if task == "regression" else None)
+        return _labelled(found, *told, forced, task, test is not None, limit)
+    return _shaped(found, *told, task, test is not None, limit, [note] if note else [])
+
+
+def _task(task: Task | None, kind: Kind | None) -> Task | None:
+    """The task, also where only the kind is given. Raises DeltatuneError for names there are not and for a mismatch."""
+    if task is not None and task not in TASKS:
+        raise DeltatuneError(f"--task {task}: there is no such task{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}.")
+    if kind is not None and kind not in TASK_OF:
+        raise DeltatuneError(
+            f"kind={kind!r}: there is no such kind{nearest(kind, TASK_OF)}; kinds: {', '.join(TASK_OF)}."
+        )
+    if kind is not None and task is not None and TASK_OF[kind] != task:
+        raise DeltatuneError(f"kind={kind!r} is for the task {TASK_OF[kind]}, not for {task}: leave one of them out.")
+    return TASK_OF[kind] if kind is not None else task
+
+
+def _labelled(
+    found: Source,
+    text: Sequence[str],
+    label: str | None,
+    kind: Kind | None,
+    task: Task | None,
+    own_test: bool,
+    limit: int | None,
+) -> Found:
+    """Classes and numbers."""
+    try:
+        columns = choose(found.parts["train"], text, label, found.header)
+    except DeltatuneError as error:
+        more = options(found.parts["train"]) if task is None and label is None else ""
+        raise DeltatuneError(f"{error}\n{more}" if more else str(error)) from None
+    parts, unlabelled = (found.parts, []) if own_test else without_unlabelled_test(found.parts, columns.label)
+    raise_all(absent_columns(parts, (*columns.text, columns.label)), f"{found.origin}:")
+    read_labels = labelled(parts, columns, kind, task)
+    parts, made = complete(read_labels.parts, columns.text)
+    if limit is not None:
+        parts["train"] = first_by_hash(parts["train"], columns.text, columns.label, limit)
+    notes = (*columns.notes, *unlabelled, *read_labels.notes, *made)
+    names = read_labels.names(parts["train"], columns.label)
+    chosen = read_labels.kind
+    data = Data(found.name, found.origin, columns.text, columns.label, chosen, names, **parts, notes=notes)
+    further = [] if read_labels.unusable else problems(data)
+    return data, read_labels.problems + read_labels.unusable + further
+
+
+def _shaped(
+    found: Source,
+    text: Sequence[str],
+    label: str | None,
+    task: Task,
+    own_test: bool,
+    limit: int | None,
+    notes: list[str],
+) -> Found:
+    """Tags, answers in a context, texts to be written, plain text."""
+    columns = columns_for(task, found.parts["train"], text, label, found.header)
+    parts, more = (found.parts, []) if own_test or task == "lm" else without_unlabelled_test(found.parts, columns.label)
+    notes += [*columns.notes, *more]
+    if task != "generate":
+        raise_all(absent_columns(parts, [*columns.text, *filter(None, [columns.label])]), f"{found.origin}:")
+    shaped = shape(task, parts, columns)
+    columns = renamed(columns, task)
+    by = hashed(task, columns.text)
+    parts, made = complete(shaped.parts, by)
+    if task == "generate":
+        parts, again = grouped(parts, columns)
+        made += again
+    if limit is not None:
+        parts["train"] = first_by_hash(parts["train"], columns.text, columns.label, limit)
+    kind = next(kind for kind, of in reversed(TASK_OF.items()) if of == task)
+    labels = tags_of(parts, columns.label) if kind == "tags" else ()
+    notes = [*notes, *shaped.notes, *made]
+    data = Data(found.name, found.origin, columns.text, columns.label, kind, labels, **parts, notes=tuple(notes))
+    return data, shaped.problems + problems(data)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from deltatune.data.formats import Row
+from deltatune.data.kinds import TASK_OF, Kind, Task
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # of the training rows, for each split that is missing
@@ -26,13 +27,14 @@ class Data:
     origin: str
     """What was read, for the record."""
     text: tuple[str, ...]
-    """One or two text columns."""
+    """The text columns: one or a pair; the tokens; question and context; the inputs of generation; the documents."""
     label: str
-    """The label column; its values are strings for classes and floats for numbers."""
-    kind: Literal["classes", "number"]
-    """Classification or regression."""
+    """The label column; "" for raw text. For chats it is the text column: the last message is the answer."""
+    kind: Kind
+    """What a label is: a string for classes, a float for number, a list of strings for many and tags, a list of
+    {"text", "start"} for span, a string for text, whose rows also have `references`, a list of strings."""
     labels: tuple[str, ...]
-    """The class names, sorted (by value where all are numbers); empty for numbers."""
+    """The class names, sorted (by value where all are numbers), or the tags, O first; empty for the other kinds."""
     train: list[Row]
     """Rows to train on."""
     validation: list[Row]
@@ -42,14 +44,27 @@ class Data:
     notes: tuple[str, ...] = ()
     """Every guess that was made, one sentence each."""
 
+    @property
+    def task(self) -> Task:
+        """What the data are for."""
+        return TASK_OF[self.kind]
+
     def splits(self) -> dict[str, list[Row]]:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    """The text or the pair of texts of a row."""
-    return tuple(str(row[column]) for column in columns)
+    """The inputs of a row, each as one string: what makes two rows the same to a model."""
+    return tuple(as_text(row[column]) for column in columns)
+
+
+def as_text(value: Any) -> str:
+    """A string as it is, the words of a list, the turns of a chat but for the last, which is the answer."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        answered = value[-1]["role"] == "assistant"
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in (value[:-1] if answered else value))
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def place(row: Row, columns: Sequence[str], salt: str = "") -> float:
@@ -71,7 +86,7 @@ def by_hash(rows: Sequence[Row], columns: Sequence[str], shares: Sequence[float]
 
 def first_by_hash(rows: list[Row], columns: Sequence[str], label: str, count: int) -> list[Row]:
     """The `count` rows that come first by hash, in their order in `rows`. Salted: the plain hash made the splits."""
-    order = sorted(range(len(rows)), key=lambda i: (place(rows[i], columns, "limit"), str(rows[i][label])))
+    order = sorted(range(len(rows)), key=lambda i: (place(rows[i], columns, "limit"), str(rows[i].get(label))))
     return [rows[i] for i in sorted(order[:count])]
 
 

@@ -1,0 +1,103 @@
+"""The rows of every split in the shape of their task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data import raw, spans, tags, written
+from deltatune.data.chats import MESSAGES
+from deltatune.data.columns import Columns, names_of
+from deltatune.data.formats import Row
+from deltatune.data.kinds import Task
+from deltatune.data.labels import is_absent
+from deltatune.data.shaped import Shaped
+
+Parts = dict[str, list[Row]]
+
+SHAPES: dict[Task, Callable[[Sequence[Row], str, Sequence[str], str | None], Shaped]] = {
+    "tag": tags.shape,
+    "span": spans.shape,
+    "generate": written.shape,
+    "lm": raw.shape,
+}
+"""What gives the rows of one split their shape."""
+
+
+@dataclass(frozen=True)
+class ShapedParts:
+    """All splits."""
+
+    parts: Parts
+    """The rows that can be used."""
+    problems: list[str]
+    """What is wrong with the others."""
+    notes: list[str]
+    """What was decided on the way."""
+
+
+def shape(task: Task, parts: Parts, columns: Columns) -> ShapedParts:
+    """Every split in the shape of the task."""
+    found = {split: _shape(task, rows, split, columns) for split, rows in parts.items()}
+    problems = [problem for shaped in found.values() for problem in shaped.problems]
+    notes = [note for shaped in found.values() for note in shaped.notes]
+    return ShapedParts({split: shaped.rows for split, shaped in found.items()}, problems, notes)
+
+
+def _shape(task: Task, rows: list[Row], split: str, columns: Columns) -> Shaped:
+    if task == "generate" and columns.text == (columns.label,):  # a chat, whatever its column is called
+        from_chat = [{MESSAGES if name == columns.label else name: v for name, v in row.items()} for row in rows]
+        return written.shape(from_chat, split, (MESSAGES,), MESSAGES)
+    return SHAPES[task](rows, split, columns.text, columns.label)
+
+
+def inputs(rows: Sequence[Row], task: Task, text: Sequence[str]) -> list[Row]:
+    """Rows without labels in the shape that the rows of `read` have, for prediction.
+
+    Raises DeltatuneError naming columns that are missing and rows that cannot be used.
+    """
+    if task in ("classify", "regression"):
+        return list(rows)
+    names = names_of(rows)
+    told = [name for name in ("conversations", "conversation") if name in names and tuple(text) == (MESSAGES,)]
+    if told and MESSAGES not in names:
+        rows = [{MESSAGES if name == told[0] else name: value for name, value in row.items()} for row in rows]
+        names = names_of(rows)
+    missing = [f"there is no column {name!r}{nearest(name, names) or '.'}" for name in text if name not in names]
+    problems = missing or SHAPES[task](rows, "input", text, None).problems
+    if problems:
+        raise DeltatuneError("\n".join([*problems, f"The columns are: {', '.join(names)}."]))
+    return SHAPES[task](rows, "input", text, None).rows
+
+
+def hashed(task: Task, text: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns that decide on which side a row lands: of a question on a context the context alone.
+
+    So all questions on one context stay together; else the answers of validation would have been read in training.
+    """
+    return text[-1:] if task == "span" else text
+
+
+def tags_of(parts: Parts, label: str) -> tuple[str, ...]:
+    """Every tag of every split."""
+    return tags.in_order(tag for rows in parts.values() for row in rows for tag in row[label])
+
+
+def without_unlabelled_test(parts: Parts, label: str) -> tuple[Parts, list[str]]:
+    """Leave out a test split without any label: benchmarks publish theirs so, and nothing can be scored on it."""
+    test = parts.get("test", [])
+    if not test or any(not is_absent(row.get(label)) or row.get(written.REFERENCES) for row in test):
+        return parts, []
+    kept = {split: rows for split, rows in parts.items() if split != "test"}
+    return kept, [f"the {len(test)} test rows have no label, so they are not used"]
+
+
+def absent_columns(parts: Parts, columns: Sequence[str]) -> list[str]:
+    """Columns that the training rows have and another split lacks altogether."""
+    return [
+        f"{split} has no column {column!r}, train has. The columns of {split} are: {', '.join(names)}."
+        for split, names in ((split, names_of(rows)) for split, rows in parts.items())
+        for column in columns
+        if column not in names
+    ]

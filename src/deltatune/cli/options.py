@@ -14,6 +14,7 @@ DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training"
 SETTINGS = fields_of("training/settings.py", "Settings")
 HEAD = fields_of("tasks/heads.py", "HeadConfig")
 TASK = fields_of("tasks/classify.py", "Classify")
+GENERATE = fields_of("tasks/generate.py", "Generate")
 
 
 def option(*names: str, panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
@@ -35,6 +36,15 @@ SOURCE = (
     "A CSV, TSV, JSONL, JSON or Parquet file, a folder with train, dev and test files, the name of a data set on the "
     "hub, or python-docs (the documentation of this Python: texts from ten areas)."
 )
+Kind = Annotated[
+    str | None,
+    option(
+        "--task",
+        panel=DATA,
+        metavar="KIND",
+        help="classify, regression, tag, span, generate or lm. By default what the columns show.",
+    ),
+]
 Text = Annotated[
     list[str] | None,
     option("--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Guessed if clear."),
@@ -50,7 +60,7 @@ MaxLength = Annotated[
         panel=DATA,
         metavar="TOKENS",
         help=f"{TASK['max_length'].help}. "
-        f"By default {TASK['max_length'].default}, or what the model takes if that is less.",
+        f"By default {TASK['max_length'].default} (spans 384, generation 512), or less if the model takes less.",
     ),
 ]
 Metric = Annotated[
@@ -59,15 +69,42 @@ Metric = Annotated[
         "--metric",
         panel=DATA,
         metavar="NAME",
-        help="What counts: accuracy, f1, f1_macro, f1_micro or matthews; for numbers pearson, spearman or mse. "
-        "By default the first of them.",
+        help="What counts: accuracy, f1, f1_macro, f1_micro or matthews; for numbers pearson, spearman or mse; for "
+        "spans f1 or em; for written text rougeL, bleu, meteor, chrf, em and others; for raw text perplexity or "
+        "bits_per_char. By default the first of them.",
     ),
+]
+Prompt = Annotated[
+    str | None,
+    option(
+        "--prompt",
+        panel=DATA,
+        metavar="FORM",
+        help="Of generation: plain, alpaca, chat (the model's own template), or a text with columns in braces.",
+    ),
+]
+NewTokens = Annotated[
+    int | None,
+    option(
+        "--new-tokens",
+        panel=DATA,
+        metavar="NUMBER",
+        help="Of generation: longest answer in tokens. By default what the training answers need.",
+    ),
+]
+Beams = Annotated[
+    int | None,
+    option("--beams", panel=DATA, metavar="NUMBER", help=f"Of generation: {GENERATE['beams'].help}."),
 ]
 BUDGET = "Parameters that may be trained: a share of the model such as 0.5%, or a number such as 300k."
 Epochs = Annotated[float, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")]
 BatchSize = Annotated[
     int, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
 ]
+Accumulation = Annotated[
+    int, option("--accumulation", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['accumulation'].help}.")
+]
+Packing = Annotated[bool, option("--packing/--no-packing", panel=TRAINING, help=f"{SETTINGS['packing'].help}.")]
 Precision = Annotated[
     str,
     option(

@@ -89,7 +89,8 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
     for split, rows in data.splits().items():
         content.update(split.encode())
         for row in rows:
-            content.update(json.dumps([row[name] for name in (*data.text, data.label)]).encode())
+            names = [name for name in (*data.text, data.label, "references") if name in row]
+            content.update(json.dumps([row[name] for name in names]).encode())
     return {
         "source": source,
         "origin": data.origin,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli import runs
+from deltatune.cli.adapters import NAME
 from deltatune.cli.endings import Interrupted
 from deltatune.cli.env import environment
-from deltatune.cli.exporting import ExportFor, check_export, check_peer
+from deltatune.cli.exporting import ExportFor, check_peer
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -19,18 +19,23 @@ from deltatune.cli.options import (
     OUTPUT,
     SETTINGS,
     SOURCE,
-    TASK,
     TRAINING,
+    Accumulation,
     BatchSize,
+    Beams,
     Dense,
     Epochs,
+    Kind,
     Label,
     Limit,
     MaxLength,
     Metric,
     Model,
+    NewTokens,
+    Packing,
     Pooling,
     Precision,
+    Prompt,
     Text,
     head_of,
     option,
@@ -42,40 +47,23 @@ from deltatune.comparison.formats import count, rate, seconds, size
 from deltatune.comparison.recommend import percent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from deltatune.core.host import Host
-    from deltatune.data import Data
-    from deltatune.tasks import Classify, Encoded
-    from deltatune.training import Outcome, Settings
-
-NAME = "adapter"
-"""What the adapter is called on its host while it is trained."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs, checked."""
-
-    host: Host
-    tokenizer: PreTrainedTokenizerBase
-    task: Classify
-    settings: Settings
-    data: Data
-    encoded: dict[str, Encoded]
-    """Tokens of each split."""
-    notes: list[str]
-    """What is to be said of the export."""
+    from deltatune.cli.preparing import Prepared
+    from deltatune.tasks import Encoded, Task
+    from deltatune.training import Outcome
 
 
 def train(
     model: Model = "builtin",
     data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    task: Kind = None,
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
     max_length: MaxLength = None,
     metric: Metric = None,
+    prompt: Prompt = None,
+    new_tokens: NewTokens = None,
+    beams: Beams = None,
     method: Annotated[
         str,
         option(
@@ -96,6 +84,8 @@ def train(
         ),
     ] = None,
     batch_size: BatchSize = SETTINGS["batch_size"].default,
+    accumulation: Accumulation = SETTINGS["accumulation"].default,
+    packing: Packing = SETTINGS["packing"].default,
     seed: Annotated[
         int,
         option(
@@ -119,16 +109,22 @@ def train(
 
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
+      deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
     """
     from deltatune.data import read
 
     check_peer(export_for)
-    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
+    # before torch is imported: mistakes in the data show at once
+    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    from deltatune.cli.preparing import prepare
     from deltatune.training import Settings
 
-    wanted = Settings(epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed, precision=precision)  # type: ignore[arg-type]
-    over = head_of(pooling, dense)
-    ready = prepare(model, found, (max_length, metric), method, budget, over, wanted, export_for)
+    wanted = Settings(
+        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
+        precision=precision,  # type: ignore[arg-type]  # it checks
+    )  # fmt: skip
+    over = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    ready = prepare(model, found, over, method, budget, head_of(pooling, dense), wanted, export_for)
     folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
     record = record_of(ready, model, data)
     before = runs.open_run(folder, record, force)
@@ -141,53 +137,6 @@ def train(
     report(ready.task, metrics, folder)
 
 
-def prepare(
-    model_name: str,
-    data: Data,
-    limits: tuple[int | None, str | None],
-    method: str,
-    budget: str | None,
-    head: dict[str, Any],
-    settings: Settings,
-    export_for: str | None = None,
-) -> Prepared:
-    """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training."""
-    from deltatune.core.budget import fit_budget
-    from deltatune.core.host import Host
-    from deltatune.core.text import parse
-    from deltatune.tasks import Classify, Head
-    from deltatune.tasks.backbone import best_device, load_backbone
-    from deltatune.tasks.words import worded
-    from deltatune.training import encode_for
-
-    wanted = parse(method)
-    max_length, metric = limits
-    task = Classify(data.labels, data.text, data.label, max_length or TASK["max_length"].default, metric or "")
-    model, tokenizer = load_backbone(model_name, pooler=head.get("pooling") == "pooler")
-    host = Host(model.to(best_device()))  # type: ignore[arg-type]
-    wanted = worded(wanted, tokenizer, task)
-    if budget is not None:
-        wanted = fit_budget(wanted, host.sites, budget)
-    own = Head(task.head_config(model.config, **head), settings.seed)
-    notes = check_export(export_for, wanted, host, own)
-    host.attach(NAME, wanted, seed=settings.seed, head=own)
-    if max_length is None:
-        task = dataclasses.replace(task, max_length=fitting_length(host, task.max_length))
-    if settings.learning_rate is None:
-        settings = dataclasses.replace(settings, learning_rate=wanted.learning_rate)
-    encoded = {split: encode_for(host, NAME, task, rows, tokenizer) for split, rows in data.splits().items()}
-    return Prepared(host, tokenizer, task, settings, data, encoded, notes)
-
-
-def fitting_length(host: Host, wanted: int) -> int:
-    """The wanted number of tokens, or as many as the model has positions for beside the adapter's."""
-    from deltatune.tasks import longest_input
-    from deltatune.training.predict import room
-
-    positions = longest_input(host.model)
-    return wanted if positions is None else max(1, min(wanted, positions - room(host, NAME)))
-
-
 def record_of(ready: Prepared, model_name: str, source: str) -> dict[str, Any]:
     """What was asked for, as plain data: two runs with equal records are the same run."""
     adapter = ready.host.adapters[NAME]
@@ -197,7 +146,7 @@ def record_of(ready: Prepared, model_name: str, source: str) -> dict[str, Any]:
         "data": runs.data_record(ready.data, source),
         "task": ready.task.to_json(),
         "method": repr(adapter.method),
-        "head": adapter.head.config.to_json() if adapter.head is not None else None,  # type: ignore[operator,union-attr]
+        "head": None if adapter.head is None else adapter.head.config.to_json(),  # type: ignore[operator,union-attr]
         "settings": dataclasses.asdict(ready.settings),
         "versions": {"deltatune": found["deltatune"], "python": found["python"], **found["packages"]},
     }
@@ -210,6 +159,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
 
     data, host, settings = ready.data, ready.host, ready.settings
     adapter, base = host.adapters[NAME], host.sites.base_params
+    head = adapter.head_count
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     share = percent(adapter.count / base) if base else "–"
     dtype = "bfloat16" if half(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
@@ -218,7 +168,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("task", ready.task.describe()),
         ("model", f"{model_name}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
         ("method", repr(adapter.method)),
-        ("trained", f"{count(adapter.count)} parameters ({share}) and a head of {count(adapter.head_count)}"),
+        ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
         (
             "training",
             f"{plural(settings.epochs, 'epoch')}, batches of {settings.batch_size} rows, "
@@ -227,10 +177,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("folder", str(folder)),
     ]
     show(facts(pairs), "")
-    cut = [f"{rows.truncated} of {len(rows)} {split}" for split, rows in ready.encoded.items() if rows.truncated]
-    notes = [*data.notes, *remarks(data), *ready.notes]
-    if cut:
-        notes.append(f"cut at {ready.task.max_length} tokens because they are longer: {', '.join(cut)} texts")
+    notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(ready.task, ready.encoded)]
     if notes:
         show(facts([("note", note) for note in notes]), "")
 
@@ -248,7 +195,7 @@ def run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]
             outcome = train_adapter(
                 host, NAME, task, encoded["train"], encoded["validation"], ready.tokenizer, settings, place, progress
             )
-        logits = predict(host, NAME, task, encoded["test"], ready.tokenizer, precision=settings.precision)
+        answers = predict(host, NAME, task, encoded["test"], ready.tokenizer, precision=settings.precision)
     except KeyboardInterrupt:
         last = checkpoint.newest(place)
         kept = (
@@ -260,7 +207,7 @@ def run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]
         raise Interrupted(f"{kept} the same command {again}") from None
     metrics = {
         "validation": outcome.evaluations[-1][1],
-        "test": task.score(logits, encoded["test"].references),
+        "test": task.score(answers, encoded["test"].references),
         "training": training_facts(outcome, encoded),
     }
     extra = {**record, "tokenizer": tokenizer_fingerprint(ready.tokenizer), "scores": metrics}
@@ -282,7 +229,7 @@ def training_facts(outcome: Outcome, encoded: dict[str, Encoded]) -> dict[str, A
     }
 
 
-def report(task: Classify, metrics: dict[str, Any], folder: Path) -> None:
+def report(task: Task, metrics: dict[str, Any], folder: Path) -> None:
     """The closing screen: scores, cost, and what to do next."""
     show(scores_table(task, {split: metrics[split] for split in ("validation", "test")}), "")
     spent = metrics["training"]
@@ -291,4 +238,20 @@ def report(task: Classify, metrics: dict[str, Any], folder: Path) -> None:
     adapter = folder / runs.ADAPTER
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")
-    say(f"Use it: deltatune predict --adapter {folder} texts.txt")
+    say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+
+
+def example_file(task: Task) -> str:
+    """What a file to predict may be called."""
+    one = len(getattr(task, "text", ())) == 1 and task.answers in ("row", "text")
+    return "texts.txt" if one else "rows.jsonl"
+
+
+def cut_notes(task: Any, encoded: dict[str, Encoded]) -> list[str]:
+    """What is to be said of rows that were longer than the task allows."""
+    cut = [f"{rows.truncated} of {rows.examples} {split}" for split, rows in encoded.items() if rows.truncated]
+    if not cut:
+        return []
+    if task.to_json()["task"] == "span":
+        return [f"read in windows of {task.max_length} tokens because they are longer: {', '.join(cut)} passages"]
+    return [f"cut at {task.max_length} tokens because they are longer: {', '.join(cut)} texts"]

@@ -106,7 +106,8 @@ def collate_for(
     accepted = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     if pack:
         check_packs(model, accepted)
-        return Collate({"input_ids": padding_id(tokenizer)}, longest=longest, packed=True)
+        # Padding stands apart and is never read; models warn of the padding token where there is no mask.
+        return Collate({"input_ids": int(padding_id(tokenizer) == 0)}, longest=longest, packed=True)
     fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
     fill["token_type_ids"] = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
     fill = {name: value for name, value in fill.items() if name in example and name in accepted}

@@ -117,7 +117,7 @@ def test_long_fields(tmp_path):
         ("a.json", "[1, 2]", ["must hold a list of objects"]),
         ("a.json", '[{"a": 1}', ["a.json is not JSON"]),
         ("a.parquet", "nonsense", ["not a readable Parquet file"]),
-        ("a.txt", "nonsense", ["unknown format '.txt'", ".csv"]),
+        ("a.doc", "nonsense", ["unknown format '.doc'", ".csv"]),
     ],
 )
 def test_bad_files(tmp_path, name, content, parts):

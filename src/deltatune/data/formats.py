@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data import conll, squad
 
 Row = dict[str, Any]
 
@@ -18,9 +19,11 @@ SHOWN = 5  # problems of one kind that an error lists before it counts the rest
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of one CSV, TSV, JSONL, JSON (a list of objects) or Parquet file, each a dict of column to value.
+    """The rows of one file, each a dict of column to value.
 
-    CSV and TSV values are strings. Raises DeltatuneError for a missing, empty or malformed file.
+    CSV and TSV values are strings. JSON is a list of objects, or SQuAD's nesting, one row a question. CoNLL files have
+    one row a sentence with `tokens` and `tags`. A plain text file is one row, `text`.
+    Raises DeltatuneError for a missing, empty or malformed file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -153,6 +156,20 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
     return [f"line {line}, the header, has the column {name!r} more than once" for name in twice]
 
 
+# --- CoNLL and plain text ---
+
+
+def _conll(path: Path) -> list[Row]:
+    """One word a line."""
+    rows, problems = conll.parse(_text(path))
+    return _clean(path, rows, problems, conll.FIX)
+
+
+def _plain(path: Path) -> list[Row]:
+    """One document; blank lines in it separate its paragraphs."""
+    return [{"text": _text(path).replace("\r\n", "\n")}]
+
+
 # --- JSON and Parquet ---
 
 
@@ -180,7 +197,7 @@ def _json_lines(path: Path, text: str) -> list[Row]:
 
 
 def _json(path: Path) -> list[Row]:
-    """A JSON list of objects; a file of one object a line, as some tools name .json, is read as JSONL."""
+    """A JSON list of objects or SQuAD's nesting; one object a line, as some tools name .json, is read as JSONL."""
     text = _text(path)
     try:
         value = json.loads(text)
@@ -188,6 +205,9 @@ def _json(path: Path) -> list[Row]:
         if error.msg == "Extra data":
             return _json_lines(path, text)
         raise DeltatuneError(f"{path} is not JSON: {error}.") from None
+    if squad.is_squad(value):
+        rows, problems = squad.rows(value)
+        return _clean(path, rows, problems, "Each paragraph needs a context and qas, each of these a question.")
     if isinstance(value, dict):
         keys = some([repr(key) for key in value])
         raise DeltatuneError(f"{path} holds one object with the keys {keys}; a list of objects is needed.")
@@ -216,4 +236,6 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".ndjson": _jsonl,
     ".json": _json,
     ".parquet": _parquet,
+    ".txt": _plain,
+    **dict.fromkeys(conll.ENDINGS, _conll),
 }

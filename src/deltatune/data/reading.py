@@ -17,6 +17,7 @@ from deltatune.data.references import grouped
 from deltatune.data.shaping import absent_columns, hashed, shape, tags_of, without_unlabelled_test
 from deltatune.data.sources import Source, open_source
 from deltatune.data.splits import Data, complete, first_by_hash
+from deltatune.data.tails import complete_documents
 
 __all__ = ["Data", "Row", "look", "read", "read_rows"]
 
@@ -144,7 +145,7 @@ def _shaped(
     shaped = shape(task, parts, columns)
     columns = renamed(columns, task)
     by = hashed(task, columns.text)
-    parts, made = complete(shaped.parts, by)
+    parts, made = complete_documents(shaped.parts, *by) if task == "lm" else complete(shaped.parts, by)
     if task == "generate":
         parts, again = grouped(parts, columns)
         made += again

@@ -10,7 +10,7 @@ from deltatune.data import raw, spans, tags, written
 from deltatune.data.chats import MESSAGES
 from deltatune.data.columns import Columns, names_of
 from deltatune.data.formats import Row
-from deltatune.data.kinds import Task
+from deltatune.data.kinds import TASK_OF, Kind, Task
 from deltatune.data.labels import is_absent
 from deltatune.data.shaped import Shaped
 
@@ -50,6 +50,19 @@ def _shape(task: Task, rows: list[Row], split: str, columns: Columns) -> Shaped:
         from_chat = [{MESSAGES if name == columns.label else name: v for name, v in row.items()} for row in rows]
         return written.shape(from_chat, split, (MESSAGES,), MESSAGES)
     return SHAPES[task](rows, split, columns.text, columns.label)
+
+
+def examples(rows: Sequence[Row], kind: Kind, text: Sequence[str], label: str) -> list[Row]:
+    """Rows with labels in the shape that the rows of `read` have, none held out: to score with.
+
+    Raises DeltatuneError naming the rows that cannot be used.
+    """
+    if kind == "many":
+        return list(rows)
+    found = _shape(TASK_OF[kind], list(rows), "all", Columns(tuple(text), label, ()))
+    if found.problems:
+        raise DeltatuneError("\n".join(found.problems))
+    return list(found.rows)
 
 
 def inputs(rows: Sequence[Row], task: Task, text: Sequence[str]) -> list[Row]:

@@ -25,6 +25,8 @@ SPLIT_NAMES = {
 """Split -> the names that files and hub splits have for it."""
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # train-00000-of-00002.parquet, as the hub has it
+VERSION = re.compile(r"-v\d+(\.\d+)*$")  # train-v2.0.json, as SQuAD has it
+DOCUMENT = ".txt"
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,27 @@ def _built_in() -> Source:
 
 
 def _folder(folder: Path) -> Source:
-    """Files named train, dev (val, valid, validation) and test, each in any known format, whole or in shards."""
+    """Files named train, dev (val, valid, validation) and test, each in any known format, whole or in shards.
+
+    A folder that holds plain texts alone, none of them named train, is a row a text.
+    """
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
     by_stem: dict[str, list[Path]] = {}
     for file in files:
-        by_stem.setdefault(SHARD.sub("", file.stem.lower()), []).append(file)
+        by_stem.setdefault(VERSION.sub("", SHARD.sub("", file.stem.lower())), []).append(file)
     found, problems = _match_splits(by_stem)
+    if files and not found and all(file.suffix.lower() == DOCUMENT for file in files):
+        rows = [{"name": file.name, **row} for file in files for row in read_rows(file)]
+        return Source(folder.resolve().name, f"{folder} ({len(files)} text files)", {"train": rows})
     for split, stem in found.items():
         whole = [file for file in by_stem[stem] if not SHARD.search(file.stem)]
         if len(by_stem[stem]) > 1 and whole:
             names = ", ".join(file.name for file in by_stem[stem])
             problems.append(f"{folder} has {names}: which one is {split}? Leave one, or give the file itself.")
     if "train" not in found:
-        listing = f"Its data files are: {some([file.name for file in files])}." if files else "It holds no data file."
-        problems.append(f"{folder} has no train file (train.csv, .tsv, .jsonl, .json or .parquet). {listing}")
+        problems.append(
+            f"{folder} has no train file ({', '.join('train' + end for end in READERS)}). {_instead(files)}"
+        )
     raise_all(problems)
     parts: dict[str, list[Row]] = {}
     for split, stem in found.items():
@@ -127,6 +136,14 @@ def _folder(folder: Path) -> Source:
     raise_all(problems)
     read = ", ".join(file.name for stem in found.values() for file in by_stem[stem])
     return Source(folder.resolve().name, f"{folder} ({read})", parts, any(map(_has_header, files)))
+
+
+def _instead(files: list[Path]) -> str:
+    """What a folder without a train file has, and how to train on one of its files."""
+    if not files:
+        return "It holds no data file."
+    names = some([file.name for file in files])
+    return f"Its data files are: {names}. To train on one of them, name it: --data {files[0]}"
 
 
 def _match_splits(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -175,10 +192,16 @@ def hub_rows(split: Any) -> list[Row]:
     rows: list[Row] = split.to_list()
     features: Mapping[str, Any] = split.features
     for column, feature in features.items():
-        names = getattr(feature, "names", None)
-        if names is None:  # not a ClassLabel
+        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+        if names is None:  # neither a ClassLabel nor a list of them
             continue
         for row in rows:
-            number = row[column]
-            row[column] = None if number is None or number < 0 else names[number]
+            row[column] = _named(row[column], names)
     return rows
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """A class number, or each of a list of them, as its name."""
+    if isinstance(value, list):
+        return [_named(number, names) for number in value]
+    return None if value is None or value < 0 else names[value]

@@ -13,7 +13,7 @@ from deltatune.comparison.formats import count
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
-    from deltatune.data import Row
+    from deltatune.data import Kind, Row
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -60,23 +60,34 @@ def evaluate(
 
 def rows_of(opened: Opened, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
     """The rows to score, what they are called, and what is to be said of them."""
-    from deltatune.data import read, read_rows
-    from deltatune.data.labels import convert
+    from deltatune.data import read
+    from deltatune.tasks.choosing import kind_of
 
     task: Any = opened.task
+    kind, label = kind_of(task), getattr(task, "label", None)
     if split == "all" or (split is None and Path(source).is_file() and not _trained_on(opened, source)):
         if Path(source).is_file():
-            rows = read_rows(source)
-            labels = [row[task.label] for row in rows if row.get(task.label) is not None]
-            if len(labels) == len(rows):  # else the task's own check names the rows without one
-                values = convert(labels, task.label, "classes" if task.labels else "number")
-                rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
-            return rows, "all", []
-        data = read(source, text=task.text, label=task.label, kind="classes" if task.labels else "number")
+            return whole_file(task, kind, source), "all", []
+        data = read(source, text=task.text, label=label, kind=kind)
         return [row for rows in data.splits().values() for row in rows], "all", list(data.notes)
-    data = read(source, text=task.text, label=task.label, kind="classes" if task.labels else "number")
+    data = read(source, text=task.text, label=label, kind=kind)
     name = split or "test"
     return data.splits()[name], name, list(data.notes)
+
+
+def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
+    """All rows of one file in the shape of the task's kind; none is held out."""
+    from deltatune.data import examples, read_rows
+    from deltatune.data.labels import convert
+
+    rows = read_rows(source)
+    if kind not in ("classes", "number"):
+        return examples(rows, kind, task.text, getattr(task, "label", ""))
+    labels = [row[task.label] for row in rows if row.get(task.label) is not None]
+    if len(labels) == len(rows):  # else the task's own check names the rows without one
+        values = convert(labels, task.label, kind)
+        rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
+    return rows
 
 
 def _trained_on(opened: Opened, source: str) -> bool:
@@ -91,10 +102,10 @@ def scored(opened: Opened, rows: list[Row], batch_size: int) -> dict[str, Any]:
 
     precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
     encoded = encode_for(opened.host, NAME, opened.task, rows, opened.tokenizer)
-    logits = predict(opened.host, NAME, opened.task, encoded, opened.tokenizer, batch_size, precision)
+    answers = predict(opened.host, NAME, opened.task, encoded, opened.tokenizer, batch_size, precision)
     return {
         "metric": opened.task.metric,
-        "scores": opened.task.score(logits, encoded.references),
+        "scores": opened.task.score(answers, encoded.references),
         "rows": len(rows),
         "truncated": encoded.truncated,
     }

@@ -120,7 +120,7 @@ def _table(lines: Iterator[str], name: str, separator: str) -> Iterator[Row]:
 def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str]) -> Iterator[Row]:
     """The rows, each of which must have the texts."""
     for number, row in enumerate(rows, 1):
-        lacking = [column for column in columns if not isinstance(row.get(column), str)]
+        lacking = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
         if lacking:
             have = ", ".join(row) or "none"
             near = nearest(lacking[0], row)

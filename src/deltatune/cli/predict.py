@@ -40,12 +40,13 @@ def predict(
         option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Write there, once all is done, not to stdout."),
     ] = None,
 ) -> None:
-    """Label texts with a trained adapter: texts in, JSON lines out, in the same order.
+    """Use a trained adapter: texts in, JSON lines out, in the same order.
 
     A line of input is one text; for an adapter that reads pairs, two with a tab between them. Rows of CSV or JSONL must
     have the columns it was trained on; their other columns are passed on. A line of output has the texts, `label`,
-    `score` (its probability) and `scores` (of every label); of a regression only `score`, the number itself. An input
-    column that has one of these names comes out as `given_label`, and so on.
+    `score` (its probability) and `scores` (of every label); of a regression only `score`, the number itself; of tagging
+    `tags`, of questions `answer` and where it stands, of generation `output`, of language modelling `perplexity`. An
+    input column that has one of these names comes out as `given_label`, and so on.
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
@@ -86,23 +87,41 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
 def write(opened: Opened, rows: list[dict[str, Any]], target: TextIO) -> int:
     """Label some rows and write them; returns how many were longer than the adapter's limit and cut."""
     from deltatune.training import encode_for
-    from deltatune.training import predict as logits_of
+    from deltatune.training import predict as answers_of
 
     precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
-    encoded = encode_for(opened.host, NAME, opened.task, rows, opened.tokenizer, labelled=False)
-    logits = logits_of(opened.host, NAME, opened.task, encoded, opened.tokenizer, len(rows), precision)
+    encoded = encode_for(opened.host, NAME, opened.task, shaped(opened, rows), opened.tokenizer, labelled=False)
+    answers = answers_of(opened.host, NAME, opened.task, encoded, opened.tokenizer, len(rows), precision)
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
-    for row, answer in zip(rows, opened.task.decode(logits), strict=True):
+    for row, answer in zip(rows, opened.task.decode(answers), strict=True):
         target.write(json.dumps(joined(row, answer), ensure_ascii=not utf8) + "\n")
     target.flush()
     return encoded.truncated
+
+
+def shaped(opened: Opened, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the shape that the task reads: words in lists, tables in one line."""
+    from deltatune.data import inputs
+    from deltatune.data.kinds import TASK_OF
+    from deltatune.tasks.choosing import kind_of
+
+    task: Any = opened.task
+    return inputs(rows, TASK_OF[kind_of(task)], task.text)
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with its numbers rounded."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    return {name: rounded(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def joined(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     """A row with its answer; its own columns give way."""
     if "value" in answer:
         answer = {"score": answer["value"]}
+    elif "text" in answer:
+        answer = {"output": answer["text"]}
     else:
-        scores = {label: round(value, DIGITS) for label, value in answer["scores"].items()}
-        answer = {"label": answer["label"], "score": round(answer["score"], DIGITS), "scores": scores}
+        answer = rounded(answer)
     return {f"given_{name}" if name in answer else name: value for name, value in row.items()} | answer

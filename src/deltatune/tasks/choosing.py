@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.data import Data
+from deltatune.data import Data, Kind
 from deltatune.tasks.classify import Classify
 from deltatune.tasks.families import reads_left_to_right
 from deltatune.tasks.generate import Generate
@@ -36,6 +36,14 @@ KINDS: dict[str, type[Any]] = {
     "text": Generate,
     "raw": LanguageModel,
 }
+
+
+def kind_of(task: Any) -> Kind:
+    """The kind of data that a task reads."""
+    if type(task) is Classify:
+        return "classes" if task.labels else "number"
+    kinds: list[Kind] = ["many", "tags", "span", "text", "raw"]
+    return next(kind for kind in kinds if isinstance(task, KINDS[kind]))
 
 
 @dataclass(frozen=True)

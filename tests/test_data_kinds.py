@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import Data, inputs, read
+from deltatune.data import Data, examples, inputs, read
 
 
 def write(path: Path, rows) -> Path:
@@ -146,6 +146,8 @@ def test_several_outputs_in_one_column(tmp_path):
     rows = [{"input": f"x {i}", "references": [f"y {i}", f"z {i}"]} for i in range(60)]
     data = read(write(tmp_path / "a.jsonl", rows))
     assert all(len(row["references"]) == 2 for row in data.test)
+    assert all(row[data.label] == row["references"][0] for row in data.train)
+    assert read(tmp_path / "a.jsonl", text=data.text, label=data.label, task="generate").test == data.test
     assert data.task == "generate"
 
 
@@ -184,6 +186,19 @@ def test_rows_for_prediction_get_the_same_shape():
     assert inputs([{"question": "q", "context": "c"}], "span", ["question", "context"])[0]["context"] == "c"
     assert "no column 'tokens'" in complaint(inputs, [{"text": "a"}], "tag", ["tokens"])
     assert "column 'text' has no text in 1 row (2)" in complaint(inputs, [{"text": "a"}, {"text": ""}], "lm", ["text"])
+
+
+def test_rows_to_score_with_get_the_same_shape():
+    assert examples([{"tokens": "a b", "tags": "O O"}], "tags", ["tokens"], "tags")[0]["tags"] == ["O", "O"]
+    assert examples([{"text": "a", "label": "x|y"}], "many", ["text"], "label")[0]["label"] == ["x", "y"]
+    assert examples([{"text": "a", "label": 3}], "classes", ["text"], "label")[0]["label"] == "3"
+    assert examples([{"text": "a"}], "raw", ["text"], "") == [{"text": "a"}]
+    found = examples([{"input": "a", "references": ["b", "c"]}], "text", ["input"], "output")
+    assert found == [{"input": "a", "output": "b", "references": ["b", "c"]}]
+    chat = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert examples([{"conversations": chat}], "text", ["messages"], "messages")[0]["references"] == ["Hello"]
+    assert "no column 'tags'" in complaint(examples, [{"tokens": "a"}], "tags", ["tokens"], "tags")
+    assert "differ in length" in complaint(examples, [{"tokens": "a", "tags": "O O"}], "tags", ["tokens"], "tags")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from deltatune.data.formats import Row
 from deltatune.data.guessing import FINDERS
 from deltatune.data.kinds import Task
 from deltatune.data.shaped import with_parsed
+from deltatune.data.written import OUTPUT, REFERENCES
 
 NAMES: dict[Task, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "tag": ((naming.TOKENS,), naming.TAGS),
@@ -33,6 +34,8 @@ def columns_for(task: Task, rows: Sequence[Row], text: Sequence[str], label: str
     names = names_of(rows)
     if tuple(text) == (MESSAGES,) and MESSAGES not in names:  # what an adapter remembers of another file's chats
         text, label = (), None
+    if task == "generate" and label == OUTPUT and OUTPUT not in names and REFERENCES in names:
+        label = REFERENCES
     problems = _told_problems(task, names, text, label)
     folded = {name.strip().lower(): name for name in reversed(names)}
     sure = FINDERS[task](rows, folded)
@@ -122,7 +125,9 @@ def _unclear(task: Task, text: tuple[str, ...], label: str) -> list[str]:
 
 
 def renamed(columns: Columns, task: Task) -> Columns:
-    """A chat's columns after its rows were read: messages, whatever the file calls them."""
+    """The columns after the rows were read: a chat is in messages, the first of several references in output."""
     if task == "generate" and columns.text == (columns.label,):
         return Columns((MESSAGES,), MESSAGES, columns.notes)
+    if task == "generate" and columns.label == REFERENCES:
+        return Columns(columns.text, OUTPUT, columns.notes)
     return columns

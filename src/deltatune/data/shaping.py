@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import nearest, raise_all
 from deltatune.data import raw, spans, tags, written
 from deltatune.data.chats import MESSAGES
+from deltatune.data.checks.gaps import gaps
 from deltatune.data.columns import Columns, names_of
 from deltatune.data.formats import Row
 from deltatune.data.kinds import TASK_OF, Kind, Task
-from deltatune.data.labels import is_absent
+from deltatune.data.labels import convert, is_absent
+from deltatune.data.naming import CHATS
 from deltatune.data.shaped import Shaped
 
 Parts = dict[str, list[Row]]
@@ -55,14 +57,18 @@ def _shape(task: Task, rows: list[Row], split: str, columns: Columns) -> Shaped:
 def examples(rows: Sequence[Row], kind: Kind, text: Sequence[str], label: str) -> list[Row]:
     """Rows with labels in the shape that the rows of `read` have, none held out: to score with.
 
-    Raises DeltatuneError naming the rows that cannot be used.
+    Raises DeltatuneError naming columns that are missing and rows that cannot be used.
     """
-    if kind == "many":
-        return list(rows)
-    found = _shape(TASK_OF[kind], list(rows), "all", Columns(tuple(text), label, ()))
-    if found.problems:
-        raise DeltatuneError("\n".join(found.problems))
-    return list(found.rows)
+    rows = _chats_named(rows, text)
+    scored = label and not (kind == "text" and written.REFERENCES in names_of(rows))
+    _need(rows, [*text, *([label] if scored else [])])
+    if TASK_OF[kind] in ("classify", "regression"):
+        raise_all(gaps(rows, "rows", text, label))
+        values = convert([row[label] for row in rows], label, kind)
+        return [{**row, label: value} for row, value in zip(rows, values, strict=True)]
+    found = _shape(TASK_OF[kind], rows, "rows", Columns(tuple(text), label, ()))
+    raise_all(found.problems)
+    return found.rows
 
 
 def inputs(rows: Sequence[Row], task: Task, text: Sequence[str]) -> list[Row]:
@@ -72,16 +78,32 @@ def inputs(rows: Sequence[Row], task: Task, text: Sequence[str]) -> list[Row]:
     """
     if task in ("classify", "regression"):
         return list(rows)
+    rows = _chats_named(rows, text)
+    _need(rows, text)
+    found = SHAPES[task](rows, "rows", text, None)
+    raise_all(found.problems)
+    return found.rows
+
+
+def _chats_named(rows: Sequence[Row], text: Sequence[str]) -> list[Row]:
+    """Rows whose chats are in `messages`, whatever their file calls them; others as they are."""
     names = names_of(rows)
-    told = [name for name in ("conversations", "conversation") if name in names and tuple(text) == (MESSAGES,)]
-    if told and MESSAGES not in names:
-        rows = [{MESSAGES if name == told[0] else name: value for name, value in row.items()} for row in rows]
-        names = names_of(rows)
-    missing = [f"there is no column {name!r}{nearest(name, names) or '.'}" for name in text if name not in names]
-    problems = missing or SHAPES[task](rows, "input", text, None).problems
-    if problems:
-        raise DeltatuneError("\n".join([*problems, f"The columns are: {', '.join(names)}."]))
-    return SHAPES[task](rows, "input", text, None).rows
+    other = next((name for name in CHATS if name in names), MESSAGES)
+    if tuple(text) != (MESSAGES,) or other == MESSAGES:
+        return list(rows)
+    return [{MESSAGES if name == other else name: value for name, value in row.items()} for row in rows]
+
+
+def _need(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Raise DeltatuneError for columns that no row has."""
+    names = names_of(rows)
+    raise_all(
+        [
+            f"there is no column {name!r}{nearest(name, names) or '.'} The columns are: {', '.join(names)}."
+            for name in columns
+            if name not in names
+        ]
+    )
 
 
 def hashed(task: Task, text: tuple[str, ...]) -> tuple[str, ...]:

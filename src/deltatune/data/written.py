@@ -13,6 +13,8 @@ from deltatune.data.tables import as_line
 
 REFERENCES = "references"
 """The column with every text that counts as right."""
+OUTPUT = "output"
+"""The column with the first of them, where a file has only references."""
 
 
 def shape(rows: Sequence[Row], where: str, text: Sequence[str], label: str | None) -> Shaped:
@@ -66,4 +68,4 @@ def _outputs(row: Row, label: str, where: str, number: int, faults: Faults) -> d
     if not value.strip() and where == "train":
         faults.add(number, f"column {label!r} has no text", "Fill in or remove them: an empty answer would be learned.")
         return None
-    return {label: value, REFERENCES: list(more) if more else [value]}
+    return {OUTPUT if label == REFERENCES else label: value, REFERENCES: list(more) if more else [value]}

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltatune.tasks.tally import Tally, mean_of
-from deltatune.tasks.written.words import Words, ngrams, splitter
+from deltatune.tasks.written.captions import caption_words
+from deltatune.tasks.written.words import Words, ngrams
 
 ORDERS = 4
 """Longest n-gram."""
 SIGMA = 6.0
 """Words by which lengths may differ before it costs much."""
-CONTRACTION = re.compile(r"(?i)(?<=\w)(n['’]t|['’](?:s|m|d|re|ve|ll))$")
-DROPPED = frozenset(".?!,:;'\"`-–—…“”‘’。，、；：？！「」『』") | {"--", "...", "''", "``"}
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
     """10 · meanₙ mean over references e^{-(l-lʳ)²/2σ²} min(g, gʳ)·gʳ / ‖g‖‖gʳ‖     https://arxiv.org/abs/1411.5726.
 
     g: counts of n-grams times log (examples / examples whose references have it), all references of this corpus
-    counted; so a corpus of one example scores 0. Mean over the texts, between 0 and 10, as coco-caption has it. Its
-    words come from Stanford's tokenizer for English: here mteval's are used, contractions split, punctuation dropped.
+    counted; so a corpus of one example scores 0. Mean over the texts, between 0 and 10, as coco-caption has it.
     """
-    split = splitter(characters)
-    known = [[ngrams(content(split(one)), ORDERS) for one in own] for own in references]
+    known = [[ngrams(caption_words(one, characters), ORDERS) for one in own] for own in references]
     frequency = Counter(ngram for own in known for ngram in set().union(*own))
     examples = math.log(len(known))
     rarity = {ngram: examples - math.log(times) for ngram, times in frequency.items()}
     scores = []
     for text, own in zip(predictions, known, strict=True):
-        found = Vector.of(ngrams(content(split(text)), ORDERS), rarity, examples)
+        found = Vector.of(ngrams(caption_words(text, characters), ORDERS), rarity, examples)
         alike = [similarity(found, Vector.of(one, rarity, examples)) for one in own]
         scores.append(10 * sum(alike) / len(alike))
     return mean_of(scores)
-
-
-def content(words: Iterable[str]) -> list[str]:
-    """Lower-case words without punctuation; "don't" is two of them."""
-    parts = (part for word in words for part in CONTRACTION.sub(r" \1", word.lower()).split())
-    return [part for part in parts if part not in DROPPED]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]], charac
 
     info(w₁…wₙ) = log₂ (count of w₁…wₙ₋₁ / count of w₁…wₙ) in all references. A shared n-gram counts as often as the
     reference that has most of it. Letters A-Z are lower-cased. L̄, the references' mean length, is all their words over
-    the mean number of references a text, as the E2E challenge's edition of the script has it where texts have different
-    numbers of them; the empty ones do not count.
+    the mean number of references a text: so it is in the E2E challenge's edition of the script, which lets texts have
+    different numbers of them.
     """
     split = splitter(characters)
     known = [[ngrams(split(one.translate(LOWER)), ORDERS) for one in own] for own in references]
@@ -45,7 +45,7 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]], charac
             there[len(ngram) - 1] += times
             told[len(ngram) - 1] += info.get(ngram, 0.0) * min(times, most[ngram])
         words = sum(times for one in own for ngram, times in one.items() if len(ngram) == 1)
-        rows.append([*told, *there, words, sum(map(bool, own)), 1])
+        rows.append([*told, *there, words, len(own), 1])
     return Tally(np.array(rows, dtype=np.float64), _nist)
 
 

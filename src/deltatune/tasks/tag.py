@@ -183,7 +183,7 @@ class Tag:
 
     def tallies(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, Tally]:
         """Every metric as sums over the rows."""
-        return tag_tallies(answers, references)
+        return tag_tallies(answers, references, is_entity_scheme(self.tags))
 
     def score(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, float]:
         """Every metric by name."""

@@ -46,16 +46,28 @@ def learn_tokens(texts: Iterable[str], tokenizer: Any, size: int, *, min_count: 
     frequent until 99.95 % of the text is spelled. What is seen fewer than `min_count` times is not learnt.
 
     The texts are read once; their different words are held in memory, so pass a sample of a large corpus.
-    Raises DeltatuneError for texts without words and for tokenizers of other kinds.
+    Raises DeltatuneError for texts that teach nothing and for tokenizers of other kinds.
     """
     spec = spec_of(tokenizer)
-    wrong = [f"{name}={value} cannot be; give at least 1" for name, value in _sizes(size, min_count) if value < 1]
-    raise_all(wrong)
+    sizes = {"size": size, "min_count": min_count}
+    raise_all([f"{name}={value} cannot be; give 1 or more" for name, value in sizes.items() if value < 1])
     words = count_words(texts, tokenizer, spec)
     if not words:
         raise DeltatuneError("there is nothing to learn tokens from: the texts are empty")
     cutter = Cutter(spec)
     characters = missing_characters(words, cutter, size, min_count)
+    learned = _learn(words, cutter, spec, characters, size, min_count)
+    if not learned.tokens:
+        raise DeltatuneError(
+            f"there are no tokens to learn: nothing that the texts have {min_count} times or more is cut into several "
+            "tokens; pass more texts, or a smaller min_count"
+        )
+    return learned
+
+
+def _learn(
+    words: Counter[str], cutter: Cutter, spec: dict[str, Any], characters: list[str], size: int, min_count: int
+) -> Learned:
     if cutter.kind == "Unigram":
         found = new_pieces(words, cutter, characters, size, min_count)
         return Learned("Unigram", tuple(found), scores=tuple(found.values()))
@@ -63,13 +75,6 @@ def learn_tokens(texts: Iterable[str], tokenizer: Any, size: int, *, min_count: 
         return _learn_wordpieces(words, cutter, spec, characters, size, min_count)
     tokens, merges = _continue_merging(words, cutter, spec, characters, size, min_count)
     return Learned("BPE", tokens, merges)
-
-
-def _sizes(size: int, min_count: int) -> list[tuple[str, int]]:
-    return [("size", size), ("min_count", min_count)]
-
-
-# ---- BPE and WordPiece: the tokenizer's own merging, continued
 
 
 def _continue_merging(

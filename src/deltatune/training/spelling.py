@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.training.cutting import Cutter
 
 COVERAGE = 0.9995
@@ -29,7 +30,9 @@ def count_words(texts: Iterable[str], tokenizer: Any, spec: dict[str, Any]) -> C
     names = sorted((token["content"] for token in spec["added_tokens"]), key=len, reverse=True)
     special = re.compile("|".join(map(re.escape, names))) if names else None
     words: Counter[str] = Counter()
-    for text in [texts] if isinstance(texts, str) else texts:
+    for i, text in enumerate([texts] if isinstance(texts, str) else texts):
+        if not isinstance(text, str):
+            raise DeltatuneError(f"text {i} is {type(text).__name__}, not str; pass texts, such as a column of a table")
         for part in special.split(text) if special else [text]:
             part = backend.normalizer.normalize_str(part) if backend.normalizer else part
             split = backend.pre_tokenizer.pre_tokenize_str(part) if backend.pre_tokenizer else [(part, None)]
@@ -69,7 +72,7 @@ def words_part(left: str, right: str, digits: bool = True) -> bool:
     """
     if right == SPACE:
         return left != SPACE
-    if left == SPACE:
+    if left == SPACE or unicodedata.category(right)[0] == "M":
         return False
     kinds = _kind(left), _kind(right)
     if kinds[0] != kinds[1]:
@@ -81,5 +84,4 @@ def words_part(left: str, right: str, digits: bool = True) -> bool:
 
 def _kind(char: str) -> str:
     """L letters with their marks, N numbers, O everything else."""
-    major = unicodedata.category(char)[0]
-    return {"L": "L", "M": "L", "N": "N"}.get(major, "O")
+    return {"L": "L", "M": "L", "N": "N"}.get(unicodedata.category(char)[0], "O")

@@ -12,6 +12,8 @@ from deltatune.training.cutting import Cutter
 from deltatune.training.spelling import LONGEST, words_part
 
 UNKNOWN = "<unk>"
+STEP = 1e-4
+"""Between the scores that the trainer gives to characters it keeps only because they are characters."""
 ROUNDS = 3
 """Trainings at most: how many pieces are new is known only afterwards."""
 
@@ -68,10 +70,33 @@ def _train(runs: Counter[str], size: int) -> tuple[dict[str, float], Counter[str
         max_piece_length=LONGEST,
     )
     learner.train_from_iterator(chain.from_iterable(starmap(repeat, runs.items())), trainer)
-    used: Counter[str] = Counter()
-    for run, count in runs.items():
-        for token in learner.model.tokenize(run):
-            used[token.value] += count
     scores = dict(json.loads(learner.to_str())["model"]["vocab"])
     scores.pop(UNKNOWN, None)
-    return scores, used
+    scores = _in_order(scores, runs)
+    return scores, _uses(scores, runs)
+
+
+def _in_order(scores: dict[str, float], runs: Counter[str]) -> dict[str, float]:
+    """The scores, with those of characters that the trainer would have pruned handed out by their count.
+
+    It keeps every character, and gives those the lowest score and 0.0001 more for each in the order of a hash table,
+    which is another in every run. Rounded, as the sums behind the other scores are in no fixed order either.
+    """
+    seen: Counter[str] = Counter()
+    for run, count in runs.items():
+        for char in run:
+            seen[char] += count
+    scores = {piece: round(score, 9) for piece, score in scores.items()}
+    ceiling = min(scores.values(), default=0.0) + STEP * (len(seen) + 1)
+    low = sorted((p for p in scores if len(p) == 1 and scores[p] <= ceiling), key=lambda p: (-seen[p], p))
+    return scores | dict(zip(low, sorted((scores[p] for p in low), reverse=True), strict=True))
+
+
+def _uses(scores: dict[str, float], runs: Counter[str]) -> Counter[str]:
+    """How often each piece is used in the likeliest cuts of the runs."""
+    cut = models.Unigram([(UNKNOWN, 0.0), *sorted(scores.items())], unk_id=0).tokenize
+    used: Counter[str] = Counter()
+    for run, count in runs.items():
+        for token in cut(run):
+            used[token.value] += count
+    return used

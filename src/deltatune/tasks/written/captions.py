@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 
-from deltatune.tasks.written.words import IDEOGRAPH
+from deltatune.tasks.written.words import IDEOGRAPH, LETTER
 
 QUOTES = str.maketrans("‘’`“”", "''''\"")
 TWO = ("can not", "gon na", "got ta", "wan na", "lem me", "gim me")
 """What single words are split into."""
 JOINED = {one.replace(" ", ""): one for one in TWO}
 TOKEN = re.compile(
-    r"""
-    n't\b | '(?:s|m|d|re|ve|ll)\b                    # what contractions end with
-    | '\d\ds\b                                       # '90s
-    | (?:[^\W\d_]\.){2,}                             # u.s., a.m.
-    | \d+(?:[.,:/-]\d+)+(?![^\W_])                   # 3.50, 1,000, 10:30, 1/2, 20-25
-    | (?:(?!n't\b)[^\W_])+                           # a word up to its n't ...
-      (?:[-/&](?:(?!n't\b)[^\W_])+                   # ... joined by hyphens, strokes and &
-      |'(?!(?:s|m|d|re|ve|ll|t)\b)[^\W_]+)*          # ... or by an apostrophe: o'neill
-    | [!?]{2,} | \.{2,} | -+ | \S
+    rf"""
+    n't\b | '(?:s|m|d|re|ve|ll)\b                     # what contractions end with
+    | '\d\ds\b                                        # '90s
+    | (?:[^\W\d_]\.){{2,}}                            # u.s., a.m.
+    | \d+(?:[.,:/-]\d+)+(?!{LETTER})                  # 3.50, 1,000, 10:30, 1/2, 20-25
+    | (?:(?!n't\b){LETTER})+                          # a word up to its n't ...
+      (?:[-/&](?:(?!n't\b){LETTER})+                  # ... joined by hyphens, strokes and &
+      |'(?!(?:s|m|d|re|ve|ll|t)\b){LETTER}+)*         # ... or by an apostrophe: o'neill
+    | [!?]{{2,}} | \.{{2,}} | -+ | \S
     """,
     re.VERBOSE,
 )

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltatune.tasks.tally import Tally, mean_of
-from deltatune.tasks.written.words import IDEOGRAPH, missing
+from deltatune.tasks.written.words import IDEOGRAPH, LETTER, missing
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(f"{LETTER}+")
 
 
 def rouge(

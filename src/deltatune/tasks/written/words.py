@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ Words = tuple[str, ...]
 
 IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 """Han characters and kana: scripts without spaces. (Korean has spaces.)"""
+MARKS = "".join(mark for mark in map(chr, range(0x300, 0x2000)) if unicodedata.category(mark).startswith("M"))
+LETTER = rf"(?:[^\W_]|[{MARKS}])"
+"""A letter or digit of any script; vowel signs are part of their word, which \\w does not know."""
 
 
 def splitter(characters: bool = False) -> Callable[[str], list[str]]:

@@ -86,8 +86,8 @@ def test_repeated_texts():
     data = make()
     data = dataclasses.replace(data, test=data.test[3:] + data.train[:2] + data.validation[:1])
     assert remarks(data) == [
-        "2 of 120 test rows also occur in train: scores on them show memory.",
-        "1 of 120 test rows also occur in validation: scores on them show memory.",
+        "2 of 120 test rows (118, 119) also occur in train: scores on them show memory.",
+        "1 of 120 test rows (120) also occur in validation: scores on them show memory.",
     ]
 
 
@@ -95,7 +95,38 @@ def test_a_pair_repeats_only_as_a_pair():
     row = {"a": "x", "b": "y", "label": "no"}
     data = make(text=("a", "b"), train=[row] * 60 + [{**row, "label": "yes", "b": "w"}] * 60)
     data = dataclasses.replace(data, validation=[{**row, "b": "z"}] * 120, test=[{**row, "a": "z"}] * 120)
-    assert not any("train" in remark for remark in remarks(data))
+    assert not any("also occur" in remark for remark in remarks(data))
+
+
+def test_rows_that_repeat_an_earlier_one():
+    data = make()
+    again = dataclasses.replace(data, train=[*data.train, *data.train[:7]], test=[*data.test, data.test[4]])
+    assert remarks(again) == [
+        "train: 7 rows (121, 122, 123, 124, 125, and 2 more) repeat an earlier row.",
+        "test: 1 row (121) repeats an earlier row.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a\x00b", "control characters in 1 row (2)"),
+        ("caf\ufffd", "replacement characters (U+FFFD)"),
+        ("café".encode().decode("latin-1"), "UTF-8 read as another encoding in 1 row (2)"),
+        ("it’s".encode().decode("cp1252"), "UTF-8 read as another encoding in 1 row (2)"),
+    ],
+)
+def test_characters_that_no_one_wrote(text, part):
+    data = make()
+    (remark,) = remarks(dataclasses.replace(data, test=[data.test[0], {**data.test[1], "text": text}, *data.test[2:]]))
+    assert remark.startswith("test: there are ")
+    assert part in remark
+
+
+def test_ordinary_letters_are_no_fault():
+    data = make()
+    good = "NÃO é fácil, où est «Âme»? 早餐 🙂 naïve – “yes”\tÅngström\n"
+    assert remarks(dataclasses.replace(data, test=[{**data.test[0], "text": good}, *data.test[1:]])) == []
 
 
 def test_contradicting_labels():

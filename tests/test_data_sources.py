@@ -168,8 +168,8 @@ PARTS = [*CHAT[:1], {"role": "user", "content": [{"type": "text", "text": "Hi"}]
 
 
 def chats(*odd, column="messages"):
-    turns = ({"role": "user", "content": f"Say {i}"} for i in range(60))
-    return [*({column: [turn, {"role": "assistant", "content": "x"}]} for turn in turns), *odd]
+    turns = [[{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{i}!"}] for i in range(60)]
+    return [*({column: chat} for chat in turns), *odd]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.data import raw, spans, tags, written
+from deltatune.data import tags, written
 from deltatune.data.chats import MESSAGES
 from deltatune.data.checks.gaps import gaps
 from deltatune.data.columns import Columns, names_of
@@ -15,16 +15,9 @@ from deltatune.data.kinds import TASK_OF, Kind, Task
 from deltatune.data.labels import convert, is_absent
 from deltatune.data.naming import CHATS
 from deltatune.data.shaped import Shaped
+from deltatune.data.shapes import SHAPES
 
 Parts = dict[str, list[Row]]
-
-SHAPES: dict[Task, Callable[[Sequence[Row], str, Sequence[str], str | None], Shaped]] = {
-    "tag": tags.shape,
-    "span": spans.shape,
-    "generate": written.shape,
-    "lm": raw.shape,
-}
-"""What gives the rows of one split their shape."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from deltatune.data.checks.common import FEWEST_ROWS, repeated, short_splits, too_few
+from deltatune.data.checks.common import FEWEST_ROWS, short_splits, too_few
 from deltatune.data.checks.gaps import gaps
 from deltatune.data.faults import count
 from deltatune.data.formats import Row, some
@@ -23,7 +23,7 @@ def problems(data: Data) -> list[str]:
 
 def remarks(data: Data) -> list[str]:
     """What makes a score mean less than it seems."""
-    found = repeated(data) + _contradictions(data) + short_splits(data)
+    found = _contradictions(data) + short_splits(data)
     if data.kind == "number":
         return found
     return found + (_imbalance(data) if data.kind == "classes" else []) + _leak(data)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from deltatune.data.checks import classes, common
+from deltatune.data.checks import asked, classes, common, tagged, texts
+from deltatune.data.shapes import SHAPES
 from deltatune.data.splits import Data
+
+LABELLED = ("classes", "number", "many")
+
+OF_KIND = {"tags": tagged, "span": asked, "text": texts, "raw": texts}
 
 
 def problems(data: Data) -> list[str]:
     """Everything that makes training or scoring on `data` impossible or meaningless, one sentence each."""
-    return (
-        classes.problems(data)
-        if data.kind in ("classes", "number", "many")
-        else common.too_few(data, 1 if data.kind == "raw" else common.FEWEST_ROWS)
-    )
+    if data.kind in LABELLED:
+        return classes.problems(data)
+    shape = SHAPES[data.task]
+    shaped = [shape(rows, split, data.text, data.label or None) for split, rows in data.splits().items()]
+    wrong = [problem for found in shaped for problem in found.problems]
+    few = common.too_few(data, 1 if data.kind == "raw" else common.FEWEST_ROWS)
+    return wrong + few + ([] if wrong else OF_KIND[data.kind].problems(data))
 
 
 def remarks(data: Data) -> list[str]:
-    """What makes a score on `data` mean less than it seems, one sentence each."""
-    return classes.remarks(data) if data.kind in ("classes", "number", "many") else []
+    """What makes a score on `data` mean less than it seems, one sentence each. `data` must be without problems."""
+    found = common.repeated(data) + common.duplicates(data)
+    if data.kind in LABELLED:
+        found += classes.remarks(data)
+    else:
+        found += OF_KIND[data.kind].remarks(data) + (common.short_splits(data) if data.kind != "raw" else [])
+    return found + common.odd_characters(data)

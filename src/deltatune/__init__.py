@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deltatune.methods.reft import LoReFT as LoReFT
     from deltatune.methods.reft import ReFT as ReFT
     from deltatune.methods.rslora import RsLoRA as RsLoRA
+    from deltatune.methods.unfreeze import Embeddings as Embeddings
     from deltatune.methods.unfreeze import Full as Full
     from deltatune.methods.unfreeze import Probe as Probe
     from deltatune.methods.unfreeze import TopLayers as TopLayers
@@ -80,6 +81,7 @@ _WHERE = {
     "DeltatuneError": "core.errors",
     "DiReFT": "methods.reft",
     "DoRA": "methods.dora",
+    "Embeddings": "methods.unfreeze",
     "Full": "methods.unfreeze",
     "Host": "core.host",
     "Houlsby": "methods.bottleneck",
@@ -136,6 +138,7 @@ __all__ = [  # noqa: RUF022 (it takes DID for a constant; the order is the plain
     "DeltatuneError",
     "DiReFT",
     "DoRA",
+    "Embeddings",
     "Full",
     "Host",
     "Houlsby",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli import combine, compare, dimension, env, evaluate, methods, predict, sites, train
+from deltatune.cli import combine, compare, dimension, env, evaluate, merge, methods, predict, sites, train
 from deltatune.cli.endings import ended
 from deltatune.cli.help import Command, Group
 
@@ -31,6 +31,7 @@ app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
+app.command(cls=Command, rich_help_panel="Use")(merge.merge)
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)

@@ -54,7 +54,7 @@ def load_backbone(
     """
     place, config = find_config(model_name)
     kind = auto_class(model_name, config, answers)
-    with _quiet():
+    with quiet():
         model = _load_model(model_name, place, pooler, kind)
         tokenizer = _load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
@@ -69,7 +69,7 @@ def load_backbone(
 def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel:
     """The same model without its weights (on the meta device), from its config alone: shapes, but no memory."""
     _, config = find_config(model_name)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
     _drop_pooler(model)
     return model
@@ -257,7 +257,7 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no loading report: what matters in it is an error here."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(50)  # critical

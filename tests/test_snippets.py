@@ -10,7 +10,7 @@ import models
 from deltatune.training import Settings, train
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["docs/composing.md", "docs/interchange.md"]
+PAGES = ["docs/composing.md", "docs/interchange.md", "docs/vocabulary.md"]
 PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 
 
@@ -27,7 +27,8 @@ def snippets(page):
 def small_world(monkeypatch, tmp_path):
     """Named models are tiny ones, training is short, files go to a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    for maker, head in (("AutoModel", None), ("AutoModelForSequenceClassification", "classify")):
+    makers = {"AutoModel": None, "AutoModelForSequenceClassification": "classify", "AutoModelForMaskedLM": "lm"}
+    for maker, head in makers.items():
         monkeypatch.setattr(
             getattr(transformers, maker), "from_pretrained", lambda *_, h=head, **__: models.tiny("bert", h)
         )

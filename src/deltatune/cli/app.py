@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli import combine, compare, dimension, env, evaluate, merge, methods, predict, sites, train
+from deltatune.cli import combine, compare, data, dimension, env, evaluate, merge, methods, predict, sites, train
 from deltatune.cli.endings import ended
 from deltatune.cli.help import Command, Group
 
@@ -32,6 +32,7 @@ app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)
+app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)

@@ -123,9 +123,7 @@ def _folder(folder: Path) -> Source:
             names = ", ".join(file.name for file in by_stem[stem])
             problems.append(f"{folder} has {names}: which one is {split}? Leave one, or give the file itself.")
     if "train" not in found:
-        problems.append(
-            f"{folder} has no train file ({', '.join('train' + end for end in READERS)}). {_instead(files)}"
-        )
+        problems.append(f"{folder} has no train file (train{', '.join(READERS)}). {_instead(files)}")
     raise_all(problems)
     parts: dict[str, list[Row]] = {}
     for split, stem in found.items():

@@ -12,7 +12,7 @@ from rich.console import Console
 import models
 from command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
 from comparison_sample import sample_summary
-from deltatune.cli import lines, runs
+from deltatune.cli import lines
 from deltatune.cli.app import app
 from deltatune.cli.compare import spread
 from deltatune.cli.predict import joined
@@ -20,6 +20,7 @@ from deltatune.cli.progress import TrainingProgress, time_left
 from deltatune.cli.texts import fields_in
 from deltatune.cli.watching import Watching, results
 from deltatune.comparison.run import Event
+from deltatune.store import runs
 
 COMMANDS = ["compare", "train", "dimension", "evaluate", "predict", "combine", "methods", "sites", "env"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.runs import ADAPTER, RECORD
 from deltatune.core.errors import DeltatuneError
+from deltatune.store.runs import ADAPTER, RECORD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

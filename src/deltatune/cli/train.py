@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli import runs
 from deltatune.cli.adapters import NAME
 from deltatune.cli.endings import Interrupted
-from deltatune.cli.env import environment
-from deltatune.cli.exporting import ExportFor, check_peer
+from deltatune.cli.exporting import ExportFor, check_export, check_peer
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -45,11 +43,11 @@ from deltatune.cli.scores import scores_table
 from deltatune.cli.screen import facts, plural, say, show
 from deltatune.comparison.formats import count, rate, seconds, size
 from deltatune.comparison.recommend import percent
+from deltatune.store import runs
 
 if TYPE_CHECKING:
-    from deltatune.cli.preparing import Prepared
     from deltatune.tasks import Encoded, Task
-    from deltatune.training import Outcome
+    from deltatune.training.job import Prepared
 
 
 def train(
@@ -116,40 +114,26 @@ def train(
     check_peer(export_for)
     # before torch is imported: mistakes in the data show at once
     found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
-    from deltatune.cli.preparing import prepare
     from deltatune.training import Settings
+    from deltatune.training.job import Job, prepare, record_of
 
     wanted = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     over = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
-    ready = prepare(model, found, over, method, budget, head_of(pooling, dense), wanted, export_for)
+    job = Job(model, found, method, budget, over, head_of(pooling, dense), wanted)
+    ready = prepare(job, partial(check_export, export_for))
     folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
     record = record_of(ready, model, data)
     before = runs.open_run(folder, record, force)
     introduce(ready, model, folder)
     if before is None:
-        metrics = run(ready, folder, record)
+        metrics = watched_run(ready, folder, record)
     else:
         metrics = before
         show("This run was finished before; --force trains it again.\n")
     report(ready.task, metrics, folder)
-
-
-def record_of(ready: Prepared, model_name: str, source: str) -> dict[str, Any]:
-    """What was asked for, as plain data: two runs with equal records are the same run."""
-    adapter = ready.host.adapters[NAME]
-    found = environment()
-    return {
-        "model": model_name,
-        "data": runs.data_record(ready.data, source),
-        "task": ready.task.to_json(),
-        "method": repr(adapter.method),
-        "head": None if adapter.head is None else adapter.head.config.to_json(),  # type: ignore[operator,union-attr]
-        "settings": dataclasses.asdict(ready.settings),
-        "versions": {"deltatune": found["deltatune"], "python": found["python"], **found["packages"]},
-    }
 
 
 def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
@@ -182,20 +166,15 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         show(facts([("note", note) for note in notes]), "")
 
 
-def run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Train, score, save; returns what metrics.json holds."""
-    from deltatune.tasks import tokenizer_fingerprint
-    from deltatune.training import checkpoint, predict
-    from deltatune.training import train as train_adapter
+def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Train, score and save under a progress line; interrupted, say what is kept."""
+    from deltatune.training import checkpoint
+    from deltatune.training.job import run
 
-    host, task, settings, encoded = ready.host, ready.task, ready.settings, ready.encoded
     place = folder / runs.CHECKPOINTS
     try:
-        with TrainingProgress(len(encoded["train"]), settings.batch_size) as progress:
-            outcome = train_adapter(
-                host, NAME, task, encoded["train"], encoded["validation"], ready.tokenizer, settings, place, progress
-            )
-        answers = predict(host, NAME, task, encoded["test"], ready.tokenizer, precision=settings.precision)
+        with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
+            return run(ready, folder, record, progress)
     except KeyboardInterrupt:
         last = checkpoint.newest(place)
         kept = (
@@ -205,28 +184,6 @@ def run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]
         )
         again = "goes on from there" if last else "starts anew"
         raise Interrupted(f"{kept} the same command {again}") from None
-    metrics = {
-        "validation": outcome.evaluations[-1][1],
-        "test": task.score(answers, encoded["test"].references),
-        "training": training_facts(outcome, encoded),
-    }
-    extra = {**record, "tokenizer": tokenizer_fingerprint(ready.tokenizer), "scores": metrics}
-    host.save(NAME, folder / runs.ADAPTER, extra=extra)
-    runs.finish(folder, metrics)
-    return metrics
-
-
-def training_facts(outcome: Outcome, encoded: dict[str, Encoded]) -> dict[str, Any]:
-    """What the training cost, as plain data."""
-    return {
-        "steps": outcome.history[-1][0],
-        "final_loss": outcome.history[-1][1],
-        "seconds": outcome.seconds,
-        "examples_per_second": outcome.examples_per_second,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "bfloat16": outcome.bfloat16,
-        "truncated": {split: rows.truncated for split, rows in encoded.items()},
-    }
 
 
 def report(task: Task, metrics: dict[str, Any], folder: Path) -> None:

@@ -218,6 +218,39 @@ def test_what_is_not_clear_is_asked(tmp_path, row, options, part):
     assert part in complaint(read, write(tmp_path / "a.jsonl", [row] * 30), **options)
 
 
+def test_several_columns_of_tags_are_asked_about(tmp_path):
+    rows = [{**row, "ner_tags": row["tags"], "pos_tags": ["NNP", "VBD", "NN"]} for row in tagged()]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert read(path).label == "tags"
+    path = write(tmp_path / "b.jsonl", [{k: v for k, v in row.items() if k != "tags"} for row in rows])
+    message = complaint(read, path)
+    assert "--task tag --text tokens --label ner_tags" in message
+    assert "--task tag --text tokens --label pos_tags" in message
+    assert "name it with --label NAME" in complaint(read, path, task="tag")
+    assert read(path, label="pos_tags").labels == ("NN", "NNP", "VBD")
+
+
+def test_several_outputs_are_asked_about(tmp_path):
+    rows = [{"article": f"a {i}", "highlights": f"b {i}", "summary": f"c {i}"} for i in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    message = complaint(read, path)
+    assert "--task generate --text article --label highlights" in message
+    assert "--task generate --text article --label summary" in message
+    assert read(path, label="summary").label == "summary"
+
+
+def test_named_columns_of_lists_are_tokens_and_tags(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"w": row["tokens"], "t": row["tags"]} for row in tagged()])
+    data = read(path, text=["w"], label="t")
+    assert (data.task, data.text, data.label) == ("tag", ("w",), "t")
+
+
+def test_numbers_are_written_as_text(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"question": f"1 + {i}?", "answer": 1 + i} for i in range(60)])
+    data = read(path, task="generate")
+    assert all(row["answer"] == row["references"][0] == str(int(row["answer"])) for row in data.train)
+
+
 def test_other_tasks_are_offered(tmp_path):
     rows = [{"question": f"q {i}", "rationale": f"because {i}", "final": str(i)} for i in range(40)]
     message = complaint(read, write(tmp_path / "a.jsonl", rows))

@@ -56,6 +56,14 @@ def test_bad_conll(tmp_path):
     assert "line 1 has 1 column" in complaint(read_rows, path)
 
 
+def test_conll_named_txt_is_not_read_as_prose(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("Ann NNP B-per\nslept VBD O\n\n" * 20)
+    assert "name it .conll" in complaint(read, path)
+    path.write_text("BLOOD TYPE\nis O\n\n" * 20)
+    assert read_rows(path)[0]["text"].startswith("BLOOD")
+
+
 def test_a_folder_of_conll(tmp_path):
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.conll").write_text("".join(f"{split}{i} B-x\nis O\n\n" for i in range(5)))

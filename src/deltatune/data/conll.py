@@ -10,6 +10,8 @@ DOCUMENT = "-DOCSTART-"
 
 ENDINGS = (".conll", ".bio", ".iob", ".iob2")
 
+TAG = re.compile(r"O|[BIES]-\S+")
+
 FIX = "A line is a word and its tag, between them a tab or blanks; other columns may stand between these two."
 
 
@@ -47,3 +49,10 @@ def parse(text: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _columns(number: int) -> str:
     return f"{number} column{'' if number == 1 else 's'}"
+
+
+def looks_like_conll(text: str) -> bool:
+    """Whether a plain text has a word and a tag such as B-person in nearly every line."""
+    lines = [line.split() for line in text.split("\n", 400)[:400] if line.strip()]
+    tagged = sum(len(fields) > 1 and TAG.fullmatch(fields[-1]) is not None for fields in lines)
+    return tagged >= 4 and tagged > 0.9 * len(lines)

@@ -9,7 +9,7 @@ from deltatune.data import naming
 from deltatune.data.chats import MESSAGES, is_chat
 from deltatune.data.columns import Columns, column_examples, is_id, looks_like_text, names_of
 from deltatune.data.formats import Row
-from deltatune.data.guessing import FINDERS
+from deltatune.data.guessing import candidates, clashing
 from deltatune.data.kinds import Task
 from deltatune.data.shaped import with_parsed
 from deltatune.data.written import OUTPUT, REFERENCES
@@ -38,10 +38,9 @@ def columns_for(task: Task, rows: Sequence[Row], text: Sequence[str], label: str
         label = REFERENCES
     problems = _told_problems(task, names, text, label)
     folded = {name.strip().lower(): name for name in reversed(names)}
-    sure = FINDERS[task](rows, folded)
-    agreed = sure and (not text or tuple(text) == sure[0]) and (label is None or label == sure[1])
-    if agreed and sure:
-        chosen, answer = sure
+    sure = candidates(task, rows, text, label)
+    if sure and not clashing(sure):
+        chosen, answer = sure[0]
     else:
         answer = "" if task == "lm" else label or _label(task, folded, text)
         chosen = tuple(text) or _texts(task, rows, folded, answer)

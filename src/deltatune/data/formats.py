@@ -167,7 +167,10 @@ def _conll(path: Path) -> list[Row]:
 
 def _plain(path: Path) -> list[Row]:
     """One document; blank lines in it separate its paragraphs."""
-    return [{"text": _text(path).replace("\r\n", "\n")}]
+    text = _text(path).replace("\r\n", "\n")
+    if conll.looks_like_conll(text):
+        raise DeltatuneError(f"{path} has a word and a tag in each line, as CoNLL files have it: name it .conll.")
+    return [{"text": text}]
 
 
 # --- JSON and Parquet ---

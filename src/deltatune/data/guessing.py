@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import naming
@@ -15,6 +15,9 @@ from deltatune.data.shaped import is_strings, with_parsed
 FEW_ANSWERS = 5  # rows an answer; where each occurs that often they are classes
 ENOUGH = 20  # rows to judge that by
 
+SURE = {"tags", "output", "messages"}
+"""Labels that are meant where there are others beside them."""
+
 Found = tuple[tuple[str, ...], str]
 """Text columns and label column."""
 
@@ -25,19 +28,37 @@ def guess_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
     `text` and `label` are what the user named; a guess never contradicts them. Raises DeltatuneError where it is not
     clear, with the options to choose from.
     """
-    names = names_of(rows)
-    folded = {name.strip().lower(): name for name in reversed(names)}
-    for task, find in FINDERS.items():
-        found = find(rows, folded)
-        if found and _agrees(found, text, label):
-            if task == "generate" and _few_answers(rows, found):
-                if found[1].strip().lower() in LABELS:
-                    return None, ""
-                raise DeltatuneError(_few_message(rows, found))
-            return task, f"the task is {task}, a guess from the names of the columns"
+    for task in FINDERS:
+        found = candidates(task, rows, text, label)
+        if not found:
+            continue
+        if task == "generate" and _few_answers(rows, found[0]):
+            if found[0][1].strip().lower() in LABELS:
+                return None, ""
+            raise DeltatuneError(_few_message(rows, found[0]))
+        if clashing(found):
+            listed = "".join(f"\n  --task {task} {_options(one)}" for one in found)
+            raise DeltatuneError(f"the task is {task}, but which columns it is for is not clear. Say which:{listed}")
+        return task, f"the task is {task}, a guess from the names of the columns"
     if text and label:
-        _refuse_texts_as_labels(rows, text, label)
+        told = tuple(text), label
+        if len(text) == 1 and _parallel(rows, text[0], label, strings=False):
+            return "tag", f"the task is tag, since {text[0]!r} and {label!r} hold lists of one length"
+        _refuse_texts_as_labels(rows, told)
     return None, ""
+
+
+def candidates(task: Task, rows: Sequence[Row], text: Sequence[str], label: str | None) -> list[Found]:
+    """The columns that can be meant by their names, the likeliest first; only ones that agree with what was named."""
+    folded = {name.strip().lower(): name for name in reversed(names_of(rows))}
+    found = [one for one in FINDERS[task](rows, folded) if _agrees(one, text, label)]
+    return list(dict.fromkeys(found))
+
+
+def clashing(found: Sequence[Found]) -> bool:
+    """Whether the label could be one of several, none of them called as it is here."""
+    labels = {label for _, label in found}
+    return len(labels) > 1 and found[0][1].strip().lower() not in SURE
 
 
 def options(rows: Sequence[Row]) -> str:
@@ -59,46 +80,44 @@ def _agrees(found: Found, text: Sequence[str], label: str | None) -> bool:
 # --- one a task ---
 
 
-def _tagged(rows: Sequence[Row], folded: dict[str, str]) -> Found | None:
+def _tagged(rows: Sequence[Row], folded: dict[str, str]) -> Iterator[Found]:
     """A column of tokens and one of tags: lists, or strings with as many parts."""
     for tokens in (folded[name] for name in naming.TOKENS if name in folded):
-        present = [folded[name] for name in naming.TAGS if name in folded]
-        fit = [name for name in present if _parallel(rows, tokens, name)]
-        if fit:
-            return (tokens,), fit[0]
-    return None
+        for name in naming.TAGS:
+            if name in folded and _parallel(rows, tokens, folded[name]):
+                yield (tokens,), folded[name]
 
 
-def _parallel(rows: Sequence[Row], tokens: str, tags: str) -> bool:
+def _parallel(rows: Sequence[Row], tokens: str, tags: str, strings: bool = True) -> bool:
     """Whether most rows have lists in both columns, or strings of more than one word with as many tags."""
     sample = with_parsed([{tokens: row.get(tokens), tags: row.get(tags)} for row in rows[:100]], [tokens, tags])
     pairs = [(row[tokens], row[tags]) for row in sample]
     lists = sum(isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) for one, other in pairs)
-    strings = [(a.split(), b.split()) for a, b in pairs if isinstance(a, str) and isinstance(b, str)]
-    equal = sum(len(one) == len(other) for one, other in strings)
-    several = any(len(one) > 1 for one, _ in strings)
+    words = [(a.split(), b.split()) for a, b in pairs if isinstance(a, str) and isinstance(b, str)]
+    equal = sum(len(one) == len(other) for one, other in words)
+    several = strings and any(len(one) > 1 for one, _ in words)
     return 2 * lists > len(pairs) or (several and 2 * equal > len(pairs))
 
 
-def _asked(rows: Sequence[Row], folded: dict[str, str]) -> Found | None:
+def _asked(rows: Sequence[Row], folded: dict[str, str]) -> Iterator[Found]:
     """question, context and answers."""
-    names = "question", "context", "answers"
-    return ((folded["question"], folded["context"]), folded["answers"]) if all(n in folded for n in names) else None
+    if all(name in folded for name in ("question", "context", "answers")):
+        yield (folded["question"], folded["context"]), folded["answers"]
 
 
-def _written(rows: Sequence[Row], folded: dict[str, str]) -> Found | None:
+def _written(rows: Sequence[Row], folded: dict[str, str]) -> Iterator[Found]:
     """A chat, or a pair of columns whose names say that one is written from the other."""
     for name in naming.CHATS:
         if name in folded and _mostly(with_parsed([{"chat": row.get(folded[name])} for row in rows[:100]], ["chat"])):
-            return (folded[name],), folded[name]
+            yield (folded[name],), folded[name]
     for inputs, output in naming.WRITING:
         if output in folded and all(name in folded for name in inputs):
-            return tuple(folded[name] for name in inputs), folded[output]
-    several = [name for name in naming.REFERENCES if name in folded and _has_lists(rows, folded[name])]
-    for name in naming.INPUTS if several else ():
-        if name in folded:
-            return (folded[name],), folded[several[0]]
-    return None
+            yield tuple(folded[name] for name in inputs), folded[output]
+    if any(name in folded for _, name in naming.WRITING):
+        return
+    for several in (folded[name] for name in naming.REFERENCES if name in folded):
+        if _has_lists(rows, several):
+            yield from (((folded[name],), several) for name in naming.INPUTS if name in folded)
 
 
 def _mostly(rows: Sequence[Row]) -> bool:
@@ -110,25 +129,22 @@ def _has_lists(rows: Sequence[Row], column: str) -> bool:
     return any(is_strings(row[column]) and row[column] for row in sample)
 
 
-def _plain(rows: Sequence[Row], folded: dict[str, str]) -> Found | None:
+def _plain(rows: Sequence[Row], folded: dict[str, str]) -> Iterator[Found]:
     """One column of texts, beside it only what tells of them."""
-    for known in naming.TEXTS:
-        name = folded.get(known)
-        if name is None:
-            continue
-        others = [other for other in folded if folded[other] != name]
-        strings = all(isinstance(row.get(name), (str, type(None))) for row in rows)
+    known = next((folded[name] for name in naming.TEXTS if name in folded), None)
+    others = [key for key, name in folded.items() if name != known]
+    if known is not None:
+        strings = all(isinstance(row.get(known), (str, type(None))) for row in rows)
         telling = all(other in naming.BESIDE or is_id(other) for other in others)
         if strings and telling and not guess_label(rows, [folded[other] for other in others], ()):
-            return (name,), ""
-        return None
+            yield (known,), ""
+        return
     only = [name for key, name in folded.items() if not is_id(key)]
     if len(only) == 1 and looks_like_text([row.get(only[0]) for row in rows]):
-        return (only[0],), ""
-    return None
+        yield (only[0],), ""
 
 
-FINDERS: dict[Task, Callable[[Sequence[Row], dict[str, str]], Found | None]] = {
+FINDERS: dict[Task, Callable[[Sequence[Row], dict[str, str]], Iterator[Found]]] = {
     "tag": _tagged,
     "span": _asked,
     "generate": _written,
@@ -149,22 +165,26 @@ def _few_answers(rows: Sequence[Row], found: Found) -> bool:
 
 
 def _few_message(rows: Sequence[Row], found: Found) -> str:
-    text = " ".join(f"--text {name}" for name in found[0])
     count = len({row.get(found[1]) for row in rows})
     return (
         f"the task is not clear: column {found[1]!r} has {count} different values in {len(rows)} rows. Say which:\n"
-        f"  --task classify {text} --label {found[1]}\n  --task generate {text} --label {found[1]}"
+        f"  --task classify {_options(found)}\n  --task generate {_options(found)}"
     )
 
 
-def _refuse_texts_as_labels(rows: Sequence[Row], text: Sequence[str], label: str) -> None:
+def _refuse_texts_as_labels(rows: Sequence[Row], told: Found) -> None:
     """Where the named label has another value in nearly every row: are they classes, or texts to be written?"""
+    text, label = told
     values = [row.get(label) for row in rows]
     if len(values) < ENOUGH or not looks_like_text(values) or not all(name in row for row in rows for name in text):
         return
-    given = " ".join(f"--text {name}" for name in text)
     raise DeltatuneError(
         f"the task is not clear: column {label!r} has {len(set(values))} different values in {len(rows)} rows "
         f"({column_examples(rows, [label])}). Say which:\n"
-        f"  --task generate {given} --label {label}\n  --task classify {given} --label {label}"
+        f"  --task generate {_options(told)}\n  --task classify {_options(told)}"
     )
+
+
+def _options(found: Found) -> str:
+    """`--text A --text B --label C`."""
+    return " ".join([*(f"--text {name}" for name in found[0]), *([f"--label {found[1]}"] if found[1] else [])])

@@ -8,6 +8,7 @@ from typing import Any
 from deltatune.data import chats
 from deltatune.data.faults import Faults, short
 from deltatune.data.formats import Row
+from deltatune.data.labels import is_absent
 from deltatune.data.shaped import Shaped, is_strings, with_parsed
 from deltatune.data.tables import as_line
 
@@ -47,7 +48,12 @@ def _have(columns: Sequence[str]) -> str:
 
 def _line(value: Any) -> str | None:
     """An input in one line; nothing at all is empty."""
-    return "" if value is None else as_line(value)
+    return "" if is_absent(value) else as_line(_spelt(value))
+
+
+def _spelt(value: Any) -> Any:
+    """A number as a string."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _outputs(row: Row, label: str, where: str, number: int, faults: Faults) -> dict[str, Any] | None:
@@ -62,6 +68,7 @@ def _outputs(row: Row, label: str, where: str, number: int, faults: Faults) -> d
         value = more[0]
     if is_strings(value) and value:
         value, more = value[0], [*value, *(more or [])]
+    value = _spelt(value)
     if not isinstance(value, str):
         faults.add(number, f"column {label!r} is no text", "Fill in or remove them.", short(value))
         return None

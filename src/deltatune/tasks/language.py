@@ -94,7 +94,7 @@ class LanguageModel:
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "chars", "bytes"}` of each document."""
         found = [{"nll": 0.0, "tokens": 0, **facts} for facts in encoded.facts or ()]
-        for owner, (nll, tokens) in zip(encoded.owners or (), pieces, strict=True):
+        for owner, (nll, tokens, *_) in zip(encoded.owners or (), pieces, strict=True):
             found[owner]["nll"] += float(nll)
             found[owner]["tokens"] += int(tokens)
         return found

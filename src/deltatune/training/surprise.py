@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
@@ -21,17 +20,18 @@ MOST_TOKENS = 4096
 
 
 def surprise(host: Host, encoded: Encoded, collate: Collate, bfloat16: bool) -> list[NDArray[Any]]:
-    """For each piece its summed negative log-likelihood in nats and the number of labelled tokens, (2,) each."""
+    """For each piece its summed negative log-likelihood in nats, its labelled tokens, and those that were likeliest."""
     found: list[Any] = [None] * len(encoded)
     longest = max(len(row["input_ids"]) for row in encoded)
     for members, batch in batches(encoded, collate, max(1, MOST_TOKENS // longest), device_of(host)):
         labels = batch.pop("labels")
         outputs, there = word_outputs(host, batch, labels, bfloat16)
-        losses = F.cross_entropy(logits_of(outputs), there, reduction="none")  # (M,)
+        logits = logits_of(outputs)
+        losses = F.cross_entropy(logits, there, reduction="none")  # (M,)
+        each = torch.stack([losses, torch.ones_like(losses), (logits.argmax(-1) == there).float()], 1).cpu().double()
         predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
         whose = (predicted != IGNORED).nonzero()[:, 0]
-        sums = torch.zeros(len(members), dtype=torch.float64).index_add_(0, whose.cpu(), losses.double().cpu())
-        counts = torch.bincount(whose, minlength=len(members)).cpu()
-        for row, total, count in zip(members, sums.tolist(), counts.tolist(), strict=True):
-            found[row] = np.array([total, count])
+        sums = torch.zeros(len(members), 3, dtype=torch.float64).index_add_(0, whose.cpu(), each)
+        for row, total in zip(members, sums.numpy(), strict=True):
+            found[row] = total  # (3,)
     return found

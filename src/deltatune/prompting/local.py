@@ -36,6 +36,8 @@ class LocalModel:
     """plain: the model goes on with the prompt; chat: the prompt is a message in the tokenizer's chat template."""
     batch_size: int = 8
     """Prompts that run at once."""
+    called: str = ""
+    """Its name in files and errors; by default where the model came from, and the adapters in use."""
     positions: int | None = field(init=False)
     """Most tokens of prompt and text together."""
 
@@ -60,7 +62,9 @@ class LocalModel:
 
     @property
     def name(self) -> str:
-        """Where the model came from, or its class; and the adapters in use."""
+        """What it is called."""
+        if self.called:
+            return self.called
         base = getattr(self._module, "name_or_path", "") or type(self._module).__name__
         if not isinstance(self.model, Host):
             return str(base)
@@ -103,7 +107,7 @@ class LocalModel:
         if free < min(ask.max_tokens, LEAST_ROOM):
             raise DeltatuneError(
                 f"a prompt has {longest} tokens and {self.name} takes {self.positions}, which leaves too few to write; "
-                "show fewer or shorter tasks (human, own), or take a model with more positions"
+                "show fewer or shorter tasks (human, own, cases), or take a model with more positions"
             )
         return min(ask.max_tokens, free)
 

@@ -129,7 +129,7 @@ class Grower:
 
     def _kinds(self, found: Round, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
         """The second step: which instructions are classification."""
-        cases = [shown.of_both_kinds(self.seeds, rng) for _ in candidates]
+        cases = [shown.of_both_kinds(self.seeds, self.settings.cases, rng) for _ in candidates]
         asked = [prompts.for_kind(c.instruction, tasks) for c, tasks in zip(candidates, cases, strict=True)]
         answers = self._ask(found, asked, Ask(KIND_TOKENS, stop=("\n",)))
         return [
@@ -142,7 +142,7 @@ class Grower:
         most = self.settings.examples
         asked = []
         for candidate in candidates:
-            cases = shown.with_examples(self.seeds, bool(candidate.classification), rng)
+            cases = shown.with_examples(self.seeds, bool(candidate.classification), self.settings.cases, rng)
             ask = prompts.for_labelled_examples if candidate.classification else prompts.for_examples
             asked.append(ask(candidate.instruction, cases))
         stop = (f"Example {most + 1}", "\nTask:")

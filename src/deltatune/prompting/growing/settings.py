@@ -30,6 +30,8 @@ class Growth:
     """Grown tasks shown in a prompt; seeds take their place while there are none."""
     new: int = 8
     """New tasks asked for in a prompt."""
+    cases: int = 6
+    """Tasks shown when examples of one are asked for; twice as many when it is asked what is classification."""
     examples: int = 5
     """Most examples of one instruction; with whole there is always one."""
     similarity: float = 0.7
@@ -61,7 +63,7 @@ class Growth:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        low = {"total": 1, "human": 1, "own": 0, "new": 1, "examples": 1, "prompts": 1, "shortest": 1}
+        low = {"total": 1, "human": 1, "own": 0, "new": 1, "cases": 1, "examples": 1, "prompts": 1, "shortest": 1}
         low |= {"temperature": 0, "max_tokens": 1, "example_tokens": 1, "patience": 1}
         problems = [
             f"{name} must be at least {least}, not {getattr(self, name)}"

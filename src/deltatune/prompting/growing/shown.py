@@ -7,11 +7,6 @@ from collections.abc import Sequence
 
 from deltatune.prompting.growing.seeds import Example, Task
 
-KINDS_SHOWN = 12
-"""Tasks shown to the question of what is classification; half of them are."""
-EXAMPLES_SHOWN = 6
-"""Tasks shown when examples are asked for."""
-
 Case = tuple[Task, tuple[Example, ...]]
 
 
@@ -115,20 +110,20 @@ def demonstrations(
     return found
 
 
-def of_both_kinds(seeds: Sequence[Task], rng: random.Random) -> list[Task]:
-    """As many classification tasks as others, shuffled."""
+def of_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> list[Task]:
+    """Classification tasks and others, up to `each` of both, shuffled."""
     found = []
     for kind in (True, False):
         cases = cases_of(seeds, kind)
-        found += [task for task, _ in rng.sample(cases, min(KINDS_SHOWN // 2, len(cases)))]
+        found += [task for task, _ in rng.sample(cases, min(each, len(cases)))]
     rng.shuffle(found)
     return found
 
 
-def with_examples(seeds: Sequence[Task], classification: bool, rng: random.Random) -> list[Case]:
-    """Tasks of one kind with their examples."""
+def with_examples(seeds: Sequence[Task], classification: bool, most: int, rng: random.Random) -> list[Case]:
+    """Up to `most` tasks of one kind with their examples."""
     cases = cases_of(seeds, classification)
-    return rng.sample(cases, min(EXAMPLES_SHOWN, len(cases)))
+    return rng.sample(cases, min(most, len(cases)))
 
 
 def cases_of(seeds: Sequence[Task], classification: bool) -> list[Case]:

@@ -218,6 +218,14 @@ def test_what_is_not_clear_is_asked(tmp_path, row, options, part):
     assert part in complaint(read, write(tmp_path / "a.jsonl", [row] * 30), **options)
 
 
+def test_yes_or_no_is_no_text(tmp_path):
+    rows = [{"question": f"q {i}", "passage": f"p {i}", "answer": bool(i % 2)} for i in range(60)]
+    data = read(write(tmp_path / "a.jsonl", rows))
+    assert (data.task, data.text, data.labels) == ("classify", ("question", "passage"), ("False", "True"))
+    message = complaint(read, write(tmp_path / "b.jsonl", [{**row, "answer": str(row["answer"])} for row in rows]))
+    assert "--task classify --text question --text passage --label answer" in message
+
+
 def test_several_columns_of_tags_are_asked_about(tmp_path):
     rows = [{**row, "ner_tags": row["tags"], "pos_tags": ["NNP", "VBD", "NN"]} for row in tagged()]
     path = write(tmp_path / "a.jsonl", rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import naming
 from deltatune.data.chats import is_chat
-from deltatune.data.columns import LABELS, column_examples, guess_label, is_id, looks_like_text, names_of
+from deltatune.data.columns import LABELS, choose, column_examples, guess_label, is_id, looks_like_text, names_of
 from deltatune.data.formats import Row
 from deltatune.data.kinds import Task
 from deltatune.data.shaped import is_strings, with_parsed
@@ -33,7 +33,8 @@ def guess_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
         if not found:
             continue
         if task == "generate" and _few_answers(rows, found[0]):
-            if found[0][1].strip().lower() in LABELS:
+            label_named = found[0][1].strip().lower() in LABELS
+            if label_named or all(isinstance(row.get(found[0][1]), bool) for row in rows):
                 return None, ""
             raise DeltatuneError(_few_message(rows, found[0]))
         if clashing(found):
@@ -159,16 +160,21 @@ FINDERS: dict[Task, Callable[[Sequence[Row], dict[str, str]], Iterator[Found]]] 
 def _few_answers(rows: Sequence[Row], found: Found) -> bool:
     """Whether the outputs are so few that they look like classes."""
     answers = [row.get(found[1]) for row in rows]
-    if len(answers) < ENOUGH or not all(isinstance(answer, str) for answer in answers):
+    if len(answers) < ENOUGH or not all(isinstance(answer, (str, int, float)) for answer in answers):
         return False
     return len(set(answers)) * FEW_ANSWERS <= len(answers)
 
 
 def _few_message(rows: Sequence[Row], found: Found) -> str:
     count = len({row.get(found[1]) for row in rows})
+    try:
+        columns = choose(rows, label=found[1])
+        classes = columns.text, columns.label
+    except DeltatuneError:
+        classes = found
     return (
         f"the task is not clear: column {found[1]!r} has {count} different values in {len(rows)} rows. Say which:\n"
-        f"  --task classify {_options(found)}\n  --task generate {_options(found)}"
+        f"  --task classify {_options(classes)}\n  --task generate {_options(found)}"
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
 
 import models
@@ -174,6 +175,57 @@ def test_what_is_rare_is_not_learnt(grown):
     assert len(ids(merged, "早餐", special=False)) == 1
     merged, _ = merge(old, learn_tokens(texts, old, 50, min_count=1))
     assert len(ids(merged, "饭", special=False)) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram", "wordpiece"])
+def test_characters_come_first_by_their_count(kind, grown):
+    old = grown(kind)[0]
+    learned = learn_tokens(["晚 早 早 早 餐 餐 贵 贵 贵 贵"], old, 3)
+    assert learned.tokens == ("贵", "早", "餐")
+    assert "晚" not in learn_tokens(["晚 早 早 早 餐 餐 贵 贵 贵 贵"], old, 30).tokens
+    assert "晚" in learn_tokens(["晚 早 早 早 餐 餐 贵 贵 贵 贵"], old, 30, min_count=1).tokens
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram", "wordpiece"])
+def test_the_rarest_characters_of_large_texts_stay_unknown(kind, grown):
+    old = grown(kind)[0]
+    texts = ["早 餐"] * 9000 + ["晚"] * 3
+    assert "早" in learn_tokens(texts, old, 30).tokens
+    assert "晚" not in learn_tokens(texts, old, 30).tokens
+    assert "晚" in learn_tokens(texts[8000:], old, 30).tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_new_is_learnt(kind, grown):
+    old, learned, _, _ = grown(kind)
+    mixed = learn_tokens(NEW + OLD, old, SIZE)
+    assert not set(mixed.tokens) & set(old.get_vocab())
+    assert not set(learned.tokens) & set(old.get_vocab())
+
+
+@pytest.mark.parametrize("kind", ["unigram", "t5", "wordpiece"])
+def test_pieces_are_used_as_often_as_asked(kind, grown):
+    old = grown(kind)[0]
+    texts = ["unlikely likely"] * 8 + ["unlikeliest"] * 3
+    learned = learn_tokens(texts, old, 40, min_count=4)
+    merged, _ = merge(old, learned)
+    used = [piece for text in texts for piece in merged.tokenize(text)]
+    longer = [token for token in learned.tokens if len(token.removeprefix("##")) > 1]
+    assert longer
+    assert not [token for token in longer if used.count(token) < 4]
+
+
+def test_a_tokenizer_that_cuts_by_chance_is_learnt_from_without_it():
+    made = vocabularies.tokenizer("bytes")
+    spec = json.loads(made.backend_tokenizer.to_str())
+    spec["model"]["dropout"] = 0.5
+    made._tokenizer = Tokenizer.from_str(json.dumps(spec))
+    assert len({tuple(made.tokenize(OLD[0])) for _ in range(20)}) > 1
+    learned = learn_tokens(NEW, made, 40)
+    assert [learn_tokens(NEW, made, 40) for _ in range(3)] == [learned] * 3
+    merged, growth = merge(made, learned)
+    assert growth.dropped == ()
+    assert model_of(merged)["dropout"] == 0.5
 
 
 def test_learning_goes_on_where_the_tokenizer_stopped(grown):

@@ -51,7 +51,7 @@ def _goes_on(piece: str) -> bool:
 def whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | str], str | None]:
     """Up to `new` tasks, or the text of one that is not in the form, and the last one if it was cut off."""
     pieces = [piece for block in text.split(BREAK) for piece in TASK.split(block) if piece.strip()]
-    cut = pieces.pop() if isinstance(text, Cut) and pieces else None
+    cut = pieces.pop().strip() if isinstance(text, Cut) and pieces else None
     found: list[tuple[str, Example] | str] = []
     for number, piece in enumerate(pieces[:new]):
         # the prompt ends with the first one's "Instruction:"

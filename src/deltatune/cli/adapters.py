@@ -53,7 +53,7 @@ def open_adapter(folder: str, model_name: str | None, other_base: bool) -> Opene
     found = model_name or str(extra.get("model") or config["base"].get("name"))
     pooler = ((config.get("head") or {}).get("config") or {}).get("pooling") == "pooler"
     try:
-        model, tokenizer = load_backbone(found, pooler=pooler, answers=task.answers)
+        model, tokenizer = load_backbone(found, pooler=pooler, answers=getattr(task, "loads", task.answers))
     except DeltatuneError as error:
         if model_name is not None:
             raise

@@ -12,6 +12,7 @@ from deltatune.tasks.heads import Head, HeadConfig, head_from_json
 from deltatune.tasks.language import LanguageModel
 from deltatune.tasks.many import ManyLabels
 from deltatune.tasks.mixture import Mixture
+from deltatune.tasks.objectives.kinds import OBJECTIVES
 from deltatune.tasks.span import Span
 from deltatune.tasks.tag import Tag
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
@@ -25,6 +26,7 @@ TASKS: dict[str, Any] = {
     "mixture": Mixture,
     "span": Span,
     "tag": Tag,
+    **OBJECTIVES,
 }
 """Kinds of task by the name under which an adapter folder stores them."""
 

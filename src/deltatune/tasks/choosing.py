@@ -16,6 +16,7 @@ from deltatune.tasks.families import reads_left_to_right
 from deltatune.tasks.generate import Generate
 from deltatune.tasks.language import LanguageModel
 from deltatune.tasks.many import ManyLabels
+from deltatune.tasks.objectives.kinds import OBJECTIVES
 from deltatune.tasks.rendering import PRESETS
 from deltatune.tasks.span import Span
 from deltatune.tasks.tag import Tag
@@ -42,6 +43,8 @@ def kind_of(task: Any) -> Kind:
     """The kind of data that a task reads."""
     if type(task) is Classify:
         return "classes" if task.labels else "number"
+    if type(task) in OBJECTIVES.values():
+        return "raw"
     kinds: list[Kind] = ["many", "tags", "span", "text", "raw"]
     return next(kind for kind in kinds if isinstance(task, KINDS[kind]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def encode_for(
     """Encode rows for one adapter on this base: its virtual tokens and shifted positions take room."""
     positions, taken = longest_input(host.model), room(host, name)
     more: dict[str, Any] = {}
-    if task.answers == "text":  # decoders read the prompt and write behind it
+    if "joined" in signature(task.encode).parameters:  # decoders read and write in one sequence
         more["joined"] = family(host.model.config) == "decoder"  # type: ignore[arg-type]
     return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, **more)
 

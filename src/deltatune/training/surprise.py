@@ -24,7 +24,7 @@ def surprise(host: Host, encoded: Encoded, collate: Collate, bfloat16: bool) -> 
     found: list[Any] = [None] * len(encoded)
     longest = max(len(row["input_ids"]) for row in encoded)
     for members, batch in batches(encoded, collate, max(1, MOST_TOKENS // longest), device_of(host)):
-        labels = batch.pop("labels")
+        labels, pairs = batch.pop("labels"), batch.pop("pair_labels", None)
         outputs, there = word_outputs(host, batch, labels, bfloat16)
         logits = logits_of(outputs)
         losses = F.cross_entropy(logits, there, reduction="none")  # (M,)
@@ -32,6 +32,10 @@ def surprise(host: Host, encoded: Encoded, collate: Collate, bfloat16: bool) -> 
         predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
         whose = (predicted != IGNORED).nonzero()[:, 0]
         sums = torch.zeros(len(members), 3, dtype=torch.float64).index_add_(0, whose.cpu(), each)
+        if pairs is not None:  # of a pair of passages: its own nats, and 1 where it is judged right
+            judged = outputs.seq_relationship_logits.float()  # (B, 2)
+            own = torch.stack([F.cross_entropy(judged, pairs, reduction="none"), judged.argmax(-1) == pairs], 1)
+            sums = torch.cat([sums, own.double().cpu()], 1)  # (B, 5)
         for row, total in zip(members, sums.numpy(), strict=True):
-            found[row] = total  # (3,)
+            found[row] = total  # (3,), of pairs (5,)
     return found

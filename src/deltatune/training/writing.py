@@ -28,7 +28,7 @@ def write_answers(
     found: list[dict[str, Any]] = [{"text": text} for text in texts]
     if "labels" in encoded.rows[0]:
         fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
-        for answer, (nll, tokens, _) in zip(found, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
+        for answer, (nll, tokens, *_) in zip(found, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
             answer |= {"nll": float(nll), "tokens": int(tokens)}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deltatune.tasks.objectives.collator import Collator
 from deltatune.tasks.objectives.entities import (
     Entity,
     Replaced,
@@ -10,9 +11,16 @@ from deltatune.tasks.objectives.entities import (
     names_by_kind,
     replace_entities,
 )
-from deltatune.tasks.objectives.masking import SHARES, mask_tokens
+from deltatune.tasks.objectives.kinds import objective_from
+from deltatune.tasks.objectives.masked import MaskedLM, with_entities
+from deltatune.tasks.objectives.masking import mask_tokens
+from deltatune.tasks.objectives.objective import Objective
 from deltatune.tasks.objectives.pairs import Pair, pair_documents
+from deltatune.tasks.objectives.prefix_lm import PrefixLM
 from deltatune.tasks.objectives.prefixes import causal_labels, pieces, prefix_labels, split_prefix
+from deltatune.tasks.objectives.replaced import ReplacedEntities
+from deltatune.tasks.objectives.sentences import NextSentence
+from deltatune.tasks.objectives.span_corruption import SpanCorruption
 from deltatune.tasks.objectives.spans import (
     after_sentinel,
     corrupt_spans,
@@ -24,10 +32,16 @@ from deltatune.tasks.objectives.spans import (
 from deltatune.tasks.objectives.units import places_of, singles, units_at, with_rest, words_by_marks, words_of
 
 __all__ = [
-    "SHARES",
+    "Collator",
     "Entity",
+    "MaskedLM",
+    "NextSentence",
+    "Objective",
     "Pair",
+    "PrefixLM",
     "Replaced",
+    "ReplacedEntities",
+    "SpanCorruption",
     "Tagger",
     "after_sentinel",
     "causal_labels",
@@ -37,6 +51,7 @@ __all__ = [
     "mask_tokens",
     "names_by_kind",
     "noise_counts",
+    "objective_from",
     "pair_documents",
     "pieces",
     "places_of",
@@ -47,6 +62,7 @@ __all__ = [
     "span_lengths",
     "split_prefix",
     "units_at",
+    "with_entities",
     "with_rest",
     "words_by_marks",
     "words_of",

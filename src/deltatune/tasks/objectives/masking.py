@@ -28,13 +28,13 @@ SHARES = (0.8, 0.1, 0.1)
 
 def mask_tokens(
     ids: Sequence[int],
-    special: Sequence[bool],
+    special: Sequence[bool | int],
     generator: torch.Generator,
     *,
     mask_id: int,
     vocabulary: int | Sequence[int],
     rate: float = 0.15,
-    shares: tuple[float, float, float] = SHARES,
+    shares: tuple[float, ...] = SHARES,
     units: Sequence[Unit] | None = None,
     choose: Choose = "count",
     alike: bool = False,
@@ -94,9 +94,9 @@ def random_token(vocabulary: int | Sequence[int], generator: torch.Generator) ->
 
 def _check(
     ids: Sequence[int],
-    special: Sequence[bool],
+    special: Sequence[bool | int],
     rate: float,
-    shares: tuple[float, float, float],
+    shares: tuple[float, ...],
     units: Sequence[Unit] | None,
 ) -> None:
     if len(special) != len(ids):
@@ -110,7 +110,7 @@ def _check(
         raise DeltatuneError(f"units name token {max(places)}; there are tokens 0 to {len(ids) - 1}")
 
 
-def check_rate(rate: float, shares: tuple[float, float, float]) -> None:
+def check_rate(rate: float, shares: tuple[float, ...]) -> None:
     """Raise DeltatuneError for a rate outside (0, 1] and shares that are no distribution."""
     if not 0 < rate <= 1:
         raise DeltatuneError(f"rate={rate} must be more than 0 and at most 1: it is the share of tokens that is chosen")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,26 @@ def test_the_command_grows_and_goes_on(server, tmp_path):
     refusal = ran(*command, "--total", "50")
     assert refusal.code == 2
     assert "refused a request without a key" in refusal.err
+
+
+def test_the_snippets_of_the_page_run(server, monkeypatch, tmp_path, tiny_gpt2, tiny_tokenizer):
+    page = (Path(__file__).parent.parent / "docs/instructions.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_KEY", "secret")
+    Path("seeds.jsonl").write_text("\n".join(map(json.dumps, SEEDS)))
+    host = Host(tiny_gpt2("lm"))
+    host.attach("style", LoRA(r=2))
+    host.save("style", "adapters/style")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda name: tiny_gpt2("lm"))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tiny_tokenizer)
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet.replace("http://localhost:8000/v1", server.url), "instructions.md", "exec"), names)
+    assert len({row["instruction"] for row in names["rows"]}) == 100
+    assert server.requests[0]["key"] == "Bearer secret"
+    assert isinstance(names["local"](["it was"])[0], str)
 
 
 # ---- a model here

@@ -165,7 +165,7 @@ class Grower:
             found.reject_example_(reason, candidate.instruction, example)
         if examples:
             found.kept.append([_row(candidate, example, found.number) for example in examples])
-        elif candidate.classification is not None:
+        elif refused and candidate.classification is not None:  # with none at all, it was said why
             found.reject_(filters.NO_EXAMPLE, instruction=candidate.instruction)
 
     # ---- asking

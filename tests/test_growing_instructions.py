@@ -108,6 +108,15 @@ def test_similarity_is_that_of_rouge_score():
         assert other == (texts[next(i for i, s in enumerate(scores) if abs(s - value) < 1e-9)] if value else "")
 
 
+def test_the_most_similar_one_is_found_without_comparing_all():
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS[:12], k=rng.randint(1, 12))) for _ in range(200)]
+    pool = Pool(texts[:100])
+    for text in texts[100:]:
+        scores = [rouge_l(tokens(text), tokens(other)) for other in texts[:100]]
+        assert pool.most_similar(text) == (max(scores), texts[scores.index(max(scores))])
+
+
 def test_a_pool_loses_what_came_last():
     pool = Pool(SEED["instruction"] for SEED in SEEDS)
     before = pool.most_similar("Tell me of the winter")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.endings import Interrupted
+from deltatune.cli.notes import cut_notes
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -15,13 +16,18 @@ from deltatune.cli.options import (
     SETTINGS,
     SOURCE,
     TRAINING,
+    Beams,
     Dense,
     Json,
+    Kind,
     Label,
     Limit,
     Metric,
     Model,
+    NewTokens,
+    Packing,
     Pooling,
+    Prompt,
     Text,
     head_of,
     option,
@@ -53,13 +59,24 @@ QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 320, 2.0, 16, 64
 def compare(
     model: Model = "builtin",
     data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    task: Kind = None,
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
     max_length: Annotated[
-        int, option("--max-length", panel=DATA, metavar="TOKENS", help="Longest input in tokens; longer texts are cut.")
-    ] = parameter(PLAN, "make_plan", "max_length"),
+        int | None,
+        option(
+            "--max-length",
+            panel=DATA,
+            metavar="TOKENS",
+            help="Longest input in tokens; longer texts are cut. By default 128 (tags 256, spans 384, generation 512), "
+            "or less if the model takes less.",
+        ),
+    ] = None,
     metric: Metric = None,
+    prompt: Prompt = None,
+    new_tokens: NewTokens = None,
+    beams: Beams = None,
     methods: Annotated[
         list[str] | None,
         option(
@@ -93,6 +110,7 @@ def compare(
     batch_size: Annotated[
         int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
     ] = None,
+    packing: Packing = SETTINGS["packing"].default,
     precision: Annotated[
         str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
     ] = None,
@@ -113,14 +131,15 @@ def compare(
     from deltatune.data import read
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length, QUICK_LENGTH)
+        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
         batch_size = batch_size or QUICK_BATCH
-    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
+    # before torch is imported: mistakes in the data show at once
+    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run import run
     from deltatune.training import Settings
 
-    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
+    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = Settings(**changed)
     plan = make_plan(
@@ -133,6 +152,7 @@ def compare(
         settings=settings,
         max_length=max_length,
         metric=metric or "",
+        task={"prompt": prompt, "new_tokens": new_tokens, "beams": beams},
         head=head_of(pooling, dense),
         out=out,
     )
@@ -169,10 +189,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
-    cut = [f"{rows.truncated} of {len(rows)} {split}" for split, rows in plan.splits.items() if rows.truncated]
-    notes = [*data.notes, *remarks(data)]
-    if cut:
-        notes.append(f"cut at {plan.task.max_length} tokens because they are longer: {', '.join(cut)} texts")
+    notes = [*data.notes, *remarks(data), *cut_notes(plan.task, plan.splits)]
     show(facts(pairs), "", stderr=quiet)
     if notes:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)

@@ -29,7 +29,7 @@ from deltatune.cli.options import (
     option,
 )
 from deltatune.cli.screen import facts, plural, print_json, say, show, table
-from deltatune.cli.texts import fields_of, parameter
+from deltatune.cli.texts import fields_of
 from deltatune.cli.watching import Watching
 from deltatune.comparison.formats import count, rate, score
 
@@ -53,8 +53,9 @@ def dimension(
     label: Label = None,
     limit: Limit = None,
     max_length: Annotated[
-        int, option("--max-length", panel=DATA, metavar="TOKENS", help="Longest input in tokens; longer texts are cut.")
-    ] = parameter(PLAN, "make_plan", "max_length"),
+        int | None,
+        option("--max-length", panel=DATA, metavar="TOKENS", help="Longest input in tokens; longer texts are cut."),
+    ] = None,
     metric: Metric = None,
     method: Annotated[str, asked("method", "--method", "NAME")] = QUESTION["method"].default,
     fraction: Annotated[float, asked("fraction", "--fraction", "SHARE")] = QUESTION["fraction"].default,
@@ -91,7 +92,7 @@ def dimension(
     from deltatune.data import read
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length, QUICK_LENGTH)
+        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
         batch_size = batch_size or QUICK_BATCH
     found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
     from deltatune.comparison.answer import answer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from deltatune.cli.adapters import NAME
 from deltatune.cli.endings import Interrupted
 from deltatune.cli.exporting import ExportFor, check_export, check_peer
+from deltatune.cli.notes import cut_notes
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -46,7 +47,7 @@ from deltatune.comparison.recommend import percent
 from deltatune.store import runs
 
 if TYPE_CHECKING:
-    from deltatune.tasks import Encoded, Task
+    from deltatune.tasks import Task
     from deltatune.training.job import Prepared
 
 
@@ -202,13 +203,3 @@ def example_file(task: Task) -> str:
     """What a file to predict may be called."""
     one = len(getattr(task, "text", ())) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"
-
-
-def cut_notes(task: Any, encoded: dict[str, Encoded]) -> list[str]:
-    """What is to be said of rows that were longer than the task allows."""
-    cut = [f"{rows.truncated} of {rows.examples} {split}" for split, rows in encoded.items() if rows.truncated]
-    if not cut:
-        return []
-    if task.to_json()["task"] == "span":
-        return [f"read in windows of {task.max_length} tokens because they are longer: {', '.join(cut)} passages"]
-    return [f"cut at {task.max_length} tokens because they are longer: {', '.join(cut)} texts"]

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from deltatune.comparison.baseline import majority
 from deltatune.comparison.dimension import Found
 from deltatune.comparison.plan import DEFAULT_METHODS, Plan
 from deltatune.comparison.question import Point, Question
 from deltatune.comparison.recommend import percent
-from deltatune.comparison.summary import majority, versions
+from deltatune.comparison.summary import versions
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
@@ -33,7 +34,7 @@ def answer(plan: Plan, question: Question, found: Found, elapsed: float) -> dict
         "metric": plan.task.metric,
         "question": dataclasses.asdict(question),
         "base_params": plan.host.sites.base_params,
-        "head_params": plan.head.outputs * (plan.head.width + 1),
+        "head_params": plan.head_params,
         "majority": majority(plan),
         "target": found.target,
         "dimension": found.dimension,
@@ -42,7 +43,7 @@ def answer(plan: Plan, question: Question, found: Found, elapsed: float) -> dict
         "points": [_entry(point, found) for point in found.points],
         "methods": equivalents(plan.host.sites, found.dimension) if found.dimension else [],
         "seeds": list(plan.seeds),
-        "settings": dataclasses.asdict(plan.settings) | {"max_length": plan.task.max_length},
+        "settings": dataclasses.asdict(plan.settings) | {"max_length": plan.task.to_json().get("max_length")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
         "versions": versions(),

@@ -31,7 +31,6 @@ from deltatune.comparison.run import Event, OnEvent
 from deltatune.comparison.summary import versions
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.text import parse
-from deltatune.tasks.heads import Head
 from deltatune.training import predict, train
 
 Record = dict[str, Any]
@@ -121,7 +120,7 @@ class Seeker:
 
     def _train(self, cell: Cell, key: str, words: str) -> Record:
         plan = self.plan
-        adapter = plan.host.attach(NAME, cell.contender.method, seed=cell.seed, head=Head(plan.head, seed=cell.seed))
+        adapter = plan.host.attach(NAME, cell.contender.method, seed=cell.seed, head=plan.make_head(cell.seed))
         settings = dataclasses.replace(plan.settings, learning_rate=cell.rate, seed=cell.seed)
 
         def on_step(step: int, total: int, loss: float, rate: float) -> None:
@@ -132,13 +131,13 @@ class Seeker:
             on_step=on_step,
         )  # fmt: skip
         test = plan.splits["test"]
-        logits = predict(plan.host, NAME, plan.task, test, plan.tokenizer, precision=settings.precision)
+        answers = predict(plan.host, NAME, plan.task, test, plan.tokenizer, precision=settings.precision)
         return self._record(cell, key) | {
             "params": adapter.count,
             "head_params": adapter.head_count,
             "train_seconds": outcome.seconds,
             "loss": outcome.history[-1][1],
-            "scores": {"validation": outcome.evaluations[-1][1], "test": plan.task.score(logits, test.references)},
+            "scores": {"validation": outcome.evaluations[-1][1], "test": plan.task.score(answers, test.references)},
         }
 
     def _record(self, cell: Cell, key: str) -> Record:

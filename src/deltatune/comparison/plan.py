@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from deltatune.core.budget import Budget, fit_budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -17,9 +20,9 @@ from deltatune.core.method import Method
 from deltatune.core.text import parse
 from deltatune.data.splits import Data
 from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone
-from deltatune.tasks.classify import Classify
-from deltatune.tasks.heads import HeadConfig
-from deltatune.tasks.task import Encoded
+from deltatune.tasks.choosing import KINDS, shorter, task_for
+from deltatune.tasks.task import Encoded, Task
+from deltatune.tasks.tokens import longest_input
 from deltatune.tasks.words import worded
 from deltatune.training import Settings, encode_for
 
@@ -34,6 +37,10 @@ DEFAULT_METHODS = (
 )
 """Compared when none are named: the size-fitted families, and three reference lines."""
 DEFAULT_BUDGET = "0.5%"
+LENGTH = 128
+"""Longest input of classifications, in tokens."""
+VIRTUAL = 64
+"""Positions left to prompts and prefixes."""
 STEP = 3.0
 """Neighbouring rates of the search differ by this factor."""
 EXTENSIONS = 2
@@ -92,13 +99,31 @@ class Plan:
     host: Host
     tokenizer: Any
     data: Data
-    task: Classify
-    head: HeadConfig
+    task: Task
+    head: dict[str, Any]
+    """Fields of the head that are set."""
     splits: dict[str, Encoded]
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     settings: Settings
     budget: Budget | None
+
+    def make_head(self, seed: int) -> nn.Module | Literal[False]:
+        """A new head for the task; False where the model's own words are the answer."""
+        found = self.task.make_head(self.host.model.config, seed, **self.head)  # type: ignore[arg-type]
+        return False if found is None else found
+
+    @cached_property
+    def head_json(self) -> dict[str, Any] | None:
+        """The head's fields as plain data; None where there is none."""
+        head: Any = self.make_head(0)
+        return head.config.to_json() if head else None
+
+    @property
+    def head_params(self) -> int:
+        """Parameters of the head."""
+        head = self.make_head(0)
+        return sum(p.numel() for p in head.parameters()) if head else 0
 
     @property
     def total(self) -> int:
@@ -113,7 +138,7 @@ class Plan:
             "base_params": self.host.sites.base_params,
             "data": {"name": self.data.name, "origin": self.data.origin, "digest": _digest(self.splits)},
             "task": self.task.to_json(),
-            "head": self.head.to_json(),
+            "head": self.head_json,
             "method": cell.contender.text,
             "settings": settings,
         }
@@ -133,34 +158,41 @@ def make_plan(
     seeds: int = 3,
     rates: int = 3,
     settings: Settings | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     metric: str = "",
+    task: Mapping[str, Any] | None = None,
     head: dict[str, Any] | None = None,
     out: str | Path | None = None,
 ) -> Plan:
     """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
 
+    `task` sets fields of the task, `max_length` and `metric` among them, which is otherwise what suits the data.
     `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the largest that
     fits, whatever size it was given; None keeps the sizes as given. `rates` learning rates are tried a method.
     Raises DeltatuneError listing every method that cannot run on this model, before anything is trained.
     """
     raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
     settings = settings or Settings()
-    backbone, tokenizer = load_backbone(model, pooler=(head or {}).get("pooling") == "pooler")
+    answers = KINDS[data.kind].answers
+    backbone, tokenizer = load_backbone(model, pooler=(head or {}).get("pooling") == "pooler", answers=answers)
     host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
-    task = Classify(labels=data.labels, text=data.text, label=data.label, max_length=max_length, metric=metric)
+    over = {**(task or {}), "max_length": max_length, "metric": metric or None}
+    if answers == "row" and max_length is None:
+        over["max_length"] = LENGTH
+    chosen = task_for(data, backbone.config, tokenizer, over)
+    asked: Any = chosen.task if max_length else shorter(chosen.task, _room(host, methods))
     found = None if budget is None else read_budget(budget, host.sites)
-    contenders = _contenders(host, [_worded(method, tokenizer, task) for method in methods], found, rates)
-    splits = _encode(host, task, data, tokenizer, contenders)
+    contenders = _contenders(host, [_worded(method, tokenizer, asked) for method in methods], found, rates)
+    splits = _encode(host, asked, data, tokenizer, contenders, settings.packing)
     return Plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
         model=model,
         host=host,
         tokenizer=tokenizer,
-        data=data,
-        task=task,
-        head=task.head_config(backbone.config, **(head or {})),
+        data=dataclasses.replace(data, notes=(*data.notes, *chosen.notes)),
+        task=asked,
+        head=(head or {}) if answers == "row" else {},
         splits=splits,
         contenders=contenders,
         seeds=tuple(range(seeds)),
@@ -185,7 +217,13 @@ def spread_rates(middle: float, count: int) -> tuple[float, ...]:
     return tuple(beyond(middle, first + i) for i in range(count))
 
 
-def _worded(given: str | Method, tokenizer: Any, task: Classify) -> str | Method:
+def _room(host: Host, methods: Sequence[str | Method]) -> int | None:
+    """Positions of the model, less a share for prompts and prefixes where there is a limit."""
+    positions = longest_input(host.model)
+    return None if positions is None else positions - min(VIRTUAL, positions // 8)
+
+
+def _worded(given: str | Method, tokenizer: Any, task: Task) -> str | Method:
     """A method with its words as token ids; a text that cannot be read is left to be reported with the others."""
     try:
         return worded(parse(given), tokenizer, task)
@@ -217,13 +255,13 @@ def _contenders(
 
 
 def _encode(
-    host: Host, task: Classify, data: Data, tokenizer: Any, contenders: tuple[Contender, ...]
+    host: Host, task: Task, data: Data, tokenizer: Any, contenders: tuple[Contender, ...], packing: bool
 ) -> dict[str, Encoded]:
     """Encode once; each method is attached for a moment, so that what cannot work is known before the first run."""
     encoded: dict[str, Encoded] = {}
     problems = []
     for contender in contenders:
-        host.attach("candidate", contender.method)
+        host.attach("candidate", contender.method, head=False)
         try:
             if encoded:
                 encode_for(host, "candidate", task, data.train[:1], tokenizer)
@@ -240,5 +278,5 @@ def _encode(
 
 
 def _digest(splits: dict[str, Encoded]) -> str:
-    text = json.dumps({name: list(rows) for name, rows in splits.items()}, sort_keys=True)
+    text = json.dumps({name: [list(rows), rows.truth] for name, rows in splits.items()}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

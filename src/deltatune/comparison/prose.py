@@ -40,8 +40,10 @@ def _held_equal(summary: Mapping[str, Any]) -> str:
 
 def _score(summary: Mapping[str, Any]) -> str:
     seeds, test = len(summary.get("seeds") or []), (summary["data"].get("rows") or {}).get("test")
-    majority = formats.number(summary.get("majority") or {}, "score")
-    known = f" Always answering the most frequent label scores {majority:.3f}." if majority is not None else ""
+    baseline = summary.get("majority") or {}
+    score = formats.number(baseline, "score")
+    words = baseline.get("words") or "Always answering the most frequent label"
+    known = f" {words} scores {score:.3f}." if score is not None else ""
     mean = f"the mean of {seeds} seeds" if seeds != 1 else "of one seed"
     return (
         f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, used once, after the learning rate "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltatune.store.atomic import write_file
 
@@ -44,14 +43,14 @@ class Records:
         record = self.cells.get(key)
         if record is None or (adapter and not (self.folder / str(record["adapter"]) / "manifest.json").is_file()):
             return None
-        if record["stage"] == "final" and not self._file(key).is_file():
+        if record["stage"] == "final" and not self.answered(key):
             return None
         return record
 
-    def add(self, record: dict[str, Any], logits: NDArray[Any] | None = None) -> dict[str, Any]:
-        """Store a cell: predictions first, the line last. Returns the record."""
-        if logits is not None:
-            np.save(self._file(record["cell"]), logits, allow_pickle=False)
+    def add(self, record: dict[str, Any], answers: Any = None) -> dict[str, Any]:
+        """Store a cell: the answers first (arrays, or plain data), the line last. Returns the record."""
+        if answers is not None:
+            self.keep(record["cell"], answers)
         with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
@@ -60,13 +59,25 @@ class Records:
             self.cells[record["cell"]] = record
         return record
 
-    def logits(self, key: str) -> NDArray[Any]:
-        """Test logits (N, C) of a final cell."""
-        found: NDArray[Any] = np.load(self._file(key), allow_pickle=False)
-        return found
+    def keep(self, key: str, answers: Any) -> None:
+        """Store answers: an array, or plain data."""
+        if isinstance(answers, np.ndarray):
+            np.save(self._file(key), answers, allow_pickle=False)
+        else:
+            write_file(self._file(key, ".json"), json.dumps(answers, ensure_ascii=False) + "\n")
 
-    def _file(self, key: str) -> Path:
-        return self.folder / "predictions" / f"{key}.npy"
+    def answered(self, key: str) -> bool:
+        """Whether there are answers under a key."""
+        return self._file(key).is_file() or self._file(key, ".json").is_file()
+
+    def answers(self, key: str) -> Any:
+        """What a final cell answered on the test rows: logits (N, C), or plain data."""
+        if self._file(key).is_file():
+            return np.load(self._file(key), allow_pickle=False)
+        return json.loads(self._file(key, ".json").read_text(encoding="utf-8"))
+
+    def _file(self, key: str, ending: str = ".npy") -> Path:
+        return self.folder / "predictions" / f"{key}{ending}"
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

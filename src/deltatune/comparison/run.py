@@ -15,7 +15,6 @@ from deltatune.comparison.plan import EXTENSIONS, Cell, Contender, Plan, beyond
 from deltatune.comparison.records import Records, write_summary
 from deltatune.comparison.report import write_report
 from deltatune.comparison.summary import summarise, versions
-from deltatune.tasks.heads import Head
 from deltatune.tasks.metrics import LOWER_IS_BETTER
 from deltatune.tasks.tokens import tokenizer_fingerprint
 from deltatune.training import predict, train
@@ -161,7 +160,7 @@ class _Runner:
 
     def _train(self, cell: Cell, key: str) -> Record:
         plan = self.plan
-        head = Head(plan.head, seed=cell.seed)
+        head = plan.make_head(cell.seed)
         adapter = plan.host.attach(NAME, cell.contender.method, seed=cell.seed, head=head, extra=_extra(plan))
         settings = dataclasses.replace(plan.settings, learning_rate=cell.rate, seed=cell.seed)
         counts = {"params": adapter.count, "head_params": adapter.head_count}
@@ -196,15 +195,15 @@ class _Runner:
         """Test the attached adapter, keep it, and at the first seed measure what it costs to use."""
         plan = self.plan
         test = plan.splits["test"]
-        logits = predict(plan.host, NAME, plan.task, test, plan.tokenizer, precision=plan.settings.precision)
-        scores = {"validation": scored["scores"]["validation"], "test": plan.task.score(logits, test.references)}
+        answers = predict(plan.host, NAME, plan.task, test, plan.tokenizer, precision=plan.settings.precision)
+        scores = {"validation": scored["scores"]["validation"], "test": plan.task.score(answers, test.references)}
         folder = f"adapters/{slug(cell.contender.text)}-seed{cell.seed}"
         plan.host.save(NAME, plan.out / folder)
         size = sum((plan.out / folder / file).stat().st_size for file in ("adapter.json", "adapter.safetensors"))
         record = trained | self._record(cell, key) | {"scores": scores, "adapter": folder, "adapter_bytes": size}
         if cell.seed == plan.seeds[0]:
             record |= dataclasses.asdict(self._costs())
-        return self.records.add(record, logits)
+        return self.records.add(record, answers)
 
     def _costs(self) -> Any:
         plan = self.plan

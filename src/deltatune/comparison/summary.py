@@ -8,19 +8,20 @@ import platform
 import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-import numpy as np
-
+from deltatune.comparison.baseline import baseline
 from deltatune.comparison.plan import Contender, Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
+from deltatune.comparison.samples import samples
 from deltatune.comparison.statistics import (
     Interval,
     PscpConstants,
+    draw,
     intervals_of,
     pscp,
-    resample,
     ties_of,
 )
 
@@ -49,22 +50,24 @@ def summarise(
         "data": {
             "name": plan.data.name,
             "origin": plan.data.origin,
-            "rows": {name: len(rows) for name, rows in plan.splits.items()},
+            "rows": {name: rows.examples for name, rows in plan.splits.items()},
             "labels": list(plan.data.labels),
             "notes": list(plan.data.notes),
         },
-        "task": "classify" if plan.task.labels else "regression",
+        "task": plan.data.task,
         "metric": plan.task.metric,
         "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
         "base_params": plan.host.sites.base_params,
-        "head_params": plan.head.outputs * (plan.head.width + 1),
+        "head_params": plan.head_params,
         "seeds": list(plan.seeds),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
-        "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, "max_length": plan.task.max_length},
-        "head": plan.head.to_json(),
+        "settings": dataclasses.asdict(plan.settings)
+        | {"resamples": RESAMPLES, "max_length": plan.task.to_json().get("max_length")},
+        "head": plan.head_json,
         "versions": versions(),
-        "majority": majority(plan),
+        "majority": baseline(plan, records),
+        "samples": samples(plan, finals, records),
         "methods": entries,
         "failed": [
             {key: record[key] for key in ("method", "learning_rate", "seed", "stage", "error")} for record in failed
@@ -72,6 +75,12 @@ def summarise(
         "pscp_constants": dataclasses.asdict(PscpConstants()),
     }
     return summary | {"recommendation": recommend(summary)}
+
+
+def _limits(plan: Plan) -> dict[str, Any]:
+    """What the task was asked with, as far as a reader of the report wants it."""
+    wanted = ("max_length", "prompt", "new_tokens", "beams", "stride", "piece")
+    return {name: value for name, value in plan.task.to_json().items() if name in wanted}
 
 
 def versions() -> dict[str, str]:
@@ -83,15 +92,15 @@ def versions() -> dict[str, str]:
 def _judge(
     plan: Plan, finals: Mapping[str, list[Record]], records: Records
 ) -> tuple[dict[str, Interval], dict[str, bool]]:
-    predictions = {
-        text: [plan.task.predictions(records.logits(record["cell"])) for record in each]
+    references = plan.splits["test"].references
+    scorers = {
+        text: [partial(plan.task.resampled, records.answers(record["cell"]), references) for record in each]
         for text, each in finals.items()
         if each
     }
-    if not predictions:
+    if not scorers:
         return {}, {}
-    references = plan.splits["test"].references
-    draws = resample(plan.task.metric, predictions, references, RESAMPLES, labels=len(plan.task.labels))
+    draws = draw(plan.task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
     return intervals_of(draws), ties_of(draws)
 
 
@@ -110,7 +119,7 @@ def _entry(
         "name": contender.method.label,
         "reference": contender.reference,
         "params": contender.params,
-        "head_params": plan.head.outputs * (plan.head.width + 1),
+        "head_params": plan.head_params,
         "share": contender.params / plan.host.sites.base_params,
         "metric": metric,
         "score": None,
@@ -155,12 +164,3 @@ def _edges(searched: list[Record]) -> tuple[float, float]:
 def _mean_scores(final: list[Record]) -> dict[str, float]:
     names = final[0]["scores"]["test"]
     return {name: statistics.mean(record["scores"]["test"][name] for record in final) for name in names}
-
-
-def majority(plan: Plan) -> dict[str, float] | None:
-    """The primary metric of always answering the training rows' most frequent label."""
-    if not plan.task.labels:
-        return None
-    labels, counts = np.unique(plan.splits["train"].references, return_counts=True)
-    references = plan.splits["test"].references
-    return {"score": plan.task.measure(np.full(len(references), labels[counts.argmax()]), references)}

@@ -109,22 +109,26 @@ class Tag:
         """Tokens, the place of each word's token (None: it has none), and whether words were cut off."""
         ends = list(accumulate(len(word) + 1 for word in words))
         text = " ".join(words)
-        found = tokenizer(
-            text, truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,
-            return_attention_mask=True,
-        )  # fmt: skip
-        offsets = found.pop("offset_mapping")
+        found = dict(tokenizer(text, return_offsets_mapping=True, return_attention_mask=True, verbose=False))
+        cut = len(found["input_ids"]) > self.max_length
+        if cut:
+            found = dict(
+                tokenizer(
+                    text, truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,
+                    return_attention_mask=True,
+                )
+            )  # fmt: skip
         place: list[int | None] = [None] * len(words)
         word = 0
-        for at, (start, end) in enumerate(offsets):
-            if start == end:  # special tokens
+        for at, (start, end) in enumerate(found.pop("offset_mapping")):
+            start += len(text[start:end]) - len(text[start:end].lstrip())  # a token may bring the space before its word
+            if start == end:  # special tokens, and lone spaces
                 continue
-            while word < len(words) - 1 and start >= ends[word] - 1 and end > ends[word]:
-                word += 1  # a token may bring the space before its word
+            while start >= ends[word]:
+                word += 1
             if place[word] is None or self.piece == "last":
                 place[word] = at
-        reached = max((end for _, end in offsets), default=0)
-        return dict(found), place, reached < len(text.rstrip())
+        return found, place, cut
 
     def _words(self, rows: Sequence[Row]) -> list[list[str]]:
         name = self.text[0]
@@ -137,7 +141,13 @@ class Tag:
         return [list(value) for value in values]
 
     def _tags(self, rows: Sequence[Row], words: list[list[str]]) -> list[list[str]]:
-        values = [value.split() if isinstance(value, str) else list(value) for value in column(rows, self.label)]
+        given = [value.split() if isinstance(value, str) else value for value in column(rows, self.label)]
+        raise_listed([
+            f"row {i}: {self.label} is {value!r}, not a list of tags"
+            for i, value in enumerate(given)
+            if not isinstance(value, (list, tuple))
+        ])  # fmt: skip
+        values = [list(value) for value in given]
         problems = []
         for i, (mine, own) in enumerate(zip(values, words, strict=True)):
             if len(mine) != len(own):

@@ -105,7 +105,7 @@ class Span:
         """Where each row's answer stands, and all its texts."""
         wanted = [answer_of(own, passage) for own, passage in zip(column(rows, self.label), passages, strict=True)]
         lost = [i for i, (place, texts) in enumerate(wanted) if texts and place is None]
-        raise_listed([f"row {i}: the answer {wanted[i][1][0]!r} is not in the passage" for i in lost])
+        raise_listed([f"row {i}: the answer {wanted[i][1][0]!r} is not in the passage where it says" for i in lost])
         without = [i for i, (_, texts) in enumerate(wanted) if not texts]
         if without and not self.abstains:
             raise DeltatuneError(
@@ -195,18 +195,19 @@ def answer_of(answers: Any, passage: str) -> tuple[tuple[int, int] | None, list[
         answers = [{"text": text, "start": start} for text, start in zip(answers.get("text", ()), starts, strict=True)]
     if isinstance(answers, str):
         answers = [answers] if answers else []
-    given: list[dict[str, Any]] = [
-        one if isinstance(one, dict) else {"text": one, "start": -1} for one in answers or ()
-    ]
+    given = [one if isinstance(one, dict) else {"text": one} for one in answers or ()]
     texts = [str(one["text"]) for one in given if one["text"]]
-    for one in given:
-        text, start = str(one["text"]), int(one.get("start", one.get("answer_start", -1)) or 0)
-        if text and start >= 0 and passage[start : start + len(text)] == text:
-            return (start, start + len(text)), texts
-        if text and passage.find(text) >= 0:
-            start = passage.find(text)
-            return (start, start + len(text)), texts
-    return None, texts
+    places = [_found(str(one["text"]), one.get("start", one.get("answer_start")), passage) for one in given]
+    return next((place for place in places if place), None), texts
+
+
+def _found(text: str, start: int | None, passage: str) -> tuple[int, int] | None:
+    """Where an answer stands: at its start, or where it comes first if none is given (None or -1)."""
+    if start is None or start < 0:
+        start = passage.find(text)
+    there = bool(text.strip()) and start >= 0 and passage.startswith(text, start)
+    start += len(text) - len(text.lstrip())  # no token holds spaces alone
+    return (start, start + len(text.strip())) if there else None
 
 
 def _grouped(found: Sequence[Window], passages: Sequence[str]) -> list[dict[str, Any]]:

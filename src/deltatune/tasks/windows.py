@@ -25,7 +25,7 @@ class Window:
     """Whether it is the row's first."""
     tokens: TokenRow
     offsets: list[tuple[int, int] | None]
-    """Characters of the passage that each token covers; None for tokens of the question and special ones."""
+    """Characters of the passage that each token covers; None for tokens of the question, special ones and lone spaces."""
 
     def place(self, answer: tuple[int, int] | None) -> list[int]:
         """Tokens at which an answer (characters) starts and ends; [0, 0] if it is not whole in this window."""
@@ -72,7 +72,7 @@ def windows(
     for i, owner in enumerate(owners):
         sides = found.sequence_ids(i)
         offsets = [
-            tuple(where) if side == 1 and where[1] > where[0] else None
+            trimmed(passages[owner], *where) if side == 1 else None
             for where, side in zip(found["offset_mapping"][i], sides, strict=True)
         ]
         tokens: TokenRow = {name: found[name][i] for name in names}
@@ -81,6 +81,13 @@ def windows(
     if empty:
         raise DeltatuneError(f"row {min(empty)}: the passage has no tokens")
     return result
+
+
+def trimmed(passage: str, start: int, end: int) -> tuple[int, int] | None:
+    """The characters of a token without the space that it may bring; None where nothing is left."""
+    text = passage[start:end]
+    start += len(text) - len(text.lstrip())
+    return (start, start + len(text.strip())) if text.strip() else None
 
 
 def best_span(logits: NDArray[Any], window: Window, longest: int) -> Found:

@@ -364,7 +364,8 @@ function report(found) {
   top.document.body.append(place);
 }
 addEventListener("load", () => {
-  const names = () => [...document.querySelectorAll("tbody tr th[scope=row] b")].map((each) => each.textContent);
+  const table = document.querySelector("table");
+  const names = () => [...table.querySelectorAll("tbody tr th[scope=row] b")].map((each) => each.textContent);
   const head = (key) => document.querySelector(`th[data-key=${key}]`);
   const texts = [];
   for (const svg of document.querySelectorAll("figure svg")) {

@@ -27,7 +27,7 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     tied = [row for row in scored if row["tied_with_best"] or row is best]
     chosen = min(tied, key=lambda row: (row["params"], row.get("train_seconds") or math.inf))
     reason = _reason(chosen, best, scored, len(tied), sign)
-    warning = _warning(best, summary.get("majority"))
+    warning = _warning(best, summary.get("majority"), lower=sign < 0)
     return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
 
 
@@ -80,11 +80,12 @@ def _share(row: Row, of: Row) -> str:
     return f"{percent(row['params'] / of['params'])} of its trained parameters"
 
 
-def _warning(best: Row, majority: Mapping[str, Any] | None) -> str:
-    """Said when even the best may be no better than no model at all."""
-    if not majority or majority.get("score") is None or not best.get("ci95") or best["ci95"][0] > majority["score"]:
+def _warning(best: Row, majority: Mapping[str, Any] | None, lower: bool = False) -> str:
+    """Said when even the best may be no better than what nothing was learnt for."""
+    if not majority or majority.get("score") is None or not best.get("ci95"):
         return ""
-    return (
-        " Beware: even the best is not clearly better than always answering the most frequent label "
-        f"({majority['score']:.3f})."
-    )
+    if best["ci95"][1] < majority["score"] if lower else best["ci95"][0] > majority["score"]:
+        return ""
+    words = str(majority.get("words") or "Always answering the most frequent label").rstrip(",")
+    than = words[:1].lower() + words[1:]
+    return f" Beware: even the best is not clearly better than {than} ({majority['score']:.3f})."

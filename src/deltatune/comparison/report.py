@@ -13,6 +13,7 @@ from typing import Any
 from deltatune.comparison import formats
 from deltatune.comparison.cards import sample_cards
 from deltatune.comparison.entries import Entry, entries
+from deltatune.comparison.everything import metrics_table
 from deltatune.comparison.formats import html
 from deltatune.comparison.plots import costs, learning_curves, rate_sensitivity
 from deltatune.comparison.prose import how_to_read
@@ -44,7 +45,8 @@ def render(summary: Mapping[str, Any]) -> str:
         table=results_table(methods, formats.number(summary, "base_params"), summary["metric"] in LOWER_IS_BETTER),
         failures=failures(summary.get("failed") or []),
         figures=_figures(summary, methods),
-        samples=sample_cards(summary.get("samples") or [], {m["method"]: m["name"] for m in summary["methods"]}),
+        samples=sample_cards(summary.get("samples") or [], {entry.row["method"]: entry.label for entry in methods}),
+        metrics=metrics_table(methods, summary.get("majority")),
         reading=how_to_read(summary),
         settings=_settings(summary),
         created=html(_date(summary.get("created"))),

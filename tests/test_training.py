@@ -11,6 +11,7 @@ import models
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Classify, Head
 from deltatune.training import predict, train
+from deltatune.training.distributed import World
 from deltatune.training.order import Order
 from runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
 
@@ -234,6 +235,23 @@ def test_order_has_every_row_once(grouped, count, size, pieces):
     order.set_epoch(1)
     assert list(order) != first or count <= 8
     assert list(Order(lengths, size, 1, seed=1, grouped=grouped)) != list(Order(lengths, size, 1, 0, grouped))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize(("count", "batch", "pieces"), [(70, 16, 1), (70, 16, 4), (64, 16, 9), (5, 8, 2), (65, 16, 4)])
+def test_processes_share_the_rows_of_each_step(count, batch, pieces, size):
+    lengths = np.random.default_rng(0).integers(3, 60, count).tolist()
+    alone = Order(lengths, batch, 1, 0, True)
+    orders = [Order(lengths, batch, pieces, 0, True, World(rank, size)) for rank in range(size)]
+    parts = [list(order) for order in orders]
+    assert {len(order) for order in orders} == {len(part) for part in parts} == {len(orders[0])}
+    passes = orders[0].passes(batch)
+    assert passes <= pieces
+    for number, step in enumerate(alone):
+        mine = [row for part in parts for piece in part[number * passes : (number + 1) * passes] for row in piece]
+        assert sorted(mine) == sorted(step)
+    shares = [len(row) for part in parts for row in part[: passes * (count // batch)]]
+    assert max(shares, default=0) - min(shares, default=0) <= 1
 
 
 def test_grouping_saves_padding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,29 +12,47 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from deltatune.core.delta import generator_for
+from deltatune.training.distributed import World
 
 REACH = 50
 """Batches that are sorted by length together: enough to leave little padding, few enough to mix the rows."""
 
 
 class Order(Sampler[list[int]]):
-    """Row numbers of each forward pass of an epoch. `epoch` is set by the Trainer."""
+    """Row numbers of each forward pass of an epoch in one process. `epoch` is set by the Trainer.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, pieces: int, seed: int, grouped: bool) -> None:
-        """`batch_size` rows make one optimiser step, in `pieces` forward passes."""
+    The rows of a step are the same for any number of processes, which take turns at its parts. All of them make the
+    same number of passes, so in a short last step one may have a pass without rows.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        pieces: int,
+        seed: int,
+        grouped: bool,
+        world: World | None = None,
+    ) -> None:
+        """`batch_size` rows make one optimiser step of all processes, in `pieces` forward passes of each."""
         self.lengths, self.batch_size, self.pieces = lengths, batch_size, pieces
         self.seed, self.grouped, self.epoch = seed, grouped, 0
+        self.world = world or World()
 
     def __len__(self) -> int:
         """Forward passes an epoch."""
         whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * self.pieces + min(rest, self.pieces)
+        return whole * self.passes(self.batch_size) + self.passes(rest)
+
+    def passes(self, rows: int) -> int:
+        """Forward passes of a step: no more than are needed for every one to have a row in some process."""
+        return min(self.pieces, -(-rows // self.world.size))
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches():
-            count = min(self.pieces, len(batch))
+            count = self.passes(len(batch)) * self.world.size
             cuts = [len(batch) * i // count for i in range(count + 1)]
-            yield from (batch[a:b] for a, b in pairwise(cuts))
+            yield from [batch[a:b] for a, b in pairwise(cuts)][self.world.rank :: self.world.size]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is given next."""
@@ -73,9 +92,17 @@ class Batches(DataLoader[Any]):
     """A loader in this process that draws nothing from the global random state and tells its order the epoch."""
 
     def __init__(self, rows: Any, order: Order, collate: Callable[[Any], dict[str, Tensor]]) -> None:
+        collate = partial(some, rows, collate)
         super().__init__(rows, batch_sampler=order, collate_fn=collate, generator=torch.Generator())
         self.order = order
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer at the start of each epoch."""
         self.order.set_epoch(epoch)
+
+
+def some(rows: Any, collate: Callable[[Any], dict[str, Tensor]], members: Any) -> dict[str, Tensor]:
+    """The batch of some rows. For none it is the first row's, counted as 0 rows: models take no empty batch."""
+    if isinstance(members, list) and not members:
+        return {**collate([rows[0]]), "rows": torch.tensor(0)}
+    return collate(members)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.task import TokenRow
 
@@ -49,6 +50,23 @@ def random_record() -> dict[str, Any]:
     kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
     numpy_state = [str(kind), np.asarray(keys).tolist(), int(place), int(has_gauss), float(cached)]
     return {"python": [version, list(words), gauss], "numpy": numpy_state}
+
+
+def of_processes(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of all processes, as `RANK.NAME`."""
+    return {f"{rank}.{name}": value for rank, tensors in enumerate(found) for name, value in tensors.items()}
+
+
+def of_process(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """One process's own out of `of_processes`."""
+    own = f"{rank}."
+    return {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Let each process drop other values out; the first one as if it were alone."""
+    if rank:
+        torch.manual_seed(generator_for(seed, f"process.{rank}").initial_seed())
 
 
 def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

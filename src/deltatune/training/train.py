@@ -19,6 +19,7 @@ from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint, memory
 from deltatune.training.batching import device_of
+from deltatune.training.distributed import World, join
 from deltatune.training.features import Probe, extract, probed
 from deltatune.training.order import Batches, Drawn, Order
 from deltatune.training.packing import check_packing
@@ -85,19 +86,20 @@ def train(
         return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
 
     place = Path(out) if out is not None else None
+    world = join(device_of(host))
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
     with acting(host, name, training=True):
         memory.reset_peak(device_of(host))
         started = time.perf_counter()
-        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch)
+        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world)
         trainer.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
-        resume = checkpoint.newest(place) if place is not None else None
+        resume = world.told(checkpoint.newest(place)) if place is not None else None
         trainer.run(resume)
         peak = memory.peak(device_of(host))
     host.finish_(name)
     done, last = trainer.progress, trainer.state.global_step
     if len(validation) and not (done.evaluations and done.evaluations[-1][0] == last):
-        done.evaluations.append((last, evaluate()))
+        done.evaluations.append((last, world.told(evaluate())))
     return Outcome(
         history=done.history,
         evaluations=done.evaluations,
@@ -116,6 +118,11 @@ def resolved(settings: Settings, host: Host, name: str) -> Settings:
     """Settings with a rate: the method's recommended one where none is given."""
     if name not in host.adapters:
         raise DeltatuneError(f"no adapter is called {name!r}; attached: {', '.join(host.adapters) or 'none'}")
+    if not host.trainable(name):
+        raise DeltatuneError(
+            f"adapter {name!r} has nothing to train: {host.adapters[name].method!r} trains only a head, and there is "
+            "none where the model's own words are the answer; choose another method"
+        )
     if settings.learning_rate is not None:
         return settings
     return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
@@ -131,6 +138,7 @@ def build(
     out: Path | None,
     on_step: OnStep | None,
     evaluate: Callable[[], dict[str, float]] | None,
+    world: World,
 ) -> DeltaTrainer:
     """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
     bfloat16 = half(host.model, settings.precision)
@@ -147,13 +155,13 @@ def build(
         host.model.eval()
         model, data, batch = Probe(head, task), extract(host, head, rows, collate, bfloat16), as_it_is
     lengths = [len(row["input_ids"]) for row in rows]
-    order = Order(lengths, settings.batch_size, settings.accumulation, settings.seed, settings.length_grouping)
+    order = Order(lengths, settings.batch_size, settings.accumulation, settings.seed, settings.length_grouping, world)
     if hasattr(task, "draw"):
         data = Drawn(data, task.draw, order)
     loader = Batches(data, order, batch)
-    every = settings.checkpoint_every or -(-len(order) // settings.accumulation)
-    args = arguments(settings, device_of(host), every, out)
-    identity = identity_of(host, name, task, rows, settings) if out is not None else None
+    args = arguments(settings, order, out)
+    compared = out is not None or world.size > 1
+    identity = identity_of(host, name, task, rows, settings) if compared else None
     return DeltaTrainer(model, host, name, task, loader, settings, args, on_step, evaluate, identity)
 
 

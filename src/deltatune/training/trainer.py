@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, get_scheduler
-from transformers.utils.import_utils import is_accelerate_available
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.task import Task
 from deltatune.training import checkpoint, state
-from deltatune.training.order import Batches
+from deltatune.training.distributed import by_hand
+from deltatune.training.order import Batches, Order
 from deltatune.training.settings import Settings
 from deltatune.training.watch import Watch, idle, resting
 
@@ -41,31 +41,26 @@ class Arguments(TrainingArguments):
         return self.base_device
 
 
-def arguments(settings: Settings, device: torch.device, every: int, out: Path | None) -> TrainingArguments:
-    """What the Trainer needs to know; a checkpoint every `every` steps where there is a folder for them."""
-    if not is_accelerate_available():
-        raise DeltatuneError("training needs accelerate: pip install 'deltatune[train]'")
+def arguments(settings: Settings, order: Order, out: Path | None) -> TrainingArguments:
+    """What the Trainer needs to know; checkpoints where there is a folder for them."""
+    device, passes = order.world.device, order.passes(settings.batch_size)
     args = Arguments(
         output_dir=str(out or "."),
         use_cpu=device.type == "cpu",
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=max(1, settings.batch_size // settings.accumulation),
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=max(1, settings.batch_size // (passes * order.world.size)),
+        gradient_accumulation_steps=passes,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         save_strategy="no" if out is None else "steps",
-        save_steps=every,
+        save_steps=settings.checkpoint_every or -(-len(order) // passes),
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
     )
     args.base_device = device
-    if args.world_size > 1:
-        raise DeltatuneError(
-            f"training runs in one process, but {args.world_size} were started; start python, not torchrun"
-        )
     return args
 
 
@@ -107,9 +102,12 @@ class DeltaTrainer(Trainer):
         self.identity = dict(identity or {})
         self.progress = Progress()
         self.clock = 0.0
+        self.world = loader.order.world
         unread = idle(host, name)
         self.parameters = [(n, p) for n, p in host.trainable(name) if n not in unread]
-        super().__init__(model, args, train_dataset=loader.dataset)
+        model._is_accelerate_prepared = True  # type: ignore[assignment]  # so that it is not wrapped: see `training_step`
+        with by_hand():
+            super().__init__(model, args, train_dataset=loader.dataset)
         self.remove_callback(PrinterCallback)
         left_out = resting(host, name)
         self.add_callback(Watch(name, [(n, p) for n, p in self.parameters if n not in left_out]))
@@ -129,8 +127,29 @@ class DeltaTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The forward passes of one step, and over how many items their summed loss is divided."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self.progress.rows += sum(int(batch.pop("rows", len(batch["labels"]))) for batch in batches)
-        return batches, sum(self.task.items(batch["labels"]) for batch in batches)
+        rows = [int(batch.pop("rows", len(batch["labels"]))) for batch in batches]
+        items = [self.task.items(batch["labels"]) * bool(count) for batch, count in zip(batches, rows, strict=True)]
+        for batch, count in zip(batches, rows, strict=True):
+            batch["share"] = float(count > 0)
+        all_rows, all_items = self.world.sums(sum(rows), sum(items))
+        self.progress.rows += all_rows
+        return batches, all_items
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """The loss of one pass, 0 of one that only keeps the processes in step."""
+        share = inputs.pop("share", 1.0)
+        loss = super().compute_loss(model, inputs, *args, **options)
+        return loss if share == 1 else loss * share
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """A pass; after a step's last one the processes share what they found.
+
+        The Trainer multiplies each process's loss by their number, so that the mean of the gradients is the sum.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.world.average_gradients_([p for _, p in self.parameters])
+        return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the adapter's tensors; those of one dimension do not decay, some have a rate of their own."""
@@ -187,8 +206,8 @@ class DeltaTrainer(Trainer):
             raise DeltatuneError(f"the loss became {loss} in step {step} (rate {rate:.2g}); lower the learning_rate")
         self.progress.history.append((step, loss))
         if self.evaluation is not None and step % self.steps_per_epoch == 0:
-            self.progress.evaluations.append((step, self.evaluation()))
-        if self.on_step is not None:
+            self.progress.evaluations.append((step, self.world.told(self.evaluation())))
+        if self.on_step is not None and self.world.first:
             self.on_step(step, self.state.max_steps, loss, rate)
         self.clock = time.perf_counter()
 
@@ -198,7 +217,7 @@ class DeltaTrainer(Trainer):
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass over the rows."""
-        return math.ceil(len(self.loader) / self.settings.accumulation)
+        return math.ceil(len(self.loader) / self.args.gradient_accumulation_steps)
 
     # --- checkpoints ---
 
@@ -206,6 +225,9 @@ class DeltaTrainer(Trainer):
         """Train from the start, or from a checkpoint on. Raises DeltatuneError if that one is of another run."""
         if resume is not None:
             state.check_same_run(resume, checkpoint.record_of(resume, "run")["identity"], self.identity)
+        self.world.check_agree(self.identity)
+        self.world.copy_([*self.host.adapters[self.name].state_dict().values()])
+        state.seed_process(self.settings.seed, self.world.rank)
         self.clock = time.perf_counter()
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -221,9 +243,15 @@ class DeltaTrainer(Trainer):
         self.host.save(self.name, folder, training=True)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        drawn = self.world.gathered((state.random_tensors(), state.random_record()))
+        if self.world.first:
+            self._write_checkpoint(drawn)
+        self.clock = time.perf_counter()
+
+    def _write_checkpoint(self, drawn: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         tensors = {
             "optimizer": state.optimizer_tensors(self.optimizer, self.names),
-            "random": state.random_tensors(),
+            "random": state.of_processes([tensors for tensors, _ in drawn]),
         }
         scheduler: Any = self.lr_scheduler
         optimizer: Any = self.optimizer
@@ -232,11 +260,10 @@ class DeltaTrainer(Trainer):
             "progress": vars(self.progress),
             "scheduler": scheduler.state_dict(),
             "rates": [group["lr"] for group in optimizer.param_groups],
-            "random": state.random_record(),
+            "random": [record for _, record in drawn],
         }
         records = {"run": run, "trainer_state": vars(self.state) | {"stateful_callbacks": {}}}
         checkpoint.write(Path(str(self.args.output_dir)), self.state.global_step, self._save_adapter, tensors, records)
-        self.clock = time.perf_counter()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -253,7 +280,7 @@ class DeltaTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_random(Path(checkpoint))
+            load_random(Path(checkpoint), self.world.rank)
 
 
 def load_schedule_(trainer: DeltaTrainer, folder: Path) -> None:
@@ -265,9 +292,11 @@ def load_schedule_(trainer: DeltaTrainer, folder: Path) -> None:
     scheduler.load_state_dict(run["scheduler"])
 
 
-def load_random(folder: Path) -> None:
-    """Put all random generators where a checkpoint has them."""
-    state.restore_random(checkpoint.tensors_of(folder, "random"), checkpoint.record_of(folder, "run")["random"])
+def load_random(folder: Path, rank: int) -> None:
+    """Put a process's random generators where a checkpoint has them; one that it did not know keeps its own."""
+    records = checkpoint.record_of(folder, "run")["random"]
+    if rank < len(records):
+        state.restore_random(state.of_process(checkpoint.tensors_of(folder, "random"), rank), records[rank])
 
 
 def names_of(parameters: Sequence[tuple[str, nn.Parameter]]) -> dict[str, list[int]]:

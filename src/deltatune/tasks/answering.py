@@ -11,17 +11,17 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.plain import column, raise_listed, text_column
 from deltatune.tasks.rendering import (
     Message,
-    Turn,
     alpaca,
     chat_prompt,
-    chat_turns,
-    end_of_turn,
+    check_chat,
+    earlier_answers,
     filled,
+    last_answer,
     messages_of,
     plain,
 )
 from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow
-from deltatune.tasks.tokens import check_length
+from deltatune.tasks.tokens import check_length, need_offsets
 
 CHAT = "messages"
 """The column of conversations."""
@@ -52,6 +52,8 @@ class Answering:
             talks = [messages_of(value, f"row {i}: {CHAT}") for i, value in enumerate(column(rows, CHAT))]
             silent = [i for i, talk in enumerate(talks) if labelled and talk[-1]["role"] != "assistant"]
             raise_listed([f"row {i}: the conversation does not end with an answer of the assistant" for i in silent])
+            empty = [i for i, talk in enumerate(talks) if labelled and not talk[-1]["content"].strip()]
+            raise_listed([f"row {i}: the conversation's last answer is empty" for i in empty])
             return [said(talk, labelled) for talk in talks]
         columns = {name: text_column(rows, name) for name in self.task.text}
         answers: Sequence[str | None] = text_column(rows, self.task.label) if labelled else [None] * len(rows)
@@ -89,53 +91,71 @@ class Answering:
         ends = {self.end, self.tokenizer.sep_token_id}
         return found[:-1] if special and self.joined and found and found[-1] in ends else found
 
-    def turn_ids(self, turn: Turn, start: bool) -> tuple[list[int], list[int], list[int]]:
-        """Tokens that are read, written (with their end), and read again behind them."""
-        end = end_of_turn(turn.ends, self.tokenizer)
-        written = self.ids(turn.writes) + (self.ids(end) if end else [self.end])
-        return self.ids(turn.reads, start), written, self.ids(turn.ends[len(end) :]) if end else []
+    def answer(self, sample: Sample, prompt: list[int]) -> list[int]:
+        """The tokens of the answer, those that end it included; cut as the whole text is, if that keeps the prompt's.
 
-    def row(self, sample: Sample) -> tuple[TokenRow, bool]:
-        """The tokens of a labelled sample, and whether anything was cut."""
-        if self.chat and any(message["role"] == "assistant" for message in sample.messages):
-            return self._conversation(sample)
-        prompt, cut = self.fitting(sample)
+        Alone, an answer may be cut otherwise: sentencepiece puts a space in front of every text.
+        """
         assert sample.answer is not None
-        turn = Turn("", sample.answer)
+        text, ended = sample.answer, False
         if self.chat:
-            turn = chat_turns([*self.talk(sample), answer_of(sample)], self.tokenizer)[-1]
-        _, answer, _ = self.turn_ids(turn, False)
-        most = self.task.max_length - (len(prompt) if self.joined else 0)
-        answer, cut = answer[:most], cut or len(answer) > most
-        ids = prompt + answer if self.joined else prompt
-        labels = [IGNORED] * len(prompt) + answer if self.joined else answer
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut
+            whole, said = last_answer([*self.talk(sample), answer_of(sample)], self.tokenizer)
+            text, ended = whole[said.start : said.stop], said.stop > said.end
+        elif not self.joined:
+            found: list[int] = self.tokenizer(text_target=text, verbose=False)["input_ids"]
+            return found if self.end in found else [*found, self.end]
+        both = self.ids(self.prompt(sample) + text, True) if self.joined else []
+        own = both[len(prompt) :] if both[: len(prompt)] == prompt and self.joined else self.ids(text)
+        return own if ended else [*own, self.end]
 
-    def _conversation(self, sample: Sample) -> tuple[TokenRow, bool]:
-        """All the assistant's turns of a conversation; the oldest turns go where it is too long."""
-        talk = [*sample.messages, answer_of(sample)]
+    def rows(self, sample: Sample) -> tuple[list[TokenRow], list[int], bool]:
+        """The tokens of a labelled sample, the last row's prompt among them, and whether anything was cut.
+
+        A conversation is one row, in which every answer is learnt. Where that cannot be, as the template rewrites
+        earlier turns or the model does not write what it reads, every answer has a row of its own.
+        """
+        fits, prompt, cut = self.fitting(sample)
+        told = [i for i, message in enumerate(fits.messages) if message["role"] == "assistant"]
+        learnt = self.learnt(fits, prompt) if self.joined and told else None
+        apart = told if learnt is None else []
+        rows = [self.row(Sample({}, fits.messages[:i], fits.messages[i]["content"])) for i in apart]
+        rows.append(self.row(fits, prompt, learnt))
+        return [row for row, _ in rows], prompt, cut or any(short for _, short in rows)
+
+    def row(
+        self, sample: Sample, prompt: list[int] | None = None, learnt: list[int] | None = None
+    ) -> tuple[TokenRow, bool]:
+        """Prompt and answer as tokens with labels; `learnt`: labels of the prompt, if any of it is to be learnt."""
         cut = False
-        while True:
-            ids: list[int] = []
-            labels: list[int] = []
-            for turn in chat_turns(talk, self.tokenizer):
-                read, written, rest = self.turn_ids(turn, False)
-                ids += read + written + rest
-                labels += [IGNORED] * len(read) + written + [IGNORED] * len(rest)
-            if len(ids) <= self.task.max_length:
-                return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut
-            shorter = without_oldest(talk)
-            cut = True
-            if shorter is None:
-                return self.row(Sample({}, talk[:-1], sample.answer))[0], cut
-            talk = shorter
+        if prompt is None:
+            sample, prompt, cut = self.fitting(sample)
+        whole = self.answer(sample, prompt)
+        answer = whole[: self.task.max_length - (len(prompt) if self.joined else 0)]
+        ids = prompt + answer if self.joined else prompt
+        labels = (learnt or [IGNORED] * len(prompt)) + answer if self.joined else answer
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut or len(answer) < len(whole)
 
-    def fitting(self, sample: Sample) -> tuple[list[int], bool]:
-        """The prompt's tokens, shortened until the answer has room, and whether that was needed."""
+    def learnt(self, sample: Sample, prompt: list[int]) -> list[int] | None:
+        """Labels of a conversation's prompt: what the assistant says in it; None where the template rewrites that."""
+        spans = earlier_answers(sample.messages, self.tokenizer)
+        if spans is None:
+            return None
+        need_offsets(self.tokenizer, "learning every answer of a conversation")
+        text = chat_prompt(sample.messages, self.tokenizer)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        mine = [any(a < said.stop and b > said.start for said in spans) for a, b in found["offset_mapping"]]
+        return [token if own else IGNORED for token, own in zip(prompt, mine, strict=True)]
+
+    def fitting(self, sample: Sample) -> tuple[Sample, list[int], bool]:
+        """The sample, shortened until its answer has room, its prompt's tokens, and whether that was needed.
+
+        A conversation loses its oldest turns, then, as others do, the end of its longest text.
+        """
         most = self.task.max_length - (self.task.new_tokens if self.joined else 0)
         ids, cut = self.ids(self.prompt(sample), True), False
         while len(ids) > most:
-            shorter = shortened(sample, most / len(ids))
+            talk = without_oldest(sample.messages)
+            shorter = sample._replace(messages=talk) if talk else shortened(sample, most / len(ids))
             if shorter is None:
                 raise DeltatuneError(
                     f"a prompt has {len(ids)} tokens without its input, more than the {most} that max_length="
@@ -143,33 +163,40 @@ class Answering:
                 )
             sample, cut = shorter, True
             ids = self.ids(self.prompt(sample), True)
-        return ids, cut
+        return sample, ids, cut
 
     def stops(self) -> set[int]:
         """Tokens that end an answer."""
         found = {int(self.end)}
         if self.chat:
+            check_chat(self.tokenizer)
             example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            end = end_of_turn(chat_turns(example, self.tokenizer)[-1].ends, self.tokenizer)
-            found |= set(self.ids(end)[-1:])
+            text, said = last_answer(example, self.tokenizer)
+            found |= set(self.ids(text[said.end : said.stop])[-1:])
         return found
 
 
 def encode_rows(how: Answering, rows: Sequence[Row], positions: int | None, room: int, labelled: bool) -> Encoded:
     """The rows as tokens; prompts alone are kept beside them, to write from."""
-    task = how.task
-    check_length(task.max_length, positions, room)
+    check_length(how.task.max_length, positions, room)
     samples = how.samples(rows, labelled)
-    facts, encoded, truncated = [], [], 0
-    for sample in samples:
-        prompt, cut = how.fitting(sample)
-        tokens: TokenRow = {"input_ids": prompt, "attention_mask": [1] * len(prompt)}
-        if labelled:
-            tokens, cut = how.row(sample)
+    facts, encoded, owners, truncated = [], [], [], 0
+    for i, sample in enumerate(samples):
+        try:
+            tokens, prompt, cut = how.rows(sample) if labelled else asked(how, sample)
+        except DeltatuneError as error:
+            raise DeltatuneError(f"row {i}: {error}") from None
         truncated += cut
-        encoded.append(tokens)
+        encoded += tokens
+        owners += [i] * len(tokens)
         facts.append({"prompt": prompt})
-    return Encoded(encoded, truncated, facts=facts, truth=references(rows, samples) if labelled else None)
+    return Encoded(encoded, truncated, owners, facts, references(rows, samples) if labelled else None)
+
+
+def asked(how: Answering, sample: Sample) -> tuple[list[TokenRow], list[int], bool]:
+    """A sample without an answer."""
+    _, prompt, cut = how.fitting(sample)
+    return [{"input_ids": prompt, "attention_mask": [1] * len(prompt)}], prompt, cut
 
 
 def said(talk: Sequence[Message], labelled: bool) -> Sample:
@@ -194,7 +221,7 @@ def shortened(sample: Sample, share: float) -> Sample | None:
         str(i): message["content"] for i, message in enumerate(sample.messages) if message["role"] == "user"
     }
     name = max(texts, key=lambda each: len(texts[each]), default=None)
-    if name is None or len(texts[name]) <= 1:
+    if name is None or len(texts[name].strip()) <= 1:
         return None
     total = sum(map(len, texts.values()))
     text = texts[name][: max(1, len(texts[name]) - max(1, int(total * (1 - share))))]

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.fields import check_fields
-from deltatune.tasks.answering import Answering, encode_rows
+from deltatune.tasks.answering import CHAT, Answering, encode_rows
 from deltatune.tasks.language import likelihood_tallies
 from deltatune.tasks.plain import from_plain, to_plain
 from deltatune.tasks.rendering import PRESETS, check_template
@@ -74,6 +74,8 @@ class Generate:
             problems += check_template(self.prompt, self.text)
         if not self.text:
             problems.append("text must name at least one column")
+        if CHAT in self.text and (len(self.text) > 1 or self.prompt not in ("plain", "chat")):
+            problems.append(f"{CHAT!r} is a whole conversation: it stands alone in text, with the prompt 'chat'")
         low = {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "temperature": 0}
         problems += [
             f"{n} must be at least {v}, not {getattr(self, n)}" for n, v in low.items() if getattr(self, n) < v
@@ -101,9 +103,9 @@ class Generate:
     ) -> Encoded:
         """Tokenise prompts and answers; `joined`: the model reads both as one text, as decoders do.
 
-        A prompt that is too long loses the end of its longest column, a conversation its oldest turns (counted); the
-        answer's first tokens are always kept. Raises DeltatuneError for missing columns, empty answers, conversations
-        without an answer and a max_length the model has no positions for.
+        A prompt that is too long loses the end of its longest column, a conversation its oldest turns (counted);
+        the answer's first new_tokens are always kept. Raises DeltatuneError for missing columns, empty answers,
+        conversations without an answer and a max_length the model has no positions for.
         """
         return encode_rows(Answering(self, tokenizer, joined), rows, positions, room, labelled)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,14 +22,16 @@ PRESETS = ("plain", "alpaca", "chat")
 Message = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What the model reads, and what it then has to write."""
+SENTINEL = "\ue000answer\ue000"
+"""Stands for an answer, to see where a chat template puts it."""
 
-    reads: str
-    writes: str
-    ends: str = ""
-    """What its template puts behind an answer; empty: the tokenizer's end token."""
+
+class Said(NamedTuple):
+    """An answer of the assistant in a chat template's text: its characters, and where its end token ends."""
+
+    start: int
+    end: int
+    stop: int
 
 
 def plain(texts: Sequence[str]) -> str:
@@ -55,7 +56,12 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 def check_template(template: str, columns: Sequence[str]) -> list[str]:
     """What is wrong with a template of the user's: columns it does not name or does not know."""
     try:
-        named = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        named = [
+            name
+            for _, field, spec, _ in Formatter().parse(template)
+            if field is not None
+            for name in (field, *(inner for _, inner, _, _ in Formatter().parse(spec or "") if inner is not None))
+        ]
     except ValueError as error:
         return [f"the prompt {template!r} is no template: {error}"]
     if not named:
@@ -70,33 +76,40 @@ def check_template(template: str, columns: Sequence[str]) -> list[str]:
 # ---- chats
 
 
-def chat_turns(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
-    """The assistant's turns of a conversation, each with the text in front of it since the one before.
+def last_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[str, Said]:
+    """The text of a conversation that ends with an answer, and where in it that stands.
 
-    Raises DeltatuneError for a tokenizer without a chat template and one whose template rewrites earlier turns.
+    An answer is all that the model has to write behind its prompt, even where the template adds to what was said.
+    Raises DeltatuneError for a template that leaves out part of what the assistant says.
     """
-    check_chat(tokenizer)
-    turns: list[Turn] = []
-    done = ""
+    content = messages[-1]["content"]
+    text = _rendered(messages, tokenizer, prompt=False)
+    found, tail = _rendered([*messages[:-1], {"role": "assistant", "content": SENTINEL}], tokenizer, False).partition(
+        SENTINEL
+    )[1:]
+    end = len(text) - len(tail)
+    shown = content if text[:end].endswith(content) else content.strip()
+    if not found or not text.endswith(tail) or not text[:end].endswith(shown):
+        raise DeltatuneError(
+            f"this tokenizer's chat template does not show what the assistant says as it is: {content[:80]!r}; change "
+            "it in the data (templates leave out thoughts, for one), or set another tokenizer.chat_template"
+        )
+    start, before = end - len(shown), _rendered(messages[:-1], tokenizer, prompt=True)
+    start = len(before) if text.startswith(before) and len(before) <= start else start
+    return text, Said(start, end, end + len(end_of_turn(tail, tokenizer)))
+
+
+def earlier_answers(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Said] | None:
+    """Where in a prompt's text the assistant's answers stand; None where the template rewrites earlier turns."""
+    text = chat_prompt(messages, tokenizer)
+    found = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _rendered(messages[:i], tokenizer, prompt=True)
-        after = _rendered(messages[: i + 1], tokenizer, prompt=False)
-        if not (before.startswith(done) and after.startswith(before)):
-            if turns:
-                raise DeltatuneError(
-                    "this tokenizer's chat template rewrites earlier turns, so that a conversation cannot be learnt as "
-                    "one text; keep one answer a conversation"
-                )
-            before = after[: after.rindex(message["content"])]
-        answer = after[len(before) :]
-        content = message["content"]
-        if not answer.startswith(content):
-            content = answer[: answer.index(content.strip()) + len(content.strip())]
-        turns.append(Turn(before[len(done) :], content, answer[len(content) :]))
-        done = after
-    return turns
+        if message["role"] == "assistant":
+            then, said = last_answer(messages[: i + 1], tokenizer)
+            if not text.startswith(then[: said.stop]):
+                return None
+            found.append(said)
+    return found
 
 
 def chat_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -115,9 +128,14 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, prompt: bool) -> str:
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompt
-    )
+    from jinja2 import TemplateError  # the import takes a while
+
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompt
+        )
+    except TemplateError as error:
+        raise DeltatuneError(f"this tokenizer's chat template refuses the conversation: {error}") from None
     return str(text)
 
 

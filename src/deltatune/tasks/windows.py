@@ -25,7 +25,7 @@ class Window:
     """Whether it is the row's first."""
     tokens: TokenRow
     offsets: list[tuple[int, int] | None]
-    """Characters of the passage that each token covers; None for tokens of the question, special ones and lone spaces."""
+    """Characters of the passage that each token covers; None for the question's, special ones and lone spaces."""
 
     def place(self, answer: tuple[int, int] | None) -> list[int]:
         """Tokens at which an answer (characters) starts and ends; [0, 0] if it is not whole in this window."""

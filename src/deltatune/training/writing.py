@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,8 +28,10 @@ def write_answers(
     found: list[dict[str, Any]] = [{"text": text} for text in texts]
     if "labels" in encoded.rows[0]:
         fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
-        for answer, (nll, tokens, *_) in zip(found, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
-            answer |= {"nll": float(nll), "tokens": int(tokens)}
+        owners = encoded.owners or range(len(found))
+        for owner, (nll, tokens, *_) in zip(owners, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
+            before = found[owner].get("nll", 0.0), found[owner].get("tokens", 0)
+            found[owner] |= {"nll": before[0] + float(nll), "tokens": before[1] + int(tokens)}
     return found
 
 
@@ -45,19 +47,38 @@ def write(
     decoder = family(host.model.config) == "decoder"  # type: ignore[arg-type]
     rows = [{"input_ids": prompt, "attention_mask": [1] * len(prompt)} for prompt in prompts]
     fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
-    config = generation_config(host, task, tokenizer)
+    stops = task.stops(tokenizer)
+    config = generation_config(host, task, tokenizer, stops)
     texts = [""] * len(rows)
-    with seeded(task, device_of(host)):
+    with seeded(task, device_of(host)), no_habits(host.model):
         for members, batch in batches(rows, Collate(fill, left=decoder), batch_size, device_of(host)):
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
                 out = host.generate(**batch, generation_config=config)
-            out = out[:, batch["input_ids"].shape[1] :] if decoder else out
-            for row, text in zip(members, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-                texts[row] = text.strip()
+            found = out[:, batch["input_ids"].shape[1] if decoder else 1 :].tolist()
+            for row, ids in zip(members, found, strict=True):
+                texts[row] = str(tokenizer.decode(until(ids, stops), skip_special_tokens=True)).strip()
     return texts
 
 
-def generation_config(host: Host, task: Generate, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def until(ids: list[int], stops: Collection[int]) -> list[int]:
+    """What stands before the first token that ends an answer: such a token need not be a special one."""
+    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+
+@contextmanager
+def no_habits(model: Any) -> Iterator[None]:
+    """While this lasts, the model's own generation settings are empty: generate() would fill in ours from them."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def generation_config(
+    host: Host, task: Generate, tokenizer: PreTrainedTokenizerBase, stops: Collection[int]
+) -> GenerationConfig:
     """The task's way of decoding with the model's own special tokens; nothing else of the model's habits."""
     own: Any = getattr(host.model, "generation_config", None)
     config: Any = host.model.config
@@ -71,8 +92,9 @@ def generation_config(host: Host, task: Generate, tokenizer: PreTrainedTokenizer
         do_sample=bool(task.temperature),
         **sampled,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(task.stops(tokenizer)),
+        eos_token_id=sorted(stops),
         pad_token_id=padding_id(tokenizer),
+        forced_bos_token_id=getattr(own, "forced_bos_token_id", None),  # the language that a translator writes
         decoder_start_token_id=start if start is not None else getattr(config, "decoder_start_token_id", None),
     )
 

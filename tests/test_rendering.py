@@ -207,7 +207,7 @@ def test_thoughts_that_a_template_leaves_out_are_not_lost_in_silence():
 
 def test_what_a_template_refuses_is_told_with_its_row():
     rows = [{"messages": TALKS["one"]}, {"messages": talk("a", "b", system="Be kind.")}]
-    with pytest.raises(DeltatuneError, match="row 1: .*refuses the conversation: no system"):
+    with pytest.raises(DeltatuneError, match=r"row 1: .*refuses the conversation: no system"):
         Generate(text=("messages",)).encode(rows, chat_tokenizer("inst"))
 
 
@@ -334,7 +334,7 @@ def test_a_long_conversation_loses_its_oldest_turns():
 
 def test_a_template_that_leaves_no_room_is_refused():
     task = Generate(text=("instruction",), prompt="alpaca", max_length=40, new_tokens=8)
-    with pytest.raises(DeltatuneError, match="row 0: a prompt has .* tokens without its input, more than the 32"):
+    with pytest.raises(DeltatuneError, match=r"row 0: a prompt has .* tokens without its input, more than the 32"):
         task.encode([{"instruction": "word " * 50, "output": "b"}], chat_tokenizer())
     with pytest.raises(DeltatuneError, match="leaves no room for a prompt"):
         Generate(max_length=8, new_tokens=8)

@@ -311,3 +311,14 @@ def test_regression_and_classes_by_task(tmp_path):
     path = write(tmp_path / "b.jsonl", [{"text": f"t {i}", "label": (i % 3) + 0.5} for i in range(60)])
     assert read(path).task == "regression"
     assert read(path, task="classify").labels == ("0.5", "1.5", "2.5")
+
+
+def test_a_blank_cell_among_sets_of_labels_is_the_empty_set(tmp_path):
+    cells = ["a|b", "", "b", "a", "", "b|a", "a|b", "b"] * 5
+    lines = [f'text {i} of many,"{cell}"' for i, cell in enumerate(cells)]
+    (tmp_path / "rows.csv").write_text("text,tags\n" + "\n".join(lines) + "\n")
+    data = read(tmp_path / "rows.csv", label="tags")
+    assert data.kind == "many"
+    found = [row["tags"] for rows in data.splits().values() for row in rows]
+    assert len(found) == len(cells)
+    assert sum(not tags for tags in found) == 10

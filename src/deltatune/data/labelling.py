@@ -39,6 +39,7 @@ class Labelled:
 def labelled(parts: Parts, columns: Columns, forced: Kind | None, task: Task | None) -> Labelled:
     """Convert the labels of all rows that have text and label."""
     label = columns.label
+    parts = {split: _empty_sets(rows, label, parts, forced) for split, rows in parts.items()}
     wrong = [problem for split, rows in parts.items() for problem in gaps(rows, split, columns.text, label)]
     parts = {split: [row for row in rows if _is_whole(row, columns)] for split, rows in parts.items()}
     values = [row[label] for rows in parts.values() for row in rows]
@@ -54,6 +55,15 @@ def labelled(parts: Parts, columns: Columns, forced: Kind | None, task: Task | N
             unusable.append(f"{split}: {error}")
             converted[split] = []
     return Labelled(converted, kind, wrong, unusable, [note] if note else [])
+
+
+def _empty_sets(rows: list[Row], label: str, parts: Parts, forced: Kind | None) -> list[Row]:
+    """Where labels are sets, a blank cell of a table is the empty one."""
+    there = [row[label] for part in parts.values() for row in part if not is_absent(row.get(label))]
+    if not there or kind_of(there, label, forced)[0] != "many":
+        return rows
+    blank = [isinstance(row.get(label), str) and is_absent(row[label]) for row in rows]
+    return [{**row, label: "[]"} if none else row for row, none in zip(rows, blank, strict=True)]
 
 
 def _converted(rows: list[Row], label: str, kind: Kind) -> list[Row]:

@@ -12,24 +12,33 @@ import typer
 from deltatune.cli.endings import Interrupted
 from deltatune.cli.options import OUTPUT, Json, option
 from deltatune.cli.progress import TrainingProgress
-from deltatune.cli.screen import facts, print_json, say, show, table
+from deltatune.cli.screen import print_json, say, show, table
 from deltatune.cli.texts import fields_of
-from deltatune.cli.train import introduce
-from deltatune.comparison.formats import score
+from deltatune.cli.train import introduce, report
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import runs
 
 if TYPE_CHECKING:
-    from deltatune.training.job import Prepared
+    from deltatune.training.recipes import Step
+
+MEASURES = {"tokens_per_char": "tokens/char", "bits_per_char": "bits/char", "perplexity": "perplexity"}
 
 
 def run(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME=VALUE", help="Values in place of the file's.", show_default=False),
+        typer.Argument(
+            metavar="NAME=VALUE", help="Values in place of the file's; null takes one away.", show_default=False
+        ),
     ] = None,
-    force: Annotated[bool, option("--force", panel=OUTPUT, help="Do again what was finished, and replace it.")] = False,
+    force: Annotated[
+        bool, option("--force", panel=OUTPUT, help="Do everything again, also what was finished, and replace it.")
+    ] = False,
+    again: Annotated[
+        str | None,
+        option("--again", panel=OUTPUT, metavar="STAGE", help="Do this stage and those after it again."),
+    ] = None,
     schema: Annotated[
         bool, option("--schema", panel=OUTPUT, help="Print the JSON schema of recipes, for editors, and stop.")
     ] = False,
@@ -39,8 +48,8 @@ def run(
 
     Interrupted, the same command goes on. Values of the file are changed by NAME=VALUE; stages go by their names.
 
-      deltatune run recipes/classify.yaml data.source=reviews.csv
-      deltatune run recipes/chinese-llama.yaml stages.instruct.settings.epochs=2
+      deltatune run recipes/classify.yaml data=reviews.csv settings.epochs=5
+      deltatune run recipes/chinese-llama.yaml stages.instruct.settings.epochs=2 --again instruct
     """
     need_extras()
     if schema:
@@ -53,52 +62,89 @@ def run(
     asked = read_recipe(recipe, overrides or [])
     folder = folder_of(asked, recipe.stem)
     show(as_yaml(asked), stderr=as_json)
+    watching = Watching(quiet=as_json)
     try:
-        result = run_recipe(asked, recipe.stem, force, watching(folder, quiet=as_json))
+        result = run_recipe(asked, recipe.stem, force, watching, again)
     except KeyboardInterrupt:
-        raise Interrupted("what is finished is kept, and the same command goes on from there") from None
+        raise Interrupted(watching.kept()) from None
     if as_json:
         print_json(result)
     elif asked.stages:
-        report_stages(result)
-        say(f"Model: {result['result']}")
-    else:
-        show(facts([(split, scores(result[split])) for split in ("validation", "test")]), "")
-        say(f"Adapter: {folder / runs.ADAPTER}")
+        report_stages(result, folder)
+    elif watching.last is not None and watching.last.ready is not None:
+        report(watching.last.ready.task, result, folder)
 
 
-def watching(folder: Path, quiet: bool) -> Any:
-    """A progress line for every training of the recipe, under what it will do."""
+class Watching:
+    """Says what each step of a recipe will do, and shows a progress line under it."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.last: Step | None = None
 
     @contextmanager
-    def watch(name: str, ready: Prepared) -> Iterator[Any]:
-        if not quiet:
-            introduce(ready, str(ready.host.model.name_or_path), folder)
-        with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
+    def __call__(self, step: Step) -> Iterator[Any]:
+        """A context for one step."""
+        self.last = step
+        if not self.quiet:
+            self._introduce(step)
+        if step.ready is None or step.finished:
+            yield None
+            return
+        with TrainingProgress(len(step.ready.encoded["train"]), step.ready.settings.batch_size) as progress:
             yield progress
 
-    return watch
+    def _introduce(self, step: Step) -> None:
+        if step.number:
+            state = "finished before" if step.finished else "training" if step.ready else "new words"
+            say(f"Stage {step.number} of {step.of}, {step.name}: {state}")
+        if step.ready is not None and not step.finished:
+            introduce(step.ready, step.model, step.folder)
+        elif step.ready is not None and not step.number:
+            introduce(step.ready, step.model, step.folder)
+            show("This run was finished before; --force does it again.\n")
+
+    def kept(self) -> str:
+        """What an interruption leaves."""
+        from deltatune.training import checkpoint
+
+        if self.last is None:
+            return "nothing was done yet"
+        last = checkpoint.newest(self.last.folder / runs.CHECKPOINTS)
+        stages = f"what came before stage {self.last.name} is finished, " if self.last.number > 1 else ""
+        if last is None:
+            return f"{stages}no checkpoint of {self.last.name} yet, so the same command begins it anew"
+        step = last.name.removeprefix(checkpoint.PREFIX)
+        return f"{stages}step {step} is kept in {last}, and the same command goes on from there"
 
 
-def report_stages(result: Mapping[str, Any]) -> None:
+def report_stages(result: Mapping[str, Any], folder: Path) -> None:
     """A line for each stage: what it did, and what was measured after it."""
-    rows = [["0 base", result["model"], *measures(result.get("measure"))]]
+    lines = [("0 base", str(result["model"]), "")]
+    found = [result.get("measure") or {}]
     for number, stage in enumerate(result["stages"], start=1):
-        grown = stage.get("vocabulary")
-        did = f"{grown['added']} new tokens" if grown else str(stage.get("method"))
-        rows.append([f"{number} {stage['stage']}", did, *measures(stage.get("measure"))])
-    names = ["tokens/char", "bits/char", "perplexity"]
-    show(table(["stage", "", *names], rows, right=names), "")
+        merge = stage.get("merge")
+        lines.append((f"{number} {stage['stage']}", _did(stage), f"{merge['difference']:.1g}" if merge else ""))
+        found.append(stage.get("measure") or {})
+    shown = [name for name in MEASURES if any(name in one for one in found)]
+    rows = [
+        [*line, *(f"{one[name]:.3f}" if name in one else "" for name in shown)]
+        for line, one in zip(lines, found, strict=True)
+    ]
+    names = ["merged within", *(MEASURES[name] for name in shown)]
+    show(table(["stage", "what", *names], rows, right=names), "")
+    last = result["stages"][-1]
+    if "model" not in last:
+        say(f"Adapter: {folder / '-'.join([str(len(lines) - 1), last['stage']]) / runs.ADAPTER}")
+    say(f"Model: {result['result']}")
 
 
-def measures(found: Mapping[str, float] | None) -> list[str]:
-    """Three numbers, or nothing."""
-    return [f"{found[name]:.3f}" for name in ("tokens_per_char", "bits_per_char", "perplexity")] if found else [""] * 3
-
-
-def scores(found: Mapping[str, float]) -> str:
-    """Scores in a line."""
-    return "  ".join(f"{name} {score(value)}" for name, value in found.items())
+def _did(stage: Mapping[str, Any]) -> str:
+    words = stage.get("vocabulary")
+    if words is None:
+        return str(stage["method"])
+    same = words["known_unchanged"]
+    return f"{words['added']} new tokens" + ("" if same is None else f", {same:.1%} of known texts cut as before")
 
 
 def need_extras() -> None:

@@ -33,13 +33,14 @@ def default_folder(data: str, method: str) -> Path:
     return Path("runs") / f"train-{words[:LONGEST].rstrip('-.')}"
 
 
-def open_run(folder: Path, record: Mapping[str, Any], force: bool) -> dict[str, Any] | None:
+def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str = "--out ") -> dict[str, Any] | None:
     """Prepare the folder for a run. Returns the metrics if the same run was finished before, else None.
 
     Raises DeltatuneError if the folder holds another run or foreign files; with `force` another run is removed.
+    `option` is how the folder is chosen, for the messages.
     """
     if folder.is_file():
-        raise DeltatuneError(f"--out {folder} is a file; choose another folder")
+        raise DeltatuneError(f"{option}{folder} is a file; choose another folder")
     stored = _stored(folder)
     if force and stored is not None:
         clear(folder)
@@ -50,13 +51,13 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool) -> dict[str, 
             state = "a finished run" if (folder / METRICS).is_file() else "an unfinished run"
             raise DeltatuneError(
                 "\n".join([f"{folder} holds {state} of other settings:", *lines[:12]])
-                + "\n--out NAME keeps both, --force replaces it"
+                + f"\n{option}NAME keeps both, --force replaces it"
             )
         if (folder / METRICS).is_file():
             return _read(folder / METRICS)
         return None
     elif folder.is_dir() and any(folder.iterdir()):
-        raise DeltatuneError(f"--out {folder} holds files that are no run of deltatune train; choose another folder")
+        raise DeltatuneError(f"{option}{folder} holds files that are no run of deltatune train; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RECORD, record)
     return None

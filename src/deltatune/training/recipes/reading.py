@@ -1,8 +1,9 @@
-"""A recipe file and overrides to a checked recipe, and a resolved recipe back to a file."""
+"""A recipe file and overrides to a checked recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import yaml
 from pydantic import ValidationError
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.training.recipes.schema import Loop, Part, Recipe, Source, Stage, Words
+from deltatune.training.recipes.schema import Loop, Recipe, Rows, Stage, Words
+
+SOURCES = ("data", "measure", "known")
+"""Places of rows, where the source's name alone may stand."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `settings.epochs=1` and the like on top; stages go by name or number.
 
-    Raises DeltatuneError listing everything that is wrong with the file or the overrides.
+    Paths in it are those of the working directory, as on the command line. Raises DeltatuneError listing everything
+    that is wrong with the file or the overrides.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -30,39 +35,64 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise DeltatuneError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise DeltatuneError(f"{path} holds no recipe: names with values are needed, such as `model: builtin`")
+    problems = []
     for override in overrides:
-        apply_(content, override)
-    return checked_recipe(content, str(path))
+        try:
+            apply_(content, override)
+        except DeltatuneError as error:
+            problems.append(str(error))
+    raise_all(problems)
+    recipe = checked_recipe(content, str(path))
+    raise_all(list(_elsewhere(recipe, path.parent)))
+    return recipe
 
 
 def apply_(content: dict[str, Any], override: str) -> None:
-    """Set one value of a recipe in place, as `stages.instruct.settings.epochs=2` says."""
+    """Set one value of a recipe in place, as `stages.instruct.settings.epochs=2` says; null takes a value away."""
     place, sign, text = override.partition("=")
-    if not sign or not place:
+    path = place.split(".")
+    if not sign or not all(path):
         raise DeltatuneError(f"{override!r} is no override; it takes NAME=VALUE, such as settings.epochs=1")
-    *path, last = place.split(".")
-    at: Any = content
-    for i, name in enumerate(path):
-        at = _step(at, name, ".".join(path[: i + 1]))
-    if isinstance(at, list):
-        raise DeltatuneError(f"{override!r}: {'.'.join(path)} is a list; name one of it")
     try:
-        at[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DeltatuneError(f"{override!r}: the value is not YAML: {error}") from None
+    at: Any = content
+    for i, name in enumerate(path[:-1]):
+        at = _step(at, name, ".".join(path[: i + 1]))
+    if isinstance(at, list):
+        at, last = _named(at, path[-1], place)
+        if value is None:
+            del at[last]
+        else:
+            at[last] = value
+    elif value is None:
+        at.pop(path[-1], None)
+    else:
+        at[path[-1]] = value
 
 
 def _step(at: Any, name: str, place: str) -> Any:
     if isinstance(at, list):
-        names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in at]
-        if name.isdigit() and 1 <= int(name) <= len(at):
-            return at[int(name) - 1]
-        if name in names:
-            return at[names.index(name)]
-        raise DeltatuneError(f"{place}: there is no {name!r}{nearest(name, names)}; there are: {', '.join(names)}")
-    if not isinstance(at.get(name), (dict, list)):
+        at, key = _named(at, name, place)
+        return at[key]
+    if name in SOURCES and isinstance(at.get(name), str):
+        at[name] = {"source": at[name]}
+    if at.get(name) is None:
         at[name] = {}
+    if not isinstance(at[name], (dict, list)):
+        raise DeltatuneError(f"{place} is {at[name]!r}: there is nothing below it to set")
     return at[name]
+
+
+def _named(stages: list[Any], name: str, place: str) -> tuple[list[Any], int]:
+    """A stage's place in its list, by its name or number."""
+    names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in stages]
+    if name in names:
+        return stages, names.index(name)
+    if name.isdecimal() and 1 <= int(name) <= len(stages):
+        return stages, int(name) - 1
+    raise DeltatuneError(f"{place}: there is no {name!r}{nearest(name, names)}; there are: {', '.join(names)}")
 
 
 def checked_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -70,35 +100,63 @@ def checked_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Rec
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise_all([_said(problem) for problem in error.errors()], f"{where} cannot be used:")
+        raise_all([_said(problem, content) for problem in error.errors()], f"{where} cannot be used:")
         raise
 
 
-def _said(problem: Any) -> str:
+def _said(problem: Any, content: Mapping[str, Any]) -> str:
     """A problem of pydantic's in our words."""
-    place = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in problem["loc"]) or "recipe"
+    place = _place(problem["loc"], content)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known(problem["loc"][:-1])
         name = str(problem["loc"][-1])
         return f"{place}: there is no such option{nearest(name, known)}; there are: {', '.join(known)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    given = "" if problem["type"] in ("missing", "value_error") else f", not {problem['input']!r}"
-    return f"{place}: {message[:1].lower()}{message[1:]}{given}"
+    if problem["type"] == "value_error":
+        return f"{place}: {message}"
+    if problem["type"] == "missing":
+        return f"{place}: this is needed"
+    given = problem["input"]
+    near = ""
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        near = nearest(given, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return f"{place}: {message[:1].lower()}{message[1:]}, not {given!r}{near}"
+
+
+def _place(location: Sequence[Any], content: Any) -> str:
+    """Where a problem is, stages by their names."""
+    words = []
+    for part in location:
+        content = content[part] if _holds(content, part) else None
+        named = isinstance(part, int) and isinstance(content, Mapping) and isinstance(content.get("name"), str)
+        words.append(content["name"] if named else str(part + 1) if isinstance(part, int) else str(part))
+    return ".".join(words) or "recipe"
+
+
+def _holds(content: Any, part: Any) -> bool:
+    return part < len(content) if isinstance(content, list) else isinstance(content, Mapping) and part in content
 
 
 def _known(place: Sequence[Any]) -> list[str]:
     """The options there are at a place."""
-    parts: dict[str, type[Part]] = {"data": Source, "measure": Source, "vocabulary": Words}
-    last = str(place[-1]) if place else ""
+    last = place[-1] if place else ""
     if last == "settings":
         return list(Loop.__dataclass_fields__)
-    if place and isinstance(place[-1], int):
+    if isinstance(last, int):
         return list(Stage.model_fields)
+    parts: dict[str, Any] = {"vocabulary": Words, **dict.fromkeys(SOURCES, Rows)}
     return list(parts.get(last, Recipe).model_fields)
 
 
-def as_yaml(recipe: Part) -> str:
-    """All that a recipe says, overrides in it, as a file that reads back equal; what is left out has its default."""
-    plain = recipe.model_dump(exclude_defaults=True, mode="json")
-    found: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-    return found
+def _elsewhere(recipe: Recipe, folder: Path) -> Iterator[str]:
+    """Paths that are not here but beside the recipe: whoever wrote them meant the other place."""
+    parts = [recipe, *recipe.stages]
+    rows = [part.data for part in parts] + [recipe.measure]
+    rows += [stage.vocabulary.known for stage in recipe.stages if stage.vocabulary]
+    paths = [path for one in rows if one for path in (one.source, one.validation, one.test) if path]
+    for path in dict.fromkeys([recipe.model, *paths]):
+        if not Path(path).expanduser().exists() and (folder / path).exists():
+            yield (
+                f"{path} is not here ({Path.cwd()}) but beside the recipe: paths are those of the working directory; "
+                f"run from {folder} or write {folder / path}"
+            )

@@ -4,95 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltatune.data import Data, read
+from deltatune.core.errors import DeltatuneError
 from deltatune.store import runs
 from deltatune.store.atomic import write_file
 from deltatune.training.job import Job, Prepared, prepare, record_of, run
-from deltatune.training.recipes.reading import as_yaml
-from deltatune.training.recipes.schema import Recipe, Run, Source
+from deltatune.training.recipes.checking import Looked, look
+from deltatune.training.recipes.schema import Recipe, Run
+from deltatune.training.recipes.writing import as_yaml
 from deltatune.training.trainer import OnStep
 
-METHOD, RECIPE = "LoRA(r=8)", "recipe.yaml"
-
-Watch = Callable[[str, Prepared], AbstractContextManager[OnStep | None]]
-"""Given a run's name and what it will do, a context that yields what is called after each step."""
+RECIPE = "recipe.yaml"
 
 
-def unwatched(name: str, ready: Prepared) -> AbstractContextManager[OnStep | None]:
+@dataclass(frozen=True)
+class Step:
+    """What is about to be done."""
+
+    name: str
+    folder: Path
+    model: str
+    """What it starts from."""
+    ready: Prepared | None = None
+    """The training; None where nothing is trained, and for a stage that was finished before."""
+    finished: bool = False
+    """Whether it was done before, and is not done again."""
+    number: int = 0
+    """Which of the stages it is, from 1; 0 without stages."""
+    of: int = 0
+    """How many stages there are."""
+
+
+Watch = Callable[[Step], AbstractContextManager[OnStep | None]]
+"""A context for a step, which yields what is called after each step of its training."""
+
+
+def unwatched(step: Step) -> AbstractContextManager[OnStep | None]:
     """Nothing is shown."""
     return nullcontext()
 
 
-def rows_of(source: Source, raw: bool = False) -> Data:
-    """The rows that a recipe names; `raw`: its texts alone, whatever labels stand beside them."""
-    return read(
-        source.source,
-        task="lm" if raw else source.task,
-        text=source.text,
-        label=None if raw else source.label,
-        validation=source.validation,
-        test=source.test,
-        limit=source.limit,
-    )
-
-
-def job_of(part: Run, model: str) -> Job:
+def job_of(part: Run, model: str, found: Looked | None = None) -> Job:
     """What a recipe or a stage asks for."""
-    assert part.data is not None  # the schema sees to it
-    objective = None
-    if part.objective is not None:
-        from deltatune.tasks.objectives import objective_from
-
-        objective = objective_from(part.objective)
-    return Job(
-        model,
-        rows_of(part.data, raw=objective is not None),
-        part.method or METHOD,
-        part.budget,
-        part.task,
-        part.head,
-        part.settings,
-        objective,
-    )
+    found = found or look(part)
+    return Job(model, found.data, part.method, part.budget, part.task, part.head, part.settings, found.objective)
 
 
 def folder_of(recipe: Recipe, name: str) -> Path:
     """Where a recipe's run goes."""
-    return Path(recipe.out) if recipe.out else Path("runs") / name
+    return Path(recipe.out).expanduser() if recipe.out else Path("runs") / name
 
 
-def run_part(
-    part: Run,
-    model: str,
-    folder: Path,
-    name: str,
-    force: bool = False,
-    watch: Watch = unwatched,
-    accept: Callable[[Prepared], None] | None = None,
+def run_recipe(
+    recipe: Recipe, name: str, force: bool = False, watch: Watch = unwatched, again: str | None = None
 ) -> dict[str, Any]:
-    """Train what a recipe or a stage asks for; a run that was finished before is not done again.
+    """Do a whole recipe; returns what metrics.json or, with stages, pipeline.json holds.
 
-    `accept` may raise before anything is trained.
+    Called again it goes on, and what was finished is not done again: unless with `force`, or from stage `again` on.
+    Raises DeltatuneError for everything that is wrong with the recipe, its data and its methods before anything runs.
     """
-    ready = prepare(job_of(part, model))
-    if accept is not None:
-        accept(ready)
-    assert part.data is not None
-    record = record_of(ready, model, part.data.source)
-    before = runs.open_run(folder, record, force)
-    write_file(folder / RECIPE, as_yaml(part))
-    with watch(name, ready) as on_step:
-        return run(ready, folder, record, on_step) if before is None else before
-
-
-def run_recipe(recipe: Recipe, name: str, force: bool = False, watch: Watch = unwatched) -> dict[str, Any]:
-    """Do a whole recipe; returns what metrics.json or, with stages, pipeline.json holds."""
     from deltatune.training.recipes.stages import run_stages
 
     folder = folder_of(recipe, name)
     if recipe.stages:
-        return run_stages(recipe, folder, force, watch)
-    return run_part(recipe, recipe.model, folder, name, force, watch)
+        return run_stages(recipe, folder, force, watch, again)
+    if again is not None:
+        raise DeltatuneError(f"--again {again}: this recipe has no stages; --force does it again")
+    ready = prepare(job_of(recipe, recipe.model))
+    assert recipe.data is not None
+    record = record_of(ready, recipe.model, recipe.data.source)
+    before = runs.open_run(folder, record, force, option="out=")
+    write_file(folder / RECIPE, as_yaml(recipe))
+    with watch(Step(name, folder, recipe.model, ready, before is not None)) as on_step:
+        return run(ready, folder, record, on_step) if before is None else before

@@ -1,169 +1,212 @@
 """Stages one after another: each starts from the model that the one before has written, and each may be gone on with.
 
-OUT/1-NAME/           the stage's run: adapter, metrics.json
-OUT/1-NAME/model      the model with that stage's change in its weights, read back and compared
-OUT/model             the last stage's
-OUT/pipeline.json     what each stage gained
+OUT/1-NAME/             the stage's run: adapter, metrics.json
+OUT/1-NAME/stage.json   what was asked of it, and what came of it: a stage that has both is finished
+OUT/1-NAME/model        the model with that stage's change in its weights, read back and compared
+OUT/model               the last stage's
+OUT/pipeline.json       what each stage gained
 """
 
 from __future__ import annotations
 
-import json
-from functools import partial
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltatune.core.errors import raise_all
+from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.folding import obstacles
 from deltatune.core.host import Host
-from deltatune.methods.unfreeze import Probe
 from deltatune.store import runs
-from deltatune.store.atomic import MANIFEST, check_folder, read_json, write_file, write_folder
+from deltatune.store.atomic import check_folder, read_json, write_file
 from deltatune.store.folder import read_config
 from deltatune.store.whole import RECORD, save_merged
-from deltatune.tasks import LanguageModel, longest_input, task_from_json
+from deltatune.tasks import task_from_json
 from deltatune.tasks.backbone import best_device, load_backbone, quiet
-from deltatune.training.job import NAME, Prepared
-from deltatune.training.predict import predict
-from deltatune.training.recipes.reading import as_yaml
-from deltatune.training.recipes.running import RECIPE, Watch, rows_of, run_part, unwatched
-from deltatune.training.recipes.schema import Recipe, Source, Stage
-from deltatune.training.vocabulary import grow_embeddings_, learn_tokens, merge, tokens_per_character
+from deltatune.training.job import NAME, Prepared, prepare, record_of, run
+from deltatune.training.recipes.checking import Looked, check_folds, look_at_stages, rows_of
+from deltatune.training.recipes.contents import contents_of
+from deltatune.training.recipes.measuring import measured
+from deltatune.training.recipes.running import RECIPE, Step, Watch, job_of, unwatched
+from deltatune.training.recipes.schema import Recipe, Stage
+from deltatune.training.recipes.vocabulary import grown
+from deltatune.training.recipes.writing import as_yaml
 
-MODEL, PIPELINE, GREW, MERGED = "model", "pipeline.json", "vocabulary.json", "merged.json"
-PROBES = 200
-"""Texts of the old language that tell how much of it is cut as before."""
-BLOCK = 256
+MODEL, PIPELINE, STAGE, BASE = "model", "pipeline.json", "stage.json", "0-base.json"
 
 
-def run_stages(recipe: Recipe, folder: Path, force: bool = False, watch: Watch = unwatched) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """One stage and where its things go."""
+
+    stage: Stage
+    found: Looked
+    number: int
+    of: int
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """The stage's own folder."""
+        return self.out / f"{self.number}-{self.stage.name}"
+
+    @property
+    def target(self) -> Path:
+        """Where the model goes that the stage makes."""
+        return (self.out if self.number == self.of else self.folder) / MODEL
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether the stage ends in a model."""
+        return self.stage.vocabulary is not None or self.stage.merge
+
+    def step(self, model: str, ready: Prepared | None = None, finished: bool = False) -> Step:
+        """What is about to be done, for who watches."""
+        return Step(self.stage.name, self.folder, model, ready, finished, self.number, self.of)
+
+
+def run_stages(
+    recipe: Recipe, folder: Path, force: bool = False, watch: Watch = unwatched, again: str | None = None
+) -> dict[str, Any]:
     """Do what is left of the stages and return what pipeline.json holds."""
+    names = [stage.name for stage in recipe.stages]
+    if again is not None and again not in names:
+        raise DeltatuneError(f"--again {again}: no such stage{nearest(again, names)}; stages: {', '.join(names)}")
+    found = look_at_stages(recipe)
+    places = [Place(stage, found[stage.name], i, len(names), folder) for i, stage in enumerate(recipe.stages, 1)]
+    _check_out(folder)
+    loads = next((place.found.loads for place in places if place.stage.vocabulary is None), "text")
+    held_out = rows_of(recipe.measure, raw=True) if recipe.measure else None
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / RECIPE, as_yaml(recipe))
-    model = recipe.model
-    found: list[dict[str, Any]] = []
-    before = measured(model, recipe.measure, folder / "0-base.json") if recipe.measure else None
-    for number, stage in enumerate(recipe.stages, start=1):
-        place = folder / f"{number}-{stage.name}"
-        last = number == len(recipe.stages)
-        target = folder / MODEL if last else place / MODEL
-        facts: dict[str, Any] = {"stage": stage.name, "from": model}
-        if stage.vocabulary is not None:
-            facts["vocabulary"] = grown(stage, model, target, place, force)
-        else:
-            accept = partial(check_merges, stage.name) if stage.merge else None
-            facts["scores"] = run_part(stage, model, place, stage.name, force, watch, accept)
-            facts["method"] = stage.method
-            if stage.merge:
-                facts["merge"] = merged(stage, model, place, target, force)
-        if stage.vocabulary is not None or stage.merge:
-            model = str(target)
-            facts["model"] = model
-            if recipe.measure:
-                facts["measure"] = measured(model, recipe.measure, place / "measure.json")
-        found.append(facts)
-    result = {"model": recipe.model, "measure": before, "stages": found, "result": model}
-    write_file(folder / PIPELINE, _json(result))
+    (folder / PIPELINE).unlink(missing_ok=True)  # until it is true again
+    model, content = recipe.model, contents_of(recipe.model)
+    before = measured(model, content, held_out, folder / BASE, loads) if held_out else None
+    done: list[dict[str, Any]] = []
+    redo = force
+    for place in places:
+        redo = redo or place.stage.name == again
+        facts, redo = _stage(place, model, content, loads, redo, watch)
+        if place.makes_model:
+            model, content = str(place.target), contents_of(str(place.target))
+            if held_out:
+                facts["measure"] = measured(model, content, held_out, place.folder / "measure.json", loads)
+        done.append(facts)
+    result = {"model": recipe.model, "measure": before, "stages": done, "result": model}
+    runs.write_whole(folder / PIPELINE, result)
     return result
 
 
-def grown(stage: Stage, model_name: str, target: Path, place: Path, force: bool) -> dict[str, Any]:
-    """Learn words from the stage's texts and write the model with room for them. Done before, it is not done again."""
-    words, asked = stage.vocabulary, _asked(stage, model_name)
-    assert words is not None
-    assert stage.data is not None
-    if _done(target, place / GREW, asked, force):
-        return dict(read_json(place / GREW)["facts"])
-    data = rows_of(stage.data, raw=True)
-    model, tokenizer = load_backbone(model_name, answers="text")
-    learned = learn_tokens((row[data.text[0]] for row in data.train), tokenizer, words.size, min_count=words.min_count)
-    bigger, growth = merge(tokenizer, learned)
-    rows = grow_embeddings_(
-        model, bigger, growth.old_size, init=words.init, pad_to_multiple_of=words.pad_to_multiple_of
-    )
-    facts = {
-        "tokens": growth.size,
-        "before": growth.old_size,
-        "added": len(growth.added),
-        "rows": rows,
-        "tokens_per_char": [_rate(tokenizer, data), _rate(bigger, data)],
-    }
+def _stage(
+    place: Place, model: str, content: str | None, loads: Any, redo: bool, watch: Watch
+) -> tuple[dict[str, Any], bool]:
+    """Do one stage, or find it done. Returns what came of it, and whether the later ones are to be done again."""
+    asked = {"from": content, **_asked(place, model)}
+    stored = _stored(place)
+    changed = _changed(place, stored, asked) if stored and not redo else []
+    facts = (stored or {}).get("facts")
+    if facts and not redo and not changed and _whole(place, facts):
+        with watch(place.step(model, finished=True)):
+            return dict(facts), False
+    place.folder.mkdir(parents=True, exist_ok=True)
+    again = redo or bool(changed)
+    if again:
+        runs.clear(place.folder)
+    runs.write_whole(place.folder / STAGE, {"asked": asked, "facts": None})
+    write_file(place.folder / RECIPE, as_yaml(place.stage))
+    facts = {"stage": place.stage.name, "from": model, **_work(place, model, loads, watch)}
+    if place.makes_model:
+        facts |= {"model": str(place.target), "content": contents_of(str(place.target))}
+    runs.write_whole(place.folder / STAGE, {"asked": asked, "facts": facts})
+    return dict(read_json(place.folder / STAGE)["facts"]), redo
 
-    def fill(work: Path) -> None:
-        model.save_pretrained(work)
-        bigger.save_pretrained(work)
 
-    with quiet():
-        write_folder(target, fill)
-    place.mkdir(parents=True, exist_ok=True)
-    write_file(place / GREW, _json({"asked": asked, "facts": facts}))
+def _work(place: Place, model: str, loads: Any, watch: Watch) -> dict[str, Any]:
+    stage = place.stage
+    if stage.vocabulary is not None:
+        with watch(place.step(model)):
+            return {"vocabulary": grown(stage.vocabulary, place.found.data, model, place.target, loads)}
+    facts: dict[str, Any] = {"method": stage.method, "scores": _trained(place, model, watch)}
+    if stage.merge:
+        facts["merge"] = _merged(place, model)
     return facts
 
 
-def check_merges(stage: str, ready: Prepared) -> None:
-    """Raise DeltatuneError before a training whose result could not be written into the model."""
-    adapter = ready.host.adapters[NAME]
-    found = obstacles(adapter)
-    if adapter.head is not None:
-        found = [f"its adapter for {ready.task.describe()} has a head, which is no part of the model", *found]
-    raise_all([f"stage {stage} cannot be merged: {one}; say merge: false, or choose otherwise" for one in found])
+def _trained(place: Place, model: str, watch: Watch) -> dict[str, Any]:
+    """The stage's training, gone on with if it was begun before."""
+    stage = place.stage
+    ready = prepare(job_of(stage, model, place.found))
+    if stage.merge:
+        check_folds(stage.method, obstacles(ready.host.adapters[NAME]))
+    assert stage.data is not None
+    record = record_of(ready, model, stage.data.source)
+    if not (place.folder / runs.RECORD).is_file():
+        runs.write_whole(place.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
+    before = runs.open_run(place.folder, record, force=False, option="out=")
+    with watch(place.step(model, ready, before is not None)) as on_step:
+        return run(ready, place.folder, record, on_step) if before is None else before
 
 
-def merged(stage: Stage, model_name: str, place: Path, target: Path, force: bool) -> dict[str, Any]:
-    """Write a stage's adapter into the model it was trained on. Done before, it is not done again."""
-    asked = {"adapter": str(place), "digest": _digest(place / runs.ADAPTER)}
-    if _done(target, place / MERGED, asked, force):
-        return dict(read_json(target / RECORD))
-    task = task_from_json(read_config(place / runs.ADAPTER)["extra"]["task"])
+def _merged(place: Place, model_name: str) -> dict[str, Any]:
+    """Write a stage's adapter into the model it was trained on."""
+    adapter = place.folder / runs.ADAPTER
+    task = task_from_json(read_config(adapter)["extra"]["task"])
     model, tokenizer = load_backbone(model_name, answers=getattr(task, "loads", task.answers))
     host = Host(model.to(best_device()))  # type: ignore[arg-type]
-    host.load(place / runs.ADAPTER, name=NAME)
+    host.load(adapter, name=NAME)
     with quiet():
-        save_merged(host, NAME, target, tokenizer)
-    write_file(place / MERGED, _json({"asked": asked}))
-    return dict(read_json(target / RECORD))
+        save_merged(host, NAME, place.target, tokenizer)
+    return dict(read_json(place.target / RECORD))
 
 
-def measured(model_name: str, source: Source, place: Path) -> dict[str, float]:
-    """Tokens per character, and bits per character, of a model on the test rows of raw text."""
-    data = rows_of(source, raw=True)
-    asked = {"model": model_name, "digest": _digest(Path(model_name)), "rows": len(data.test)}
-    if place.is_file() and read_json(place).get("asked") == asked:
-        return dict(read_json(place)["found"])
-    model, tokenizer = load_backbone(model_name, answers="text")
-    host = Host(model.to(best_device()))  # type: ignore[arg-type]
-    host.attach(NAME, Probe(), head=False)  # nothing: the model as it is
-    task = LanguageModel(text=data.text, max_length=min(BLOCK, longest_input(model) or BLOCK))
-    answers = predict(host, NAME, task, data.test, tokenizer)
-    found = {"tokens_per_char": _rate(tokenizer, data), **task.score(answers, answers)}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_file(place, _json({"asked": asked, "found": found}))
-    return found
+def _asked(place: Place, model: str) -> dict[str, Any]:
+    """All that a stage's result depends on, but for the content of the model."""
+    stage = place.stage
+    assert stage.data is not None
+    asked = {"model": model, "rows": runs.data_record(place.found.data, stage.data.source)}
+    return asked | {"stage": stage.model_dump(mode="json", exclude={"name"})}
 
 
-def _rate(tokenizer: Any, data: Any) -> float:
-    return float(tokens_per_character(tokenizer, [row[data.text[0]] for row in data.test]))
+def _stored(place: Place) -> dict[str, Any] | None:
+    path = place.folder / STAGE
+    return read_json(path) if path.is_file() else None
 
 
-def _done(target: Path, stored: Path, asked: dict[str, Any], force: bool) -> bool:
-    """Whether a stage's model is there, whole, and of this stage."""
-    if force or not (target / MANIFEST).is_file() or not stored.is_file():
-        return False
-    if read_json(stored).get("asked") != asked:
-        return False
-    check_folder(target)
+def _changed(place: Place, stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Names of what differs: nothing, or the model it starts from, of which an earlier stage has made another.
+
+    Raises DeltatuneError where it is the stage itself: what was trained before may be dear.
+    """
+    found = runs.differences(stored["asked"], asked)
+    own = [one for one in found if one[0] != "from" and not (one[0] == "model" and place.number > 1)]
+    if own:
+        lines = [f"  {name.removeprefix('stage.')}: it was {was!r}, now it is {now!r}" for name, was, now in own[:12]]
+        state = "finished" if stored.get("facts") else "begun"
+        raise DeltatuneError(
+            "\n".join([f"stage {place.stage.name} was {state} in {place.folder} with other words:", *lines])
+            + f"\n--again {place.stage.name} does it and what follows again; out=NAME keeps both"
+        )
+    return [name for name, _, _ in found]
+
+
+def _whole(place: Place, facts: dict[str, Any]) -> bool:
+    """Whether the stage's model is there, as it was written."""
+    if not place.makes_model:
+        return (place.folder / runs.METRICS).is_file()
+    if contents_of(str(place.target)) != facts.get("content"):
+        return False  # removed, or another stage's
+    check_folder(place.target)
     return True
 
 
-def _asked(stage: Stage, model_name: str) -> dict[str, Any]:
-    return {"model": model_name, "digest": _digest(Path(model_name)), **stage.model_dump(mode="json")}
-
-
-def _digest(folder: Path) -> str | None:
-    """What a folder written here holds, by its manifest; None for others."""
-    path = folder / MANIFEST
-    return str(sorted(read_json(path)["files"].items())) if path.is_file() else None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=float) + "\n"
+def _check_out(folder: Path) -> None:
+    """Raise DeltatuneError for a folder that holds something else; remove what a killed write left."""
+    if folder.is_file():
+        raise DeltatuneError(f"out={folder} is a file; choose another folder")
+    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    if RECIPE not in names and any(not name.startswith(".") for name in names):
+        raise DeltatuneError(f"out={folder} holds files that are no run of a recipe; choose another folder")
+    if runs.RECORD in names:
+        raise DeltatuneError(f"out={folder} holds the run of a recipe without stages; choose another folder")
+    for left in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:
+        shutil.rmtree(left, ignore_errors=True)

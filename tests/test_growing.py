@@ -10,9 +10,9 @@ import models
 import vocabularies
 from deltatune import Host, LoRA
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.growing import grow_embeddings_, old_pieces
-from deltatune.training.learning import Learned, learn_tokens
 from deltatune.training.vocabulary import merge
+from deltatune.training.vocabulary.growing import grow_embeddings_, old_pieces
+from deltatune.training.vocabulary.learning import Learned, learn_tokens
 
 NEW = ("goodbad", "##abc", "是")
 SOURCES = ["good", "##b", "##a", "##d"], ["##a", "##b", "##c"], []

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, LlamaTokenizer
 import models
 import vocabularies
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.learning import Learned, learn_tokens
-from deltatune.training.spelling import words_part
 from deltatune.training.vocabulary import merge, tokens_per_character
+from deltatune.training.vocabulary.learning import Learned, learn_tokens
+from deltatune.training.vocabulary.spelling import words_part
 from vocabularies import HELD_OUT, KINDS, NEW, OLD
 
 SIZE = 120

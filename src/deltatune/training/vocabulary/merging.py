@@ -1,9 +1,4 @@
-"""A new language's words for a model: tokens learnt from its texts, put behind the tokenizer's own.
-
-learned = learn_tokens(texts, tokenizer, 4000)
-merged, growth = merge(tokenizer, learned, probes=old_texts)
-grow_embeddings_(model, merged, growth.old_size)
-"""
+"""Learnt tokens behind a tokenizer's own: every old id keeps its meaning."""
 
 from __future__ import annotations
 
@@ -16,11 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.cutting import Cutter, spec_of, vocabulary_of
-from deltatune.training.growing import grow_embeddings_
-from deltatune.training.learning import Learned, learn_tokens
-
-__all__ = ["Growth", "Learned", "grow_embeddings_", "learn_tokens", "merge", "tokens_per_character"]
+from deltatune.training.vocabulary.cutting import Cutter, spec_of, vocabulary_of
+from deltatune.training.vocabulary.learning import Learned
 
 
 @dataclass(frozen=True)

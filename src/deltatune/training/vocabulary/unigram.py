@@ -8,8 +8,8 @@ from itertools import chain, repeat, starmap
 
 from tokenizers import Tokenizer, models, trainers
 
-from deltatune.training.cutting import Cutter
-from deltatune.training.spelling import LONGEST, words_part
+from deltatune.training.vocabulary.cutting import Cutter
+from deltatune.training.vocabulary.spelling import LONGEST, words_part
 
 UNKNOWN = "<unk>"
 STEP = 1e-4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.training.cutting import Cutter, spec_of, vocabulary_of
+from deltatune.training.vocabulary.cutting import Cutter, spec_of, vocabulary_of
 
 Init = Literal["mean", "pieces", "normal"]
 NARROW = 1e-9

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.cutting import Cutter
+from deltatune.training.vocabulary.cutting import Cutter
 
 COVERAGE = 0.9995
 """Share of all characters that shall be tokens of their own, sentencepiece's `character_coverage`."""

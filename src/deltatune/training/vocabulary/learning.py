@@ -14,9 +14,9 @@ from typing import Any
 from tokenizers import Tokenizer, models, trainers
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.training.cutting import Cutter, spec_of
-from deltatune.training.spelling import LONGEST, byte_level, count_words, missing_characters, words_part
-from deltatune.training.unigram import new_pieces
+from deltatune.training.vocabulary.cutting import Cutter, spec_of
+from deltatune.training.vocabulary.spelling import LONGEST, byte_level, count_words, missing_characters, words_part
+from deltatune.training.vocabulary.unigram import new_pieces
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

@@ -10,7 +10,21 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli import combine, compare, data, dimension, env, evaluate, grow, merge, methods, predict, sites, train
+from deltatune.cli import (
+    combine,
+    compare,
+    data,
+    dimension,
+    env,
+    evaluate,
+    grow,
+    merge,
+    methods,
+    predict,
+    pretrain,
+    sites,
+    train,
+)
 from deltatune.cli import run as run_recipe
 from deltatune.cli.endings import ended
 from deltatune.cli.help import Command, Group
@@ -29,6 +43,7 @@ app = typer.Typer(
 app.command(cls=Command, rich_help_panel="Train")(compare.compare)
 app.command(cls=Command, rich_help_panel="Train")(train.train)
 app.command(cls=Command, rich_help_panel="Train")(run_recipe.run)
+app.command(cls=Command, rich_help_panel="Train")(pretrain.pretrain)
 app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Train")(grow.grow)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)

@@ -187,7 +187,7 @@ def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[s
         raise Interrupted(f"{kept} the same command {again}") from None
 
 
-def report(task: Task, metrics: dict[str, Any], folder: Path) -> None:
+def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
     """The closing screen: scores, cost, and what to do next."""
     show(scores_table(task, {split: metrics[split] for split in ("validation", "test")}), "")
     spent = metrics["training"]
@@ -196,7 +196,8 @@ def report(task: Task, metrics: dict[str, Any], folder: Path) -> None:
     adapter = folder / runs.ADAPTER
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")
-    say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+    if use:
+        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
 
 
 def example_file(task: Task) -> str:

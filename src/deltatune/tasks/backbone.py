@@ -56,7 +56,7 @@ def load_backbone(
     kind = auto_class(model_name, config, answers)
     with quiet():
         model = _load_model(model_name, place, pooler, kind)
-        tokenizer = _load_tokenizer(model_name, place)
+        tokenizer = load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
     if model_name == BUILTIN:
         model.config._name_or_path = ORIGIN
@@ -216,7 +216,8 @@ def _no_weights(model_name: str, place: str, error: Exception) -> str:
     return f"the weights of {model_name} cannot be read: {_line(error)}"
 
 
-def _load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at a place that `find_config` found; one without a padding token pads with its end token."""
     lacking = (
         f"{model_name} has no usable tokenizer; copy its tokenizer files (tokenizer.json, tokenizer_config.json) there"
     )

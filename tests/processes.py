@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 import deltatune
 import models
@@ -33,13 +34,19 @@ CASES = {
     "bottleneck": ("Bottleneck(size=4)", "bert", CALM),
     "full": ("Full()", "bert", dataclasses.replace(PLAIN, learning_rate=1e-3)),
     "probe": ("Probe()", "bert", CALM),
-    "drop": ("AdapterDrop(size=4, robust=True)", "bert", dataclasses.replace(CALM, checkpoint_every=2, evaluate="epoch")),
+    "drop": (
+        "AdapterDrop(size=4, robust=True)",
+        "bert",
+        dataclasses.replace(CALM, checkpoint_every=2, evaluate="epoch"),
+    ),
     "llama": ("LoRA(r=4)", "llama", CALM),
     "llama-prefix": ("Prefix(length=3)", "llama", CALM),
     "llama-bottleneck": ("Bottleneck(size=4)", "llama", CALM),
     "llama-full": ("Full()", "llama", dataclasses.replace(PLAIN, learning_rate=1e-3)),
     "llama-packed": ("LoRA(r=4)", "llama", dataclasses.replace(CALM, packing=True, accumulation=2)),
     "pieces": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, accumulation=3, evaluate="epoch")),
+    "dora": ("DoRA(r=4)", "bert", CALM),
+    "soft": ("Prompt(length=3)", "llama", CALM),
     "few": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, batch_size=23, accumulation=12)),
 }
 
@@ -47,9 +54,11 @@ CASES = {
 def host_for(method, kind, case=""):
     if case == "drop":  # dropout, and layers that a process leaves out of a step
         return host_with(method)
-    if kind == "bert":
+    if kind == "bert" and method:
         return host_with(method, dropout=0.0, **QUIET)
-    host = deltatune.Host(models.tiny("llama", "lm"))
+    host = deltatune.Host(models.tiny("bert", **QUIET) if kind == "bert" else models.tiny("llama", "lm"))
+    if method is None:
+        return host
     host.attach("a", deltatune.parse(method), head=False)
     return host
 
@@ -77,7 +86,15 @@ def record(folder, case, host, outcome):
     """Keep what a case came to; each process its own."""
     place = Path(folder) / f"{case}.{deltatune_rank()}"
     save_file({name: value.contiguous() for name, value in tensors(host).items()}, f"{place}.safetensors")
-    Path(f"{place}.json").write_text(json.dumps({"history": outcome.history, "evaluations": outcome.evaluations}))
+    said = {"history": outcome.history, "evaluations": outcome.evaluations, "spread": spread(host)}
+    Path(f"{place}.json").write_text(json.dumps(said))
+    if deltatune_rank() == 0:
+        host.save("a", Path(folder) / case)
+
+
+def spread(host):
+    """Parameters of the model that are spread over processes."""
+    return sum(isinstance(parameter, DTensor) for parameter in host.model.parameters())
 
 
 def deltatune_rank():

@@ -16,7 +16,7 @@ import models
 from deltatune.core.errors import DeltatuneError
 from deltatune.training import predict
 from deltatune.training.distributed import World, check_places
-from processes import CASES, train_case
+from processes import CASES, host_for, train_case
 from runs import ROWS, TASK, assert_same, tensors
 
 pytestmark = pytest.mark.slow
@@ -25,10 +25,15 @@ pytestmark = pytest.mark.slow
 EQUAL = [case for case in CASES if case != "drop"]
 
 
-def processes(folder, count=2, environment=None, **options):
-    """Run tests/processes.py in some processes, as `torchrun` does."""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "{count}"]
+LAUNCH = ["accelerate.commands.launch", "--num_processes", "{count}", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def processes(folder, count=2, command=TORCHRUN, environment=None, **options):
+    """Run tests/processes.py in some processes."""
     script = str(Path(__file__).parent / "processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [sys.executable, "-m", *(part.format(count=count) for part in command)]
     return subprocess.run(
         [*command, script, str(folder), json.dumps(options)],
         capture_output=True,
@@ -101,6 +106,66 @@ def test_a_stopped_run_goes_on_bit_for_bit(together, tmp_path):
     host.load(out / "checkpoint-10" / "adapter", name="a")
     assert_same(tensors(host), whole)
     assert np.isfinite(predict(host, "a", TASK, ROWS[:5], models.tiny_tokenizer())).all()
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SPREAD = [case for case in EQUAL if "full" not in case]
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory):
+    """Every case that can be on a base spread over two processes."""
+    folder = tmp_path_factory.mktemp("spread")
+    run = processes(folder, cases=[*SPREAD, "drop"], environment=SHARDED)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", SPREAD)
+def test_a_spread_base_trains_the_same_adapter(case, spread):
+    host, outcome = train_case(case)
+    for rank in range(2):
+        theirs, said = found(spread, case, rank)
+        assert said["spread"] > 10
+        np.testing.assert_allclose(said["history"], outcome.history, atol=1e-5)
+        assert_same(tensors(host), theirs, rtol=0, atol=1e-5)
+    other = host_for(None, CASES[case][1])
+    other.load(spread / case, name="a")
+    assert_same(tensors(host), tensors(other), rtol=0, atol=1e-5)
+
+
+def test_a_spread_run_goes_on_bit_for_bit(spread, tmp_path):
+    out = tmp_path / "out"
+    stopped = processes(tmp_path, cases=["drop"], out=str(out), stop=7, environment=SHARDED)
+    assert "Stopped" in stopped.stderr
+    again = processes(tmp_path, cases=["drop"], out=str(out), environment=SHARDED)
+    assert again.returncode == 0, again.stderr
+    for rank in range(2):
+        assert_same(found(spread, "drop", rank)[0], found(tmp_path, "drop", rank)[0])
+
+
+@pytest.mark.parametrize("more", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["whole", "spread"])
+def test_accelerate_launch(more, tmp_path):
+    run = processes(tmp_path, command=[*LAUNCH, *more], cases=["lora"])
+    assert run.returncode == 0, run.stderr
+    host, _ = train_case("lora")
+    theirs, said = found(tmp_path, "lora", 1)
+    assert_same(tensors(host), theirs, rtol=0, atol=1e-5)
+    assert bool(said["spread"]) == ("--use_fsdp" in more)
+
+
+@pytest.mark.parametrize(
+    ("case", "environment", "message"),
+    [
+        ("full", SHARDED, "lives in the base's own weights"),
+        ("lora", {**SHARDED, "FSDP_VERSION": "1"}, "start with --fsdp_version 2"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(case, environment, message, tmp_path):
+    run = processes(tmp_path, cases=[case], environment=environment)
+    assert run.returncode != 0
+    assert "DeltatuneError" in run.stderr
+    assert message in run.stderr
 
 
 def test_processes_on_different_runs_are_refused(tmp_path):

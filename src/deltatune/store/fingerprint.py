@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -11,6 +12,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 
 _SAMPLE = 1024
+_known: WeakKeyDictionary[Host, dict[str, Any]] = WeakKeyDictionary()
 
 
 def base_identity(host: Host) -> dict[str, Any]:
@@ -19,6 +21,8 @@ def base_identity(host: Host) -> dict[str, Any]:
     The content is hashed in float32 from an even sample of each tensor, so it is the same in every dtype that holds
     the values exactly, and costs the same for any size of model.
     """
+    if host in _known:
+        return dict(_known[host])
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     prefix = _prefix(host)
@@ -36,6 +40,11 @@ def base_identity(host: Host) -> dict[str, Any]:
         "shapes": shapes.hexdigest(),
         "content": content.hexdigest(),
     }
+
+
+def remember(host: Host) -> None:
+    """Keep a base's identity: its weights are about to be spread over processes, none of which has them all."""
+    _known[host] = base_identity(host)
 
 
 def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[str]:

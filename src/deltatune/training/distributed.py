@@ -152,14 +152,9 @@ def check_places(places: Sequence[tuple[str, str, int]]) -> None:
             )
 
 
-def sharding() -> bool:
-    """Whether `accelerate launch --use_fsdp` asks for a base that is spread over the processes."""
-    return os.environ.get(SHARDS, "false").lower() == "true"
-
-
 @contextmanager
 def by_hand() -> Iterator[None]:
-    """While this lasts, accelerate does not see that it should shard: the base is sharded here, the adapter is not."""
+    """While this lasts, accelerate does not see that it should shard: it would spread the adapter too."""
     asked = os.environ.pop(SHARDS, None)
     try:
         yield

@@ -25,6 +25,7 @@ from deltatune.training.order import Batches, Drawn, Order
 from deltatune.training.packing import check_packing
 from deltatune.training.predict import acting, collate_on, encoded_rows, predict
 from deltatune.training.settings import Settings, half
+from deltatune.training.sharding import gather_root_, shard_
 from deltatune.training.state import digest_of
 from deltatune.training.trainer import DeltaTrainer, OnStep, arguments, names_of
 from deltatune.training.tuned import Tuned
@@ -83,10 +84,12 @@ def train(
     precision = "bfloat16" if half(host.model, settings.precision) else "float32"
 
     def evaluate() -> dict[str, float]:
+        gather_root_(host.model)
         return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
 
     place = Path(out) if out is not None else None
     world = join(device_of(host))
+    shard_(host, name, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
     with acting(host, name, training=True):
         memory.reset_peak(device_of(host))

@@ -31,6 +31,12 @@ def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
     if type(method).__name__ != "DoRA":
         return []
     whole = {site.module for site in method.pick(host.sites) if site.slice is None}
+    parts = [site for site in method.pick(host.sites) if site.slice is not None]
+    if any(hasattr(host.model.get_submodule(site.module).weight, "full_tensor") for site in parts):
+        return [
+            f"the norms of {parts[0].module}, of which only a part is changed, cannot be read while FSDP spreads the "
+            "base over processes; load the adapter in one process and save it again"
+        ]
     return [
         f"{site.name} is a part of {site.module}, which DoRA changes as a whole too"
         for site in method.pick(host.sites)

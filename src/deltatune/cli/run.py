@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ from deltatune.store import runs
 if TYPE_CHECKING:
     from deltatune.training.recipes import Step
 
-MEASURES = {"tokens_per_char": "tokens/char", "bits_per_char": "bits/char", "perplexity": "perplexity"}
+MEASURES = {"tokens_per_char": "tokens/char", "bits_per_char": "bits/char"}
+"""What may be compared between stages: perplexity is a number a token, and the tokens change."""
 
 
 def run(
@@ -61,7 +63,7 @@ def run(
 
     asked = read_recipe(recipe, overrides or [])
     folder = folder_of(asked, recipe.stem)
-    show(as_yaml(asked), stderr=as_json)
+    print(as_yaml(asked), file=sys.stderr if as_json else sys.stdout, flush=True)
     watching = Watching(quiet=as_json)
     try:
         result = run_recipe(asked, recipe.stem, force, watching, again)

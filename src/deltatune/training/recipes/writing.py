@@ -16,7 +16,7 @@ def as_yaml(recipe: Part) -> str:
 
     What is not set and has no default is left out.
     """
-    found: str = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    found: str = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
     return found
 
 

@@ -48,7 +48,7 @@ def test_every_family_learns_to_write_and_to_stop(kind):
     outcome = train(host, "a", TASK, rows, rows[:12], tokenizer, settings)
     scores = outcome.evaluations[-1][1]
     assert scores["em"] == 1.0, scores
-    assert list(scores)[0] == "rougeL"
+    assert next(iter(scores)) == "rougeL"
     assert scores["perplexity"] < 1.2
     answers = predict(host, "a", TASK, rows[:4], tokenizer, precision="float32")
     assert TASK.decode(answers) == [{"text": row["output"]} for row in rows[:4]]

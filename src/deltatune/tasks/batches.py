@@ -82,10 +82,11 @@ def packed(rows: Sequence[TokenRow], width: int) -> list[TokenRow]:
             room.append(width)
         bins[at].append(row)
         room[at] -= size
-    return [_joined(members) for members in bins]
+    return [joined(members) for members in bins]
 
 
-def _joined(rows: Sequence[TokenRow]) -> TokenRow:
+def joined(rows: Sequence[TokenRow]) -> TokenRow:
+    """Rows behind each other in one, positions starting anew with each."""
     names = [name for name in ("input_ids", TOKEN_LABELS) if name in rows[0]]
     found: TokenRow = {name: [value for row in rows for value in row[name]] for name in names}
     return found | {"position_ids": [place for row in rows for place in range(len(row["input_ids"]))]}

@@ -10,7 +10,7 @@ import models
 from deltatune.training import Settings, train
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["docs/composing.md", "docs/data.md", "docs/interchange.md", "docs/vocabulary.md"]
+PAGES = ["docs/composing.md", "docs/data.md", "docs/interchange.md", "docs/objectives.md", "docs/tasks.md", "docs/vocabulary.md"]
 PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 
 

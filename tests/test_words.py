@@ -9,7 +9,7 @@ import models
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, Tag, collate_for
 from deltatune.tasks.task import IGNORED
-from deltatune.training import encode_for
+from deltatune.training import encode_for, predict
 from deltatune.training.forward import text_states
 from deltatune.training.surprise import surprise
 from deltatune.training.tuned import Tuned
@@ -159,3 +159,11 @@ def test_states_of_the_text_with_prompts_of_different_lengths(kind, side):
             alone = {key: value[row][real][None] for key, value in batch.items()}
             own = text_states(host, host.model(**alone).last_hidden_state, alone)
             torch.testing.assert_close(states[row][real], own[0], rtol=1e-4, atol=1e-4)
+
+
+def test_prediction_leaves_a_stacked_route_as_it_was():
+    host = writer("llama")
+    host.attach("b", deltatune.LoRA(r=2), head=False)
+    host.use({"b": 1.0, "a": 0.5}, stacked=True)
+    predict(host, "a", TASK, make_rows(1), writing_tokenizer(), precision="float32")
+    assert (dict(host.route.uniform), host.route.order) == ({"b": 1.0, "a": 0.5}, ("b", "a"))

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.answering import CHAT, Answering, encode_rows
+from deltatune.tasks.families import Family
 from deltatune.tasks.language import likelihood_tallies
 from deltatune.tasks.plain import from_plain, to_plain
 from deltatune.tasks.rendering import PRESETS, check_template
@@ -34,6 +35,8 @@ class Generate:
     """
 
     answers: ClassVar[Answers] = "text"
+    families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
+    """Encoders do not write."""
 
     text: tuple[str, ...] = ("input",)
     """The input's columns; `messages` is a conversation, whose every assistant turn is learnt."""

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.fields import check_fields
+from deltatune.tasks.families import Family
 from deltatune.tasks.plain import from_plain, text_column, to_plain
 from deltatune.tasks.tally import Tally
 from deltatune.tasks.task import IGNORED, Answers, Encoded, Row, TokenRow
@@ -27,6 +28,8 @@ class LanguageModel:
     """-log p of each token of a document, its end included; read in blocks where it is long, each token counts once."""
 
     answers: ClassVar[Answers] = "words"
+    families: ClassVar[tuple[Family, ...]] = ("decoder",)
+    """Others have read what they would have to predict."""
 
     text: tuple[str, ...] = ("text",)
     """The column of documents."""
@@ -103,7 +106,7 @@ class LanguageModel:
         """`{"perplexity", "loss", "tokens"}` a document."""
         losses = [one["nll"] / max(1, one["tokens"]) for one in answers]
         return [
-            {"perplexity": float(np.exp(loss)), "loss": loss, "tokens": one["tokens"]}
+            {"perplexity": float(np.exp(min(loss, 700.0))), "loss": loss, "tokens": one["tokens"]}
             for loss, one in zip(losses, answers, strict=True)
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -75,10 +76,17 @@ def encode_for(
     host: Host, name: str, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, labelled: bool = True
 ) -> Encoded:
     """Encode rows for one adapter on this base: its virtual tokens and shifted positions take room."""
+    kind: str = family(host.model.config)  # type: ignore[arg-type]
+    known = getattr(task, "families", (kind,))
+    if kind not in known:
+        raise DeltatuneError(
+            f"{type(task).__name__} needs a {' or an '.join(known)}; {type(host.model).__name__} is an {kind}, which "
+            "reads as a whole what it would have to write on"
+        )
     positions, taken = longest_input(host.model), room(host, name)
     more: dict[str, Any] = {}
     if "joined" in signature(task.encode).parameters:  # decoders read and write in one sequence
-        more["joined"] = family(host.model.config) == "decoder"  # type: ignore[arg-type]
+        more["joined"] = kind == "decoder"
     return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, **more)
 
 
@@ -111,6 +119,7 @@ def acting(host: Host, name: str, training: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
+        spec = dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows]
+        host.use(spec, stacked=bool(route.order))
         for module, mode in modes:
             module.training = mode

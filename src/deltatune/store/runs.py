@@ -53,10 +53,11 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
                 "\n".join([f"{folder} holds {state} of other settings:", *lines[:12]])
                 + f"\n{option}NAME keeps both, --force replaces it"
             )
+        tidy(folder)
         if (folder / METRICS).is_file():
             return _read(folder / METRICS)
         return None
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not _draft_of(path, RECORD) for path in folder.iterdir()):
         raise DeltatuneError(f"{option}{folder} holds files that are no run of deltatune train; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RECORD, record)
@@ -64,17 +65,37 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run wrote, the mark of being finished first."""
-    for name in (METRICS, RECORD):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what a run wrote: the mark of being finished first, what says whose folder this is last."""
+    (folder / METRICS).unlink(missing_ok=True)
+    tidy(folder)
     for name in (CHECKPOINTS, ADAPTER):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Mark a run as finished; its checkpoints are needed no longer."""
     write_whole(folder / METRICS, metrics)
+    _remove_checkpoints(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left: files and folders half written, checkpoints of a finished run."""
+    for path in folder.iterdir():
+        if any(_draft_of(path, name) for name in (RECORD, METRICS, ADAPTER)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if (folder / METRICS).is_file():
+        _remove_checkpoints(folder)
+
+
+def _draft_of(path: Path, name: str) -> bool:
+    return path.name.startswith(f".{name}.")
+
+
+def _remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for path in folder.glob(f".{RECORD}.*"):  # of a process killed while it began; now nobody writes one
+        path.unlink(missing_ok=True)
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

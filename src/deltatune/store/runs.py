@@ -81,7 +81,7 @@ def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left: files and folders half written, checkpoints of a finished run."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if any(_draft_of(path, name) for name in (RECORD, METRICS, ADAPTER)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (folder / METRICS).is_file():

@@ -1,6 +1,7 @@
 """Language modelling: every token once, documents apart, scores by hand."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_every_token_is_predicted_once_whatever_the_blocks(length, name):
         for piece in mine:
             assert len(piece["input_ids"]) <= length
             assert piece["labels"] == [IGNORED, *piece["input_ids"][1:]]
-        for one, other in zip(mine, mine[1:], strict=False):
+        for one, other in pairwise(mine):
             assert one["input_ids"][-1] == other["input_ids"][0], "a block starts with the last token of the one before"
     assert encoded.owners == sorted(encoded.owners)
     assert encoded.facts == [{"chars": len(text), "bytes": len(text.encode())} for text in TEXTS]

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.folding import bound, difference, probe
 from deltatune.core.host import Host
-from deltatune.store.atomic import write_folder, write_json
+from deltatune.core.mixing import Route
+from deltatune.store.atomic import read_json, write_folder, write_json
 
-RECORD = "merge.json"
+CONFIG, RECORD = "config.json", "merge.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def save_merged(
         def fill(work: Path) -> None:
             nonlocal worst
             model.save_pretrained(work, state_dict=state)
+            config = read_json(work / CONFIG)
+            write_json(work / CONFIG, typed(config, str(kind).removeprefix("torch.")))
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
             worst = checked(host, work, live, kind)
@@ -64,7 +67,7 @@ def save_merged(
         write_folder(Path(folder), fill)
     finally:
         host.unfold_(name)
-        host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
+        use_again(host, route)
     return Merged(Path(folder), worst)
 
 
@@ -79,13 +82,26 @@ def weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tenso
     return found
 
 
+def typed(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config, and those of the model's parts in it, that name the type the weights are stored in."""
+    found = {name: typed(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
+    return {name: dtype if name in ("dtype", "torch_dtype") else value for name, value in found.items()}
+
+
 def outputs(host: Host, name: str) -> Any:
     """What the model gives on the probe inputs with one adapter live."""
     route = host.route
     host.use(name)
-    found = probe(host.model, host.sites.facts)
-    host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
-    return found
+    try:
+        return probe(host.model, host.sites.facts)
+    finally:
+        use_again(host, route)
+
+
+def use_again(host: Host, route: Route) -> None:
+    """Let the adapters of an earlier route act again."""
+    spec = dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows]
+    host.use(spec, stacked=bool(route.order))
 
 
 def checked(host: Host, folder: Path, live: Any, dtype: torch.dtype) -> float:

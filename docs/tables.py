@@ -1,16 +1,19 @@
 """Writes the generated parts of the documentation from the code: `make docs`. A test fails when they are stale.
 
-README.md       the table of methods, between its markers
-docs/methods.md the list of the methods' pages
-docs/methods/   a page a method: equation, paper, options with defaults, an example that a test runs
+README.md                the table of methods, between its markers
+docs/methods.md          the list of the methods' pages
+docs/methods/            a page a method: equation, paper, options with defaults, an example that a test runs
+docs/recipe.schema.json  what a recipe may say, for editors
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from deltatune.cli.methods import described
+from deltatune.cli.run import schema_of
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
@@ -33,6 +36,7 @@ def generated() -> dict[Path, str]:
         readme: f"{head}{BEGIN}\n{methods_table(found)}\n{END}{tail}",
         ROOT / "docs/methods.md": methods_page(found),
         **{ROOT / "docs" / page_of(entry): method_page(entry) for entry in found},
+        ROOT / "docs/recipe.schema.json": json.dumps(schema_of(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -48,6 +48,7 @@ from deltatune.store import runs
 
 if TYPE_CHECKING:
     from deltatune.tasks import Task
+    from deltatune.training import Settings
     from deltatune.training.job import Prepared
 
 
@@ -156,7 +157,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
         (
             "training",
-            f"{plural(settings.epochs, 'epoch')}, batches of {settings.batch_size} rows, "
+            f"{_length(settings)}, batches of {settings.batch_size} rows, "
             f"rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
         ),
         ("folder", str(folder)),
@@ -165,6 +166,13 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(ready.task, ready.encoded)]
     if notes:
         show(facts([("note", note) for note in notes]), "")
+
+
+def _length(settings: Settings) -> str:
+    """How long is trained: epochs, or steps where they are given."""
+    if settings.max_steps is not None:
+        return plural(settings.max_steps, "step")
+    return plural(settings.epochs, "epoch")
 
 
 def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:

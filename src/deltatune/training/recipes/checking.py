@@ -54,10 +54,10 @@ def rows_of(rows: Rows, raw: bool = False) -> Data:
 def look(part: Run) -> Looked:
     """Read what a part trains on, and check what it says of task, head and method."""
     assert part.data is not None  # the schema sees to it
-    objective = None if part.objective is None else objective_from(part.objective)
-    raw = objective is not None or getattr(part, "vocabulary", None) is not None
-    found = Looked(rows_of(part.data, raw), objective)
     parse(part.method)
+    data = rows_of(part.data, raw=part.objective is not None or getattr(part, "vocabulary", None) is not None)
+    objective = None if part.objective is None else objective_from({"text": list(data.text), **part.objective})
+    found = Looked(data, objective)
     if objective is None:
         check_known(KINDS[found.data.kind], part.task)
     if part.head:

@@ -100,27 +100,27 @@ def checked_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Rec
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise_all([_said(problem, content) for problem in error.errors()], f"{where} cannot be used:")
+        raise_all([line for problem in error.errors() for line in _said(problem, content)], f"{where} cannot be used:")
         raise
 
 
-def _said(problem: Any, content: Mapping[str, Any]) -> str:
-    """A problem of pydantic's in our words."""
+def _said(problem: Any, content: Mapping[str, Any]) -> list[str]:
+    """A problem of pydantic's in our words; what the settings check themselves may be several."""
     place = _place(problem["loc"], content)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known(problem["loc"][:-1])
         name = str(problem["loc"][-1])
-        return f"{place}: there is no such option{nearest(name, known)}; there are: {', '.join(known)}"
+        return [f"{place}: there is no such option{nearest(name, known)}; there are: {', '.join(known)}"]
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{place}: {message}"
+        return [f"{place}: {line.removeprefix('- ')}" for line in message.splitlines()]
     if problem["type"] == "missing":
-        return f"{place}: this is needed"
+        return [f"{place}: this is needed"]
     given = problem["input"]
     near = ""
     if problem["type"] == "literal_error" and isinstance(given, str):
         near = nearest(given, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return f"{place}: {message[:1].lower()}{message[1:]}, not {given!r}{near}"
+    return [f"{place}: {message[:1].lower()}{message[1:]}, not {given!r}{near}"]
 
 
 def _place(location: Sequence[Any], content: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deltatune.core.errors import nearest
 from deltatune.tasks.classify import Classify, finite
-from deltatune.tasks.plain import column, raise_listed, to_plain
+from deltatune.tasks.plain import column, raise_listed
+from deltatune.tasks.tallied import Tallied
 from deltatune.tasks.tally import Tally, mean_of
 from deltatune.tasks.task import Row
 
@@ -22,8 +23,10 @@ METRICS = ("f1_micro", "f1_macro", "accuracy", "hamming")
 
 
 @dataclass(frozen=True)
-class ManyLabels(Classify):
+class ManyLabels(Tallied, Classify):
     """A set of labels; a label is given where its probability is above one half."""
+
+    name: ClassVar[str] = "many"
 
     metric: str = ""
     """Primary metric; by default f1_micro. accuracy: the whole set is right; hamming: the share of right decisions."""
@@ -34,16 +37,14 @@ class ManyLabels(Classify):
         return METRICS
 
     def _labels(self, rows: Sequence[Row]) -> Any:
-        number = {label: i for i, label in enumerate(self.labels)}
         found, problems = [], []
         for i, value in enumerate(column(rows, self.label)):
-            given = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+            given = from_json_list(value) if isinstance(value, str) else value
             if not isinstance(given, (list, tuple)):
                 problems.append(f"row {i}: {self.label} is {value!r}, not a list of labels")
                 continue
-            problems += [
-                f"row {i}: {one!r} is no label{nearest(str(one), self.labels)}" for one in given if one not in number
-            ]
+            unknown = [one for one in given if one not in self.labels]
+            problems += [f"row {i}: {one!r} is no label{nearest(str(one), self.labels)}" for one in unknown]
             found.append([float(label in given) for label in self.labels])
         raise_listed(problems, f"labels known to this task: {', '.join(map(repr, self.labels[:20]))}")
         return found
@@ -86,26 +87,22 @@ class ManyLabels(Classify):
         found: NDArray[np.float64] = ratio(2 * each[..., 0], each[..., 1]).mean(-1)
         return found
 
-    def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
-        """Every metric by name."""
-        return {name: tally.score() for name, tally in self.tallies(logits, references).items()}
-
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The primary metric of decisions (N, C)."""
         return self.tallies(predictions - 0.5, references)[self.metric].score()
-
-    def resampled(self, answers: NDArray[Any], references: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers, references)[self.metric].resampled(weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("many", self)
 
     def describe(self) -> str:
         """One line."""
         what = f"any of {len(self.labels)} labels for {' and '.join(self.text)}"
         return f"{what}, at most {self.max_length} tokens, judged by {self.metric}"
+
+
+def from_json_list(text: str) -> Any:
+    """A list written as JSON; other text as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:

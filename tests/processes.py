@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import deltatune
 import models
+from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate
 from deltatune.training import train
 from runs import PLAIN, QUIET, ROWS, TASK, host_with, tensors
@@ -47,6 +48,7 @@ CASES = {
     "pieces": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, accumulation=3, evaluate="epoch")),
     "dora": ("DoRA(r=4)", "bert", CALM),
     "soft": ("Prompt(length=3)", "llama", CALM),
+    "t5": ("LoRA(r=4)", "t5", dataclasses.replace(CALM, evaluate="epoch")),
     "few": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, batch_size=23, accumulation=12)),
 }
 
@@ -56,7 +58,8 @@ def host_for(method, kind, case=""):
         return host_with(method)
     if kind == "bert" and method:
         return host_with(method, dropout=0.0, **QUIET)
-    host = deltatune.Host(models.tiny("bert", **QUIET) if kind == "bert" else models.tiny("llama", "lm"))
+    calm = {"bert": QUIET, "t5": {"dropout_rate": 0.0}}
+    host = deltatune.Host(models.tiny(kind, None if kind == "bert" else "lm", **calm.get(kind, {})))
     if method is None:
         return host
     host.attach("a", deltatune.parse(method), head=False)
@@ -65,7 +68,7 @@ def host_for(method, kind, case=""):
 
 def tokenizer_for(kind):
     tokenizer = models.tiny_tokenizer()
-    if kind == "llama":
+    if kind != "bert":
         tokenizer.eos_token = "[SEP]"
     return tokenizer
 
@@ -113,12 +116,24 @@ def stop_at(last):
     return on_step
 
 
-def main(folder, cases, out=None, stop=None, odd=False):
+def main(folder, cases=(), out=None, stop=None, odd=False):
     """Train each case; with `out` keep checkpoints there; `stop` after a step; `odd`: process 1 has another seed."""
     torch.set_num_threads(1)
+    if not cases:
+        after()
     seed = {"seed": 1} if odd and os.environ["RANK"] == "1" else {}
     for case in cases:
         record(folder, case, *train_case(case, out, stop and stop_at(stop), **seed))
+
+
+def after():
+    """What is refused once the base is spread."""
+    host, _ = train_case("lora", max_steps=1)
+    for act in (lambda: host.fold_("a"), lambda: host.attach("b", deltatune.parse("LoRA(r=2)"))):
+        try:
+            act()
+        except DeltatuneError as error:
+            print(error)
 
 
 if __name__ == "__main__":

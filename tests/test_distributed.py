@@ -127,6 +127,9 @@ def test_a_spread_base_trains_the_same_adapter(case, spread):
     for rank in range(2):
         theirs, said = found(spread, case, rank)
         assert said["spread"] > 10
+        assert [scores for _, scores in said["evaluations"]] == [
+            pytest.approx(scores, rel=1e-4) for _, scores in outcome.evaluations
+        ]
         np.testing.assert_allclose(said["history"], outcome.history, atol=1e-5)
         assert_same(tensors(host), theirs, rtol=0, atol=1e-5)
     other = host_for(None, CASES[case][1])
@@ -142,6 +145,13 @@ def test_a_spread_run_goes_on_bit_for_bit(spread, tmp_path):
     assert again.returncode == 0, again.stderr
     for rank in range(2):
         assert_same(found(spread, "drop", rank)[0], found(tmp_path, "drop", rank)[0])
+
+
+def test_a_spread_base_is_neither_folded_into_nor_read(tmp_path):
+    run = processes(tmp_path, environment=SHARDED)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("folding 'a' reads the base's weights, which are spread over processes") == 2
+    assert run.stdout.count("attaching LoRA(r=2) reads the base's weights, which are spread over processes") == 2
 
 
 @pytest.mark.parametrize("more", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["whole", "spread"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.attention import inner_attention, start_from_words_
-from deltatune.core.base import Base
+from deltatune.core.base import Base, check_whole
 from deltatune.core.delta import Delta, Rng, generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
@@ -151,6 +151,7 @@ def build_adapter(
     """
     if head is not None and head is not False and not isinstance(head, nn.Module):
         raise DeltatuneError(f"head must be an nn.Module, None (the model's own task head) or False, not {head!r}")
+    check_whole(model, f"attaching {method!r}", "attach all adapters before the first training")
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
     adapter.seed = seed
     labels: dict[str, int] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.sites import Site
 from deltatune.core.slices import put, take
 
@@ -60,3 +61,9 @@ class Base:
             return tensor
         turned = tensor.T if self.site.transposed and name == "weight" else tensor
         return take(turned.T, self.site.slice).T if name == "weight" else take(turned, self.site.slice)
+
+
+def check_whole(model: nn.Module, what: str, fix: str) -> None:
+    """Raise DeltatuneError if the base is spread over processes, none of which can read all of a weight."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # FSDP2 made it so
+        raise DeltatuneError(f"{what} reads the base's weights, which are spread over processes (FSDP); {fix}")

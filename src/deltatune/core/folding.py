@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.base import Base
+from deltatune.core.base import Base, check_whole
 from deltatune.core.delta import Delta
 from deltatune.core.errors import raise_all
 from deltatune.core.probing import probe_inputs
@@ -31,8 +31,9 @@ def obstacles(adapter: Adapter) -> list[str]:
     return [f"{kind} has no exact weight form" for kind in stuck] + missing + tied
 
 
-def check_folds(name: str, adapter: Adapter) -> None:
+def check_folds(name: str, adapter: Adapter, model: nn.Module) -> None:
     """Raise unless every Delta has a weight form here, naming those that have none."""
+    check_whole(model, f"folding {name!r}", "save the adapter, and fold it where the base is whole")
     found = obstacles(adapter)
     raise_all(found, f"adapter {name!r} ({adapter.method!r}) cannot be folded; keep it live:" if found else "")
 

@@ -173,7 +173,7 @@ class Host:
         adapter = self._adapter(name)
         if name in self.folded:
             raise DeltatuneError(f"adapter {name!r} is folded already")
-        check_folds(name, adapter)
+        check_folds(name, adapter, self.model)
         route, self.route = self.route, Route({name: 1.0})
         self._arrange()
         live = probe(self.model, self.sites.facts)

@@ -25,14 +25,14 @@ def asked() -> bool:
     return os.environ.get(SHARDS, "false").lower() == "true"
 
 
-def shard_(host: Host, name: str, world: World) -> None:
+def shard_(host: Host, world: World) -> None:
     """Spread the base over the processes; afterwards all of them must run it together.
 
     Raises DeltatuneError for what cannot be: another FSDP, adapters that live in the base's own weights, an old torch.
     """
-    if not asked() or world.size == 1 or sharded(host.model):
+    if not asked() or world.size == 1 or sharded(host.model):  # what is attached after that is refused by the Host
         return
-    check(host, name)
+    check(host)
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     remember(host)
@@ -48,21 +48,22 @@ def shard_(host: Host, name: str, world: World) -> None:
     fully_shard(host.model, **options)
 
 
-def check(host: Host, name: str) -> None:
-    """Raise DeltatuneError unless this base can be spread under this adapter."""
+def check(host: Host) -> None:
+    """Raise DeltatuneError unless this base can be spread under its adapters."""
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise DeltatuneError(
             f"accelerate asks for FSDP version {version}, which joins frozen and trained weights into one; start with "
             "--fsdp_version 2 (in its config file fsdp_version: 2)"
         )
-    adapter = host.adapters[name]
-    inside = [site.name for site in adapter.sites.values() if site.kind == "weight"]
-    if inside:
-        raise DeltatuneError(
-            f"adapter {name!r} ({adapter.method!r}) lives in the base's own weights ({inside[0]}), which FSDP spreads "
-            "over the processes; train it without --use_fsdp, or take a method that adds to the base, such as LoRA()"
-        )
+    for name, adapter in host.adapters.items():
+        inside = [site.name for site in adapter.sites.values() if site.kind == "weight"]
+        if inside:
+            raise DeltatuneError(
+                f"adapter {name!r} ({adapter.method!r}) lives in the base's own weights ({inside[0]}), which FSDP "
+                "spreads over the processes; train it without --use_fsdp, or take a method that adds to the base, such "
+                "as LoRA()"
+            )
     try:
         from torch.distributed.fsdp import fully_shard
 

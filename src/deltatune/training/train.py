@@ -89,7 +89,7 @@ def train(
 
     place = Path(out) if out is not None else None
     world = join(device_of(host))
-    shard_(host, name, world)
+    shard_(host, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
     with acting(host, name, training=True):
         memory.reset_peak(device_of(host))

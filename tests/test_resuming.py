@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(method, every, tokenizer, tmp_path):
     assert outcome.history == wanted.history
     assert outcome.evaluations == wanted.evaluations
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
 
 
 def test_a_finished_run_is_not_repeated(tokenizer, tmp_path):
@@ -67,7 +67,7 @@ def test_a_finished_run_is_not_repeated(tokenizer, tmp_path):
 def test_a_broken_checkpoint_is_passed_over(tokenizer, tmp_path):
     settings = dataclasses.replace(PLAIN, checkpoint_every=2)
     train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-8"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-8"]
     broken = tmp_path / "checkpoint-10" / "optimizer.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1] + b"?")
     (tmp_path / "checkpoint-12").mkdir()  # a folder without a manifest
@@ -100,3 +100,23 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tokenizer, tmp_
     host = host_with(change.get("host", "LoRA(r=4)"))
     with pytest.raises(DeltatuneError, match=message):
         train(host, "a", TASK, change.get("rows", ROWS), None, tokenizer, change.get("settings", PLAIN), tmp_path)
+
+
+def test_what_a_killed_run_left_is_removed(tokenizer, tmp_path):
+    settings = dataclasses.replace(PLAIN, checkpoint_every=2)
+    with pytest.raises(Stopped):
+        train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path, stop_after(7))
+    (tmp_path / ".checkpoint-8.x1y2" / "adapter").mkdir(parents=True)  # killed while writing
+    (tmp_path / ".metrics.jsonl.1.draft").write_text("{")
+    (tmp_path / "checkpoint-2").mkdir()  # killed while deleting
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "mine.txt").write_text("kept")
+    whole, again = host_with(), host_with()
+    train(whole, "a", TASK, ROWS, None, tokenizer, settings)
+    outcome = train(again, "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
+    assert outcome.resumed == 6
+    assert_same(tensors(whole), tensors(again))
+    names = {path.name for path in tmp_path.iterdir()} - {"metrics.jsonl"}
+    assert names == {"checkpoint-8", "checkpoint-10", "mine.txt"}
+    train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path)  # a finished run is tidied too
+    assert {path.name for path in tmp_path.iterdir()} - {"metrics.jsonl"} == names

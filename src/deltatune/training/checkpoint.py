@@ -45,9 +45,19 @@ def write(
             write_json(work / f"{name}.json", record)
 
     write_folder(folder, fill)
-    for _, old in listed(out)[KEPT:]:
+    for _, old in [found for found in listed(out) if found[0] <= step][KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def tidy(out: Path) -> None:
+    """Remove what a killed run left: folders half written, checkpoints half deleted."""
+    for left in [*out.glob(f".{PREFIX}*"), *out.glob(".*.draft")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    whole = [step for step, folder in listed(out) if complete(folder)]
+    for step, old in listed(out):
+        if len(whole) >= KEPT and step < whole[KEPT - 1]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(out: Path) -> Path | None:

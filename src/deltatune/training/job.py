@@ -120,7 +120,7 @@ def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSte
     host, task, settings, encoded = ready.host, ready.task, ready.settings, ready.encoded
     outcome = train(
         host, NAME, task, encoded["train"], encoded["validation"], ready.tokenizer, settings,
-        folder / runs.CHECKPOINTS, on_step,
+        folder / runs.CHECKPOINTS, on_step, reports=folder,
     )  # fmt: skip
     answers = predict(host, NAME, task, encoded["test"], ready.tokenizer, precision=settings.precision)
     metrics = {

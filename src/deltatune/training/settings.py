@@ -11,6 +11,7 @@ from torch import nn
 
 from deltatune.core.errors import raise_all
 from deltatune.core.fields import check_fields
+from deltatune.training.reporting import unknown
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class Settings:
     """Batches of rows of similar length: little padding, the same rows in every run of one seed."""
     packing: bool = False
     """Rows of a batch share sequences, kept apart by their positions: no padding, the same result (decoders only)."""
+    checkpointing: bool = False
+    """Each block's activations are computed again in backward: much less memory, about a third more time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the base's products in half precision; auto does where the machine is faster at it."""
     evaluate: Literal["end", "epoch"] = "end"
     """When the validation rows are scored."""
     checkpoint_every: int | None = None
     """Optimiser steps from one checkpoint to the next; None: one an epoch. The last step always has one."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the figures of each step: tensorboard, wandb, mlflow, trackio."""
     seed: int = 0
     """Order of the rows and dropout."""
 
@@ -65,7 +70,7 @@ class Settings:
             problems.append(
                 f"a batch of {self.batch_size} rows cannot be split into {self.accumulation} (accumulation)"
             )
-        raise_all(problems)
+        raise_all(problems + unknown(self.report_to))
 
 
 def half(model: nn.Module, precision: str) -> bool:

@@ -18,16 +18,19 @@ from deltatune.core.host import Host
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint, memory
+from deltatune.training.arguments import arguments
 from deltatune.training.batching import device_of
 from deltatune.training.distributed import World, join
 from deltatune.training.features import Probe, extract, probed
 from deltatune.training.order import Batches, Drawn, Order
 from deltatune.training.packing import check_packing
 from deltatune.training.predict import acting, collate_on, encoded_rows, predict
+from deltatune.training.recomputing import recomputing
+from deltatune.training.reporting import check_installed
 from deltatune.training.settings import Settings, half
 from deltatune.training.sharding import gather_root_, shard_
 from deltatune.training.state import digest_of
-from deltatune.training.trainer import DeltaTrainer, OnStep, arguments, names_of
+from deltatune.training.trainer import DeltaTrainer, OnStep, names_of
 from deltatune.training.tuned import Tuned
 from deltatune.training.watch import idle
 
@@ -68,15 +71,19 @@ def train(
     settings: Settings | None = None,
     out: str | Path | None = None,
     on_step: OnStep | None = None,
+    reports: str | Path | None = None,
 ) -> Outcome:
     """Train adapter `name` and score it on the validation rows; rows may be encoded already.
 
     With `out`, checkpoints go there, and a run that was stopped goes on from the newest complete one when called
-    again in the same way. Reparametrisations are dropped at the end (`host.finish_`); route and modes of the model are
-    left as found. Raises DeltatuneError for rows the task refuses, a checkpoint of another run, a trainable tensor
-    that does not learn, and a loss that is not finite. The global random generators are seeded with the settings' seed.
+    again in the same way; metrics.jsonl goes there too, or to `reports`. Reparametrisations are dropped at the end
+    (`host.finish_`); route and modes of the model are left as found. Several processes under torchrun train together:
+    each calls this alike and gets the same Outcome. Raises DeltatuneError for rows the task refuses, a checkpoint of
+    another run, a trainable tensor that does not learn, and a loss that is not finite. The global random generators
+    are seeded with the settings' seed.
     """
     settings = resolved(settings or Settings(), host, name)
+    check_installed(settings.report_to)
     rows = encoded_rows(host, name, task, rows_train, tokenizer)
     if not len(rows):
         raise DeltatuneError("there are no rows to train on")
@@ -88,21 +95,23 @@ def train(
         return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
 
     place = Path(out) if out is not None else None
+    told = Path(reports) if reports is not None else place
     world = join(device_of(host))
     shard_(host, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
-    with acting(host, name, training=True):
+    with acting(host, name, training=True), recomputing(host.model, settings.checkpointing):
         memory.reset_peak(device_of(host))
         started = time.perf_counter()
-        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world)
+        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world, told)
         trainer.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
-        resume = world.told(checkpoint.newest(place)) if place is not None else None
+        resume = trainer.resumable()
         trainer.run(resume)
         peak = memory.peak(device_of(host))
     host.finish_(name)
     done, last = trainer.progress, trainer.state.global_step
-    if len(validation) and not (done.evaluations and done.evaluations[-1][0] == last):
-        done.evaluations.append((last, world.told(evaluate())))
+    with trainer.reporter:
+        if len(validation) and not (done.evaluations and done.evaluations[-1][0] == last):
+            trainer.scored(evaluate())
     return Outcome(
         history=done.history,
         evaluations=done.evaluations,
@@ -142,6 +151,7 @@ def build(
     on_step: OnStep | None,
     evaluate: Callable[[], dict[str, float]] | None,
     world: World,
+    reports: Path | None,
 ) -> DeltaTrainer:
     """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
     bfloat16 = half(host.model, settings.precision)
@@ -165,7 +175,7 @@ def build(
     args = arguments(settings, order, out)
     compared = out is not None or world.size > 1
     identity = identity_of(host, name, task, rows, settings) if compared else None
-    return DeltaTrainer(model, host, name, task, loader, settings, args, on_step, evaluate, identity)
+    return DeltaTrainer(model, host, name, task, loader, settings, args, on_step, evaluate, identity, reports)
 
 
 def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -175,7 +185,9 @@ def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:
     """What a checkpoint must agree on before training goes on from it, as plain data."""
-    adapter = host.adapters[name]
+    adapter, asked = host.adapters[name], dataclasses.asdict(settings)
+    for free in ("checkpointing", "report_to"):  # the result is the same
+        del asked[free]
     return {
         "method": repr(adapter.method),
         "adapter_seed": adapter.seed,
@@ -183,6 +195,6 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "base": base_identity(host),
         "task": task.to_json(),
         "rows": [len(rows), digest_of(rows.rows)],
-        **{f"settings.{field}": value for field, value in dataclasses.asdict(settings).items()},
+        **{f"settings.{field}": value for field, value in asked.items()},
         "bfloat16": half(host.model, settings.precision),
     }

@@ -18,50 +18,13 @@ from deltatune.core.host import Host
 from deltatune.tasks.task import Task
 from deltatune.training import checkpoint, state
 from deltatune.training.distributed import by_hand
-from deltatune.training.order import Batches, Order
+from deltatune.training.order import Batches
+from deltatune.training.reporting import Reporter
 from deltatune.training.settings import Settings
 from deltatune.training.watch import Watch, idle, resting
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each optimiser step with (step, total, loss, learning rate)."""
-
-
-class Arguments(TrainingArguments):
-    """TrainingArguments on the base's own device: nothing is moved, wrapped or written by the Trainer itself."""
-
-    base_device: torch.device = torch.device("cpu")
-    n_gpu = 1
-    should_save = False
-    place_model_on_device = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base is, not where the Trainer would put it."""
-        _ = self._setup_devices  # which has more effects than to name a device
-        return self.base_device
-
-
-def arguments(settings: Settings, order: Order, out: Path | None) -> TrainingArguments:
-    """What the Trainer needs to know; checkpoints where there is a folder for them."""
-    device, passes = order.world.device, order.passes(settings.batch_size)
-    args = Arguments(
-        output_dir=str(out or "."),
-        use_cpu=device.type == "cpu",
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=max(1, settings.batch_size // (passes * order.world.size)),
-        gradient_accumulation_steps=passes,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        save_strategy="no" if out is None else "steps",
-        save_steps=settings.checkpoint_every or -(-len(order) // passes),
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    args.base_device = device
-    return args
 
 
 @dataclass
@@ -95,13 +58,15 @@ class DeltaTrainer(Trainer):
         on_step: OnStep | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         identity: Mapping[str, Any] | None = None,
+        reports: Path | None = None,
     ) -> None:
         """`settings.learning_rate` is set. `identity` tells runs apart: a checkpoint of another is refused."""
         self.host, self.name, self.task, self.settings = host, name, task, settings
         self.loader, self.on_step, self.evaluation = loader, on_step, evaluate
         self.identity = dict(identity or {})
         self.progress = Progress()
-        self.clock = 0.0
+        self.clock, self.counted = 0.0, (0, 0.0)
+        self.reporter = Reporter(reports, settings.report_to, args, host.model)
         self.world = loader.order.world
         unread = idle(host, name)
         self.parameters = [(n, p) for n, p in host.trainable(name) if n not in unread]
@@ -202,14 +167,26 @@ class DeltaTrainer(Trainer):
             return  # the closing summary
         step, loss, rate = self.state.global_step, float(logs["loss"]), float(logs["learning_rate"])
         self._stop_clock()
+        done, seconds = self.progress.rows - self.counted[0], self.progress.seconds - self.counted[1]
+        self.counted = self.progress.rows, self.progress.seconds
         if not math.isfinite(loss):
             raise DeltatuneError(f"the loss became {loss} in step {step} (rate {rate:.2g}); lower the learning_rate")
         self.progress.history.append((step, loss))
+        figures = {"rows_per_second": done / seconds if seconds else 0.0, "seconds": self.progress.seconds}
+        if self.world.first:
+            self.reporter.step(step, self.state.epoch or 0.0, {"loss": loss, "learning_rate": rate, **figures})
         if self.evaluation is not None and step % self.steps_per_epoch == 0:
-            self.progress.evaluations.append((step, self.world.told(self.evaluation())))
+            self.scored(self.evaluation())
         if self.on_step is not None and self.world.first:
             self.on_step(step, self.state.max_steps, loss, rate)
         self.clock = time.perf_counter()
+
+    def scored(self, scores: dict[str, float]) -> None:
+        """Keep and report the scores after the last step; all processes take process 0's."""
+        scores, step = self.world.told(scores), self.state.global_step
+        self.progress.evaluations.append((step, scores))
+        if self.world.first:
+            self.reporter.scores(step, self.state.epoch or 0.0, scores)
 
     def _stop_clock(self) -> None:
         self.progress.seconds += time.perf_counter() - self.clock
@@ -221,6 +198,15 @@ class DeltaTrainer(Trainer):
 
     # --- checkpoints ---
 
+    def resumable(self) -> Path | None:
+        """The checkpoint to go on from, if there is one; what a killed run left beside it is removed."""
+        if self.args.save_strategy == "no":
+            return None
+        out = Path(str(self.args.output_dir))
+        if self.world.first and out.is_dir():
+            checkpoint.tidy(out)
+        return self.world.told(checkpoint.newest(out) if self.world.first else None)
+
     def run(self, resume: Path | None) -> None:
         """Train from the start, or from a checkpoint on. Raises DeltatuneError if that one is of another run."""
         if resume is not None:
@@ -228,7 +214,9 @@ class DeltaTrainer(Trainer):
         self.world.check_agree(self.identity)
         self.world.copy_([*self.host.adapters[self.name].state_dict().values()])
         state.seed_process(self.settings.seed, self.world.rank)
-        self.clock = time.perf_counter()
+        if resume is None and self.world.first:
+            self.reporter.begin(0, [])
+        self.clock, self.counted = time.perf_counter(), (self.progress.rows, self.progress.seconds)
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
@@ -273,6 +261,9 @@ class DeltaTrainer(Trainer):
         self.progress.evaluations = [(int(step), dict(scores)) for step, scores in stored["evaluations"]]
         self.progress.seconds += stored["seconds"]
         self.progress.rows = stored["rows"]
+        self.counted = self.progress.rows, self.progress.seconds
+        if self.world.first:
+            self.reporter.begin(checkpoint.step_of(folder), [step for step, _ in self.progress.evaluations])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

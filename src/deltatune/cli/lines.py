@@ -19,21 +19,24 @@ WHOLE = (".json", ".parquet")
 """Formats that are read at once."""
 
 
-def rows_from(file: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a file, or of stdin for "-". Raises DeltatuneError naming the line that cannot be used."""
+def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
+    """Rows of a file, or of stdin for "-"; each has all of the columns, or where not `every` one of them.
+
+    Raises DeltatuneError naming the line that cannot be used.
+    """
     if file == "-":
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8-sig")
-        yield from parsed(_decoded(sys.stdin), "stdin", None, columns)
+        yield from parsed(_decoded(sys.stdin), "stdin", None, columns, every)
         return
     path = Path(file).expanduser()
     if not path.is_file() or path.suffix.lower() in WHOLE:
         from deltatune.data import read_rows
 
-        yield from _with_columns(read_rows(path), file, columns)  # raises where there is no such file
+        yield from _with_columns(read_rows(path), file, columns, every)  # raises where there is no such file
         return
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        yield from parsed(_decoded(stream, file), file, BY_SUFFIX.get(path.suffix.lower()), columns)
+        yield from parsed(_decoded(stream, file), file, BY_SUFFIX.get(path.suffix.lower()), columns, every)
 
 
 def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
@@ -43,7 +46,9 @@ def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
         raise DeltatuneError(f"{name} is not UTF-8 ({error.reason}); convert it: iconv -f OLD -t UTF-8") from None
 
 
-def parsed(lines: Iterator[str], name: str, kind: str | None, columns: Sequence[str]) -> Iterator[Row]:
+def parsed(
+    lines: Iterator[str], name: str, kind: str | None, columns: Sequence[str], every: bool = True
+) -> Iterator[Row]:
     """Rows of lines; without a kind the first line tells: an object is JSONL, the columns' names are a CSV header."""
     first = next(lines, None)
     if first is None:
@@ -51,9 +56,9 @@ def parsed(lines: Iterator[str], name: str, kind: str | None, columns: Sequence[
     lines = itertools.chain([first], lines)
     kind = kind or sniffed(first, columns)
     if kind == "jsonl":
-        yield from _with_columns(_objects(lines, name), name, columns)
+        yield from _with_columns(_objects(lines, name), name, columns, every)
     elif kind in ("csv", "tsv"):
-        yield from _with_columns(_table(lines, name, "," if kind == "csv" else "\t"), name, columns)
+        yield from _with_columns(_table(lines, name, "," if kind == "csv" else "\t"), name, columns, every)
     else:
         yield from _texts(lines, name, columns)
 
@@ -117,11 +122,11 @@ def _table(lines: Iterator[str], name: str, separator: str) -> Iterator[Row]:
         raise DeltatuneError(f"{name} line {reader.line_num}: {error}") from None
 
 
-def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows, each of which must have the texts."""
+def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
+    """The rows, each of which must have the texts, or one of them."""
     for number, row in enumerate(rows, 1):
         lacking = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
-        if lacking:
+        if lacking and (every or len(lacking) == len(columns)):
             have = ", ".join(row) or "none"
             near = nearest(lacking[0], row)
             raise DeltatuneError(f"{name} row {number} has no text in column {lacking[0]!r}{near}; its columns: {have}")

@@ -61,7 +61,8 @@ def predict(
     try:
         with ExitStack() as stack:
             target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
-            for rows in batched(rows_from(file, columns), batch_size):
+            every = opened.task.answers != "text"  # an instruction may come without an input
+            for rows in batched(rows_from(file, columns, every), batch_size):
                 cut += write(opened, rows, target)
                 done += len(rows)
         if draft and out:
@@ -106,6 +107,8 @@ def shaped(opened: Opened, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from deltatune.tasks.choosing import kind_of
 
     task: Any = opened.task
+    if task.answers == "text" and len(task.text) > 1:
+        rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
     return inputs(rows, TASK_OF[kind_of(task)], task.text)
 
 

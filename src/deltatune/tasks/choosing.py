@@ -17,6 +17,7 @@ from deltatune.tasks.generate import Generate
 from deltatune.tasks.language import LanguageModel
 from deltatune.tasks.many import ManyLabels
 from deltatune.tasks.objectives.kinds import OBJECTIVES
+from deltatune.tasks.plain import default_of
 from deltatune.tasks.rendering import PRESETS
 from deltatune.tasks.span import Span
 from deltatune.tasks.tag import Tag
@@ -77,6 +78,8 @@ def task_for(
         guessed |= {"tags": data.labels, "piece": "last" if reads_left_to_right(config.get_text_config()) else "first"}
     elif kind is Span:
         guessed["abstains"] = any(not row[data.label] for row in data.train)
+        if "max_length" in over:
+            guessed["stride"] = min(default_of(Span, "stride"), over["max_length"] // 3)
     elif kind is Generate:
         guessed |= _writing(data, tokenizer, over, notes)
     return Chosen(kind(**{**guessed, **over}), tuple(notes))
@@ -113,11 +116,13 @@ def _writing(
     answers = [_answer(row, data.label, chat) for row in data.train[:LOOKED_AT]]
     lengths = [len(ids) for ids in tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]]
     long = int(np.quantile(lengths, 0.99)) + 1 if lengths else ROUND
-    tokens = min(LONGEST, -(-long // ROUND) * ROUND)
+    most = min(LONGEST, max(1, over.get("max_length", 2 * LONGEST) // 2))
+    tokens = over.get("new_tokens", min(most, -(-long // ROUND) * ROUND))
     if "prompt" not in over:
         notes.append(f"the prompt is {prompt}, chosen by the columns; others: {', '.join(PRESETS)}, or a template")
     if "new_tokens" not in over:
-        notes.append(f"answers may have {tokens} tokens: 99 % of the training answers have fewer")
+        share = float(np.mean([length < tokens for length in lengths])) if lengths else 1.0
+        notes.append(f"answers may have {tokens} tokens: {share:.0%} of the training answers have fewer")
     several = any(len(row.get("references") or ()) > 1 for row in data.validation)
     found = {"prompt": prompt, "new_tokens": tokens, "metric": "bleu" if several else "rougeL"}
     return found | {"characters": _without_spaces(answers), "max_length": max(512, 2 * tokens)}

@@ -15,7 +15,7 @@ import deltatune
 import models
 from deltatune.core.errors import DeltatuneError
 from deltatune.training import predict
-from deltatune.training.distributed import World, check_places
+from deltatune.training.distributed import World, check_launch, check_places
 from processes import CASES, host_for, train_case
 from runs import ROWS, TASK, assert_same, tensors
 
@@ -169,9 +169,10 @@ def test_accelerate_launch(more, tmp_path):
     [
         ("full", SHARDED, "lives in the base's own weights"),
         ("lora", {**SHARDED, "FSDP_VERSION": "1"}, "start with --fsdp_version 2"),
+        ("lora", {"ACCELERATE_MIXED_PRECISION": "fp16"}, "--mixed_precision fp16, but Settings"),
     ],
 )
-def test_what_cannot_be_spread_is_refused(case, environment, message, tmp_path):
+def test_what_cannot_be_is_refused(case, environment, message, tmp_path):
     run = processes(tmp_path, cases=[case], environment=environment)
     assert run.returncode != 0
     assert "DeltatuneError" in run.stderr
@@ -183,6 +184,17 @@ def test_processes_on_different_runs_are_refused(tmp_path):
     assert run.returncode != 0
     assert "DeltatuneError: the processes of this run differ" in run.stderr
     assert "settings.seed: process 0 has 0, process 1 1" in run.stderr
+
+
+def test_what_accelerate_is_told_and_training_does_not_do_is_refused(monkeypatch):
+    check_launch(bfloat16=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launch(bfloat16=True)
+    with pytest.raises(DeltatuneError, match=r"--mixed_precision bf16, but .* not in bfloat16"):
+        check_launch(bfloat16=False)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(DeltatuneError, match="told to use DeepSpeed"):
+        check_launch(bfloat16=True)
 
 
 def test_two_processes_on_one_gpu_are_refused():

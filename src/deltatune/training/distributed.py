@@ -23,8 +23,14 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 BUCKET = 2**24
 """Gradients are joined up to so many values: one message instead of hundreds, and little memory beside them."""
-SHARDS = "ACCELERATE_USE_FSDP"
-"""What `accelerate launch --use_fsdp` sets."""
+SHARDS, MIXED = "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"
+"""What `accelerate launch --use_fsdp` and `--mixed_precision` set."""
+UNUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""What else it may be told, by the variable it sets."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,26 @@ def check_places(places: Sequence[tuple[str, str, int]]) -> None:
                 "it on the process's own: model.to(f\"cuda:{os.environ['LOCAL_RANK']}\"), and start no more processes "
                 "than there are GPUs"
             )
+
+
+def check_launch(bfloat16: bool) -> None:
+    """Raise DeltatuneError for what `accelerate launch` was told to do and training here would not do.
+
+    `bfloat16`: whether the base computes in it.
+    """
+    told = [what for variable, what in UNUSED.items() if os.environ.get(variable, "").lower() == "true"]
+    problems = [
+        f"accelerate is told to use {what}, which deltatune does not; start with torchrun, or with accelerate's "
+        "--multi_gpu or --use_fsdp --fsdp_version 2"
+        for what in told
+    ]
+    mixed = os.environ.get(MIXED, "no").lower()
+    if mixed not in ("no", "bf16") or (mixed == "bf16" and not bfloat16):
+        problems.append(
+            f"accelerate is told --mixed_precision {mixed}, but Settings(precision='float32' or 'bfloat16') decides "
+            f"how the base computes, {'' if bfloat16 else 'and not '}in bfloat16 here; start with --mixed_precision no"
+        )
+    raise_all(problems)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint, memory
 from deltatune.training.arguments import arguments
 from deltatune.training.batching import device_of
-from deltatune.training.distributed import World, join
+from deltatune.training.distributed import World, check_launch, join
 from deltatune.training.features import Probe, extract, probed
 from deltatune.training.order import Batches, Drawn, Order
 from deltatune.training.packing import check_packing
@@ -96,6 +96,7 @@ def train(
 
     place = Path(out) if out is not None else None
     told = Path(reports) if reports is not None else place
+    check_launch(precision == "bfloat16" or host.model.dtype == torch.bfloat16)
     world = join(device_of(host))
     shard_(host, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.answering import CHAT, Answering, encode_rows
 from deltatune.tasks.families import Family
 from deltatune.tasks.language import likelihood_tallies
-from deltatune.tasks.plain import from_plain, to_plain
 from deltatune.tasks.rendering import PRESETS, check_template
+from deltatune.tasks.tallied import Worded
 from deltatune.tasks.tally import Tally
 from deltatune.tasks.task import Answers, Encoded, Row
 
@@ -27,13 +25,14 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(Worded):
     """A text for a text, learnt on the answer alone.
 
     The input is put into a prompt: `plain` (its columns, a line each), `alpaca`, `chat` (the tokenizer's own chat
     template), or a template of one's own such as `"Question: {question}\\nSQL:"`.
     """
 
+    name: ClassVar[str] = "generate"
     answers: ClassVar[Answers] = "text"
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
     """Encoders do not write."""
@@ -69,10 +68,7 @@ class Generate:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = []
-        if self.metric not in METRICS:
-            near = nearest(self.metric, METRICS)
-            problems.append(f"{self.metric!r} is no metric of generation{near}; metrics: {', '.join(METRICS)}")
+        problems = self.metric_problems("generation", METRICS)
         if self.prompt not in PRESETS:
             problems += check_template(self.prompt, self.text)
         if not self.text:
@@ -116,18 +112,6 @@ class Generate:
         """Token ids at which writing ends."""
         return Answering(self, tokenizer, True).stops()
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> nn.Module | None:
-        """None: the model's own words are read."""
-        return None
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over the answers' tokens: logits (M, V), labels (M,) -> scalar."""
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-
-    def items(self, labels: Tensor) -> int:
-        """Tokens of the batch's answers."""
-        return int((labels != -100).sum())
-
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """Texts are written, not collected from logits: this is the answer of no rows."""
         return []
@@ -148,25 +132,12 @@ class Generate:
             found |= likelihood_tallies(answers, ("perplexity",))
         return {name: found[name] for name in names if name in found}
 
-    def score(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, float]:
-        """Every metric by name."""
-        return {name: tally.score() for name, tally in self.tallies(answers, references).items()}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
+    def primary(self, answers: Any, references: Any) -> Tally:
+        """The primary metric, without the others, some of which take long."""
         found = self.tallies(answers, references, (self.metric,))
         if self.metric not in found:
             raise DeltatuneError(f"these answers say nothing of {self.metric}")
-        return found[self.metric].resampled(weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("generate", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Generate:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
+        return found[self.metric]
 
     def describe(self) -> str:
         """One line."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.families import Family
-from deltatune.tasks.plain import from_plain, text_column, to_plain
+from deltatune.tasks.plain import text_column
+from deltatune.tasks.tallied import Worded
 from deltatune.tasks.tally import Tally
 from deltatune.tasks.task import IGNORED, Answers, Encoded, Row, TokenRow
 from deltatune.tasks.tokens import check_length
@@ -24,9 +23,10 @@ METRICS = ("perplexity", "loss", "bits_per_char", "bits_per_byte")
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(Worded):
     """-log p of each token of a document, its end included; read in blocks where it is long, each token counts once."""
 
+    name: ClassVar[str] = "lm"
     answers: ClassVar[Answers] = "words"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     """Others have read what they would have to predict."""
@@ -40,10 +40,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = []
-        if self.metric not in METRICS:
-            near = nearest(self.metric, METRICS)
-            problems.append(f"{self.metric!r} is no metric of language modelling{near}; metrics: {', '.join(METRICS)}")
+        problems = self.metric_problems("language modelling", METRICS)
         if len(self.text) != 1:
             problems.append(f"text must name the one column of documents, not {len(self.text)}")
         if self.max_length < 2:
@@ -82,18 +79,6 @@ class LanguageModel:
         facts = [{"chars": len(text), "bytes": len(text.encode())} for text in texts]
         return Encoded(pieces, 0, owners, facts, facts)
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> nn.Module | None:
-        """None: the model's own words are read."""
-        return None
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over the tokens: logits (M, V), labels (M,) -> scalar."""
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-
-    def items(self, labels: Tensor) -> int:
-        """Tokens of the batch that are predicted."""
-        return int((labels != IGNORED).sum())
-
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "chars", "bytes"}` of each document."""
         found = [{"nll": 0.0, "tokens": 0, **facts} for facts in encoded.facts or ()]
@@ -113,23 +98,6 @@ class LanguageModel:
     def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
         """Every metric as sums over the documents."""
         return likelihood_tallies(answers, METRICS)
-
-    def score(self, answers: list[dict[str, Any]], references: Any) -> dict[str, float]:
-        """Every metric by name."""
-        return {name: tally.score() for name, tally in self.tallies(answers).items()}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers)[self.metric].resampled(weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("lm", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> LanguageModel:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One line."""

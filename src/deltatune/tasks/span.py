@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.plain import column, from_plain, raise_listed, text_column, to_plain
+from deltatune.tasks.plain import column, raise_listed, text_column
 from deltatune.tasks.span_scores import span_tallies
+from deltatune.tasks.tallied import Tallied
 from deltatune.tasks.tally import Tally
 from deltatune.tasks.task import Answers, Encoded, Row, TokenRow
 from deltatune.tasks.tokens import check_length, need_offsets
@@ -25,12 +26,13 @@ METRICS = ("f1", "em")
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(Tallied):
     """Start and end of an answer in a passage (Devlin et al. 2019, section 4.2, https://arxiv.org/abs/1810.04805).
 
     Long passages are read in windows that overlap; the best span of all of them is the answer.
     """
 
+    name: ClassVar[str] = "span"
     answers: ClassVar[Answers] = "token"
 
     text: tuple[str, ...] = ("question", "context")
@@ -52,10 +54,7 @@ class Span:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = []
-        if self.metric not in METRICS:
-            near = nearest(self.metric, METRICS)
-            problems.append(f"{self.metric!r} is no metric of spans{near}; metrics: {', '.join(METRICS)}")
+        problems = self.metric_problems("spans", METRICS)
         if len(self.text) != 2:
             problems.append(f"text must name the question's column and the passage's, not {len(self.text)}")
         if not 0 <= self.stride < self.max_length:
@@ -157,26 +156,6 @@ class Span:
     def tallies(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, Tally]:
         """Every metric as sums over the rows."""
         return span_tallies([one["text"] for one in answers], references)
-
-    def score(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, float]:
-        """Every metric by name; with unanswerable questions also on either kind alone."""
-        found = {name: tally.score() for name, tally in self.tallies(answers, references).items()}
-        return {name: found[name] for name in sorted(found, key=lambda name: name != self.metric)}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers, references)[self.metric].resampled(weights)
-
-    # --- plain data ---
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("span", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Span:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One line."""

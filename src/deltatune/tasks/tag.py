@@ -16,8 +16,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.plain import column, from_plain, raise_listed, to_plain
+from deltatune.tasks.plain import column, raise_listed
 from deltatune.tasks.tag_scores import is_entity_scheme, tag_tallies
+from deltatune.tasks.tallied import Tallied
 from deltatune.tasks.tally import Tally
 from deltatune.tasks.task import IGNORED, Answers, Encoded, Row, TokenRow
 from deltatune.tasks.tokens import check_length, need_offsets
@@ -27,9 +28,10 @@ PLAIN_METRICS = ("accuracy", "f1_macro", "f1_micro")
 
 
 @dataclass(frozen=True)
-class Tag:
+class Tag(Tallied):
     """One tag a word. A word's tag is read at one of its tokens; the others have no loss."""
 
+    name: ClassVar[str] = "tag"
     answers: ClassVar[Answers] = "token"
 
     tags: tuple[str, ...] = ()
@@ -50,10 +52,7 @@ class Tag:
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "metric", self.metric or self.metrics[0])
-        problems = []
-        if self.metric not in self.metrics:
-            near = nearest(self.metric, self.metrics)
-            problems.append(f"{self.metric!r} is no metric of these tags{near}; metrics: {', '.join(self.metrics)}")
+        problems = self.metric_problems("these tags", self.metrics)
         if len(self.tags) < 2:
             problems.append(f"there must be two tags or more, not {len(self.tags)}")
         if len(set(self.tags)) < len(self.tags):
@@ -194,26 +193,6 @@ class Tag:
     def tallies(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, Tally]:
         """Every metric as sums over the rows."""
         return tag_tallies(answers, references, is_entity_scheme(self.tags))
-
-    def score(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-        """Every metric by name."""
-        found = self.tallies(answers, references)
-        return {name: found[name].score() for name in self.metrics}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers, references)[self.metric].resampled(weights)
-
-    # --- plain data ---
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("tag", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Tag:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One line."""

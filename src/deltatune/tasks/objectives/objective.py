@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import nearest, raise_all
+from deltatune.core.errors import raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.language import likelihood_tallies
 from deltatune.tasks.objectives.collator import Collator
-from deltatune.tasks.plain import from_plain, to_plain
+from deltatune.tasks.tallied import Worded
 from deltatune.tasks.tally import Tally, ratio_of
-from deltatune.tasks.task import IGNORED, Answers, Encoded
+from deltatune.tasks.task import Answers, Encoded
 
 Loads = Literal["mask", "pairs", "words"]
 """What `load_backbone` loads for it: a model that fills in masks, one that judges pairs too, or one that writes."""
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Worded):
     """-log p of the words that are asked for, summed over them."""
 
     answers: ClassVar[Answers] = "words"
@@ -47,10 +45,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = []
-        if self.metric not in self.known:
-            near = nearest(self.metric, self.known)
-            problems.append(f"{self.metric!r} is no metric of this objective{near}; metrics: {', '.join(self.known)}")
+        problems = self.metric_problems("this objective", self.known)
         if len(self.text) != 1:
             problems.append(f"text must name the one column of documents, not {len(self.text)}")
         if self.max_length < self.least:
@@ -74,18 +69,6 @@ class Objective:
         """
         return Collator(getattr(self, "draw"), tokenizer, seed)  # noqa: B009 (each objective has its own)
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> nn.Module | None:
-        """None: the model's own words are read."""
-        return None
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over the tokens that are asked for: logits (M, V), labels (M,) -> scalar."""
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
-
-    def items(self, labels: Tensor) -> int:
-        """Tokens of the batch that are asked for."""
-        return int((labels != IGNORED).sum())
-
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "right"}` of each row: nats, tokens asked for, and those that were the likeliest."""
         sums: list[dict[str, Any]] = [{"nll": 0.0, "tokens": 0, "right": 0} for _ in encoded.facts or ()]
@@ -105,27 +88,10 @@ class Objective:
             found.append({"perplexity": perplexity, "loss": loss, "accuracy": accuracy, "tokens": one["tokens"]})
         return found
 
-    def tallies(self, answers: list[dict[str, Any]]) -> dict[str, Tally]:
+    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
         """Every metric as sums over the rows."""
         right, tokens = ([one[name] for one in answers] for name in ("right", "tokens"))
         return {**likelihood_tallies(answers, ("perplexity", "loss")), "accuracy": ratio_of(right, tokens)}
-
-    def score(self, answers: list[dict[str, Any]], references: Any) -> dict[str, float]:
-        """Every metric by name."""
-        return {name: tally.score() for name, tally in self.tallies(answers).items()}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers)[self.metric].resampled(weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain(self.name, self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One line."""

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.fields import check_fields
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.tasks.objectives.entities import Entity, entities_of, names_by_kind, replace_entities
 from deltatune.tasks.objectives.masked import tokens_of
 from deltatune.tasks.objectives.units import units_at
-from deltatune.tasks.plain import column, from_plain, text_column, to_plain
+from deltatune.tasks.plain import column, text_column
+from deltatune.tasks.tallied import Tallied
 from deltatune.tasks.tally import Tally, ratio, ratio_of
 from deltatune.tasks.task import IGNORED, Answers, Encoded, Row, TokenRow
 from deltatune.tasks.tokens import check_length, need_offsets
@@ -28,13 +29,14 @@ METRICS = ("f1", "accuracy", "precision", "recall")
 
 
 @dataclass(frozen=True)
-class ReplacedEntities:
+class ReplacedEntities(Tallied):
     """-log p(replaced | text, entity) for each entity     Xiong et al. 2020 (WKLM), https://arxiv.org/abs/1912.09637
 
     About a third of the entities are replaced by others of their kind, never two in a row, in `copies` versions of each
     text. It is read at an entity's first token, by a head on every token; WKLM reads the two tokens around an entity.
     """
 
+    name: ClassVar[str] = "replaced"
     answers: ClassVar[Answers] = "token"
 
     text: tuple[str, ...] = ("text",)
@@ -54,10 +56,7 @@ class ReplacedEntities:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = []
-        if self.metric not in METRICS:
-            near = nearest(self.metric, METRICS)
-            problems.append(f"{self.metric!r} is no metric of replaced entities{near}; metrics: {', '.join(METRICS)}")
+        problems = self.metric_problems("replaced entities", METRICS)
         if len(self.text) != 1:
             problems.append(f"text must name the one column of texts, not {len(self.text)}")
         if not 0 < self.rate <= 1 or self.copies < 1:
@@ -175,23 +174,6 @@ class ReplacedEntities:
             "precision": ratio_of(hit, hit + false),
             "recall": ratio_of(hit, hit + missed),
         }
-
-    def score(self, answers: list[list[float | None]], references: list[list[bool]]) -> dict[str, float]:
-        """Every metric by name."""
-        return {name: tally.score() for name, tally in self.tallies(answers, references).items()}
-
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return self.tallies(answers, references)[self.metric].resampled(weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
-        return to_plain("replaced", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ReplacedEntities:
-        """Read `to_json`'s result."""
-        return from_plain(cls, data)
 
     def describe(self) -> str:
         """One line."""

@@ -101,7 +101,7 @@ class NextSentence(Objective):
         pairs = [{"pair_loss": one["pair_nll"], "pair_right": bool(one["pair_right"])} for one in answers]
         return [{**words, **pair} for words, pair in zip(super().decode(answers), pairs, strict=True)]
 
-    def tallies(self, answers: list[dict[str, Any]]) -> dict[str, Tally]:
+    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
         """Every metric as sums over the pairs."""
         pairs = {"pair_accuracy": "pair_right", "pair_loss": "pair_nll"}
         return super().tallies(answers) | {name: mean_of([one[key] for one in answers]) for name, key in pairs.items()}

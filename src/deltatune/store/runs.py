@@ -1,6 +1,7 @@
 """The folder of one training run: what was asked for, what came out, and whether it may be continued or replaced.
 
 run.json        what was asked for
+metrics.jsonl   the figures of each step while it trains; tensorboard/ if asked for
 checkpoints/    until the run is finished
 adapter/        the trained adapter
 metrics.json    its scores, written last: a run that has it is finished
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from deltatune.data import Data
 
 RECORD, CHECKPOINTS, ADAPTER, METRICS = "run.json", "checkpoints", "adapter", "metrics.json"
+FIGURES, TENSORBOARD = "metrics.jsonl", "tensorboard"
+FREE = ("versions.", "settings.checkpointing", "settings.report_to")
+"""Parts of a record that may change between two sessions of a run."""
 LONGEST = 60
 """Characters of a method in a folder's name."""
 
@@ -68,7 +72,8 @@ def clear(folder: Path) -> None:
     """Remove what a run wrote: the mark of being finished first, what says whose folder this is last."""
     (folder / METRICS).unlink(missing_ok=True)
     tidy(folder)
-    for name in (CHECKPOINTS, ADAPTER):
+    (folder / FIGURES).unlink(missing_ok=True)
+    for name in (CHECKPOINTS, ADAPTER, TENSORBOARD):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / RECORD).unlink(missing_ok=True)
 
@@ -82,7 +87,7 @@ def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
 def tidy(folder: Path) -> None:
     """Remove what a killed process left: files and folders half written, checkpoints of a finished run."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if any(_draft_of(path, name) for name in (RECORD, METRICS, ADAPTER)):
+        if any(_draft_of(path, name) for name in (RECORD, METRICS, FIGURES, ADAPTER)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (folder / METRICS).is_file():
         _remove_checkpoints(folder)
@@ -99,9 +104,9 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, stored, asked) where two records differ; versions do not count."""
+    """(name, stored, asked) where two records differ in what changes the result."""
     was, now = _flat(stored), _flat(json.loads(json.dumps(asked)))
-    names = [name for name in {**was, **now} if not name.startswith("versions.") and was.get(name) != now.get(name)]
+    names = [name for name in {**was, **now} if not name.startswith(FREE) and was.get(name) != now.get(name)]
     return [(name, was.get(name), now.get(name)) for name in names]
 
 

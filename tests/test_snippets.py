@@ -10,7 +10,9 @@ import models
 from deltatune.training import Settings, train
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["docs/composing.md", "docs/data.md", "docs/interchange.md", "docs/objectives.md", "docs/tasks.md", "docs/vocabulary.md"]
+PAGES = [
+    f"docs/{name}.md" for name in ("composing", "data", "interchange", "objectives", "tasks", "training", "vocabulary")
+]
 PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 
 

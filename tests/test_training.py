@@ -1,6 +1,7 @@
 """Training: what a run does, and that its result is the same however it is split, ordered or repeated."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +189,12 @@ def train_and_take(method, tokenizer, **over):
     host = host_with(method)
     train(host, "a", TASK, ROWS[:16], None, tokenizer, dataclasses.replace(PLAIN, max_steps=1, warmup=0.0, **over))
     return tensors(host)
+
+
+def test_the_page_on_training_has_every_setting():
+    page = (Path(__file__).parent.parent / "docs/training.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(PLAIN):
+        assert f"| `{field.name}` | `{field.default!r}` | " in page
 
 
 # --- the same result, however it is reached ---

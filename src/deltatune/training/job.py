@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -129,8 +130,9 @@ def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSte
         "training": _facts(outcome, encoded),
     }
     extra = {**record, "tokenizer": tokenizer_fingerprint(ready.tokenizer), "scores": metrics}
-    host.save(NAME, folder / runs.ADAPTER, extra=extra)
-    runs.finish(folder, metrics)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):  # of several processes the first
+        host.save(NAME, folder / runs.ADAPTER, extra=extra)
+        runs.finish(folder, metrics)
     return metrics
 
 

@@ -41,7 +41,7 @@ class Settings:
     packing: bool = False
     """Rows of a batch share sequences, kept apart by their positions: no padding, the same result (decoders only)."""
     checkpointing: bool = False
-    """Each block's activations are computed again in backward: much less memory, about a third more time."""
+    """Each block's activations are computed again in backward: much less memory, about half more time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the base's products in half precision; auto does where the machine is faster at it."""
     evaluate: Literal["end", "epoch"] = "end"

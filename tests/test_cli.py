@@ -156,7 +156,7 @@ def test_train_writes_an_adapter_and_its_scores(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert set(metrics["test"]) == set(metrics["validation"])
     assert 0 <= metrics["test"]["accuracy"] <= 1
-    assert sorted(path.name for path in trained.iterdir()) == ["adapter", "metrics.json", "run.json"]
+    assert sorted(path.name for path in trained.iterdir()) == ["adapter", "metrics.json", "metrics.jsonl", "run.json"]
     extra = json.loads((trained / "adapter" / "adapter.json").read_text())["extra"]
     assert extra["task"]["labels"] == ["bad", "good"]
     assert {"tokenizer", "settings", "data", "model"} <= set(extra)

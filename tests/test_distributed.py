@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 import deltatune
 import models
+from command_line import QUICK, ran, reviews, write_csv
 from deltatune.core.errors import DeltatuneError
 from deltatune.training import predict
 from deltatune.training.distributed import World, check_launch, check_places
 from processes import CASES, host_for, train_case
-from runs import ROWS, TASK, assert_same, tensors
+from runs import QUIET, ROWS, TASK, assert_same, tensors
 
 pytestmark = pytest.mark.slow
 """Each start of two processes takes some ten seconds, most of it imports."""
@@ -26,6 +27,7 @@ EQUAL = [case for case in CASES if case != "drop"]
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "{count}"]
+COMMAND = ["--no-python", Path(sys.executable).parent / "deltatune"]
 LAUNCH = ["accelerate.commands.launch", "--num_processes", "{count}", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
@@ -33,9 +35,13 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_
 def processes(folder, count=2, command=TORCHRUN, environment=None, **options):
     """Run tests/processes.py in some processes."""
     script = str(Path(__file__).parent / "processes.py")
-    command = [sys.executable, "-m", *(part.format(count=count) for part in command)]
+    return started(command, [script, str(folder), json.dumps(options)], count, environment)
+
+
+def started(command, words, count=2, environment=None):
+    """What came of some processes that `command` has started."""
     return subprocess.run(
-        [*command, script, str(folder), json.dumps(options)],
+        [sys.executable, "-m", *(part.format(count=count) for part in command), *map(str, words)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -169,6 +175,7 @@ def test_accelerate_launch(more, tmp_path):
     [
         ("full", SHARDED, "lives in the base's own weights"),
         ("lora", {**SHARDED, "FSDP_VERSION": "1"}, "start with --fsdp_version 2"),
+        ("lora", {**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"}, "(--fsdp_offload_params)"),
         ("lora", {"ACCELERATE_MIXED_PRECISION": "fp16"}, "--mixed_precision fp16, but Settings"),
     ],
 )
@@ -177,6 +184,27 @@ def test_what_cannot_be_is_refused(case, environment, message, tmp_path):
     assert run.returncode != 0
     assert "DeltatuneError" in run.stderr
     assert message in run.stderr
+
+
+def test_the_command_line(tmp_path):
+    model, data = tmp_path / "model", write_csv(tmp_path / "rows.csv", reviews())
+    models.tiny("bert", **QUIET).save_pretrained(model)
+    models.tiny_tokenizer().save_pretrained(model)
+    words = ["--model", model, "--data", data, *QUICK, "--method", "LoRA(r=4)"]
+    alone = ran("train", *words, "--out", tmp_path / "alone")
+    assert alone.code == 0, alone.err
+    run = started(TORCHRUN, [*COMMAND, "train", *words, "--out", tmp_path / "together"])
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Use it: deltatune predict") == 1
+    assert [path.name for path in (tmp_path / "together").iterdir() if path.name.startswith(".")] == []
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together")]
+    assert scores[0]["test"] == pytest.approx(scores[1]["test"], rel=1e-4)
+    again = started(TORCHRUN, [*COMMAND, "train", *words, "--out", tmp_path / "together"])
+    assert again.returncode == 0, again.stderr
+    assert "This run was finished before" in again.stdout
+    other = started(TORCHRUN, [*COMMAND, "methods"])
+    assert other.returncode != 0
+    assert "`deltatune methods` runs in one process" in other.stderr
 
 
 def test_processes_on_different_runs_are_refused(tmp_path):

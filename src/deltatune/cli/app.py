@@ -28,6 +28,7 @@ from deltatune.cli import (
 from deltatune.cli import run as run_recipe
 from deltatune.cli.endings import ended
 from deltatune.cli.help import Command, Group
+from deltatune.core.errors import DeltatuneError
 
 app = typer.Typer(
     name="deltatune",
@@ -70,6 +71,11 @@ def start(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeltatuneError(
+            f"`deltatune {context.invoked_subcommand}` runs in one process; of the commands torchrun and accelerate "
+            "can start `deltatune train` alone"
+        )
 
 
 def run(argv: list[str]) -> int:

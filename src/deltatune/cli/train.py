@@ -117,7 +117,9 @@ def train(
     # before torch is imported: mistakes in the data show at once
     found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.training import Settings
-    from deltatune.training.job import Job, prepare, record_of
+    from deltatune.training.batching import device_of
+    from deltatune.training.distributed import join
+    from deltatune.training.job import Job, prepare, record_of, run
 
     wanted = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
@@ -128,7 +130,12 @@ def train(
     ready = prepare(job, partial(check_export, export_for))
     folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
     record = record_of(ready, model, data)
-    before = runs.open_run(folder, record, force)
+    world = join(device_of(ready.host))
+    if not world.first:  # one of torchrun's other processes: it helps, the first does all that is seen
+        if world.told(None) is None:
+            run(ready, folder, record)
+        return
+    before = world.told(runs.open_run(folder, record, force))
     introduce(ready, model, folder)
     if before is None:
         metrics = watched_run(ready, folder, record)

@@ -33,14 +33,13 @@ def shard_(host: Host, world: World) -> None:
     if not asked() or world.size == 1 or sharded(host.model):  # what is attached after that is refused by the Host
         return
     check(host)
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     remember(host)
     host_keeps = getattr(host.model, "deltatune", None)
     options: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "reshard_after_forward": flag("FSDP_RESHARD_AFTER_FORWARD", True),
-        "offload_policy": CPUOffloadPolicy() if flag("FSDP_OFFLOAD_PARAMS", False) else OffloadPolicy(),
         "ignored_params": set(host_keeps.parameters()) if isinstance(host_keeps, torch.nn.Module) else set(),
     }
     for block in find_blocks(host.model):
@@ -55,6 +54,11 @@ def check(host: Host) -> None:
         raise DeltatuneError(
             f"accelerate asks for FSDP version {version}, which joins frozen and trained weights into one; start with "
             "--fsdp_version 2 (in its config file fsdp_version: 2)"
+        )
+    if flag("FSDP_OFFLOAD_PARAMS", False):
+        raise DeltatuneError(
+            "accelerate is told to keep the base in the CPU's memory (--fsdp_offload_params), which deltatune does "
+            "not; leave that out, and spread the base over more GPUs instead"
         )
     for name, adapter in host.adapters.items():
         inside = [site.name for site in adapter.sites.values() if site.kind == "weight"]

@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from deltatune.core.errors import nearest, raise_all
 from deltatune.store.atomic import write_file
+from deltatune.store.runs import FIGURES, TENSORBOARD
 
-FILE = "metrics.jsonl"
+FILE = FIGURES
 TRACKERS = {
     "tensorboard": "TensorBoardCallback",
     "wandb": "WandbCallback",
@@ -104,7 +105,7 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         # in the run's folder; what a stopped run wrote beyond the checkpoint is hidden
-        place = None if self.folder is None else str(self.folder / name)
+        place = None if self.folder is None else str(self.folder / TENSORBOARD)
         return maker(SummaryWriter(place, purge_step=step + 1))  # type: ignore[no-any-return]
 
 

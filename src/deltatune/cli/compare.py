@@ -35,7 +35,7 @@ from deltatune.cli.options import (
 from deltatune.cli.screen import console, facts, plural, print_json, say, show
 from deltatune.cli.texts import constant, parameter
 from deltatune.cli.watching import Watching, results
-from deltatune.comparison.formats import count, rate
+from deltatune.comparison.formats import count, rate, score
 
 if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
@@ -205,6 +205,9 @@ def report(summary: dict[str, Any], path: Path) -> None:
     """The closing screen: the table, what to take, what failed, where the report is."""
     show(results(summary, console().width), "")
     show(facts(LEGEND), "")
+    baseline = summary.get("majority") or {}
+    if baseline.get("score") is not None:
+        show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")
     show(str(summary["recommendation"]["sentence"]))
     for cell in summary.get("failed") or []:
         problem = str(cell.get("error") or "no message").partition("\n")[0]

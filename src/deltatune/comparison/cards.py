@@ -14,8 +14,8 @@ def sample_cards(samples: Sequence[Mapping[str, Any]], names: Mapping[str, str])
         return ""
     cards = "".join(_card(sample, names) for sample in samples)
     words = (
-        "The same test rows for all methods, first seed: some that most get right, some on which they differ, some "
-        "that most get wrong."
+        "The same test rows for all methods, first seed: some on which most do well, some on which they differ, some "
+        "on which most do badly."
     )
     heading = f"<h2>Sample predictions</h2><p>{words}</p>"
     return f'<section class="samples">{heading}<div class="cards">{cards}</div></section>'
@@ -23,10 +23,9 @@ def sample_cards(samples: Sequence[Mapping[str, Any]], names: Mapping[str, str])
 
 def _card(sample: Mapping[str, Any], names: Mapping[str, str]) -> str:
     answers = "".join(_answer(answer, names) for answer in sample["answers"])
-    return (
-        f'<article><p class="given">{html(sample["input"])}</p>'
-        f'<p class="wanted"><span>reference</span> {html(sample["reference"])}</p><dl>{answers}</dl></article>'
-    )
+    wanted = f"<span>reference</span> {html(sample['reference'])}" if sample["reference"] else ""
+    given = html(sample["input"])
+    return f'<article><p class="given">{given}</p><p class="wanted">{wanted}</p><dl>{answers}</dl></article>'
 
 
 def _answer(answer: Mapping[str, Any], names: Mapping[str, str]) -> str:

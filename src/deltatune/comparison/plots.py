@@ -78,12 +78,13 @@ def rate_sensitivity(methods: Sequence[Entry], metric: str) -> list[str]:
 
 
 def costs(methods: Sequence[Entry]) -> list[str]:
-    """Bars of training time, peak memory and latency, one picture each; what was not measured is left out."""
+    """Bars of training time, peak memory, latency and writing, one picture each; what was not measured is left out."""
     latency = _bars(methods, "Inference time, bare model = 1", "latency_ratio", formats.ratio, "latency_ratio_folded")
     pictures = [
         _bars(methods, "Training time, one seed", "train_seconds", formats.seconds),
         _bars(methods, "Peak memory in training", "peak_memory_bytes", formats.size),
         latency,
+        _bars(methods, "Time to write, bare model = 1", "writing_ratio", formats.ratio),
     ]
     return [picture for picture in pictures if picture]
 

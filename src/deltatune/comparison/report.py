@@ -87,9 +87,16 @@ def _facts(summary: Mapping[str, Any]) -> str:
         facts.append(
             ("Budget", f"{budget.get('text') or ''}, {formats.short_count(budget['params'])} parameters".lstrip(", "))
         )
+    facts += _baseline(summary.get("majority") or {})
     facts.append(("Seeds", str(len(summary.get("seeds") or []))))
     facts.append(("Took", formats.seconds(formats.number(summary, "elapsed_seconds"))))
     return "".join(f"<div><dt>{html(name)}</dt><dd>{html(value)}</dd></div>" for name, value in facts)
+
+
+def _baseline(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is scored without training: the model as it is, or one answer for all."""
+    value = formats.number(found, "score")
+    return [] if value is None else [("Untrained model" if found.get("scores") else "One answer", formats.score(value))]
 
 
 def _figures(summary: Mapping[str, Any], methods: Sequence[Entry]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deltatune.comparison.costs import inference_costs
+from deltatune.comparison.costs import costs_of
 from deltatune.comparison.plan import EXTENSIONS, Cell, Contender, Plan, beyond
 from deltatune.comparison.records import Records, write_summary
 from deltatune.comparison.report import write_report
@@ -18,13 +18,9 @@ from deltatune.comparison.summary import summarise, versions
 from deltatune.tasks.metrics import LOWER_IS_BETTER
 from deltatune.tasks.tokens import tokenizer_fingerprint
 from deltatune.training import predict, train
-from deltatune.training.batching import device_of
-from deltatune.training.predict import collate_on
-from deltatune.training.settings import half
 
 Record = dict[str, Any]
 NAME = "candidate"
-LATENCY_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -202,17 +198,8 @@ class _Runner:
         size = sum((plan.out / folder / file).stat().st_size for file in ("adapter.json", "adapter.safetensors"))
         record = trained | self._record(cell, key) | {"scores": scores, "adapter": folder, "adapter_bytes": size}
         if cell.seed == plan.seeds[0]:
-            record |= dataclasses.asdict(self._costs())
+            record |= dataclasses.asdict(costs_of(plan, NAME))
         return self.records.add(record, answers)
-
-    def _costs(self) -> Any:
-        plan = self.plan
-        rows = sorted(plan.splits["test"], key=lambda row: len(row["input_ids"]))
-        middle = max(0, len(rows) // 2 - LATENCY_ROWS // 2)
-        batch = collate_on(plan.host, NAME, plan.tokenizer, plan.splits["test"])(rows[middle : middle + LATENCY_ROWS])
-        batch.pop("labels", None)
-        batch = {name: tensor.to(device_of(plan.host)) for name, tensor in batch.items()}
-        return inference_costs(plan.host, NAME, batch, half(plan.host.model, plan.settings.precision))
 
     def _record(self, cell: Cell, key: str) -> Record:
         return {

@@ -24,20 +24,21 @@ LONGEST = 400
 
 
 def samples(plan: Plan, finals: Mapping[str, list[dict[str, Any]]], records: Records) -> list[dict[str, Any]]:
-    """Rows as `{"input", "reference", "answers": [{"method", "text", "right", "score"}]}`; of raw text none.
+    """Rows as `{"input", "reference", "answers": [{"method", "text", "right", "score"}]}`.
 
-    `right` is None where an answer is not simply right or wrong; then `score` is the metric of that row alone.
+    `right` is None where an answer is not simply right or wrong; of a written text `score` is the row's own.
     """
     first = {text: each[0] for text, each in finals.items() if each}
     names = sorted(first, key=lambda text: -_signed(plan, first[text]))[:METHODS]
     rows = plan.data.test[:LOOKED_AT]
-    if plan.data.kind == "raw" or not names or not rows:
+    if not names or not rows:
         return []
     answers = {name: records.answers(first[name]["cell"])[: len(rows)] for name in names}
     references = plan.splits["test"].references[: len(rows)]
     judged = np.stack([_judged(plan, answers[name], references) for name in names])  # (M, N)
     shown = {name: _said(plan, answers[name], rows) for name in names}
-    plain = plan.data.kind not in ("text", "number")
+    kind = plan.data.kind
+    plain = kind not in ("text", "number", "raw")
     return [
         {
             "input": cut(" ⏎ ".join(texts(rows[i], plan.data.text))),
@@ -47,7 +48,7 @@ def samples(plan: Plan, finals: Mapping[str, list[dict[str, Any]]], records: Rec
                     "method": name,
                     "text": cut(shown[name][i]),
                     "right": bool(judged[m, i] == 1) if plain else None,
-                    "score": None if plain else float(judged[m, i]),
+                    "score": float(judged[m, i]) if kind == "text" else None,
                 }
                 for m, name in enumerate(names)
             ],
@@ -73,7 +74,7 @@ def _signed(plan: Plan, record: Mapping[str, Any]) -> float:
 
 
 def _judged(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:
-    """How good each answer is, from 0 to 1 (N,): 1 is right."""
+    """How good each answer is (N,): 1 is right; of numbers and documents, how little is lost."""
     task: Any = plan.task
     kind = plan.data.kind
     if kind == "classes":
@@ -82,6 +83,8 @@ def _judged(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:
         return np.asarray((task.predictions(answers) == (np.asarray(references) > 0.5)).all(1), float)
     if kind == "number":
         return np.asarray(-np.abs(task.predictions(answers) - references), float)
+    if kind == "raw":
+        return np.array([-one["loss"] for one in task.decode(answers)])
     if kind == "tags":
         return np.array([float(one == other) for one, other in zip(answers, references, strict=True)])
     return np.asarray(_tally(task, kind, answers, references).resampled(np.eye(len(answers))), float)
@@ -106,6 +109,8 @@ def said(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return tagged(row[plan.data.text[0]], answer["tags"], plan.data.labels[0])
     if kind == "number":
         return f"{answer['value']:.3g}"
+    if kind == "raw":
+        return f"perplexity {answer['perplexity']:.1f}"
     if kind == "many":
         return ", ".join(answer["labels"]) or "–"
     if kind == "span":
@@ -114,8 +119,10 @@ def said(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def wanted(plan: Plan, row: Mapping[str, Any]) -> str:
-    """The reference as a reader wants to see it."""
+    """The reference as a reader wants to see it; "" where the text is its own."""
     kind, value = plan.data.kind, row.get(plan.data.label)
+    if kind == "raw":
+        return ""
     if kind == "tags":
         return cut(tagged(row[plan.data.text[0]], row[plan.data.label], plan.data.labels[0]))
     if kind == "span":

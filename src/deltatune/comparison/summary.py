@@ -19,11 +19,14 @@ from deltatune.comparison.samples import samples
 from deltatune.comparison.statistics import (
     Interval,
     PscpConstants,
+    Scorer,
     draw,
     intervals_of,
     pscp,
     ties_of,
 )
+from deltatune.tasks.tallied import Tallied
+from deltatune.tasks.task import Task
 
 Record = dict[str, Any]
 RESAMPLES = 2000
@@ -62,8 +65,7 @@ def summarise(
         "seeds": list(plan.seeds),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
-        "settings": dataclasses.asdict(plan.settings)
-        | {"resamples": RESAMPLES, "max_length": plan.task.to_json().get("max_length")},
+        "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, **_limits(plan)},
         "head": plan.head_json,
         "versions": versions(),
         "majority": baseline(plan, records),
@@ -94,7 +96,7 @@ def _judge(
 ) -> tuple[dict[str, Interval], dict[str, bool]]:
     references = plan.splits["test"].references
     scorers = {
-        text: [partial(plan.task.resampled, records.answers(record["cell"]), references) for record in each]
+        text: [_scorer(plan.task, records.answers(record["cell"]), references) for record in each]
         for text, each in finals.items()
         if each
     }
@@ -102,6 +104,13 @@ def _judge(
         return {}, {}
     draws = draw(plan.task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
     return intervals_of(draws), ties_of(draws)
+
+
+def _scorer(task: Task, answers: Any, references: Any) -> Scorer:
+    """What scores resamples of one cell; sums over the rows are made once, since some take long."""
+    if isinstance(task, Tallied):
+        return task.primary(answers, references).resampled
+    return partial(task.resampled, answers, references)
 
 
 def _entry(
@@ -148,6 +157,7 @@ def _entry(
         "adapter": first["adapter"],
         "latency_ratio": first.get("latency_ratio"),
         "latency_ratio_folded": first.get("latency_ratio_folded"),
+        "writing_ratio": first.get("writing_ratio"),
         "extra_flops": first.get("extra_flops"),
         "pscp": pscp(span.mean, contender.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
         "curves": [

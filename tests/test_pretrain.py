@@ -60,6 +60,25 @@ def test_a_new_head_that_nothing_trains_is_refused(tmp_path, texts):
     assert "train Full() first" in done.err
 
 
+@pytest.mark.parametrize(("objective", "method"), [("replaced", "LoRA()"), ("entity", "Full()")])
+def test_entities_stand_in_a_column_and_a_missing_pooler_is_not_missed(tmp_path, objective, method):
+    model = folder(tmp_path, "bert", "lm", "wordpiece")  # without a pooler
+    rows, old = [], vocabularies.OLD
+    for i in range(60):
+        one, other = old[i % len(old)], old[(7 * i + 3) % len(old)]
+        spans = [[0, len(one), "name"], [len(one) + 5, len(one) + 5 + len(other), "name"]]
+        rows.append({"text": f"{one} and {other} are here", "entities": spans})
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = ran("pretrain", "--model", model, "--data", data, "--objective", objective, "--method", method, *STEP,
+               "--out", out)  # fmt: skip
+    assert done.code == 0, done.err
+    assert not (out / "start").exists()
+    assert scores(out)["test"]["accuracy"] >= 0
+    judged = ran("evaluate", "--adapter", out / "run", "--data", data)
+    assert judged.code == 0, judged.err
+
+
 def test_spans_and_their_adaptation_on_an_encoder_decoder(tmp_path, texts):
     model = folder(tmp_path, "t5", "lm", "t5")
     for objective in ("spans", "prefix-lm"):

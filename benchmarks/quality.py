@@ -22,7 +22,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from deltatune import LoRA, parse
-from deltatune.comparison.plan import EXTENSIONS, Plan, beyond, make_plan, spread_rates
+from deltatune.comparison.contenders import EXTENSIONS, beyond, spread_rates
+from deltatune.comparison.plan import Plan, make_plan
 from deltatune.comparison.run import Event, run
 from deltatune.data import read
 from deltatune.tasks.backbone import load_backbone
@@ -109,7 +110,8 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=R, lora_alpha=16, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
     model = peft.get_peft_model(base, config)
-    head = Head(plan.head, seed=seed)
+    head = plan.make_head(seed)
+    assert isinstance(head, Head)
     settings = plan.settings
     train = list(plan.splits["train"])
     order = Order([len(row["input_ids"]) for row in train], settings.batch_size, 1, seed, True)

@@ -49,6 +49,8 @@ CASES = {
     "dora": ("DoRA(r=4)", "bert", CALM),
     "soft": ("Prompt(length=3)", "llama", CALM),
     "t5": ("LoRA(r=4)", "t5", dataclasses.replace(CALM, evaluate="epoch")),
+    "bitfit": ("BitFit()", "bert", CALM),
+    "recomputed": ("LoRA(r=4)", "llama", dataclasses.replace(CALM, checkpointing=True, accumulation=2)),
     "few": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, batch_size=23, accumulation=12)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -10,7 +11,8 @@ import pytest
 
 import models
 from deltatune.comparison import run as running
-from deltatune.comparison.plan import make_plan
+from deltatune.comparison.plan import DEFAULT_METHODS, make_plan
+from deltatune.comparison.question import Question, make_question
 from deltatune.comparison.run import run
 from deltatune.comparison.samples import METHODS, chosen
 from deltatune.core.errors import DeltatuneError
@@ -228,3 +230,32 @@ def test_what_the_model_cannot_do_is_said_before_training(folders, tmp_path):
         make_plan(read(path), model=str(folders("bert", None)))
     with pytest.raises(DeltatuneError, match="'new_tokens'"):
         plan_for(folders, "tags", "bert", tmp_path, task={"new_tokens": 3})
+
+
+def test_of_the_default_methods_those_that_cannot_be_are_left_out(folders, tmp_path):
+    plan = plan_for(folders, "raw", "llama", tmp_path, methods=DEFAULT_METHODS)
+    names = [contender.text for contender in plan.contenders]
+    assert "BitFit()" not in names
+    assert "Probe()" not in names
+    assert len(names) == len(DEFAULT_METHODS) - 2
+    left = [note for note in plan.data.notes if note.startswith("left out")]
+    assert any("BitFit(): this LlamaForCausalLM has no biases" in note for note in left)
+    assert any("Probe(): it trains only a head" in note for note in left)
+    with pytest.raises(DeltatuneError, match=r"Probe.*only a head"):
+        plan_for(folders, "raw", "llama", tmp_path, methods=("LoRA()", "Probe()"))
+
+
+def test_a_fault_of_the_data_is_said_once(folders, tmp_path):
+    plan = plan_for(folders, "raw", "llama", tmp_path)
+    rows = [{"text": ""}, *plan.data.train]
+    data = dataclasses.replace(plan.data, train=rows)
+    with pytest.raises(DeltatuneError) as caught:
+        make_plan(data, model=plan.model, methods=("LoRA()", "IA3()"), budget=None, out=tmp_path / "run")
+    assert "LoRA" not in str(caught.value)
+    assert "row 0" in str(caught.value)
+
+
+def test_a_dimension_needs_a_head(folders, tmp_path):
+    plan = plan_for(folders, "raw", "llama", tmp_path)
+    with pytest.raises(DeltatuneError, match="needs no head"):
+        make_question(plan.data, Question(), model=plan.model)

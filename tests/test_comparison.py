@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from deltatune.comparison import run as running
-from deltatune.comparison.plan import make_plan, spread_rates
+from deltatune.comparison.contenders import spread_rates
+from deltatune.comparison.plan import make_plan
 from deltatune.comparison.run import run, slug
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read

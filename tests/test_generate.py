@@ -9,6 +9,7 @@ import torch
 
 import deltatune
 import models
+import vocabularies
 from chats import CHATML
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, task_from_json
@@ -227,3 +228,16 @@ def test_prompts_leave_room_for_an_adapter_and_the_answer():
     (answer,) = predict(host, "a", task, [{"input": "film " * 300, "output": "it"}], tokenizer, precision="float32")
     assert answer["text"]
     assert deltatune.__all__
+
+
+def test_a_sentinel_opens_every_answer_of_an_encoder_decoder():
+    tokenizer = vocabularies.tokenizer("t5")
+    rows = [{"input": "The reader liked the film yesterday.", "output": "A writer forgot the plot."}]
+    plain, opened = (Generate(max_length=64, new_tokens=24, sentinel=name) for name in ("", "<extra_id_0>"))
+    one, other = (task.encode(rows, tokenizer, joined=False).rows[0] for task in (plain, opened))
+    assert other["labels"] == [tokenizer.convert_tokens_to_ids("<extra_id_0>"), *one["labels"]]
+    assert other["input_ids"] == one["input_ids"]
+    with pytest.raises(DeltatuneError, match="decoders"):
+        opened.encode(rows, tokenizer, joined=True)
+    with pytest.raises(DeltatuneError, match="no such token"):
+        Generate(sentinel="<nothing>").encode(rows, tokenizer, joined=False)

@@ -43,7 +43,7 @@ def killed(command: list[str], folder: Path, **plan: int) -> dict[str, int]:
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [sys.executable, str(HERE / "killed.py"), json.dumps(whole)],
-        env=os.environ | quiet, capture_output=True, text=True, timeout=1500, check=False,
+        env=os.environ | quiet, capture_output=True, text=True, timeout=3000, check=False,
     )  # fmt: skip
     log = folder / "log"
     assert done.returncode == 0, done.stderr[-3000:] + (log.read_text()[-3000:] if log.is_file() else "")

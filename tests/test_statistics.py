@@ -11,12 +11,12 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from deltatune.comparison.recommend import recommend
-from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample, tied_with_best
 from deltatune.comparison.scales import LOWER_IS_BETTER
-from deltatune.tasks.weighted import CLASS_SCORES, VALUE_SCORES, scorer
+from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample, tied_with_best
 from deltatune.tasks import Classify
 from deltatune.tasks.metrics import LOWER_IS_BETTER as tasks_lower
 from deltatune.tasks.metrics import METRICS
+from deltatune.tasks.weighted import CLASS_SCORES, VALUE_SCORES, scorer
 
 
 def peer(metric, predictions, references, classes):

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltatune.comparison.plan import EXTENSIONS, Cell, Contender, Plan, beyond
+from deltatune.comparison.contenders import EXTENSIONS, Contender, beyond
+from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.question import (
     BISECTIONS,
     Point,

@@ -13,17 +13,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deltatune.core.budget import Budget, fit_budget, read_budget
+from deltatune.comparison.contenders import Contender, contenders_of
+from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.text import parse
 from deltatune.data.splits import Data
 from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone
 from deltatune.tasks.choosing import KINDS, shorter, task_for
 from deltatune.tasks.task import Encoded, Task
 from deltatune.tasks.tokens import longest_input
-from deltatune.tasks.words import worded
 from deltatune.training import Settings, encode_for
 
 DEFAULT_METHODS = (
@@ -41,42 +40,6 @@ LENGTH = 128
 """Longest input of classifications, in tokens."""
 VIRTUAL = 64
 """Positions left to prompts and prefixes."""
-STEP = 3.0
-"""Neighbouring rates of the search differ by this factor."""
-EXTENSIONS = 2
-"""How often a search of three or more rates goes on beyond its edge, as long as the edge is best."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One method of the comparison, at its size."""
-
-    method: Method
-    rates: tuple[float, ...]
-    """Learning rates to try, ascending, around the recommended one."""
-    params: int
-    """Trainable parameters, the head left out."""
-
-    @property
-    def text(self) -> str:
-        """The method's text form, by which it is known in all files."""
-        return repr(self.method)
-
-    @property
-    def reach(self) -> tuple[float, ...]:
-        """Every rate the search may come to: the planned ones, and the extensions on both sides."""
-        if len(self.rates) < 3:
-            return self.rates
-        below, above = self.rates[0], self.rates[-1]
-        more = [beyond(below, -i) for i in range(1, EXTENSIONS + 1)] + [
-            beyond(above, i) for i in range(1, EXTENSIONS + 1)
-        ]
-        return (*self.rates, *more)
-
-    @property
-    def reference(self) -> bool:
-        """Whether it has no size that a budget could set."""
-        return self.method.size is None
 
 
 @dataclass(frozen=True)
@@ -169,7 +132,8 @@ def make_plan(
     `task` sets fields of the task, `max_length` and `metric` among them, which is otherwise what suits the data.
     `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the largest that
     fits, whatever size it was given; None keeps the sizes as given. `rates` learning rates are tried a method.
-    Raises DeltatuneError listing every method that cannot run on this model, before anything is trained.
+    Raises DeltatuneError listing every method that cannot run on this model, before anything is trained; of the
+    default ones they are left out, and a note says so.
     """
     raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
     settings = settings or Settings()
@@ -182,15 +146,17 @@ def make_plan(
     chosen = task_for(data, backbone.config, tokenizer, over)
     asked: Any = chosen.task if max_length else shorter(chosen.task, _room(host, methods))
     found = None if budget is None else read_budget(budget, host.sites)
-    contenders = _contenders(host, [_worded(method, tokenizer, asked) for method in methods], found, rates)
-    splits = _encode(host, asked, data, tokenizer, contenders, settings.packing)
+    fitted, problems = contenders_of(host, methods, found, rates, tokenizer, asked)
+    splits, more = _encode(host, asked, data, tokenizer, fitted, settings.packing)
+    contenders = tuple(contender for contender in fitted if contender.text not in more)
+    notes = (*chosen.notes, *_check({**problems, **more}, methods, len(contenders)))
     return Plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
         model=model,
         host=host,
         tokenizer=tokenizer,
-        data=dataclasses.replace(data, notes=(*data.notes, *chosen.notes)),
+        data=dataclasses.replace(data, notes=(*data.notes, *notes)),
         task=asked,
         head=(head or {}) if answers == "row" else {},
         splits=splits,
@@ -206,63 +172,26 @@ def folder_for(model: str, data: Data) -> Path:
     return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 
 
-def beyond(rate: float, steps: int) -> float:
-    """The rate some steps of the search away, rounded to two digits."""
-    return float(f"{rate * STEP**steps:.2g}")
-
-
-def spread_rates(middle: float, count: int) -> tuple[float, ...]:
-    """`count` rates around a recommended one, each STEP times the one before; an even count leans low."""
-    first = -(count // 2)
-    return tuple(beyond(middle, first + i) for i in range(count))
-
-
 def _room(host: Host, methods: Sequence[str | Method]) -> int | None:
     """Positions of the model, less a share for prompts and prefixes where there is a limit."""
     positions = longest_input(host.model)
     return None if positions is None else positions - min(VIRTUAL, positions // 8)
 
 
-def _worded(given: str | Method, tokenizer: Any, task: Task) -> str | Method:
-    """A method with its words as token ids; a text that cannot be read is left to be reported with the others."""
-    try:
-        return worded(parse(given), tokenizer, task)
-    except DeltatuneError:
-        return given
-
-
-def _contenders(
-    host: Host, methods: Sequence[str | Method], budget: Budget | None, rates: int
-) -> tuple[Contender, ...]:
-    found: dict[str, Contender] = {}
-    problems = []
-    for given in methods:
-        try:
-            method = parse(given) if isinstance(given, str) else given
-            if budget is not None:
-                method = fit_budget(method, host.sites, budget.params)
-            contender = Contender(method, spread_rates(method.learning_rate, rates), method.count(host.sites))
-        except DeltatuneError as error:
-            problems.append(f"{given}: {error}")
-            continue
-        if contender.text in found:
-            problems.append(f"{given}: it is {contender.text}, which is in the comparison already")
-        found[contender.text] = contender
-    raise_all(problems, "these methods cannot be compared here:" if problems else "")
-    if not found:
-        raise DeltatuneError("name at least one method, for example --methods 'LoRA()' 'BitFit()'")
-    return tuple(found.values())
-
-
 def _encode(
-    host: Host, task: Task, data: Data, tokenizer: Any, contenders: tuple[Contender, ...], packing: bool
-) -> dict[str, Encoded]:
-    """Encode once; each method is attached for a moment, so that what cannot work is known before the first run."""
+    host: Host, task: Task, data: Data, tokenizer: Any, contenders: list[Contender], packing: bool
+) -> tuple[dict[str, Encoded], dict[str, str]]:
+    """Encode once; each method is attached for a moment, so that what cannot work is known before the first run.
+
+    Returns the splits, and why each method that cannot be used here cannot.
+    """
     encoded: dict[str, Encoded] = {}
-    problems = []
+    problems: dict[str, str] = {}
     for contender in contenders:
         host.attach("candidate", contender.method, head=False)
         try:
+            if task.answers in ("text", "words") and not host.trainable("candidate"):
+                raise DeltatuneError("it trains only a head, and there is none where the model's own words are read")
             if encoded:
                 encode_for(host, "candidate", task, data.train[:1], tokenizer)
             else:
@@ -270,11 +199,23 @@ def _encode(
                     name: encode_for(host, "candidate", task, rows, tokenizer) for name, rows in data.splits().items()
                 }
         except DeltatuneError as error:
-            problems.append(f"{contender.text}: {error}")
+            problems[contender.text] = str(error)
         finally:
             host.detach("candidate")
-    raise_all(problems, "these methods cannot be compared here:" if problems else "")
-    return encoded
+    if not encoded and len(contenders) > 1 and len(set(problems.values())) == 1:
+        raise DeltatuneError(next(iter(problems.values())))  # it is the data then, not the methods
+    return encoded, problems
+
+
+def _check(problems: Mapping[str, str], methods: Sequence[str | Method], left: int) -> list[str]:
+    """Raise DeltatuneError for methods that cannot be compared; of the default ones say which are left out."""
+    told = [f"{method}: {why}" for method, why in problems.items()]
+    if tuple(methods) == DEFAULT_METHODS and left:
+        return [f"left out: {one}" for one in told]
+    raise_all(told, "these methods cannot be compared here:" if told else "")
+    if not methods:
+        raise DeltatuneError("name at least one method, for example --methods 'LoRA()' 'BitFit()'")
+    return []
 
 
 def _digest(splits: dict[str, Encoded]) -> str:

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltatune.comparison.plan import Plan, make_plan, spread_rates
+from deltatune.comparison.contenders import spread_rates
+from deltatune.comparison.plan import Plan, make_plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.text import parse, registry
 from deltatune.data.splits import Data
+from deltatune.tasks.choosing import KINDS
 from deltatune.tasks.metrics import LOWER_IS_BETTER
 
 METHODS = ("DID", "SAID")
@@ -76,6 +78,11 @@ class Point:
 
 def make_question(data: Data, question: Question, **options: Any) -> Plan:
     """The plan of a search: model, data and task, checked; `options` as for `make_plan`. Nothing is trained yet."""
+    if KINDS[data.kind].answers in ("text", "words"):
+        raise DeltatuneError(
+            f"a dimension is sought between the head alone and full fine-tuning, but {data.task} needs no head; "
+            "take data with classes, numbers, tags or spans"
+        )
     plan = make_plan(
         data, methods=["Full()", "Probe()", question.at(1000)], budget=None, rates=question.rates,
         seeds=question.seeds, **options,

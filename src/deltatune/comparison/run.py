@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deltatune.comparison.contenders import EXTENSIONS, Contender, beyond
 from deltatune.comparison.costs import costs_of
-from deltatune.comparison.plan import EXTENSIONS, Cell, Contender, Plan, beyond
+from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import Records, write_summary
 from deltatune.comparison.report import write_report
 from deltatune.comparison.summary import summarise, versions

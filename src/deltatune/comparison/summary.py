@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from deltatune.comparison.baseline import baseline
-from deltatune.comparison.plan import Contender, Plan
+from deltatune.comparison.contenders import Contender
+from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.samples import samples

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.tasks.objectives.spans import after_sentinel
 from deltatune.tasks.plain import column, raise_listed, text_column
 from deltatune.tasks.rendering import (
     Message,
@@ -129,11 +130,22 @@ class Answering:
         cut = False
         if prompt is None:
             sample, prompt, cut = self.fitting(sample)
-        whole = self.answer(sample, prompt)
+        whole = self.opened(self.answer(sample, prompt))
         answer = whole[: self.task.max_length - (len(prompt) if self.joined else 0)]
         ids = prompt + answer if self.joined else prompt
         labels = (learnt or [IGNORED] * len(prompt)) + answer if self.joined else answer
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut or len(answer) < len(whole)
+
+    def opened(self, answer: list[int]) -> list[int]:
+        """The answer behind the task's sentinel, where it has one."""
+        name = self.task.sentinel
+        if not name:
+            return answer
+        known = self.tokenizer.get_vocab()
+        if self.joined or name not in known:
+            why = "decoders have not learnt to write behind one" if self.joined else "its tokenizer has no such token"
+            raise DeltatuneError(f"sentinel={name!r} cannot be used with this model: {why}; leave it out")
+        return after_sentinel(answer, known[name])
 
     def learnt(self, sample: Sample, prompt: list[int]) -> list[int] | None:
         """Labels of a conversation's prompt: what the assistant says in it; None where the template rewrites that."""

@@ -66,6 +66,11 @@ class Generate(Worded):
     characters: bool = False
     """Whether metrics count characters as words, for texts without spaces such as Chinese."""
 
+    sentinel: str = ""
+    """Token that every answer begins with, such as <extra_id_0>: a T5 without LM adaptation writes nothing else first.
+
+    "Span corruption + sentinel" of Lester et al. 2021, https://arxiv.org/abs/2104.08691"""
+
     def __post_init__(self) -> None:
         check_fields(self)
         problems = self.metric_problems("generation", METRICS)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from deltatune.cli.endings import Interrupted
+from deltatune.cli.lively import Bar
 from deltatune.cli.options import OUTPUT, OtherBase, option
 from deltatune.cli.progress import time_left
-from deltatune.cli.screen import console, say, show, table
+from deltatune.cli.screen import say, show, table
 from deltatune.cli.texts import constant, fields_of
 from deltatune.comparison.formats import count
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -187,32 +185,15 @@ def _local(model: str | None, adapter: str | None, other_base: bool, form: Any, 
     return LocalModel(opened.host, opened.tokenizer, form, batch_size, called=f"{opened.model} + {adapter}")
 
 
-class GrowingProgress(AbstractContextManager["GrowingProgress"]):
+class GrowingProgress(Bar):
     """Called after each round; a live line in a terminal, a plain one now and then elsewhere."""
 
     def __init__(self) -> None:
-        self.console = console(stderr=True)
+        super().__init__("growing")
         self.last: Step | None = None
         self.before = 0
         """Instructions that were there at the start."""
         self.started = self.said = time.perf_counter()
-        self.live: Progress | None = None
-        self.bar = TaskID(0)
-        if self.console.is_terminal:
-            columns = TextColumn("growing"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[words]}")
-            self.live = Progress(*columns, console=self.console, transient=True)
-            self.bar = self.live.add_task("growing", total=None, words="")
-
-    def __enter__(self) -> GrowingProgress:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
 
     def __call__(self, step: Step) -> None:
         """Show a round."""
@@ -222,9 +203,9 @@ class GrowingProgress(AbstractContextManager["GrowingProgress"]):
                 self.console.print(f"going on after round {step.round} with {count(step.kept)} instructions")
         self.last = step
         words, now = self._words(step), time.perf_counter()
-        if self.live:
-            self.live.update(self.bar, completed=step.kept, total=step.total, words=words)
-        elif now - self.said > PLAIN_SECONDS:
+        if self.moved(step.kept, step.total, words):
+            return
+        if now - self.said > PLAIN_SECONDS:
             self.said = now
             self.console.print(f"{step.kept}/{step.total}  {words}")
 

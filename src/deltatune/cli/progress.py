@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
-from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-
-from deltatune.cli.screen import console
+from deltatune.cli.lively import Bar
 from deltatune.comparison.formats import rate
 
 SMOOTHING = 0.8
@@ -17,33 +13,16 @@ PLAIN_LINES = 10
 """Lines a run prints where the output is no terminal."""
 
 
-class TrainingProgress(AbstractContextManager["TrainingProgress"]):
+class TrainingProgress(Bar):
     """Called after each step (as training's `on_step`); a context, so that the live line ends with it."""
 
     def __init__(self, rows: int, batch_size: int) -> None:
         """`rows` of one epoch; the last batch of it may be smaller."""
-        self.console = console(stderr=True)
+        super().__init__("training")
         self.batch_size = batch_size
         self.mean_batch = rows / max(1, -(-rows // batch_size))
         self.started, self.first = time.perf_counter(), 0
         self.loss = 0.0
-        self.live: Progress | None = None
-        self.bar = TaskID(0)
-        if self.console.is_terminal:
-            columns = TextColumn("training"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[words]}")
-            self.live = Progress(*columns, console=self.console, transient=True)
-            self.bar = self.live.add_task("training", total=None, words="")
-
-    def __enter__(self) -> TrainingProgress:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
 
     def __call__(self, step: int, total: int, loss: float, learning_rate: float) -> None:
         """Show a step."""
@@ -51,9 +30,9 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self.first, self.loss = step, loss
         self.loss = SMOOTHING * self.loss + (1 - SMOOTHING) * loss
         words = self._words(step, total, learning_rate)
-        if self.live:
-            self.live.update(self.bar, completed=step, total=total, words=words)
-        elif step == total or step * PLAIN_LINES // total > (step - 1) * PLAIN_LINES // total:
+        if self.moved(step, total, words):
+            return
+        if step == total or step * PLAIN_LINES // total > (step - 1) * PLAIN_LINES // total:
             self.console.print(f"step {step}/{total}  {words}")
 
     def _words(self, step: int, total: int, learning_rate: float) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -13,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deltatune.cli.lively import Lively
 from deltatune.cli.progress import time_left
-from deltatune.cli.screen import console, table
+from deltatune.cli.screen import table
 from deltatune.comparison.formats import rate, score, seconds
 from deltatune.comparison.scales import LOWER_IS_BETTER
 
@@ -27,32 +26,20 @@ WIDE = 110
 """Columns from which on the closing table has whole method texts and whole numbers."""
 
 
-class Watching(AbstractContextManager["Watching"]):
+class Watching(Lively):
     """Called with each event of a comparison; a context, so that the live picture ends with it."""
 
     def __init__(self, metric: str) -> None:
+        super().__init__()
         self.metric = metric
-        self.console = console(stderr=True)
-        self.live = (
-            Live(console=self.console, transient=True, refresh_per_second=4) if self.console.is_terminal else None
-        )
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, transient=True, refresh_per_second=4)
         self.done, self.total = 0, 0
         self.left: float | None = None
         self.now: str | None = None
         self.next: str | None = None
         self.detail: dict[str, Any] = {}
         self.best: Record | None = None
-
-    def __enter__(self) -> Watching:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
 
     def __call__(self, event: Event) -> None:
         """Take in what happened and show it."""
@@ -63,7 +50,7 @@ class Watching(AbstractContextManager["Watching"]):
             self.now, self.detail = event.text, event.detail
         elif event.kind in ("cell_done", "cell_failed"):
             self._ended(event)
-        if self.live:
+        if isinstance(self.live, Live):
             self.live.update(self.picture())
 
     def _ended(self, event: Event) -> None:

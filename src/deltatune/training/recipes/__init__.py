@@ -1,9 +1,10 @@
 """Recipes: a YAML file that says a whole run."""
 
 from deltatune.training.recipes.reading import checked_recipe, read_recipe
-from deltatune.training.recipes.running import Step, folder_of, job_of, run_recipe
+from deltatune.training.recipes.running import folder_of, run_recipe
 from deltatune.training.recipes.schema import Recipe, Rows, Stage, Words
 from deltatune.training.recipes.stages import run_stages
+from deltatune.training.recipes.steps import Step, job_of
 from deltatune.training.recipes.writing import as_yaml
 
 __all__ = [

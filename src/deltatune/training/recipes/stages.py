@@ -27,8 +27,8 @@ from deltatune.training.job import NAME, Prepared, prepare, record_of, run
 from deltatune.training.recipes.checking import Looked, check_folds, look_at_stages, rows_of
 from deltatune.training.recipes.contents import contents_of
 from deltatune.training.recipes.measuring import measured
-from deltatune.training.recipes.running import RECIPE, Step, Watch, job_of, unwatched
 from deltatune.training.recipes.schema import Recipe, Stage
+from deltatune.training.recipes.steps import RECIPE, Step, Watch, job_of, unwatched
 from deltatune.training.recipes.vocabulary import grown
 from deltatune.training.recipes.writing import as_yaml
 

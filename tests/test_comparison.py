@@ -101,7 +101,10 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
         assert one["seed_scores"] == other["seed_scores"]
         assert one["ci95"] == other["ci95"]
     monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
-    run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
+    last = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
+    records = [json.loads(line) for line in (tmp_path / "cut/results.jsonl").read_text().splitlines()]
+    trainings = [one["train_seconds"] for one in records if one["stage"] == "search" or one["seed"] > 0]
+    assert last["elapsed_seconds"] > sum(trainings), "what earlier sessions took counts"
 
 
 def test_a_failed_cell_is_reported_and_the_rest_goes_on(tiny_folder, table, tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     runner.tell("start", plan.name)
     finals = {contender.text: runner.contender(contender) for contender in plan.contenders}
-    summary = summarise(plan, finals, runner.records, runner.searched, runner.failed, time.perf_counter() - started)
+    elapsed = runner.earlier + time.perf_counter() - started
+    summary = summarise(plan, finals, runner.records, runner.searched, runner.failed, elapsed)
     write_summary(plan.out / "summary.json", summary)
     write_report(summary, plan.out / "report.html")
     runner.tell("done", plan.name, report=str(plan.out / "report.html"))
@@ -69,6 +70,8 @@ class _Runner:
         self.done = 0
         self.total = plan.total
         self.spent: list[float] = []
+        self.earlier = 0.0
+        """Seconds of training in earlier sessions."""
         self.searched: dict[str, list[Record]] = {}
         self.failed: list[Record] = []
         self.queue = [words(cell) for contender in plan.contenders for cell in _cells(plan, contender)]
@@ -141,6 +144,8 @@ class _Runner:
                 attempt.result = self._train(cell, key)
             known = attempt.result
             self.spent.append(time.perf_counter() - start)
+        else:
+            self.earlier += known["train_seconds"]
         self.done += 1
         self.tell(
             "cell_done" if known["status"] == "ok" else "cell_failed", words(cell), record=known, next=self._next()

@@ -22,9 +22,10 @@ from torch import nn
 from transformers import get_scheduler
 
 from deltatune import LoRA, parse
-from deltatune.comparison.contenders import EXTENSIONS, beyond, spread_rates
+from deltatune.comparison.contenders import spread_rates
 from deltatune.comparison.plan import Plan, make_plan
 from deltatune.comparison.run import Event, run
+from deltatune.comparison.searching import Search
 from deltatune.data import read
 from deltatune.tasks.backbone import load_backbone
 from deltatune.tasks.batches import collate_for
@@ -92,16 +93,9 @@ def theirs(plan: Plan, path: Path) -> tuple[float, list[float], float]:
             print(f"  peft {key} {done[key]}", flush=True)
         return dict(done[key])
 
-    tried = {rate: cell(rate, plan.seeds[0])["validation"] for rate in spread_rates(LoRA.learning_rate, 3)}
-    rate = max(tried, key=lambda rate: tried[rate])
-    for _ in range(EXTENSIONS):  # as our search does
-        if min(tried) < rate < max(tried):
-            break
-        further = beyond(rate, 1 if rate == max(tried) else -1)
-        tried[further] = cell(further, plan.seeds[0])["validation"]
-        rate = max(tried, key=lambda rate: tried[rate])
-    seeds = [cell(rate, seed)["test"] for seed in plan.seeds]
-    return mean(seeds), seeds, rate
+    search = Search(spread_rates(LoRA.learning_rate, 3), plan.seeds, cell, lambda record: record["validation"])
+    seeds = [record["test"] for record in search.chosen]
+    return mean(seeds), seeds, search.rate
 
 
 def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """From data to a task: fields that suit the data, the model and the tokenizer."""
 
+import numpy as np
 import pytest
 
 import models
@@ -36,7 +37,10 @@ def test_tags_are_read_where_the_word_is_known(model, piece):
 def test_classes_numbers_sets_and_documents():
     rows = [{"text": "a", "label": "x"}]
     assert chosen("classes", rows, ("text",), labels=("x", "y")).task == Classify(labels=("x", "y"))
-    assert chosen("number", rows, ("text",)).task == Classify()
+    numbers = [{"text": "a", "label": label} for label in ("10", 20, 60.0)]
+    found = chosen("number", numbers, ("text",)).task
+    assert (found.center, found.scale) == (30.0, pytest.approx(np.std([10, 20, 60]), rel=1e-5))
+    assert chosen("number", numbers[:1], ("text",)).task == Classify(center=10.0), "what never varies has no scale"
     assert chosen("many", rows, ("text",), labels=("x", "y")).task == ManyLabels(labels=("x", "y"))
     assert chosen("raw", rows, ("text",), "").task == LanguageModel()
 

@@ -114,6 +114,9 @@ def test_a_text_of_no_tokens_is_an_error(tokenizer):
         ({"metric": "accuracy"}, "no metric of regression"),
         ({"text": ("a", "b", "c")}, "one or two columns"),
         ({"too_long": "cut"}, "too_long must be one of"),
+        ({"labels": LABELS, "center": 2.0}, "center and scale are of numbers"),
+        ({"scale": 0.0}, "scale=0.0 positive"),
+        ({"center": float("nan")}, "center=nan must be finite"),
     ],
 )
 def test_bad_tasks(options, message):
@@ -216,6 +219,20 @@ def test_loss_is_a_sum(tokenizer):
     mean = torch.nn.functional.cross_entropy(logits, labels)
     torch.testing.assert_close(single.loss(logits, labels) / single.items(labels), mean)
     torch.testing.assert_close(pair.loss(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])), torch.tensor(5.0))
+
+
+def test_numbers_are_learnt_around_their_center_and_given_in_their_own_units(tokenizer):
+    prices = Classify(center=250_000.0, scale=50_000.0)
+    logits, labels = torch.tensor([[0.0], [1.0], [-2.0]]), torch.tensor([250_000.0, 310_000.0, 150_000.0])
+    torch.testing.assert_close(prices.loss(logits, labels), torch.tensor(0.2**2))
+    assert [answer["value"] for answer in prices.decode(logits.numpy())] == [250_000, 300_000, 150_000]
+    scores = prices.score(logits.numpy(), labels.numpy())
+    assert scores["mse"] == pytest.approx(10_000**2 / 3)
+    assert scores["pearson"] == pytest.approx(Classify().score(logits.numpy(), labels.numpy())["pearson"])
+    weights = np.ones((1, 3))
+    mse = Classify(center=250_000.0, scale=50_000.0, metric="mse")
+    assert mse.resampled(logits.numpy(), labels.numpy(), weights) == pytest.approx(scores["mse"])
+    assert Classify.from_json(prices.to_json()) == prices
 
 
 def test_decode():

@@ -61,19 +61,23 @@ def test_a_whole_comparison(tiny_folder, table, tmp_path):
         assert len(entry["search"]) == 2
         assert entry["learning_rate"] in [rate for rate, _ in entry["search"]]
         best = max(score for _, score in entry["search"])
-        assert dict(map(tuple, entry["search"]))[entry["learning_rate"]] == best
+        chosen = dict(map(tuple, entry["search"]))[entry["learning_rate"]]
+        assert chosen >= best * (1 - plan.splits["validation"].examples ** -0.5)
     folds = {entry["name"]: entry["latency_ratio_folded"] is not None for entry in stored["methods"]}
     assert folds == {"LoRA": True, "Prefix": False, "BitFit": True, "Probe": True}
     assert any(entry["tied_with_best"] for entry in stored["methods"])
     report = (tmp_path / "run/report.html").read_text()
     assert "LoRA" in report
     lines = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()]
-    assert len({line["cell"] for line in lines}) == len(lines) == 4 * (2 + 2)
+    assert len({line["cell"] for line in lines}) == len(lines)
+    stages = [line["stage"] for line in lines]
+    assert (stages.count("search"), stages.count("final")) == (4 * 2, 4 * 2)
+    assert stages.count("seed") >= 4
     assert all(line["versions"]["torch"] and line["config"]["settings"]["learning_rate"] for line in lines)
     kinds = [event.kind for event in events]
     assert kinds[0] == "start"
     assert kinds[-1] == "done"
-    assert kinds.count("cell_done") == plan.total == 12
+    assert kinds.count("cell_done") == stages.count("search") + stages.count("seed") >= plan.total == 12
     assert events[-1].done == events[-1].total
     assert plan.host.adapters == {}
 
@@ -103,7 +107,7 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
     monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
     last = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
     records = [json.loads(line) for line in (tmp_path / "cut/results.jsonl").read_text().splitlines()]
-    trainings = [one["train_seconds"] for one in records if one["stage"] == "search" or one["seed"] > 0]
+    trainings = [one["train_seconds"] for one in records if one["stage"] != "final"]
     assert last["elapsed_seconds"] > sum(trainings), "what earlier sessions took counts"
 
 

@@ -313,6 +313,29 @@ def test_regression_and_classes_by_task(tmp_path):
     assert read(path, task="classify").labels == ("0.5", "1.5", "2.5")
 
 
+def test_whole_numbers_that_lie_as_amounts_do_are_numbers(tmp_path):
+    def kind(values):
+        lines = [f"a house in street number {i},{value}" for i, value in enumerate(values)]
+        (tmp_path / "rows.csv").write_text("description,price\n" + "\n".join(lines) + "\n")
+        return read(tmp_path / "rows.csv")
+
+    prices = [100_000 + 137 * (i * i % 997) for i in range(100)]
+    data = kind(prices)
+    assert (data.kind, data.text, data.label) == ("number", ("description",), "price")
+    assert any("different numbers from" in note and "this is regression" in note for note in data.notes)
+    assert kind([f"{price}.5" for price in prices]).kind == "number"
+    assert kind([7 * (i % 20) for i in range(100)]).kind == "classes", "as few as classes are"
+    assert kind([1000 * (i % 30) for i in range(300)]).kind == "classes", "many rows each"
+    with pytest.raises(DeltatuneError, match="label is not clear"):
+        kind(range(1000, 1100))  # they count the rows
+
+
+def test_whose_a_row_is_is_no_label(tmp_path):
+    lines = [f"what was said {i},{7919 * i % 100_003},{i % 2}" for i in range(100)]
+    (tmp_path / "rows.csv").write_text("text,user_id,kind\n" + "\n".join(lines) + "\n")
+    assert read(tmp_path / "rows.csv").label == "kind"
+
+
 def test_a_blank_cell_among_sets_of_labels_is_the_empty_set(tmp_path):
     cells = ["a|b", "", "b", "a", "", "b|a", "a|b", "b"] * 5
     lines = [f'text {i} of many,"{cell}"' for i, cell in enumerate(cells)]

@@ -46,7 +46,8 @@ VIRTUAL = 64
 class Cell:
     """One training run."""
 
-    stage: Literal["search", "final"]
+    stage: Literal["search", "seed", "final"]
+    """Training at the first seed, at another one, and what was trained on the test rows."""
     contender: Contender
     rate: float
     seed: int
@@ -90,8 +91,8 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Number of training runs: the search's best one is the first seed's final run."""
-        return sum(len(c.rates) + len(self.seeds) - 1 if len(c.rates) > 1 else len(self.seeds) for c in self.contenders)
+        """Training runs, where no search has to go beyond its edge and no rate loses its place at other seeds."""
+        return sum(len(contender.rates) + len(self.seeds) - 1 for contender in self.contenders)
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""

@@ -47,7 +47,7 @@ def _score(summary: Mapping[str, Any]) -> str:
     mean = f"the mean of {seeds} seeds" if seeds != 1 else "of one seed"
     return (
         f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, used once, after the learning rate "
-        f"was chosen on the validation rows; {mean}.{known}"
+        f"was chosen on the validation rows of all its seeds; {mean}.{known}"
     )
 
 

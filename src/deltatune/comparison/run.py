@@ -1,4 +1,4 @@
-"""Run a plan cell by cell: a rate search on the validation rows, then every seed at the chosen rate, tested once."""
+"""Run a plan cell by cell: a rate search on the validation rows, then the chosen rate's runs on the test rows, once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deltatune.comparison.contenders import EXTENSIONS, Contender, beyond
+from deltatune.comparison.contenders import Contender
 from deltatune.comparison.costs import costs_of
 from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import Records, write_summary
 from deltatune.comparison.report import write_report
+from deltatune.comparison.searching import Search
 from deltatune.comparison.summary import summarise, versions
 from deltatune.tasks.metrics import LOWER_IS_BETTER
 from deltatune.tasks.tokens import tokenizer_fingerprint
@@ -22,6 +23,8 @@ from deltatune.training import predict, train
 
 Record = dict[str, Any]
 NAME = "candidate"
+TESTED = "-test"
+"""Behind the key of a cell: its adapter on the test rows."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
     runner.tell("start", plan.name)
     finals = {contender.text: runner.contender(contender) for contender in plan.contenders}
     elapsed = runner.earlier + time.perf_counter() - started
-    summary = summarise(plan, finals, runner.records, runner.searched, runner.failed, elapsed)
+    summary = summarise(plan, finals, runner.records, runner.searches, runner.failed, elapsed)
     write_summary(plan.out / "summary.json", summary)
     write_report(summary, plan.out / "report.html")
     runner.tell("done", plan.name, report=str(plan.out / "report.html"))
@@ -72,7 +75,7 @@ class _Runner:
         self.spent: list[float] = []
         self.earlier = 0.0
         """Seconds of training in earlier sessions."""
-        self.searched: dict[str, list[Record]] = {}
+        self.searches: dict[str, Search] = {}
         self.failed: list[Record] = []
         self.queue = [words(cell) for contender in plan.contenders for cell in _cells(plan, contender)]
 
@@ -83,60 +86,51 @@ class _Runner:
         self.on_event(Event(kind, text, self.done, self.total, left, detail))
 
     def contender(self, contender: Contender) -> list[Record]:
-        """Search, choose, and run all seeds of one method; returns its final records."""
-        tried = self.search(contender)
-        self.searched[contender.text] = tried
-        if not tried:
-            self.done += len(self.plan.seeds) - 1
-            return []
-        best = self.best(tried)
-        finals = [self.tested(contender, best)]
-        rate = best["learning_rate"]
-        finals += [self.cell(Cell("final", contender, rate, seed)) for seed in self.plan.seeds[1:]]
+        """Search a rate, and test its runs; returns the final records of one method."""
+        end = self.done + _planned(self.plan, contender)
+
+        def run(rate: float, seed: int) -> Record | None:
+            cell = Cell("search" if seed == self.plan.seeds[0] else "seed", contender, rate, seed)
+            if self.done >= end:  # more than was planned
+                self.total += 1
+                self.queue.insert(self.done, words(cell))
+            record = self.cell(cell)
+            return record if record["status"] == "ok" else None
+
+        slack = self.plan.splits["validation"].examples ** -0.5  # about the chance in a score of so many rows
+        search = Search(contender.rates, self.plan.seeds, run, self.score, slack)
+        self.searches[contender.text] = search
+        self.done = max(self.done, end)
+        finals = [self.tested(contender, record) for record in search.chosen]
+        for tried in search.runs.values():
+            for record in tried:
+                if record["stage"] != "final":
+                    shutil.rmtree(self.plan.out / record["adapter"], ignore_errors=True)
         return [record for record in finals if record["status"] == "ok"]
 
-    def search(self, contender: Contender) -> list[Record]:
-        """Try the planned rates; while the best is at an edge of three or more, go on beyond it."""
-        first = self.plan.seeds[0]
-        tried = [self.cell(Cell("search", contender, rate, first)) for rate in contender.rates]
-        tried = [record for record in tried if record["status"] == "ok"]
-        for _ in range(EXTENSIONS if len(tried) >= 3 else 0):
-            rates = [record["learning_rate"] for record in tried]
-            rate = self.best(tried)["learning_rate"]
-            if min(rates) < rate < max(rates):
-                break
-            further = Cell("search", contender, beyond(rate, 1 if rate == max(rates) else -1), first)
-            self.total += 1
-            self.queue.insert(self.done, words(further))
-            more = self.cell(further)
-            if more["status"] != "ok":
-                break
-            tried.append(more)
-        return tried
+    def score(self, record: Record) -> float:
+        """The primary metric on the validation rows, turned so that higher is better."""
+        metric = self.plan.task.metric
+        value = float(record["scores"]["validation"][metric])
+        return -value if metric in LOWER_IS_BETTER else value
 
-    def best(self, tried: list[Record]) -> Record:
-        """The record with the best primary metric on the validation rows; of equals the first."""
-        sign = -1 if self.plan.task.metric in LOWER_IS_BETTER else 1
-        return max(tried, key=lambda record: sign * record["scores"]["validation"][self.plan.task.metric])
-
-    def tested(self, contender: Contender, searched: Record) -> Record:
-        """The search's best run is the first seed's: test its adapter. The other adapters of the search are deleted."""
-        cell = Cell("final", contender, searched["learning_rate"], self.plan.seeds[0])
-        key = self.plan.key(cell) + "-test"
+    def tested(self, contender: Contender, trained: Record) -> Record:
+        """Test a run of the chosen rate."""
+        cell = Cell("final", contender, trained["learning_rate"], trained["seed"])
+        key = self.plan.key(cell) + TESTED
         record = self.records.get(key, adapter=True)
         if record is None:
             with self._attempt(cell, key) as attempt:
-                self.plan.host.load(self.plan.out / searched["adapter"], name=NAME)
-                attempt.result = self._finish(cell, key, {k: v for k, v in searched.items() if k != "scores"}, searched)
+                self.plan.host.load(self.plan.out / trained["adapter"], name=NAME)
+                attempt.result = self._finish(cell, key, {k: v for k, v in trained.items() if k != "scores"}, trained)
             record = attempt.result
-        for other in self.searched[contender.text]:
-            shutil.rmtree(self.plan.out / other["adapter"], ignore_errors=True)
         return record
 
     def cell(self, cell: Cell) -> Record:
-        """Run one cell, or take it from the records."""
-        key = self.plan.key(cell) + ("" if cell.stage == "search" else "-test")
-        known = self.records.get(key, adapter=cell.stage == "final" or not self._is_tested(cell.contender))
+        """Train a cell, or take it from the records."""
+        key = self.plan.key(cell)
+        known = self.records.get(key + TESTED, adapter=True)
+        known = known or self.records.get(key, adapter=not self._is_tested(cell.contender))
         if known is None:
             self.tell("cell_start", words(cell), next=self._next())
             start = time.perf_counter()
@@ -153,9 +147,13 @@ class _Runner:
         return known
 
     def _is_tested(self, contender: Contender) -> bool:
-        """Whether the first seed is done, so that the adapters of the search are needed no longer."""
-        first = (Cell("final", contender, rate, self.plan.seeds[0]) for rate in contender.reach)
-        return any(self.records.get(self.plan.key(cell) + "-test", adapter=True) for cell in first)
+        """Whether all seeds of some rate were tested, so that the adapters of the search are needed no longer."""
+
+        def is_there(rate: float, seed: int) -> bool:
+            key = self.plan.key(Cell("final", contender, rate, seed)) + TESTED
+            return self.records.get(key, adapter=True) is not None
+
+        return any(all(is_there(rate, seed) for seed in self.plan.seeds) for rate in contender.reach)
 
     def _next(self) -> str | None:
         return self.queue[self.done + 1] if self.done + 1 < len(self.queue) else None
@@ -187,8 +185,6 @@ class _Runner:
             "truncated": outcome.truncated,
             "scores": {"validation": outcome.evaluations[-1][1], "test": None},
         }
-        if cell.stage == "final":
-            return self._finish(cell, key, trained, trained)
         folder = f"search/{key}"
         plan.host.save(NAME, plan.out / folder)
         return self.records.add(self._record(cell, key) | trained | {"adapter": folder})
@@ -256,8 +252,13 @@ def slug(text: str) -> str:
 
 
 def _cells(plan: Plan, contender: Contender) -> list[Cell]:
-    finals = [Cell("final", contender, contender.rates[-1], seed) for seed in plan.seeds[1:]]
-    return [Cell("search", contender, rate, plan.seeds[0]) for rate in contender.rates] + finals
+    seeds = [Cell("seed", contender, contender.rates[-1], seed) for seed in plan.seeds[1:]]
+    return [Cell("search", contender, rate, plan.seeds[0]) for rate in contender.rates] + seeds
+
+
+def _planned(plan: Plan, contender: Contender) -> int:
+    """Trainings of one method, where no edge and no bad seed asks for more."""
+    return len(contender.rates) + len(plan.seeds) - 1
 
 
 def _extra(plan: Plan) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.samples import samples
+from deltatune.comparison.searching import Search
 from deltatune.comparison.statistics import (
     Interval,
     PscpConstants,
@@ -37,14 +38,14 @@ def summarise(
     plan: Plan,
     finals: Mapping[str, list[Record]],
     records: Records,
-    searched: Mapping[str, list[Record]],
+    searches: Mapping[str, Search],
     failed: list[Record],
     elapsed: float,
 ) -> dict[str, Any]:
     """Statistics over all finished cells, in the schema that `report.write_report` reads."""
     spans, ties = _judge(plan, finals, records)
     entries = [
-        _entry(plan, contender, finals[contender.text], searched.get(contender.text, []), spans, ties, failed)
+        _entry(plan, contender, finals[contender.text], searches[contender.text], spans, ties, failed)
         for contender in plan.contenders
     ]
     summary: dict[str, Any] = {
@@ -118,7 +119,7 @@ def _entry(
     plan: Plan,
     contender: Contender,
     final: list[Record],
-    searched: list[Record],
+    search: Search,
     spans: Mapping[str, Interval],
     ties: Mapping[str, bool],
     failed: list[Record],
@@ -136,7 +137,7 @@ def _entry(
         "ci95": None,
         "tied_with_best": False,
         "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == contender.text})) or None,
-        "search": sorted((record["learning_rate"], record["scores"]["validation"][metric]) for record in searched),
+        "search": [(rate, _validation(search.runs[rate], metric)) for rate in sorted(search.runs)],
     }
     if not final:
         return entry
@@ -149,7 +150,7 @@ def _entry(
         "seed_scores": [record["scores"]["test"][metric] for record in final],
         "scores": _mean_scores(final),
         "learning_rate": first["learning_rate"],
-        "rate_at_edge": len(searched) > 1 and first["learning_rate"] in _edges(searched),
+        "rate_at_edge": len(search.runs) > 1 and search.rate in (min(search.runs), max(search.runs)),
         "head_params": first["head_params"],
         "train_seconds": statistics.mean(record["train_seconds"] for record in final),
         "examples_per_second": statistics.mean(record["examples_per_second"] for record in final),
@@ -167,9 +168,8 @@ def _entry(
     }
 
 
-def _edges(searched: list[Record]) -> tuple[float, float]:
-    rates = [record["learning_rate"] for record in searched]
-    return min(rates), max(rates)
+def _validation(records: list[Record], metric: str) -> float:
+    return statistics.mean(float(record["scores"]["validation"][metric]) for record in records)
 
 
 def _mean_scores(final: list[Record]) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.data.formats import Row, some
+from deltatune.data.quantities import NUMERIC, are_amounts, are_real
 
 PAIRS = (
     ("text_a", "text_b"),
@@ -70,8 +70,6 @@ LABELS += (
 IDS = {"", "id", "idx", "index", "guid", "uid", "uuid", "pairid", "promptid", "row", "unnamed: 0", "__index_level_0__"}
 """Names of columns that only number the rows."""
 
-NUMERIC = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -131,7 +129,7 @@ def _told_problems(names: list[str], text: Sequence[str], label: str | None) -> 
 
 
 def guess_label(rows: Sequence[Row], names: list[str], text: Sequence[str]) -> str:
-    """A well-known name, else the only column with few distinct values or real numbers, else ""."""
+    """A well-known name, else the only column with few distinct values or with quantities, else ""."""
     free = [name for name in names if name not in text]
     folded = {name.strip().lower(): name for name in reversed(free)}
     for known in LABELS:
@@ -153,8 +151,9 @@ def _guess_text(rows: Sequence[Row], names: list[str], label: str) -> tuple[str,
 
 
 def is_id(name: str) -> bool:
-    """Whether a column only numbers the rows, by its name."""
-    return name.strip().lower() in IDS
+    """Whether a column only numbers the rows or who they are of, by its name."""
+    folded = name.strip().lower()
+    return folded in IDS or folded.endswith("_id")
 
 
 def looks_like_text(values: list[object]) -> bool:
@@ -168,10 +167,10 @@ def looks_like_text(values: list[object]) -> bool:
 
 
 def _looks_like_label(values: list[object]) -> bool:
-    """At least two values, each twice on average and at most 100 in all; or floats."""
+    """At least two values, each twice on average and at most 100 in all; or quantities."""
     if any(isinstance(value, (list, dict)) for value in values):
         return False
-    if all(isinstance(value, float) for value in values):
+    if are_real(values) or are_amounts(values):
         return True
     return 2 <= len(set(values)) <= min(100, len(values) // 2)
 

@@ -6,15 +6,13 @@ import math
 from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data.columns import NUMERIC
 from deltatune.data.formats import some
 from deltatune.data.kinds import Kind
+from deltatune.data.quantities import FEW, NUMERIC, are_amounts, are_real, is_numeric
 from deltatune.data.sets import as_names, separator_of
 
 SCORE_NAMES = {"score", "similarity"}
 """Columns that hold a quantity even where its values happen to be whole."""
-
-FEW = 20  # whole values written as floats (1.0, 2.0) up to this many are classes
 
 
 def is_absent(value: object) -> bool:
@@ -30,7 +28,8 @@ def kind_of(values: Sequence[object], column: str, forced: Kind | None = None) -
     """Whether labels are classes, sets of them or numbers, and a sentence where that is a guess one could get wrong.
 
     Lists of strings are sets of classes, as are strings with a separator whose parts occur in several of them. Other
-    strings that are no numbers, ints and bools are classes; real numbers are numbers, unless they are few and whole.
+    strings that are no numbers, and bools, are classes. Real numbers are numbers, unless they are few and whole; whole
+    ones are classes, unless they lie as amounts do.
     """
     if forced is not None:
         return forced, None
@@ -40,14 +39,15 @@ def kind_of(values: Sequence[object], column: str, forced: Kind | None = None) -
     if separator:
         how = "JSON lists" if separator == "[" else f"class names with {separator!r} between them"
         return "many", f"the label {column!r} holds {how}: a row may have several classes"
-    if not any(_is_real(value) for value in values) or not all(_is_numeric(value) for value in values):
+    if not all(map(is_numeric, values)) or not (are_real(values) or are_amounts(values)):
         return "classes", None
     numbers = {float(str(value)) for value in values}
     whole = all(number.is_integer() for number in numbers)
     if whole and column.strip().lower() not in SCORE_NAMES and len(numbers) <= FEW:
         return "classes", f"the label {column!r} has {len(numbers)} whole values: they are classes, not numbers"
     low, high = min(numbers), max(numbers)
-    return "number", f"the label {column!r} holds real numbers from {low:g} to {high:g}: this is regression"
+    what = "real numbers" if are_real(values) else f"{len(numbers)} different numbers"
+    return "number", f"the label {column!r} holds {what} from {low:.6g} to {high:.6g}: this is regression"
 
 
 def as_class(value: object) -> str:
@@ -91,20 +91,6 @@ def in_order(names: set[str]) -> tuple[str, ...]:
     if all(NUMERIC.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
-
-
-def _is_numeric(value: object) -> bool:
-    """A finite number or a string that spells one; a bool is a class."""
-    if isinstance(value, str):
-        return NUMERIC.fullmatch(value) is not None
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    """A float, or a string written like one: "3.0" but not "3"."""
-    if isinstance(value, str):
-        return NUMERIC.fullmatch(value) is not None and not value.strip().lstrip("+-").isdigit()
-    return isinstance(value, float)
 
 
 def _converts(value: object) -> bool:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import nearest, raise_all
 from deltatune.data import Data, Kind
-from deltatune.tasks.classify import Classify
+from deltatune.tasks.classify import Classify, is_number
 from deltatune.tasks.families import reads_left_to_right
 from deltatune.tasks.generate import Generate
 from deltatune.tasks.language import LanguageModel
@@ -74,6 +74,7 @@ def task_for(
     notes: list[str] = []
     if kind in (Classify, ManyLabels):
         guessed["labels"] = data.labels
+        guessed |= _spread(data) if data.kind == "number" else {}
     elif kind is Tag:
         guessed |= {"tags": data.labels, "piece": "last" if reads_left_to_right(config.get_text_config()) else "first"}
     elif kind is Span:
@@ -105,6 +106,13 @@ def shorter(task: Any, positions: int | None) -> Any:
     if isinstance(task, Generate):
         less["new_tokens"] = min(task.new_tokens, max(1, positions // 2))
     return replace(task, **less)
+
+
+def _spread(data: Data) -> dict[str, float]:
+    """Where the training rows' numbers lie, so that a head that starts at zero starts among them."""
+    values = [float(row[data.label]) for row in data.train if is_number(row.get(data.label))]
+    center, scale = (float(np.mean(values)), float(np.std(values))) if values else (0.0, 1.0)
+    return {"center": float(f"{center:.6g}"), "scale": float(f"{scale:.6g}") or 1.0}
 
 
 def _writing(

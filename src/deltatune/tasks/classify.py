@@ -42,6 +42,10 @@ class Classify:
     """Primary metric; by default accuracy, for regression pearson."""
     too_long: Literal["truncate", "error"] = "truncate"
     """What happens to longer texts: cut (and counted), or refused."""
+    center: float = 0.0
+    """Of regression: the value a logit of 0 stands for. Commands take the training rows' mean."""
+    scale: float = 1.0
+    """Of regression: what a logit of 1 adds to it. Commands take the training rows' standard deviation."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,6 +62,10 @@ class Classify:
             problems.append(f"labels name a class twice: {', '.join(self.labels)}")
         if not 1 <= len(self.text) <= 2:
             problems.append(f"text must name one or two columns, not {len(self.text)}")
+        if self.labels and (self.center, self.scale) != (0, 1):
+            problems.append("center and scale are of numbers; leave them out where there are labels")
+        if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
+            problems.append(f"center={self.center} must be finite and scale={self.scale} positive and finite")
         raise_all(problems)
 
     # --- text to tokens ---
@@ -131,10 +139,11 @@ class Classify:
         return Head(self.head_config(config, **over), seed)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, or squared error, summed over the rows: logits (B, C), labels (B,) -> scalar."""
+        """Cross-entropy, or squared error in units of the scale, summed: logits (B, C), labels (B,) -> scalar."""
         if self.labels:
             return F.cross_entropy(logits.float(), labels, reduction="sum")
-        return F.mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
+        wanted = (labels.float() - self.center) / self.scale
+        return F.mse_loss(logits[:, 0].float(), wanted, reduction="sum")
 
     def items(self, labels: Tensor) -> int:
         """Rows of the batch."""
@@ -146,7 +155,8 @@ class Classify:
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
-        return finite(logits).argmax(1) if self.labels else finite(logits)[:, 0]
+        found = finite(logits)
+        return found.argmax(1) if self.labels else found[:, 0].astype(np.float64) * self.scale + self.center
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
         """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""

@@ -330,6 +330,21 @@ def test_whole_numbers_that_lie_as_amounts_do_are_numbers(tmp_path):
         kind(range(1000, 1100))  # they count the rows
 
 
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (("instruction", "context", "response", "category"), ("instruction", "context")),
+        (("question", "context", "answer"), ("question", "context")),
+        (("question", "answer"), ("question",)),
+    ],
+)
+def test_what_an_answer_is_drawn_from_is_read_too(tmp_path, columns, text):
+    rows = [{name: f"{name} number {i} of many" for name in columns} for i in range(60)]
+    path = write(tmp_path / "a.jsonl", rows)
+    data = read(path)
+    assert (data.task, data.text) == ("generate", text)
+
+
 def test_whose_a_row_is_is_no_label(tmp_path):
     lines = [f"what was said {i},{7919 * i % 100_003},{i % 2}" for i in range(100)]
     (tmp_path / "rows.csv").write_text("text,user_id,kind\n" + "\n".join(lines) + "\n")

@@ -71,6 +71,86 @@ def test_a_folder_of_conll(tmp_path):
     assert (data.task, data.labels, len(data.train)) == ("tag", ("O", "B-x"), 5)
 
 
+UD = """# sent_id = 1
+# text = Let's go.
+1-2\tLet's\t_\t_\t_\t_\t_\t_\t_\t_
+1\tLet\tlet\tVERB\tVB\tMood=Imp\t0\troot\t_\t_
+2\t's\twe\tPRON\tPRP\t_\t3\tnsubj\t_\t_
+2.1\tto\tto\tPART\tTO\t_\t_\t_\t_\t_
+3\tgo\tgo\tVERB\tVB\t_\t1\txcomp\t_\tSpaceAfter=No
+
+# sent_id = 2
+1\t#\t#\tSYM\tNN\t_\t0\troot\t_\t_
+"""
+
+
+def test_conllu(tmp_path):
+    path = tmp_path / "a.conllu"
+    path.write_text(UD)
+    assert read_rows(path) == [
+        {"tokens": ["Let", "'s", "go"], "tags": ["VERB", "PRON", "VERB"], "xpos": ["VB", "PRP", "VB"]},
+        {"tokens": ["#"], "tags": ["SYM"], "xpos": ["NN"]},
+    ]
+    path.write_text(UD.replace("\tVB\t", "\t_\t").replace("\tPRP\t", "\t_\t").replace("\tNN\t", "\t_\t"))
+    assert "xpos" not in read_rows(path)[0]
+    path.write_text(UD.replace("3\tgo\tgo", "3\tgo"))
+    assert "line 7 has 9 columns, not ten" in complaint(read_rows, path)
+
+
+def test_a_treebank_is_a_folder_of_splits(tmp_path):
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"en_ewt-ud-{split}.conllu").write_text(
+            "\n".join(UD.replace("go", f"{split}{i}") for i in range(9))
+        )
+    data = read(tmp_path)
+    assert (data.task, data.label, data.labels) == ("tag", "tags", ("PRON", "SYM", "VERB"))
+    assert [len(rows) for rows in data.splits().values()] == [18, 18, 18]
+    assert read(tmp_path, label="xpos").labels == ("NN", "PRP", "VB")
+
+
+def test_names_may_end_in_a_split(tmp_path):
+    for split in ("train", "test"):
+        rows = [{"text": f"{split} {i}", "label": "ab"[i % 2]} for i in range(40)]
+        write(tmp_path / f"reviews_{split}.jsonl", rows)
+    assert len(read(tmp_path).test) == 40
+    write(tmp_path / "films_train.jsonl", rows)
+    assert "which one is train?" in complaint(read, tmp_path)
+
+
+# --- folders of texts ---
+
+
+def classes(folder, names, count=30):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            (folder / name / f"{i}.txt").write_text(f"{folder.name} says {name} {i}", encoding="utf-8")
+
+
+def test_a_folder_a_class(tmp_path):
+    classes(tmp_path / "reviews", ("neg", "pos"))
+    data = read(tmp_path / "reviews")
+    assert (data.kind, data.labels, data.text, data.label) == ("classes", ("neg", "pos"), ("text",), "label")
+    assert sum(map(len, data.splits().values())) == 60
+    assert all(f"says {row['label']} " in row["text"] for row in data.train)
+
+
+def test_splits_of_folders_of_classes(tmp_path):
+    classes(tmp_path / "train", ("neg", "pos", "unsup"))
+    classes(tmp_path / "test", ("neg", "pos"), count=5)
+    (tmp_path / "train/urls_pos.txt").write_text("http://example.com")
+    data = read(tmp_path)
+    assert data.labels == ("neg", "pos")
+    assert len(data.train) + len(data.validation) == 60
+    assert len(data.test) == 10
+    assert all(row["text"].startswith("train says") for row in data.train)
+
+
+def test_one_folder_of_texts_is_no_class(tmp_path):
+    classes(tmp_path, ("notes",))
+    assert "no train file" in complaint(read, tmp_path)
+
+
 # --- SQuAD ---
 
 

@@ -293,6 +293,15 @@ def test_shares_are_about_right():
     assert sizes == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
 
 
+@given(st.integers(6, 60), st.integers(0, 1000))
+def test_few_rows_are_enough_for_three_splits(count, start):
+    rows = [{"text": f"row {start + i // 2}"} for i in range(2 * count)]  # each text twice
+    parts = by_hash(rows, ["text"], (0.8, 0.1, 0.1))
+    assert min(map(len, parts)) >= 2
+    train, validation, test = ({row["text"] for row in part} for part in parts)
+    assert len(train) + len(validation) + len(test) == len(train | validation | test), "equal texts stay together"
+
+
 def test_the_hash_is_the_same_for_ever():
     """Another hash would move rows between splits and make old results incomparable."""
     parts = by_hash([{"text": f"row {i}"} for i in range(12)], ["text"], (0.5, 0.5))

@@ -33,8 +33,8 @@ Model = Annotated[
     ),
 ]
 SOURCE = (
-    "A CSV, TSV, JSONL, JSON, Parquet, CoNLL or text file, a folder with train, dev and test files or of texts, the "
-    "name of a data set on the hub, or python-docs (the documentation of this Python: texts from ten areas)."
+    "A CSV, TSV, JSONL, JSON, Parquet, CoNLL(-U) or text file, a folder with train, dev and test files or of texts, "
+    "the name of a data set on the hub, or python-docs (the documentation of this Python: texts from ten areas)."
 )
 Kind = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.data import conll, squad
+from deltatune.data import conll, conllu, squad
 
 Row = dict[str, Any]
 
@@ -165,6 +165,12 @@ def _conll(path: Path) -> list[Row]:
     return _clean(path, rows, problems, conll.FIX)
 
 
+def _conllu(path: Path) -> list[Row]:
+    """Ten columns a word."""
+    rows, problems = conllu.parse(_text(path))
+    return _clean(path, rows, problems, conllu.FIX)
+
+
 def _plain(path: Path) -> list[Row]:
     """One document; blank lines in it separate its paragraphs."""
     text = _text(path).replace("\r\n", "\n")
@@ -241,4 +247,5 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".parquet": _parquet,
     ".txt": _plain,
     **dict.fromkeys(conll.ENDINGS, _conll),
+    conllu.ENDING: _conllu,
 }

@@ -58,6 +58,7 @@ OUTPUTS: tuple[str, ...] = (
 """Names of the output of generation."""
 
 WRITING: tuple[tuple[tuple[str, ...], str], ...] = (
+    *(((("instruction", "context"), output)) for output in ("response", "output", "completion")),
     *(((("instruction", "input"), output)) for output in ("output", "response", "completion")),
     *((("instruction",), output) for output in ("output", "response", "completion")),
     *((("prompt",), output) for output in ("completion", "response", "output")),
@@ -75,6 +76,7 @@ WRITING: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mr",), "ref"),
     (("table",), "text"),
     (("triples",), "text"),
+    (("question", "context"), "answer"),
     (("question",), "sql"),
     (("question",), "query"),
     (("question",), "answer"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data import python_docs
+from deltatune.data.class_folders import class_rows, classes_of
 from deltatune.data.formats import READERS, Row, missing, read_rows, some
 from deltatune.data.splits import SPLITS, by_hash
 
@@ -107,14 +108,21 @@ def _built_in() -> Source:
 def _folder(folder: Path) -> Source:
     """Files named train, dev (val, valid, validation) and test, each in any known format, whole or in shards.
 
-    A folder that holds plain texts alone, none of them named train, is a row a text.
+    Where none is, names may end so (`reviews_train.csv`). Folders in it may be classes, with a text a file. A folder
+    that holds plain texts alone, none of them named train, is a row a text.
     """
+    classes = _classes(folder)
+    if classes:
+        return classes
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(VERSION.sub("", SHARD.sub("", file.stem.lower())), []).append(file)
+    documents = all(file.suffix.lower() == DOCUMENT for file in files)
+    if not documents and not _match_splits(by_stem)[0]:
+        by_stem = _by_last_word(by_stem)
     found, problems = _match_splits(by_stem)
-    if files and not found and all(file.suffix.lower() == DOCUMENT for file in files):
+    if files and not found and documents:
         rows = [{"name": file.name, **row} for file in files for row in read_rows(file)]
         return Source(folder.resolve().name, f"{folder} ({len(files)} text files)", {"train": rows})
     for split, stem in found.items():
@@ -134,6 +142,28 @@ def _folder(folder: Path) -> Source:
     raise_all(problems)
     read = ", ".join(file.name for stem in found.values() for file in by_stem[stem])
     return Source(folder.resolve().name, f"{folder} ({read})", parts, any(map(_has_header, files)))
+
+
+def _classes(folder: Path) -> Source | None:
+    """A folder a class, with a text a file, for each split or for all; None where there are no such folders."""
+    places = {place.name.lower(): place for place in sorted(folder.iterdir()) if place.is_dir()}
+    splits, problems = _match_splits(places)
+    texts = {split: classes_of(places[name]) for split, name in splits.items()} if "train" in splits else {}
+    texts = texts or {"train": classes_of(folder)}
+    if not texts["train"]:
+        return None
+    raise_all(problems)
+    parts = {split: class_rows(classes) for split, classes in texts.items() if classes}
+    origin = f"{folder} (folders {', '.join(texts['train'])})"
+    return Source(folder.resolve().name, origin, parts, text=("text",), label="label")
+
+
+def _by_last_word(by_stem: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files by what their names end in: `en_ewt-ud-train` and `reviews_train` are `train`."""
+    found: dict[str, list[Path]] = {}
+    for stem, files in by_stem.items():
+        found.setdefault(re.split(r"[-_. ]", stem)[-1], []).extend(files)
+    return found
 
 
 def _instead(files: list[Path]) -> str:

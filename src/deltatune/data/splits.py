@@ -1,7 +1,8 @@
 """Labelled rows in three splits, and how missing splits are made: by a hash of the text.
 
 The side a row lands on depends on its text alone, so identical texts stay together, and the order of the rows, a run on
-another machine or rows added later change nothing.
+another machine or rows added later change nothing. Only where a split would stay empty is it the text's place among the
+others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from deltatune.data.kinds import TASK_OF, Kind, Task
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # of the training rows, for each split that is missing
+LEAST = 2  # rows of a split
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,24 @@ def place(row: Row, columns: Sequence[str], salt: str = "") -> float:
 
 
 def by_hash(rows: Sequence[Row], columns: Sequence[str], shares: Sequence[float]) -> list[list[Row]]:
-    """Deal the rows out in about the given shares, which sum to 1; the order within a part is the order in `rows`."""
+    """Deal the rows out in about the given shares, which sum to 1; the order within a part is the order in `rows`.
+
+    Where the rows are so few that a part would get less than LEAST of them, shares are of their order by hash.
+    """
+    places = [place(row, columns) for row in rows]
+    parts = _dealt(rows, places, shares)
+    known = {where: i for i, where in enumerate(sorted(set(places)))}
+    if min(map(len, parts)) >= LEAST or len(known) < LEAST * len(shares):
+        return parts
+    held_out = [max(LEAST / len(known), share) for share in shares[1:]]
+    ranks = [(known[where] + 0.5) / len(known) for where in places]
+    return _dealt(rows, ranks, [1 - sum(held_out), *held_out])
+
+
+def _dealt(rows: Sequence[Row], places: Sequence[float], shares: Sequence[float]) -> list[list[Row]]:
     bounds = [sum(shares[:end]) for end in range(1, len(shares))]
     parts: list[list[Row]] = [[] for _ in shares]
-    for row in rows:
-        where = place(row, columns)
+    for row, where in zip(rows, places, strict=True):
         parts[sum(where >= bound for bound in bounds)].append(row)
     return parts
 

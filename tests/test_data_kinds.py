@@ -304,6 +304,25 @@ def test_a_comma_in_a_class_name_is_no_separator(tmp_path):
     assert read(path, kind="many").labels == ("arts", "music", "sport")
 
 
+def test_a_column_for_each_class(tmp_path):
+    lines = [f"text {i} of many,{i % 2},{i % 3 == 0},{float(i % 7 == 0)}" for i in range(100)]
+    path = tmp_path / "rows.csv"
+    path.write_text("comment,toxic,rude,threat\n" + "\n".join(lines) + "\n")
+    data = read(path, label="toxic, rude,threat")
+    assert (data.task, data.kind, data.labels) == ("classify", "many", ("rude", "threat", "toxic"))
+    rows = [row for part in data.splits().values() for row in part]
+    row = next(row for row in rows if row["comment"].startswith("text 21 "))
+    assert row["toxic, rude,threat"] == ["toxic", "rude", "threat"]
+    assert set(row) == {"comment", "toxic, rude,threat"}
+    assert "did you mean 'threat'" in complaint(read, path, label="toxic,thread")
+    told = complaint(read, path)
+    assert "A column for each class, several a row: --label toxic,rude,threat" in told
+    path.write_text("comment,toxic,rude\na text,1,2\nanother,,0\n")
+    told = complaint(read, path, label="toxic,rude")
+    assert "train: row 1: rude is '2', row 2: toxic is ''" in told
+    assert "holds 1 or 0" in told
+
+
 def test_regression_and_classes_by_task(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": f"t {i}", "label": i % 3} for i in range(60)])
     assert read(path).kind == "classes"

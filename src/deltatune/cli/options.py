@@ -50,7 +50,13 @@ Text = Annotated[
     option("--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Guessed if clear."),
 ]
 Label = Annotated[
-    str | None, option("--label", panel=DATA, metavar="COLUMN", help="The label column. Guessed if clear.")
+    str | None,
+    option(
+        "--label",
+        panel=DATA,
+        metavar="COLUMN",
+        help="The label column, or A,B,C: a column for each of several classes. Guessed if clear.",
+    ),
 ]
 Limit = Annotated[int | None, option("--limit", panel=DATA, metavar="ROWS", help="Train on this many rows only.")]
 MaxLength = Annotated[

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.checks import problems
 from deltatune.data.columns import choose
 from deltatune.data.finding import columns_for, renamed
+from deltatune.data.flags import flag_columns, gathered, option
 from deltatune.data.formats import Row, read_rows
 from deltatune.data.guessing import guess_task, options
 from deltatune.data.kinds import TASK_OF, TASKS, Kind, Task
@@ -40,8 +42,9 @@ def read(
     `source` is a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, SQuAD's JSON, plain text); a folder with files named
     train, dev (val, valid, validation) and test, or of plain texts; the name of a data set on the hub (`owner/name` or
     `owner/name:configuration`); or "python-docs", the built-in data. `task` is classify, regression, tag, span,
-    generate or lm; `text` names the text columns, `label` the label column. What is not named is guessed where there is
-    no doubt. `kind` says "classes", "many" or "number" where the guess for labels would be wrong.
+    generate or lm; `text` names the text columns, `label` the label column, or with commas between them the columns of
+    several classes a row, which hold 1 or 0. What is not named is guessed where there is no doubt. `kind` says
+    "classes", "many" or "number" where the guess for labels would be wrong.
     `validation` and `test` are further files. `limit` keeps that many training rows, the first by hash of their text.
     Text and label columns of the returned rows have the shape that `Data.kind` says; others are as they were read.
 
@@ -76,6 +79,13 @@ def look(
     found = open_source(source, validation=validation, test=test)
     text = (text,) if isinstance(text, str) else tuple(text)
     told = text or found.text, label or found.label
+    flags = flag_columns(found.parts["train"], label)
+    if flags:
+        assert label is not None
+        found = replace(
+            found, parts={split: gathered(rows, flags, label, split) for split, rows in found.parts.items()}
+        )
+        kind, task = kind or "many", task or "classify"
     note = ""
     if task is None and found.label is None:
         task, note = guess_task(found.parts["train"], *told)
@@ -111,8 +121,9 @@ def _labelled(
     try:
         columns = choose(found.parts["train"], text, label, found.header)
     except DeltatuneError as error:
-        more = options(found.parts["train"]) if task is None and label is None else ""
-        raise DeltatuneError(f"{error}\n{more}" if more else str(error)) from None
+        rows = found.parts["train"]
+        more = [option(rows, text) if label is None else "", options(rows) if task is None and label is None else ""]
+        raise DeltatuneError("\n".join(filter(None, [str(error), *more]))) from None
     parts, unlabelled = (found.parts, []) if own_test else without_unlabelled_test(found.parts, columns.label)
     raise_all(absent_columns(parts, (*columns.text, columns.label)), f"{found.origin}:")
     read_labels = labelled(parts, columns, kind, task)

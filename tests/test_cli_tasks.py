@@ -62,6 +62,13 @@ def set_rows(count=60):
     return [{"text": " ".join(own), "label": sorted({word for word in own if word in FILMS})} for own in words]
 
 
+def flag_rows(count=60):
+    return [
+        {"text": row["text"], **{word: int(word in row["label"]) for word in ("good", "bad")}}
+        for row in set_rows(count)
+    ]
+
+
 ROWS = {
     "tag": tag_rows,
     "span": span_rows,
@@ -71,6 +78,7 @@ ROWS = {
     "alpaca": alpaca_rows,
     "lm": text_rows,
     "many": set_rows,
+    "flags": flag_rows,
 }
 OUTPUT = {
     "tag": {"tags"},
@@ -81,14 +89,15 @@ OUTPUT = {
     "alpaca": {"output"},
     "lm": {"perplexity", "loss", "tokens"},
     "many": {"labels", "scores"},
+    "flags": {"labels", "scores"},
 }
 METRIC = {
     "tag": "f1", "span": "f1", "none": "f1", "generate": "rougeL", "chat": "rougeL", "alpaca": "rougeL",
-    "lm": "perplexity", "many": "f1_micro",
+    "lm": "perplexity", "many": "f1_micro", "flags": "f1_micro",
 }  # fmt: skip
 KIND = {"tag": "bert", "span": "gpt2", "none": "bert", "generate": "t5", "chat": "llama", "alpaca": "llama",
-        "lm": "gpt2", "many": "t5"}  # fmt: skip
-TASK = {"none": "span", "chat": "generate", "alpaca": "generate", "many": "classify"}
+        "lm": "gpt2", "many": "t5", "flags": "bert"}  # fmt: skip
+TASK = {"none": "span", "chat": "generate", "alpaca": "generate", "many": "classify", "flags": "classify"}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +131,8 @@ def trained(folders, tmp_path_factory):
                 "train", "--model", folders[KIND[name]], "--data", data, "--task", task, "--lr", "1e-2", *QUICK[:2],
                 *QUICK[4:], "--max-length", "96" if "chat" in name or name == "alpaca" else "32",
                 *(("--prompt", "Q: {instruction} {input} A:") if name == "alpaca" else ()),
-                *(("--new-tokens", "8") if task == "generate" else ()), "--out", place / "run",
+                *(("--new-tokens", "8") if task == "generate" else ()),
+                *(("--label", "good,bad") if name == "flags" else ()), "--out", place / "run",
             )  # fmt: skip
             assert result.code == 0, result.err
             done[name] = place / "run", data, result.out
@@ -194,6 +204,27 @@ def test_lines_of_text_are_tagged_and_continued(trained):
     assert [len(json.loads(line)["tags"]) for line in done.out.splitlines()] == [2, 3], done.err
     done = ran("predict", "--adapter", trained("generate")[0], stdin="the film\n")
     assert set(json.loads(done.out)) == {"input", "output"}, done.err
+
+
+def test_a_trained_adapter_may_answer_in_another_way(trained):
+    folder = trained("generate")[0]
+    asked = json.dumps({"input": "the film is good"}) + "\n"
+    long, short = (
+        json.loads(ran("predict", "--adapter", folder, *more, stdin="the film is good\n").out)["output"].split()
+        for more in ((), ("--set", "new_tokens=1"))
+    )
+    assert long[:1] == short
+    drawn = [
+        ran("predict", "--adapter", folder, "--set", "temperature=5.0", "--set", f"seed={seed}", stdin="the film\n").out
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    folder, data, _ = trained("none")
+    found = json.loads(ran("evaluate", "--adapter", folder, "--data", data, "--set", "threshold=-1e9", "--json").out)
+    assert found["scores"]["em_unanswerable"] == 1
+    refused = ran("predict", "--adapter", folder, "--set", "max_length=9", stdin=asked)
+    assert refused.code == 2
+    assert "no choice once the adapter is trained; what can be set: longest, threshold, metric" in refused.err
 
 
 @pytest.mark.parametrize("name", ["chat", "generate", "lm", "tag", "span", "many"])

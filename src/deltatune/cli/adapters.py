@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatune.cli.setting import answering
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.runs import ADAPTER, RECORD
 
@@ -32,8 +34,11 @@ class Opened:
     """What training stored beside the tensors."""
 
 
-def open_adapter(folder: str, model_name: str | None, other_base: bool) -> Opened:
-    """Load the model and the adapter. Raises DeltatuneError for a folder, a model or a tokenizer that does not fit."""
+def open_adapter(folder: str, model_name: str | None, other_base: bool, fields: Sequence[str] | None = None) -> Opened:
+    """Load the model and the adapter; `fields` of its task are set, as `--set` has them.
+
+    Raises DeltatuneError for a folder, a model or a tokenizer that does not fit.
+    """
     from deltatune.core.formats import format_of
     from deltatune.core.host import Host
     from deltatune.store import folder as ours
@@ -49,7 +54,7 @@ def open_adapter(folder: str, model_name: str | None, other_base: bool) -> Opene
             f"{place} does not say what it was trained for (labels and columns); "
             "only adapters of `deltatune train` do, others are loaded from Python: host.load(folder)"
         )
-    task = task_from_json(extra["task"])
+    task = answering(task_from_json(extra["task"]), fields)
     found = model_name or str(extra.get("model") or config["base"].get("name"))
     pooler = ((config.get("head") or {}).get("config") or {}).get("pooling") == "pooler"
     try:

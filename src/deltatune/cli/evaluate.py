@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.adapters import NAME, Opened, open_adapter
-from deltatune.cli.options import DATA, SOURCE, Adapter, Json, OtherBase, OtherModel, option
+from deltatune.cli.options import DATA, SOURCE, Adapter, Answering, Json, OtherBase, OtherModel, option
 from deltatune.cli.scores import scores_table
 from deltatune.cli.screen import facts, print_json, show
 from deltatune.comparison.formats import count
@@ -32,6 +32,7 @@ def evaluate(
     ] = None,
     model: OtherModel = None,
     other_base: OtherBase = False,
+    fields: Answering = None,
     batch_size: Annotated[
         int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows that run at once.", min=1)
     ] = 64,
@@ -45,7 +46,7 @@ def evaluate(
         raise DeltatuneError(
             f"--split {split}: there is no such split{nearest(split, SPLITS)}; splits: {', '.join(SPLITS)}"
         )
-    opened = open_adapter(adapter, model, other_base)
+    opened = open_adapter(adapter, model, other_base, fields)
     rows, name, notes = rows_of(opened, data, split)
     found = scored(opened, rows, batch_size)
     found |= {"split": name, "data": data, "adapter": adapter, "model": opened.model}
@@ -78,9 +79,10 @@ def rows_of(opened: Opened, source: str, split: str | None) -> tuple[list[Row], 
 def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
     """All rows of one file in the shape of the task's kind; none is held out."""
     from deltatune.data import examples, read_rows
+    from deltatune.data.flags import gathered_where_asked
     from deltatune.data.labels import convert
 
-    rows = read_rows(source)
+    rows = gathered_where_asked(read_rows(source), getattr(task, "label", None), source)
     if kind not in ("classes", "number"):
         return examples(rows, kind, task.text, getattr(task, "label", ""))
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]

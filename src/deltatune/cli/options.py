@@ -135,6 +135,15 @@ OtherBase = Annotated[
         "--other-base", panel=DATA, help="Accept a model of the same shape with other weights than it was trained on."
     ),
 ]
+Answering = Annotated[
+    list[str] | None,
+    option(
+        "--set",
+        panel=DATA,
+        metavar="NAME=VALUE",
+        help="How it answers: of generation beams, new_tokens, temperature, top_p and others, of spans threshold.",
+    ),
+]
 Pooling = Annotated[
     str | None,
     option(

@@ -16,7 +16,7 @@ import typer
 from deltatune.cli.adapters import NAME, Opened, open_adapter
 from deltatune.cli.endings import Interrupted, silence_stdout
 from deltatune.cli.lines import rows_from
-from deltatune.cli.options import OUTPUT, Adapter, OtherBase, OtherModel, option
+from deltatune.cli.options import OUTPUT, Adapter, Answering, OtherBase, OtherModel, option
 from deltatune.comparison.formats import count
 
 DIGITS = 6
@@ -31,6 +31,7 @@ def predict(
     adapter: Adapter,
     model: OtherModel = None,
     other_base: OtherBase = False,
+    fields: Answering = None,
     batch_size: Annotated[
         int,
         option("--batch-size", panel=OUTPUT, metavar="ROWS", help="Rows that run, and are written, at once.", min=1),
@@ -50,8 +51,9 @@ def predict(
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
+      deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
     """
-    opened = open_adapter(adapter, model, other_base)
+    opened = open_adapter(adapter, model, other_base, fields)
     if file == "-" and sys.stdin.isatty():
         print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1

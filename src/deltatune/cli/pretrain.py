@@ -22,8 +22,8 @@ from deltatune.cli.options import (
     option,
 )
 from deltatune.cli.screen import say, show
+from deltatune.cli.setting import field_of
 from deltatune.cli.train import introduce, report, watched_run
-from deltatune.core.errors import DeltatuneError
 from deltatune.store import runs
 
 OBJECTIVES = "mlm, wwm (whole words), entity, nsp (next sentences), lm, spans (T5's), prefix-lm or replaced (entities)"
@@ -88,7 +88,7 @@ def pretrain(
     from deltatune.tasks.objectives import objective_from
 
     found = read(data, task="lm", text=[text] if text else [], limit=limit)
-    wanted: Any = {"kind": objective, "text": list(found.text), **dict(map(_field, fields or []))}
+    wanted: Any = {"kind": objective, "text": list(found.text), **dict(map(field_of, fields or []))}
     task = objective_from(wanted)
     from deltatune.training import Settings
     from deltatune.training.beginning import begin
@@ -125,15 +125,3 @@ def keep_model(ready: Any, folder: Path) -> None:
     with quiet():
         done = save_merged(host, NAME, folder / MODEL, ready.tokenizer)
     say(f"Model: {done.folder} (differs from the live one by {done.difference:.1g} after reading it back)")
-
-
-def _field(text: str) -> tuple[str, Any]:
-    import ast
-
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise DeltatuneError(f"--set {text}: NAME=VALUE is needed, such as --set max_length=128")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value

@@ -44,6 +44,12 @@ def gathered(rows: Sequence[Row], columns: Sequence[str], label: str, split: str
     return found
 
 
+def gathered_where_asked(rows: Sequence[Row], label: str | None, split: str) -> list[Row]:
+    """The rows, gathered where the label is several columns."""
+    columns = flag_columns(rows, label)
+    return gathered(rows, columns, str(label), split) if columns else list(rows)
+
+
 def option(rows: Sequence[Row], text: Sequence[str]) -> str:
     """What to add to an error on unclear labels: that several columns may be meant, where there are such."""
     names = [name for name in names_of(rows) if name not in text and not is_id(name)]

@@ -10,7 +10,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.checks import problems
 from deltatune.data.columns import choose
 from deltatune.data.finding import columns_for, renamed
-from deltatune.data.flags import flag_columns, gathered, option
+from deltatune.data.flags import flag_columns, gathered_where_asked, option
 from deltatune.data.formats import Row, read_rows
 from deltatune.data.guessing import guess_task, options
 from deltatune.data.kinds import TASK_OF, TASKS, Kind, Task
@@ -79,12 +79,9 @@ def look(
     found = open_source(source, validation=validation, test=test)
     text = (text,) if isinstance(text, str) else tuple(text)
     told = text or found.text, label or found.label
-    flags = flag_columns(found.parts["train"], label)
-    if flags:
-        assert label is not None
-        found = replace(
-            found, parts={split: gathered(rows, flags, label, split) for split, rows in found.parts.items()}
-        )
+    if flag_columns(found.parts["train"], label):
+        parts = {split: gathered_where_asked(rows, label, split) for split, rows in found.parts.items()}
+        found = replace(found, parts=parts)
         kind, task = kind or "many", task or "classify"
     note = ""
     if task is None and found.label is None:

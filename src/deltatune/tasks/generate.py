@@ -37,6 +37,12 @@ class Generate(Worded):
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
     """Encoders do not write."""
 
+    at_use: ClassVar[tuple[str, ...]] = (
+        "new_tokens", "beams", "length_penalty", "no_repeat_ngram", "temperature", "top_p", "top_k", "seed", "metric",
+        "characters",
+    )  # fmt: skip
+    """Fields that may be others when a trained adapter is used."""
+
     text: tuple[str, ...] = ("input",)
     """The input's columns; `messages` is a conversation, whose every assistant turn is learnt."""
     label: str = "output"

@@ -35,6 +35,9 @@ class Span(Tallied):
     name: ClassVar[str] = "span"
     answers: ClassVar[Answers] = "token"
 
+    at_use: ClassVar[tuple[str, ...]] = ("longest", "threshold", "metric")
+    """Fields that may be others when a trained adapter is used."""
+
     text: tuple[str, ...] = ("question", "context")
     """The question's column and the passage's."""
     label: str = "answers"

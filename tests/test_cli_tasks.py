@@ -69,6 +69,11 @@ def flag_rows(count=60):
     ]
 
 
+def price_rows(count=60):
+    draw = random.Random(2)
+    return [{"text": row["text"], "price": 250_000 + draw.randrange(50_000)} for row in set_rows(count)]
+
+
 ROWS = {
     "tag": tag_rows,
     "span": span_rows,
@@ -79,6 +84,7 @@ ROWS = {
     "lm": text_rows,
     "many": set_rows,
     "flags": flag_rows,
+    "prices": price_rows,
 }
 OUTPUT = {
     "tag": {"tags"},
@@ -90,14 +96,22 @@ OUTPUT = {
     "lm": {"perplexity", "loss", "tokens"},
     "many": {"labels", "scores"},
     "flags": {"labels", "scores"},
+    "prices": {"score"},
 }
 METRIC = {
     "tag": "f1", "span": "f1", "none": "f1", "generate": "rougeL", "chat": "rougeL", "alpaca": "rougeL",
-    "lm": "perplexity", "many": "f1_micro", "flags": "f1_micro",
+    "lm": "perplexity", "many": "f1_micro", "flags": "f1_micro", "prices": "pearson",
 }  # fmt: skip
 KIND = {"tag": "bert", "span": "gpt2", "none": "bert", "generate": "t5", "chat": "llama", "alpaca": "llama",
-        "lm": "gpt2", "many": "t5", "flags": "bert"}  # fmt: skip
-TASK = {"none": "span", "chat": "generate", "alpaca": "generate", "many": "classify", "flags": "classify"}
+        "lm": "gpt2", "many": "t5", "flags": "bert", "prices": "gpt2"}  # fmt: skip
+TASK = {
+    "none": "span",
+    "chat": "generate",
+    "alpaca": "generate",
+    "many": "classify",
+    "flags": "classify",
+    "prices": "regression",
+}
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +208,8 @@ def test_rows_are_answered_in_order(name, trained, tmp_path):
             assert alone[key] == other[key]
     if name == "tag":
         assert all(len(answer["tags"]) == len(row["tokens"]) for answer, row in zip(answers, asked, strict=True))
+    if name == "prices":
+        assert all(200_000 < answer["score"] < 350_000 for answer in answers), "in the data's units"
     if name in ("span", "none"):
         for answer in answers:
             assert answer["answer"] == (answer["context"][answer["start"] : answer["end"]] if answer["answer"] else "")

@@ -20,8 +20,8 @@ from deltatune.training.distributed import World, check_launch, check_places
 from processes import CASES, host_for, train_case
 from runs import QUIET, ROWS, TASK, assert_same, tensors
 
-pytestmark = pytest.mark.slow
-"""Each start of two processes takes some ten seconds, most of it imports."""
+slow = pytest.mark.slow
+"""Each start of two processes takes some ten seconds, most of it imports: one is for the quick tests."""
 
 EQUAL = [case for case in CASES if case != "drop"]
 
@@ -85,6 +85,7 @@ def test_the_processes_agree_to_the_last_bit(case, together):
     assert said == heard
 
 
+@slow
 def test_three_processes(tmp_path):
     run = processes(tmp_path, 3, cases=["lora", "few"])
     assert run.returncode == 0, run.stderr
@@ -95,6 +96,7 @@ def test_three_processes(tmp_path):
         np.testing.assert_allclose(said["history"], outcome.history, atol=1e-5)
 
 
+@slow
 def test_a_stopped_run_goes_on_bit_for_bit(together, tmp_path):
     out = tmp_path / "out"
     stopped = processes(tmp_path, cases=["drop"], out=str(out), stop=7)
@@ -127,6 +129,7 @@ def spread(tmp_path_factory):
     return folder
 
 
+@slow
 @pytest.mark.parametrize("case", SPREAD)
 def test_a_spread_base_trains_the_same_adapter(case, spread):
     host, outcome = train_case(case)
@@ -143,6 +146,7 @@ def test_a_spread_base_trains_the_same_adapter(case, spread):
     assert_same(tensors(host), tensors(other), rtol=0, atol=1e-5)
 
 
+@slow
 def test_a_spread_run_goes_on_bit_for_bit(spread, tmp_path):
     out = tmp_path / "out"
     stopped = processes(tmp_path, cases=["drop"], out=str(out), stop=7, environment=SHARDED)
@@ -153,6 +157,7 @@ def test_a_spread_run_goes_on_bit_for_bit(spread, tmp_path):
         assert_same(found(spread, "drop", rank)[0], found(tmp_path, "drop", rank)[0])
 
 
+@slow
 def test_a_spread_base_is_neither_folded_into_nor_read(tmp_path):
     run = processes(tmp_path, environment=SHARDED)
     assert run.returncode == 0, run.stderr
@@ -160,6 +165,7 @@ def test_a_spread_base_is_neither_folded_into_nor_read(tmp_path):
     assert run.stdout.count("attaching LoRA(r=2) reads the base's weights, which are spread over processes") == 2
 
 
+@slow
 @pytest.mark.parametrize("more", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["whole", "spread"])
 def test_accelerate_launch(more, tmp_path):
     run = processes(tmp_path, command=[*LAUNCH, *more], cases=["lora"])
@@ -170,6 +176,7 @@ def test_accelerate_launch(more, tmp_path):
     assert bool(said["spread"]) == ("--use_fsdp" in more)
 
 
+@slow
 @pytest.mark.parametrize(
     ("case", "environment", "message"),
     [
@@ -186,6 +193,7 @@ def test_what_cannot_be_is_refused(case, environment, message, tmp_path):
     assert message in run.stderr
 
 
+@slow
 def test_the_command_line(tmp_path):
     model, data = tmp_path / "model", write_csv(tmp_path / "rows.csv", reviews())
     models.tiny("bert", **QUIET).save_pretrained(model)
@@ -207,6 +215,7 @@ def test_the_command_line(tmp_path):
     assert "`deltatune methods` runs in one process" in other.stderr
 
 
+@slow
 def test_processes_on_different_runs_are_refused(tmp_path):
     run = processes(tmp_path, cases=["lora"], odd=True)
     assert run.returncode != 0

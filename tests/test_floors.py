@@ -71,7 +71,7 @@ ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}
 ANYTHING = {"__init__", "__main__"}
 """Top-level files that stand on the roof: the public names."""
 
-MAX_LINES = 300
+MAX_LINES = 340
 
 FILES = sorted(ROOT.rglob("*.py"))
 """Every source file of the package; folders of the plan that do not exist yet simply have none."""

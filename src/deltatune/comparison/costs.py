@@ -89,18 +89,12 @@ def inference_costs(
 ) -> Costs:
     """Measure one adapter on one batch (B rows), and `write`, which writes texts, where there is one."""
     rows = len(batch["input_ids"])
-    route = host.route
-    training = host.model.training
-    host.model.eval()
-    try:
+    with host.using(None, training=False):
         run = _runner(host, batch, bfloat16)
         live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
         flops = _flops(host, name, run) - _flops(host, None, run)
         folded = _folded(host, name, run) if not obstacles(host.adapters[name]) else None
         writing = _ratio(lambda: host.use(name), lambda: host.use(None), write, WRITINGS) if write else None
-    finally:
-        host.model.train(training)
-        host.use(dict(route.uniform) if route.rows is None else list(route.rows))
     return Costs(live, folded, 0.0 if folded is not None else max(0.0, flops / rows), writing)
 
 

@@ -96,7 +96,9 @@ class Host:
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
         with self._weights.put_back():
-            adapter = build_adapter(method, self.sites, self.model, self._bare, seed=seed, head=head, extra=extra or {})
+            adapter = build_adapter(
+                method, self.sites, self.model, lambda: self.using(None), seed=seed, head=head, extra=extra or {}
+            )
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
@@ -111,10 +113,7 @@ class Host:
         if name in self.folded:
             self.unfold_(name)
         self._wiring.unplug(name)
-        keep = [{n: w for n, w in row.items() if n != name} for row in self.route.rows or ()]
-        uniform = {n: w for n, w in self.route.uniform.items() if n != name}
-        order = tuple(n for n in self.route.order if n != name)
-        self.route = Route(uniform, tuple(keep) if self.route.rows is not None and any(keep) else None, order)
+        self.route = self.route.without([name])
         del self.adapters[name], self._children()[name]
         self._arrange()
         if not self.adapters:
@@ -124,15 +123,24 @@ class Host:
     def use(self, route: RouteSpec, *, stacked: bool = False) -> None:
         """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None.
 
+        A Route, such as an earlier value of `host.route`, is taken as it is. `using` does the same for a while.
+
         Changes at one site add up; `stacked`, each adapter sees what those named before it have made of `h` (a task
         adapter over a language adapter). Inside attention they always add up.
         """
-        wanted = read_route(route, self.adapters, stacked)
-        if (self.folded and wanted.names - set(self.folded)) or (self.folded and wanted.rows is not None):
-            self._refuse_if_folded("use")
-        check_exclusive(wanted, self.adapters)
-        self.route = wanted
+        self.route = self._checked_route(route, stacked)
         self._arrange()
+
+    @contextmanager
+    def using(self, route: RouteSpec, *, stacked: bool = False, training: bool | None = None) -> Iterator[None]:
+        """`use` for the length of a `with` block: `with host.using("a"): ...`, `with host.using(None): ...`.
+
+        `training` also sets the whole model to training mode (True) or evaluation mode (False). Afterwards the route
+        (rows, weights and stacking order) and every module's mode are exactly what they were; adapters that were
+        detached inside the block are left out. Raises DeltatuneError as `use` does, before anything has changed.
+        """
+        with self._switched(self._checked_route(route, stacked), training):
+            yield
 
     def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
         """Parameters that training an adapter changes, its head included."""
@@ -174,17 +182,14 @@ class Host:
         if name in self.folded:
             raise DeltatuneError(f"adapter {name!r} is folded already")
         check_folds(name, adapter, self.model)
-        route, self.route = self.route, Route({name: 1.0})
-        self._arrange()
-        live = probe(self.model, self.sites.facts)
-        self.folded[name] = 0.0
-        self._arrange()
-        for parameter in touched(self.model, adapter):
-            self._pristine.setdefault(id(parameter), (parameter, parameter.detach().clone()))
-        write_adapter(self.model, adapter)
-        self.folded[name] = difference(live, probe(self.model, self.sites.facts))
-        self.route = route if not route.names - set(self.folded) else Route()
-        self._arrange()
+        with self._switched(Route({name: 1.0}), training=False):
+            live = probe(self.model, self.sites.facts)
+            self.folded[name] = 0.0
+            self._arrange()
+            for parameter in touched(self.model, adapter):
+                self._pristine.setdefault(id(parameter), (parameter, parameter.detach().clone()))
+            write_adapter(self.model, adapter)
+            self.folded[name] = difference(live, probe(self.model, self.sites.facts))
         dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
         if not self.folded[name] <= bound(live, dtype):
             worst = self.folded[name]
@@ -267,15 +272,33 @@ class Host:
         for name in self.route.names - set(self.folded):
             self.adapters[name].begin()
 
+    def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
+        wanted = read_route(route, self.adapters, stacked)
+        if not self._possible_while_folded(wanted):
+            self._refuse_if_folded("use")
+        check_exclusive(wanted, self.adapters)
+        return wanted
+
+    def _possible_while_folded(self, route: Route) -> bool:
+        """With adapters in the weights, no other one can act, and none can act on some rows only."""
+        return not self.folded or (route.rows is None and not route.names - set(self.folded))
+
     @contextmanager
-    def _bare(self) -> Iterator[None]:
-        route, self.route = self.route, Route()
+    def _switched(self, route: Route, training: bool | None) -> Iterator[None]:
+        before = self.route
+        modes = [] if training is None else [(module, module.training) for module in self.model.modules()]
+        self.route = route
         self._arrange()
+        if training is not None:
+            self.model.train(training)
         try:
             yield
         finally:
-            self.route = route
+            earlier = before.without(before.names - set(self.adapters))
+            self.route = earlier if self._possible_while_folded(earlier) else Route()
             self._arrange()
+            for module, mode in modes:
+                module.training = mode
 
     def _arrange(self) -> None:
         """Make the wiring, prompts, shifts and the seams follow the route."""

@@ -12,10 +12,6 @@ from torch import Tensor
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest
 
-RouteSpec = str | Mapping[str, float] | Sequence["str | Mapping[str, float] | None"] | None
-"""One adapter, adapters with weights, one such entry a row of the batch, or None for the bare base."""
-
-
 class Share(NamedTuple):
     """The rows one adapter acts on (None: all) and its weight, a number or one a row."""
 
@@ -54,6 +50,19 @@ class Route:
             )
         return [row for row in self.rows for _ in range(times)]
 
+    def without(self, names: Iterable[str]) -> Route:
+        """The same route with these adapters left out; a route whose rows name nobody any more is the bare base."""
+        left_out = set(names)
+        if not self.names & left_out:
+            return self
+
+        def kept(weights: Mapping[str, float]) -> dict[str, float]:
+            return {name: weight for name, weight in weights.items() if name not in left_out}
+
+        rows = None if self.rows is None else tuple(kept(row) for row in self.rows)
+        order = tuple(name for name in self.order if name not in left_out)
+        return Route(kept(self.uniform), rows if rows is not None and any(rows) else None, order)
+
     def share(self, name: str, batch: int, device: torch.device) -> Share | None:
         """Rows and weights of one adapter in a batch, or None if it has no row."""
         if self.rows is None:
@@ -71,9 +80,17 @@ def _common(weights: list[float], device: torch.device) -> float | Tensor:
     return weights[0] if same else torch.tensor(weights, device=device)
 
 
+RouteSpec = Route | str | Mapping[str, float] | Sequence["str | Mapping[str, float] | None"] | None
+"""One adapter, adapters with weights, one such entry per row of the batch, None for the bare base, or a whole Route."""
+
+
 def read_route(spec: RouteSpec, known: Iterable[str], stacked: bool = False) -> Route:
     """Read what `Host.use` takes. Raises DeltatuneError for unknown names, listing the attached ones."""
     known = list(known)
+    if isinstance(spec, Route):
+        for row in (spec.uniform, *(spec.rows or ())):
+            _entry(row, known)
+        return spec
     if spec is None or isinstance(spec, (str, Mapping)):
         uniform = _entry(spec, known)
         return Route(uniform=uniform, order=tuple(uniform) if stacked else ())

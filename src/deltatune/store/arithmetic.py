@@ -63,15 +63,11 @@ def combine(
     """
     chosen = {one: float(weight) for one, weight in weights.items()}
     recipe = _recipe(host, chosen, how, rank, density, scale, scope, seed)
-    route = host.route
-    host.use(None)  # the base's own weights must be in place
-    try:
+    with host.using(None):  # the base's own weights must be in place
         changes = changes_of(host, chosen)
         raise_all(_unclear(changes, recipe))
         sums = summed(host, changes, recipe) if _exact(changes, recipe) else gathered(host, changes, recipe)
         return _attached(host, name, chosen, recipe, sums, head)
-    finally:
-        host.use(route.uniform if route.rows is None else route.rows, stacked=bool(route.order))
 
 
 def _recipe(

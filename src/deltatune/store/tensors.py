@@ -62,12 +62,12 @@ def attach_filled(
     extra: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Attach a method's adapter with these tensors, or raise one error that begins with `about` and change nothing."""
-    route = host.route
+    before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
     problems = mismatches(adapter, tensors)
     if problems:
         host.detach(name)
-        host.route = route
+        host.use(before)
         raise_all(problems, about)
     adapter.load_tensors(tensors)
     return adapter

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.folding import bound, difference, probe
 from deltatune.core.host import Host
-from deltatune.core.mixing import Route
 from deltatune.store.atomic import read_json, write_folder, write_json
 
 CONFIG, RECORD = "config.json", "merge.json"
@@ -46,8 +45,8 @@ def save_merged(
     if not isinstance(model, PreTrainedModel):
         raise DeltatuneError(f"{type(model).__name__} is no model of transformers, so it has no folder form")
     kind = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    route = host.route
     live = outputs(host, name)
+    before = host.route
     host.fold_(name)
     try:
         state = weights(model, kind)
@@ -67,7 +66,7 @@ def save_merged(
         write_folder(Path(folder), fill)
     finally:
         host.unfold_(name)
-        use_again(host, route)
+        host.use(before)
     return Merged(Path(folder), worst)
 
 
@@ -90,18 +89,8 @@ def typed(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 def outputs(host: Host, name: str) -> Any:
     """What the model gives on the probe inputs with one adapter live."""
-    route = host.route
-    host.use(name)
-    try:
+    with host.using(name, training=False):
         return probe(host.model, host.sites.facts)
-    finally:
-        use_again(host, route)
-
-
-def use_again(host: Host, route: Route) -> None:
-    """Let the adapters of an earlier route act again."""
-    spec = dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows]
-    host.use(spec, stacked=bool(route.order))
 
 
 def checked(host: Host, folder: Path, live: Any, dtype: torch.dtype) -> float:

@@ -51,12 +51,6 @@ def ensemble(
         answers = torch.stack(logits(host, many, bfloat16))
         return answers.view(-1, len(names), answers.shape[-1])  # (B, N, C)
 
-    route, training = host.route, host.model.training
-    host.model.eval()
-    try:
-        with torch.inference_mode():
-            found = in_batches(encoded, collate, max(1, batch_size // len(names)), device_of(host), together)
-    finally:
-        host.use(dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows])
-        host.model.train(training)
+    with host.using(None, training=False), torch.inference_mode():
+        found = in_batches(encoded, collate, max(1, batch_size // len(names)), device_of(host), together)
     return join(list(np.moveaxis(found.float().cpu().numpy(), 1, 0)))

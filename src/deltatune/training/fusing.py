@@ -27,12 +27,12 @@ def fuse(host: Host, name: str, of: Sequence[str], *, head: nn.Module | bool | N
         ]
     )
     members = [host.adapters[one] for one in of]
-    route = host.route
+    before = host.route
     adapter = host.attach(name, AdapterFusion.of(members), head=head, seed=seed)
     try:
         load_members_(adapter, members)
     except DeltatuneError:
         host.detach(name)
-        host.route = route
+        host.use(before)
         raise
     return adapter

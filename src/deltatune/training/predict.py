@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -40,7 +39,7 @@ def predict(
     if not len(encoded):
         return task.collect([], encoded)
     bfloat16 = half(host.model, precision)
-    with acting(host, name), torch.inference_mode():
+    with host.using(name, training=False), torch.inference_mode():
         if task.answers == "text":
             return write_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
         collate = collate_on(host, name, tokenizer, encoded)
@@ -106,19 +105,3 @@ def room(host: Host, name: str) -> int:
     """Positions of the base that an adapter fills: its virtual tokens, and what it shifts real ones by."""
     shift = max((int(getattr(delta, "shift", 0)) for _, _, delta in host.adapters[name].entries()), default=0)
     return tokens_of(host, name) + (shift if host.sites.facts.position_modules else 0)
-
-
-@contextmanager
-def acting(host: Host, name: str, training: bool = False) -> Iterator[None]:
-    """Let one adapter act alone, in eval mode unless `training`; afterwards route and modes are what they were."""
-    route = host.route
-    modes = [(module, module.training) for module in host.model.modules()]
-    host.use(name)
-    host.model.train(training)
-    try:
-        yield
-    finally:
-        spec = dict(route.uniform) if route.rows is None else [dict(row) for row in route.rows]
-        host.use(spec, stacked=bool(route.order))
-        for module, mode in modes:
-            module.training = mode

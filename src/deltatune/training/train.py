@@ -24,7 +24,7 @@ from deltatune.training.distributed import World, check_launch, join
 from deltatune.training.features import Probe, extract, probed
 from deltatune.training.order import Batches, Drawn, Order
 from deltatune.training.packing import check_packing
-from deltatune.training.predict import acting, collate_on, encoded_rows, predict
+from deltatune.training.predict import collate_on, encoded_rows, predict
 from deltatune.training.recomputing import recomputing
 from deltatune.training.reporting import check_installed
 from deltatune.training.settings import Settings, half
@@ -100,7 +100,7 @@ def train(
     world = join(device_of(host))
     shard_(host, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
-    with acting(host, name, training=True), recomputing(host.model, settings.checkpointing):
+    with host.using(name, training=True), recomputing(host.model, settings.checkpointing):
         memory.reset_peak(device_of(host))
         started = time.perf_counter()
         trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world, told)

@@ -205,7 +205,7 @@ def test_scores_of_masked_words_against_the_model_itself(tokenizer):
         right += int((logits.argmax(-1) == labels)[there].sum())
         count += int(there.sum())
     host = host_of(model)
-    answers = predict(host, "a", task, encoded, tokenizer)
+    answers = predict(host, "a", task, encoded, tokenizer, precision="float32")
     found = task.score(answers, encoded.references)
     assert found["loss"] == pytest.approx(nll / count, abs=1e-5)
     assert found["accuracy"] == right / count
@@ -230,7 +230,7 @@ def test_losses_and_scores_of_pairs_against_the_model_itself(tokenizer):
         with torch.no_grad():
             theirs = model(**inputs, labels=torch.tensor([row["labels"]]), next_sentence_label=label).loss
         assert float(theirs) == pytest.approx(float(losses[-1]) + pair_losses[-1], abs=1e-5)
-    found = task.score(predict(host_of(model), "a", task, encoded, tokenizer), None)
+    found = task.score(predict(host_of(model), "a", task, encoded, tokenizer, precision="float32"), None)
     assert found["pair_loss"] == pytest.approx(np.mean(pair_losses), abs=1e-5)
     assert found["pair_accuracy"] == right / len(encoded)
 

@@ -24,7 +24,7 @@ help:  ## list the targets
 compare: $(VENV)/installed  ## find the best method for the built-in model and data; ARGS= for your own
 	@$(BIN)/deltatune compare $(ARGS)
 
-test: $(VENV)/installed-dev  ## run the quick tests; ARGS="tests/test_laws.py -k LoRA" for some
+test: $(VENV)/installed-dev  ## run the quick tests; ARGS="tests/testing/test_laws.py -k LoRA" for some
 	@$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/installed-dev  ## run every test, the slow ones too

@@ -14,7 +14,7 @@ import torch
 import deltatune
 from benchmarks.measure import LAYERS, VOCABULARY, llama, options, report, take_turns
 from benchmarks.step import stepper, wake_
-from deltatune.methods.adapterdrop import AdapterDrop
+from deltatune.methods.adapters.adapterdrop import AdapterDrop
 
 
 def main() -> None:

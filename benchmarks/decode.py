@@ -1,6 +1,6 @@
-"""One token's forward with a key-value cache: what a live adapter costs, and that a folded one costs nothing.
+"""One token's forward with a key-value cache: what a live adapter costs, and that a merged one costs nothing.
 
-The bound of the folded case leaves room for the machine's noise: it runs the bare model's own kernels.
+The bound of the merged case leaves room for the machine's noise: it runs the bare model's own kernels.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import deltatune
 from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, llama, options, report, take_turns
 from benchmarks.step import wake_
 
-BOUNDS = {("deltatune live", "peft live"): 0.9, ("deltatune folded", "bare"): 1.05}
+BOUNDS = {("deltatune live", "peft live"): 0.9, ("deltatune merged", "bare"): 1.05}
 
 
 def main() -> None:
     chosen = options("decode", rows=1, length=128, rank=8, tokens=20)
     ids = torch.randint(0, VOCABULARY, (chosen.rows, chosen.length), generator=torch.Generator().manual_seed(0))
-    live, folded = hosted(chosen.rank), hosted(chosen.rank)
-    folded.fold_("a")
+    live, merged = hosted(chosen.rank), hosted(chosen.rank)
+    merged.merge_("a")
     config = LoraConfig(r=chosen.rank, lora_alpha=16, target_modules=PEFT_LINEARS, task_type="CAUSAL_LM")
     peft = get_peft_model(llama(), config)
     wake_(peft)
-    models = {"bare": llama(), "deltatune live": live.model, "deltatune folded": folded.model, "peft live": peft}
+    models = {"bare": llama(), "deltatune live": live.model, "deltatune merged": merged.model, "peft live": peft}
     times = take_turns({case: decoder(model, ids, chosen.tokens) for case, model in models.items()}, chosen)
     report(f"decode, {chosen.tokens} tokens", times, "bare", BOUNDS, chosen)
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 import deltatune
 from benchmarks.measure import append, options
 from deltatune.data import read
+from deltatune.models.loading import load_backbone
 from deltatune.tasks import Classify, Head
-from deltatune.tasks.backbone import load_backbone
-from deltatune.training import Settings, encode_for, features, train
+from deltatune.training import Settings, encode_for, train
+from deltatune.training.scaling import feature_cache as features
 
 
 def main() -> None:

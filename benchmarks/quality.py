@@ -22,16 +22,16 @@ from torch import nn
 from transformers import get_scheduler
 
 from deltatune import LoRA, parse
-from deltatune.comparison.contenders import spread_rates
+from deltatune.comparison.candidates import spread_rates
+from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan, make_plan
-from deltatune.comparison.run import Event, run
-from deltatune.comparison.searching import Search
+from deltatune.comparison.run_comparison import Event, run
 from deltatune.data import read
-from deltatune.tasks.backbone import load_backbone
-from deltatune.tasks.batches import collate_for
+from deltatune.models.loading import load_backbone
+from deltatune.tasks.collator import collate_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
-from deltatune.training.order import Batches, Order
+from deltatune.training.sampler import Batches, Order
 from deltatune.training.settings import half
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")

@@ -18,11 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import deltatune
 from benchmarks.measure import ALL_LINEARS, append, options, report, take_turns
 from benchmarks.step import wake_
+from deltatune.models import hardware as memory
 from deltatune.tasks import Generate
-from deltatune.tasks.batches import Collate
+from deltatune.tasks.collator import Collate
 from deltatune.tasks.task import IGNORED, TokenRow
-from deltatune.training import memory
-from deltatune.training.tuned import Tuned
+from deltatune.training.task_model import Tuned
 
 VOCABULARY = 32_000
 BOUNDS = {("labelled tokens", "all tokens"): 0.5}

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deltatune.cli.methods import described
-from deltatune.cli.run import schema_of
+from deltatune.cli.commands.methods import described
+from deltatune.cli.commands.run import schema_of
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from deltatune import Full, Host, parse
 from deltatune.core.method import Method
 from deltatune.data import Data, read
+from deltatune.models.loading import load_backbone
 from deltatune.tasks import Classify, Head
-from deltatune.tasks.backbone import load_backbone
 from deltatune.training import Settings, predict, train
 
 

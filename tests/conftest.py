@@ -1,14 +1,16 @@
 """What every test can ask for. Models are random and tiny, see models.py; nothing touches the network."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Scripts that tests start import `support` as the tests themselves do.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 import random
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import models
+from support import models
 
 torch.set_num_threads(1)
 

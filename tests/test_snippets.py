@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-import models
 from deltatune.training import Settings, train
+from support import models
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -10,14 +10,13 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli import (
+from deltatune.cli.commands import (
     combine,
     compare,
     data,
     dimension,
     env,
     evaluate,
-    grow,
     merge,
     methods,
     predict,
@@ -25,9 +24,10 @@ from deltatune.cli import (
     sites,
     train,
 )
-from deltatune.cli import run as run_recipe
-from deltatune.cli.endings import ended
-from deltatune.cli.help import Command, Group
+from deltatune.cli.commands import run as run_recipe
+from deltatune.cli.commands import self_instruct as grow
+from deltatune.cli.ui.error_screen import ended
+from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.core.errors import DeltatuneError
 
 app = typer.Typer(

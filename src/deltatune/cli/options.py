@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from deltatune.cli.texts import fields_of
+from deltatune.cli.ui.help_screen import fields_of
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
 """Groups of options in the help."""
 
 SETTINGS = fields_of("training/settings.py", "Settings")
 HEAD = fields_of("tasks/heads.py", "HeadConfig")
-TASK = fields_of("tasks/classify.py", "Classify")
-GENERATE = fields_of("tasks/generate.py", "Generate")
+TASK = fields_of("tasks/classification.py", "Classify")
+GENERATE = fields_of("tasks/generation.py", "Generate")
 
 
 def option(*names: str, panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
-from deltatune.methods.unfreeze import Probe
+from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.training import predict
 
 BARE = "untouched"

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltatune.comparison.plan import Plan
-from deltatune.core.folding import obstacles
 from deltatune.core.host import Host
-from deltatune.tasks.batches import Collate
-from deltatune.tasks.generate import Generate
+from deltatune.core.merging import obstacles
+from deltatune.tasks.collator import Collate
+from deltatune.tasks.generation import Generate
 from deltatune.tasks.task import TokenRow
-from deltatune.tasks.tokens import padding_id
-from deltatune.training.batching import device_of
-from deltatune.training.predict import collate_on
+from deltatune.tasks.tokenization import padding_id
+from deltatune.training.inference.batches import device_of
+from deltatune.training.inference.decoding import generation_config, no_habits
+from deltatune.training.inference.prediction import collate_on
 from deltatune.training.settings import half
-from deltatune.training.writing import generation_config, no_habits
 
 ROWS = 16
 REPEATS = 9
@@ -36,10 +36,10 @@ class Costs:
 
     latency_ratio: float
     """Live: median time over the bare model's, runs of both taking turns."""
-    latency_ratio_folded: float | None
-    """Folded into the weights; None where the method has no weight form."""
+    latency_ratio_merged: float | None
+    """Merged into the weights; None where the method has no weight form."""
     extra_flops: float
-    """More arithmetic a row than the bare base when served as cheaply as it can be: folded where it folds."""
+    """More arithmetic a row than the bare base when served as cheaply as it can be: merged where it merges."""
     writing_ratio: float | None = None
     """Live: time to write on, with cache, over the bare model's; None where nothing is written."""
 
@@ -93,9 +93,9 @@ def inference_costs(
         run = _runner(host, batch, bfloat16)
         live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
         flops = _flops(host, name, run) - _flops(host, None, run)
-        folded = _folded(host, name, run) if not obstacles(host.adapters[name]) else None
+        merged = _merged_ratio(host, name, run) if not obstacles(host.adapters[name]) else None
         writing = _ratio(lambda: host.use(name), lambda: host.use(None), write, WRITINGS) if write else None
-    return Costs(live, folded, 0.0 if folded is not None else max(0.0, flops / rows), writing)
+    return Costs(live, merged, 0.0 if merged is not None else max(0.0, flops / rows), writing)
 
 
 def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[], object]:
@@ -109,20 +109,20 @@ def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[]
     return run
 
 
-def _folded(host: Host, name: str, run: Callable[[], object]) -> float:
-    def fold() -> None:
+def _merged_ratio(host: Host, name: str, run: Callable[[], object]) -> float:
+    def merge() -> None:
         host.use(name)
-        host.fold_(name)
+        host.merge_(name)
 
-    def unfold() -> None:
-        if name in host.folded:
-            host.unfold_(name)
+    def unmerge() -> None:
+        if name in host.merged:
+            host.unmerge_(name)
         host.use(None)
 
     try:
-        return _ratio(fold, unfold, run)
+        return _ratio(merge, unmerge, run)
     finally:
-        unfold()
+        unmerge()
 
 
 def _ratio(

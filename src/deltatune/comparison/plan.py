@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deltatune.comparison.contenders import Contender, contenders_of
+from deltatune.comparison.candidates import Contender, contenders_of
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.data.splits import Data
-from deltatune.tasks.backbone import BUILTIN, best_device, load_backbone
-from deltatune.tasks.choosing import KINDS, shorter, task_for
+from deltatune.models.loading import BUILTIN, best_device, load_backbone
+from deltatune.tasks.auto_task import KINDS, shorter, task_for
 from deltatune.tasks.task import Encoded, Task
-from deltatune.tasks.tokens import longest_input
+from deltatune.tasks.tokenization import longest_input
 from deltatune.training import Settings, encode_for
 
 DEFAULT_METHODS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deltatune.store.atomic import write_file
+from deltatune.store.atomic_files import write_file
 
 RESULTS = "results.jsonl"
 

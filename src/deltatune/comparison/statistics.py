@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.scales import LOWER_IS_BETTER, bounds
+from deltatune.comparison.metric_scales import LOWER_IS_BETTER, bounds
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
@@ -170,7 +170,7 @@ def pscp(
 
     Belanec et al. 2025, https://arxiv.org/abs/2511.21285
     score: P, larger is better. params: M_p, trainable parameters. extra_flops: M_f, FLOPs of a forward pass beyond the
-    bare model's (0 for a folded adapter; less than 0 counts as 0). memory: M_m, peak bytes in training.
+    bare model's (0 for a merged adapter; less than 0 counts as 0). memory: M_m, peak bytes in training.
     """
     c = constants or PscpConstants()
     return float(
@@ -184,7 +184,10 @@ def pscp(
 def _scorers(
     metric: str, predictions: Predictions, references: NDArray[np.generic], labels: int
 ) -> dict[str, list[Scorer]]:
-    from deltatune.tasks.weighted import CLASS_SCORES, scorer  # a report is drawn without it, and without torch
+    from deltatune.tasks.metrics.weighted_scores import (  # a report is drawn without it, and without torch
+        CLASS_SCORES,
+        scorer,
+    )
 
     classes = labels
     if metric in CLASS_SCORES:

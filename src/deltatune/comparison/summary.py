@@ -12,22 +12,14 @@ from functools import partial
 from typing import Any
 
 from deltatune.comparison.baseline import baseline
-from deltatune.comparison.contenders import Contender
+from deltatune.comparison.candidates import Contender
+from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
-from deltatune.comparison.samples import samples
-from deltatune.comparison.searching import Search
-from deltatune.comparison.statistics import (
-    Interval,
-    PscpConstants,
-    Scorer,
-    draw,
-    intervals_of,
-    pscp,
-    ties_of,
-)
-from deltatune.tasks.tallied import Tallied
+from deltatune.comparison.sample_predictions import samples
+from deltatune.comparison.statistics import Interval, PscpConstants, Scorer, draw, intervals_of, pscp, ties_of
+from deltatune.tasks.additive_task import Tallied
 from deltatune.tasks.task import Task
 
 Record = dict[str, Any]
@@ -158,7 +150,7 @@ def _entry(
         "adapter_bytes": first["adapter_bytes"],
         "adapter": first["adapter"],
         "latency_ratio": first.get("latency_ratio"),
-        "latency_ratio_folded": first.get("latency_ratio_folded"),
+        "latency_ratio_merged": first.get("latency_ratio_merged"),
         "writing_ratio": first.get("writing_ratio"),
         "extra_flops": first.get("extra_flops"),
         "pscp": pscp(span.mean, contender.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),

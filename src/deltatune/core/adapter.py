@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.attention import inner_attention, start_from_words_
-from deltatune.core.base import Base, check_whole
-from deltatune.core.delta import Delta, Rng, generator_for
+from deltatune.core.delta import Delta, Own, Rng, generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
-from deltatune.core.own import Own
-from deltatune.core.sites import Site, Sites
+from deltatune.core.seams.attention import inner_attention, start_from_words_
+from deltatune.core.sites.base_weights import Base, check_whole
+from deltatune.core.sites.site import Site, Sites
 
 
 class Adapter(nn.Module):
@@ -64,9 +63,9 @@ class Adapter(nn.Module):
         return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and _of_head(name))
 
     @property
-    def folds(self) -> bool:
+    def merges(self) -> bool:
         """Whether every Delta has an exact weight form."""
-        return all(delta.folds for _, _, delta in self.entries())
+        return all(delta.merges for _, _, delta in self.entries())
 
     @property
     def mixes(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
-from deltatune.core.sites import Sites
+from deltatune.core.sites.site import Sites
 
 
 @dataclass(frozen=True)

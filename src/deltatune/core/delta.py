@@ -5,6 +5,7 @@ The one rule is `h <- h + sum_i w_i * Delta_i(x, h)`: `x` is what a site reads, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.base import Base
+from deltatune.core.sites.base_weights import Base
 
 Rng = Callable[[str], torch.Generator]
 """Gives the generator of one tensor: its values depend on (seed, tensor name) alone."""
@@ -35,8 +36,8 @@ class Delta(nn.Module):
     """What `x` is: the site's input, its output `h`, or `h` after a post-LN block's own residual sum and LayerNorm."""
     mixes: bool = True
     """May share a batch with other adapters, of any method."""
-    folds: bool = False
-    """Has an exact weight form: `fold` gives the base's parameters with the change inside."""
+    merges: bool = False
+    """Has an exact weight form: `merge` gives the base's parameters with the change inside."""
     tokens: int = 0
     """Virtual tokens it needs in front of each row (kind `embed`)."""
     shift: int = 0
@@ -87,7 +88,7 @@ class Delta(nn.Module):
         """Start from keys and values (P, H_kv·K) of its `words`."""
         raise NotImplementedError(f"{type(self).__name__} starts from no words")
 
-    def fold(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return changed copies of the base's parameters: `weight` (out, in) and `bias` (out,), sliced to the site."""
         raise NotImplementedError(f"{type(self).__name__} has no weight form")
 
@@ -103,3 +104,35 @@ class Delta(nn.Module):
     def finished(self) -> Delta:
         """Return what is kept after training: itself, unless training used a reparametrisation."""
         return self
+
+
+class Own(Delta):
+    """`Δ = own(x) − h`: a copy of the base's module that is trained in its place."""
+
+    merges = True
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        # Without its hooks: they are ports, and a copied port would go on to do what other adapters do at the base's.
+        hooks = [found for m in base.modules() for found in (m._forward_hooks, m._forward_pre_hooks)]
+        self.module = copy.deepcopy(base, {id(found): type(found)() for found in hooks}).requires_grad_(True)
+
+    def own(self, x: Tensor) -> Tensor:
+        """The copy's output, in x's dtype: the copy is float32 also beside a base in bfloat16."""
+        out: Tensor = self.module(x.to(next(self.module.parameters()).dtype))
+        return out.to(x.dtype)
+
+    def looked_up(self, ids: Tensor, h: Tensor) -> Tensor:
+        """The copy's vectors of token ids, in h's dtype; virtual tokens are not its own."""
+        last = len(self.module.get_parameter("weight")) - 1
+        out: Tensor = self.module(ids.clamp(max=last))
+        return torch.where((ids <= last).unsqueeze(-1), out.to(h.dtype), h)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return (self.own(x) if x.is_floating_point() else self.looked_up(x, h)) - h
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        out = self.own(x) if x.is_floating_point() else self.looked_up(x, h)
+        return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
+
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to(base[name].dtype) for name, tensor in self.module.state_dict().items()}

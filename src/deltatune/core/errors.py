@@ -15,8 +15,8 @@ def nearest(word: str, options: Iterable[str]) -> str:
     options = list(options)
     found = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     if not found:
-        folded = {option.lower(): option for option in options}
-        found = [folded[match] for match in difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)]
+        merged = {option.lower(): option for option in options}
+        found = [merged[match] for match in difflib.get_close_matches(word.lower(), merged, n=1, cutoff=0.6)]
     return f", did you mean {found[0]!r}?" if found else ""
 
 

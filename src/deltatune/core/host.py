@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
-from deltatune.core.attention import AttentionSeam
-from deltatune.core.describing import describe
+from deltatune.core.adapter_formats import format_of, formats
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.finding import find_sites
-from deltatune.core.folding import bound, check_folds, difference, probe, restore, touched, write_adapter
-from deltatune.core.formats import format_of, formats
-from deltatune.core.generation import generate
+from deltatune.core.host_summary import describe
+from deltatune.core.merging import bound, check_merges, difference, probe, restore, touched, write_adapter
 from deltatune.core.method import Method
-from deltatune.core.mixing import Route, RouteSpec, read_route
-from deltatune.core.ports import Now
-from deltatune.core.positions import Shift
-from deltatune.core.prompts import PromptSeam
-from deltatune.core.weights import WeightSeam, check_exclusive
-from deltatune.core.wiring import Wiring
+from deltatune.core.route import Route, RouteSpec, read_route
+from deltatune.core.seams.attention import AttentionSeam
+from deltatune.core.seams.hook_points import Now
+from deltatune.core.seams.hook_registry import Wiring
+from deltatune.core.seams.position_ids import Shift
+from deltatune.core.seams.soft_prompts import PromptSeam, generate
+from deltatune.core.seams.weight_override import WeightSeam, check_exclusive
+from deltatune.core.sites.discovery import find_sites
 
 
 class Host:
@@ -42,8 +41,8 @@ class Host:
         self.sites = find_sites(model, roles)
         self.adapters: dict[str, Adapter] = {}
         self.route = Route()
-        self.folded: dict[str, float] = {}
-        """Folded adapters with the largest difference their folding made on probe inputs."""
+        self.merged: dict[str, float] = {}
+        """Merged adapters with the largest difference their merging made on probe inputs."""
         model.requires_grad_(False)
         self._now = Now()
         self._wiring = Wiring(model, self.sites, self._now)
@@ -84,9 +83,9 @@ class Host:
         """Build a method's adapter and plug it in; it becomes the route if nothing else is active.
 
         `head`: a task head module to keep with it; None copies the model's own task head, if it has one; False none.
-        Raises DeltatuneError for a taken name, sites that match nothing, or a folded base.
+        Raises DeltatuneError for a taken name, sites that match nothing, or a merged base.
         """
-        self._refuse_if_folded("attach")
+        self._refuse_if_merged("attach")
         if name in self.adapters:
             raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
         if not name or not name.replace("-", "_").isidentifier():
@@ -110,8 +109,8 @@ class Host:
     def detach(self, name: str) -> Adapter:
         """Take an adapter out; the base is bit for bit what it was. Returns it."""
         adapter = self._adapter(name)
-        if name in self.folded:
-            self.unfold_(name)
+        if name in self.merged:
+            self.unmerge_(name)
         self._wiring.unplug(name)
         self.route = self.route.without([name])
         del self.adapters[name], self._children()[name]
@@ -159,8 +158,8 @@ class Host:
         AdapterDrop at run time, for any method: https://arxiv.org/abs/2010.11918. Not stored with the adapter.
         Raises DeltatuneError if no layer is left, and for adapters that live in the base's weights.
         """
-        if name in self.folded:
-            raise DeltatuneError(f"{name!r} is folded into the weights, where no layer can be dropped; unfold it")
+        if name in self.merged:
+            raise DeltatuneError(f"{name!r} is merged into the weights, where no layer can be dropped; unmerge it")
         self._adapter(name).drop_(layers)
         self._arrange()
 
@@ -171,44 +170,44 @@ class Host:
         self._wiring.plug(name, adapter)
         self._arrange()
 
-    # ---- folding
+    # ---- merging
 
-    def fold_(self, name: str) -> float:
+    def merge_(self, name: str) -> float:
         """Write an adapter into the base's weights and return the largest difference this made on probe inputs.
 
         Raises DeltatuneError if a Delta has no weight form, or if the difference exceeds what rounding explains.
         """
         adapter = self._adapter(name)
-        if name in self.folded:
-            raise DeltatuneError(f"adapter {name!r} is folded already")
-        check_folds(name, adapter, self.model)
+        if name in self.merged:
+            raise DeltatuneError(f"adapter {name!r} is merged already")
+        check_merges(name, adapter, self.model)
         with self._switched(Route({name: 1.0}), training=False):
             live = probe(self.model, self.sites.facts)
-            self.folded[name] = 0.0
+            self.merged[name] = 0.0
             self._arrange()
             for parameter in touched(self.model, adapter):
                 self._pristine.setdefault(id(parameter), (parameter, parameter.detach().clone()))
             write_adapter(self.model, adapter)
-            self.folded[name] = difference(live, probe(self.model, self.sites.facts))
+            self.merged[name] = difference(live, probe(self.model, self.sites.facts))
         dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
-        if not self.folded[name] <= bound(live, dtype):
-            worst = self.folded[name]
-            self.unfold_(name)
+        if not self.merged[name] <= bound(live, dtype):
+            worst = self.merged[name]
+            self.unmerge_(name)
             raise DeltatuneError(
-                f"folding {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "
+                f"merging {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "
                 "it was undone"
             )
-        return self.folded[name]
+        return self.merged[name]
 
-    def unfold_(self, name: str) -> None:
-        """Take a folded adapter out of the weights; without others folded, the base has its original bits again."""
-        if name not in self.folded:
-            raise DeltatuneError(f"adapter {name!r} is not folded{nearest(name, self.folded)}")
+    def unmerge_(self, name: str) -> None:
+        """Take a merged adapter out of the weights; without others merged, the base has its original bits again."""
+        if name not in self.merged:
+            raise DeltatuneError(f"adapter {name!r} is not merged{nearest(name, self.merged)}")
         restore(self._pristine)
-        del self.folded[name]
-        if not self.folded:
+        del self.merged[name]
+        if not self.merged:
             self._pristine.clear()
-        for other in self.folded:
+        for other in self.merged:
             write_adapter(self.model, self.adapters[other])
         self._arrange()
 
@@ -241,7 +240,7 @@ class Host:
         return self.adapters[name]
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own parameters by path, as they are without any adapter, swapped out or folded as they may be."""
+        """The base's own parameters by path, as they are without any adapter, swapped out or merged as they may be."""
         for path in self.sites.weights:
             parameter = self._weights.original(path)
             yield path, self._pristine.get(id(parameter), (parameter, parameter))[1]
@@ -254,10 +253,10 @@ class Host:
             raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, self.adapters)}; attached: {have}")
         return self.adapters[name]
 
-    def _refuse_if_folded(self, verb: str) -> None:
-        if self.folded:
+    def _refuse_if_merged(self, verb: str) -> None:
+        if self.merged:
             raise DeltatuneError(
-                f"cannot {verb} while {', '.join(self.folded)} is folded into the weights; call unfold_ first"
+                f"cannot {verb} while {', '.join(self.merged)} is merged into the weights; call unmerge_ first"
             )
 
     def _children(self) -> nn.ModuleDict:
@@ -269,19 +268,19 @@ class Host:
 
     def _begin(self, module: nn.Module, args: object) -> None:
         """Pre-hook of the whole model."""
-        for name in self.route.names - set(self.folded):
+        for name in self.route.names - set(self.merged):
             self.adapters[name].begin()
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)
-        if not self._possible_while_folded(wanted):
-            self._refuse_if_folded("use")
+        if not self._possible_while_merged(wanted):
+            self._refuse_if_merged("use")
         check_exclusive(wanted, self.adapters)
         return wanted
 
-    def _possible_while_folded(self, route: Route) -> bool:
+    def _possible_while_merged(self, route: Route) -> bool:
         """With adapters in the weights, no other one can act, and none can act on some rows only."""
-        return not self.folded or (route.rows is None and not route.names - set(self.folded))
+        return not self.merged or (route.rows is None and not route.names - set(self.merged))
 
     @contextmanager
     def _switched(self, route: Route, training: bool | None) -> Iterator[None]:
@@ -295,14 +294,14 @@ class Host:
             yield
         finally:
             earlier = before.without(before.names - set(self.adapters))
-            self.route = earlier if self._possible_while_folded(earlier) else Route()
+            self.route = earlier if self._possible_while_merged(earlier) else Route()
             self._arrange()
             for module, mode in modes:
                 module.training = mode
 
     def _arrange(self) -> None:
         """Make the wiring, prompts, shifts and the seams follow the route."""
-        active = {name for name in self.route.names if name not in self.folded}
+        active = {name for name in self.route.names if name not in self.merged}
         self._wiring.arrange(self.route, active)
         self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
         self._shift.arrange(self.route, self._longest(active, "shift"), self._longest(active, "stretch"))
@@ -320,4 +319,4 @@ class Host:
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
         size = sum(tensor.numel() * tensor.element_size() for _, tensor in self.base_tensors())
-        return describe(self.sites, self.adapters, self.route, self.folded, size)
+        return describe(self.sites, self.adapters, self.route, self.merged, size)

@@ -12,8 +12,8 @@ from torch import nn
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.fields import check_fields
-from deltatune.core.sites import Site, Sites
+from deltatune.core.sites.site import Site, Sites
+from deltatune.core.validation import check_fields
 
 REGISTRY: dict[str, Callable[..., Method]] = {}
 """Method classes, entered by being defined, and short forms; read it through `core.text.registry`."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data import python_docs
-from deltatune.data.class_folders import class_rows, classes_of
-from deltatune.data.formats import READERS, Row, missing, read_rows, some
+from deltatune.data.formats.class_folders import class_rows, classes_of
+from deltatune.data.formats.files import READERS, Row, missing, read_rows, some
 from deltatune.data.splits import SPLITS, by_hash
 
 BUILT_IN = "python-docs"

@@ -1,7 +1,7 @@
-"""One file a paper. A file put here is found by being here; importing it registers the methods it defines."""
+"""One file a paper, in rooms by family. A file put here is found by being here; importing it registers its methods."""
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+for _module in walk_packages(__path__, f"{__name__}."):
+    import_module(_module.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +11,7 @@ import torch
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.store.atomic_files import MANIFEST, digest, read_json
 
 _SAMPLE = 1024
 _known: WeakKeyDictionary[Host, dict[str, Any]] = WeakKeyDictionary()
@@ -73,3 +75,38 @@ def _prefix(host: Host) -> str:
     if not found:
         raise DeltatuneError(f"{type(host.model).__name__} names a base model that is not one of its modules")
     return f"{found[0]}."
+
+
+SMALL = 1 << 20
+"""Bytes up to which a file is read whole; of others this much at even distances is."""
+SAMPLES = 64
+
+
+def contents_of(model: str) -> str | None:
+    """A hash of a model's folder; None for a name on the hub, for builtin and where there is no such folder.
+
+    A folder written here has the hashes of its files already; of others large files are sampled.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    if (folder / MANIFEST).is_file():
+        found.update(str(sorted(read_json(folder / MANIFEST).get("files", {}).items())).encode())
+        return found.hexdigest()
+    for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
+        found.update(f"{path.name} {path.stat().st_size} {_sample(path)}".encode())
+    return found.hexdigest()
+
+
+def _sample(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= SMALL:
+        return digest(path)
+    found = hashlib.blake2b(digest_size=16)
+    part = SMALL // SAMPLES
+    with path.open("rb") as file:
+        for i in range(SAMPLES):
+            file.seek((size - part) * i // (SAMPLES - 1))
+            found.update(file.read(part))
+    return found.hexdigest()

@@ -16,9 +16,8 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.sites import Site
-from deltatune.core.text import registry
-from deltatune.store.naming import brief, brief_ranks, common_rank
+from deltatune.core.registry import registry
+from deltatune.core.sites.site import Site, brief, brief_ranks, common_rank
 from deltatune.store.tensors import attach_filled, read_tensors
 
 CONVERT = (

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.tasks.batches import Collate, collate_for
-from deltatune.tasks.classify import Classify
-from deltatune.tasks.generate import Generate
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.collator import Collate, collate_for
+from deltatune.tasks.extractive_qa import Span
+from deltatune.tasks.generation import Generate
 from deltatune.tasks.heads import Head, HeadConfig, head_from_json
-from deltatune.tasks.language import LanguageModel
-from deltatune.tasks.many import ManyLabels
+from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
-from deltatune.tasks.objectives.kinds import OBJECTIVES
-from deltatune.tasks.span import Span
-from deltatune.tasks.tag import Tag
+from deltatune.tasks.multilabel import ManyLabels
+from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
+from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
-from deltatune.tasks.tokens import longest_input, padding_id, tokenizer_fingerprint
+from deltatune.tasks.tokenization import longest_input, padding_id, tokenizer_fingerprint
 
 TASKS: dict[str, Any] = {
     "classify": Classify,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.fields import check_fields
+from deltatune.core.validation import check_fields
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.tasks.classify import Classify
+from deltatune.models.architecture import Answers
+from deltatune.tasks.classification import Classify
 from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.task import Answers, Encoded, Row
+from deltatune.tasks.task import Encoded, Row
 
 TASK = "task"
 """The column that says which task a row belongs to."""

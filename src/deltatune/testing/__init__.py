@@ -6,7 +6,7 @@
 Nothing is downloaded: the laws are tried on tiny random models.
 """
 
-from deltatune.testing.check import LAWS, MODELS, SLOW_LAWS, applies, check_method, demand
-from deltatune.testing.models import inputs, tiny
+from deltatune.testing.conformance import LAWS, MODELS, SLOW_LAWS, applies, check_method, demand
+from deltatune.testing.tiny_models import inputs, tiny
 
 __all__ = ["LAWS", "MODELS", "SLOW_LAWS", "applies", "check_method", "demand", "inputs", "tiny"]

@@ -1,14 +1,14 @@
 """Training on transformers.Trainer: adapters alone are optimised and saved, exactly resumed, and checked to learn."""
 
-from deltatune.training.ensembling import ensemble
+from deltatune.training.adapter_fusion import fuse
 from deltatune.training.forward import logits
-from deltatune.training.fusing import fuse
-from deltatune.training.predict import encode_for, predict
+from deltatune.training.inference.decoding import write
+from deltatune.training.inference.ensemble import ensemble
+from deltatune.training.inference.prediction import encode_for, predict
 from deltatune.training.settings import Settings
-from deltatune.training.train import Outcome, train
+from deltatune.training.task_model import Tuned
+from deltatune.training.train_adapter import Outcome, train
 from deltatune.training.trainer import DeltaTrainer
-from deltatune.training.tuned import Tuned
-from deltatune.training.writing import write
 
 __all__ = [
     "DeltaTrainer",

@@ -18,16 +18,16 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.errors import raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.text import parse
+from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.store import runs
+from deltatune.models.loading import best_device, load_backbone
+from deltatune.store import run_folder as runs
 from deltatune.tasks import Encoded, Task, longest_input, tokenizer_fingerprint
-from deltatune.tasks.backbone import best_device, load_backbone
-from deltatune.tasks.choosing import KINDS, check_known, shorter, task_for
-from deltatune.tasks.words import worded
-from deltatune.training.predict import encode_for, predict, room
+from deltatune.tasks.auto_task import KINDS, check_known, shorter, task_for
+from deltatune.tasks.tokenization import worded
+from deltatune.training.inference.prediction import encode_for, predict, room
 from deltatune.training.settings import Settings
-from deltatune.training.train import Outcome, train
+from deltatune.training.train_adapter import Outcome, train
 from deltatune.training.trainer import OnStep
 
 NAME = "adapter"

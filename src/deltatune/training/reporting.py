@@ -13,8 +13,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.store.atomic import write_file
-from deltatune.store.runs import FIGURES, TENSORBOARD
+from deltatune.store.atomic_files import write_file
+from deltatune.store.run_folder import FIGURES, TENSORBOARD
 
 FILE = FIGURES
 TRACKERS = {

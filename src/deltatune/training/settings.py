@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deltatune.core.errors import raise_all
-from deltatune.core.fields import check_fields
+from deltatune.core.validation import check_fields
 from deltatune.training.reporting import unknown
 
 

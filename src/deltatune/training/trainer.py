@@ -16,12 +16,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, get_schedu
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.task import Task
-from deltatune.training import checkpoint, state
-from deltatune.training.distributed import by_hand
-from deltatune.training.order import Batches
+from deltatune.training import checkpoint
+from deltatune.training import checkpoint as state
+from deltatune.training.gradient_check import Watch, idle, resting
 from deltatune.training.reporting import Reporter
+from deltatune.training.sampler import Batches
+from deltatune.training.scaling.distributed import by_hand
 from deltatune.training.settings import Settings
-from deltatune.training.watch import Watch, idle, resting
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each optimiser step with (step, total, loss, learning rate)."""

@@ -3,8 +3,6 @@
 `obstacles` says before training why a method would not be readable by PEFT.
 """
 
-from deltatune.store.peft.families import left_out, obstacles
-from deltatune.store.peft.reading import knows, load
-from deltatune.store.peft.writing import save
+from deltatune.store.peft.peft_folder import knows, left_out, load, obstacles, save
 
 __all__ = ["knows", "left_out", "load", "obstacles", "save"]

@@ -1,11 +1,9 @@
 """Recipes: a YAML file that says a whole run."""
 
-from deltatune.training.recipes.reading import checked_recipe, read_recipe
-from deltatune.training.recipes.running import folder_of, run_recipe
+from deltatune.training.recipes.recipe_files import as_yaml, checked_recipe, read_recipe
+from deltatune.training.recipes.run_recipe import folder_of, run_recipe, run_stages
 from deltatune.training.recipes.schema import Recipe, Rows, Stage, Words
-from deltatune.training.recipes.stages import run_stages
 from deltatune.training.recipes.steps import Step, job_of
-from deltatune.training.recipes.writing import as_yaml
 
 __all__ = [
     "Recipe",

@@ -1,0 +1,153 @@
+"""`deltatune combine`: one adapter out of several trained ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltatune.cli.open_adapter import NAME, adapter_folder, open_adapter
+from deltatune.cli.options import OUTPUT, OtherBase, OtherModel, option
+from deltatune.cli.ui.screen import facts, say, show
+from deltatune.comparison.report.number_format import count
+from deltatune.core.errors import DeltatuneError, nearest
+
+if TYPE_CHECKING:
+    from deltatune.core.host import Host
+    from deltatune.store.arithmetic.task_arithmetic import Combined
+
+SUM = "How"
+"""Group of options in the help."""
+WORST = 3
+"""Sites whose error is shown."""
+
+
+def combine(
+    adapters: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="The folders that train wrote.")],
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Where the new adapter goes.")],
+    weights: Annotated[
+        str | None,
+        option(
+            "--weights", panel=SUM, metavar="NUMBERS", help="One a folder: 0.5,0.5. By default all alike, of sum 1."
+        ),
+    ] = None,
+    how: Annotated[
+        str,
+        option("--how", panel=SUM, metavar="KIND", help="linear, svd, ties, dare or dare_ties."),
+    ] = "linear",
+    rank: Annotated[
+        str | None,
+        option("--rank", panel=SUM, metavar="NUMBER", help="Rank of the result, or full; linear needs none."),
+    ] = None,
+    density: Annotated[
+        float | None,
+        option("--density", panel=SUM, metavar="SHARE", help="Share of entries that ties and dare keep; ties: 0.2."),
+    ] = None,
+    scope: Annotated[
+        str, option("--scope", panel=SUM, metavar="KIND", help="What ties trims at once: model, or each tensor.")
+    ] = "model",
+    scale: Annotated[float, option("--scale", panel=SUM, metavar="NUMBER", help="Multiplies the result.")] = 1.0,
+    head: Annotated[
+        str | None,
+        option("--head", panel=SUM, metavar="FOLDER", help="Whose classifier it gets: a folder's, or mean, or none."),
+    ] = None,
+    seed: Annotated[int, option("--seed", panel=SUM, metavar="NUMBER", help="Of what dare drops.")] = 0,
+    model: OtherModel = None,
+    other_base: OtherBase = False,
+) -> None:
+    """Make one adapter out of several.
+
+    Arithmetic on what they do to the weights; what bringing it to a rank costs is printed.
+
+      deltatune combine runs/news runs/mail --head mean --out both
+      deltatune combine runs/news runs/mail --how ties --rank 8 --head runs/news --out both
+    """
+    shares = _shares(weights, adapters)
+    host, names = _loaded(adapters, model, other_base)
+    whose = _whose(head, names, host)
+    from deltatune.store.arithmetic import task_arithmetic as arithmetic
+
+    options: dict[str, Any] = {
+        "density": density,
+        "scope": scope,
+        "scale": scale,
+        "seed": seed,
+        "head": whose,
+        "rank": _rank(rank),
+    }
+    made = arithmetic.combine(host, "combined", dict(zip(names.values(), shares, strict=True)), how, **options)  # type: ignore[arg-type]
+    host.save("combined", out)
+    _report(made, dict(zip(adapters, shares, strict=True)), out)
+
+
+def _shares(weights: str | None, adapters: list[str]) -> list[float]:
+    """A weight a folder."""
+    if len({str(adapter_folder(folder).resolve()) for folder in adapters}) < len(adapters):
+        raise DeltatuneError(f"a folder is named twice: {', '.join(adapters)}; give it more weight instead")
+    if weights is None:
+        return [1 / len(adapters)] * len(adapters)
+    try:
+        found = [float(word) for word in weights.split(",")]
+    except ValueError:
+        raise DeltatuneError(f"--weights {weights}: write numbers with commas between them, such as 0.5,0.5") from None
+    if len(found) != len(adapters):
+        raise DeltatuneError(f"--weights {weights}: {len(found)} for {len(adapters)} adapters; one each is needed")
+    return found
+
+
+def _rank(rank: str | None) -> int | str | None:
+    if rank is None or rank == "full":
+        return rank
+    try:
+        return int(rank)
+    except ValueError:
+        raise DeltatuneError(f"--rank {rank}: it is a number, or full") from None
+
+
+def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[Host, dict[str, str]]:
+    """All adapters on one model, and their names by the folders as they were given."""
+    opened = open_adapter(adapters[0], model, other_base)
+    opened.host.detach(NAME)
+    names: dict[str, str] = {}
+    for folder in adapters:
+        place = adapter_folder(folder)
+        plain = re.sub(r"\W+", "_", (place.parent if place.name == "adapter" else place).resolve().name)
+        name = plain if plain.isidentifier() and plain not in (*names.values(), "combined", "mean") else f"a_{plain}"
+        names[folder] = name if name not in names.values() else f"{name}_{len(names)}"
+        opened.host.load(place, name=names[folder], other_base=other_base)
+    return opened.host, names
+
+
+def _whose(head: str | None, names: dict[str, str], host: Host) -> Any:
+    """The choice of a head as `combine` takes it."""
+    holders = [folder for folder, name in names.items() if host.adapters[name].head is not None]
+    if head == "none":
+        return False
+    if head is None and len(holders) > 1:
+        raise DeltatuneError(
+            f"--head must say whose classifier the result gets: {', '.join(holders)}, or mean, or none"
+        )
+    if head not in (None, "mean", *names):
+        near = nearest(str(head), [*names, "mean", "none"])
+        raise DeltatuneError(f"--head {head}: no such folder here{near}; given: {', '.join(names)}, mean, none")
+    return names.get(head, head) if head is not None else None
+
+
+def _report(made: Combined, shares: dict[str, float], out: Path) -> None:
+    worst = sorted(made.errors.items(), key=lambda pair: -pair[1])[:WORST]
+    lost = f"{made.error:.2%} of the change (norm)" if made.error else "nothing: exact"
+    pairs = [(f"{share:g} ×", folder) for folder, share in shares.items()]
+    pairs += [
+        ("method", repr(made.adapter.method)),
+        ("parameters", count(made.adapter.count)),
+        (
+            "lost",
+            lost + (f"; most at {', '.join(f'{site} {error:.2%}' for site, error in worst)}" if made.error else ""),
+        ),
+    ]
+    show(facts(pairs), "")
+    say(f"Adapter: {out}")
+    if made.adapter.head is not None:
+        say(f"Score it: deltatune evaluate --adapter {out} --data FILE")

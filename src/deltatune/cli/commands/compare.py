@@ -1,0 +1,235 @@
+"""`deltatune compare`: which method is best for this model, these data and this budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltatune.cli.options import (
+    BUDGET,
+    DATA,
+    HEAD,
+    METHOD,
+    OUTPUT,
+    SETTINGS,
+    SOURCE,
+    TRAINING,
+    Beams,
+    Dense,
+    Json,
+    Kind,
+    Label,
+    Limit,
+    Metric,
+    Model,
+    NewTokens,
+    Packing,
+    Pooling,
+    Prompt,
+    Text,
+    head_of,
+    option,
+)
+from deltatune.cli.ui.comparison_live import Watching, results
+from deltatune.cli.ui.error_screen import Interrupted
+from deltatune.cli.ui.help_screen import constant, parameter
+from deltatune.cli.ui.screen import console, cut_notes, facts, plural, print_json, say, show
+from deltatune.comparison.report.number_format import count, rate, score
+
+if TYPE_CHECKING:
+    from deltatune.comparison.plan import Plan
+
+PLAN = "comparison/plan.py"
+METHODS = constant(PLAN, "DEFAULT_METHODS")
+AT = constant(PLAN, "DEFAULT_BUDGET")
+LEGEND = (
+    ("95 %", "half the interval of the score, over seeds and test rows"),
+    ("tied", "cannot be told from the best (paired bootstrap)"),
+    ("trained", "parameters without the head, and their share of the model"),
+    ("time", "of one training"),
+    ("live", "time to answer, where the bare model takes 1; merged: with the change in the weights"),
+    ("*", "a reference: it has no size to fit to a budget"),
+)
+"""What the columns of the closing table mean."""
+QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 320, 2.0, 16, 64
+"""The built-in comparison trains on so much unless told otherwise: it is to end within five minutes on two cores."""
+
+
+def compare(
+    model: Model = "builtin",
+    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    task: Kind = None,
+    text: Text = None,
+    label: Label = None,
+    limit: Limit = None,
+    max_length: Annotated[
+        int | None,
+        option(
+            "--max-length",
+            panel=DATA,
+            metavar="TOKENS",
+            help="Longest input in tokens; longer texts are cut. By default 128 (tags 256, spans 384, generation 512), "
+            "or less if the model takes less.",
+        ),
+    ] = None,
+    metric: Metric = None,
+    prompt: Prompt = None,
+    new_tokens: NewTokens = None,
+    beams: Beams = None,
+    methods: Annotated[
+        list[str] | None,
+        option(
+            "--methods",
+            panel=METHOD,
+            metavar="METHOD...",
+            help=f"What to compare, one or more after the option. By default {', '.join(METHODS)}.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        option(
+            "--budget",
+            panel=METHOD,
+            metavar="SIZE",
+            help=f"{BUDGET} Every method with a size gets the largest that fits. By default {AT}; "
+            "where methods are named, the sizes they are written with.",
+        ),
+    ] = None,
+    pooling: Pooling = None,
+    dense: Dense = HEAD["dense"].default,
+    seeds: Annotated[
+        int, option("--seeds", panel=TRAINING, metavar="NUMBER", help="Runs of each method at its best rate.")
+    ] = parameter(PLAN, "make_plan", "seeds"),
+    rates: Annotated[
+        int, option("--rates", panel=TRAINING, metavar="NUMBER", help="Learning rates tried for each method.")
+    ] = parameter(PLAN, "make_plan", "rates"),
+    epochs: Annotated[
+        float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
+    ] = None,
+    packing: Packing = SETTINGS["packing"].default,
+    precision: Annotated[
+        str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
+    ] = None,
+    out: Annotated[
+        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/<data>.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a model and data, and say which one to take.
+
+    For each method a few learning rates are tried and judged on the validation split. The best rate runs with every
+    seed, and the test split is scored once. What is finished is stored at once: interrupted, the same command goes on.
+
+      deltatune compare
+      deltatune compare --model roberta-base --data train.csv --budget 0.5%
+      deltatune compare --data train.csv --methods "LoRA(r=8)" "BitFit()" "LoRA(r=4) + BitFit()"
+    """
+    from deltatune.data import read
+
+    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
+        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
+        batch_size = batch_size or QUICK_BATCH
+    # before torch is imported: mistakes in the data show at once
+    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    from deltatune.comparison.plan import make_plan
+    from deltatune.comparison.run_comparison import run
+    from deltatune.training import Settings
+
+    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**changed)
+    plan = make_plan(
+        found,
+        model=model,
+        methods=methods or METHODS,
+        budget=budget if budget is not None or methods else AT,
+        seeds=seeds,
+        rates=rates,
+        settings=settings,
+        max_length=max_length,
+        metric=metric or "",
+        task={"prompt": prompt, "new_tokens": new_tokens, "beams": beams},
+        head=head_of(pooling, dense),
+        out=out,
+    )
+    introduce(plan, quiet=as_json)
+    watching = Watching(plan.task.metric)
+    try:
+        with watching:
+            summary = run(plan, watching)
+    except KeyboardInterrupt:
+        kept = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
+        raise Interrupted(f"{kept}, and the same command goes on from there") from None
+    if as_json:
+        print_json(summary)
+    else:
+        report(summary, plan.out / "report.html")
+
+
+def introduce(plan: Plan, quiet: bool) -> None:
+    """Say what was read, guessed and decided, before the long part begins."""
+    from deltatune.data import remarks
+
+    data, settings = plan.data, plan.settings
+    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
+    named = ", ".join(f"{contender.text}{'*' if contender.reference else ''}" for contender in plan.contenders)
+    pairs = [
+        ("data", f"{data.origin}: {splits} rows"),
+        ("task", plan.task.describe()),
+        (
+            "model",
+            f"{plan.model}: {plan.host.sites.facts.architecture}, {count(plan.host.sites.base_params)} parameters",
+        ),
+        ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
+        ("methods", f"{named}   (* has no size to fit)"),
+        ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
+        ("folder", str(plan.out)),
+    ]
+    notes = [*data.notes, *remarks(data), *cut_notes(plan.task, plan.splits)]
+    show(facts(pairs), "", stderr=quiet)
+    if notes:
+        show(facts([("note", note) for note in notes]), "", stderr=quiet)
+
+
+def _runs(plan: Plan) -> str:
+    rates = plural(max(len(contender.rates) for contender in plan.contenders), "learning rate")
+    methods, seeds = plural(len(plan.contenders), "method"), plural(len(plan.seeds), "seed")
+    return f"{methods} at {rates}, the best rate of each with {seeds}"
+
+
+def report(summary: dict[str, Any], path: Path) -> None:
+    """The closing screen: the table, what to take, what failed, where the report is."""
+    show(results(summary, console().width), "")
+    show(facts(LEGEND), "")
+    baseline = summary.get("majority") or {}
+    if baseline.get("score") is not None:
+        show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")
+    show(str(summary["recommendation"]["sentence"]))
+    for cell in summary.get("failed") or []:
+        problem = str(cell.get("error") or "no message").partition("\n")[0]
+        show(f"failed: {cell['method']}, rate {rate(cell.get('learning_rate'))}, seed {cell.get('seed')}: {problem}")
+    say(f"report: {path}")
+
+
+def spread(argv: list[str]) -> list[str]:
+    """`--methods A B C` as `--methods A --methods B --methods C`: typer takes one value an option."""
+    if "compare" not in argv:
+        return argv
+    found: list[str] = []
+    taking = 0
+    for word in argv:
+        if word == "--methods":
+            taking = 1
+        elif taking and not word.startswith("-"):
+            found += ["--methods", word]
+            taking = 2
+            continue
+        else:
+            found += ["--methods"] if taking == 1 else []  # without a value: typer says so
+            taking = 0
+        if not taking:
+            found.append(word)
+    return [*found, "--methods"] if taking == 1 else found

@@ -1,0 +1,182 @@
+"""`deltatune dimension`: how few numbers are enough for this task on this model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltatune.cli.commands.compare import QUICK_BATCH, QUICK_EPOCHS, QUICK_LENGTH, QUICK_ROWS
+from deltatune.cli.options import (
+    DATA,
+    HEAD,
+    METHOD,
+    OUTPUT,
+    SETTINGS,
+    SOURCE,
+    TRAINING,
+    Dense,
+    Json,
+    Label,
+    Limit,
+    Metric,
+    Model,
+    Pooling,
+    Text,
+    head_of,
+    option,
+)
+from deltatune.cli.ui.comparison_live import Watching
+from deltatune.cli.ui.error_screen import Interrupted
+from deltatune.cli.ui.help_screen import fields_of
+from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
+from deltatune.comparison.report.number_format import count, rate, score
+
+if TYPE_CHECKING:
+    from deltatune.comparison.intrinsic_dimension.dimension_config import Question
+    from deltatune.comparison.plan import Plan
+
+PLAN = "comparison/plan.py"
+QUESTION = fields_of("comparison/intrinsic_dimension/dimension_config.py", "Question")
+
+
+def asked(name: str, flag: str, metavar: str, panel: str = METHOD) -> Any:
+    """An option for a field of the question, with the field's own words."""
+    return option(flag, panel=panel, metavar=metavar, help=f"{QUESTION[name].help}.")
+
+
+def dimension(
+    model: Model = "builtin",
+    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    text: Text = None,
+    label: Label = None,
+    limit: Limit = None,
+    max_length: Annotated[
+        int | None,
+        option("--max-length", panel=DATA, metavar="TOKENS", help="Longest input in tokens; longer texts are cut."),
+    ] = None,
+    metric: Metric = None,
+    method: Annotated[str, asked("method", "--method", "NAME")] = QUESTION["method"].default,
+    fraction: Annotated[float, asked("fraction", "--fraction", "SHARE")] = QUESTION["fraction"].default,
+    of: Annotated[str, asked("of", "--of", "full|gain")] = QUESTION["of"].default,
+    largest: Annotated[int | None, asked("largest", "--max", "NUMBER")] = None,
+    pooling: Pooling = None,
+    dense: Dense = HEAD["dense"].default,
+    seeds: Annotated[int, asked("seeds", "--seeds", "NUMBER", TRAINING)] = QUESTION["seeds"].default,
+    rates: Annotated[int, asked("rates", "--rates", "NUMBER", TRAINING)] = QUESTION["rates"].default,
+    epochs: Annotated[
+        float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
+    ] = None,
+    precision: Annotated[
+        str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
+    ] = None,
+    out: Annotated[
+        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/<data>-dimension.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the intrinsic dimension: the fewest numbers that are enough for this task on this model.
+
+    All weights of the model move along random directions, as many as the dimension; the task's head is trained beside.
+    The dimension grows until a share of full fine-tuning's score is reached, then it is narrowed down. What is finished
+    is stored at once: interrupted, the same command goes on.
+
+      deltatune dimension
+      deltatune dimension --model roberta-base --data train.csv --fraction 0.9
+      deltatune dimension --data train.csv --method SAID --of gain
+    """
+    from deltatune.data import read
+
+    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
+        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
+        batch_size = batch_size or QUICK_BATCH
+    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
+    from deltatune.comparison.intrinsic_dimension.dimension_config import Question, make_question
+    from deltatune.comparison.intrinsic_dimension.dimension_report import answer, curve
+    from deltatune.comparison.intrinsic_dimension.dimension_search import seek
+    from deltatune.comparison.plan import folder_for
+    from deltatune.comparison.records import write_summary
+    from deltatune.store.atomic_files import write_file
+    from deltatune.training import Settings
+
+    question = Question(method, fraction, of, largest, rates, seeds)  # type: ignore[arg-type]  # it checks what it gets
+    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    folder = out or Path(f"{folder_for(model, found)}-dimension")
+    plan = make_question(
+        found,
+        question,
+        model=model,
+        settings=Settings(**changed),
+        max_length=max_length,
+        metric=metric or "",
+        head=head_of(pooling, dense),
+        out=folder,
+    )
+    introduce(plan, question, quiet=as_json)
+    watching = Watching(plan.task.metric)
+    started = time.perf_counter()
+    try:
+        with watching:
+            points = seek(plan, question, watching)
+    except KeyboardInterrupt:
+        kept = f"what is finished ({plural(watching.done, 'run')}) is kept in {plan.out}"
+        raise Interrupted(f"{kept}, and the same command goes on from there") from None
+    result = answer(plan, question, points, time.perf_counter() - started)
+    write_summary(plan.out / "dimension.json", result)
+    write_file(plan.out / "dimension.svg", curve(result))
+    if as_json:
+        print_json(result)
+    else:
+        report(result, plan.out / "dimension.svg")
+
+
+def introduce(plan: Plan, question: Question, quiet: bool) -> None:
+    """Say what was read and decided, before the long part begins."""
+    from deltatune.comparison.intrinsic_dimension.dimension_config import span
+    from deltatune.data import remarks
+
+    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in plan.data.splits().items())
+    smallest, largest = span(plan, question)
+    base = plan.host.sites
+    pairs = [
+        ("data", f"{plan.data.origin}: {splits} rows"),
+        ("task", plan.task.describe()),
+        ("model", f"{plan.model}: {base.facts.architecture}, {count(base.base_params)} parameters"),
+        ("asked", f"{question.method} of dimension {smallest:,} to {largest:,} for {100 * question.fraction:g} % of "
+                  f"{'full fine-tuning' if question.of == 'full' else 'what full fine-tuning gains'}"),
+        ("runs", f"{plural(question.rates, 'learning rate')} and {plural(question.seeds, 'seed')} a dimension, "
+                 f"{plural(plan.settings.epochs, 'epoch')} a run"),
+        ("folder", str(plan.out)),
+    ]  # fmt: skip
+    show(facts(pairs), "", stderr=quiet)
+    if notes := [*plan.data.notes, *remarks(plan.data)]:
+        show(facts([("note", note) for note in notes]), "", stderr=quiet)
+
+
+def report(result: Mapping[str, Any], picture: Path) -> None:
+    """The closing screen: each dimension, the finding, methods of that many parameters."""
+    goal, full = result["target"], result["full"]
+    rows = []
+    for point in [*result["points"], full]:
+        chosen = point["dimension"] is not None and point["dimension"] == result["dimension"]
+        name = (
+            "all weights" if point["dimension"] is None else f"{point['dimension']:,}" if point["dimension"] else "head"
+        )
+        verdict = "full" if point is full else "the answer" if chosen else "reaches" if point["reaches"] else "below"
+        of = f"{100 * point['score'] / full['score']:.0f} %" if full["score"] > 0 else ""
+        rows.append([name, score(point["score"]), of, verdict, score(point["test"]), rate(point["rate"])])
+    columns = ("dimension", f"validation {result['metric']}", "of full", "", "test", "rate")
+    show(table(columns, rows, right=("dimension", columns[1], "of full", "test", "rate")), "")
+    known = (result["majority"] or {}).get("score")
+    if known is not None:
+        show(facts([("goal", f"{goal:.3f} on the validation rows"), ("majority", f"{known:.3f} on the test rows")]), "")
+    if result["methods"]:
+        rows = [[m["method"], count(m["params"]), f"{m['times']:.3g}"] for m in result["methods"]]
+        show(table(("smallest with as many", "trains", "times"), rows, right=("trains", "times")), "")
+    show(str(result["sentence"]))
+    say(f"curve: {picture}")

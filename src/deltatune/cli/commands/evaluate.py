@@ -1,0 +1,112 @@
+"""`deltatune evaluate`: score a trained adapter on labelled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltatune.cli.open_adapter import NAME, Opened, open_adapter
+from deltatune.cli.options import DATA, SOURCE, Adapter, Answering, Json, OtherBase, OtherModel, option
+from deltatune.cli.ui.screen import facts, print_json, scores_table, show
+from deltatune.comparison.report.number_format import count
+from deltatune.core.errors import DeltatuneError, nearest
+
+if TYPE_CHECKING:
+    from deltatune.data import Kind, Row
+
+SPLITS = ("train", "validation", "test", "all")
+
+
+def evaluate(
+    adapter: Adapter,
+    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)],
+    split: Annotated[
+        str | None,
+        option(
+            "--split",
+            panel=DATA,
+            metavar="SPLIT",
+            help="train, validation, test or all. By default test; of a single file that was not trained on, all rows.",
+        ),
+    ] = None,
+    model: OtherModel = None,
+    other_base: OtherBase = False,
+    fields: Answering = None,
+    batch_size: Annotated[
+        int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows that run at once.", min=1)
+    ] = 64,
+    as_json: Json = False,
+) -> None:
+    """Score a trained adapter.
+
+    deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
+    """
+    if split is not None and split not in SPLITS:
+        raise DeltatuneError(
+            f"--split {split}: there is no such split{nearest(split, SPLITS)}; splits: {', '.join(SPLITS)}"
+        )
+    opened = open_adapter(adapter, model, other_base, fields)
+    rows, name, notes = rows_of(opened, data, split)
+    found = scored(opened, rows, batch_size)
+    found |= {"split": name, "data": data, "adapter": adapter, "model": opened.model}
+    if as_json:
+        print_json(found)
+        return
+    show(scores_table(opened.task, {name: found["scores"]}), "")
+    cut = found["truncated"]
+    notes += [f"{cut} of {len(rows)} texts were cut because they are longer than the adapter's limit"] if cut else []
+    show(facts([("rows", f"{count(len(rows))} from {data}"), *(("note", note) for note in notes)]))
+
+
+def rows_of(opened: Opened, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
+    """The rows to score, what they are called, and what is to be said of them."""
+    from deltatune.data import read
+    from deltatune.tasks.auto_task import kind_of
+
+    task: Any = opened.task
+    kind, label = kind_of(task), getattr(task, "label", None)
+    if split == "all" or (split is None and Path(source).is_file() and not _trained_on(opened, source)):
+        if Path(source).is_file():
+            return whole_file(task, kind, source), "all", []
+        data = read(source, text=task.text, label=label, kind=kind)
+        return [row for rows in data.splits().values() for row in rows], "all", list(data.notes)
+    data = read(source, text=task.text, label=label, kind=kind)
+    name = split or "test"
+    return data.splits()[name], name, list(data.notes)
+
+
+def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
+    """All rows of one file in the shape of the task's kind; none is held out."""
+    from deltatune.data import examples, read_rows
+    from deltatune.data.layouts.classification_rows import gathered_where_asked
+    from deltatune.data.layouts.label_values import convert
+
+    rows = gathered_where_asked(read_rows(source), getattr(task, "label", None), source)
+    if kind not in ("classes", "number"):
+        return examples(rows, kind, task.text, getattr(task, "label", ""))
+    labels = [row[task.label] for row in rows if row.get(task.label) is not None]
+    if len(labels) == len(rows):  # else the task's own check names the rows without one
+        values = convert(labels, task.label, kind)
+        rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
+    return rows
+
+
+def _trained_on(opened: Opened, source: str) -> bool:
+    """Whether a file is the one the adapter was trained on: then only its test rows are new to it."""
+    trained = str((opened.extra.get("data") or {}).get("source") or "")
+    return bool(trained) and Path(trained).resolve() == Path(source).resolve()
+
+
+def scored(opened: Opened, rows: list[Row], batch_size: int) -> dict[str, Any]:
+    """Scores of the rows, their number, and how many were cut."""
+    from deltatune.training import encode_for, predict
+
+    precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
+    encoded = encode_for(opened.host, NAME, opened.task, rows, opened.tokenizer)
+    answers = predict(opened.host, NAME, opened.task, encoded, opened.tokenizer, batch_size, precision)
+    return {
+        "metric": opened.task.metric,
+        "scores": opened.task.score(answers, encoded.references),
+        "rows": len(rows),
+        "truncated": encoded.truncated,
+    }

@@ -1,0 +1,80 @@
+"""`deltatune merge`: an adapter written into its model's weights, as a model folder that anything can load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from deltatune.cli.open_adapter import NAME, open_adapter
+from deltatune.cli.options import OUTPUT, Adapter, Json, OtherBase, OtherModel, option
+from deltatune.cli.ui.screen import facts, print_json, say, show
+from deltatune.core.errors import DeltatuneError, nearest
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def merge(
+    adapter: Adapter,
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Where the model is written.")],
+    model: OtherModel = None,
+    other_base: OtherBase = False,
+    dtype: Annotated[
+        str | None,
+        option(
+            "--dtype", panel=OUTPUT, metavar="TYPE", help="float32, bfloat16 or float16. By default float32, as loaded."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained adapter into its model's weights, and check the file that was written.
+
+    The folder is a model as any other: transformers, vLLM and llama.cpp's converter load it. The outputs of the model
+    read back from disk are compared with the live adapter's. A classifier has no place in the model: it is kept in
+    FOLDER/adapter, which `deltatune predict` and `evaluate` take.
+
+      deltatune merge --adapter runs/train-chats-lora-r-8 --out merged
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise DeltatuneError(
+            f"--dtype {dtype}: there is no such type{nearest(dtype, DTYPES)}; types: {', '.join(DTYPES)}"
+        )
+    import torch
+
+    from deltatune.models.loading import quiet
+    from deltatune.store.merged_model import save_merged
+
+    opened = open_adapter(adapter, model, other_base)
+    with quiet():
+        done = save_merged(opened.host, NAME, out, opened.tokenizer, getattr(torch, dtype) if dtype else None)
+    head = save_head(opened, out)
+    found: dict[str, Any] = {"folder": str(out), "model": opened.model, "difference": done.difference, "head": head}
+    if as_json:
+        print_json(found)
+        return
+    pairs = [
+        ("model", opened.model),
+        ("adapter", repr(opened.host.adapters[NAME].method)),
+        ("difference", f"{done.difference:.2g}, live against the file read back, on probe inputs"),
+    ]
+    show(facts(pairs))
+    say(f"Model: {out}")
+    if head:
+        say(f"Its head: {head}")
+
+
+def save_head(opened: Any, out: Path) -> str | None:
+    """Keep the adapter's head as an adapter of the merged model that has nothing else."""
+    head = opened.host.adapters[NAME].head
+    if head is None:
+        return None
+    from copy import deepcopy
+
+    from deltatune.core.host import Host
+    from deltatune.methods.base_weights.unfreeze import Probe
+    from deltatune.models.loading import load_backbone
+
+    pooler = head.config.pooling == "pooler"
+    host = Host(load_backbone(str(out), pooler=pooler, answers=opened.task.answers)[0])
+    host.attach(NAME, Probe(), head=deepcopy(head))
+    host.save(NAME, out / NAME, extra={**opened.extra, "model": str(out.resolve())})
+    return str(out / NAME)

@@ -1,0 +1,254 @@
+"""Rows to predict, read as they come: one text a line, or rows of a table with the task's columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from deltatune.cli.open_adapter import NAME, Opened, open_adapter
+from deltatune.cli.options import OUTPUT, Adapter, Answering, OtherBase, OtherModel, option
+from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
+from deltatune.comparison.report.number_format import count
+from deltatune.core.errors import DeltatuneError, nearest
+
+Row = dict[str, Any]
+BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+WHOLE = (".json", ".parquet")
+"""Formats that are read at once."""
+
+
+def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
+    """Rows of a file, or of stdin for "-"; each has all of the columns, or where not `every` one of them.
+
+    Raises DeltatuneError naming the line that cannot be used.
+    """
+    if file == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8-sig")
+        yield from parsed(_decoded(sys.stdin), "stdin", None, columns, every)
+        return
+    path = Path(file).expanduser()
+    if not path.is_file() or path.suffix.lower() in WHOLE:
+        from deltatune.data import read_rows
+
+        yield from _with_columns(read_rows(path), file, columns, every)  # raises where there is no such file
+        return
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        yield from parsed(_decoded(stream, file), file, BY_SUFFIX.get(path.suffix.lower()), columns, every)
+
+
+def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
+    try:
+        yield from stream
+    except UnicodeDecodeError as error:
+        raise DeltatuneError(f"{name} is not UTF-8 ({error.reason}); convert it: iconv -f OLD -t UTF-8") from None
+
+
+def parsed(
+    lines: Iterator[str], name: str, kind: str | None, columns: Sequence[str], every: bool = True
+) -> Iterator[Row]:
+    """Rows of lines; without a kind the first line tells: an object is JSONL, the columns' names are a CSV header."""
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = itertools.chain([first], lines)
+    kind = kind or sniffed(first, columns)
+    if kind == "jsonl":
+        yield from _with_columns(_objects(lines, name), name, columns, every)
+    elif kind in ("csv", "tsv"):
+        yield from _with_columns(_table(lines, name, "," if kind == "csv" else "\t"), name, columns, every)
+    else:
+        yield from _texts(lines, name, columns)
+
+
+def sniffed(line: str, columns: Sequence[str]) -> str:
+    """jsonl, csv, tsv or text."""
+    if line.lstrip().startswith("{"):
+        return "jsonl"
+    for kind, separator in (("csv", ","), ("tsv", "\t")):
+        header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+        if set(columns) <= set(header):
+            return kind
+    return "text"
+
+
+def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[Row]:
+    blank = 0
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            blank += 1
+            continue
+        parts = text.split("\t") if len(columns) > 1 else [text]
+        if len(parts) != len(columns):
+            raise DeltatuneError(
+                f"{name} line {number} has {len(parts)} texts, this adapter reads {len(columns)} "
+                f"({', '.join(columns)}): put one tab between them"
+            )
+        yield dict(zip(columns, parts, strict=True))
+    if blank:
+        were = "1 blank line was" if blank == 1 else f"{blank} blank lines were"
+        print(f"{name}: {were} skipped", file=sys.stderr)
+
+
+def _objects(lines: Iterable[str], name: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DeltatuneError(f"{name} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DeltatuneError(f"{name} line {number} is a JSON {type(row).__name__}, not an object")
+        yield row
+
+
+def _table(lines: Iterator[str], name: str, separator: str) -> Iterator[Row]:
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DeltatuneError(
+                    f"{name} line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
+                )
+            yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DeltatuneError(f"{name} line {reader.line_num}: {error}") from None
+
+
+def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
+    """The rows, each of which must have the texts, or one of them."""
+    for number, row in enumerate(rows, 1):
+        lacking = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
+        if lacking and (every or len(lacking) == len(columns)):
+            have = ", ".join(row) or "none"
+            near = nearest(lacking[0], row)
+            raise DeltatuneError(f"{name} row {number} has no text in column {lacking[0]!r}{near}; its columns: {have}")
+        yield row
+
+
+DIGITS = 6
+"""Decimals of probabilities."""
+
+
+def predict(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Texts, one a line, or a CSV, TSV, JSONL or Parquet file; - is stdin.")
+    ] = "-",
+    *,
+    adapter: Adapter,
+    model: OtherModel = None,
+    other_base: OtherBase = False,
+    fields: Answering = None,
+    batch_size: Annotated[
+        int,
+        option("--batch-size", panel=OUTPUT, metavar="ROWS", help="Rows that run, and are written, at once.", min=1),
+    ] = 32,
+    out: Annotated[
+        Path | None,
+        option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Write there, once all is done, not to stdout."),
+    ] = None,
+) -> None:
+    """Use a trained adapter: texts in, JSON lines out, in the same order.
+
+    A line of input is one text; for an adapter that reads pairs, two with a tab between them. Rows of CSV or JSONL must
+    have the columns it was trained on; their other columns are passed on. A line of output has the texts, `label`,
+    `score` (its probability) and `scores` (of every label); of a regression only `score`, the number itself; of tagging
+    `tags`, of questions `answer` and where it stands, of generation `output`, of language modelling `perplexity`. An
+    input column that has one of these names comes out as `given_label`, and so on.
+
+      echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
+      deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
+      deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
+    """
+    opened = open_adapter(adapter, model, other_base, fields)
+    if file == "-" and sys.stdin.isatty():
+        print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
+        batch_size = 1
+    columns = list(opened.task.text)  # type: ignore[attr-defined]
+    done, cut = 0, 0
+    draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
+    try:
+        with ExitStack() as stack:
+            target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
+            every = opened.task.answers != "text"  # an instruction may come without an input
+            for rows in batched(rows_from(file, columns, every), batch_size):
+                cut += write(opened, rows, target)
+                done += len(rows)
+        if draft and out:
+            draft.replace(out)
+            print(f"{count(done)} rows: {out}", file=sys.stderr)
+        if cut:
+            print(f"{count(cut)} texts were cut because they are longer than the adapter's limit", file=sys.stderr)
+    except BrokenPipeError:
+        silence_stdout()  # the reader has enough
+    except KeyboardInterrupt:
+        raise Interrupted(f"{count(done)} rows were {'labelled, none kept' if out else 'written'}") from None
+    finally:
+        if draft:
+            draft.unlink(missing_ok=True)
+
+
+def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of `size` rows, the last one shorter."""
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
+
+
+def write(opened: Opened, rows: list[dict[str, Any]], target: TextIO) -> int:
+    """Label some rows and write them; returns how many were longer than the adapter's limit and cut."""
+    from deltatune.training import encode_for
+    from deltatune.training import predict as answers_of
+
+    precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
+    encoded = encode_for(opened.host, NAME, opened.task, shaped(opened, rows), opened.tokenizer, labelled=False)
+    answers = answers_of(opened.host, NAME, opened.task, encoded, opened.tokenizer, len(rows), precision)
+    utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
+    for row, answer in zip(rows, opened.task.decode(answers), strict=True):
+        target.write(json.dumps(joined(row, answer), ensure_ascii=not utf8) + "\n")
+    target.flush()
+    return encoded.truncated
+
+
+def shaped(opened: Opened, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the shape that the task reads: words in lists, tables in one line."""
+    from deltatune.data import inputs
+    from deltatune.data.task_types import TASK_OF
+    from deltatune.tasks.auto_task import kind_of
+
+    task: Any = opened.task
+    if task.answers == "text" and len(task.text) > 1:
+        rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
+    return inputs(rows, TASK_OF[kind_of(task)], task.text)
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with its numbers rounded."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    return {name: rounded(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def joined(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """A row with its answer; its own columns give way."""
+    if "value" in answer:
+        answer = {"score": answer["value"]}
+    elif "text" in answer:
+        answer = {"output": answer["text"]}
+    else:
+        answer = rounded(answer)
+    return {f"given_{name}" if name in answer else name: value for name, value in row.items()} | answer

@@ -1,0 +1,127 @@
+"""`deltatune pretrain`: a pretraining objective on raw text, from a checkpoint or from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from deltatune.cli.commands.train import introduce, report, watched_run
+from deltatune.cli.open_adapter import NAME
+from deltatune.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    SETTINGS,
+    TRAINING,
+    Accumulation,
+    BatchSize,
+    Epochs,
+    Limit,
+    Model,
+    Packing,
+    Precision,
+    option,
+)
+from deltatune.cli.overrides import field_of
+from deltatune.cli.ui.screen import say, show
+from deltatune.store import run_folder as runs
+
+OBJECTIVES = "mlm, wwm (whole words), entity, nsp (next sentences), lm, spans (T5's), prefix-lm or replaced (entities)"
+MODEL = "model"
+
+
+def pretrain(
+    model: Model = "builtin",
+    config: Annotated[
+        Path | None,
+        option("--config", panel=DATA, metavar="FILE", help="Start from random weights of this config.json instead."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        option("--tokenizer", panel=DATA, metavar="MODEL", help="With --config: the model whose tokenizer is used."),
+    ] = None,
+    data: Annotated[
+        str, option("--data", "-d", panel=DATA, metavar="DATA", help="Raw text: files, folders, JSONL, a data set.")
+    ] = "python-docs",
+    text: Annotated[
+        str | None, option("--text", panel=DATA, metavar="COLUMN", help="The text column. Guessed if clear.")
+    ] = None,
+    limit: Limit = None,
+    objective: Annotated[
+        str, option("--objective", panel=METHOD, metavar="KIND", help=f"What is hidden and asked for: {OBJECTIVES}.")
+    ] = "mlm",
+    fields: Annotated[
+        list[str] | None,
+        option("--set", panel=METHOD, metavar="NAME=VALUE", help="A field of the objective, such as max_length=128."),
+    ] = None,
+    method: Annotated[
+        str, option("--method", panel=METHOD, metavar="METHOD", help="What to train; Full() trains the whole model.")
+    ] = "Full()",
+    epochs: Epochs = SETTINGS["epochs"].default,
+    lr: Annotated[
+        float | None, option("--lr", panel=TRAINING, metavar="RATE", help="Peak rate. By default the method's.")
+    ] = None,
+    batch_size: BatchSize = SETTINGS["batch_size"].default,
+    accumulation: Accumulation = SETTINGS["accumulation"].default,
+    packing: Packing = SETTINGS["packing"].default,
+    seed: Annotated[
+        int, option("--seed", panel=TRAINING, metavar="NUMBER", help="Of new weights, what is hidden, and the order.")
+    ] = SETTINGS["seed"].default,
+    precision: Precision = SETTINGS["precision"].default,
+    out: Annotated[
+        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/pretrain-<data>-...")
+    ] = None,
+    force: Annotated[
+        bool, option("--force", panel=OUTPUT, help="Replace a run of other settings in that folder.")
+    ] = False,
+) -> None:
+    """Train on raw text with a pretraining objective, and write the model.
+
+    What is hidden of a text is drawn anew in every epoch. The folder gets the adapter, metrics.json and, where the
+    method can be written into the weights, the model itself (in model/), read back and compared. Interrupted, the same
+    command goes on.
+
+      deltatune pretrain --model bert-base-uncased --data texts/ --objective wwm
+      deltatune pretrain --config config.json --tokenizer gpt2 --data texts.jsonl --objective lm
+    """
+    from deltatune.data import read
+    from deltatune.tasks.pretraining import objective_from
+
+    found = read(data, task="lm", text=[text] if text else [], limit=limit)
+    wanted: Any = {"kind": objective, "text": list(found.text), **dict(map(field_of, fields or []))}
+    task = objective_from(wanted)
+    from deltatune.training import Settings
+    from deltatune.training.job import Job, prepare, record_of
+    from deltatune.training.model_init import begin
+
+    folder = out or Path("runs") / f"pretrain-{found.name}-{objective}"
+    start = begin(model, config, tokenizer, task, method, folder, seed)
+    settings = Settings(
+        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
+        precision=precision,  # type: ignore[arg-type]  # it checks
+    )  # fmt: skip
+    ready = prepare(Job(start, found, method, settings=settings, objective=task))
+    record = record_of(ready, start, data)
+    run = folder / "run"
+    before = runs.open_run(run, record, force)
+    introduce(ready, start, folder)
+    metrics = watched_run(ready, run, record) if before is None else before
+    report(ready.task, metrics, run, use=False)
+    keep_model(ready, folder)
+
+
+def keep_model(ready: Any, folder: Path) -> None:
+    """Write the trained model, where the method has a form in the weights."""
+    from deltatune.core.merging import obstacles
+    from deltatune.models.loading import quiet
+    from deltatune.store.merged_model import save_merged
+
+    host = ready.host
+    if NAME not in host.adapters or obstacles(host.adapters[NAME]):
+        show(f"{host.adapters[NAME].method!r} has no form in the weights, so there is the adapter alone.")
+        return
+    host.detach(NAME)
+    host.load(folder / "run" / runs.ADAPTER, name=NAME)  # also where the run was finished before
+    with quiet():
+        done = save_merged(host, NAME, folder / MODEL, ready.tokenizer)
+    say(f"Model: {done.folder} (differs from the live one by {done.difference:.1g} after reading it back)")

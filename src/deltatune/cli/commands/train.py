@@ -1,0 +1,255 @@
+"""`--export-for`: making sure before training that another library will open the adapter."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltatune.cli.open_adapter import NAME
+from deltatune.cli.options import (
+    BUDGET,
+    DATA,
+    HEAD,
+    METHOD,
+    OUTPUT,
+    SETTINGS,
+    SOURCE,
+    TRAINING,
+    Accumulation,
+    BatchSize,
+    Beams,
+    Dense,
+    Epochs,
+    Kind,
+    Label,
+    Limit,
+    MaxLength,
+    Metric,
+    Model,
+    NewTokens,
+    Packing,
+    Pooling,
+    Precision,
+    Prompt,
+    Text,
+    head_of,
+    option,
+)
+from deltatune.cli.ui.error_screen import Interrupted
+from deltatune.cli.ui.live import TrainingProgress
+from deltatune.cli.ui.screen import cut_notes, facts, plural, say, scores_table, show
+from deltatune.comparison.recommend import percent
+from deltatune.comparison.report.number_format import count, rate, seconds, size
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.store import run_folder as runs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deltatune.core.host import Host
+    from deltatune.core.method import Method
+    from deltatune.tasks import Task
+    from deltatune.training import Settings
+    from deltatune.training.job import Prepared
+
+
+PEERS = ("peft",)
+
+ExportFor = Annotated[
+    str | None,
+    option(
+        "--export-for",
+        panel=OUTPUT,
+        metavar="LIBRARY",
+        help="peft: refuse before training what HF PEFT could not open; its files are in the adapter's folder.",
+    ),
+]
+
+
+def check_peer(name: str | None) -> None:
+    """Raise unless the library is one that adapters can be exported for."""
+    if name is not None and name not in PEERS:
+        raise DeltatuneError(
+            f"--export-for {name}: adapters can be exported for {', '.join(PEERS)}{nearest(name, PEERS)}"
+        )
+
+
+def check_export(name: str | None, method: Method, host: Host, head: nn.Module | bool | None) -> list[str]:
+    """Raise with every reason why the library could not hold this adapter; returns what is to be said otherwise."""
+    if name is None:
+        return []
+    from deltatune.store.peft import left_out, obstacles
+
+    found = obstacles(method, host, head)
+    raise_all(found, f"{method!r} cannot be exported for {name}; nothing was trained:" if found else "")
+    return left_out(head)
+
+
+def train(
+    model: Model = "builtin",
+    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    task: Kind = None,
+    text: Text = None,
+    label: Label = None,
+    limit: Limit = None,
+    max_length: MaxLength = None,
+    metric: Metric = None,
+    prompt: Prompt = None,
+    new_tokens: NewTokens = None,
+    beams: Beams = None,
+    method: Annotated[
+        str,
+        option(
+            "--method", panel=METHOD, metavar="METHOD", help="What to train; `deltatune methods` lists what there is."
+        ),
+    ] = "LoRA(r=8)",
+    budget: Annotated[
+        str | None,
+        option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Sets the method's rank, size or length."),
+    ] = None,
+    pooling: Pooling = None,
+    dense: Dense = HEAD["dense"].default,
+    epochs: Epochs = SETTINGS["epochs"].default,
+    lr: Annotated[
+        float | None,
+        option(
+            "--lr", panel=TRAINING, metavar="RATE", help="Peak learning rate. By default the method's recommended one."
+        ),
+    ] = None,
+    batch_size: BatchSize = SETTINGS["batch_size"].default,
+    accumulation: Accumulation = SETTINGS["accumulation"].default,
+    packing: Packing = SETTINGS["packing"].default,
+    seed: Annotated[
+        int,
+        option(
+            "--seed", panel=TRAINING, metavar="NUMBER", help="Of the initial values, the order of rows and dropout."
+        ),
+    ] = SETTINGS["seed"].default,
+    precision: Precision = SETTINGS["precision"].default,
+    out: Annotated[
+        Path | None,
+        option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/train-<data>-<method>."),
+    ] = None,
+    export_for: ExportFor = None,
+    force: Annotated[
+        bool, option("--force", panel=OUTPUT, help="Replace a run of other settings in that folder.")
+    ] = False,
+) -> None:
+    """Train one adapter and score it.
+
+    The folder gets the adapter (in adapter/) and metrics.json with the scores on the validation and the test split.
+    Interrupted, the same command goes on from the last checkpoint.
+
+      deltatune train --data train.csv --method "LoRA(r=8)"
+      deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
+      deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
+    """
+    from deltatune.data import read
+
+    check_peer(export_for)
+    # before torch is imported: mistakes in the data show at once
+    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    from deltatune.training import Settings
+    from deltatune.training.inference.batches import device_of
+    from deltatune.training.job import Job, prepare, record_of, run
+    from deltatune.training.scaling.distributed import join
+
+    wanted = Settings(
+        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
+        precision=precision,  # type: ignore[arg-type]  # it checks
+    )  # fmt: skip
+    over = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    job = Job(model, found, method, budget, over, head_of(pooling, dense), wanted)
+    ready = prepare(job, partial(check_export, export_for))
+    folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
+    record = record_of(ready, model, data)
+    world = join(device_of(ready.host))
+    if not world.first:  # one of torchrun's other processes: it helps, the first does all that is seen
+        if world.told(None) is None:
+            run(ready, folder, record)
+        return
+    before = world.told(runs.open_run(folder, record, force))
+    introduce(ready, model, folder)
+    if before is None:
+        metrics = watched_run(ready, folder, record)
+    else:
+        metrics = before
+        show("This run was finished before; --force trains it again.\n")
+    report(ready.task, metrics, folder)
+
+
+def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
+    """Say what was read, guessed and decided, before the long part begins."""
+    from deltatune.data import remarks
+    from deltatune.training.settings import half
+
+    data, host, settings = ready.data, ready.host, ready.settings
+    adapter, base = host.adapters[NAME], host.sites.base_params
+    head = adapter.head_count
+    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
+    share = percent(adapter.count / base) if base else "–"
+    dtype = "bfloat16" if half(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
+    pairs = [
+        ("data", f"{data.origin}: {splits} rows"),
+        ("task", ready.task.describe()),
+        ("model", f"{model_name}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
+        ("method", repr(adapter.method)),
+        ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
+        (
+            "training",
+            f"{_length(settings)}, batches of {settings.batch_size} rows, "
+            f"rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
+        ),
+        ("folder", str(folder)),
+    ]
+    show(facts(pairs), "")
+    notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(ready.task, ready.encoded)]
+    if notes:
+        show(facts([("note", note) for note in notes]), "")
+
+
+def _length(settings: Settings) -> str:
+    """How long is trained: epochs, or steps where they are given."""
+    if settings.max_steps is not None:
+        return plural(settings.max_steps, "step")
+    return plural(settings.epochs, "epoch")
+
+
+def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Train, score and save under a progress line; interrupted, say what is kept."""
+    from deltatune.training import checkpoint
+    from deltatune.training.job import run
+
+    place = folder / runs.CHECKPOINTS
+    try:
+        with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
+            return run(ready, folder, record, progress)
+    except KeyboardInterrupt:
+        last = checkpoint.newest(place)
+        kept = (
+            f"step {last.name.removeprefix(checkpoint.PREFIX)} is kept in {last}, and"
+            if last
+            else "no checkpoint yet, so"
+        )
+        again = "goes on from there" if last else "starts anew"
+        raise Interrupted(f"{kept} the same command {again}") from None
+
+
+def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
+    """The closing screen: scores, cost, and what to do next."""
+    show(scores_table(task, {split: metrics[split] for split in ("validation", "test")}), "")
+    spent = metrics["training"]
+    memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
+    show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
+    adapter = folder / runs.ADAPTER
+    held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
+    say(f"Adapter: {adapter} ({size(held)})")
+    if use:
+        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+
+
+def example_file(task: Task) -> str:
+    """What a file to predict may be called."""
+    one = len(getattr(task, "text", ())) == 1 and task.answers in ("row", "text")
+    return "texts.txt" if one else "rows.jsonl"

@@ -1,0 +1,177 @@
+"""Help screens: usage, what the command does, options in groups. Plain text, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import shutil
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import typer.core
+
+WIDEST = 100
+COLUMN = 28
+"""Where the texts of options begin at the latest; a longer name has its text on the next line."""
+Entries = list[tuple[str, str]]
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help is drawn here."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the whole screen."""
+        formatter.write(drawn(self, ctx, _arguments(self), _options(self, ctx)))
+
+
+class Group(typer.core.TyperGroup):
+    """The program itself: its commands in groups, then its options."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the whole screen."""
+        groups: dict[str, Entries] = {}
+        for name, command in self.commands.items():
+            text = inspect.cleandoc(command.help or "").partition("\n\n")[0]
+            groups.setdefault(str(getattr(command, "rich_help_panel", None) or "Commands"), []).append((name, text))
+        formatter.write(drawn(self, ctx, groups, _options(self, ctx)))
+
+
+def drawn(command: Any, ctx: Any, *parts: dict[str, Entries]) -> str:
+    """The screen as text."""
+    width = min(WIDEST, shutil.get_terminal_size().columns)
+    pieces = " ".join(command.collect_usage_pieces(ctx))
+    blocks = [f"Usage: {ctx.command_path} {pieces}", _prose(command.help or "", width)]
+    for part in parts:
+        blocks += [f"{title}:\n{_entries(entries, width)}" for title, entries in part.items() if entries]
+    if command.epilog:
+        blocks.append(_prose(command.epilog, width))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _prose(text: str, width: int) -> str:
+    """Paragraphs filled to the width; indented ones, which are examples, as they are."""
+    filled = [
+        part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False)
+        for part in inspect.cleandoc(text).split("\n\n")
+    ]
+    return "\n\n".join(filled)
+
+
+def _entries(entries: Entries, width: int) -> str:
+    """Names on the left, texts on the right."""
+    column = min(COLUMN, max(len(name) for name, _ in entries) + 4)
+    return "\n".join(_entry(name, text, column, width) for name, text in entries)
+
+
+def _entry(name: str, text: str, column: int, width: int) -> str:
+    lines = textwrap.wrap(text, max(20, width - column), break_on_hyphens=False) or [""]
+    head = "  " + name
+    first = [head.ljust(column) + lines[0]] if len(head) + 2 <= column else [head, " " * column + lines[0]]
+    return "\n".join(line.rstrip() for line in [*first, *(" " * column + line for line in lines[1:])])
+
+
+def _arguments(command: Any) -> dict[str, Entries]:
+    found = [p for p in command.params if p.param_type_name == "argument" and getattr(p, "help", None)]
+    return {"Arguments": [(p.make_metavar() if not p.metavar else p.metavar, _text(p)) for p in found]}
+
+
+def _options(command: Any, ctx: Any) -> dict[str, Entries]:
+    """Options by group, in the order of the command's function; those of no group come last."""
+    shown = [p for p in command.get_params(ctx) if p.param_type_name == "option" and not getattr(p, "hidden", False)]
+    titles = list(dict.fromkeys(getattr(p, "rich_help_panel", None) for p in shown))
+    named = [title for title in titles if title]
+    groups: dict[str, Entries] = {title: [] for title in [*named, "Other" if named else "Options"]}
+    for parameter in shown:
+        title = getattr(parameter, "rich_help_panel", None) or ("Other" if named else "Options")
+        groups[title].append((_names(parameter), _text(parameter)))
+    return groups
+
+
+def _names(parameter: Any) -> str:
+    """`-m, --model MODEL`, `--dense/--no-dense`, with long names below one another."""
+    short = [name for name in parameter.opts if not name.startswith("--")]
+    long = [name for name in parameter.opts if name.startswith("--")]
+    names = ", ".join(short + long)
+    names = names if short else "    " + names
+    if parameter.secondary_opts:
+        names += "/" + "/".join(parameter.secondary_opts)
+    return names if parameter.is_flag else f"{names} {parameter.metavar or 'VALUE'}"
+
+
+def _text(parameter: Any) -> str:
+    """The help text, then the default or that there is none."""
+    text = parameter.help or ""
+    if parameter.required:
+        return f"{text} [required]"
+    default = parameter.default
+    if isinstance(default, bool) or not isinstance(default, (str, int, float)) or default == "":
+        return text
+    return f"{text} [default: {default if isinstance(default, str) else format(default, 'g')}]"
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a dataclass as its source has it."""
+
+    help: str
+    """Its docstring, without the final full stop."""
+    default: Any
+    """Its default, where that is a literal; else None."""
+
+
+@cache
+def fields_of(file: str, name: str) -> dict[str, Field]:
+    """Fields of the dataclass `name` in a file of this package, such as `training/settings.py`."""
+    return fields_in((ROOT / file).read_text(encoding="utf-8"), name)
+
+
+def fields_in(source: str, name: str) -> dict[str, Field]:
+    """Fields of the dataclass `name` in a source text; class variables are none."""
+    body = next(
+        (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name), []
+    )
+    found = {}
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _class_variable(node):
+            found[node.target.id] = Field(_docstring(after), _literal(node.value))
+    return found
+
+
+def _class_variable(node: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(node.annotation)
+
+
+def _docstring(node: ast.stmt | None) -> str:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return " ".join(node.value.value.split()).removesuffix(".")
+    return ""
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
+def constant(file: str, name: str) -> Any:
+    """A literal constant at the top of a file."""
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return _literal(node.value)
+    return None
+
+
+def parameter(file: str, function: str, name: str) -> Any:
+    """The literal default of a function's keyword parameter."""
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return next((_literal(value) for argument, value in defaults if argument.arg == name), None)
+    return None

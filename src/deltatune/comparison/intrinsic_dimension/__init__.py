@@ -1,0 +1,1 @@
+"""How few parameters a task needs: the search for the intrinsic dimension."""

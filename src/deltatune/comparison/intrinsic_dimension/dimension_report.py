@@ -1,0 +1,183 @@
+"""What a search for the intrinsic dimension found: plain data, a sentence, and methods of that many parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from deltatune.comparison.baseline import majority
+from deltatune.comparison.intrinsic_dimension.dimension_config import Point, Question
+from deltatune.comparison.intrinsic_dimension.dimension_search import Found
+from deltatune.comparison.plan import DEFAULT_METHODS, Plan
+from deltatune.comparison.recommend import percent
+from deltatune.comparison.report import number_format as formats
+from deltatune.comparison.report.svg import (
+    Look,
+    bottom_axis,
+    group,
+    left_axis,
+    line,
+    linear,
+    logarithmic,
+    mark,
+    path,
+    svg,
+    tag,
+    text,
+)
+from deltatune.comparison.summary import versions
+from deltatune.core.budget import fit_budget
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method
+from deltatune.core.registry import parse
+from deltatune.core.sites.site import Sites
+
+
+def answer(plan: Plan, question: Question, found: Found, elapsed: float) -> dict[str, Any]:
+    """Everything about a search, as JSON takes it."""
+    result: dict[str, Any] = {
+        "schema": 1,
+        "name": plan.name,
+        "model": plan.model,
+        "data": {
+            "name": plan.data.name,
+            "origin": plan.data.origin,
+            "rows": {n: len(r) for n, r in plan.splits.items()},
+        },
+        "metric": plan.task.metric,
+        "question": dataclasses.asdict(question),
+        "base_params": plan.host.sites.base_params,
+        "head_params": plan.head_params,
+        "majority": majority(plan),
+        "target": found.target,
+        "dimension": found.dimension,
+        "below": found.below,
+        "full": _entry(found.full, found),
+        "points": [_entry(point, found) for point in found.points],
+        "methods": equivalents(plan.host.sites, found.dimension) if found.dimension else [],
+        "seeds": list(plan.seeds),
+        "settings": dataclasses.asdict(plan.settings) | {"max_length": plan.task.to_json().get("max_length")},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elapsed_seconds": elapsed,
+        "versions": versions(),
+    }
+    return result | {"sentence": sentence(result)}
+
+
+def _entry(point: Point, found: Found) -> dict[str, Any]:
+    reaches = None if point.dimension is None else point.score >= found.target
+    return dataclasses.asdict(point) | {"reaches": reaches}
+
+
+def equivalents(
+    sites: Sites, dimension: int, methods: Sequence[str | Method] = DEFAULT_METHODS
+) -> list[dict[str, Any]]:
+    """For each method with a size the smallest that trains at least `dimension` parameters; the fewest first."""
+    found = []
+    for given in methods:
+        method = parse(given) if isinstance(given, str) else given
+        if method.size is None:
+            continue
+        try:
+            smallest = _smallest(method, sites, dimension)
+        except DeltatuneError:  # this model has no such sites
+            continue
+        params = smallest.count(sites)
+        if params >= dimension:
+            found.append({"method": repr(smallest), "params": params, "times": params / dimension})
+    return sorted(found, key=lambda entry: entry["params"])
+
+
+def _smallest(method: Method, sites: Sites, dimension: int) -> Method:
+    if method.sized(1).count(sites) >= dimension:
+        return method.sized(1)
+    below = fit_budget(method, sites, dimension - 1)  # the largest that is too small
+    return method.sized(min((below.size or 0) + 1, method.limit(sites)))
+
+
+def sentence(result: Mapping[str, Any]) -> str:
+    """The finding in words, with what to make of it."""
+    question, metric = result["question"], result["metric"]
+    share = f"{100 * question['fraction']:g} %"
+    what = (
+        f"the {metric} of full fine-tuning" if question["of"] == "full" else f"what full fine-tuning gains in {metric}"
+    )
+    goal = f"{share} of {what} ({result['target']:.3f})"
+    dimension = result["dimension"]
+    if dimension is None:
+        largest = max(point["dimension"] for point in result["points"])
+        text = f"No dimension up to {largest:,} reaches {goal}; raise --max or train longer."
+    elif dimension == 0:
+        text = (
+            f"The head alone reaches {goal}: no weight of the model has to change for it. Use Probe(), or ask for "
+            "more: --fraction 0.99, or --of gain for a share of what full fine-tuning adds."
+        )
+    else:
+        of = percent(dimension / result["base_params"])
+        bound = f", {result['below']:,} do not" if result["below"] else ""
+        text = f"{dimension:,} numbers ({of} of the model's) reach {goal}{bound}."
+        if result["methods"]:
+            first = result["methods"][0]
+            text += f" The smallest of the usual methods with as many is {first['method']}, with {first['params']:,}."
+    return text + _warning(result)
+
+
+def _warning(result: Mapping[str, Any]) -> str:
+    """Said where full fine-tuning itself may be no better than no model at all."""
+    known = (result["majority"] or {}).get("score")
+    if known is None or result["full"]["test"] > known:
+        return ""
+    return (
+        f" Beware: full fine-tuning scores {result['full']['test']:.3f} on the test rows, no better than always "
+        f"answering the most frequent label ({known:.3f}); a share of that says nothing."
+    )
+
+
+WIDTH, HEIGHT = 640.0, 380.0
+STRIP = 54.0
+"""Width of the strip for the head alone: 0 has no place on a log axis."""
+STYLE = """
+svg { font: 12px system-ui, sans-serif; background: #fdfdfc; }
+text { fill: #5b6875; } .label { fill: #16202a; font-weight: 600; }
+.grid, .ground { stroke: #dde2e6; } .front { stroke: #0072b2; stroke-width: 1.5; fill: none; }
+.s0 { fill: #0072b2; } .ref { stroke: #5f6a75; fill: #fdfdfc; } .mark.hollow { stroke-width: 1.5; }
+.goal { stroke: #a33a1c; stroke-dasharray: 5 4; } .full { stroke: #5f6a75; }
+"""
+"""Colours of its own: the file stands alone, without the report's page."""
+
+
+def curve(result: Mapping[str, Any]) -> str:
+    """Validation score by dimension (log), with full fine-tuning, the target and the answer. `result`: an answer."""
+    points = [point for point in result["points"] if point["dimension"]]
+    head = [point for point in result["points"] if not point["dimension"]]
+    left, right, top, bottom = 48.0, WIDTH - 96, 34.0, HEIGHT - 46
+    start = left + STRIP
+    across = logarithmic([point["dimension"] for point in points], start, right)
+    scores = [point["score"] for point in result["points"]] + [result["full"]["score"], result["target"]]
+    up = linear(scores, bottom, top)
+    parts = [
+        tag("style", STYLE),
+        left_axis(up, left, right, {value: f"{value:g}" for value in up.ticks(6)}),
+        bottom_axis(across, bottom, {value: formats.short_count(value) for value in across.ticks(6)}),
+        text(left - 40, 16, f"validation {result['metric']}", class_="axis"),
+        text(right, HEIGHT - 8, "dimension, log scale", "end", "axis"),
+        text(left + STRIP * 0.45, bottom + 16, "0", "middle", "tick"),
+        text(left + STRIP * 0.45, bottom + 29, "head only", "middle", "tick"),
+    ]
+    share = f"{100 * result['question']['fraction']:g} %"
+    lines = [(result["full"]["score"], "full", "full"), (result["target"], share, "goal")]
+    for value, name, kind in lines:
+        parts.append(line(left, up.at(value), right, up.at(value), kind) + text(right + 6, up.at(value) + 4, name))
+    spots = [(across.at(point["dimension"]), up.at(point["score"]), point) for point in points]
+    parts.append(path([(x, y) for x, y, _ in spots], "front"))
+    spots += [(left + STRIP * 0.45, up.at(point["score"]), point) for point in head]
+    for x, y, point in spots:
+        look = Look("s0", "circle") if point["reaches"] else Look("ref", "circle", hollow=True)
+        title = f"{point['method']}: {point['score']:.3f} at rate {formats.rate(point['rate'])}"
+        parts.append(group(look, mark(look, x, y), title))
+        if point["dimension"] == result["dimension"]:
+            parts.append(text(x, y - 12, f"{point['dimension']:,}", "middle", "label"))
+    picture = svg(WIDTH, HEIGHT, "".join(parts), f"Validation {result['metric']} against the dimension of the subspace")
+    return picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"

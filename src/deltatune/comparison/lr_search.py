@@ -1,0 +1,86 @@
+"""Which learning rate a method gets: the one whose runs are best on the validation rows, over all seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from deltatune.comparison.candidates import EXTENSIONS, beyond
+
+Record = dict[str, Any]
+
+
+class Search:
+    """The runs of one method, and the rate they speak for.
+
+    Every rate is tried at the first seed; while the best is at an edge of three or more, the search goes on beyond it.
+    Then the best rate gets the other seeds. Where they take its mean clearly below another rate's, it was lucky, and
+    that one gets its seeds: all on validation rows alone. Most searches need the planned rates at one seed and the
+    other seeds at one rate.
+    """
+
+    def __init__(
+        self,
+        rates: Sequence[float],
+        seeds: Sequence[int],
+        run: Callable[[float, int], Record | None],
+        score: Callable[[Record], float],
+        slack: float = 0.0,
+    ) -> None:
+        """`run` trains at a rate with a seed, and gives None where that fails; a higher `score` is better.
+
+        `slack`: the share of a score by which another rate must be better to be clearly so.
+        """
+        self.seeds, self.slack, self._run, self._score = seeds, slack, run, score
+        self.runs: dict[float, list[Record]] = {}
+        """Runs by rate, in the order of the seeds."""
+        self._failed: set[float] = set()
+        for rate in rates:
+            self._try(rate)
+        for _ in range(EXTENSIONS if len(self.runs) >= 3 else 0):
+            if not self._beyond():
+                break
+        self.rate = self.best if self.runs else rates[0]
+        """The chosen one."""
+        while self.runs and not self._is_settled():
+            self._try(self.rate)
+            if self._is_beaten():
+                self.rate = self.best
+
+    @property
+    def best(self) -> float:
+        """The rate with the best mean so far; of equals the first. Those at which a seed failed come last."""
+        return max(self.runs, key=lambda rate: (rate not in self._failed, self.mean(rate)))
+
+    @property
+    def chosen(self) -> list[Record]:
+        """The runs of the chosen rate; none where all failed."""
+        return self.runs.get(self.rate, [])
+
+    def mean(self, rate: float) -> float:
+        """The mean score of the seeds that were tried at a rate."""
+        return statistics.mean(map(self._score, self.runs[rate]))
+
+    def _try(self, rate: float) -> bool:
+        """Train with the next seed of a rate; False where that fails."""
+        record = self._run(rate, self.seeds[len(self.runs.get(rate, ()))])
+        if record is None:
+            self._failed.add(rate)
+            return False
+        self.runs.setdefault(rate, []).append(record)
+        return True
+
+    def _beyond(self) -> bool:
+        """Go on beyond an edge; False where the best rate is at none, or where training fails there."""
+        rate = self.best
+        if min(self.runs) < rate < max(self.runs):
+            return False
+        return self._try(beyond(rate, 1 if rate == max(self.runs) else -1))
+
+    def _is_beaten(self) -> bool:
+        best = self.mean(self.best)
+        return self.rate in self._failed or best - self.mean(self.rate) > self.slack * abs(best)
+
+    def _is_settled(self) -> bool:
+        return self.rate in self._failed or len(self.runs[self.rate]) == len(self.seeds)

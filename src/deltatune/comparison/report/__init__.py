@@ -1,0 +1,1 @@
+"""The report of a comparison. It reads summary.json and nothing else."""

@@ -1,0 +1,189 @@
+"""SVG by hand: elements, axes, marks. Colours are CSS variables, so the page's theme paints the charts too."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from deltatune.comparison.report.number_format import clip, html
+
+SHAPES = ("circle", "square", "diamond", "triangle", "down")
+COLOURS = 10
+"""Slots s0..s9 of page.css; a shape beside the colour keeps methods apart for those who see colours differently."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn, the same in every figure."""
+
+    slot: str
+    """CSS class that sets the colour: "s0".. for methods, "ref" for reference lines."""
+    shape: str
+    hollow: bool = False
+
+
+def looks(references: Sequence[bool]) -> list[Look]:
+    """One look per method in the order of the table: coloured and filled, or grey and hollow for references."""
+    found, seen = [], {True: 0, False: 0}
+    for reference in references:
+        i = seen[reference]
+        seen[reference] += 1
+        shape = SHAPES[(i if reference else i + i // COLOURS) % len(SHAPES)]
+        found.append(Look("ref", shape, hollow=True) if reference else Look(f"s{i % COLOURS}", shape))
+    return found
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    """Pixel of `low`."""
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Pixel of a value."""
+        low, high, value = (
+            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values inside the axis, some `about` of them."""
+        return _log_ticks(self.low, self.high, about) if self.log else _linear_ticks(self.low, self.high, about)
+
+
+def linear(values: Iterable[float], start: float, end: float, pad: float = 0.06, floor: float | None = None) -> Axis:
+    """An axis that holds all values with some air; never below `floor`."""
+    known = list(values) or [0.0, 1.0]
+    low, high = min(known), max(known)
+    air = (high - low) * pad or abs(high) * 0.1 or 0.1
+    return Axis(max(low - air, floor) if floor is not None else low - air, high + air, start, end)
+
+
+def logarithmic(values: Iterable[float], start: float, end: float, pad: float = 0.08) -> Axis:
+    """A log axis over the positive values, at least a decade wide in all."""
+    known = [math.log10(value) for value in values if value > 0] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    air = max((high - low) * pad, (1.0 - (high - low)) / 2, 0.05)
+    return Axis(10 ** (low - air), 10 ** (high + air), start, end, log=True)
+
+
+def tag(name: str, content: str = "", **attributes: object) -> str:
+    """One element. `class_` is class, `stroke_width` is stroke-width; values are escaped, content is markup."""
+    pairs = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html(_short(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return f"<{name}{pairs}>{content}</{name}>" if content else f"<{name}{pairs}/>"
+
+
+def svg(width: float, height: float, content: str, label: str, class_: str = "") -> str:
+    """A whole picture that scales with its box; `label` is what a screen reader says."""
+    box = f"0 0 {_short(width)} {_short(height)}"
+    return tag("svg", content, viewBox=box, width=width, height=height, role="img", aria_label=label, class_=class_)
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> str:
+    """Words at a point; they are data, so they are escaped."""
+    place = None if anchor == "start" else anchor
+    return tag("text", html(words), x=x, y=y, text_anchor=place, class_=class_ or None)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+    """A straight line."""
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def path(points: Sequence[tuple[float, float]], class_: str = "line") -> str:
+    """A line through points."""
+    if not points:
+        return ""
+    return tag("path", d="M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points), class_=class_)
+
+
+def mark(look: Look, x: float, y: float, r: float = 5.0) -> str:
+    """A method's marker, centred."""
+    class_ = "mark hollow" if look.hollow else "mark"
+    if look.shape == "circle":
+        return tag("circle", cx=x, cy=y, r=r, class_=class_)
+    if look.shape == "square":
+        side = r * 0.88
+        return tag("rect", x=x - side, y=y - side, width=2 * side, height=2 * side, class_=class_)
+    corners = {
+        "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
+        "triangle": [(0, -1.2), (1.15, 0.85), (-1.15, 0.85)],
+        "down": [(0, 1.2), (1.15, -0.85), (-1.15, -0.85)],
+    }[look.shape]
+    return tag(
+        "polygon", points=" ".join(f"{_short(x + r * a)},{_short(y + r * b)}" for a, b in corners), class_=class_
+    )
+
+
+def group(look: Look, content: str, title: str = "") -> str:
+    """Marks of one method under its colour, with a tooltip."""
+    return tag("g", (tag("title", html(title)) if title else "") + content, class_=look.slot)
+
+
+def text_width(words: str, size: float) -> float:
+    """Pixels that a line of text takes in a usual sans-serif face, rather too many than too few."""
+    narrow, wide = set("iljtfrI.,:;'()[]| "), set("mwMWGOQ@%…×")
+    each = (
+        0.36 if letter in narrow else 0.9 if letter in wide else 0.7 if letter.isupper() else 0.6 for letter in words
+    )
+    return size * sum(each)
+
+
+def fit(words: str, size: float, width: float) -> str:
+    """The words, or as much of their beginning as `width` pixels hold."""
+    length = len(words)
+    while length > 4 and text_width(clip(words, length), size) > width:
+        length -= 1
+    return clip(words, length)
+
+
+def left_axis(axis: Axis, left: float, right: float, names: dict[float, str]) -> str:
+    """Horizontal grid lines with their values on the left."""
+    parts = []
+    for value, name in names.items():
+        y = axis.at(value)
+        parts.append(line(left, y, right, y, "grid") + text(left - 6, y + 3.5, name, "end", "tick"))
+    return "".join(parts)
+
+
+def bottom_axis(axis: Axis, bottom: float, names: dict[float, str]) -> str:
+    """The ground line with values below it."""
+    parts = [line(axis.start, bottom, axis.end, bottom, "ground")]
+    for value, name in names.items():
+        x = axis.at(value)
+        parts.append(line(x, bottom, x, bottom + 4, "ground") + text(x, bottom + 16, name, "middle", "tick"))
+    return "".join(parts)
+
+
+def _short(value: object) -> object:
+    """Pixels to a tenth: no reader sees more, and the page stays small."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+
+
+def _linear_ticks(low: float, high: float, about: int) -> list[float]:
+    raw = (high - low) / max(about, 1)
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    inside = [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    # One value does not make a scale.
+    return inside if len(inside) > 1 else _linear_ticks(low, high, about + 1)
+
+
+def _log_ticks(low: float, high: float, about: int) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 3), (1, 2, 5)):
+        inside = [factor * 10.0**i for i in decades for factor in factors if low <= factor * 10.0**i <= high]
+        if len(inside) >= 3:
+            break
+    while len(inside) > about + 2:
+        inside = inside[::2]
+    return inside

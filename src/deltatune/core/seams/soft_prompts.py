@@ -1,0 +1,189 @@
+"""Soft prompts are tokens: virtual ids at or above the vocabulary, put in front of each row of `input_ids`.
+
+Lengths, masks, labels, caches and generation then see ordinary tokens; only the embedding site knows better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.route import Route
+from deltatune.core.seams.hook_points import Now
+from deltatune.core.sites.site import Facts
+
+
+class PromptSeam:
+    """Pre-hook of the whole model: puts prompts in where a plain caller gave none, and remembers the mask."""
+
+    def __init__(self, model: nn.Module, facts: Facts, now: Now) -> None:
+        self.facts, self.now = facts, now
+        pad = getattr(model.config, "pad_token_id", None)
+        self.pad = pad if isinstance(pad, int) else 0
+        self.lengths: dict[str, int] = {}
+        """Virtual tokens of each active adapter that has any."""
+        self.route = Route()
+        self._names = tuple(signature(model.forward).parameters)
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        batch = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        inserted = bool(self.lengths) and self.lacking(batch)
+        if inserted:
+            batch = self.insert(batch)
+            if self.facts.decoder and "position_ids" in self._names and batch.get("position_ids") is None:
+                # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
+                batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        self.now.mask = _two_dimensional(batch.get("attention_mask"))
+        if self.now.mask is None and self.facts.decoder:
+            self.now.mask = _all_so_far(batch)
+        self.now.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
+        return ((), batch) if inserted else None
+
+    def _virtual(self, ids: Tensor) -> bool:
+        """Whether a caller has put virtual tokens in already."""
+        there = (ids >= self.facts.vocabulary).any()
+        if torch.compiler.is_compiling():  # a graph cannot depend on it: callers of a compiled model give plain ids
+            torch._assert_async(~there, "a compiled model puts soft prompts in itself: give it ids without them")
+            return False
+        most = self.facts.vocabulary + max(self.lengths.values())
+        if bool((ids >= most).any()):
+            raise DeltatuneError(
+                f"the input has virtual tokens up to number {int(ids.max()) - self.facts.vocabulary + 1}, but the "
+                f"acting prompt has {max(self.lengths.values())}: give the adapter as many as its template has"
+            )
+        return bool(there)
+
+    def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch with every row's prompt in front."""
+        lengths = self.of_rows(len(batch["input_ids"])) if isinstance(batch.get("input_ids"), Tensor) else []
+        longer = insert_prompts(batch, lengths, self.facts.vocabulary, self.pad, left=self.facts.decoder)
+        if self.facts.encoder_decoder and "labels" in batch:  # the decoder's, whatever their length
+            longer["labels"] = batch["labels"]
+        return longer
+
+    def of_rows(self, batch: int) -> Sequence[int]:
+        """Virtual tokens of each row of a batch."""
+        return [max([0, *(self.lengths.get(name, 0) for name in row)]) for row in self.route.weights(batch)]
+
+    def lacking(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the prompts still have to be put in. Raises DeltatuneError inside a plain `generate`."""
+        ids, cache = batch.get("input_ids"), batch.get("past_key_values")
+        if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
+            return False
+        if isinstance(ids, Tensor) and self._virtual(ids):
+            return False
+        if cache is not None:
+            raise DeltatuneError(
+                "with a soft prompt, generate through host.generate(...), which puts its tokens in first"
+            )
+        return True
+
+
+def _two_dimensional(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _all_so_far(batch: Mapping[str, Any]) -> Tensor | None:
+    """The mask (B, S) of a step behind a cache that came without: generate() gives none where every token is real."""
+    cache, ids = batch.get("past_key_values"), batch.get("input_ids")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return ids.new_ones(ids.shape[0], past + ids.shape[1]) if past and isinstance(ids, Tensor) else None
+
+
+def insert_prompts(
+    batch: Mapping[str, Any], lengths: Sequence[int], vocabulary: int, pad: int, left: bool
+) -> dict[str, Any]:
+    """Return the batch with `lengths[i]` virtual ids before the first real token of row i.
+
+    `input_ids`, `attention_mask` and `token_type_ids` (B, T) become (B, T + max(lengths)); per-token `labels` get -100
+    there. Rows with shorter prompts are padded, on the left if `left` or if the batch already is.
+    Raises DeltatuneError when ids or a two-dimensional mask are missing.
+    """
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise DeltatuneError(
+            "a soft prompt needs input_ids (B, T); this call gives none (inputs_embeds cannot carry one)"
+        )
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() != 2:
+        raise DeltatuneError(f"a soft prompt needs an attention_mask of shape (B, T), not {tuple(mask.shape)}")
+    mask = torch.ones_like(ids) if mask is None else mask
+    layout = _Layout(mask, lengths, left)
+    out = dict(batch)
+    out["input_ids"] = torch.where(layout.virtual, vocabulary + layout.index, layout.move(ids, pad))
+    out["attention_mask"] = torch.where(layout.virtual, 1, layout.move(mask, 0)).to(mask.dtype)
+    if isinstance(types := batch.get("token_type_ids"), Tensor):
+        out["token_type_ids"] = layout.move(types, 0)
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and labels.shape == ids.shape and not labels.is_floating_point():  # one a token
+        out["labels"] = layout.move(labels, -100)
+    if isinstance(positions := batch.get("position_ids"), Tensor):
+        shifted = positions.expand_as(ids) + layout.lengths[:, None]
+        out["position_ids"] = torch.where(layout.virtual, layout.index, layout.move(shifted, 0))
+    return out
+
+
+class _Layout:
+    """Where every column of the longer batch comes from."""
+
+    def __init__(self, mask: Tensor, lengths: Sequence[int], left: bool) -> None:
+        rows, columns = mask.shape
+        longest = max(lengths)
+        self.lengths = torch.tensor(lengths, device=mask.device)
+        padding = (mask.cumsum(1) == 0).sum(1)  # (B,) zeros in front of the first real token
+        aside = longest - self.lengths  # (B,) where rows with shorter prompts begin, if they are padded on the left
+        start = padding + (aside if left else torch.where((padding > 0).any(), aside, 0))  # (B,) the first virtual id's
+        at = torch.arange(columns + longest, device=mask.device).expand(rows, -1)  # (B, T')
+        self.index = at - start[:, None]
+        self.virtual = (self.index >= 0) & (self.index < self.lengths[:, None])
+        source = self.index - self.lengths[:, None] + padding[:, None]
+        self.real = (self.index >= self.lengths[:, None]) & (source < columns)
+        self.source = source.clamp(0, columns - 1)
+
+    def move(self, tensor: Tensor, fill: int) -> Tensor:
+        """Carry a (B, T) tensor over to (B, T'), `fill` where nothing real lies."""
+        return torch.where(self.real, tensor.gather(1, self.source), fill).to(tensor.dtype)
+
+
+def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
+    """Run `model.generate` on a batch with the route's prompts in front; the result holds no virtual ids."""
+    if not prompts.lengths:
+        return model.generate(**inputs)
+    ids: Tensor = inputs["input_ids"]
+    named: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    batch = prompts.insert({key: inputs[key] for key in named if key in inputs})
+    widen = model.register_forward_hook(_widener(prompts.facts.vocabulary + max(prompts.lengths.values())))
+    try:
+        out = model.generate(**{**inputs, **batch})
+    finally:
+        widen.remove()
+    return out if prompts.facts.encoder_decoder else _without_prompts(out, ids, batch["input_ids"].shape[1])
+
+
+def _widener(width: int) -> Any:
+    """Give logits columns for the virtual ids, never to be chosen, so that processors may look them up."""
+
+    def widen(module: nn.Module, args: Any, output: Any) -> Any:
+        missing = width - output.logits.shape[-1]
+        if missing > 0:
+            output.logits = F.pad(output.logits, (0, missing), value=torch.finfo(output.logits.dtype).min)
+        return output
+
+    return widen
+
+
+def _without_prompts(out: Any, ids: Tensor, length: int) -> Any:
+    sequences: Tensor = out if isinstance(out, Tensor) else out.sequences
+    original = ids.repeat_interleave(len(sequences) // len(ids), 0)
+    clean = torch.cat([original, sequences[:, length:]], 1)
+    if isinstance(out, Tensor):
+        return clean
+    out.sequences = clean
+    return out

@@ -1,0 +1,69 @@
+"""The base's parameters at one site as methods know them, however the model stores them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.sites.fused_projections import put, take
+from deltatune.core.sites.site import Site
+
+
+class Base:
+    """What lies under one Delta: weights (out, in), biases (out,), cut to the site's slice. Read, never changed."""
+
+    def __init__(self, module: nn.Module, site: Site) -> None:
+        self.module, self.site = module, site
+
+    def __deepcopy__(self, memo: Any) -> Base:
+        return self  # a copied adapter stands on the same base
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name; at kind `weight` the one under its attribute's name."""
+        return {name: self._oriented(tensor, name) for name, tensor in self.stored().items()}
+
+    def stored(self) -> dict[str, Tensor]:
+        """The same as the model stores them: whole, and GPT-2's weights as (in, out)."""
+        if self.site.kind == "weight":
+            return {self.site.attribute: getattr(self.module, self.site.attribute)}
+        return dict(self.module.named_parameters())
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) of a linear map, (V, D) of an embedding, (D,) of a norm."""
+        return self._oriented(self.module.get_parameter("weight"), "weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,), or None."""
+        bias = getattr(self.module, "bias", None)
+        return self._oriented(bias, "bias") if isinstance(bias, Tensor) else None
+
+    def placed(self, name: str, part: Tensor) -> Tensor:
+        """A whole parameter as the model stores it, with this site's part of it replaced."""
+        whole = self.stored()[name].to(part.dtype)
+        if not self._cuts:
+            return part
+        if name != "weight":
+            return put(whole, self.site.slice, part)
+        turned = whole if self.site.transposed else whole.T  # (in, out)
+        changed = put(turned, self.site.slice, part.T)
+        return changed if self.site.transposed else changed.T
+
+    @property
+    def _cuts(self) -> bool:
+        return self.site.kind in ("linear", "input")
+
+    def _oriented(self, tensor: Tensor, name: str) -> Tensor:
+        if not self._cuts:
+            return tensor
+        turned = tensor.T if self.site.transposed and name == "weight" else tensor
+        return take(turned.T, self.site.slice).T if name == "weight" else take(turned, self.site.slice)
+
+
+def check_whole(model: nn.Module, what: str, fix: str) -> None:
+    """Raise DeltatuneError if the base is spread over processes, none of which can read all of a weight."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # FSDP2 made it so
+        raise DeltatuneError(f"{what} reads the base's weights, which are spread over processes (FSDP); {fix}")

@@ -1,0 +1,221 @@
+"""Finding the sites of a model from what transformers declares about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.sites.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
+from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
+from deltatune.core.sites.module_names import POSITIONS, in_attention, is_expert, names_embeddings, role_of
+from deltatune.core.sites.non_block_sites import embeddings, linear_site, norm_site, outside, unnamed_outside
+from deltatune.core.sites.site import Facts, Site, Sites, generic
+
+
+def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Sites:
+    """Find every site of a transformers model; `roles` names leaves the table does not know (`{"my_q": "attn.q"}`).
+
+    Raises DeltatuneError when no transformer block is found or a role in `roles` names no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise DeltatuneError(f"{model!r} is not a model object; load it first, with AutoModel.from_pretrained(...)")
+    roles = dict(roles or {})
+    heads = task_heads(model)
+    blocks = find_blocks(model)
+    if not blocks:
+        seen = sorted({type(module).__name__ for module in model.modules()})
+        raise DeltatuneError(
+            f"no transformer blocks found in {type(model).__name__}; modules seen: {', '.join(seen[:20])}"
+        )
+    sites: list[Site] = [*embeddings(model, blocks)]
+    unnamed: list[str] = []
+    for block in blocks:
+        found, left = _block_sites(model, block, roles)
+        sites += found
+        unnamed += left
+    sites += outside(model, blocks, heads)
+    unnamed += unnamed_outside(model, blocks, heads, {site.module for site in sites})
+    _check_roles(model, roles)
+    weights = list(_weights(model, blocks, heads))
+    facts = _facts(model, sites, weights)
+    # A prefix at some of the attentions only would be another method: all of them, or none
+    attentions: set[type] = {type(model.get_submodule(site.module)) for site in sites if site.kind == "kv"}
+    if not reaches_attention(model) or not all(dispatches(kind) for kind in attentions):
+        sites = [site for site in sites if site.kind != "kv"]
+    sites = [replace(site, causal=facts.decoder or site.name.startswith("decoder.")) for site in sites]
+    return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tuple[list[Site], list[str]]:
+    module = model.get_submodule(block.path)
+    named: dict[str, Site] = {}
+    unnamed, seen = [], set()
+    for path, leaf in maps_of(module).items():
+        role = role_of(path, roles)
+        if role is None or role in seen:
+            unnamed.append(f"{block.path}.{path}")
+            continue
+        seen.add(role)
+        site = linear_site(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
+        named[role] = site
+        named |= {part: one for part, one in parts_of(model, site, role).items() if part not in named}
+    sites = list(named.values())
+    for group in ("attn", "cross", "ffn"):
+        sites += list(_sublayer(model, block, group, named))
+    sites += _mixture(block, module, named)
+    return [
+        *sites,
+        *_norms(module, block),
+        *_residual(block, sites, getattr(model.config, "use_bottleneck", False)),
+    ], unnamed
+
+
+def _mixture(block: Block, module: nn.Module, named: Mapping[str, Site]) -> Iterator[Site]:
+    """A mixture of experts as one sublayer: its experts see some tokens each, the whole sees all."""
+    at = next((_parent(path) for path, _ in module.named_modules() if is_expert(path)), "")
+    if at and "attn.o" in named and "ffn.out" not in named:
+        path, width = f"{block.path}.{at}", named["attn.o"].width_out
+        yield Site(
+            f"{block.name}.ffn", "sublayer", path, path, width, width, layer=block.index, depth=block.depth
+        )  # fmt: skip
+
+
+def _residual(block: Block, sites: list[Site], narrow: bool) -> Iterator[Site]:
+    """The residual stream behind a block: what ReFT changes. `narrow`: its sublayers are narrower (MobileBERT)."""
+    entry = next((site for site in sites if site.kind == "sublayer"), None)
+    if entry is not None and not narrow:
+        yield Site(
+            f"{block.name}.residual", "residual", block.path, block.path, entry.width_out, entry.width_out,
+            layer=block.index, depth=block.depth,
+        )  # fmt: skip
+
+
+def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Site]) -> Iterator[Site]:
+    """The sublayer as a whole (output changed before the residual sum) and, for attention, its keys and values."""
+    first = ("gate_up", "in", "gate") if group == "ffn" else ("qkv", "q")
+    entry = next((named[f"{group}.{role}"] for role in first if f"{group}.{role}" in named), None)
+    end = named.get(f"{group}.out" if group == "ffn" else f"{group}.o")
+    key = named.get(f"{group}.k")
+    if group != "ffn" and entry is not None and key is not None:
+        yield replace(
+            entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
+            params=0, bias=False, transposed=False, slice=None,
+        )  # fmt: skip
+    if end is not None:  # what the last map reads: the FFN's activations, the heads' outputs side by side
+        inner = f"{block.name}.ffn.act" if group == "ffn" else f"{block.name}.{group}.heads"
+        yield replace(end, name=inner, kind="input", width_out=end.width_in, params=0, slice=None)
+    if entry is None or end is None:
+        return
+    norm = _post_norm(model.get_submodule(block.path), block, end) if group == "ffn" else None
+    yield replace(
+        end, name=f"{block.name}.{group}", kind="sublayer", read=entry.module, width_in=entry.width_in, norm=norm,
+        params=0, bias=False, transposed=False,
+    )  # fmt: skip
+
+
+def _post_norm(module: nn.Module, block: Block, end: Site) -> str | None:
+    """The norm behind the FFN's residual sum: beside its last map (BERT), or the block's last outside attention."""
+    if not block.post_norm:
+        return None
+    norms = [f"{block.path}.{path}" for path, leaf in module.named_modules() if is_norm(leaf)]
+    beside = [path for path in norms if _parent(path) == _parent(end.module) != block.path]
+    mine = [path for path in norms if not in_attention(path.removeprefix(block.path) + ".") and ".sa_" not in path]
+    return next(reversed(beside or mine), None)
+
+
+def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
+    norms = [(path, leaf) for path, leaf in module.named_modules() if is_norm(leaf)]
+    for i, (path, leaf) in enumerate(norms):
+        yield replace(
+            norm_site(f"{block.name}.norm.{i}", f"{block.path}.{path}", leaf), layer=block.index, depth=block.depth
+        )
+
+
+def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
+    paths = list(maps_of(model))
+    raise_all([
+        f"roles names {leaf!r}, but no linear map of this model ends in it"
+        for leaf in roles
+        if not any(path == leaf or path.endswith("." + leaf) for path in paths)
+    ])  # fmt: skip
+
+
+def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
+    """Every distinct base parameter; `layer`: its block's number, `depth` for what lies above the blocks, or None."""
+    for path, parameter in model.named_parameters():
+        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not parameter.numel():
+            continue
+        owner, _, attribute = path.rpartition(".")
+        block = next((block for block in blocks if path.startswith(block.path + ".")), None)
+        above = (
+            block is None and not names_embeddings(owner) and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
+        )
+        depth = block.depth if block else max(block.depth for block in blocks)
+        yield Site(
+            path, "weight", owner, owner, 0, 0, params=parameter.numel(), attribute=attribute,
+            layer=block.index if block else (depth if above else None), depth=depth,
+        )  # fmt: skip
+
+
+def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
+    config = model.config
+    embed = next((site for site in sites if site.kind == "embed"), None)
+    entry = next((site for site in sites if site.kind == "linear"), None)
+    longest = getattr(config, "max_position_embeddings", None)
+    positions = [path for path, module in modules_of(model) if _takes_positions(path, module, longest)]
+    both = any(site.name.startswith("decoder.") for site in sites)  # T5's tagger has no decoder
+    two = both and bool(getattr(config, "is_encoder_decoder", False))
+    return Facts(
+        architecture=type(model).__name__,
+        hidden=entry.width_in if entry else embed.width_out if embed else 0,
+        vocabulary=embed.width_in if embed else 0,
+        params=sum(site.params for site in weights),
+        encoder_decoder=two,
+        decoder=not two and _causal(model),
+        positions=longest,
+        position_modules=() if two else tuple(positions),
+    )
+
+
+def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
+    """Whether position ids pass through a module: a known name, or a table that counts them from the mask (OPT)."""
+    counts = isinstance(module, nn.Embedding) and {"attention_mask", "position_ids"} <= set(
+        signature(module.forward).parameters
+    )
+    leaf = path.rpartition(".")[2]
+    # CLIP's and SigLIP's images have a table of the same name, for patches
+    text = leaf == "position_embedding" and getattr(module, "num_embeddings", None) == longest
+    return counts or text or leaf in POSITIONS
+
+
+def _causal(model: nn.Module) -> bool:
+    config: Any = model.config
+    kind = config.model_type
+    if any(getattr(module, "is_causal", False) is True for _, module in modules_of(model)):
+        return True
+    if getattr(config, "is_decoder", None) is False:  # BERT and the like; BertGeneration's encoder too
+        return False
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def uneven(sites: Sites) -> dict[str, tuple[int, int]]:
+    """Names that only some blocks of a stack have, with how many do, of how many: `{"layers.*.attn.q": (1, 2)}`."""
+    mine: dict[str, set[int]] = {}
+    depths: dict[str, int] = {}
+    for site in sites.values():
+        if site.layer is not None and site.kind != "norm":
+            name = generic(site.name)
+            mine.setdefault(name, set()).add(site.layer)
+            depths[name] = site.depth
+    return {name: (len(layers), depths[name]) for name, layers in mine.items() if len(layers) < depths[name]}

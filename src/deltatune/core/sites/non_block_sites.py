@@ -1,0 +1,152 @@
+"""The sites outside the blocks: embeddings, norms, the pooler, the language-model head, task heads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from deltatune.core.sites.blocks import (
+    Block,
+    body,
+    input_embeddings,
+    is_norm,
+    maps_of,
+    modules_of,
+    of_distances,
+    widths,
+)
+from deltatune.core.sites.module_names import EMBED_PROJECT, names_embeddings
+from deltatune.core.sites.site import Site
+
+
+def linear_site(name: str, path: str, module: nn.Module, block: Block | None) -> Site:
+    """A linear map as a site."""
+    width_in, width_out = widths(module)
+    bias = getattr(module, "bias", None) is not None
+    return Site(
+        name=name, kind="linear", module=path, read=path, width_in=width_in, width_out=width_out,
+        params=width_in * width_out + bias * width_out, bias=bias, transposed=isinstance(module, Conv1D),
+        layer=block.index if block else None, depth=block.depth if block else 0,
+    )  # fmt: skip
+
+
+def norm_site(name: str, path: str, module: nn.Module) -> Site:
+    """A normalisation layer as a site."""
+    width = int(getattr(module, "weight").shape[0])  # noqa: B009 (nn.Module's type knows no weight)
+    bias = getattr(module, "bias", None) is not None
+    return Site(name, "norm", path, path, width, width, params=width * (1 + bias), bias=bias)
+
+
+def embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
+    """The token embeddings that each stack calls."""
+    table = input_embeddings(model)
+    if not isinstance(table, nn.Embedding) or _pools_by_id(model):
+        return
+    prefixes = {block.name.partition("layers")[0]: block.path for block in blocks}
+    size, width = table.num_embeddings, table.embedding_dim
+    for prefix, path in prefixes.items():
+        module = _embedding_of(model, table, prefix, path)
+        if module is not None:
+            tied = _tied(model, model.get_submodule(module))
+            yield Site(f"{prefix}embed", "embed", module, module, size, width, params=size * width, tied=tied)
+
+
+def _pools_by_id(model: nn.Module) -> bool:
+    """Whether the model looks for the largest token id: CLIP's with eos_token_id 2, which would find a virtual one."""
+    config: Any = model.config
+    config = getattr(config, "text_config", None) or config
+    return "clip" in str(config.model_type) and getattr(config, "eos_token_id", None) == 2
+
+
+def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
+    """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
+    tables = {
+        path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)
+    }
+    if not prefix:
+        same = [path for path, leaf in tables.items() if leaf is table or leaf.weight is table.weight]
+        stack = block.split(".")[:-2]  # T5's encoder alone has one of its own too
+        mine = [path for path in same if stack and path.split(".")[: len(stack)] == stack]
+        return next(iter(mine or [path for path in same if tables[path] is table]), None)
+    root = block[: block.index(prefix.rstrip("."))] + prefix
+    own = [
+        path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings
+    ]
+    return own[0] if own else None
+
+
+def _tied(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a module's weight belongs to another module too."""
+    weight = getattr(module, "weight", None)
+    return any(getattr(other, "weight", None) is weight for _, other in modules_of(model) if other is not module)
+
+
+def _lm_head(model: nn.Module) -> Iterator[Site]:
+    output = output_embeddings(model)
+    for path, module in maps_of(model).items():
+        if module is output:
+            yield replace(linear_site("lm_head", path, module, None), tied=_tied(model, module))
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> str | None:
+    """What a norm or a linear map outside the blocks is called, None for what has no name."""
+    norm, linear = is_norm(module), isinstance(module, (nn.Linear, Conv1D))
+    if not (norm or linear) or module is output_embeddings(model):
+        return None
+    if output_embeddings(model) is not None and all(module is not mine for mine in body(model).modules()):
+        return "lm_head.norm" if norm else "lm_head.dense"
+    if norm:
+        if of_distances(model, path):
+            return "embed.relative.norm"
+        return "embed.norm" if names_embeddings(path) else "norm"
+    parts = path.split(".")
+    if parts[-1] in EMBED_PROJECT or ".".join(parts[-2:]) in EMBED_PROJECT:
+        return "embed.project"
+    return "pooler" if "pooler" in path else None
+
+
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The output embedding of a language model."""
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return found if isinstance(found, nn.Module) else None
+
+
+def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
+    """Norms and the pooler outside the blocks, and the model's own task heads."""
+    inside = tuple(block.path + "." for block in blocks)
+    stacks = sorted({block.name.partition("layers")[0] for block in blocks}, key=len, reverse=True)
+    numbers: Counter[str] = Counter()
+    for path, module in modules_of(model):
+        if path.startswith(inside) or path.split(".")[0] in heads:
+            continue
+        stack = next((stack for stack in stacks if stack and stack in path + "."), "")
+        place = _place(model, path, module)
+        if place is not None:
+            name = place if place.startswith("lm_head") else stack + place
+            numbers[name] += 1
+            name = name if numbers[name] == 1 else f"{name}.{numbers[name]}"
+            yield norm_site(name, path, module) if is_norm(module) else linear_site(name, path, module, None)
+    yield from _lm_head(model)
+    for head in heads:
+        module = model.get_submodule(head)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        yield Site("head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0, params=count)
+
+
+def unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
+    """Linear maps outside the blocks that are no site."""
+    inside = tuple(block.path + "." for block in blocks)
+    output = output_embeddings(model)
+    for path, module in maps_of(model).items():
+        if (
+            module is not output
+            and not path.startswith(inside)
+            and path.split(".")[0] not in heads
+            and path not in taken
+        ):
+            yield path

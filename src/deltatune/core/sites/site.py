@@ -1,0 +1,223 @@
+"""Where: the places of a transformer that can be read and changed, found without per-model tables.
+
+A `Site` is one such place under a name that is the same in every family (`layers.3.attn.q`, `layers.3.ffn`, `embed`).
+`find_sites` works from what transformers declares about itself (block classes, input embeddings, base model) and from
+the one table of leaf names in `core.roles`. Methods see Sites only, never module names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+
+Kind = Literal["linear", "input", "sublayer", "residual", "kv", "embed", "norm", "head", "weight"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Columns of a fused projection: `groups` equal runs of the output, in each the columns start to start + width.
+
+    Contiguous (GPT-2, Phi-3): one group. Interleaved by head (GPT-NeoX, BLOOM): one group a head.
+    """
+
+    start: int
+    width: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """One named place: what is read (`read`), what is changed (`module`), and the widths a Delta must have."""
+
+    name: str
+    kind: Kind
+    module: str
+    """Path of the module whose output is changed (`input`: whose input; `kv`: the attention; `weight`: the owner)."""
+    read: str
+    """Path of the module whose input is the sublayer's input `x`; the same as `module` for linear maps."""
+    width_in: int
+    """Width of `x`; the vocabulary size at `embed`."""
+    width_out: int
+    """Width of `h`; at `kv` the width of the keys, H_kv * K."""
+    params: int = 0
+    """Base parameters that live here (of the slice only, where there is one)."""
+    bias: bool = False
+    """Whether the module has a bias."""
+    transposed: bool = False
+    """Whether the weight is stored (in, out), as GPT-2's Conv1D does."""
+    slice: Slice | None = None
+    norm: str | None = None
+    """Post-LN stacks: the LayerNorm after this sublayer's residual sum, whose residual is `x`."""
+    layer: int | None = None
+    """Number of the block within its stack, from 0; None outside the blocks."""
+    depth: int = 0
+    """Number of blocks in the stack."""
+    attribute: str = ""
+    """Kind `weight`: the parameter's attribute name."""
+    causal: bool = False
+    """Whether a token here knows only those before it."""
+    tied: bool = False
+    """Whether the weight here is another module's too, as that of a tied language-model head."""
+
+
+class Sites(Mapping[str, Site]):
+    """All sites of one model by name, in model order, with glob selection and coverage."""
+
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        weights: Iterable[Site],
+        unnamed: Sequence[str],
+        facts: Facts,
+        labels: Sequence[str],
+    ) -> None:
+        self._sites = {site.name: site for site in sites}
+        self.weights = {site.name: site for site in weights}
+        """Every distinct base parameter as a site of kind `weight`."""
+        self.unnamed = tuple(unnamed)
+        """Linear maps for which no role was found."""
+        self.facts = facts
+        self.heads = tuple(labels)
+        """Paths of the model's own task heads (not of its language-model head)."""
+
+    def __getitem__(self, name: str) -> Site:
+        return self._sites[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def base_params(self) -> int:
+        """Number of base parameters, tied ones once, task heads left out."""
+        return self.facts.params
+
+    def match(self, patterns: str | Sequence[str], kinds: Sequence[Kind] = ()) -> list[Site]:
+        """Return the sites that match any of the globs, in model order.
+
+        `*` stands for one or more whole components and `{a,b}` for alternatives: `"*.attn.{q,v}"`. Every alternative
+        must match at least one site (of the `kinds` asked for), otherwise one error names each that did not.
+        """
+        wanted = [single for pattern in _as_list(patterns) for single in expand(pattern)]
+        pool = [site for site in self._sites.values() if not kinds or site.kind in kinds]
+        chosen: dict[str, Site] = {}
+        missing: list[str] = []
+        for pattern in wanted:
+            matches = _compile(pattern)
+            found = [site for site in pool if matches.fullmatch(site.name)]
+            chosen.update((site.name, site) for site in found)
+            if not found:
+                missing.append(pattern)
+        if missing:
+            raise DeltatuneError(self._explain(missing, pool))
+        return [site for site in self._sites.values() if site.name in chosen]
+
+    def _explain(self, missing: list[str], pool: list[Site]) -> str:
+        kinds = sorted({generic(site.name) for site in pool})
+        closed = any(name.endswith(".heads") for name in self) and not any(name.endswith(".kv") for name in self)
+        seam = ", as its attention does not run through transformers' AttentionInterface"
+        lines = [
+            f"no site of this {self.facts.architecture} matches {p!r}{nearest(p, kinds)}"
+            + (seam if closed and p.endswith("kv") else "")
+            for p in missing
+        ]
+        lines.append("sites that can be asked for here: " + (", ".join(kinds) if kinds else "none"))
+        if self.unnamed:
+            lines.append(
+                "linear maps without a role (name them with roles={'leaf': 'attn.q'}): " + ", ".join(self.unnamed[:8])
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the Host must know of the model beside its sites."""
+
+    architecture: str
+    hidden: int
+    vocabulary: int
+    params: int
+    encoder_decoder: bool
+    decoder: bool
+    positions: int | None
+    """Longest sequence of the position table, None if there is none."""
+    position_modules: tuple[str, ...]
+    """Modules that turn position ids into vectors or rotations and take the ids as an argument."""
+
+
+def expand(pattern: str) -> list[str]:
+    """Expand `{a,b}` alternatives: `"*.{q,v}"` becomes `["*.q", "*.v"]`."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    return [single for part in found.group(1).split(",") for single in expand(head + part.strip() + tail)]
+
+
+def generic(name: str) -> str:
+    """Name with the block numbers replaced by `*`: `layers.3.attn.q` becomes `layers.*.attn.q`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a glob as `Sites.match` takes it names a site."""
+    return any(_compile(single).fullmatch(name) for single in expand(pattern))
+
+
+def require(found: Sequence[Site], what: str, sites: Sites) -> None:
+    """Raise if nothing was found, naming what was wanted and what this model has."""
+    have = sorted({generic(site.name) for site in sites.values()})
+    raise_all([] if found else [f"this {sites.facts.architecture} has no {what}; it has: {', '.join(have)}"])
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path (`""` is the model)."""
+    return model.get_submodule(path)
+
+
+def _as_list(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    parts = []
+    for component in pattern.split("."):
+        if component == "*":
+            parts.append(r"[^.]+(?:\.[^.]+)*")
+        else:
+            parts.append(re.escape(component).replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))
+    return re.compile(r"\.".join(parts))
+
+
+def brief(names: Sequence[str], sites: Sites, kinds: Sequence[Kind]) -> tuple[str, ...]:
+    """Globs that match just these sites: `layers.*.attn.q` for all of a kind, the full names otherwise."""
+    wanted = set(names)
+    found: list[str] = []
+    for pattern in dict.fromkeys(generic(name) for name in names):
+        matched = {site.name for site in sites.match(pattern, kinds=kinds)}
+        found += [pattern] if matched <= wanted else [name for name in names if generic(name) == pattern]
+    return tuple(found)
+
+
+def common_rank(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """The rank that most sites have, and those of the others."""
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    return r, {name: rank for name, rank in ranks.items() if rank != r}
+
+
+def brief_ranks(odd: Mapping[str, int], ranks: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Pairs of a glob and a rank for `LoRA(ranks=...)`, where `ranks` are those of all sites of the method."""
+    found: dict[str, int] = {}
+    for name, rank in odd.items():
+        alike = {ranks[other] for other in ranks if generic(other) == generic(name)}
+        found[generic(name) if len(alike) == 1 else name] = rank
+    return tuple(found.items())

@@ -1,0 +1,1 @@
+"""Bottleneck adapters and what is made of them."""

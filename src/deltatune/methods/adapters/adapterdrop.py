@@ -1,0 +1,164 @@
+"""AdapterDrop: bottlenecks in the upper layers only, so that backward stops early; or for any number dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.adapters.bottleneck import Activation, Bottleneck, Form, TwoLayer
+
+
+class Draw(nn.Module):
+    """How many of the first layers are left out now: the field's number, or in training one drawn for each forward."""
+
+    def __init__(self, drop: int) -> None:
+        super().__init__()
+        self.drop = drop
+        self.share: float | None = None
+        """What was drawn, from 0 to 1: stacks of an encoder-decoder leave out the same share of their layers."""
+
+    def init_(self, rng: Rng) -> None:
+        """Nothing to set: it owns no tensors."""
+
+    def begin(self) -> None:
+        """Draw k for the whole batch; from torch's CPU generator, which checkpoints of a training keep."""
+        self.share = float(torch.rand(())) if self.training else None
+
+    def dropped(self, depth: int) -> int:
+        """Number of layers k left out, 0 to depth − 1 with equal chances while training."""
+        return self.drop if self.share is None else int(self.share * depth)
+
+
+class Dropped(TwoLayer):
+    """`Δ = U f(D x + b_D) + b_U`, or nothing where k > layer. Nothing is added then, so that backward stops above."""
+
+    draw: list[Draw]
+    layer: int
+    depth: int
+
+    def join(self, draw: Draw, layer: int, depth: int) -> None:
+        """Take the place in a stack; the last layer is never left out."""
+        self.draw = [draw]  # in a list, so that the shared module is registered once, with the adapter
+        self.layer, self.depth = layer, depth
+        self.rests = layer < depth - 1
+
+    @property
+    def resting(self) -> bool:
+        """Whether this layer is left out now."""
+        return self.layer < self.draw[0].dropped(self.depth)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros_like(h) if self.resting else super().forward(x, h)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        return h if self.resting else super().add(h, x, weight)
+
+
+@dataclass(frozen=True)
+class AdapterDrop(Method):
+    """h ← h + U f(D x + b) + b′ in all layers but the first k
+
+    Rücklé et al. 2021, https://arxiv.org/abs/2010.11918. Specialised: the first k layers of each stack have no
+    adapters, and training does not go back below layer k. Robust: all layers have them, and k is drawn anew for each
+    batch in training, 0 to L − 1 with equal chances; the trained adapter works with any k.
+    """
+
+    size: int = 48
+    """Bottleneck width m."""
+    drop: int = 1
+    """Layers k left out from below; of a robust adapter when it is used, not when it is trained."""
+    robust: bool = False
+    """Train for any k, by drawing it."""
+    form: Form = "pfeiffer"
+    """Where it reads, as in Bottleneck: `houlsby`, `pfeiffer` or `parallel`."""
+    activation: Activation = "relu"
+    """The non-linearity f."""
+    scale: float | Literal["learned"] = 1.0
+    """The multiplier of the change."""
+    init: Literal["identity", "small"] = "identity"
+    """`identity`: U = 0, so that the start is the base exactly; `small`: Houlsby's truncated normal, deviation 1e-3."""
+    sites: str | tuple[str, ...] = ""
+    """Which sublayers; empty for the form's own: `*.{attn,ffn}` for houlsby, `*.ffn` for the others."""
+    dropout: float = 0.0
+    """Dropout behind the non-linearity."""
+
+    size_field: ClassVar[str | None] = "size"
+    learning_rate: ClassVar[float] = 1e-3
+    view: ClassVar[View] = View("U f(D x)", "sequential", "output of the FFN, upper layers", "add")
+
+    @property
+    def starts_as_base(self) -> bool:  # type: ignore[override]
+        """Whether U = 0 at the start."""
+        return self.init == "identity"
+
+    def check(self) -> None:
+        at_least(self, size=1, drop=0, dropout=0)
+
+    @property
+    def label(self) -> str:
+        return "Robust AdapterDrop" if self.robust else "AdapterDrop"
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """The adapters that stay."""
+        return Bottleneck(
+            size=self.size, form=self.form, activation=self.activation, scale=self.scale, init=self.init,
+            sites=self.sites, dropout=self.dropout,
+        )  # fmt: skip
+
+    def pick(self, sites: Sites) -> list[Site]:
+        picked, model = self.bottleneck.pick(sites), sites.facts.architecture
+        raise_all(
+            [
+                f"{self!r}: with {self.drop} layers left out nothing is left of this {model}, which has "
+                f"{depth} in a stack; leave out at most {depth - 1}"
+                for depth in sorted({site.depth for site in picked})
+                if self.drop >= depth
+            ]
+        )
+        kept = [site for site in picked if self.robust or _layer(site) >= self.drop]
+        if not kept:
+            raise DeltatuneError(
+                f"{self!r}: all of the {len(picked)} sites chosen are in the first {self.drop} layers; "
+                "leave out fewer, or choose sites in upper layers"
+            )
+        return kept
+
+    def build(self, site: Site) -> Delta:
+        if not self.robust:
+            return self.bottleneck.build(site)
+        form, activation, scale, init = self.form, self.activation, self.scale, self.init
+        return Dropped(site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout)
+
+    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+        return Draw(self.drop) if self.robust else None
+
+    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+        assert isinstance(delta, Dropped)
+        assert isinstance(shared, Draw)
+        delta.join(shared, _layer(site), site.depth)
+
+    def cost(self, site: Site) -> int:
+        return self.bottleneck.cost(site)
+
+    def limit(self, sites: Sites) -> int:
+        return self.bottleneck.limit(sites)
+
+
+def _layer(site: Site) -> int:
+    assert site.layer is not None  # sublayers are in blocks
+    return site.layer
+
+
+@short_form
+def RobustAdapterDrop(size: int = 48, drop: int = 0) -> AdapterDrop:
+    """AdapterDrop trained for any number of layers left out; `drop`: how many when it is used."""
+    return AdapterDrop(size=size, drop=drop, robust=True)

@@ -1,0 +1,127 @@
+"""Training the base's own weights: all of them, those of the top layers, or none but the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.sites.site import Site, Sites, require
+
+
+class Weight(Delta):
+    """An own value for one parameter of the base, standing in for it while the adapter is in use."""
+
+    merges = True
+    mixes = False
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.attribute = attribute
+        self.value = nn.Parameter(torch.empty(0))
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        self.value = nn.Parameter(getattr(base, self.attribute).detach().clone())
+
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.value.detach().to(tensor.dtype) for name, tensor in base.items()}
+
+
+@dataclass(frozen=True)
+class Unfreeze(Method):
+    """W ← W′ for the weights of the top `layers` blocks and what lies above them
+
+    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), training of the head on fixed features (`Probe()`), and
+    of the vocabulary alone (`Embeddings()`), as a model learns new words.
+    The base's own values are kept, so the adapter detaches like any other. It runs alone: it cannot share a batch.
+    """
+
+    layers: int | None = None
+    """Number of blocks from the top, of each stack; None for every weight, 0 for none (only the task's head)."""
+    part: Literal["all", "embeddings"] = "all"
+    """embeddings: the token embeddings and the language model's head alone; tied ones stay one tensor."""
+
+    view: ClassVar[View] = View("W′ x − W x", "none", "weights", "replace")
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """1e-4 for all weights, 3e-4 for the top ones, 1e-3 for embeddings, 1e-2 for a head alone."""
+        if self.part == "embeddings":
+            return 1e-3
+        return 1e-4 if self.layers is None else 3e-4 if self.layers else 1e-2
+
+    @property
+    def label(self) -> str:
+        if self.part == "embeddings":
+            return "Embeddings"
+        return "Full" if self.layers is None else f"Top {self.layers} layers" if self.layers else "Probe"
+
+    def __repr__(self) -> str:
+        if self.part == "embeddings":
+            return "Embeddings()"
+        return "Full()" if self.layers is None else f"TopLayers({self.layers})" if self.layers else "Probe()"
+
+    def check(self) -> None:
+        if self.layers is not None:
+            at_least(self, layers=0)
+            if self.part != "all":
+                raise DeltatuneError("embeddings belong to no layer: give part='embeddings' without layers")
+
+    def pick(self, sites: Sites) -> list[Site]:
+        if self.layers == 0:
+            return []
+        if self.part == "embeddings":
+            require(_vocabulary(sites), "token embeddings", sites)
+            return _vocabulary(sites)
+        weights = list(sites.weights.values())
+        if self.layers is None:
+            return weights
+        return [site for site in weights if site.layer is not None and site.layer >= site.depth - self.layers]
+
+    def build(self, site: Site) -> Delta:
+        return Weight(site.attribute)
+
+    def cost(self, site: Site) -> int:
+        return site.params
+
+
+def _vocabulary(sites: Sites) -> list[Site]:
+    """Weights that map token ids to vectors, or vectors to logits of tokens, each tensor once."""
+    words = [site for site in sites.values() if site.kind == "embed"]
+    words += [site for site in sites.values() if site.layer is None and site.width_out == sites.facts.vocabulary]
+    outside = [site for site in sites.weights.values() if site.layer is None and site.attribute == "weight"]
+    own = {site.module for site in outside}
+    # Embeddings that encoder and decoder share are listed under a third name: there, the size tells.
+    sizes = {site.width_in * site.width_out for site in words if site.module not in own}
+    modules = {site.module for site in words}
+    return [site for site in outside if site.module in modules or site.params in sizes]
+
+
+@short_form
+def Full() -> Unfreeze:
+    """Full fine-tuning: every weight of the base."""
+    return Unfreeze()
+
+
+@short_form
+def TopLayers(layers: int = 2) -> Unfreeze:
+    """The top `layers` blocks and what lies above them."""
+    return Unfreeze(layers=layers)
+
+
+@short_form
+def Embeddings() -> Unfreeze:
+    """The token embeddings and the language model's head, as new words need them."""
+    return Unfreeze(part="embeddings")
+
+
+@short_form
+def Probe() -> Unfreeze:
+    """Only the task's head, on the frozen base's features."""
+    return Unfreeze(layers=0)

@@ -1,0 +1,1 @@
+"""Gates, unions and the unified view."""

@@ -1,0 +1,50 @@
+"""UniPELT: several methods at once, each with a gate that decides by the text how much of it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from deltatune.core.method import Compound, Method, Union, View
+from deltatune.methods.adapters.bottleneck import Bottleneck
+from deltatune.methods.combinations.gated import gated
+from deltatune.methods.low_rank.lora import LoRA
+from deltatune.methods.prompts.prefix import Prefix
+
+_PAPER = Prefix(length=10) + LoRA(r=8, alpha=8.0) + Bottleneck(size=48, form="pfeiffer")
+
+
+@dataclass(frozen=True)
+class UniPELT(Compound):
+    """h ← h + Σ_i g_i(x)·Δ_i(x, h), g_i(x) = mean_t σ(w_i·x_t + b_i)
+
+    Mao et al. 2022, https://arxiv.org/abs/2110.07577
+    Any union can be gated: `UniPELT(LoRA() + Prefix())`. A gate a method and site. The paper's prefix runs through an
+    MLP while it is trained (`Prefix(length=10, mlp=512)`), and its gate stands in for LoRA's α/r, which is 1 here.
+    The mean is over real tokens (the reference counts padding too). Where a token knows only those before it, as in
+    decoders, a mean over the text would look into the future: there each token has a gate of its own.
+    """
+
+    methods: Method = _PAPER
+    """The methods to gate."""
+
+    learning_rate: ClassVar[float] = 2e-3
+    view: ClassVar[View] = View("Σ g(x)·Δ(x, h)", "parallel", "those of its methods", "gated")
+
+    @property
+    def union(self) -> Method:
+        return Union(gated(self.methods.parts))
+
+    @property
+    def size(self) -> int | None:
+        return self.methods.size
+
+    def sized(self, size: int) -> Method:
+        return replace(self, methods=self.methods.sized(size))
+
+    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        return replace(self, methods=self.methods.worded(tokenize, labels))
+
+    def finished(self) -> Method:
+        return replace(self, methods=self.methods.finished())

@@ -1,0 +1,131 @@
+"""DoRA: a weight's rows as magnitude times direction; LoRA turns the direction, a vector sets the magnitude."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.method import View
+from deltatune.core.sites.site import Kind, Site
+from deltatune.methods.low_rank.lora import LoRA, LowRank, few_tokens
+
+
+class Decomposed(LowRank):
+    """`Δ = (m/n − 1) ⊙ (h − bias) + (m/n) ⊙ s B A x`, m (out,), n (out,) the norms of the rows of W + s B A.
+
+    n comes from `n² = ‖W‖² + 2s Σ (W Aᵀ) ⊙ B + s² Σ (B A Aᵀ) ⊙ B`, sums over the rank: no matrix of W's size is made.
+    Beside a base in bfloat16 only W Aᵀ is computed in it; n was then off by less than 1e-4 of itself.
+    """
+
+    square: Tensor
+    """‖W‖² of each row, in float32; computed from the base, not saved."""
+
+    def __init__(self, width_in: int, width_out: int, r: int, scale: float, dropout: float, exact: bool) -> None:
+        super().__init__(width_in, width_out, r, scale, dropout)
+        self.m = nn.Parameter(torch.empty(width_out))
+        self.register_buffer("square", torch.empty(width_out), persistent=False)
+        self.exact = exact
+        self.known: tuple[tuple[object, ...], Tensor] | None = None
+        """While only reading: what n was computed from, and n."""
+
+    @torch.no_grad()
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        super().init_(rng, base)
+        weight = self.base.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self.square = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
+        self.m = nn.Parameter(self.square.sqrt())
+
+    def norm(self) -> Tensor:
+        """n (out,), a constant in the backward pass unless `exact`."""
+        A, B, s, W = self.A, self.B, self.scale, self.base.weight
+        with (
+            torch.set_grad_enabled(self.exact and torch.is_grad_enabled()),
+            torch.autocast(W.device.type, enabled=False),
+        ):
+            crossed = F.linear(A.to(W.dtype), W).T  # W Aᵀ (out, r)
+            grown = 2 * s * crossed + s * s * (B @ (A @ A.T))
+            squared = self.square + (grown * B).sum(1)
+            # A row of zeros has no direction; so small a norm in place of 0 keeps it zero.
+            return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+    def ratio(self) -> Tensor:
+        """m/n (out,)."""
+        A, B = self.A, self.B
+        reading = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or A.is_inference())
+        if not reading:
+            return self.m / self.norm()
+        W = self.base.weight
+        state = tuple((t._version, t.data_ptr(), t.dtype) for t in (A, B, W))
+        if self.known is None or self.known[0] != state:
+            self.known = state, self.norm()  # decoding would pay r times for each token what the map itself costs
+        return self.m / self.known[1]
+
+    def train(self, mode: bool = True) -> Decomposed:
+        self.known = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        ratio, bias = self.ratio(), self.base.bias
+        change = super().forward(x, h)
+        there = h if bias is None else h - bias
+        return (ratio - 1).to(h.dtype) * there + ratio.to(h.dtype) * change
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        if isinstance(weight, Tensor) or torch.is_autocast_enabled(x.device.type) or few_tokens(x, self.A):
+            return super(LowRank, self).add(h, x, weight)
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        ratio, bias = self.ratio(), self.base.bias
+        more = weight * (ratio - 1)  # (out,); rounded as a difference from 1, so that bfloat16 keeps small ones
+        up = (weight * self.scale * ratio).unsqueeze(1) * self.B  # (out, r)
+        low = self.input.product(self, x)  # (N, r)
+        if bias is not None:  # −(m/n − 1) ⊙ bias as one more column: cheaper than a pass over h
+            low = F.pad(low, (0, 1), value=1.0)
+            up = torch.cat([up, (-more * bias).unsqueeze(1)], dim=1)
+        flat = h.flatten(0, -2).to(x.dtype)
+        flat = torch.addcmul(flat, flat, more.to(x.dtype)).addmm_(low, up.to(x.dtype).T)
+        return flat.view_as(h).to(h.dtype)
+
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = base["weight"]
+        whole = weight.double() + self.scale * (self.B.double() @ self.A.double())
+        norm = torch.linalg.vector_norm(whole, dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        return {"weight": ((self.m.double() / norm).unsqueeze(1) * whole).to(weight.dtype)}
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """h ← bias + m ⊙ (W + s·B A) x / ‖W + s·B A‖, a norm for each row, s = α/r
+
+    Liu et al. 2024, https://arxiv.org/abs/2402.09353. Dropout acts on x before A only; PEFT's also on the x of the
+    term (m/‖·‖ − 1) W x.
+    """
+
+    norm: Literal["detached", "exact"] = "detached"
+    """Whether the norm is a constant in the backward pass, as in the paper's section 4.3 and PEFT, or followed."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
+    view: ClassVar[View] = View(
+        "(m/n − 1)(h − bias) + (m/n) B A x", "parallel", "output of each chosen matrix", "scaled"
+    )
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """Somewhat below LoRA's, as its authors advise."""
+        return 1e-3 / math.sqrt(self.ratio)
+
+    def build(self, site: Site) -> Delta:
+        r = self.rank(site)
+        return self.faster(
+            Decomposed(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact")
+        )
+
+    def cost(self, site: Site) -> int:
+        return super().cost(site) + site.width_out

@@ -1,0 +1,234 @@
+"""LoRA: a low-rank update beside a frozen matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
+from deltatune.methods.low_rank.shared_input import SharedInput, SharedInputs
+
+
+def few_tokens(x: Tensor, A: Tensor) -> bool:
+    """Whether, as in decoding, it is cheaper to convert x to the precision of A and B than they to that of x."""
+    return x.dtype != A.dtype and x.numel() <= 32 * x.shape[-1]
+
+
+class LowRank(Delta):
+    """`Δ = s · B A dropout(x)`, A (r, in), B (out, r)."""
+
+    merges = True
+
+    def __init__(self, width_in: int, width_out: int, r: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(r, width_in))
+        self.B = nn.Parameter(torch.empty(width_out, r))
+        self.scale = scale
+        self.dropout = dropout
+        self.input = SharedInput()
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        # The paper says Gaussian; its code and PEFT draw U(±1/√in). B = 0 makes the start the base itself.
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=rng("A"))
+        nn.init.zeros_(self.B)
+
+    def down(self) -> Tensor:
+        """What x meets first, (r, in)."""
+        return self.A
+
+    def up(self) -> Tensor:
+        """What comes after it, (out, r)."""
+        return self.B
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        A, B = self.down(), self.up()
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        if few_tokens(x, A):
+            return F.linear(F.linear(x.to(A.dtype), A), B).mul(self.scale).to(h.dtype)
+        low = F.linear(x, A.to(x.dtype))  # (..., r)
+        return F.linear(low, B.to(x.dtype)).mul(self.scale).to(h.dtype)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        if isinstance(weight, Tensor) or torch.is_autocast_enabled(x.device.type):
+            return super().add(h, x, weight)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        if few_tokens(x, self.A):
+            change = F.linear(F.linear(x.to(self.A.dtype), self.down()), self.up())
+            return torch.add(h, change, alpha=weight * self.scale).to(h.dtype)
+        low = self.input.product(self, x)  # (N, r)
+        flat = torch.addmm(h.flatten(0, -2).to(x.dtype), low, self.up().to(x.dtype).T, alpha=weight * self.scale)
+        return flat.view_as(h).to(h.dtype)
+
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = base["weight"]
+        change = self.scale * (self.B.double() @ self.A.double())
+        return {"weight": (weight.double() + change).to(weight.dtype)}
+
+
+class LowRankTable(Delta):
+    """`Δ = s · B A[:, i]` for token i, A (r, V), B (D, r): an embedding's ΔW is (B A)ᵀ. Virtual ids get nothing.
+
+    As in the paper's code and PEFT, here A is zero at first and B drawn from N(0, 1), and there is no dropout.
+    """
+
+    merges = True
+
+    def __init__(self, vocabulary: int, width: int, r: int, scale: float) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(r, vocabulary))
+        self.B = nn.Parameter(torch.empty(width, r))
+        self.scale = scale
+        self.times = 1.0
+        """Some embeddings multiply their vectors (Gemma, BART); what is merged into the table is multiplied too."""
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        nn.init.zeros_(self.A)
+        nn.init.normal_(self.B, generator=rng("B"))
+        self.times = float(getattr(base, "embed_scale", 1.0))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        vocabulary = self.A.shape[1]
+        low = F.embedding(x.clamp(max=vocabulary - 1), self.A.T)  # (B, T, r)
+        low = low.masked_fill((x >= vocabulary).unsqueeze(-1), 0)
+        return F.linear(low, self.B).mul(self.scale * self.times).to(h.dtype)
+
+    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = base["weight"]
+        change = self.scale * (self.B.double() @ self.A.double())
+        return {"weight": (weight.double() + change.T).to(weight.dtype)}
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """h ← h + (α/r)·B A x
+
+    Hu et al. 2021, https://arxiv.org/abs/2106.09685
+    """
+
+    r: int = 8
+    """Rank."""
+    alpha: float = 16.0
+    """The update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the branch's input only; the base path never sees it."""
+    sites: str | tuple[str, ...] = "*.attn.{q,v}"
+    """Which matrices; any linear map or embedding: `*.attn.{q,k,v,o}`, `*.ffn.{in,out}`, `embed`, `lm_head`."""
+    ranks: tuple[tuple[str, int], ...] = ()
+    """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha stays."""
+    ratio: float = 1.0
+    """B learns with this times the learning rate: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embed")
+    """Where it can act."""
+    size_field: ClassVar[str | None] = "r"
+    view: ClassVar[View] = View("B A x", "parallel", "output of each chosen matrix", "scaled")
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """Recommended rate of A; with a ratio, the rates of A and B lie evenly around the usual one."""
+        return 2e-3 / math.sqrt(self.ratio)
+
+    def check(self) -> None:
+        at_least(self, r=1, dropout=0)
+        if not self.ratio > 0:
+            raise DeltatuneError(f"{type(self).__name__}(ratio={self.ratio!r}): ratio must be above 0")
+        for entry in self.ranks:
+            if len(entry) != 2 or not isinstance(entry[0], str) or type(entry[1]) is not int or entry[1] < 1:
+                raise DeltatuneError(
+                    f"{type(self).__name__}(ranks={self.ranks!r}): {entry!r} is no glob with its rank; "
+                    "write pairs such as (('*.ffn.*', 4),)"
+                )
+
+    def pick(self, sites: Sites) -> list[Site]:
+        picked = sites.match(self.sites, kinds=self.kinds)
+        names = ", ".join(sorted({generic(site.name) for site in picked}))
+        raise_all(
+            [
+                f"ranks: no site of this {type(self).__name__} matches {glob!r}; it is at {names}"
+                for glob, _ in self.ranks
+                if not any(matches(glob, site.name) for site in picked)
+            ]
+        )
+        return picked
+
+    def rank(self, site: Site) -> int:
+        """Rank at one site."""
+        return next((rank for glob, rank in self.ranks if matches(glob, site.name)), self.r)
+
+    def scale(self, r: int) -> float:
+        """What the update of rank r is multiplied by."""
+        return self.alpha / r
+
+    def build(self, site: Site) -> Delta:
+        r = self.rank(site)
+        return self.faster(
+            LowRankTable(site.width_in, site.width_out, r, self.scale(r))
+            if site.kind == "embed"
+            else LowRank(site.width_in, site.width_out, r, self.scale(r), self.dropout)
+        )
+
+    def faster(self, delta: Delta) -> Delta:
+        """The same Delta, with B at its own rate."""
+        if self.ratio != 1:
+            delta.rates = {"B": self.ratio}
+        return delta
+
+    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+        return None if self.dropout else SharedInputs()  # each branch has a dropout of its own
+
+    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+        assert isinstance(shared, SharedInputs)
+        if isinstance(delta, LowRank):
+            delta.input = shared.join(delta, site)
+
+    def cost(self, site: Site) -> int:
+        return self.rank(site) * (site.width_in + site.width_out)
+
+    def limit(self, sites: Sites) -> int:
+        # Beyond it no site's update can become any richer: no rank is below both widths there.
+        return max(
+            math.ceil(min(site.width_in, site.width_out) * self.r / self.rank(site)) for site in self.pick(sites)
+        )
+
+    def sized(self, size: int) -> Method:
+        """The same with r = size; the ranks of single sites keep their proportion to r, each at least 1."""
+        ranks = tuple((glob, max(1, round(rank * size / self.r))) for glob, rank in self.ranks)
+        return dataclasses.replace(self, r=size, ranks=ranks)
+
+
+@short_form
+def LoRAPlus(
+    r: int = 8, ratio: float = 16.0, alpha: float = 16.0, sites: str | tuple[str, ...] = "*.attn.{q,v}"
+) -> Method:
+    """LoRA whose B learns `ratio` times as fast as its A (Hayou et al. 2024)."""
+    return LoRA(r=r, alpha=alpha, sites=sites, ratio=ratio)
+
+
+@dataclass(frozen=True)
+class RsLoRA(LoRA):
+    """h ← h + (α/√r)·B A x
+
+    Kalajdzievski 2023, https://arxiv.org/abs/2312.03732. With α/r the update shrinks as r grows; with α/√r its size
+    and that of its gradients stay.
+    """
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """Below LoRA's: at the default r and alpha the update is multiplied by √8 times as much."""
+        return 1e-3 / math.sqrt(self.ratio)
+
+    def scale(self, r: int) -> float:
+        """What the update of rank r is multiplied by."""
+        return self.alpha / math.sqrt(r)

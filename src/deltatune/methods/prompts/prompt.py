@@ -1,0 +1,147 @@
+"""Prompt tuning: trained vectors in front of the embedded input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.method import Method, View, at_least
+from deltatune.core.sites.site import Site, Sites, require
+
+Ids = tuple[int | tuple[int, ...], ...]
+"""Token ids that vectors start from, one or the mean of several for each."""
+
+
+class SoftPrompt(Delta):
+    """`h ← P[i]` at the i-th virtual token, P (P, D); real tokens stay."""
+
+    def __init__(self, length: int, site: Site, init: str = "uniform", ids: Ids = ()) -> None:
+        super().__init__()
+        self.tokens = length
+        self.vocabulary = site.width_in
+        self.prompt = nn.Parameter(torch.empty(length, site.width_out))
+        self.init, self.ids = init, ids
+
+    @torch.no_grad()
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        nn.init.uniform_(self.prompt, -0.5, 0.5, generator=rng("prompt"))
+        device = next(base.parameters()).device
+        if self.init != "uniform":  # the first 5,000 rows are the most frequent pieces in SentencePiece's order
+            first = min(5000, self.vocabulary)
+            drawn = torch.randperm(first, generator=rng("vocabulary")).repeat(1 + self.tokens // first)[: self.tokens]
+            self.prompt.copy_(base(drawn.to(device)))
+        for i, ids in enumerate(self.ids[: self.tokens]):
+            given = torch.tensor([ids] if isinstance(ids, int) else ids, device=device)
+            self.prompt[i] = base(given).mean(0)
+
+    def vectors(self) -> Tensor:
+        """P (P, D)."""
+        return self.prompt
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.add(h, x) - h
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        index = x - self.vocabulary  # (B, T), negative at real tokens
+        vectors = F.embedding(index.clamp(0, self.tokens - 1), self.vectors().to(h.dtype))  # (B, T, D)
+        mine = ((index >= 0) & (index < self.tokens)).unsqueeze(-1)
+        return torch.where(
+            mine, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
+        )
+
+
+@dataclass(frozen=True)
+class Prompt(Method):
+    """[P; E(x)]: P trained vectors in front of the embedded tokens; encoder-decoders get them at the encoder
+
+    Lester et al. 2021, https://arxiv.org/abs/2104.08691
+    Not the identity at the start: the model sees P more tokens. Trained with Adafactor at a rate of 0.3 in the paper.
+    """
+
+    length: int = 20
+    """Virtual tokens P; 100 in the paper."""
+    init: Literal["vocabulary", "uniform", "labels", "text", "ids"] = "vocabulary"
+    """`vocabulary`: drawn from the first 5,000 rows; `uniform`: U(-0.5, 0.5); `labels`: a vector for each class, the
+    mean of its name's tokens; `text`: a text's tokens; `ids`: given ids. Vectors left over are drawn."""
+    text: str = ""
+    """The text to start from."""
+    ids: Ids = ()
+    """Token ids to start from; those of labels and texts are filled in before training, by the tokenizer."""
+
+    size_field: ClassVar[str | None] = "length"
+    learning_rate: ClassVar[float] = 2e-2
+    starts_as_base: ClassVar[bool] = False
+    view: ClassVar[View] = View("P[i] − h", "none", "input embeddings at virtual tokens", "replace")
+
+    def check(self) -> None:
+        at_least(self, length=1)
+        if self.ids and self.init in ("vocabulary", "uniform"):
+            raise DeltatuneError(f"Prompt(init={self.init!r}) takes no ids; Prompt(init='ids', ids=(2023, 2003)) does")
+        if self.init == "ids" and not self.ids:
+            raise DeltatuneError("Prompt(init='ids') needs the ids to start from: Prompt(init='ids', ids=(2023, 2003))")
+        if bool(self.text) != (self.init == "text"):
+            raise DeltatuneError(
+                "Prompt: init='text' and text='...' go together: Prompt(init='text', text='Classify:')"
+            )
+        if len(self.ids) > self.length:
+            what = "labels" if self.init == "labels" else "tokens"
+            raise DeltatuneError(f"Prompt(length={self.length}) is too short for {len(self.ids)} {what}, a vector each")
+
+    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        if self.ids or self.init not in ("labels", "text"):
+            return self
+        if self.init == "labels" and not labels:
+            raise DeltatuneError("Prompt(init='labels') needs a task with classes; this one has none")
+        words = labels if self.init == "labels" else [self.text]
+        ids = [tuple(tokenize(word)) for word in words]
+        raise_all([f"{word!r} makes no tokens to start from" for word, own in zip(words, ids, strict=True) if not own])
+        return replace(self, ids=tuple(ids) if self.init == "labels" else ids[0])
+
+    def sized(self, size: int) -> Method:
+        """What it starts from is the least it can have."""
+        return replace(self, length=max(size, len(self.ids)))
+
+    def pick(self, sites: Sites) -> list[Site]:
+        if self.init in ("labels", "text") and not self.ids:
+            raise DeltatuneError(
+                f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
+                "deltatune.worded(method, tokenizer, task), as training by the command line does"
+            )
+        found = at_input(sites)
+        flat = [i for ids in self.ids for i in ((ids,) if isinstance(ids, int) else ids)]
+        wrong = [i for i in flat if not 0 <= i < found[0].width_in]
+        if wrong:
+            have = f"{sites.facts.architecture} has {found[0].width_in:,} tokens"
+            raise DeltatuneError(f"Prompt: {have}, and no token {wrong[0]} to start from")
+        return found
+
+    def build(self, site: Site) -> Delta:
+        return SoftPrompt(self.length, site, self.init, self.ids)
+
+    def cost(self, site: Site) -> int:
+        return self.length * site.width_out
+
+    def limit(self, sites: Sites) -> int:
+        return room_for(sites)
+
+
+def at_input(sites: Sites) -> list[Site]:
+    """The token embeddings that a prompt goes to: the encoder's where there is one."""
+    found = [site for site in sites.values() if site.kind == "embed"]
+    require(found, "token embeddings to put a prompt at", sites)
+    if sites.facts.encoder_decoder:
+        found = [site for site in found if site.name.startswith("encoder.")]
+        require(found, "token embeddings in its encoder", sites)
+    return found[:1]
+
+
+def room_for(sites: Sites) -> int:
+    """The longest prompt that leaves half of the model's positions to the text."""
+    return max(1, (sites.facts.positions or 1024) // 2)

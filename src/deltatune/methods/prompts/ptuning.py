@@ -1,0 +1,128 @@
+"""P-tuning: virtual tokens whose vectors a small network computes while they are trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltatune.core.delta import Delta, Rng
+from deltatune.core.method import Method, View, at_least
+from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.prompts.prompt import SoftPrompt, at_input
+
+
+class Encoder(nn.Module):
+    """`P = W₂ relu(W₁ x + b₁) + b₂`, x = BiLSTM(E) (P, 2·hidden), or E (P, D) itself for the MLP alone."""
+
+    def __init__(self, length: int, width: int, hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(length, width))
+        options = {"bidirectional": True, "dropout": dropout if layers > 1 else 0.0}
+        self.lstm = nn.LSTM(width, hidden, layers, **options) if layers else None
+        self.inner = nn.Linear(2 * hidden if layers else width, width)
+        self.outer = nn.Linear(width, width)
+
+    def init_(self, rng: Rng) -> None:
+        """As torch draws them, from generators of their own names."""
+        nn.init.normal_(self.embedding, generator=rng("embedding"))
+        if self.lstm is not None:
+            bound = self.lstm.hidden_size**-0.5
+            for name, parameter in self.lstm.named_parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=rng(f"lstm.{name}"))
+        for name, linear in (("inner", self.inner), ("outer", self.outer)):
+            nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=rng(f"{name}.weight"))
+            bound = linear.in_features**-0.5
+            nn.init.uniform_(linear.bias, -bound, bound, generator=rng(f"{name}.bias"))
+
+    def forward(self) -> Tensor:
+        """P (P, D), the virtual tokens in the order of the template."""
+        x = self.embedding if self.lstm is None else self.lstm(self.embedding)[0]
+        out: Tensor = self.outer(F.relu(self.inner(x)))
+        return out
+
+
+class EncodedPrompt(SoftPrompt):
+    """A soft prompt whose vectors are an encoder's output until training is finished."""
+
+    def __init__(self, site: Site, encoder: Encoder) -> None:
+        super().__init__(len(encoder.embedding), site)
+        del self.prompt
+        self.site, self.encoder = site, encoder
+        self.compiles = encoder.lstm is None
+
+    def init_(self, rng: Rng, base: nn.Module) -> None:
+        self.encoder.init_(lambda name: rng(f"encoder.{name}"))
+
+    def vectors(self) -> Tensor:
+        found: Tensor = self.encoder()
+        return found
+
+    @torch.no_grad()
+    def finished(self) -> Delta:
+        plain = SoftPrompt(self.tokens, self.site).to(self.encoder.embedding)
+        modes = self.encoder.training
+        plain.prompt.copy_(self.encoder.eval()())
+        self.encoder.train(modes)
+        return plain.train(self.training)
+
+
+@dataclass(frozen=True)
+class PTuning(Method):
+    """P = MLP(BiLSTM(E)): virtual tokens, in front of the text or anywhere in a template
+
+    Liu et al. 2021, https://arxiv.org/abs/2103.10385
+    `deltatune.Template("{3} {text} {3} {mask} {3}")` places them: between words that stay words (anchors), before,
+    between and behind the columns of a row. Without a template they stand in front. Once trained, only their vectors
+    are kept. Not the identity at the start: the model sees more tokens.
+    """
+
+    length: int = 9
+    """Virtual tokens, of all places in a template together."""
+    encoder: Literal["lstm", "mlp", "none"] = "lstm"
+    """`lstm`: a bidirectional LSTM and an MLP; `mlp`: the MLP alone; `none`: plain vectors, as they are kept."""
+    hidden: int = 0
+    """LSTM cells a direction; 0 for half of the model's width, as in the paper's LAMA code (all for SuperGLUE)."""
+    layers: int = 2
+    """LSTM layers."""
+    dropout: float = 0.0
+    """Between LSTM layers."""
+
+    learning_rate: ClassVar[float] = 1e-3
+    starts_as_base: ClassVar[bool] = False
+    view: ClassVar[View] = View("P[i] − h, P = MLP(BiLSTM(E))", "none", "input embeddings at virtual tokens", "replace")
+
+    def check(self) -> None:
+        at_least(self, length=1, hidden=0, layers=1, dropout=0)
+
+    @property
+    def label(self) -> str:
+        return "P-tuning"
+
+    def pick(self, sites: Sites) -> list[Site]:
+        return at_input(sites)
+
+    def build(self, site: Site) -> Delta:
+        if self.encoder == "none":
+            return SoftPrompt(self.length, site)
+        layers = self.layers if self.encoder == "lstm" else 0
+        return EncodedPrompt(site, Encoder(self.length, site.width_out, self._hidden(site), layers, self.dropout))
+
+    def _hidden(self, site: Site) -> int:
+        return self.hidden or max(1, site.width_out // 2)
+
+    def cost(self, site: Site) -> int:
+        D, H = site.width_out, self._hidden(site)
+        if self.encoder == "none":
+            return self.length * D
+        first, later = 4 * H * (D + H + 2), 4 * H * (2 * H + H + 2)  # an LSTM layer of one direction: four gates
+        lstm = 2 * (first + (self.layers - 1) * later) if self.encoder == "lstm" else 0
+        read = 2 * H if self.encoder == "lstm" else D
+        return self.length * D + lstm + (read + 1) * D + (D + 1) * D
+
+    def finished(self) -> Method:
+        return replace(self, encoder="none")

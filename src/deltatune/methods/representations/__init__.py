@@ -1,0 +1,1 @@
+"""Methods that scale or move representations directly."""

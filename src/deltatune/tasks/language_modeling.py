@@ -1,0 +1,146 @@
+"""Language modelling on raw text: every token from those before it, documents kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.validation import check_fields
+from deltatune.models.architecture import Answers, Family
+from deltatune.tasks.additive_task import Worded
+from deltatune.tasks.metrics.additive import Tally
+from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, text_column
+from deltatune.tasks.tokenization import check_length
+
+METRICS = ("perplexity", "loss", "bits_per_char", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class LanguageModel(Worded):
+    """-log p of each token of a document, its end included; read in blocks where it is long, each token counts once."""
+
+    name: ClassVar[str] = "lm"
+    answers: ClassVar[Answers] = "words"
+    families: ClassVar[tuple[Family, ...]] = ("decoder",)
+    """Others have read what they would have to predict."""
+
+    text: tuple[str, ...] = ("text",)
+    """The column of documents."""
+    max_length: int = 256
+    """Longest block in tokens."""
+    metric: str = "perplexity"
+    """Primary metric; bits_per_char compares models with different tokenizers."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        problems = self.metric_problems("language modelling", METRICS)
+        if len(self.text) != 1:
+            problems.append(f"text must name the one column of documents, not {len(self.text)}")
+        if self.max_length < 2:
+            problems.append(f"max_length must be at least 2, not {self.max_length}")
+        raise_all(problems)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Per token, per character, per byte."""
+        return METRICS
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+    ) -> Encoded:
+        """Tokenise documents and cut them into blocks; a block starts with the last token of the one before it.
+
+        Raises DeltatuneError for a missing column, documents without tokens, and a max_length without positions.
+        """
+        check_length(self.max_length, positions, room)
+        texts = text_column(rows, self.text[0])
+        pieces: list[TokenRow] = []
+        owners: list[int] = []
+        for i, ids in enumerate(documents(texts, tokenizer)):
+            if len(ids) < 2:
+                raise DeltatuneError(f"row {i} has no tokens: {texts[i]!r}")
+            for start in range(0, len(ids) - 1, self.max_length - 1):
+                block = ids[start : start + self.max_length]
+                pieces.append({"input_ids": block, "attention_mask": [1] * len(block), "labels": [IGNORED, *block[1:]]})
+                owners.append(i)
+        facts = [{"chars": len(text), "bytes": len(text.encode())} for text in texts]
+        return Encoded(pieces, 0, owners, facts, facts)
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
+        """`{"nll", "tokens", "chars", "bytes"}` of each document."""
+        found = [{"nll": 0.0, "tokens": 0, **facts} for facts in encoded.facts or ()]
+        for owner, (nll, tokens, *_) in zip(encoded.owners or (), pieces, strict=True):
+            found[owner]["nll"] += float(nll)
+            found[owner]["tokens"] += int(tokens)
+        return found
+
+    def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`{"perplexity", "loss", "tokens"}` a document."""
+        losses = [one["nll"] / max(1, one["tokens"]) for one in answers]
+        return [
+            {"perplexity": float(np.exp(min(loss, 700.0))), "loss": loss, "tokens": one["tokens"]}
+            for loss, one in zip(losses, answers, strict=True)
+        ]
+
+    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
+        """Every metric as sums over the documents."""
+        return likelihood_tallies(answers, METRICS)
+
+    def describe(self) -> str:
+        """One line."""
+        return f"every next token of the {self.text[0]}, blocks of {self.max_length} tokens, judged by {self.metric}"
+
+
+def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text between the tokenizer's start and end tokens, where it has them.
+
+    Without a start token the first token is not predicted: nothing comes before it.
+    """
+    if not texts:
+        return []
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    before, behind = [] if start is None else [start], [] if end is None else [end]
+    return [[*before, *ids, *behind] for ids in found]
+
+
+def likelihood_tallies(answers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Tally]:
+    """Metrics of `nll` (nats) over `tokens`, `chars` or `bytes`, as sums over the rows."""
+    per = {"perplexity": "tokens", "loss": "tokens", "bits_per_char": "chars", "bits_per_byte": "bytes"}
+    found = {}
+    for name in names:
+        sums = np.array([[one["nll"], one[per[name]]] for one in answers], np.float64).reshape(-1, 2)
+        found[name] = Tally(sums, MEANS[name])
+    return found
+
+
+def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.divide(
+        sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0
+    )
+    return found
+
+
+def _perplexity(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.exp(np.minimum(_mean(sums), 700.0))  # beyond, a float overflows
+    return found
+
+
+def _bits(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = _mean(sums) / np.log(2)
+    return found
+
+
+MEANS = {"perplexity": _perplexity, "loss": _mean, "bits_per_char": _bits, "bits_per_byte": _bits}

@@ -1,0 +1,1 @@
+"""Prompts: how rows become the text, and the tokens, that a language model continues."""

@@ -1,0 +1,200 @@
+"""Token tagging: one tag for each word of a text, for entities, parts of speech, or which words are misspelt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.validation import check_fields
+from deltatune.models.architecture import Answers
+from deltatune.tasks.additive_task import Tallied
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.metrics.additive import Tally
+from deltatune.tasks.metrics.tag_scores import is_entity_scheme, tag_tallies
+from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, raise_listed
+from deltatune.tasks.tokenization import check_length, need_offsets
+
+ENTITY_METRICS = ("f1", "precision", "recall", "f1_macro", "accuracy")
+PLAIN_METRICS = ("accuracy", "f1_macro", "f1_micro")
+
+
+@dataclass(frozen=True)
+class Tag(Tallied):
+    """One tag a word. A word's tag is read at one of its tokens; the others have no loss."""
+
+    name: ClassVar[str] = "tag"
+    answers: ClassVar[Answers] = "token"
+
+    tags: tuple[str, ...] = ()
+    """The tags in the order of the logits. Words beyond max_length get the first one."""
+    text: tuple[str, ...] = ("tokens",)
+    """The column of words."""
+    label: str = "tags"
+    """The column of tags, as many as words."""
+    max_length: int = 256
+    """Longest input in tokens, special ones included."""
+    metric: str = ""
+    """Primary metric; by default f1 of the entities, for tags without B- and I- accuracy."""
+    piece: Literal["first", "last"] = "first"
+    """Token of a word at which its tag is read: models that read left to right know the word at its last."""
+    too_long: Literal["truncate", "error"] = "truncate"
+    """What happens to longer texts: their last words get no tag of their own (and are counted), or they are refused."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "metric", self.metric or self.metrics[0])
+        problems = self.metric_problems("these tags", self.metrics)
+        if len(self.tags) < 2:
+            problems.append(f"there must be two tags or more, not {len(self.tags)}")
+        if len(set(self.tags)) < len(self.tags):
+            problems.append(f"tags name a tag twice: {', '.join(self.tags)}")
+        if len(self.text) != 1:
+            problems.append(f"text must name the one column of words, not {len(self.text)}")
+        raise_all(problems)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Of entities where the tags say where one begins, of single words otherwise."""
+        return ENTITY_METRICS if is_entity_scheme(self.tags) else PLAIN_METRICS
+
+    # --- words to tokens ---
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        room: int = 0,
+        labelled: bool = True,
+    ) -> Encoded:
+        """Tokenise the words of each row, joined by spaces; every token knows its word by its place in the text.
+
+        Raises DeltatuneError for a missing column, rows without words, as many tags as words they have not, unknown
+        tags, a tokenizer that does not tell its tokens' places, and a max_length the model has no positions for.
+        """
+        check_length(self.max_length, positions, room)
+        need_offsets(tokenizer, "tagging")
+        words = self._words(rows)
+        tags = self._tags(rows, words) if labelled else None
+        encoded, places, truncated = [], [], 0
+        for i, row in enumerate(words):
+            tokens, place, cut = self._row(row, tokenizer)
+            truncated += cut
+            if tags is not None:
+                tokens["labels"] = [IGNORED] * len(tokens["input_ids"])
+                for at, tag in zip(place, tags[i], strict=True):
+                    if at is not None:
+                        tokens["labels"][at] = self.tags.index(tag)
+            encoded.append(tokens)
+            places.append(place)
+        if truncated and self.too_long == "error":
+            raise DeltatuneError(
+                f"{truncated} of {len(rows)} texts are longer than max_length={self.max_length} tokens; raise it or "
+                "choose too_long='truncate'"
+            )
+        return Encoded(encoded, truncated, facts=places, truth=tags)
+
+    def _row(self, words: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRow, list[int | None], bool]:
+        """Tokens, the place of each word's token (None: it has none), and whether words were cut off."""
+        ends = list(accumulate(len(word) + 1 for word in words))
+        text = " ".join(words)
+        found = dict(tokenizer(text, return_offsets_mapping=True, return_attention_mask=True, verbose=False))
+        cut = len(found["input_ids"]) > self.max_length
+        if cut:
+            found = dict(
+                tokenizer(
+                    text, truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,
+                    return_attention_mask=True,
+                )
+            )  # fmt: skip
+        place: list[int | None] = [None] * len(words)
+        word = 0
+        for at, (start, end) in enumerate(found.pop("offset_mapping")):
+            start += len(text[start:end]) - len(text[start:end].lstrip())  # a token may bring the space before its word
+            if start == end:  # special tokens, and lone spaces
+                continue
+            while start >= ends[word]:
+                word += 1
+            if place[word] is None or self.piece == "last":
+                place[word] = at
+        return found, place, cut
+
+    def _words(self, rows: Sequence[Row]) -> list[list[str]]:
+        name = self.text[0]
+        values = [value.split() if isinstance(value, str) else value for value in column(rows, name)]
+        raise_listed([
+            f"row {i}: {name} is {value!r}, not a list of words"
+            for i, value in enumerate(values)
+            if not isinstance(value, (list, tuple)) or not value or not all(isinstance(word, str) for word in value)
+        ])  # fmt: skip
+        return [list(value) for value in values]
+
+    def _tags(self, rows: Sequence[Row], words: list[list[str]]) -> list[list[str]]:
+        given = [value.split() if isinstance(value, str) else value for value in column(rows, self.label)]
+        raise_listed([
+            f"row {i}: {self.label} is {value!r}, not a list of tags"
+            for i, value in enumerate(given)
+            if not isinstance(value, (list, tuple))
+        ])  # fmt: skip
+        values = [list(value) for value in given]
+        problems = []
+        for i, (mine, own) in enumerate(zip(values, words, strict=True)):
+            if len(mine) != len(own):
+                problems.append(f"row {i}: {len(own)} words but {len(mine)} tags")
+            unknown = [tag for tag in mine if tag not in self.tags]
+            problems += [f"row {i}: {unknown[0]!r} is no tag{nearest(str(unknown[0]), self.tags)}"] if unknown else []
+        raise_listed(problems, f"tags known to this task: {', '.join(self.tags)}")
+        return values
+
+    # --- logits to a loss, answers and scores ---
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
+        """The head for this task: every token is classified."""
+        width = config.get_text_config().hidden_size
+        return HeadConfig(**{**over, "pooling": "none", "outputs": len(self.tags), "width": width})
+
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
+        """The head itself."""
+        return Head(self.head_config(config, **over), seed)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the tagged words: logits (B, T, C), labels (B, T) -> scalar."""
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def items(self, labels: Tensor) -> int:
+        """Tagged words of the batch."""
+        return int((labels != IGNORED).sum())
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[list[str]]:
+        """The tags of each row's words, from logits (T, C) of its tokens."""
+        assert encoded.facts is not None
+        found = []
+        for logits, place in zip(pieces, encoded.facts, strict=True):
+            if not np.isfinite(logits).all():
+                raise DeltatuneError("a row has logits that are not finite; was the rate too high?")
+            best = logits.argmax(-1)
+            found.append([self.tags[0] if at is None else self.tags[best[at]] for at in place])
+        return found
+
+    def decode(self, answers: list[list[str]]) -> list[dict[str, Any]]:
+        """`{"tags": [...]}` a row, one for each word."""
+        return [{"tags": tags} for tags in answers]
+
+    def tallies(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, Tally]:
+        """Every metric as sums over the rows."""
+        return tag_tallies(answers, references, is_entity_scheme(self.tags))
+
+    def describe(self) -> str:
+        """One line."""
+        what = f"one of {len(self.tags)} tags for each of the {self.text[0]}"
+        return f"{what}, at most {self.max_length} tokens a text, judged by {self.metric}"

@@ -1,6 +1,0 @@
-"""Scores of written text with one or more references, as papers report them."""
-
-from deltatune.tasks.written.scores import ALL, TEXT_LOWER, text_tallies
-from deltatune.tasks.written.words import guess_characters
-
-__all__ = ["ALL", "TEXT_LOWER", "guess_characters", "text_tallies"]

@@ -1,0 +1,1 @@
+"""Predictions, likelihoods and generated text of trained adapters."""

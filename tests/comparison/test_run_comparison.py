@@ -1,0 +1,175 @@
+"""A whole comparison on a tiny model: search, seeds, interruption, failures, files."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from deltatune.comparison import run_comparison as running
+from deltatune.comparison.candidates import spread_rates
+from deltatune.comparison.plan import make_plan
+from deltatune.comparison.run_comparison import run, slug
+from deltatune.core.errors import DeltatuneError
+from deltatune.data import read
+from deltatune.training import Settings
+
+WORDS = {"sun": ["the", "cat", "sat"], "rain": ["a", "dog", "ran"]}
+METHODS = ("LoRA()", "Prefix()", "BitFit()", "Probe()")
+
+
+@pytest.fixture
+def table(tmp_path):
+    dice = random.Random(0)
+    lines = ["text,label"]
+    for i in range(120):
+        label = ("sun", "rain")[i % 2]
+        lines.append(f"{' '.join(dice.choices(WORDS[label] + ['on', 'mat', str(i)], k=6))},{label}")
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def plan_for(tiny_folder, table, out, methods=METHODS, **more):
+    options = {"budget": "2k", "seeds": 2, "rates": 2, "max_length": 16, **more}
+    settings = Settings(epochs=2, batch_size=8, precision="float32")
+    return make_plan(read(table), model=str(tiny_folder), methods=methods, settings=settings, out=out, **options)
+
+
+def test_rates_spread_around_the_middle():
+    assert spread_rates(1e-3, 3) == (3.3e-4, 1e-3, 3e-3)
+    assert spread_rates(1e-3, 1) == (1e-3,)
+
+
+def test_a_whole_comparison(tiny_folder, table, tmp_path):
+    plan = plan_for(tiny_folder, table, tmp_path / "run")
+    events = []
+    summary = run(plan, events.append)
+    stored = json.loads((tmp_path / "run/summary.json").read_text())
+    assert stored["methods"] == json.loads(json.dumps(summary["methods"]))
+    assert [entry["method"] for entry in stored["methods"]] == [c.text for c in plan.contenders]
+    for entry, contender in zip(stored["methods"], plan.contenders, strict=True):
+        assert entry["failed"] is None
+        assert entry["params"] == contender.params <= 2000 or entry["reference"]
+        assert len(entry["seed_scores"]) == 2
+        assert entry["ci95"][0] <= entry["score"] <= entry["ci95"][1]
+        assert entry["train_seconds"] > 0
+        assert entry["adapter_bytes"] > 0
+        assert entry["latency_ratio"] > 0
+        assert len(entry["search"]) == 2
+        assert entry["learning_rate"] in [rate for rate, _ in entry["search"]]
+        best = max(score for _, score in entry["search"])
+        chosen = dict(map(tuple, entry["search"]))[entry["learning_rate"]]
+        assert chosen >= best * (1 - plan.splits["validation"].examples ** -0.5)
+    merges = {entry["name"]: entry["latency_ratio_merged"] is not None for entry in stored["methods"]}
+    assert merges == {"LoRA": True, "Prefix": False, "BitFit": True, "Probe": True}
+    assert any(entry["tied_with_best"] for entry in stored["methods"])
+    report = (tmp_path / "run/report.html").read_text()
+    assert "LoRA" in report
+    lines = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()]
+    assert len({line["cell"] for line in lines}) == len(lines)
+    stages = [line["stage"] for line in lines]
+    assert (stages.count("search"), stages.count("final")) == (4 * 2, 4 * 2)
+    assert stages.count("seed") >= 4
+    assert all(line["versions"]["torch"] and line["config"]["settings"]["learning_rate"] for line in lines)
+    kinds = [event.kind for event in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "done"
+    assert kinds.count("cell_done") == stages.count("search") + stages.count("seed") >= plan.total == 12
+    assert events[-1].done == events[-1].total
+    assert plan.host.adapters == {}
+
+
+def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeypatch):
+    whole = run(plan_for(tiny_folder, table, tmp_path / "whole", methods=("LoRA()", "BitFit()")))
+    trained = []
+    original = running.train
+
+    def counted(*args, **kwargs):
+        trained.append(1)
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(running, "train", counted)
+    plan = plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()"))
+    with pytest.raises(KeyboardInterrupt):
+        run(plan)
+    with (tmp_path / "cut/results.jsonl").open("a") as file:
+        file.write('{"cell": "half a li')
+    again = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
+    assert len(trained) == 4 + 3, "three cells were finished before the interruption, three were left"
+    for one, other in zip(whole["methods"], again["methods"], strict=True):
+        assert one["seed_scores"] == other["seed_scores"]
+        assert one["ci95"] == other["ci95"]
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    last = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
+    records = [json.loads(line) for line in (tmp_path / "cut/results.jsonl").read_text().splitlines()]
+    trainings = [one["train_seconds"] for one in records if one["stage"] != "final"]
+    assert last["elapsed_seconds"] > sum(trainings), "what earlier sessions took counts"
+
+
+def test_a_failed_cell_is_reported_and_the_rest_goes_on(tiny_folder, table, tmp_path, monkeypatch):
+    original = running.train
+
+    def fragile(host, name, *args, **kwargs):
+        if type(host.adapters[name].method).__name__ == "Prefix":
+            raise RuntimeError("out of memory, say")
+        return original(host, name, *args, **kwargs)
+
+    monkeypatch.setattr(running, "train", fragile)
+    summary = run(plan_for(tiny_folder, table, tmp_path / "run", methods=("Prefix()", "BitFit()")))
+    prefix, bitfit = summary["methods"]
+    assert prefix["score"] is None
+    assert "out of memory" in prefix["failed"]
+    assert bitfit["score"] is not None
+    assert len(summary["failed"]) == 2
+    assert summary["recommendation"]["method"] == "BitFit()"
+
+
+def test_adapters_of_a_comparison_can_be_used(tiny_folder, table, tmp_path):
+    plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), seeds=1, rates=1)
+    summary = run(plan)
+    folder = tmp_path / "run" / summary["methods"][0]["adapter"]
+    plan.host.load(folder, name="again")
+    logits = running.predict(plan.host, "again", plan.task, plan.splits["test"], plan.tokenizer, precision="float32")
+    record = json.loads((tmp_path / "run/results.jsonl").read_text().splitlines()[-1])
+    np.testing.assert_array_equal(logits, np.load(tmp_path / f"run/predictions/{record['cell']}.npy"))
+
+
+def test_what_cannot_run_is_said_before_training(tiny_folder, table, tmp_path):
+    with pytest.raises(DeltatuneError, match="no method is called 'LoRa'") as caught:
+        plan_for(tiny_folder, table, tmp_path, methods=("LoRa()", "LoRA(sites='*.attn.qq')", "BitFit()"))
+    assert "*.attn.qq" in str(caught.value)
+    with pytest.raises(DeltatuneError, match="already"):
+        plan_for(tiny_folder, table, tmp_path, methods=("LoRA(r=2)", "LoRA(r=4)"))
+    with pytest.raises(DeltatuneError, match="budget"):
+        plan_for(tiny_folder, table, tmp_path, budget="3")
+
+
+def test_slugs_are_folder_names():
+    assert slug("LoRA(r=8, sites=('*.attn.q',)) + BitFit()") == "LoRA-r-8-sites-.attn.q-BitFit"
+
+
+def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypatch):
+    original = running.train
+
+    def higher_is_better(host, name, task, train, validation, tokenizer, settings, **more):
+        outcome = original(host, name, task, train, validation, tokenizer, settings, **more)
+        step, scores = outcome.evaluations[-1]
+        outcome.evaluations[-1] = (step, scores | {"accuracy": settings.learning_rate})
+        return outcome
+
+    monkeypatch.setattr(running, "train", higher_is_better)
+    events = []
+    plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3)
+    entry = run(plan, events.append)["methods"][0]
+    assert [rate for rate, _ in entry["search"]] == [6.7e-4, 2e-3, 6e-3, 1.8e-2, 5.4e-2]
+    assert entry["learning_rate"] == 5.4e-2
+    assert entry["rate_at_edge"], "the report says that the search ended at an edge"
+    assert events[-1].done == events[-1].total == plan.total + 2
+    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    again = run(plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3))["methods"]
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps([entry]))

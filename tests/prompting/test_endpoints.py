@@ -1,0 +1,360 @@
+"""Who writes: a server that speaks OpenAI's protocol, on a real socket, and models on this machine."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_self_instruct import SEEDS, echo
+
+from deltatune import Host, LoRA, Prompt
+from deltatune.core.errors import DeltatuneError
+from deltatune.prompting import Ask, Cut, Growth, LocalModel, OpenAICompatible, grow
+from support.command_line import ran
+
+Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
+
+
+class Server:
+    """A server on this machine: `answer(body, number)` gives status and content (and headers) of each request."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = written
+        self.requests: list[dict[str, Any]] = []
+        self.most = self.now = 0
+        server, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.requests.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+                    number = len(server.requests)
+                    server.now += 1
+                    server.most = max(server.most, server.now)
+                try:
+                    status, content, *headers = server.answer(body, number)
+                finally:
+                    with lock:
+                        server.now -= 1
+                if status == 0:  # hang up in the middle
+                    self.connection.close()
+                    return
+                data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in dict(*headers).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+def text_of(text: str | None, ended: str = "stop") -> dict[str, Any]:
+    """An answer in OpenAI's form, of both kinds."""
+    return {"choices": [{"message": {"content": text}, "text": text, "finish_reason": ended}]}
+
+
+def written(body: dict[str, Any], number: int) -> tuple[int, Any]:
+    """What `echo` says to the prompt."""
+    prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
+    return 200, text_of(echo([prompt])[0])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    found = Server()
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def asking(server: Server, **more: Any) -> OpenAICompatible:
+    """The endpoint of a server, without long pauses."""
+    return OpenAICompatible(server.url, "m", **{"pause": 0.01, "timeout": 5.0, **more})
+
+
+# ---- a server
+
+
+def test_a_request_has_the_form_that_servers_read(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    server.answer = lambda body, number: (200, text_of("hello"))
+    ask = Ask(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
+    assert asking(server, key="MY_KEY").write(["hi"], ask) == ["hello"]
+    fields = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    message = [{"role": "user", "content": "hi"}]
+    chat = {"path": "/v1/chat/completions", "key": "Bearer secret", "messages": message, "stop": ["END"], **fields}
+    assert server.requests == [chat]
+    assert asking(server, form="plain").write(["hi"], ask) == ["hello"]
+    plain = {"path": "/v1/completions", "key": None, "prompt": "hi", "stop": ["\n\n", "END"], **fields}
+    assert server.requests[1] == plain
+    asking(server, send=("max_tokens",)).write(["hi"], ask)
+    assert set(server.requests[2]) == {"path", "key", "model", "messages", "max_tokens"}
+
+
+def test_answers_keep_the_order_and_run_at_once(server):
+    def slow(body, number):
+        prompt = body["messages"][0]["content"]
+        time.sleep(0.3 if prompt == "0" else 0.1)
+        return 200, text_of(prompt)
+
+    server.answer = slow
+    asked = [str(number) for number in range(6)]
+    assert asking(server, at_once=3)(asked) == asked
+    assert 1 < server.most <= 3
+
+
+def test_texts_that_were_cut_off_are_marked(server):
+    answers = {1: text_of("half", "length"), 2: text_of(None, "length"), 3: text_of(None, "content_filter")}
+    server.answer = lambda body, number: (200, answers[number])
+    found = [asking(server)(["x"])[0] for _ in range(3)]
+    assert found == ["half", "", ""]
+    assert [isinstance(text, Cut) for text in found] == [True, True, False]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 0])
+def test_a_busy_server_is_asked_again(server, status):
+    server.answer = lambda body, number: (status, "busy") if number < 3 else (200, text_of("at last"))
+    assert asking(server)(["x"]) == ["at last"]
+    assert len(server.requests) == 3
+
+
+def test_the_server_says_how_long_to_wait(server):
+    server.answer = lambda body, n: (429, "busy", {"Retry-After": "0.4"}) if n == 1 else (200, text_of("ok"))
+    start = time.monotonic()
+    assert asking(server, pause=30.0)(["x"]) == ["ok"]
+    assert 0.4 <= time.monotonic() - start < 20
+
+
+def test_a_server_that_stays_busy_is_an_error(server):
+    server.answer = lambda body, number: (429, {"error": {"message": "rate limit reached"}})
+    with pytest.raises(DeltatuneError, match=r"answered 429: rate limit reached; tried 3 times"):
+        asking(server, retries=2)(["x"])
+    assert len(server.requests) == 3
+
+
+def test_a_slow_server_is_an_error(server):
+    def slow(body, number):
+        time.sleep(0.5)
+        return 200, text_of("late")
+
+    server.answer = slow
+    with pytest.raises(DeltatuneError, match=r"too slow \(timed out\); tried 2 times"):
+        asking(server, timeout=0.1, retries=1)(["x"])
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (401, {"error": {"message": "bad key secret"}}, r"refused the key in MY_KEY \(401\): bad key \*\*\*"),
+        (403, "no", r"refused the key in MY_KEY \(403\): no"),
+        (404, {"error": {"message": "model not found"}}, "answered 404: model not found; there is no model 'm', or"),
+        (400, {"error": {"message": "unknown field seed"}}, r"refused the request \(400\): unknown field seed.*send"),
+        (302, "", "sends requests on to http://elsewhere"),
+        (200, "<html>hello</html>", "not in OpenAI's form: '<html>hello"),
+        (200, {"choices": []}, "not in OpenAI's form"),
+        (200, [1], "not in OpenAI's form"),
+        (200, text_of(None), "not in OpenAI's form"),
+    ],
+)
+def test_refusals_and_odd_answers_are_clear_errors(server, monkeypatch, status, content, message):
+    monkeypatch.setenv("MY_KEY", "secret")
+    server.answer = lambda body, number: (status, content, {"Location": "http://elsewhere"})
+    with pytest.raises(DeltatuneError, match=message):
+        asking(server, key="MY_KEY")(["x"])
+    assert len(server.requests) == 1
+
+
+def test_no_server_no_key_and_no_address_are_errors(server, monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(DeltatuneError, match="environment variable MY_KEY is not set"):
+        asking(server, key="MY_KEY")(["x"])
+    url = server.url
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(DeltatuneError, match=rf"no answer from {url}: Connection refused\. Is the server running"):
+        OpenAICompatible(url, "m")(["x"])
+    for bad in ("file:///etc/passwd", "localhost:8000", "ftp://a/b"):
+        with pytest.raises(DeltatuneError, match="is no address"):
+            OpenAICompatible(bad, "m")
+    with pytest.raises(DeltatuneError, match=r"url holds a password(.|\n)*send=\['n'\]"):
+        OpenAICompatible("http://me:secret@host/v1", "m", send=("n",))
+
+
+@pytest.mark.parametrize("form", ["chat", "plain"])
+def test_a_server_grows_what_a_function_grows(server, form):
+    settings = Growth(total=8, prompts=3)
+    assert grow(SEEDS, asking(server, form=form), settings) == grow(SEEDS, echo, settings)
+
+
+def test_the_command_grows_and_goes_on(server, tmp_path):
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "grown.jsonl"
+    seeds.write_text("\n".join(map(json.dumps, SEEDS)))
+    command = "grow", seeds, "--url", server.url, "--name", "m", "--out", out, "--prompts", "3"
+    done = ran(*command, "--total", "8")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == grow(SEEDS, echo, Growth(total=8, prompts=3))
+    lines = (tmp_path / "grown.rejected.jsonl").read_text().splitlines()
+    refused = [json.loads(line)["reason"] for line in lines]
+    for reason in set(refused):
+        assert re.search(rf"not kept: {reason} +{refused.count(reason)}\n", done.out), reason
+    assert re.search(r"instructions kept +8\n", done.out)
+    more = ran(*command, "--total", "10")
+    assert more.code == 0, more.err
+    assert "with 8 instructions" in more.err
+    assert out.read_text().splitlines()[: len(rows)] == [json.dumps(row) for row in rows]
+    other = ran(*command, "--seed", "7")
+    assert other.code == 2
+    assert "seed was 0, now it is 7" in other.err
+    server.answer = lambda body, number: (401, "no")
+    refusal = ran(*command, "--total", "50")
+    assert refusal.code == 2
+    assert "refused a request without a key" in refusal.err
+
+
+def test_the_snippets_of_the_page_run(server, monkeypatch, tmp_path, tiny_gpt2, tiny_tokenizer):
+    page = (Path(__file__).parents[2] / "docs/instructions.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_KEY", "secret")
+    Path("seeds.jsonl").write_text("\n".join(map(json.dumps, SEEDS)))
+    host = Host(tiny_gpt2("lm"))
+    host.attach("style", LoRA(r=2))
+    host.save("style", "adapters/style")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda name: tiny_gpt2("lm"))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tiny_tokenizer)
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet.replace("http://localhost:8000/v1", server.url), "instructions.md", "exec"), names)
+    assert len({row["instruction"] for row in names["rows"]}) == 100
+    assert server.requests[0]["key"] == "Bearer secret"
+    assert isinstance(names["local"](["it was"])[0], str)
+
+
+# ---- a model here
+
+
+@pytest.fixture
+def writer(tiny_gpt2, tiny_tokenizer) -> LocalModel:
+    return LocalModel(tiny_gpt2("lm"), tiny_tokenizer, batch_size=2)
+
+
+PROMPTS = ["the film", "a very good plot and", "it was", "this actor is not bad"]
+
+
+def test_a_local_model_writes_what_it_writes_alone(writer):
+    ask = Ask(max_tokens=12)
+    texts = writer.write(PROMPTS, ask)
+    assert texts == [writer.write([prompt], ask)[0] for prompt in PROMPTS]
+    assert len(set(texts)) > 1
+    ids = writer.tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"][:, :-1]  # without [SEP]
+    out = writer.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
+    assert texts[1] == writer.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(writer):
+    def drawn(seed: int) -> list[str]:
+        return writer.write(PROMPTS, Ask(10, temperature=1.0, seed=seed))
+
+    state = torch.random.get_rng_state()
+    one = drawn(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert drawn(1) == one != drawn(2)
+
+
+def test_a_text_ends_where_it_is_told_to(writer):
+    whole = [str(text) for text in writer.write(PROMPTS, Ask(24))]
+    word = next(word for word in whole[0].split()[3:] if word.isalpha())
+    at = whole[0].index(word, 1)
+    texts = writer.write(PROMPTS, Ask(24, stop=(word,)))
+    assert texts[0] == whole[0][:at]
+    assert not isinstance(texts[0], Cut)
+    for text, free in zip(texts, whole, strict=True):
+        assert text == free.split(word)[0] or free.startswith(word)
+    assert all(isinstance(text, Cut) for text in writer.write(PROMPTS, Ask(3)))
+
+
+@pytest.mark.parametrize("method", [LoRA(r=2), Prompt(length=4)], ids=["LoRA", "Prompt"])
+def test_a_host_writes_with_its_adapter(tiny_gpt2, tiny_tokenizer, method):
+    host = Host(tiny_gpt2("lm"))
+    host.attach("style", method)
+    with torch.no_grad():
+        for _, tensor in host.trainable("style"):
+            tensor.add_(torch.randn(tensor.shape))
+    host.use(None)
+    writer = LocalModel(host, tiny_tokenizer)
+    bare = writer.write(PROMPTS, Ask(12))
+    assert bare == LocalModel(host.model, tiny_tokenizer).write(PROMPTS, Ask(12))
+    host.use("style")
+    styled = writer.write(PROMPTS, Ask(12))
+    assert styled != bare
+    assert styled == [writer.write([prompt], Ask(12))[0] for prompt in PROMPTS]
+    assert writer.name.endswith("+ style")
+
+
+def test_a_chat_template_wraps_the_prompt(writer):
+    with pytest.raises(DeltatuneError, match="no chat template"):
+        LocalModel(writer.model, writer.tokenizer, "chat")
+    writer.tokenizer.chat_template = "{% for m in messages %}it is {{ m['content'] }} and {% endfor %}"
+    chat = LocalModel(writer.model, writer.tokenizer, "chat")
+    assert chat.write(["good"], Ask(8)) != writer.write(["good"], Ask(8))
+    bare = writer.tokenizer("it is good and", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = writer.model.generate(bare, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
+    assert chat.write(["good"], Ask(8)) == [writer.tokenizer.decode(out[0, 4:], skip_special_tokens=True)]
+
+
+def test_models_that_cannot_go_on_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, writer):
+    for model in (tiny_bert("lm"), tiny_t5("lm"), tiny_gpt2()):
+        with pytest.raises(DeltatuneError, match="does not go on with a text"):
+            LocalModel(model, tiny_tokenizer)
+    with pytest.raises(DeltatuneError, match=r"prompt has 121 tokens .* takes 128"):
+        writer.write(["good " * 120], Ask(64))
+    assert isinstance(writer.write(["good " * 60], Ask(500))[0], str)
+
+
+def test_a_tiny_model_really_grows(tiny_gpt2, tiny_tokenizer, tmp_path):
+    """It writes noise: what matters is that noise goes through, is counted, and goes on to the same end."""
+    short = [{"instruction": f"{word} film?", "output": "it is good"} for word in ("the", "this", "very", "great")]
+    model = tiny_gpt2("lm")
+    model.config.n_positions = model.config.max_position_embeddings = 4096
+    model.transformer.wpe = torch.nn.Embedding(4096, 32)
+    steps = []
+    for name, mode in (("steps", "steps"), ("whole", "whole")):
+        settings = Growth(
+            3,
+            mode,
+            human=2,
+            own=1,
+            prompts=3,
+            rounds=3,
+            cases=1,
+            max_tokens=48,
+            example_tokens=32,
+            temperature=1.0,
+            top_p=1.0,
+            shortest=1,
+        )
+        rows = grow(short, LocalModel(model, tiny_tokenizer), settings, tmp_path / f"{name}.jsonl", steps.append)
+        again = grow(short, LocalModel(model, tiny_tokenizer), settings)
+        assert rows == again
+        assert sum(steps[-1].rejected.values()) + steps[-1].kept > 0
+        lines = (tmp_path / f"{name}.rejected.jsonl").read_text().splitlines()
+        assert len(lines) == sum(steps[-1].rejected.values())

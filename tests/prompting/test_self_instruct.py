@@ -1,0 +1,494 @@
+"""Growing instruction data: what is kept, what is not and why, going on after a kill, and who writes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.prompting import Ask, Cut, Growth, grow
+from deltatune.prompting.self_instruct import instruction_prompts as parsing
+from deltatune.prompting.self_instruct import instruction_prompts as prompts
+from deltatune.prompting.self_instruct import quality_filters as filters
+from deltatune.prompting.self_instruct import seed_tasks as shown
+from deltatune.prompting.self_instruct.quality_filters import Pool, rouge_l, tokens
+from deltatune.prompting.self_instruct.seed_tasks import Example, Task, seed_tasks
+from support.command_line import ran
+
+WORDS = [
+    "bridge",
+    "river",
+    "letter",
+    "summer",
+    "garden",
+    "window",
+    "teacher",
+    "answer",
+    "number",
+    "story",
+    "castle",
+    "winter",
+    "engine",
+    "market",
+    "doctor",
+    "island",
+    "forest",
+    "kitchen",
+    "velvet",
+    "ticket",
+    "shadow",
+    "pocket",
+    "mirror",
+    "desert",
+    "planet",
+    "carpet",
+    "harbor",
+    "butter",
+    "copper",
+    "silver",
+]
+SEEDS = [
+    {"instruction": f"Tell me something new about the {word} in {number} words.", "output": f"It is {word}."}
+    for number, word in enumerate(WORDS[:10])
+]
+
+
+def talk(prompt: str, size: int) -> str:
+    """Words that depend on the prompt alone."""
+    return " ".join(random.Random(prompt).choices(WORDS, k=size))
+
+
+def echo(asked: list[str]) -> list[str]:
+    """A writer that is a function of each prompt: good ones, and one for every reason not to keep."""
+    return [_echoed(prompt) for prompt in asked]
+
+
+def _echoed(prompt: str) -> str:
+    last = prompt.rsplit("Task: ", 1)[-1]
+    if prompt.endswith("classification?"):
+        return " Yes" if "river" in last else "No."
+    if prompt.endswith("Label:"):
+        return f" wet\nInput: {talk(prompt, 5)}\nLabel: dry\nInput: {talk(prompt + 'x', 5)}\n\nTask: another"
+    if prompt.endswith("Example 1\n"):
+        if "castle" in last:
+            return "Input: one\nOutput: a\n\nExample 2\nInput: one\nOutput: b"
+        return f"Input: {talk(prompt, 4)}\nOutput: {talk(prompt + 'o', 6)}\n\nExample 2\nInput: same\nOutput: same"
+    if prompt.endswith("Instruction:"):
+        good = f" {talk(prompt, 9)}\nInput: (none)\nOutput: {talk(prompt + 'o', 5)}\n###\nTask 9\n"
+        other = f"Instruction: Draw the {talk(prompt, 4)}\nInput: a\nOutput: b"
+        return f"{good}Instruction: A task without the rest\n###\nTask 10\n{other}"
+    repeated = prompt.split("1. ", 1)[1].split("\n")[0]
+    lines = f" {talk(prompt, 9)}", repeated, "Too short", f"Draw the {talk(prompt, 4)}", f"?{talk(prompt, 6)}"
+    return "".join(f"\n{number}. {line}" if number > 9 else line for number, line in enumerate(lines, 9))
+
+
+SMALL = Growth(total=12, human=6, own=2, prompts=3, seed=3)
+
+
+# ---- similarity
+
+
+def test_similarity_is_that_of_rouge_score():
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS[:9], k=rng.randint(1, 14))) for _ in range(40)]
+    texts += ["Write a poem, please!", "What's 2+2? Answer: 4.", "write a POEM", "Say 'hello' to snake_case names."]
+    scorer = RougeScorer(["rougeL"])
+    pool = Pool(texts)
+    for text in texts[::3]:
+        scores = [scorer.score(text, other)["rougeL"].fmeasure for other in texts]
+        assert [rouge_l(tokens(text), tokens(other)) for other in texts] == pytest.approx(scores, abs=1e-12)
+    for text in ("river castle winter the", "please write a poem", "unheard of"):
+        scores = [scorer.score(text, other)["rougeL"].fmeasure for other in texts]
+        value, other = pool.most_similar(text)
+        assert value == pytest.approx(max(scores), abs=1e-12)
+        assert other == (texts[next(i for i, s in enumerate(scores) if abs(s - value) < 1e-9)] if value else "")
+
+
+def test_the_most_similar_one_is_found_without_comparing_all():
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS[:12], k=rng.randint(1, 12))) for _ in range(200)]
+    pool = Pool(texts[:100])
+    for text in texts[100:]:
+        scores = [rouge_l(tokens(text), tokens(other)) for other in texts[:100]]
+        assert pool.most_similar(text) == (max(scores), texts[scores.index(max(scores))])
+
+
+def test_a_pool_loses_what_came_last():
+    pool = Pool(SEED["instruction"] for SEED in SEEDS)
+    before = pool.most_similar("Tell me of the winter")
+    pool.add_("tell me of the winter")
+    assert pool.most_similar("Tell me of the winter") == (1.0, "tell me of the winter")
+    pool.cut_(len(SEEDS))
+    assert len(pool) == len(SEEDS)
+    assert pool.most_similar("Tell me of the winter") == before
+    assert Pool().most_similar("anything") == (0.0, "")
+
+
+def test_chinese_is_compared_by_characters():
+    assert Pool(["写一首关于春天的诗"]).most_similar("写一首关于秋天的诗")[0] == pytest.approx(2 * 8 / 18)
+
+
+def test_a_large_pool_is_judged_fast():
+    rng = random.Random(0)
+    vocabulary = [f"word{n}" for n in range(3000)]
+    weights = [1 / (n + 1) for n in range(3000)]  # as in language, few words are in most texts
+    texts = [" ".join(rng.choices(vocabulary, weights, k=rng.randint(5, 40))) for _ in range(5020)]
+    pool = Pool(texts[:5000])
+    start = time.process_time()
+    for text in texts[5000:]:
+        pool.most_similar(text)
+    assert (time.process_time() - start) / 20 < 0.1
+
+
+# ---- reading what was written
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (" write a song\n10. Sing it\n11.  Hum", ["Write a song", "Sing it", "Hum"]),
+        ("9. A b\n10. C d", ["A b", "C d"]),
+        ("Sure, here they are:\n\n9. A b\n\n10. C d", ["A b", "C d"]),
+        ("Of course!\n1. A b\n2. C d", ["A b", "C d"]),
+        (" A b\n10. C d\n\nThese are all tasks.", ["A b", "C d"]),
+        (" A b\n17. beyond", ["A b"]),
+        ("Task 9: A b\nTask 10: C d", ["A b", "C d"]),
+        ("", []),
+    ],
+)
+def test_lists_are_read(text, found):
+    assert parsing.instructions(text, 9, 8) == (found, None)
+
+
+def test_what_was_cut_off_is_left_out():
+    assert parsing.instructions(Cut(" A b\n10. C"), 9, 8) == (["A b"], "C")
+    assert parsing.instructions(Cut(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
+    task = "Instruction: a b\nInput: c\nOutput: d"
+    assert parsing.whole_tasks(Cut(f"{task}\n###\nTask 2\nInstr"), 8) == ([("a b", Example("c", "d"))], "Instr")
+    assert parsing.examples(Cut("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == ([Example("a", "b")], True)
+    assert parsing.labelled_examples(Cut(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
+
+
+def test_whole_tasks_are_read():
+    text = (
+        " Add the numbers.\nInput: 1 and 2\nOutput: 3\n###\nTask 8\nInstruction: Say hi\nInput: (none)\nOutput:\nhi\nho"
+    )
+    found = [("Add the numbers.", Example("1 and 2", "3")), ("Say hi", Example("", "hi\nho"))]
+    assert parsing.whole_tasks(text, 8) == (found, None)
+    assert parsing.whole_tasks(f"Here:\n\nTask 7\nInstruction:{text}", 8)[0][-2:] == found
+    assert parsing.whole_tasks(text, 1)[0] == found[:1]
+
+
+def test_examples_are_read():
+    text = "Input: a\nOutput: b\n\nExample 2\nOutput: c\nInput: spilt\n\nTask: next\nExample 1\nOutput: d"
+    assert parsing.examples(text, 5) == ([Example("a", "b"), Example("", "c")], False)
+    assert parsing.examples("Example 1\nOutput: b", 5) == ([Example("", "b")], False)
+    assert parsing.examples("no such word", 5) == ([], False)
+    assert parsing.labelled_examples(" x\nInput: a\nLabel: y\nInput: b", 5)[0] == [Example("a", "x"), Example("b", "y")]
+
+
+# ---- filters
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Explain this poem", filters.TOO_SHORT),
+        ("word " * 151, filters.TOO_LONG),
+        ("Describe the picture to a friend", filters.AVOIDED_WORD),
+        ("Where should I go to next?", filters.AVOIDED_WORD),
+        ("Describe the picturesque old town", None),
+        ("Write a program that sorts numbers", filters.AVOIDED_START),
+        ("- write a poem on rain", filters.ODD_START),
+        ("写一首诗", None),
+        ("写首诗", filters.TOO_SHORT),
+    ],
+)
+def test_instructions_are_refused_for_a_reason(text, reason):
+    assert filters.refuse_instruction(text.strip(), Growth()) == reason
+
+
+def test_words_of_scripts_without_spaces_are_avoided_anywhere():
+    assert filters.refuse_instruction("请画一张图片给我", Growth(avoid=("图片",))) == filters.AVOIDED_WORD
+
+
+def test_examples_are_refused_for_a_reason():
+    good = Example("a", "b")
+    bad = {
+        filters.NO_OUTPUT: Example("a", ""),
+        filters.REPEATS_INPUT: Example("a", "a"),
+        filters.ENDS_OPEN: Example("a", "as follows:"),
+        filters.DUPLICATE: good,
+    }
+    kept, refused = filters.sift([good, *bad.values()])
+    assert kept == [good]
+    assert dict(refused) == bad
+    assert filters.sift([good, Example("a", "c")])[0] == []
+    assert filters.sift([Example("", "b"), Example("", "c")])[0] == [Example("", "b"), Example("", "c")]
+
+
+# ---- growing
+
+
+def test_steps_keep_what_is_new_and_count_the_rest():
+    steps = []
+    rows = grow(SEEDS, echo, SMALL, on_step=steps.append)
+    last = steps[-1]
+    names = list(dict.fromkeys(row["instruction"] for row in rows))
+    assert last.kept == len(names) == SMALL.total
+    assert last.rows == len(rows)
+    assert set(rows[0]) == {
+        *("instruction", "input", "output", "is_classification", "similarity", "most_similar", "round")
+    }
+    pool = Pool(seed["instruction"] for seed in SEEDS)
+    for name in names:
+        own = next(row for row in rows if row["instruction"] == name)
+        assert own["similarity"] < 0.7
+        assert own["similarity"] == pytest.approx(pool.most_similar(name)[0], abs=1e-4)
+        pool.add_(name)
+    assert {row["is_classification"] for row in rows} == {True, False}
+    for row in rows:
+        assert row["is_classification"] == ("river" in row["instruction"].lower())
+        assert row["output"] in ("wet", "dry") or not row["is_classification"]
+    written = SMALL.prompts * last.round
+    for reason in (filters.TOO_SIMILAR, filters.TOO_SHORT, filters.AVOIDED_WORD, filters.ODD_START):
+        assert last.rejected[reason] == written, reason
+    castles = last.rejected[filters.NO_EXAMPLE]
+    assert castles > 0
+    assert last.rejected[filters.CONTRADICTION] == 2 * castles
+    # every prompt's first instruction is new: it is kept, without example, or more than was asked for
+    assert last.kept + castles + last.rejected.get(filters.OVER, 0) == written
+    plain = sum(not row["is_classification"] for row in rows)
+    assert last.rejected[filters.REPEATS_INPUT] >= plain
+    assert last.asked == 3 * written
+
+
+def test_whole_tasks_grow_from_one_prompt():
+    steps = []
+    rows = grow(SEEDS, echo, Growth(total=7, mode="whole", human=5, own=2, prompts=2), on_step=steps.append)
+    assert len(rows) == 7
+    assert "is_classification" not in rows[0]
+    assert all(row["input"] == "" and row["output"] for row in rows)
+    last = steps[-1]
+    assert last.asked == 2 * last.round
+    assert last.rejected[filters.MALFORMED] == last.rejected[filters.AVOIDED_WORD] == last.asked
+
+
+def test_prompts_show_six_seeds_and_two_grown_tasks():
+    seen = []
+
+    def spy(asked: list[str]) -> list[str]:
+        seen.extend(prompt for prompt in asked if prompt.startswith(prompts.LIST))
+        return echo(asked)
+
+    rows = grow(SEEDS, spy, SMALL)
+    own = {row["instruction"] for row in rows}
+    lines = [line.split(". ", 1)[1] for line in seen[-1].splitlines() if line[:1].isdigit() and ". " in line]
+    assert len(lines) == 8
+    assert len(own & set(lines)) == 2
+    assert not own & set(seen[0].splitlines())
+    assert seen[0].endswith("\n9.")
+
+
+def test_labelled_seeds_are_the_examples_of_their_kind():
+    plain = [Task("Sing", Example("", "la"), False), Task("Which?", Example("a", "b"), True)]
+    rng = random.Random(0)
+    assert shown.with_examples(plain, True, 6, rng) == [(plain[1], (plain[1].example,))]
+    assert shown.with_examples(plain[:1], True, 3, rng)[0] in shown.CASES
+    assert len(shown.of_both_kinds(plain[:1], 6, rng)) == 12
+
+
+def test_another_seed_grows_other_rows():
+    assert grow(SEEDS, echo, SMALL) == grow(SEEDS, echo, SMALL)
+    assert grow(SEEDS, echo, SMALL) != grow(SEEDS, echo, Growth(total=12, prompts=3, seed=4))
+
+
+def test_an_endpoint_is_told_how_to_write():
+    class Teller:
+        name = "teller"
+
+        def __init__(self) -> None:
+            self.asks: list[Ask] = []
+
+        def write(self, asked: list[str], ask: Ask) -> list[str]:
+            self.asks.append(ask)
+            return echo(asked)
+
+    one, two = Teller(), Teller()
+    grow(SEEDS, one, SMALL)
+    grow(SEEDS, two, SMALL)
+    assert one.asks == two.asks
+    assert {ask.temperature for ask in one.asks} == {0.7, 0.0}
+    free = [ask for ask in one.asks if ask.temperature]
+    assert len({ask.seed for ask in free}) == len(free) > 1
+    assert {(ask.max_tokens, ask.stop) for ask in one.asks} == {
+        (1024, ("\n\n", "\n17.")),
+        (3, ("\n",)),
+        (350, ("Example 6", "\nTask:")),
+    }
+
+
+def test_a_writer_that_has_nothing_to_say_is_an_error():
+    with pytest.raises(DeltatuneError, match=r"no instruction to keep in 4 rounds \(12 not in the form\)"):
+        grow(SEEDS, lambda asked: [""] * len(asked), Growth(prompts=3, patience=4))
+    assert grow(SEEDS, lambda asked: [""] * len(asked), Growth(prompts=3, rounds=2)) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda asked: [], "given 5 prompts and returned 0 texts"),
+        (lambda asked: "text", "returned a str"),
+        (lambda asked: [None] * len(asked), "returned a NoneType among its texts"),
+    ],
+)
+def test_a_writer_that_returns_something_else_is_an_error(answer, message):
+    with pytest.raises(DeltatuneError, match=message):
+        grow(SEEDS, answer)
+
+
+def test_seeds_are_checked():
+    with pytest.raises(DeltatuneError, match=r"row 1 has no text in column 'output', did you mean 'outputs'\?"):
+        seed_tasks([{"instruction": "a", "outputs": "b"}, *SEEDS])
+    with pytest.raises(DeltatuneError, match="row 1 has an empty instruction"):
+        seed_tasks([{"instruction": " ", "output": "b"}])
+    with pytest.raises(DeltatuneError, match="set human=3"):
+        grow(SEEDS[:3], echo)
+    with pytest.raises(DeltatuneError, match="no seed tasks"):
+        grow([], echo)
+    nested = {"instruction": "Add", "instances": [{"input": "1 2", "output": "3"}], "is_classification": False}
+    assert seed_tasks([nested]) == [Task("Add", Example("1 2", "3"), False)]
+    with pytest.raises(DeltatuneError, match=r"similarity must be above 0[^\n]*\n.*longest=2 is less than shortest=4"):
+        Growth(similarity=1.5, longest=2)
+
+
+# ---- on disk
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_self_instruct import SEEDS, SMALL, echo
+from deltatune.prompting import grow
+def slow(asked):
+    time.sleep(0.15)
+    return echo(asked)
+slow.__qualname__ = "echo"
+grow(SEEDS, slow, SMALL, sys.argv[1])
+"""
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Everything that a run wrote."""
+    return {path.name.removeprefix(out.stem): path.read_bytes() for path in out.parent.glob(f"{out.stem}*")}
+
+
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
+    whole = grow(SEEDS, echo, SMALL, tmp_path / "whole.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()] == whole
+    out = tmp_path / "killed.jsonl"
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen([sys.executable, "-c", script, str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (out.is_file() and out.read_bytes()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(out.read_bytes()) < len((tmp_path / "whole.jsonl").read_bytes())
+    assert grow(SEEDS, echo, SMALL, out) == whole
+    assert files(out) == files(tmp_path / "whole.jsonl")
+
+
+def test_lines_of_an_unfinished_round_are_dropped(tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
+    grow(SEEDS, echo, SMALL, whole)
+    grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "rounds": 2}), out)
+    with out.open("a") as file:
+        file.write('{"instruction": "half of a round", "round": 3}\n{"instruction": "half of a li')
+    grow(SEEDS, echo, SMALL, out)
+    assert files(out) == files(whole)
+
+
+def test_a_first_round_that_was_killed_begins_anew(tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
+    grow(SEEDS, echo, SMALL, whole)
+    out.with_name("some.rejected.jsonl").write_text('{"reason": "too short", "round": 1}\n{"rea')
+    grow(SEEDS, echo, SMALL, out)
+    assert files(out) == files(whole)
+
+
+def test_a_finished_run_asks_nothing_and_a_larger_total_goes_on(tmp_path):
+    out = tmp_path / "grown.jsonl"
+    rows = grow(SEEDS, echo, SMALL, out)
+
+    def echo_(asked: list[str]) -> list[str]:
+        raise AssertionError("asked again")
+
+    echo_.__qualname__ = "echo"
+    assert grow(SEEDS, echo_, SMALL, out) == rows
+    more = grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "total": 15}), out)
+    assert more[: len(rows)] == rows
+    assert len({row["instruction"] for row in more}) == 15
+
+
+def test_another_runs_file_is_not_touched(tmp_path):
+    out = tmp_path / "grown.jsonl"
+    grow(SEEDS, echo, SMALL, out)
+    before = files(out)
+    with pytest.raises(DeltatuneError, match=r"begun in another way(.|\n)*seed was 3, now it is 4"):
+        grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "seed": 4}), out)
+    with pytest.raises(DeltatuneError, match="seeds was"):
+        grow(SEEDS[1:], echo, SMALL, out)
+    assert files(out) == before
+    out.write_bytes(before[".jsonl"].replace(b"river", b"lake!"))
+    with pytest.raises(DeltatuneError, match="was changed since"):
+        grow(SEEDS, echo, SMALL, out)
+    out.write_bytes(before[".jsonl"] + b'{"instruction": "by hand"}\n')
+    with pytest.raises(DeltatuneError, match="lines that were not grown here"):
+        grow(SEEDS, echo, SMALL, out)
+    out.with_name("grown.state.json").unlink()
+    with pytest.raises(DeltatuneError, match="was not grown here"):
+        grow(SEEDS, echo, SMALL, out)
+    assert out.read_bytes().endswith(b'"by hand"}\n')
+    with pytest.raises(DeltatuneError, match=r"must end in \.jsonl"):
+        grow(SEEDS, echo, SMALL, tmp_path / "grown.csv")
+
+
+def test_two_runs_into_one_file_are_noticed(tmp_path):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "grown.jsonl"
+    tried = []
+
+    def nested(asked: list[str]) -> list[str]:
+        if not tried:
+            tried.append(True)
+            with pytest.raises(DeltatuneError, match="another run is growing"):
+                grow(SEEDS, nested, SMALL, out)
+        return echo(asked)
+
+    assert grow(SEEDS, nested, SMALL, out)
+    assert tried
+
+
+def test_a_writer_that_fails_at_once_leaves_no_files(tmp_path):
+    with pytest.raises(DeltatuneError, match="returned 0 texts"):
+        grow(SEEDS, lambda asked: [], SMALL, tmp_path / "grown.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_needs_one_writer(tmp_path):
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("\n".join(map(json.dumps, SEEDS)))
+    out = "--out", tmp_path / "grown.jsonl"
+    assert "say what writes" in ran("grow", seeds, *out).err
+    both = ran("grow", seeds, *out, "--url", "http://localhost:1", "--model", "x", "--without", "tempo")
+    assert both.code == 2
+    assert "give one of them" in both.err
+    assert "--url needs --name" in both.err
+    assert "--without tempo: a request has max_tokens, temperature" in both.err

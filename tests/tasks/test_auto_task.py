@@ -1,0 +1,112 @@
+"""From data to a task: fields that suit the data, the model and the tokenizer."""
+
+import numpy as np
+import pytest
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.data import Data
+from deltatune.tasks import Classify, Generate, LanguageModel, ManyLabels, Span, Tag
+from deltatune.tasks.auto_task import kind_of, shorter, task_for
+from support import models
+from support.chats import chat_tokenizer
+from support.writers import writing_tokenizer
+
+
+def data(kind, rows, text, label="label", labels=()):
+    return Data("x", "x", text, label, kind, labels, rows, rows, rows)
+
+
+def chosen(kind, rows, text, label="label", labels=(), tokenizer=None, model="bert", **over):
+    found = task_for(
+        data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or writing_tokenizer(), over
+    )
+    assert kind_of(found.task) == kind
+    return found
+
+
+TAGGED = [{"tokens": ["a"], "tags": ["O"]}]
+WRITTEN = [{"instruction": "a", "input": "b", "output": "good film " * 4} for _ in range(20)]
+
+
+@pytest.mark.parametrize(("model", "piece"), [("bert", "first"), ("gpt2", "last"), ("llama", "last"), ("t5", "last")])
+def test_tags_are_read_where_the_word_is_known(model, piece):
+    found = chosen("tags", TAGGED, ("tokens",), "tags", ("O", "B-x"), model=model)
+    assert found.task == Tag(tags=("O", "B-x"), piece=piece)
+
+
+def test_classes_numbers_sets_and_documents():
+    rows = [{"text": "a", "label": "x"}]
+    assert chosen("classes", rows, ("text",), labels=("x", "y")).task == Classify(labels=("x", "y"))
+    numbers = [{"text": "a", "label": label} for label in ("10", 20, 60.0)]
+    found = chosen("number", numbers, ("text",)).task
+    assert (found.center, found.scale) == (30.0, pytest.approx(np.std([10, 20, 60]), rel=1e-5))
+    assert chosen("number", numbers[:1], ("text",)).task == Classify(center=10.0), "what never varies has no scale"
+    assert chosen("many", rows, ("text",), labels=("x", "y")).task == ManyLabels(labels=("x", "y"))
+    assert chosen("raw", rows, ("text",), "").task == LanguageModel()
+
+
+def test_spans_may_be_none_where_some_rows_have_none():
+    rows = [{"question": "a", "context": "b", "answers": [{"text": "b", "start": 0}]}]
+    text = ("question", "context")
+    assert chosen("span", rows, text, "answers").task == Span()
+    assert chosen("span", [*rows, {**rows[0], "answers": []}], text, "answers").task == Span(abstains=True)
+    assert chosen("span", rows, text, "answers", max_length=32).task == Span(max_length=32, stride=10)
+    assert chosen("span", rows, text, "answers", max_length=512).task.stride == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "prompt"),
+    [
+        (("input",), "chatml", "plain"),
+        (("instruction", "input"), "chatml", "chat"),
+        (("instruction", "input"), None, "alpaca"),
+    ],
+)
+def test_prompts_follow_the_columns(text, template, prompt):
+    tokenizer = chat_tokenizer(template) if template else writing_tokenizer()
+    found = chosen("text", WRITTEN, text, "output", tokenizer=tokenizer, model="llama")
+    assert found.task.prompt == prompt
+    assert any(f"the prompt is {prompt}" in note for note in found.notes)
+
+
+def test_the_length_of_answers_is_that_of_the_training_answers():
+    found = chosen("text", WRITTEN, ("input",), "output", model="llama")
+    assert found.task == Generate(text=("input",), new_tokens=16)
+    assert "answers may have 16 tokens: 100% of the training answers have fewer" in found.notes
+    long = [{**row, "output": "film " * 400} for row in WRITTEN]
+    found = chosen("text", long, ("input",), "output", model="llama")
+    assert found.task.new_tokens == 256
+    assert "answers may have 256 tokens: 0% of the training answers have fewer" in found.notes
+    found = chosen("text", WRITTEN, ("input",), "output", model="llama", max_length=20)
+    assert (found.task.max_length, found.task.new_tokens) == (20, 10)
+    found = chosen("text", WRITTEN, ("input",), "output", model="llama", new_tokens=600)
+    assert (found.task.max_length, found.task.new_tokens) == (1200, 600)
+
+
+def test_texts_without_spaces_are_counted_in_characters_and_several_references_by_bleu():
+    rows = [{"input": "a", "output": "酒店的房间很不错", "references": ["酒店", "房间"]}] * 3
+    task = chosen("text", rows, ("input",), "output", tokenizer=chat_tokenizer(), model="llama").task
+    assert (task.characters, task.metric) == (True, "bleu")
+    assert chosen("text", WRITTEN, ("input",), "output", model="llama").task.characters is False
+
+
+def test_conversations_are_chats():
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "film"}]}] * 3
+    task = chosen("text", rows, ("messages",), "messages", tokenizer=chat_tokenizer(), model="llama").task
+    assert (task.text, task.prompt) == (("messages",), "chat")
+
+
+def test_fields_of_another_task_are_refused():
+    with pytest.raises(DeltatuneError, match="Tag has no 'beams'"):
+        chosen("tags", TAGGED, ("tokens",), "tags", ("O", "B-x"), beams=4)
+    assert chosen("tags", TAGGED, ("tokens",), "tags", ("O", "B-x"), beams=None).task
+
+
+@pytest.mark.parametrize("positions", [2, 3, 8, 64, 128])
+@pytest.mark.parametrize(
+    "task", [Span(), Generate(), LanguageModel(), Tag(tags=("a", "b")), Generate(max_length=2048, new_tokens=1000)]
+)
+def test_tasks_become_short_enough_for_a_model(task, positions):
+    found = shorter(task, positions)
+    assert found.max_length <= positions
+    assert shorter(task, None) == shorter(task, 10_000) == task

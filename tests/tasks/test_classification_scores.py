@@ -1,0 +1,80 @@
+"""Metrics equal scikit-learn's and scipy's, also where a class is missing or nothing varies."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltatune.tasks import generation as generate
+from deltatune.tasks import language_modeling as language
+from deltatune.tasks.metrics.classification_scores import CLASS_METRICS, LOWER_IS_BETTER, METRICS, REGRESSION_METRICS
+
+sklearn = pytest.importorskip("sklearn.metrics")
+scipy = pytest.importorskip("scipy.stats")
+
+PEERS = {
+    "accuracy": sklearn.accuracy_score,
+    "f1": lambda y, p: sklearn.f1_score(y, p, pos_label=1, zero_division=0),
+    "f1_macro": lambda y, p: sklearn.f1_score(y, p, average="macro", zero_division=0),
+    "f1_micro": lambda y, p: sklearn.f1_score(y, p, average="micro", zero_division=0),
+    "matthews": sklearn.matthews_corrcoef,
+    "pearson": lambda y, p: scipy.pearsonr(p, y).statistic,
+    "spearman": lambda y, p: scipy.spearmanr(p, y).statistic,
+    "mse": sklearn.mean_squared_error,
+}
+
+
+def peer(name, predictions, references):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sklearn warns of single-class input
+        return PEERS[name](references, predictions)
+
+
+def test_every_metric_has_a_peer():
+    assert set(METRICS) == set(PEERS) == {*CLASS_METRICS, *REGRESSION_METRICS}
+    assert LOWER_IS_BETTER & set(METRICS) == {"mse"}
+    assert set(METRICS) | set(language.METRICS) | set(generate.METRICS) >= LOWER_IS_BETTER
+
+
+@pytest.mark.parametrize("name", CLASS_METRICS)
+@given(data=st.data())
+def test_class_metrics(name, data):
+    classes = 2 if name == "f1" else data.draw(st.integers(2, 5))
+    rows = data.draw(st.integers(1, 30))
+    draw = st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows).map(np.array)
+    predictions, references = data.draw(draw), data.draw(draw)
+    assert METRICS[name](predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", REGRESSION_METRICS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_regression_metrics(name, ties):
+    rng = np.random.default_rng(0)
+    for rows in (3, 10, 200):
+        references = rng.normal(size=rows)
+        predictions = references + rng.normal(size=rows)
+        if ties:
+            references, predictions = references.round(), predictions.round(1)
+        assert METRICS[name](predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [*CLASS_METRICS, *REGRESSION_METRICS])
+def test_undefined_scores_are_no_nan(name):
+    constant, varied = np.zeros(4), np.array([0, 1, 0, 1])
+    for predictions, references in [(constant, varied), (varied, constant), (constant, constant)]:
+        assert np.isfinite(METRICS[name](predictions, references))
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])
+def test_constant_predictions_correlate_with_nothing(name):
+    assert METRICS[name](np.full(9, 0.1), np.arange(9) % 2) == 0.0
+
+
+def test_extreme_scores():
+    labels = np.array([0, 1, 2, 1, 0])
+    for name in ("accuracy", "f1_macro", "f1_micro", "matthews"):
+        assert METRICS[name](labels, labels) == pytest.approx(1.0)
+    assert METRICS["pearson"](-labels, labels) == pytest.approx(-1.0)
+    assert METRICS["mse"](labels + 2.0, labels) == pytest.approx(4.0)

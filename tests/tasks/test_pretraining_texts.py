@@ -1,0 +1,335 @@
+"""Words, entities and pairs of passages: what an objective chooses among."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from transformers import PreTrainedTokenizerFast
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.tasks.pretraining import (
+    Entity,
+    entities_of,
+    mask_tokens,
+    names_by_kind,
+    pair_documents,
+    places_of,
+    replace_entities,
+    singles,
+    units_at,
+    with_rest,
+    words_by_marks,
+    words_of,
+)
+from deltatune.tasks.task import IGNORED
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def near(found, share, draws):
+    return abs(found - share * draws) <= 6 * math.sqrt(draws * share * (1 - share)) + 1e-9
+
+
+def unigram(split: bool) -> PreTrainedTokenizerFast:
+    """SentencePiece's shape: spaces are ▁, with a pre-tokenizer (T5) or a normalizer alone (Llama)."""
+    pieces = ["<unk>", "</s>", "▁", "▁good", "▁un", "▁film", *"abcdefghijklmnopqrstuvwxyz,."]
+    tokenizer = Tokenizer(Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=0))
+    if split:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def byte_bpe() -> PreTrainedTokenizerFast:
+    pieces = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "Ġth", "Ġthe"]
+    merges = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e")]
+    tokenizer = Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def read(tokenizer, *texts):
+    """The words as strings."""
+    encoding = tokenizer(*[[text] for text in texts])
+    pieces = tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
+    return [
+        ["".join(pieces[place] for place in unit) for unit in words(encoding, tokenizer)]
+        for words in (by_ids, by_marks)
+    ]
+
+
+def by_ids(encoding, tokenizer):
+    return words_of(encoding, tokenizer)[0]
+
+
+def by_marks(encoding, tokenizer):
+    return words_by_marks(encoding["input_ids"], tokenizer)[0]
+
+
+# --- words ---
+
+
+def test_words_of_wordpiece(tiny_tokenizer):
+    expected = ["good", "b##o##a##t", "!", "the", "x##y", "film"]
+    assert read(tiny_tokenizer, "good boat! the", "xy film") == [expected, expected]
+
+
+def test_words_of_byte_level_bpe():
+    by_word_ids, by_marks_alone = read(byte_bpe(), "ab, the cat")
+    assert by_word_ids == ["ab", ",", "Ġthe", "Ġcat"]
+    assert by_marks_alone == ["ab,", "Ġthe", "Ġcat"]  # the marks do not tell of the comma
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_words_of_sentencepiece_with_and_without_a_pre_tokenizer(split):
+    expected = ["▁good", "▁unsure,", "▁film"]
+    assert read(unigram(split), "good unsure, film") == [expected, expected]
+
+
+def test_words_of_several_rows_hold_no_special_token(tiny_tokenizer):
+    encoding = tiny_tokenizer(["good boat", "film"], ["is", "very bad"])
+    for words, ids in zip(words_of(encoding, tiny_tokenizer), encoding["input_ids"], strict=True):
+        ordinary = [at for at, id in enumerate(ids) if id not in tiny_tokenizer.all_special_ids]
+        assert [place for unit in words for place in unit] == ordinary
+
+
+def test_whole_words_are_masked_together(tiny_tokenizer):
+    encoding = tiny_tokenizer(["good boat is abcd the film was not very xy and this plot is bad it is awful"])
+    ids, words = encoding["input_ids"][0], words_of(encoding, tiny_tokenizer)[0]
+    special = [id in tiny_tokenizer.all_special_ids for id in ids]
+    draws, seen = generator(), Counter()
+    for _ in range(200):
+        labels = mask_tokens(ids, special, draws, mask_id=4, vocabulary=101, units=words)[1]
+        assert sum(label != IGNORED for label in labels) == round(0.15 * len(ids)) == 4
+        for at, unit in enumerate(words):
+            hidden = [labels[place] != IGNORED for place in unit]
+            assert all(hidden) or not any(hidden)
+            seen[at] += hidden[0]
+    assert set(seen) == set(range(len(words)))
+    assert min(seen.values()) > 0
+
+
+def test_words_of_a_segmentation():
+    text = "使用语言模型"
+    assert places_of(["使用", "语言", "模型"], text) == [(0, 2), (2, 4), (4, 6)]
+    assert places_of(["the", "the"], "the other the") == [(0, 3), (5, 8)]
+    with pytest.raises(DeltatuneError, match=r"'模具'.*after character 4"):
+        places_of(["使用", "语言", "模具"], text)
+    offsets = [(0, 0), *((at, at + 1) for at in range(6)), (0, 0)]
+    special = [True, *[False] * 6, True]
+    assert units_at(places_of(["使用", "语言", "模型"], text), offsets, special) == [[1, 2], [3, 4], [5, 6]]
+
+
+# --- entities ---
+
+TEXT = "Ada Lovelace met Charles Babbage in London."
+SPANS = [[17, 32, "person"], [0, 12, "person"], [36, 42, "place"]]
+
+
+def test_entities_become_units_of_all_their_tokens(tiny_tokenizer):
+    encoding = tiny_tokenizer([TEXT], return_offsets_mapping=True, return_special_tokens_mask=True)
+    special = [bool(flag) for flag in encoding["special_tokens_mask"][0]]
+    units = units_at(entities_of(TEXT, SPANS), encoding["offset_mapping"][0], special)
+    pieces = tiny_tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
+    letters = ["".join(pieces[place].removeprefix("##") for place in unit) for unit in units]
+    assert letters == ["adalovelace", "charlesbabbage", "london"]
+    words = words_of(encoding, tiny_tokenizer)[0]
+    both = with_rest(units, words)
+    assert sorted(place for unit in both for place in unit) == [
+        at for at, is_special in enumerate(special) if not is_special
+    ]
+    assert [unit for unit in both if unit not in units] == [words[2], words[5], words[7]]  # met, in, the full stop
+    assert singles([True, False, False]) == [[1], [2]]
+
+
+def test_an_entity_that_was_cut_off_is_no_unit():
+    assert units_at([(0, 3), (20, 30)], [(0, 2), (2, 4), (4, 8)], [False] * 3) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("spans", "words"),
+    [
+        ([[0, 50]], "does not lie in its 43 characters"),
+        ([[5, 5]], "does not lie"),
+        ([[0, 5], [4, 8]], "entities at 0 and 4 overlap"),
+        (["Ada"], "'Ada' is no entity"),
+        ([[0]], r"\[0\] is no entity"),
+        ([[0.0, 5.0]], "is no entity"),
+    ],
+)
+def test_wrong_entities_are_refused(spans, words):
+    with pytest.raises(DeltatuneError, match=rf"row 3.*{words}"):
+        entities_of(TEXT, spans, "row 3")
+
+
+def test_names_of_a_corpus():
+    corpus = [(TEXT, entities_of(TEXT, SPANS)), ("Paris is old", entities_of("Paris is old", [[0, 5, "place"]]))]
+    assert names_by_kind(corpus) == {"person": ("Ada Lovelace", "Charles Babbage"), "place": ("London", "Paris")}
+
+
+NAMES = {"person": ("Ada Lovelace", "Alan Turing", "Charles Babbage"), "place": ("London", "Paris")}
+
+
+def test_entities_are_replaced_by_others_of_their_kind():
+    entities, draws, counts = entities_of(TEXT, SPANS), generator(), Counter()
+    for _ in range(2000):
+        new = replace_entities(TEXT, entities, NAMES, draws)
+        for old, moved, changed in zip(entities, new.entities, new.replaced, strict=True):
+            before, after = TEXT[old.start : old.end], new.text[moved.start : moved.end]
+            assert (before != after) == changed
+            assert after in NAMES[old.kind]
+            assert moved.kind == old.kind
+        assert not any(one and other for one, other in zip(new.replaced, new.replaced[1:], strict=False))
+        back, at = "", 0
+        for old, moved in zip(entities, new.entities, strict=True):  # what is between entities stays
+            back += new.text[at : moved.start] + TEXT[old.start : old.end]
+            at = moved.end
+        assert back + new.text[at:] == TEXT
+        counts.update(at for at, changed in enumerate(new.replaced) if changed)
+    # the second only where the first was not, the third only where the second was not
+    assert near(counts[0], 1 / 2, 2000)
+    assert near(counts[1], 1 / 4, 2000)
+    assert near(counts[2], 3 / 8, 2000)
+
+
+def test_an_entity_without_another_name_of_its_kind_stays():
+    new = replace_entities(TEXT, entities_of(TEXT, SPANS), {"place": ("London",)}, generator(), rate=1.0)
+    assert new == (TEXT, entities_of(TEXT, SPANS), [False] * 3)
+    assert replace_entities(TEXT, [Entity(36, 42)], {"": ("London", "Rome")}, generator(), 1.0).text.endswith(
+        "in Rome."
+    )
+
+
+# --- next sentences ---
+
+
+def corpus(documents=30, sentences=12, seed=0):
+    """Documents whose tokens tell where they come from: document * 10000 + sentence * 100 + place."""
+    draws = generator(seed)
+    return [
+        [
+            [d * 10000 + s * 100 + place for place in range(int(torch.randint(3, 12, (), generator=draws)))]
+            for s in range(sentences)
+        ]
+        for d in range(documents)
+    ]
+
+
+def test_pairs_as_in_bert():
+    documents, draws, randoms, total = corpus(), generator(), 0, 0
+    for _ in range(20):
+        found = pair_documents(documents, draws, max_tokens=60)
+        for a, b, is_random in found:
+            assert a
+            assert b
+            assert len(a) + len(b) <= 60
+            (one,), other = {token // 10000 for token in a}, {token // 10000 for token in b}
+            assert len(other) == 1
+            assert is_random == (other != {one})
+            assert _runs_on(a)
+            assert _runs_on(b)
+            if not is_random:
+                assert b[0] // 100 - a[-1] // 100 in (0, 1) or len(a) + len(b) == 60
+            total += 1
+            randoms += is_random
+    assert total > 1500
+    # a single sentence left over is always paired at random: more than a half, as with BERT's code
+    assert 0.5 < randoms / total < 0.62
+
+
+def _runs_on(tokens):
+    """Whether tokens are a stretch of one document."""
+    sentences = [token // 100 for token in tokens]
+    return all(0 <= other - one <= 1 for one, other in itertools.pairwise(sentences))
+
+
+def test_half_of_the_pairs_are_random_where_no_passage_is_one_sentence():
+    documents = [[[d * 100 + s] * 5 for s in range(2)] for d in range(40)]
+    draws = generator()
+    found = [pair for _ in range(50) for pair in pair_documents(documents, draws, max_tokens=10, short=0.0)]
+    first = [pair for pair in found if pair.a[0] % 100 == 0]
+    assert len(first) == 2000  # each document begins one pair
+    assert near(sum(pair.is_random for pair in first), 0.5, 2000)
+    again = [pair for pair in found if pair.a[0] % 100 == 1]  # the sentence that was put back, alone
+    assert len(again) == sum(pair.is_random for pair in first)
+    assert all(pair.is_random for pair in again)
+
+
+def test_random_passages_come_from_every_other_document():
+    documents = [[[d] * 4] for d in range(6)]  # one sentence each: always random
+    draws = generator()
+    found = [pair for _ in range(500) for pair in pair_documents(documents, draws, 8)]
+    assert all(pair.is_random and pair.a[0] != pair.b[0] for pair in found)
+    assert len(found) == 3000
+    drawn = Counter((pair.a[0], pair.b[0]) for pair in found)
+    assert len(drawn) == 30
+    assert all(near(times, 1 / 5, 500) for times in drawn.values())
+
+
+def test_what_was_not_used_is_put_back():
+    documents = corpus(4, 9)
+    for seed in range(20):
+        found = pair_documents(documents, generator(seed), max_tokens=10_000, short=0.0)
+        for number, document in enumerate(documents):
+            read = [
+                token for a, b, is_random in found if a[0] // 10000 == number for token in (a if is_random else a + b)
+            ]
+            assert read == [token for sentence in document for token in sentence]
+
+
+def test_short_pairs():
+    documents = [[[1]] * 400, [[2]] * 400]
+    draws = generator()
+    lengths = [
+        max(len(a) + len(b) for a, b, _ in found)
+        for found in ([pair for pair in pair_documents(documents, draws, 50) if pair.a[0] == 1] for _ in range(600))
+    ]
+    short = sum(length < 50 for length in lengths)
+    assert near(short, 0.1 * 48 / 49, 600)  # of the drawn lengths 2 to 50 one is not shorter
+    assert pair_documents(documents, generator(), 50, short=0.0)[0].a
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40))
+def test_pairs_of_any_length_are_stretches_of_their_documents(seed, most):
+    documents = corpus(3, 5, seed)
+    for a, b, is_random in pair_documents(documents, generator(seed), most):
+        assert len(a) >= 1
+        assert len(b) >= 1
+        assert len(a) + len(b) <= most
+        assert _runs_on(a)
+        assert _runs_on(b)
+        assert is_random == (a[0] // 10000 != b[0] // 10000)
+
+
+def test_too_many_tokens_go_from_both_ends_of_the_longer_passage():
+    documents = [[list(range(100, 140))], [list(range(200, 210))]]
+    draws, fronts, n = generator(), 0, 0
+    for _ in range(300):
+        a, b, _ = pair_documents(documents, draws, 30, short=0.0)[0]
+        assert len(a) == 20
+        assert b == documents[1][0]
+        fronts, n = fronts + a[0] - 100, n + 20
+    assert near(fronts, 0.5, n)
+
+
+def test_pairs_depend_on_the_generator_alone():
+    documents = corpus()
+    assert pair_documents(documents, generator(1), 60) == pair_documents(documents, generator(1), 60)
+    assert pair_documents(documents, generator(1), 60) != pair_documents(documents, generator(2), 60)
+
+
+def test_pairs_that_cannot_be_are_refused():
+    with pytest.raises(DeltatuneError, match="there is 1 document with text"):
+        pair_documents([[[1, 2]], [[]], []], generator(), 20)
+    with pytest.raises(DeltatuneError, match="2 or more"):
+        pair_documents(corpus(2, 2), generator(), 1)

@@ -1,0 +1,113 @@
+"""Never a silent standstill: what does not learn stops training, and says why."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import deltatune
+from deltatune.core.errors import DeltatuneError
+from deltatune.tasks import Head
+from deltatune.training import Settings, train
+from deltatune.training.gradient_check import idle
+from support import models
+from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
+
+
+@pytest.fixture
+def tokenizer():
+    return models.tiny_tokenizer()
+
+
+def test_a_frozen_tensor_stops_training(tokenizer):
+    host = host_with("LoRA(r=2, sites='*.attn.o')")  # no sites that share their input: A and B are its own alone
+    delta = next(delta for _, _, delta in host.adapters["a"].entries())
+    delta.register_forward_hook(lambda module, args, output: output.detach())
+    delta.add = lambda h, x, weight=1.0: h + weight * delta(x, h)
+    with pytest.raises(
+        DeltatuneError, match=r"(?s)no gradient in the first step for 2 of \d+ tensors:.*gradient checkpointing"
+    ):
+        train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpointing_that_loses_the_gradient_stops_training(tokenizer):
+    host = host_with()
+    host.model.activation_checkpointing_enable({"use_reentrant": True})
+    host.model.embeddings.word_embeddings._forward_hooks.clear()  # older transformers do not make inputs require grad
+    with pytest.raises(DeltatuneError, match=r"(?s)no gradient in the first step for 8 of 10 tensors:.*use_reentrant"):
+        train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    safe = host_with()
+    safe.model.activation_checkpointing_enable({"use_reentrant": False})
+    plain = host_with()
+    for each in (safe, plain):
+        train(each, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    assert_same(tensors(safe), tensors(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tensor_with_zero_gradients_stops_training_in_time(tokenizer):
+    host = host_with("BitFit()", dropout=0.0)
+    seen = []
+    with torch.no_grad():
+        host.adapters["a"].head.out.weight.zero_()
+    host.adapters["a"].head.out.weight.register_hook(torch.zeros_like)
+    with pytest.raises(DeltatuneError, match=r"(?s)after 3 steps.*had only zero gradients.*deltas\."):
+        train(host, "a", TASK, ROWS, None, tokenizer, PLAIN, on_step=lambda *step: seen.append(step))
+    assert len(seen) == 3  # the first step of a warm-up has rate 0 and cannot tell
+
+
+def test_a_tensor_the_optimiser_lacks_stops_training(tokenizer, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def forgetful(self, *args, **kwargs):
+        before = self.param_groups[0]["params"][0].detach().clone()
+        result = step(self, *args, **kwargs)
+        self.param_groups[0]["params"][0].data.copy_(before)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", forgetful)
+    with pytest.raises(DeltatuneError, match="1 tensors had gradients but did not move"):
+        train(host_with(), "a", TASK, ROWS, None, tokenizer, PLAIN)
+
+
+def test_a_tiny_rate_is_no_standstill(tokenizer):
+    train(host_with("Full()"), "a", TASK, ROWS, None, tokenizer, dataclasses.replace(PLAIN, learning_rate=1e-12))
+
+
+def test_what_the_head_does_not_read_is_said(tokenizer):
+    host = host_with("BitFit()")
+    outcome = train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    assert len(outcome.idle) == 1
+    assert "pooler" in outcome.idle[0]
+    reads = deltatune.Host(models.tiny("bert"))
+    head = Head(TASK.head_config(reads.model.config, pooling="pooler"))
+    reads.attach("a", deltatune.parse("BitFit()"), head=head)
+    assert idle(reads, "a") == set()
+    assert train(reads, "a", TASK, ROWS, None, tokenizer, PLAIN).idle == ()
+
+
+def test_a_loss_that_explodes_stops_training(tokenizer):
+    with pytest.raises(DeltatuneError, match=r"the loss became .* in step \d+ .*lower the learning_rate"):
+        train(host_with("Full()"), "a", TASK, ROWS, None, tokenizer, dataclasses.replace(PLAIN, learning_rate=1e30))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"batch_size": 2, "accumulation": 4}, "cannot be split into 4"),
+        ({"learning_rate": -1.0}, "learning_rate must be above 0"),
+        ({"schedule": "liner"}, "did you mean 'linear'"),
+        ({"warmup": 3.0}, "warmup is a share"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(DeltatuneError, match=message):
+        Settings(**options)
+
+
+def test_bad_calls(tokenizer):
+    with pytest.raises(DeltatuneError, match="no adapter is called 'b'"):
+        train(host_with(), "b", TASK, ROWS, None, tokenizer, PLAIN)
+    with pytest.raises(DeltatuneError, match="no rows to train on"):
+        train(host_with(), "a", TASK, [], None, tokenizer, PLAIN)

@@ -18,8 +18,9 @@ PACKAGE = "deltatune"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 FLOORS: list[list[str]] = [
-    ["core", "data", "models"],
-    ["methods", "store", "tasks"],
+    ["core", "data"],
+    ["models", "methods", "store"],
+    ["tasks"],
     ["training", "prompting"],
     ["comparison"],
     ["cli", "testing"],
@@ -56,7 +57,7 @@ CORE_ORDER = [
 ]
 """A file of core imports only from files above it."""
 
-BESIDES = {"data": {"core.errors"}, "models": {"core.errors"}}
+BESIDES = {"data": {"core.errors"}}
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = "delta", "errors", "method", "seams.attention_call", "sites.base_weights", "sites.site"

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 FLOORS: list[list[str]] = [
     ["core", "data"],
-    ["models", "methods", "store"],
-    ["tasks"],
+    ["models"],
+    ["methods", "store", "tasks"],
     ["training", "prompting"],
     ["comparison"],
     ["cli", "testing"],

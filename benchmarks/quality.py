@@ -32,7 +32,7 @@ from deltatune.tasks.collator import collate_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
 from deltatune.training.sampler import Batches, Order
-from deltatune.training.settings import half
+from deltatune.models.hardware import uses_bfloat16
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
 R = 8
@@ -111,7 +111,7 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     order = Order([len(row["input_ids"]) for row in train], settings.batch_size, 1, seed, True)
     collate = collate_for(base, tokenizer, train[0], None)
     steps = math.ceil(len(order) * settings.epochs)
-    bfloat16 = half(base, settings.precision)
+    bfloat16 = uses_bfloat16(base, settings.precision)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, math.ceil(settings.warmup * steps), steps)

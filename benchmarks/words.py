@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import deltatune
 from benchmarks.measure import ALL_LINEARS, append, options, report, take_turns
 from benchmarks.step import wake_
-from deltatune.models import hardware as memory
+from deltatune.models import hardware
 from deltatune.tasks import Generate
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.task import IGNORED, TokenRow
@@ -103,11 +103,11 @@ def ours(chosen: Namespace, rows: list[TokenRow], packing: bool = False) -> Step
 
 def peak(step: Step) -> int:
     """Bytes by which a few steps raise the process's highest memory."""
-    memory.reset_peak(torch.device("cpu"))
-    before = memory.peak(torch.device("cpu"))
+    hardware.reset_peak_memory(torch.device("cpu"))
+    before = hardware.peak_memory(torch.device("cpu"))
     for _ in range(3):
         step()
-    after = memory.peak(torch.device("cpu"))
+    after = hardware.peak_memory(torch.device("cpu"))
     if before is None or after is None:
         raise SystemExit("this system does not tell a process's highest memory")
     return after - before

@@ -15,7 +15,7 @@ from test_self_instruct import SEEDS, echo
 
 from deltatune import Host, LoRA, Prompt
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting import Ask, Cut, Growth, LocalModel, OpenAICompatible, grow
+from deltatune.prompting import SamplingParams, Truncated, SelfInstruct, LocalModel, OpenAICompatible, generate_instructions
 from support.command_line import ran
 
 Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
@@ -52,7 +52,7 @@ class Server:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                self.wfile.generate(data)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -85,7 +85,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def asking(server: Server, **more: Any) -> OpenAICompatible:
     """The endpoint of a server, without long pauses."""
-    return OpenAICompatible(server.url, "m", **{"pause": 0.01, "timeout": 5.0, **more})
+    return OpenAICompatible(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, **more})
 
 
 # ---- a server
@@ -94,16 +94,16 @@ def asking(server: Server, **more: Any) -> OpenAICompatible:
 def test_a_request_has_the_form_that_servers_read(server, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     server.answer = lambda body, number: (200, text_of("hello"))
-    ask = Ask(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
-    assert asking(server, key="MY_KEY").write(["hi"], ask) == ["hello"]
+    ask = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
+    assert asking(server, key="MY_KEY").generate(["hi"], ask) == ["hello"]
     fields = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
     message = [{"role": "user", "content": "hi"}]
     chat = {"path": "/v1/chat/completions", "key": "Bearer secret", "messages": message, "stop": ["END"], **fields}
     assert server.requests == [chat]
-    assert asking(server, form="plain").write(["hi"], ask) == ["hello"]
+    assert asking(server, form="plain").generate(["hi"], ask) == ["hello"]
     plain = {"path": "/v1/completions", "key": None, "prompt": "hi", "stop": ["\n\n", "END"], **fields}
     assert server.requests[1] == plain
-    asking(server, send=("max_tokens",)).write(["hi"], ask)
+    asking(server, request_fields=("max_tokens",)).generate(["hi"], ask)
     assert set(server.requests[2]) == {"path", "key", "model", "messages", "max_tokens"}
 
 
@@ -115,7 +115,7 @@ def test_answers_keep_the_order_and_run_at_once(server):
 
     server.answer = slow
     asked = [str(number) for number in range(6)]
-    assert asking(server, at_once=3)(asked) == asked
+    assert asking(server, concurrency=3)(asked) == asked
     assert 1 < server.most <= 3
 
 
@@ -124,7 +124,7 @@ def test_texts_that_were_cut_off_are_marked(server):
     server.answer = lambda body, number: (200, answers[number])
     found = [asking(server)(["x"])[0] for _ in range(3)]
     assert found == ["half", "", ""]
-    assert [isinstance(text, Cut) for text in found] == [True, True, False]
+    assert [isinstance(text, Truncated) for text in found] == [True, True, False]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
@@ -137,7 +137,7 @@ def test_a_busy_server_is_asked_again(server, status):
 def test_the_server_says_how_long_to_wait(server):
     server.answer = lambda body, n: (429, "busy", {"Retry-After": "0.4"}) if n == 1 else (200, text_of("ok"))
     start = time.monotonic()
-    assert asking(server, pause=30.0)(["x"]) == ["ok"]
+    assert asking(server, backoff=30.0)(["x"]) == ["ok"]
     assert 0.4 <= time.monotonic() - start < 20
 
 
@@ -192,25 +192,25 @@ def test_no_server_no_key_and_no_address_are_errors(server, monkeypatch):
     for bad in ("file:///etc/passwd", "localhost:8000", "ftp://a/b"):
         with pytest.raises(DeltatuneError, match="is no address"):
             OpenAICompatible(bad, "m")
-    with pytest.raises(DeltatuneError, match=r"url holds a password(.|\n)*send=\['n'\]"):
-        OpenAICompatible("http://me:secret@host/v1", "m", send=("n",))
+    with pytest.raises(DeltatuneError, match=r"url holds a password(.|\n)*request_fields=\['n'\]"):
+        OpenAICompatible("http://me:secret@host/v1", "m", request_fields=("n",))
 
 
 @pytest.mark.parametrize("form", ["chat", "plain"])
 def test_a_server_grows_what_a_function_grows(server, form):
-    settings = Growth(total=8, prompts=3)
-    assert grow(SEEDS, asking(server, form=form), settings) == grow(SEEDS, echo, settings)
+    settings = SelfInstruct(total=8, prompts=3)
+    assert generate_instructions(SEEDS, asking(server, form=form), settings) == generate_instructions(SEEDS, echo, settings)
 
 
 def test_the_command_grows_and_goes_on(server, tmp_path):
-    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "grown.jsonl"
+    seeds, out = tmp_path / "seeds.jsonl", tmp_path / "instructions.jsonl"
     seeds.write_text("\n".join(map(json.dumps, SEEDS)))
-    command = "grow", seeds, "--url", server.url, "--name", "m", "--out", out, "--prompts", "3"
+    command = "self-instruct", seeds, "--url", server.url, "--name", "m", "--out", out, "--prompts", "3"
     done = ran(*command, "--total", "8")
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows == grow(SEEDS, echo, Growth(total=8, prompts=3))
-    lines = (tmp_path / "grown.rejected.jsonl").read_text().splitlines()
+    assert rows == generate_instructions(SEEDS, echo, SelfInstruct(total=8, prompts=3))
+    lines = (tmp_path / "instructions.rejected.jsonl").read_text().splitlines()
     refused = [json.loads(line)["reason"] for line in lines]
     for reason in set(refused):
         assert re.search(rf"not kept: {reason} +{refused.count(reason)}\n", done.out), reason
@@ -260,9 +260,9 @@ PROMPTS = ["the film", "a very good plot and", "it was", "this actor is not bad"
 
 
 def test_a_local_model_writes_what_it_writes_alone(writer):
-    ask = Ask(max_tokens=12)
-    texts = writer.write(PROMPTS, ask)
-    assert texts == [writer.write([prompt], ask)[0] for prompt in PROMPTS]
+    ask = SamplingParams(max_tokens=12)
+    texts = writer.generate(PROMPTS, ask)
+    assert texts == [writer.generate([prompt], ask)[0] for prompt in PROMPTS]
     assert len(set(texts)) > 1
     ids = writer.tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"][:, :-1]  # without [SEP]
     out = writer.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
@@ -271,7 +271,7 @@ def test_a_local_model_writes_what_it_writes_alone(writer):
 
 def test_what_is_drawn_depends_on_the_seed_alone(writer):
     def drawn(seed: int) -> list[str]:
-        return writer.write(PROMPTS, Ask(10, temperature=1.0, seed=seed))
+        return writer.generate(PROMPTS, SamplingParams(10, temperature=1.0, seed=seed))
 
     state = torch.random.get_rng_state()
     one = drawn(1)
@@ -281,15 +281,15 @@ def test_what_is_drawn_depends_on_the_seed_alone(writer):
 
 
 def test_a_text_ends_where_it_is_told_to(writer):
-    whole = [str(text) for text in writer.write(PROMPTS, Ask(24))]
+    whole = [str(text) for text in writer.generate(PROMPTS, SamplingParams(24))]
     word = next(word for word in whole[0].split()[3:] if word.isalpha())
     at = whole[0].index(word, 1)
-    texts = writer.write(PROMPTS, Ask(24, stop=(word,)))
+    texts = writer.generate(PROMPTS, SamplingParams(24, stop=(word,)))
     assert texts[0] == whole[0][:at]
-    assert not isinstance(texts[0], Cut)
+    assert not isinstance(texts[0], Truncated)
     for text, free in zip(texts, whole, strict=True):
         assert text == free.split(word)[0] or free.startswith(word)
-    assert all(isinstance(text, Cut) for text in writer.write(PROMPTS, Ask(3)))
+    assert all(isinstance(text, Truncated) for text in writer.generate(PROMPTS, SamplingParams(3)))
 
 
 @pytest.mark.parametrize("method", [LoRA(r=2), Prompt(length=4)], ids=["LoRA", "Prompt"])
@@ -301,12 +301,12 @@ def test_a_host_writes_with_its_adapter(tiny_gpt2, tiny_tokenizer, method):
             tensor.add_(torch.randn(tensor.shape))
     host.use(None)
     writer = LocalModel(host, tiny_tokenizer)
-    bare = writer.write(PROMPTS, Ask(12))
-    assert bare == LocalModel(host.model, tiny_tokenizer).write(PROMPTS, Ask(12))
+    bare = writer.generate(PROMPTS, SamplingParams(12))
+    assert bare == LocalModel(host.model, tiny_tokenizer).generate(PROMPTS, SamplingParams(12))
     host.use("style")
-    styled = writer.write(PROMPTS, Ask(12))
+    styled = writer.generate(PROMPTS, SamplingParams(12))
     assert styled != bare
-    assert styled == [writer.write([prompt], Ask(12))[0] for prompt in PROMPTS]
+    assert styled == [writer.generate([prompt], SamplingParams(12))[0] for prompt in PROMPTS]
     assert writer.name.endswith("+ style")
 
 
@@ -315,10 +315,10 @@ def test_a_chat_template_wraps_the_prompt(writer):
         LocalModel(writer.model, writer.tokenizer, "chat")
     writer.tokenizer.chat_template = "{% for m in messages %}it is {{ m['content'] }} and {% endfor %}"
     chat = LocalModel(writer.model, writer.tokenizer, "chat")
-    assert chat.write(["good"], Ask(8)) != writer.write(["good"], Ask(8))
+    assert chat.generate(["good"], SamplingParams(8)) != writer.generate(["good"], SamplingParams(8))
     bare = writer.tokenizer("it is good and", add_special_tokens=False, return_tensors="pt")["input_ids"]
     out = writer.model.generate(bare, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
-    assert chat.write(["good"], Ask(8)) == [writer.tokenizer.decode(out[0, 4:], skip_special_tokens=True)]
+    assert chat.generate(["good"], SamplingParams(8)) == [writer.tokenizer.decode(out[0, 4:], skip_special_tokens=True)]
 
 
 def test_models_that_cannot_go_on_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, writer):
@@ -326,8 +326,8 @@ def test_models_that_cannot_go_on_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tin
         with pytest.raises(DeltatuneError, match="does not go on with a text"):
             LocalModel(model, tiny_tokenizer)
     with pytest.raises(DeltatuneError, match=r"prompt has 121 tokens .* takes 128"):
-        writer.write(["good " * 120], Ask(64))
-    assert isinstance(writer.write(["good " * 60], Ask(500))[0], str)
+        writer.generate(["good " * 120], SamplingParams(64))
+    assert isinstance(writer.generate(["good " * 60], SamplingParams(500))[0], str)
 
 
 def test_a_tiny_model_really_grows(tiny_gpt2, tiny_tokenizer, tmp_path):
@@ -338,22 +338,22 @@ def test_a_tiny_model_really_grows(tiny_gpt2, tiny_tokenizer, tmp_path):
     model.transformer.wpe = torch.nn.Embedding(4096, 32)
     steps = []
     for name, mode in (("steps", "steps"), ("whole", "whole")):
-        settings = Growth(
+        settings = SelfInstruct(
             3,
             mode,
-            human=2,
-            own=1,
+            seed_tasks=2,
+            generated_tasks=1,
             prompts=3,
             rounds=3,
-            cases=1,
+            example_tasks=1,
             max_tokens=48,
             example_tokens=32,
             temperature=1.0,
             top_p=1.0,
             shortest=1,
         )
-        rows = grow(short, LocalModel(model, tiny_tokenizer), settings, tmp_path / f"{name}.jsonl", steps.append)
-        again = grow(short, LocalModel(model, tiny_tokenizer), settings)
+        rows = generate_instructions(short, LocalModel(model, tiny_tokenizer), settings, tmp_path / f"{name}.jsonl", steps.append)
+        again = generate_instructions(short, LocalModel(model, tiny_tokenizer), settings)
         assert rows == again
         assert sum(steps[-1].rejected.values()) + steps[-1].kept > 0
         lines = (tmp_path / f"{name}.rejected.jsonl").read_text().splitlines()

@@ -13,7 +13,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting import Ask, Cut, Growth, grow
+from deltatune.prompting import SamplingParams, Truncated, SelfInstruct, generate_instructions
 from deltatune.prompting.self_instruct import instruction_prompts as parsing
 from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
@@ -89,7 +89,7 @@ def _echoed(prompt: str) -> str:
     return "".join(f"\n{number}. {line}" if number > 9 else line for number, line in enumerate(lines, 9))
 
 
-SMALL = Growth(total=12, human=6, own=2, prompts=3, seed=3)
+SMALL = SelfInstruct(total=12, seed_tasks=6, generated_tasks=2, prompts=3, seed=3)
 
 
 # ---- similarity
@@ -168,12 +168,12 @@ def test_lists_are_read(text, found):
 
 
 def test_what_was_cut_off_is_left_out():
-    assert parsing.instructions(Cut(" A b\n10. C"), 9, 8) == (["A b"], "C")
-    assert parsing.instructions(Cut(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
+    assert parsing.instructions(Truncated(" A b\n10. C"), 9, 8) == (["A b"], "C")
+    assert parsing.instructions(Truncated(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
     task = "Instruction: a b\nInput: c\nOutput: d"
-    assert parsing.whole_tasks(Cut(f"{task}\n###\nTask 2\nInstr"), 8) == ([("a b", Example("c", "d"))], "Instr")
-    assert parsing.examples(Cut("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == ([Example("a", "b")], True)
-    assert parsing.labelled_examples(Cut(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
+    assert parsing.whole_tasks(Truncated(f"{task}\n###\nTask 2\nInstr"), 8) == ([("a b", Example("c", "d"))], "Instr")
+    assert parsing.examples(Truncated("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == ([Example("a", "b")], True)
+    assert parsing.labelled_examples(Truncated(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
 
 
 def test_whole_tasks_are_read():
@@ -212,11 +212,11 @@ def test_examples_are_read():
     ],
 )
 def test_instructions_are_refused_for_a_reason(text, reason):
-    assert filters.refuse_instruction(text.strip(), Growth()) == reason
+    assert filters.refuse_instruction(text.strip(), SelfInstruct()) == reason
 
 
 def test_words_of_scripts_without_spaces_are_avoided_anywhere():
-    assert filters.refuse_instruction("请画一张图片给我", Growth(avoid=("图片",))) == filters.AVOIDED_WORD
+    assert filters.refuse_instruction("请画一张图片给我", SelfInstruct(avoid=("图片",))) == filters.AVOIDED_WORD
 
 
 def test_examples_are_refused_for_a_reason():
@@ -239,7 +239,7 @@ def test_examples_are_refused_for_a_reason():
 
 def test_steps_keep_what_is_new_and_count_the_rest():
     steps = []
-    rows = grow(SEEDS, echo, SMALL, on_step=steps.append)
+    rows = generate_instructions(SEEDS, echo, SMALL, on_round=steps.append)
     last = steps[-1]
     names = list(dict.fromkeys(row["instruction"] for row in rows))
     assert last.kept == len(names) == SMALL.total
@@ -272,7 +272,7 @@ def test_steps_keep_what_is_new_and_count_the_rest():
 
 def test_whole_tasks_grow_from_one_prompt():
     steps = []
-    rows = grow(SEEDS, echo, Growth(total=7, mode="whole", human=5, own=2, prompts=2), on_step=steps.append)
+    rows = generate_instructions(SEEDS, echo, SelfInstruct(total=7, mode="whole", seed_tasks=5, generated_tasks=2, prompts=2), on_round=steps.append)
     assert len(rows) == 7
     assert "is_classification" not in rows[0]
     assert all(row["input"] == "" and row["output"] for row in rows)
@@ -288,7 +288,7 @@ def test_prompts_show_six_seeds_and_two_grown_tasks():
         seen.extend(prompt for prompt in asked if prompt.startswith(prompts.LIST))
         return echo(asked)
 
-    rows = grow(SEEDS, spy, SMALL)
+    rows = generate_instructions(SEEDS, spy, SMALL)
     own = {row["instruction"] for row in rows}
     lines = [line.split(". ", 1)[1] for line in seen[-1].splitlines() if line[:1].isdigit() and ". " in line]
     assert len(lines) == 8
@@ -306,8 +306,8 @@ def test_labelled_seeds_are_the_examples_of_their_kind():
 
 
 def test_another_seed_grows_other_rows():
-    assert grow(SEEDS, echo, SMALL) == grow(SEEDS, echo, SMALL)
-    assert grow(SEEDS, echo, SMALL) != grow(SEEDS, echo, Growth(total=12, prompts=3, seed=4))
+    assert generate_instructions(SEEDS, echo, SMALL) == generate_instructions(SEEDS, echo, SMALL)
+    assert generate_instructions(SEEDS, echo, SMALL) != generate_instructions(SEEDS, echo, SelfInstruct(total=12, prompts=3, seed=4))
 
 
 def test_an_endpoint_is_told_how_to_write():
@@ -315,15 +315,15 @@ def test_an_endpoint_is_told_how_to_write():
         name = "teller"
 
         def __init__(self) -> None:
-            self.asks: list[Ask] = []
+            self.asks: list[SamplingParams] = []
 
-        def write(self, asked: list[str], ask: Ask) -> list[str]:
+        def generate(self, asked: list[str], ask: SamplingParams) -> list[str]:
             self.asks.append(ask)
             return echo(asked)
 
     one, two = Teller(), Teller()
-    grow(SEEDS, one, SMALL)
-    grow(SEEDS, two, SMALL)
+    generate_instructions(SEEDS, one, SMALL)
+    generate_instructions(SEEDS, two, SMALL)
     assert one.asks == two.asks
     assert {ask.temperature for ask in one.asks} == {0.7, 0.0}
     free = [ask for ask in one.asks if ask.temperature]
@@ -337,8 +337,8 @@ def test_an_endpoint_is_told_how_to_write():
 
 def test_a_writer_that_has_nothing_to_say_is_an_error():
     with pytest.raises(DeltatuneError, match=r"no instruction to keep in 4 rounds \(12 not in the form\)"):
-        grow(SEEDS, lambda asked: [""] * len(asked), Growth(prompts=3, patience=4))
-    assert grow(SEEDS, lambda asked: [""] * len(asked), Growth(prompts=3, rounds=2)) == []
+        generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, patience=4))
+    assert generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, rounds=2)) == []
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_writer_that_has_nothing_to_say_is_an_error():
 )
 def test_a_writer_that_returns_something_else_is_an_error(answer, message):
     with pytest.raises(DeltatuneError, match=message):
-        grow(SEEDS, answer)
+        generate_instructions(SEEDS, answer)
 
 
 def test_seeds_are_checked():
@@ -359,14 +359,14 @@ def test_seeds_are_checked():
         seed_tasks([{"instruction": "a", "outputs": "b"}, *SEEDS])
     with pytest.raises(DeltatuneError, match="row 1 has an empty instruction"):
         seed_tasks([{"instruction": " ", "output": "b"}])
-    with pytest.raises(DeltatuneError, match="set human=3"):
-        grow(SEEDS[:3], echo)
+    with pytest.raises(DeltatuneError, match="set seed_tasks=3"):
+        generate_instructions(SEEDS[:3], echo)
     with pytest.raises(DeltatuneError, match="no seed tasks"):
-        grow([], echo)
+        generate_instructions([], echo)
     nested = {"instruction": "Add", "instances": [{"input": "1 2", "output": "3"}], "is_classification": False}
     assert seed_tasks([nested]) == [Task("Add", Example("1 2", "3"), False)]
     with pytest.raises(DeltatuneError, match=r"similarity must be above 0[^\n]*\n.*longest=2 is less than shortest=4"):
-        Growth(similarity=1.5, longest=2)
+        SelfInstruct(similarity=1.5, longest=2)
 
 
 # ---- on disk
@@ -375,12 +375,12 @@ SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_self_instruct import SEEDS, SMALL, echo
-from deltatune.prompting import grow
+from deltatune.prompting import generate_instructions
 def slow(asked):
     time.sleep(0.15)
     return echo(asked)
 slow.__qualname__ = "echo"
-grow(SEEDS, slow, SMALL, sys.argv[1])
+generate_instructions(SEEDS, slow, SMALL, sys.argv[1])
 """
 
 
@@ -390,7 +390,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
-    whole = grow(SEEDS, echo, SMALL, tmp_path / "whole.jsonl")
+    whole = generate_instructions(SEEDS, echo, SMALL, tmp_path / "whole.jsonl")
     assert [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()] == whole
     out = tmp_path / "killed.jsonl"
     script = SCRIPT.format(tests=str(Path(__file__).parent))
@@ -401,93 +401,93 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 0 < len(out.read_bytes()) < len((tmp_path / "whole.jsonl").read_bytes())
-    assert grow(SEEDS, echo, SMALL, out) == whole
+    assert generate_instructions(SEEDS, echo, SMALL, out) == whole
     assert files(out) == files(tmp_path / "whole.jsonl")
 
 
 def test_lines_of_an_unfinished_round_are_dropped(tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
-    grow(SEEDS, echo, SMALL, whole)
-    grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "rounds": 2}), out)
+    generate_instructions(SEEDS, echo, SMALL, whole)
+    generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "rounds": 2}), out)
     with out.open("a") as file:
-        file.write('{"instruction": "half of a round", "round": 3}\n{"instruction": "half of a li')
-    grow(SEEDS, echo, SMALL, out)
+        file.generate('{"instruction": "half of a round", "round": 3}\n{"instruction": "half of a li')
+    generate_instructions(SEEDS, echo, SMALL, out)
     assert files(out) == files(whole)
 
 
 def test_a_first_round_that_was_killed_begins_anew(tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
-    grow(SEEDS, echo, SMALL, whole)
+    generate_instructions(SEEDS, echo, SMALL, whole)
     out.with_name("some.rejected.jsonl").write_text('{"reason": "too short", "round": 1}\n{"rea')
-    grow(SEEDS, echo, SMALL, out)
+    generate_instructions(SEEDS, echo, SMALL, out)
     assert files(out) == files(whole)
 
 
 def test_a_finished_run_asks_nothing_and_a_larger_total_goes_on(tmp_path):
-    out = tmp_path / "grown.jsonl"
-    rows = grow(SEEDS, echo, SMALL, out)
+    out = tmp_path / "instructions.jsonl"
+    rows = generate_instructions(SEEDS, echo, SMALL, out)
 
     def echo_(asked: list[str]) -> list[str]:
         raise AssertionError("asked again")
 
     echo_.__qualname__ = "echo"
-    assert grow(SEEDS, echo_, SMALL, out) == rows
-    more = grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "total": 15}), out)
+    assert generate_instructions(SEEDS, echo_, SMALL, out) == rows
+    more = generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "total": 15}), out)
     assert more[: len(rows)] == rows
     assert len({row["instruction"] for row in more}) == 15
 
 
 def test_another_runs_file_is_not_touched(tmp_path):
-    out = tmp_path / "grown.jsonl"
-    grow(SEEDS, echo, SMALL, out)
+    out = tmp_path / "instructions.jsonl"
+    generate_instructions(SEEDS, echo, SMALL, out)
     before = files(out)
     with pytest.raises(DeltatuneError, match=r"begun in another way(.|\n)*seed was 3, now it is 4"):
-        grow(SEEDS, echo, Growth(**{**SMALL.__dict__, "seed": 4}), out)
+        generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "seed": 4}), out)
     with pytest.raises(DeltatuneError, match="seeds was"):
-        grow(SEEDS[1:], echo, SMALL, out)
+        generate_instructions(SEEDS[1:], echo, SMALL, out)
     assert files(out) == before
     out.write_bytes(before[".jsonl"].replace(b"river", b"lake!"))
     with pytest.raises(DeltatuneError, match="was changed since"):
-        grow(SEEDS, echo, SMALL, out)
+        generate_instructions(SEEDS, echo, SMALL, out)
     out.write_bytes(before[".jsonl"] + b'{"instruction": "by hand"}\n')
     with pytest.raises(DeltatuneError, match="lines that were not grown here"):
-        grow(SEEDS, echo, SMALL, out)
-    out.with_name("grown.state.json").unlink()
+        generate_instructions(SEEDS, echo, SMALL, out)
+    out.with_name("instructions.state.json").unlink()
     with pytest.raises(DeltatuneError, match="was not grown here"):
-        grow(SEEDS, echo, SMALL, out)
+        generate_instructions(SEEDS, echo, SMALL, out)
     assert out.read_bytes().endswith(b'"by hand"}\n')
     with pytest.raises(DeltatuneError, match=r"must end in \.jsonl"):
-        grow(SEEDS, echo, SMALL, tmp_path / "grown.csv")
+        generate_instructions(SEEDS, echo, SMALL, tmp_path / "instructions.csv")
 
 
 def test_two_runs_into_one_file_are_noticed(tmp_path):
     pytest.importorskip("fcntl")
-    out = tmp_path / "grown.jsonl"
+    out = tmp_path / "instructions.jsonl"
     tried = []
 
     def nested(asked: list[str]) -> list[str]:
         if not tried:
             tried.append(True)
             with pytest.raises(DeltatuneError, match="another run is growing"):
-                grow(SEEDS, nested, SMALL, out)
+                generate_instructions(SEEDS, nested, SMALL, out)
         return echo(asked)
 
-    assert grow(SEEDS, nested, SMALL, out)
+    assert generate_instructions(SEEDS, nested, SMALL, out)
     assert tried
 
 
 def test_a_writer_that_fails_at_once_leaves_no_files(tmp_path):
     with pytest.raises(DeltatuneError, match="returned 0 texts"):
-        grow(SEEDS, lambda asked: [], SMALL, tmp_path / "grown.jsonl")
+        generate_instructions(SEEDS, lambda asked: [], SMALL, tmp_path / "instructions.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command_needs_one_writer(tmp_path):
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text("\n".join(map(json.dumps, SEEDS)))
-    out = "--out", tmp_path / "grown.jsonl"
-    assert "say what writes" in ran("grow", seeds, *out).err
-    both = ran("grow", seeds, *out, "--url", "http://localhost:1", "--model", "x", "--without", "tempo")
+    out = "--out", tmp_path / "instructions.jsonl"
+    assert "say what writes" in ran("self-instruct", seeds, *out).err
+    both = ran("self-instruct", seeds, *out, "--url", "http://localhost:1", "--model", "x", "--without", "tempo")
     assert both.code == 2
     assert "give one of them" in both.err
     assert "--url needs --name" in both.err

@@ -10,11 +10,11 @@ import torch
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
+from deltatune.models.hardware import native_bfloat16, uses_bfloat16
 from deltatune.tasks import Head, collate_for
 from deltatune.training import Tuned, encode_for, logits, predict, train
 from deltatune.training.forward import base_outputs, text_mask
 from deltatune.training.scaling import feature_cache as features_file
-from deltatune.training.settings import half, native_bfloat16
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
@@ -121,10 +121,10 @@ def test_a_soft_prompt_is_not_pooled(side, tokenizer):
 
 def test_half_precision_only_where_it_helps():
     base = models.tiny("bert")
-    assert half(base, "auto") == native_bfloat16(torch.device("cpu"))
-    assert half(base, "bfloat16")
-    assert not half(base, "float32")
-    assert not half(base.to(torch.bfloat16), "bfloat16")  # it is in half precision already
+    assert uses_bfloat16(base, "auto") == native_bfloat16(torch.device("cpu"))
+    assert uses_bfloat16(base, "bfloat16")
+    assert not uses_bfloat16(base, "float32")
+    assert not uses_bfloat16(base.to(torch.bfloat16), "bfloat16")  # it is in half precision already
 
 
 def test_half_precision_keeps_adapters_in_float32(tokenizer):

@@ -41,7 +41,8 @@ def open_adapter(folder: str, model_name: str | None, other_base: bool, fields: 
     """
     from deltatune.core.adapter_formats import format_of
     from deltatune.core.host import Host
-    from deltatune.models.loading import best_device, load_backbone
+    from deltatune.models.hardware import best_device
+    from deltatune.models.loading import load_backbone
     from deltatune.store import adapter_folder as ours
     from deltatune.tasks import task_from_json
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltatune.comparison.plan import Plan
 from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.task import TokenRow
@@ -21,7 +22,6 @@ from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.decoding import generation_config, no_habits
 from deltatune.training.inference.prediction import collate_on
-from deltatune.training.settings import half
 
 ROWS = 16
 REPEATS = 9
@@ -47,7 +47,7 @@ class Costs:
 def costs_of(plan: Plan, name: str) -> Costs:
     """Measure an adapter of a plan's host on test rows of middling length."""
     host, test = plan.host, plan.splits["test"]
-    bfloat16 = half(host.model, plan.settings.precision)
+    bfloat16 = uses_bfloat16(host.model, plan.settings.precision)
     batch = collate_on(host, name, plan.tokenizer, test)(_middling(test.rows))
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items() if key != "labels"}
     write = _writer(plan, plan.task, bfloat16) if isinstance(plan.task, Generate) else None

@@ -19,7 +19,8 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.data.splits import Data
-from deltatune.models.loading import BUILTIN, best_device, load_backbone
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import BUILTIN, load_backbone
 from deltatune.tasks.auto_task import KINDS, shorter, task_for
 from deltatune.tasks.task import Encoded, Task
 from deltatune.tasks.tokenization import longest_input

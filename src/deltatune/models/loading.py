@@ -74,13 +74,6 @@ def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel
     return model
 
 
-def best_device() -> torch.device:
-    """Where a model runs best on this machine: the GPU if there is one; of several processes each has its own."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
-
-
 def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
     """Where the model is (a folder or a hub name) and its config. Raises DeltatuneError when there is none."""
     place = _place(model_name)

@@ -20,7 +20,8 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.models.loading import best_device, load_backbone
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import load_backbone
 from deltatune.store import run_folder as runs
 from deltatune.tasks import Encoded, Task, longest_input, tokenizer_fingerprint
 from deltatune.tasks.auto_task import KINDS, check_known, shorter, task_for

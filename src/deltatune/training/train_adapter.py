@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.models import hardware as memory
+from deltatune.models import hardware
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint
@@ -30,7 +31,7 @@ from deltatune.training.scaling.feature_cache import Probe, extract, probed
 from deltatune.training.scaling.gradient_checkpointing import recomputing
 from deltatune.training.scaling.packing import check_packing
 from deltatune.training.scaling.sharding import gather_root_, shard_
-from deltatune.training.settings import Settings, half
+from deltatune.training.settings import Settings
 from deltatune.training.task_model import Tuned
 from deltatune.training.trainer import DeltaTrainer, OnStep, names_of
 from deltatune.training.trainer_arguments import arguments
@@ -89,7 +90,7 @@ def train(
     if not len(rows):
         raise DeltatuneError("there are no rows to train on")
     validation = encoded_rows(host, name, task, rows_validation or [], tokenizer)
-    precision = "bfloat16" if half(host.model, settings.precision) else "float32"
+    precision = "bfloat16" if uses_bfloat16(host.model, settings.precision) else "float32"
 
     def evaluate() -> dict[str, float]:
         gather_root_(host.model)
@@ -102,13 +103,13 @@ def train(
     shard_(host, world)
     each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
     with host.using(name, training=True), recomputing(host.model, settings.checkpointing):
-        memory.reset_peak(device_of(host))
+        hardware.reset_peak_memory(device_of(host))
         started = time.perf_counter()
         trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world, told)
         trainer.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
         resume = trainer.resumable()
         trainer.run(resume)
-        peak = memory.peak(device_of(host))
+        peak = hardware.peak_memory(device_of(host))
     host.finish_(name)
     done, last = trainer.progress, trainer.state.global_step
     with trainer.reporter:
@@ -156,7 +157,7 @@ def build(
     reports: Path | None,
 ) -> DeltaTrainer:
     """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
-    bfloat16 = half(host.model, settings.precision)
+    bfloat16 = uses_bfloat16(host.model, settings.precision)
     collate = collate_on(host, name, tokenizer, rows, settings.packing)
     if settings.packing:
         check_packing(host, name, collate, rows.rows)
@@ -198,5 +199,5 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "task": task.to_json(),
         "rows": [len(rows), digest_of(rows.rows)],
         **{f"settings.{field}": value for field, value in asked.items()},
-        "bfloat16": half(host.model, settings.precision),
+        "bfloat16": uses_bfloat16(host.model, settings.precision),
     }

@@ -52,7 +52,7 @@ def device() -> dict[str, Any]:
         import torch
     except (ImportError, OSError) as error:  # a broken torch is what one reports
         return {"error": f"torch cannot be imported: {error}"}
-    from deltatune.training.settings import native_bfloat16
+    from deltatune.models.hardware import native_bfloat16
 
     cuda = torch.cuda.is_available()
     where = torch.device("cuda" if cuda else "cpu")

@@ -1,4 +1,4 @@
-"""`deltatune grow`: instruction data written by a model, from a few tasks that people wrote."""
+"""`deltatune self-instruct`: instruction data written by a model, from a few tasks that people wrote."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
-    from deltatune.prompting import Endpoint, Step
+    from deltatune.prompting import Endpoint, Progress
 
 WRITER, GROWTH = "What writes", "What is kept"
 """Groups of options in the help."""
-SETTINGS = fields_of("prompting/self_instruct/self_instruct_settings.py", "Growth")
+SETTINGS = fields_of("prompting/self_instruct/self_instruct_settings.py", "SelfInstruct")
 SERVER = fields_of("prompting/endpoints/openai_server.py", "OpenAICompatible")
 LOCAL = fields_of("prompting/endpoints/local_model.py", "LocalModel")
 FIELDS = constant("prompting/endpoints/openai_server.py", "FIELDS") or ()
@@ -30,7 +30,7 @@ PLAIN_SECONDS = 60
 
 
 def _growth(name: str, metavar: str = "NUMBER", panel: str = GROWTH) -> Any:
-    """The option of a field of Growth."""
+    """The option of a field of SelfInstruct."""
     return option(f"--{name.replace('_', '-')}", panel=panel, metavar=metavar, help=f"{SETTINGS[name].help}.")
 
 
@@ -39,7 +39,7 @@ def _served(name: str, metavar: str = "NUMBER") -> Any:
     return option(f"--{name.replace('_', '-')}", panel=WRITER, metavar=metavar, help=f"{SERVER[name].help}.")
 
 
-def grow(
+def generate_instructions(
     seeds: Annotated[
         Path, typer.Argument(metavar="SEEDS", help="Tasks that people wrote: rows with instruction, input and output.")
     ],
@@ -73,7 +73,7 @@ def grow(
     ] = LOCAL["batch_size"].default,
     timeout: Annotated[float, _served("timeout", "SECONDS")] = SERVER["timeout"].default,
     retries: Annotated[int, _served("retries")] = SERVER["retries"].default,
-    at_once: Annotated[int, _served("at_once")] = SERVER["at_once"].default,
+    concurrency: Annotated[int, _served("concurrency")] = SERVER["concurrency"].default,
     without: Annotated[
         list[str] | None,
         option(
@@ -105,8 +105,8 @@ def grow(
     Every round is written when it ends; the same command goes on where the last one ended, and with a larger --total
     it grows further. What is not kept goes beside FILE, each line with its reason.
 
-      deltatune grow seeds.jsonl --url http://localhost:8000/v1 --name my-model --total 200 --out grown.jsonl
-      deltatune grow seeds.jsonl --model gpt2 --mode whole --human 3 --own 0 --total 20 --out grown.jsonl
+      deltatune self-instruct seeds.jsonl --url http://localhost:8000/v1 --name my-model --total 200 --out instructions.jsonl
+      deltatune self-instruct seeds.jsonl --model gpt2 --mode whole --human 3 --own 0 --total 20 --out instructions.jsonl
     """
     settings = {
         **{"total": total, "mode": mode, "human": human, "own": own, "new": new},
@@ -123,17 +123,17 @@ def grow(
     }
     _check_writer(model, adapter, url, name, key, without)
     from deltatune.data import read_rows
-    from deltatune.prompting import Growth, OpenAICompatible
-    from deltatune.prompting import grow as run
+    from deltatune.prompting import SelfInstruct, OpenAICompatible
+    from deltatune.prompting import generate_instructions as run
 
-    wanted, rows = Growth(**settings), read_rows(seeds)  # type: ignore[arg-type]
+    wanted, rows = SelfInstruct(**settings), read_rows(seeds)  # type: ignore[arg-type]
     writer: Endpoint
     if url is None:
         writer = _local(model, adapter, other_base, form or "plain", batch_size)
     else:
         send = tuple(field for field in FIELDS if field not in (without or ()))
         how: Any = form or "chat"
-        writer = OpenAICompatible(url, str(name), how, key, timeout, retries, at_once=at_once, send=send)
+        writer = OpenAICompatible(url, str(name), how, key, timeout, retries, concurrency=concurrency, request_fields=send)
     progress = GrowingProgress()
     try:
         with progress:
@@ -167,12 +167,13 @@ def _check_writer(
 
 def _local(model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int) -> Endpoint:
     """The writer that runs here."""
-    from deltatune.models.loading import best_device, load_backbone
+    from deltatune.models.hardware import best_device
+    from deltatune.models.loading import load_backbone
     from deltatune.prompting import LocalModel
 
     if adapter is None:
         found, tokenizer = load_backbone(str(model), answers="text")
-        return LocalModel(found.to(best_device()), tokenizer, form, batch_size, called=str(model))  # type: ignore[arg-type]
+        return LocalModel(found.to(best_device()), tokenizer, form, batch_size, label=str(model))  # type: ignore[arg-type]
     from deltatune.cli.open_adapter import NAME, open_adapter
 
     opened = open_adapter(adapter, model, other_base)
@@ -181,7 +182,7 @@ def _local(model: str | None, adapter: str | None, other_base: bool, form: Any, 
             f"{adapter} was trained to label, not to write; an adapter trained with --task generate or lm can write"
         )
     opened.host.use(NAME)
-    return LocalModel(opened.host, opened.tokenizer, form, batch_size, called=f"{opened.model} + {adapter}")
+    return LocalModel(opened.host, opened.tokenizer, form, batch_size, label=f"{opened.model} + {adapter}")
 
 
 class GrowingProgress(Bar):
@@ -189,12 +190,12 @@ class GrowingProgress(Bar):
 
     def __init__(self) -> None:
         super().__init__("growing")
-        self.last: Step | None = None
+        self.last: Progress | None = None
         self.before = 0
         """Instructions that were there at the start."""
         self.started = self.said = time.perf_counter()
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: Progress) -> None:
         """Show a round."""
         if self.last is None:
             self.before = step.kept
@@ -208,14 +209,14 @@ class GrowingProgress(Bar):
             self.said = now
             self.console.print(f"{step.kept}/{step.total}  {words}")
 
-    def _words(self, step: Step) -> str:
+    def _words(self, step: Progress) -> str:
         gained, refused = step.kept - self.before, sum(step.rejected.values())
         elapsed = time.perf_counter() - self.started
         left = f"  {time_left((step.total - step.kept) * elapsed / gained)} left" if gained else ""
         return f"round {step.round}  {count(refused)} not kept{left}"
 
 
-def report(step: Step, out: Path) -> None:
+def report(step: Progress, out: Path) -> None:
     """How many were kept, and the others by reason."""
     kept = [("instructions kept", count(step.kept)), ("  their rows", count(step.rows))]
     refused = [(f"not kept: {reason}", count(number)) for reason, number in step.rejected.items()]

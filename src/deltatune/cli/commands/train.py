@@ -182,14 +182,14 @@ def train(
 def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     """Say what was read, guessed and decided, before the long part begins."""
     from deltatune.data import remarks
-    from deltatune.training.settings import half
+    from deltatune.models.hardware import uses_bfloat16
 
     data, host, settings = ready.data, ready.host, ready.settings
     adapter, base = host.adapters[NAME], host.sites.base_params
     head = adapter.head_count
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     share = percent(adapter.count / base) if base else "–"
-    dtype = "bfloat16" if half(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if uses_bfloat16(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", ready.task.describe()),

@@ -8,14 +8,14 @@ from typing import Literal, Protocol, runtime_checkable
 
 from deltatune.core.errors import DeltatuneError
 
-Write = Callable[[list[str]], list[str]]
+GenerateFunction = Callable[[list[str]], list[str]]
 """Prompts in, what follows each of them out, in the same order."""
-Form = Literal["plain", "chat"]
+PromptForm = Literal["plain", "chat"]
 """How a prompt is put: as a text to go on with, or as a user's message of a conversation."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class SamplingParams:
     """How texts are to be written."""
 
     max_tokens: int = 256
@@ -30,7 +30,7 @@ class Ask:
     """Of sampling."""
 
 
-class Cut(str):
+class Truncated(str):
     """A text that ended because it had its most tokens, so that its last part may be half of one."""
 
     __slots__ = ()
@@ -44,15 +44,15 @@ class Endpoint(Protocol):
     def name(self) -> str:
         """What writes; a run that goes on must have the same."""
 
-    def write(self, prompts: list[str], ask: Ask) -> list[str]:
+    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
         """One text a prompt, in the same order."""
 
 
-def ask_for(write: Write | Endpoint, prompts: list[str], ask: Ask) -> list[str]:
+def complete(write: GenerateFunction | Endpoint, prompts: list[str], ask: SamplingParams) -> list[str]:
     """One text a prompt. Raises DeltatuneError where what came back is something else."""
     if not prompts:
         return []
-    texts = write.write(prompts, ask) if isinstance(write, Endpoint) else write(prompts)
+    texts = write.generate(prompts, ask) if isinstance(write, Endpoint) else write(prompts)
     if not isinstance(texts, list) or len(texts) != len(prompts):
         found = f"{len(texts)} texts" if isinstance(texts, list) else f"a {type(texts).__name__}"
         raise DeltatuneError(f"{name_of(write)} was given {len(prompts)} prompts and returned {found}: return a list")
@@ -70,6 +70,6 @@ def _clean(text: str) -> str:
     return text if text.isascii() else type(text)(text.encode("utf-8", "replace").decode())
 
 
-def name_of(write: Write | Endpoint) -> str:
+def name_of(write: GenerateFunction | Endpoint) -> str:
     """What to call an endpoint or a function."""
     return write.name if isinstance(write, Endpoint) else str(getattr(write, "__qualname__", type(write).__name__))

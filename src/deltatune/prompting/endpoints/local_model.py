@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.prompting.endpoints.endpoint import Ask, Cut, Form
+from deltatune.prompting.endpoints.endpoint import SamplingParams, Truncated, PromptForm
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.tokenization import longest_input, padding_id
 
@@ -32,11 +32,11 @@ class LocalModel:
     """A model with a language head, or the Host of one."""
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
-    form: Form = "plain"
+    form: PromptForm = "plain"
     """plain: the model goes on with the prompt; chat: the prompt is a message in the tokenizer's chat template."""
     batch_size: int = 8
     """Prompts that run at once."""
-    called: str = ""
+    label: str = ""
     """Its name in files and errors; by default where the model came from, and the adapters in use."""
     positions: int | None = field(init=False)
     """Most tokens of prompt and text together."""
@@ -63,8 +63,8 @@ class LocalModel:
     @property
     def name(self) -> str:
         """What it is called."""
-        if self.called:
-            return self.called
+        if self.label:
+            return self.label
         base = getattr(self._module, "name_or_path", "") or type(self._module).__name__
         if not isinstance(self.model, Host):
             return str(base)
@@ -72,9 +72,9 @@ class LocalModel:
         return f"{base} + {', '.join(active)}" if active else str(base)
 
     def __call__(self, prompts: list[str]) -> list[str]:
-        return self.write(prompts, Ask())
+        return self.generate(prompts, SamplingParams())
 
-    def write(self, prompts: list[str], ask: Ask) -> list[str]:
+    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
         """What the model writes after each prompt. Raises DeltatuneError for a prompt it has no positions for."""
         rows = [self._ids(prompt) for prompt in prompts]
         new = self._room(rows, ask)
@@ -96,7 +96,7 @@ class LocalModel:
             ids.pop()
         return ids
 
-    def _room(self, rows: list[list[int]], ask: Ask) -> int:
+    def _room(self, rows: list[list[int]], ask: SamplingParams) -> int:
         """Tokens that may be written after the longest prompt."""
         if self.positions is None:
             return ask.max_tokens
@@ -111,7 +111,7 @@ class LocalModel:
             )
         return min(ask.max_tokens, free)
 
-    def _batch(self, rows: list[list[int]], ask: Ask, new: int, device: torch.device) -> list[str]:
+    def _batch(self, rows: list[list[int]], ask: SamplingParams, new: int, device: torch.device) -> list[str]:
         collate = Collate({"input_ids": padding_id(self.tokenizer), "attention_mask": 0}, left=True)
         batch = collate([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}  # (B, T)
@@ -120,22 +120,22 @@ class LocalModel:
         out: Tensor = self.model.generate(**batch, generation_config=config, stopping_criteria=stop)  # type: ignore[operator]
         return [self._text(ids, ask, new) for ids in out[:, batch["input_ids"].shape[1] :].tolist()]
 
-    def _text(self, ids: list[int], ask: Ask, new: int) -> str:
-        """The text up to its end; a Cut where it has none."""
+    def _text(self, ids: list[int], ask: SamplingParams, new: int) -> str:
+        """The text up to its end; a Truncated where it has none."""
         ends = self._ends()
         ended = next((at for at, token in enumerate(ids) if token in ends), None)
         text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
         stopped = _first(text, ask.stop)
         if stopped is not None:
             return text[:stopped]
-        return Cut(text) if ended is None and len(ids) >= new else text
+        return Truncated(text) if ended is None and len(ids) >= new else text
 
     def _ends(self) -> set[int]:
         own: Any = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)
         found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
         return {int(token) for token in found if token is not None}
 
-    def _config(self, ask: Ask, new: int) -> GenerationConfig:
+    def _config(self, ask: SamplingParams, new: int) -> GenerationConfig:
         sampled = {"temperature": ask.temperature, "top_p": ask.top_p, "top_k": 0} if ask.temperature else {}
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new,

@@ -17,7 +17,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.prompting.endpoints.endpoint import Ask, Cut, Form
+from deltatune.prompting.endpoints.endpoint import SamplingParams, Truncated, PromptForm
 
 FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
 """What a request says besides model and prompt."""
@@ -39,7 +39,7 @@ class OpenAICompatible:
     """Where its API begins, such as http://localhost:8000/v1."""
     model: str
     """Which of its models writes."""
-    form: Form = "chat"
+    form: PromptForm = "chat"
     """chat: a user's message to URL/chat/completions; plain: a text to go on with, to URL/completions."""
     key: str | None = None
     """Name of the environment variable that holds the key; None where the server wants none."""
@@ -47,11 +47,11 @@ class OpenAICompatible:
     """Seconds to wait for one answer."""
     retries: int = 5
     """Tries more where the server is busy, breaks off or is too slow."""
-    pause: float = 1.0
+    backoff: float = 1.0
     """Seconds before the second try, doubled for each further one; the server's own wish comes first."""
-    at_once: int = 4
+    concurrency: int = 4
     """Requests at the same time."""
-    send: tuple[str, ...] = FIELDS
+    request_fields: tuple[str, ...] = FIELDS
     """What a request says besides model and prompt; leave out what a server refuses."""
 
     def __post_init__(self) -> None:
@@ -64,11 +64,11 @@ class OpenAICompatible:
             problems.append("url holds a password; put the key into an environment variable and name that as key")
         if not self.model:
             problems.append("model must name one of the server's models")
-        unknown = [name for name in self.send if name not in FIELDS]
+        unknown = [name for name in self.request_fields if name not in FIELDS]
         if unknown:
-            problems.append(f"send={unknown}: a request can say {', '.join(FIELDS)}")
-        if self.timeout <= 0 or self.retries < 0 or self.pause < 0 or self.at_once < 1:
-            problems.append("timeout must be above 0, retries and pause at least 0, at_once at least 1")
+            problems.append(f"request_fields={unknown}: a request can say {', '.join(FIELDS)}")
+        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
+            problems.append("timeout must be above 0, retries and pause at least 0, concurrency at least 1")
         raise_all(problems)
 
     @property
@@ -77,13 +77,13 @@ class OpenAICompatible:
         return self.model
 
     def __call__(self, prompts: list[str]) -> list[str]:
-        return self.write(prompts, Ask())
+        return self.generate(prompts, SamplingParams())
 
-    def write(self, prompts: list[str], ask: Ask) -> list[str]:
+    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
         """What the model writes for each prompt. Raises DeltatuneError where the server does not answer as it must."""
         key = self._key()
         over = Event()
-        threads = ThreadPoolExecutor(min(self.at_once, len(prompts) or 1))
+        threads = ThreadPoolExecutor(min(self.concurrency, len(prompts) or 1))
         try:
             waiting = [threads.submit(self._one, prompt, ask, key, over) for prompt in prompts]
             return [one.result() for one in waiting]
@@ -99,7 +99,7 @@ class OpenAICompatible:
             raise DeltatuneError(f"the environment variable {self.key} is not set; put the key of {self.url} into it")
         return found
 
-    def _one(self, prompt: str, ask: Ask, key: str | None, over: Event) -> str:
+    def _one(self, prompt: str, ask: SamplingParams, key: str | None, over: Event) -> str:
         """One text, tried again while that may help."""
         problem = ""
         for attempt in range(self.retries + 1):
@@ -116,15 +116,15 @@ class OpenAICompatible:
                 if not isinstance(error.reason, BROKEN):
                     raise DeltatuneError(self._absent(error)) from None
                 problem, wish = f"{self.url} broke off or was too slow ({_words(error.reason)})", None
-            pause = min(self.pause * 2**attempt if wish is None else wish, LONGEST_PAUSE)
+            pause = min(self.backoff * 2**attempt if wish is None else wish, LONGEST_PAUSE)
             if attempt < self.retries and over.wait(pause):
                 break
         tries = "once" if not self.retries else f"{self.retries + 1} times"
-        raise DeltatuneError(f"{problem}; tried {tries}. Ask less at once (at_once), wait longer (timeout, pause)")
+        raise DeltatuneError(f"{problem}; tried {tries}. SamplingParams less at once (concurrency), wait longer (timeout, pause)")
 
     # ---- out
 
-    def _body(self, prompt: str, ask: Ask) -> dict[str, Any]:
+    def _body(self, prompt: str, ask: SamplingParams) -> dict[str, Any]:
         what: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
         stop = ask.stop
         if self.form == "plain":
@@ -133,7 +133,7 @@ class OpenAICompatible:
             stop = tuple(word for word in stop if word.strip())
         how: dict[str, Any] = {"max_tokens": ask.max_tokens, "temperature": ask.temperature, "top_p": ask.top_p}
         how |= {"seed": ask.seed % 2**31, **({"stop": list(stop)} if stop else {})}
-        return {"model": self.model, **what, **{name: value for name, value in how.items() if name in self.send}}
+        return {"model": self.model, **what, **{name: value for name, value in how.items() if name in self.request_fields}}
 
     def _post(self, body: dict[str, Any], key: str | None) -> bytes:
         place = "chat/completions" if self.form == "chat" else "completions"
@@ -158,7 +158,7 @@ class OpenAICompatible:
             text = ""
         if not isinstance(text, str):
             raise DeltatuneError(self._malformed(content))
-        return Cut(text) if ended == "length" else text
+        return Truncated(text) if ended == "length" else text
 
     def _malformed(self, content: bytes) -> str:
         return (

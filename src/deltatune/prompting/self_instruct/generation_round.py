@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from deltatune.prompting.endpoints.endpoint import Ask, Endpoint, Write, ask_for
+from deltatune.prompting.endpoints.endpoint import SamplingParams, Endpoint, GenerateFunction, complete
 from deltatune.prompting.self_instruct import instruction_prompts as parsing
 from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
 from deltatune.prompting.self_instruct import seed_tasks as shown
 from deltatune.prompting.self_instruct.quality_filters import Pool
 from deltatune.prompting.self_instruct.seed_tasks import Example, Row, Task
-from deltatune.prompting.self_instruct.self_instruct_settings import Growth
+from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
 KIND_TOKENS = 3
 """Most tokens of the answer whether a task is classification."""
@@ -52,12 +52,12 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Grower:
+class RoundGenerator:
     """What all rounds share: the writer, the seeds and how it is done."""
 
-    write: Write | Endpoint
+    write: GenerateFunction | Endpoint
     seeds: Sequence[Task]
-    settings: Growth
+    settings: SelfInstruct
 
     def round(self, number: int, grown: Sequence[Task], pool: Pool) -> Round:
         """Run a round; it depends on its number, the seed, what was grown and what the writer answers."""
@@ -134,7 +134,7 @@ class Grower:
         """The second step: which instructions are classification."""
         cases = [shown.of_both_kinds(self.seeds, self.settings.cases, rng) for _ in candidates]
         asked = [prompts.for_kind(c.instruction, tasks) for c, tasks in zip(candidates, cases, strict=True)]
-        answers = self._ask(found, asked, Ask(KIND_TOKENS, stop=("\n",)))
+        answers = self._ask(found, asked, SamplingParams(KIND_TOKENS, stop=("\n",)))
         return [
             Candidate(c.instruction, c.similarity, c.most_similar, classification=parsing.is_yes(answer))
             for c, answer in zip(candidates, answers, strict=True)
@@ -149,7 +149,7 @@ class Grower:
             ask = prompts.for_labelled_examples if candidate.classification else prompts.for_examples
             asked.append(ask(candidate.instruction, cases))
         stop = (f"Example {most + 1}", "\nTask:")
-        texts = self._ask(found, asked, Ask(self.settings.example_tokens, stop=stop))
+        texts = self._ask(found, asked, SamplingParams(self.settings.example_tokens, stop=stop))
         return [self._with_examples(found, c, text) for c, text in zip(candidates, texts, strict=True)]
 
     def _with_examples(self, found: Round, candidate: Candidate, text: str) -> Candidate:
@@ -173,13 +173,13 @@ class Grower:
 
     # ---- asking
 
-    def _ask(self, found: Round, asked: list[str], ask: Ask) -> list[str]:
+    def _ask(self, found: Round, asked: list[str], ask: SamplingParams) -> list[str]:
         found.asked += len(asked)
-        return ask_for(self.write, asked, ask)
+        return complete(self.write, asked, ask)
 
-    def _freely(self, found: Round, stop: tuple[str, ...]) -> Ask:
+    def _freely(self, found: Round, stop: tuple[str, ...]) -> SamplingParams:
         s = self.settings
-        return Ask(s.max_tokens, s.temperature, s.top_p, stop, seed=s.seed * 1_000_003 + found.number)
+        return SamplingParams(s.max_tokens, s.temperature, s.top_p, stop, seed=s.seed * 1_000_003 + found.number)
 
 
 def _row(candidate: Candidate, example: Example, number: int) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from deltatune.prompting.endpoints.endpoint import Cut
+from deltatune.prompting.endpoints.endpoint import Truncated
 from deltatune.prompting.self_instruct.seed_tasks import Example, Task
 
 NO_INPUT = "(none)"
@@ -122,7 +122,7 @@ def instructions(text: str, first: int, new: int) -> tuple[list[str], str | None
     found += [piece for number, piece in zip(pieces[1::2], pieces[2::2], strict=True) if int(number) < first + new]
     lines = [_line(piece) for piece in found]
     ended = any(int(number) >= first + new for number in pieces[1::2]) or _goes_on(found[-1] if found else "")
-    cut = lines.pop() if isinstance(text, Cut) and lines and not ended else None
+    cut = lines.pop() if isinstance(text, Truncated) and lines and not ended else None
     return [line for line in lines if line][:new], cut
 
 
@@ -139,7 +139,7 @@ def _goes_on(piece: str) -> bool:
 def whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | str], str | None]:
     """Up to `new` tasks, or the text of one that is not in the form, and the last one if it was cut off."""
     pieces = [piece for block in text.split(BREAK) for piece in TASK.split(block) if piece.strip()]
-    cut = pieces.pop().strip() if isinstance(text, Cut) and pieces else None
+    cut = pieces.pop().strip() if isinstance(text, Truncated) and pieces else None
     found: list[tuple[str, Example] | str] = []
     for number, piece in enumerate(pieces[:new]):
         # the prompt ends with the first one's "Instruction:"
@@ -166,9 +166,9 @@ def examples(text: str, most: int) -> tuple[list[Example], bool]:
     """Up to `most` examples, input first, and whether the last one was cut off (it is left out)."""
     own = NEXT_TASK.split(f"\n{text}")[0]
     if not OUTPUT.search(own):
-        return [], isinstance(text, Cut)
+        return [], isinstance(text, Truncated)
     pieces = [piece for piece in EXAMPLE.split(own) if piece.strip()]
-    cut = isinstance(text, Cut) and own == f"\n{text}" and len(pieces) <= most
+    cut = isinstance(text, Truncated) and own == f"\n{text}" and len(pieces) <= most
     found = [_example(piece) for piece in (pieces[:-1] if cut else pieces)[:most]]
     return found, cut
 
@@ -185,7 +185,7 @@ def labelled_examples(text: str, most: int) -> tuple[list[Example], bool]:
     """Up to `most` examples, label first, and whether the last one was cut off (it is left out)."""
     own = NEXT_TASK.split(f"\n{text}")[0]
     pieces = [piece for piece in LABEL.split(own) if piece.strip()]
-    cut = isinstance(text, Cut) and own == f"\n{text}" and len(pieces) <= most
+    cut = isinstance(text, Truncated) and own == f"\n{text}" and len(pieces) <= most
     return [_labelled_parts(piece.strip()) for piece in (pieces[:-1] if cut else pieces)[:most]], cut
 
 

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from deltatune.prompting.self_instruct.seed_tasks import Example
-from deltatune.prompting.self_instruct.self_instruct_settings import Growth
+from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 from deltatune.tasks.metrics.generation.rouge import AnyLetters
 from deltatune.tasks.metrics.generation.tokenizers import IDEOGRAPH
 
@@ -35,7 +35,7 @@ NO_EXAMPLE = "no usable example"
 OVER = "more than the total"
 
 
-def refuse_instruction(text: str, settings: Growth) -> str | None:
+def refuse_instruction(text: str, settings: SelfInstruct) -> str | None:
     """Why an instruction is not kept, whatever the others are; None if nothing speaks against it."""
     length = words(text)
     if length < settings.shortest:

@@ -76,7 +76,7 @@ class Journal:
             file.seek(0, os.SEEK_END)
             for row in rows:
                 line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-                file.write(line)
+                file.generate(line)
                 self._hashes[name].update(line)
             file.flush()
             os.fsync(file.fileno())

@@ -16,7 +16,7 @@ AVOIDED = (
 
 
 @dataclass(frozen=True)
-class Growth:
+class SelfInstruct:
     """Tasks grown from tasks by a model: Self-Instruct, Wang et al. 2022, https://arxiv.org/abs/2212.10560."""
 
     total: int = 200

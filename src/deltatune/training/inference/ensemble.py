@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, in_batches
 from deltatune.training.inference.prediction import collate_on, encoded_rows, predict, room
-from deltatune.training.settings import half
 
 
 def vote(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -70,7 +70,7 @@ def ensemble(
     encoded = encoded_rows(host, longest, task, rows, tokenizer, labelled=False)
     if not all(host.adapters[name].mixes for name in names):
         return join([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
-    collate, bfloat16 = collate_on(host, longest, tokenizer, encoded), half(host.model, precision)
+    collate, bfloat16 = collate_on(host, longest, tokenizer, encoded), uses_bfloat16(host.model, precision)
 
     def together(batch: dict[str, Tensor]) -> Tensor:
         many = {key: tensor.repeat_interleave(len(names), 0) for key, tensor in batch.items()}

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import Collate, collate_for
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
@@ -19,7 +20,6 @@ from deltatune.training.forward import adapter_logits, tokens_of
 from deltatune.training.inference.batches import device_of, pieces
 from deltatune.training.inference.decoding import write_answers
 from deltatune.training.inference.likelihood import surprise
-from deltatune.training.settings import half
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
     encoded = encoded_rows(host, name, task, rows, tokenizer, labelled=False)
     if not len(encoded):
         return task.collect([], encoded)
-    bfloat16 = half(host.model, precision)
+    bfloat16 = uses_bfloat16(host.model, precision)
     with host.using(name, training=False), torch.inference_mode():
         if task.answers == "text":
             return write_answers(host, task, encoded, tokenizer, batch_size, bfloat16)

@@ -17,7 +17,8 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
-from deltatune.models.loading import best_device, load_backbone, quiet
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder as runs
 from deltatune.store.adapter_folder import read_config
 from deltatune.store.atomic_files import check_folder, read_json, write_file

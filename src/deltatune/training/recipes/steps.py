@@ -11,7 +11,8 @@ from typing import Any
 from deltatune.core.host import Host
 from deltatune.data import Data
 from deltatune.methods.base_weights.unfreeze import Probe
-from deltatune.models.loading import best_device, load_backbone, quiet
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder as runs
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel, longest_input

@@ -27,12 +27,12 @@ from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan, make_plan
 from deltatune.comparison.run_comparison import Event, run
 from deltatune.data import read
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.loading import load_backbone
 from deltatune.tasks.collator import collate_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
 from deltatune.training.sampler import Batches, Order
-from deltatune.models.hardware import uses_bfloat16
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
 R = 8

@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all bench lint format docs clean
+.PHONY: help compare test test-all bench lint format docs site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -46,8 +46,12 @@ docs: $(VENV)/installed-dev  ## write the tables and pages that are generated fr
 	@$(BIN)/python docs/tables.py
 	@$(BIN)/python docs/families.py
 
+site: $(VENV)/installed-docs  ## build the documentation site into site/, from docs/ and the docstrings; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	@echo "Built site/. To read and search it: $(BIN)/python -m http.server -d site"
+
 clean:  ## remove caches and build outputs; .venv and runs stay
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment: made when missing, repaired when half made, left alone while these two files are unchanged ---
@@ -59,6 +63,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(call install,dev)
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt
+	$(call install,docs)
+	@touch $@
 
 comma := ,
 

@@ -126,6 +126,19 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
     }
 
 
+def find_adapter(folder: str | Path) -> Path:
+    """The adapter's folder, also where the folder of its training run is given.
+
+    Raises DeltatuneError for a run that is not finished.
+    """
+    path = Path(folder).expanduser()
+    if (path / ADAPTER).is_dir():
+        return path / ADAPTER
+    if (path / RECORD).is_file():
+        raise DeltatuneError(f"the run in {path} is not finished, so there is no adapter yet; run its command again")
+    return path
+
+
 def write_whole(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

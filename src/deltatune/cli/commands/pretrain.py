@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from deltatune.cli.commands.train import introduce, report, watched_run
-from deltatune.cli.open_adapter import NAME
 from deltatune.cli.options import (
     DATA,
     METHOD,
@@ -101,12 +100,12 @@ def pretrain(
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     ready = prepare(Job(start, found, method, settings=settings, objective=task))
-    record = record_of(ready, start, data)
+    record = record_of(ready, data)
     run = folder / "run"
     before = runs.open_run(run, record, force)
     introduce(ready, start, folder)
     metrics = watched_run(ready, run, record) if before is None else before
-    report(ready.task, metrics, run, use=False)
+    report(ready.session.task, metrics, run, use=False)
     keep_model(ready, folder)
 
 
@@ -116,12 +115,12 @@ def keep_model(ready: Any, folder: Path) -> None:
     from deltatune.models.loading import quiet
     from deltatune.store.merged_model import save_merged
 
-    host = ready.host
-    if NAME not in host.adapters or obstacles(host.adapters[NAME]):
-        show(f"{host.adapters[NAME].method!r} has no form in the weights, so there is the adapter alone.")
+    session, host = ready.session, ready.session.host
+    if obstacles(session.adapter):
+        show(f"{session.adapter.method!r} has no form in the weights, so there is the adapter alone.")
         return
-    host.detach(NAME)
-    host.load(folder / "run" / runs.ADAPTER, name=NAME)  # also where the run was finished before
+    session.detach()
+    host.load(folder / "run" / runs.ADAPTER, name=session.name)  # also where the run was finished before
     with quiet():
-        done = save_merged(host, NAME, folder / MODEL, ready.tokenizer)
+        done = save_merged(host, session.name, folder / MODEL, session.tokenizer)
     say(f"Model: {done.folder} (differs from the live one by {done.difference:.1g} after reading it back)")

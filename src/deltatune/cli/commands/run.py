@@ -74,7 +74,7 @@ def run(
     elif asked.stages:
         report_stages(result, folder)
     elif watching.last is not None and watching.last.ready is not None:
-        report(watching.last.ready.task, result, folder, use=asked.objective is None)
+        report(watching.last.ready.session.task, result, folder, use=asked.objective is None)
 
 
 class Watching:

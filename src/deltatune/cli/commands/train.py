@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.open_adapter import NAME
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -162,9 +161,9 @@ def train(
     over = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
     job = Job(model, found, method, budget, over, head_of(pooling, dense), wanted)
     ready = prepare(job, partial(check_export, export_for))
-    folder = out or runs.default_folder(ready.data.name, repr(ready.host.adapters[NAME].method))
-    record = record_of(ready, model, data)
-    world = join(device_of(ready.host))
+    folder = out or runs.default_folder(ready.data.name, repr(ready.session.adapter.method))
+    record = record_of(ready, data)
+    world = join(device_of(ready.session.host))
     if not world.first:  # one of torchrun's other processes: it helps, the first does all that is seen
         if world.told(None) is None:
             run(ready, folder, record)
@@ -176,7 +175,7 @@ def train(
     else:
         metrics = before
         show("This run was finished before; --force trains it again.\n")
-    report(ready.task, metrics, folder)
+    report(ready.session.task, metrics, folder)
 
 
 def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
@@ -184,15 +183,15 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     from deltatune.data import remarks
     from deltatune.models.hardware import uses_bfloat16
 
-    data, host, settings = ready.data, ready.host, ready.settings
-    adapter, base = host.adapters[NAME], host.sites.base_params
+    data, session, settings = ready.data, ready.session, ready.settings
+    host, adapter, base = session.host, session.adapter, session.host.sites.base_params
     head = adapter.head_count
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     share = percent(adapter.count / base) if base else "–"
     dtype = "bfloat16" if uses_bfloat16(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
-        ("task", ready.task.describe()),
+        ("task", session.task.describe()),
         ("model", f"{model_name}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
         ("method", repr(adapter.method)),
         ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
@@ -204,7 +203,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("folder", str(folder)),
     ]
     show(facts(pairs), "")
-    notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(ready.task, ready.encoded)]
+    notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(session.task, ready.encoded)]
     if notes:
         show(facts([("note", note) for note in notes]), "")
 

@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
-from deltatune.models.hardware import best_device
-from deltatune.models.loading import load_backbone, quiet
+from deltatune.models.loading import quiet
 from deltatune.store import run_folder as runs
-from deltatune.store.adapter_folder import read_config
 from deltatune.store.atomic_files import check_folder, read_json, write_file
 from deltatune.store.fingerprint import contents_of
 from deltatune.store.merged_model import RECORD, save_merged
-from deltatune.tasks import task_from_json
-from deltatune.training.job import NAME, Prepared, prepare, record_of, run
+from deltatune.training.job import Prepared, prepare, record_of, run
 from deltatune.training.recipes.check_recipe import Looked, check_merges, look_at_stages, rows_of
 from deltatune.training.recipes.recipe_files import as_yaml
 from deltatune.training.recipes.schema import Recipe, Stage
 from deltatune.training.recipes.steps import RECIPE, Step, Watch, grown, job_of, measured, unwatched
+from deltatune.training.session import open_adapter
 
 MODEL, PIPELINE, STAGE, BASE = "model", "pipeline.json", "stage.json", "0-base.json"
 
@@ -136,9 +133,9 @@ def _trained(place: Place, model: str, watch: Watch) -> dict[str, Any]:
     stage = place.stage
     ready = prepare(job_of(stage, model, place.found))
     if stage.merge:
-        check_merges(stage.method, obstacles(ready.host.adapters[NAME]))
+        check_merges(stage.method, obstacles(ready.session.adapter))
     assert stage.data is not None
-    record = record_of(ready, model, stage.data.source)
+    record = record_of(ready, stage.data.source)
     if not (place.folder / runs.RECORD).is_file():
         runs.write_whole(place.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
     before = runs.open_run(place.folder, record, force=False, option="out=")
@@ -148,13 +145,9 @@ def _trained(place: Place, model: str, watch: Watch) -> dict[str, Any]:
 
 def _merged(place: Place, model_name: str) -> dict[str, Any]:
     """Write a stage's adapter into the model it was trained on."""
-    adapter = place.folder / runs.ADAPTER
-    task = task_from_json(read_config(adapter)["extra"]["task"])
-    model, tokenizer = load_backbone(model_name, answers=getattr(task, "loads", task.answers))
-    host = Host(model.to(best_device()))  # type: ignore[arg-type]
-    host.load(adapter, name=NAME)
+    session = open_adapter(place.folder, model_name)
     with quiet():
-        save_merged(host, NAME, place.target, tokenizer)
+        save_merged(session.host, session.name, place.target, session.tokenizer)
     return dict(read_json(place.target / RECORD))
 
 
@@ -231,7 +224,7 @@ def run_recipe(
         raise DeltatuneError(f"--again {again}: this recipe has no stages; --force does it again")
     ready = prepare(job_of(recipe, recipe.model))
     assert recipe.data is not None
-    record = record_of(ready, recipe.model, recipe.data.source)
+    record = record_of(ready, recipe.data.source)
     before = runs.open_run(folder, record, force, option="out=")
     write_file(folder / RECIPE, as_yaml(recipe))
     with watch(Step(name, folder, recipe.model, ready, before is not None)) as on_step:

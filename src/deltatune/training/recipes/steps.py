@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltatune.core.host import Host
 from deltatune.data import Data
 from deltatune.methods.base_weights.unfreeze import Probe
-from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder as runs
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel, longest_input
 from deltatune.training.inference.prediction import predict
-from deltatune.training.job import NAME, Job, Prepared
+from deltatune.training.job import Job, Prepared
 from deltatune.training.recipes.check_recipe import Looked, look, rows_of
 from deltatune.training.recipes.schema import Run, Words
+from deltatune.training.session import NAME, open_host
 from deltatune.training.tokenizer_extension import grow_embeddings_, learn_tokens, merge, tokens_per_character
 from deltatune.training.trainer import OnStep
 
@@ -35,13 +34,12 @@ def measured(model_name: str, content: str | None, data: Data, place: Path, load
     asked = {"model": model_name, "content": content, "rows": runs.data_record(data, data.origin)}
     if place.is_file() and read_json(place).get("asked") == asked:
         return dict(read_json(place)["found"])
-    model, tokenizer = load_backbone(model_name, answers=loads)
+    host, tokenizer = open_host(model_name, loads)
     texts = [row[data.text[0]] for row in data.test]
     found = {"tokens_per_char": float(tokens_per_character(tokenizer, texts))}
-    if loads in ("text", "words") and not model.config.is_encoder_decoder:
-        host = Host(model.to(best_device()))  # type: ignore[arg-type]
+    if loads in ("text", "words") and not host.sites.facts.encoder_decoder:
         host.attach(NAME, Probe(), head=False)  # nothing: the model as it is
-        task = LanguageModel(text=data.text, max_length=min(BLOCK, longest_input(model) or BLOCK))
+        task = LanguageModel(text=data.text, max_length=min(BLOCK, longest_input(host.model) or BLOCK))
         encoded = task.encode(data.test, tokenizer)
         found |= task.score(predict(host, NAME, task, encoded, tokenizer), encoded.references)
     place.parent.mkdir(parents=True, exist_ok=True)

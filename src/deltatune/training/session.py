@@ -1,0 +1,214 @@
+"""Session: a model with a task, a tokenizer and one adapter on it, opened in one place for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.adapter_formats import format_of
+from deltatune.core.budget import fit_budget
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.host import Host
+from deltatune.core.method import Method
+from deltatune.core.registry import parse
+from deltatune.data import Data
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import load_backbone
+from deltatune.store import adapter_folder, run_folder
+from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint
+from deltatune.tasks.auto_task import KINDS, check_known, shorter, task_for
+from deltatune.tasks.task import Row
+from deltatune.tasks.tokenization import worded
+from deltatune.training.inference.prediction import encode_for, predict, room
+from deltatune.training.settings import Settings
+from deltatune.training.train_adapter import Outcome, train
+
+NAME = "adapter"
+"""Name of a session's adapter on its host."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that encoding, training and prediction of one adapter need."""
+
+    model: str
+    """The model's folder, its name on the hub, or builtin."""
+    host: Host
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    head: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a new head that differ from the defaults."""
+    precision: str = "auto"
+    """Precision of predictions: auto, float32 or bfloat16."""
+    name: str = NAME
+    """Name of the adapter on the host."""
+    notes: tuple[str, ...] = ()
+    """What was inferred from the data, in sentences."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What training stored in the adapter's folder beside the tensors; empty for a new adapter."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that is attached."""
+        return self.host.adapters[self.name]
+
+    def fit(self, method: str | Method, budget: str | int | None = None) -> Method:
+        """A method with its initial text as token ids, in the largest size that fits the budget.
+
+        Raises DeltatuneError for a text that is no method and for a budget below the smallest size.
+        """
+        fitted = worded(parse(method), self.tokenizer, self.task)
+        return fitted if budget is None else fit_budget(fitted, self.host.sites, budget)
+
+    def make_head(self, seed: int) -> nn.Module | Literal[False]:
+        """A new head for the task; False for tasks that use the language-model head."""
+        head = self.task.make_head(self.host.model.config, seed, **self.head)  # type: ignore[arg-type]
+        return False if head is None else head
+
+    def attach(self, method: Method, seed: int, head: nn.Module | Literal[False], **more: Any) -> Adapter:
+        """Attach a new adapter with this head; `more` goes to `Host.attach`."""
+        return self.host.attach(self.name, method, seed=seed, head=head, **more)
+
+    def detach(self) -> None:
+        """Detach the adapter if there is one."""
+        if self.name in self.host.adapters:
+            self.host.detach(self.name)
+
+    def free_positions(self) -> int | None:
+        """Positions of the model that the attached adapter leaves to a text; None if the model has no limit."""
+        positions = longest_input(self.host.model)
+        return None if positions is None else positions - room(self.host, self.name)
+
+    def limited(self, positions: int | None) -> Session:
+        """The same session with texts of at most `positions` tokens."""
+        return replace(self, task=shorter(self.task, positions))
+
+    def encode(self, rows: Sequence[Row], labelled: bool = True) -> Encoded:
+        """Encode rows for the attached adapter. Raises DeltatuneError for rows that the task refuses."""
+        return encode_for(self.host, self.name, self.task, rows, self.tokenizer, labelled)
+
+    def train(
+        self, rows: Sequence[Row] | Encoded, validation: Sequence[Row] | Encoded | None, settings: Settings, **more: Any
+    ) -> Outcome:
+        """Train the attached adapter as `deltatune.training.train` does; `more` goes to it."""
+        return train(self.host, self.name, self.task, rows, validation, self.tokenizer, settings, **more)
+
+    def predict(self, rows: Sequence[Row] | Encoded, batch_size: int = 64) -> Any:
+        """Answers of the attached adapter, as `task.decode` and `task.score` read them."""
+        return predict(self.host, self.name, self.task, rows, self.tokenizer, batch_size, self.precision)
+
+    def to_json(self) -> dict[str, Any]:
+        """What an adapter's folder holds so that `open_adapter` can open it without further options."""
+        return {
+            "model": self.model,
+            "task": self.task.to_json(),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+        }
+
+
+def open_host(model: str, loads: Any = "row", pooler: bool = False) -> tuple[Host, PreTrainedTokenizerBase]:
+    """A host around a model on the best device, and the model's tokenizer. `loads` and `pooler` as `load_backbone`."""
+    backbone, tokenizer = load_backbone(model, pooler=pooler, answers=loads)
+    return Host(backbone.to(best_device())), tokenizer  # type: ignore[arg-type]
+
+
+def open_session(
+    model: str,
+    data: Data,
+    task: Mapping[str, Any] | None = None,
+    head: Mapping[str, Any] | None = None,
+    objective: Task | None = None,
+    precision: str = "auto",
+) -> Session:
+    """Load a model and choose the task of the data; no adapter is attached yet.
+
+    `task` sets fields of the task (None leaves a field to the data), `head` fields of the classifier; `objective` takes
+    the place of the data's task. Raises DeltatuneError for unknown fields before the model is loaded, and for a model
+    that cannot do the task.
+    """
+    kind = objective or KINDS[data.kind]
+    head = head or {}
+    _check_head(kind.answers, head)
+    fields = {name: value for name, value in (task or {}).items() if value is not None}
+    if objective is None:
+        check_known(KINDS[data.kind], fields)
+    host, tokenizer = open_host(model, getattr(kind, "loads", kind.answers), _reads_pooler(head))
+    head = head if kind.answers == "row" else {}
+    if objective is not None:
+        return Session(model, host, tokenizer, objective, head, precision)
+    chosen = task_for(data, host.model.config, tokenizer, fields)  # type: ignore[arg-type]
+    return Session(model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes))
+
+
+def open_adapter(
+    folder: str | Path, model: str | None = None, other_base: bool = False, fields: Mapping[str, Any] | None = None
+) -> Session:
+    """Load a trained adapter with its model and task. `folder` is the adapter's, or that of its training run.
+
+    `model` is where the model is now; by default where it was at training. `fields` replaces fields of the task that
+    may change after training. Raises DeltatuneError for a folder, a model or a tokenizer that does not fit.
+    """
+    path = run_folder.find_adapter(folder)
+    format_of(path)  # raises if there is no adapter at all
+    config = adapter_folder.read_config(path) if adapter_folder.knows(path) else {}
+    extra = config.get("extra") or {}
+    if "task" not in extra:
+        raise DeltatuneError(
+            f"{path} does not say what it was trained for (labels and columns); "
+            "only adapters of `deltatune train` do, others are loaded from Python: host.load(folder)"
+        )
+    task = with_fields(task_from_json(extra["task"]), fields or {})
+    trained_on = str(extra.get("model") or config["base"].get("name"))
+    pooler = _reads_pooler((config.get("head") or {}).get("config"))
+    try:
+        host, tokenizer = open_host(model or trained_on, getattr(task, "loads", task.answers), pooler)
+    except DeltatuneError as error:
+        if model is not None:
+            raise
+        raise DeltatuneError(
+            f"cannot load the model that {path} was trained on; --model says where it is.\n{error}"
+        ) from error
+    host.load(path, name=NAME, other_base=other_base)
+    _check_tokenizer(path, tokenizer, extra)
+    precision = str((extra.get("settings") or {}).get("precision") or "auto")
+    return Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra)
+
+
+def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:
+    """A trained task with other values of fields that may change after training; DeltatuneError for other fields."""
+    allowed = getattr(task, "at_use", ())
+    choices = f"can be set: {', '.join(allowed)}" if allowed else "nothing can be set for this task"
+    raise_all([
+        f"--set {name}: cannot be changed after training{nearest(name, allowed)}; {choices}"
+        for name in fields
+        if name not in allowed
+    ])  # fmt: skip
+    return replace(task, **fields) if fields else task  # type: ignore[type-var]
+
+
+def _reads_pooler(head: Mapping[str, Any] | None) -> bool:
+    return (head or {}).get("pooling") == "pooler"
+
+
+def _check_head(answers: str, head: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError for head options of a task without a pooled head."""
+    if answers == "row":
+        return
+    why = "classifies every token" if answers == "token" else "uses the language-model head"
+    given = [name for name, value in head.items() if value]
+    raise_all([f"{name}={head[name]!r}: this task {why}; head options do not apply" for name in given])
+
+
+def _check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Any]) -> None:
+    trained = extra.get("tokenizer")
+    if trained is not None and trained != tokenizer_fingerprint(tokenizer):
+        raise DeltatuneError(
+            f"{path} was trained with another tokenizer than this model's: the same text would become other tokens. "
+            "Give the model it was trained on with --model"
+        )

@@ -239,7 +239,7 @@ def test_a_trained_adapter_may_answer_in_another_way(trained):
     assert found["scores"]["no_answer_em"] == 1
     refused = ran("predict", "--adapter", folder, "--set", "max_length=9", stdin="the film\n")
     assert refused.code == 2
-    assert "no choice once the adapter is trained; what can be set: longest, threshold, metric" in refused.err
+    assert "cannot be changed after training; can be set: longest, threshold, metric" in refused.err
 
 
 @pytest.mark.parametrize("name", ["chat", "generate", "lm", "tag", "span", "many"])
@@ -278,7 +278,7 @@ def test_merging_what_has_no_weight_form_says_so(folders, tmp_path):
     ("options", "message"),
     [
         (("--task", "lm"), "needs a decoder"),
-        (("--task", "generate", "--pooling", "mean"), "no such head to choose"),
+        (("--task", "generate", "--pooling", "mean"), "this task uses the language-model head; head options do not apply"),
         (("--task", "generate", "--prompt", "{inpt}"), "did you mean 'input'"),
         (("--task", "tag"), ""),
     ],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from deltatune.cli.ui.help_screen import fields_of
+from deltatune.core.errors import DeltatuneError
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
 """Groups of options in the help."""
@@ -160,3 +163,21 @@ Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD[
 def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     """The fields of the head that the options set."""
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
+
+
+def read_fields(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """Values of `--set NAME=VALUE` by name; a value that is no Python literal is a string.
+
+    Raises DeltatuneError for an assignment without =.
+    """
+    return dict(map(_read_field, assignments or ()))
+
+
+def _read_field(assignment: str) -> tuple[str, Any]:
+    name, sign, value = assignment.partition("=")
+    if not sign:
+        raise DeltatuneError(f"--set {assignment}: NAME=VALUE is needed, such as --set max_length=128")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.open_adapter import NAME, adapter_folder, open_adapter
 from deltatune.cli.options import OUTPUT, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import facts, say, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.store.run_folder import find_adapter
 
 if TYPE_CHECKING:
     from deltatune.core.host import Host
@@ -84,7 +84,7 @@ def combine(
 
 def _shares(weights: str | None, adapters: list[str]) -> list[float]:
     """A weight a folder."""
-    if len({str(adapter_folder(folder).resolve()) for folder in adapters}) < len(adapters):
+    if len({str(find_adapter(folder).resolve()) for folder in adapters}) < len(adapters):
         raise DeltatuneError(f"a folder is named twice: {', '.join(adapters)}; give it more weight instead")
     if weights is None:
         return [1 / len(adapters)] * len(adapters)
@@ -108,16 +108,18 @@ def _rank(rank: str | None) -> int | str | None:
 
 def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[Host, dict[str, str]]:
     """All adapters on one model, and their names by the folders as they were given."""
-    opened = open_adapter(adapters[0], model, other_base)
-    opened.host.detach(NAME)
+    from deltatune.training.session import open_adapter
+
+    session = open_adapter(adapters[0], model, other_base)
+    session.detach()
     names: dict[str, str] = {}
     for folder in adapters:
-        place = adapter_folder(folder)
+        place = find_adapter(folder)
         plain = re.sub(r"\W+", "_", (place.parent if place.name == "adapter" else place).resolve().name)
         name = plain if plain.isidentifier() and plain not in (*names.values(), "combined", "mean") else f"a_{plain}"
         names[folder] = name if name not in names.values() else f"{name}_{len(names)}"
-        opened.host.load(place, name=names[folder], other_base=other_base)
-    return opened.host, names
+        session.host.load(place, name=names[folder], other_base=other_base)
+    return session.host, names
 
 
 def _whose(head: str | None, names: dict[str, str], host: Host) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.open_adapter import NAME, Opened, open_adapter
-from deltatune.cli.options import DATA, SOURCE, Adapter, Answering, Json, OtherBase, OtherModel, option
+from deltatune.cli.options import DATA, SOURCE, Adapter, Answering, Json, OtherBase, OtherModel, option, read_fields
 from deltatune.cli.ui.screen import facts, print_json, scores_table, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
     from deltatune.data import Kind, Row
+    from deltatune.training.session import Session
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -45,27 +45,29 @@ def evaluate(
         raise DeltatuneError(
             f"--split {split}: there is no such split{nearest(split, SPLITS)}; splits: {', '.join(SPLITS)}"
         )
-    opened = open_adapter(adapter, model, other_base, fields)
-    rows, name, notes = rows_of(opened, data, split)
-    found = scored(opened, rows, batch_size)
-    found |= {"split": name, "data": data, "adapter": adapter, "model": opened.model}
+    from deltatune.training.session import open_adapter
+
+    session = open_adapter(adapter, model, other_base, read_fields(fields))
+    rows, name, notes = rows_of(session, data, split)
+    found = scored(session, rows, batch_size)
+    found |= {"split": name, "data": data, "adapter": adapter, "model": session.model}
     if as_json:
         print_json(found)
         return
-    show(scores_table(opened.task, {name: found["scores"]}), "")
+    show(scores_table(session.task, {name: found["scores"]}), "")
     cut = found["truncated"]
     notes += [f"{cut} of {len(rows)} texts were cut because they are longer than the adapter's limit"] if cut else []
     show(facts([("rows", f"{count(len(rows))} from {data}"), *(("note", note) for note in notes)]))
 
 
-def rows_of(opened: Opened, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
+def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
     """The rows to score, what they are called, and what is to be said of them."""
     from deltatune.data import read
     from deltatune.tasks.auto_task import kind_of
 
-    task: Any = opened.task
+    task: Any = session.task
     kind, label = kind_of(task), getattr(task, "label", None)
-    if split == "all" or (split is None and Path(source).is_file() and not _trained_on(opened, source)):
+    if split == "all" or (split is None and Path(source).is_file() and not _trained_on(session, source)):
         if Path(source).is_file():
             return whole_file(task, kind, source), "all", []
         data = read(source, text=task.text, label=label, kind=kind)
@@ -91,22 +93,19 @@ def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
     return rows
 
 
-def _trained_on(opened: Opened, source: str) -> bool:
+def _trained_on(session: Session, source: str) -> bool:
     """Whether a file is the one the adapter was trained on: then only its test rows are new to it."""
-    trained = str((opened.extra.get("data") or {}).get("source") or "")
+    trained = str((session.extra.get("data") or {}).get("source") or "")
     return bool(trained) and Path(trained).resolve() == Path(source).resolve()
 
 
-def scored(opened: Opened, rows: list[Row], batch_size: int) -> dict[str, Any]:
+def scored(session: Session, rows: list[Row], batch_size: int) -> dict[str, Any]:
     """Scores of the rows, their number, and how many were cut."""
-    from deltatune.training import encode_for, predict
-
-    precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
-    encoded = encode_for(opened.host, NAME, opened.task, rows, opened.tokenizer)
-    answers = predict(opened.host, NAME, opened.task, encoded, opened.tokenizer, batch_size, precision)
+    encoded = session.encode(rows)
+    answers = session.predict(encoded, batch_size)
     return {
-        "metric": opened.task.metric,
-        "scores": opened.task.score(answers, encoded.references),
+        "metric": session.task.metric,
+        "scores": session.task.score(answers, encoded.references),
         "rows": len(rows),
         "truncated": encoded.truncated,
     }

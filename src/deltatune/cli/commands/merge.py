@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.open_adapter import NAME, open_adapter
 from deltatune.cli.options import OUTPUT, Adapter, Json, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.core.errors import DeltatuneError, nearest
+
+if TYPE_CHECKING:
+    from deltatune.training.session import Session
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,18 +44,19 @@ def merge(
 
     from deltatune.models.loading import quiet
     from deltatune.store.merged_model import save_merged
+    from deltatune.training.session import open_adapter
 
-    opened = open_adapter(adapter, model, other_base)
+    session = open_adapter(adapter, model, other_base)
     with quiet():
-        done = save_merged(opened.host, NAME, out, opened.tokenizer, getattr(torch, dtype) if dtype else None)
-    head = save_head(opened, out)
-    found: dict[str, Any] = {"folder": str(out), "model": opened.model, "difference": done.difference, "head": head}
+        done = save_merged(session.host, session.name, out, session.tokenizer, getattr(torch, dtype) if dtype else None)
+    head = save_head(session, out)
+    found: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
     if as_json:
         print_json(found)
         return
     pairs = [
-        ("model", opened.model),
-        ("adapter", repr(opened.host.adapters[NAME].method)),
+        ("model", session.model),
+        ("adapter", repr(session.adapter.method)),
         ("difference", f"{done.difference:.2g}, live against the file read back, on probe inputs"),
     ]
     show(facts(pairs))
@@ -62,19 +65,19 @@ def merge(
         say(f"Its head: {head}")
 
 
-def save_head(opened: Any, out: Path) -> str | None:
+def save_head(session: Session, out: Path) -> str | None:
     """Keep the adapter's head as an adapter of the merged model that has nothing else."""
-    head = opened.host.adapters[NAME].head
+    head = session.adapter.head
     if head is None:
         return None
     from copy import deepcopy
 
-    from deltatune.core.host import Host
     from deltatune.methods.base_weights.unfreeze import Probe
-    from deltatune.models.loading import load_backbone
+    from deltatune.store.run_folder import ADAPTER
+    from deltatune.training.session import open_host
 
-    pooler = head.config.pooling == "pooler"
-    host = Host(load_backbone(str(out), pooler=pooler, answers=opened.task.answers)[0])
-    host.attach(NAME, Probe(), head=deepcopy(head))
-    host.save(NAME, out / NAME, extra={**opened.extra, "model": str(out.resolve())})
-    return str(out / NAME)
+    pooler = head.config.pooling == "pooler"  # type: ignore[union-attr]
+    host, _ = open_host(str(out), session.task.answers, pooler)
+    host.attach(session.name, Probe(), head=deepcopy(head))
+    host.save(session.name, out / ADAPTER, extra={**session.extra, "model": str(out.resolve())})
+    return str(out / ADAPTER)

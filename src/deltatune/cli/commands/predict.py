@@ -11,15 +11,17 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from deltatune.cli.open_adapter import NAME, Opened, open_adapter
-from deltatune.cli.options import OUTPUT, Adapter, Answering, OtherBase, OtherModel, option
+from deltatune.cli.options import OUTPUT, Adapter, Answering, OtherBase, OtherModel, option, read_fields
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
+
+if TYPE_CHECKING:
+    from deltatune.training.session import Session
 
 Row = dict[str, Any]
 BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
@@ -175,19 +177,21 @@ def predict(
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
       deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
     """
-    opened = open_adapter(adapter, model, other_base, fields)
+    from deltatune.training.session import open_adapter
+
+    session = open_adapter(adapter, model, other_base, read_fields(fields))
     if file == "-" and sys.stdin.isatty():
         print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
-    columns = list(opened.task.text)  # type: ignore[attr-defined]
+    columns = list(session.task.text)  # type: ignore[attr-defined]
     done, cut = 0, 0
     draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     try:
         with ExitStack() as stack:
             target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
-            every = opened.task.answers != "text"  # an instruction may come without an input
+            every = session.task.answers != "text"  # an instruction may come without an input
             for rows in batched(rows_from(file, columns, every), batch_size):
-                cut += write(opened, rows, target)
+                cut += write(session, rows, target)
                 done += len(rows)
         if draft and out:
             draft.replace(out)
@@ -209,28 +213,24 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
         yield batch
 
 
-def write(opened: Opened, rows: list[dict[str, Any]], target: TextIO) -> int:
+def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
     """Label some rows and write them; returns how many were longer than the adapter's limit and cut."""
-    from deltatune.training import encode_for
-    from deltatune.training import predict as answers_of
-
-    precision = str((opened.extra.get("settings") or {}).get("precision") or "auto")
-    encoded = encode_for(opened.host, NAME, opened.task, shaped(opened, rows), opened.tokenizer, labelled=False)
-    answers = answers_of(opened.host, NAME, opened.task, encoded, opened.tokenizer, len(rows), precision)
+    encoded = session.encode(shaped(session, rows), labelled=False)
+    answers = session.predict(encoded, len(rows))
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
-    for row, answer in zip(rows, opened.task.decode(answers), strict=True):
+    for row, answer in zip(rows, session.task.decode(answers), strict=True):
         target.write(json.dumps(joined(row, answer), ensure_ascii=not utf8) + "\n")
     target.flush()
     return encoded.truncated
 
 
-def shaped(opened: Opened, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in the shape that the task reads: words in lists, tables in one line."""
     from deltatune.data import inputs
     from deltatune.data.task_types import TASK_OF
     from deltatune.tasks.auto_task import kind_of
 
-    task: Any = opened.task
+    task: Any = session.task
     if task.answers == "text" and len(task.text) > 1:
         rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
     return inputs(rows, TASK_OF[kind_of(task)], task.text)

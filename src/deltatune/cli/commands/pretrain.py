@@ -20,8 +20,8 @@ from deltatune.cli.options import (
     Packing,
     Precision,
     option,
+    read_fields,
 )
-from deltatune.cli.overrides import field_of
 from deltatune.cli.ui.screen import say, show
 from deltatune.store import run_folder as runs
 
@@ -87,7 +87,7 @@ def pretrain(
     from deltatune.tasks.pretraining import objective_from
 
     found = read(data, task="lm", text=[text] if text else [], limit=limit)
-    wanted: Any = {"kind": objective, "text": list(found.text), **dict(map(field_of, fields or []))}
+    wanted: Any = {"kind": objective, "text": list(found.text), **read_fields(fields)}
     task = objective_from(wanted)
     from deltatune.training import Settings
     from deltatune.training.job import Job, prepare, record_of

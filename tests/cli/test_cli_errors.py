@@ -327,7 +327,7 @@ def test_interruption(monkeypatch):
     monkeypatch.setattr("deltatune.cli.commands.env.environment", stop)
     done = ran("env")
     assert done.code == 130
-    assert done.err.strip() == "interrupted; nothing is kept"
+    assert done.err.strip() == "interrupted; nothing is saved"
 
 
 def test_missing_extra(monkeypatch, capsys):

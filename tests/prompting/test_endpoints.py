@@ -1,4 +1,4 @@
-"""Who writes: a server that speaks OpenAI's protocol, on a real socket, and models on this machine."""
+"""Endpoints: an OpenAI-compatible server on a real socket, and models on this machine."""
 
 import json
 import re
@@ -15,14 +15,21 @@ from test_self_instruct import SEEDS, echo
 
 from deltatune import Host, LoRA, Prompt
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting import SamplingParams, Truncated, SelfInstruct, LocalModel, OpenAICompatible, generate_instructions
+from deltatune.prompting import (
+    LocalModel,
+    OpenAICompatible,
+    SamplingParams,
+    SelfInstruct,
+    Truncated,
+    generate_instructions,
+)
 from support.command_line import ran
 
 Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
 
 
 class Server:
-    """A server on this machine: `answer(body, number)` gives status and content (and headers) of each request."""
+    """A server on this machine; `answer(body, number)` returns status, content and maybe headers of each request."""
 
     def __init__(self) -> None:
         self.answer: Answer = written
@@ -52,7 +59,7 @@ class Server:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.generate(data)
+                self.wfile.write(data)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -63,12 +70,12 @@ class Server:
 
 
 def text_of(text: str | None, ended: str = "stop") -> dict[str, Any]:
-    """An answer in OpenAI's form, of both kinds."""
+    """An answer in OpenAI's format, for both kinds of request."""
     return {"choices": [{"message": {"content": text}, "text": text, "finish_reason": ended}]}
 
 
 def written(body: dict[str, Any], number: int) -> tuple[int, Any]:
-    """What `echo` says to the prompt."""
+    """The answer of `echo` to the prompt."""
     prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
     return 200, text_of(echo([prompt])[0])
 
@@ -84,14 +91,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def asking(server: Server, **more: Any) -> OpenAICompatible:
-    """The endpoint of a server, without long pauses."""
+    """The endpoint of a server, with a short backoff."""
     return OpenAICompatible(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, **more})
 
 
 # ---- a server
 
 
-def test_a_request_has_the_form_that_servers_read(server, monkeypatch):
+def test_a_request_has_the_format_that_servers_read(server, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     server.answer = lambda body, number: (200, text_of("hello"))
     ask = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
@@ -119,7 +126,7 @@ def test_answers_keep_the_order_and_run_at_once(server):
     assert 1 < server.most <= 3
 
 
-def test_texts_that_were_cut_off_are_marked(server):
+def test_truncated_texts_are_marked(server):
     answers = {1: text_of("half", "length"), 2: text_of(None, "length"), 3: text_of(None, "content_filter")}
     server.answer = lambda body, number: (200, answers[number])
     found = [asking(server)(["x"])[0] for _ in range(3)]
@@ -164,12 +171,16 @@ def test_a_slow_server_is_an_error(server):
         (401, {"error": {"message": "bad key secret"}}, r"refused the key in MY_KEY \(401\): bad key \*\*\*"),
         (403, "no", r"refused the key in MY_KEY \(403\): no"),
         (404, {"error": {"message": "model not found"}}, "answered 404: model not found; there is no model 'm', or"),
-        (400, {"error": {"message": "unknown field seed"}}, r"refused the request \(400\): unknown field seed.*send"),
-        (302, "", "sends requests on to http://elsewhere"),
-        (200, "<html>hello</html>", "not in OpenAI's form: '<html>hello"),
-        (200, {"choices": []}, "not in OpenAI's form"),
-        (200, [1], "not in OpenAI's form"),
-        (200, text_of(None), "not in OpenAI's form"),
+        (
+            400,
+            {"error": {"message": "unknown field seed"}},
+            r"refused the request \(400\): unknown field seed.*request_fields",
+        ),
+        (302, "", "redirects to http://elsewhere"),
+        (200, "<html>hello</html>", "not in OpenAI's format: '<html>hello"),
+        (200, {"choices": []}, "not in OpenAI's format"),
+        (200, [1], "not in OpenAI's format"),
+        (200, text_of(None), "not in OpenAI's format"),
     ],
 )
 def test_refusals_and_odd_answers_are_clear_errors(server, monkeypatch, status, content, message):
@@ -190,19 +201,21 @@ def test_no_server_no_key_and_no_address_are_errors(server, monkeypatch):
     with pytest.raises(DeltatuneError, match=rf"no answer from {url}: Connection refused\. Is the server running"):
         OpenAICompatible(url, "m")(["x"])
     for bad in ("file:///etc/passwd", "localhost:8000", "ftp://a/b"):
-        with pytest.raises(DeltatuneError, match="is no address"):
+        with pytest.raises(DeltatuneError, match="is not an address"):
             OpenAICompatible(bad, "m")
-    with pytest.raises(DeltatuneError, match=r"url holds a password(.|\n)*request_fields=\['n'\]"):
+    with pytest.raises(DeltatuneError, match=r"url contains a password(.|\n)*request_fields=\['n'\]"):
         OpenAICompatible("http://me:secret@host/v1", "m", request_fields=("n",))
 
 
 @pytest.mark.parametrize("form", ["chat", "plain"])
-def test_a_server_grows_what_a_function_grows(server, form):
+def test_a_server_generates_what_a_function_generates(server, form):
     settings = SelfInstruct(total=8, prompts=3)
-    assert generate_instructions(SEEDS, asking(server, form=form), settings) == generate_instructions(SEEDS, echo, settings)
+    assert generate_instructions(SEEDS, asking(server, form=form), settings) == generate_instructions(
+        SEEDS, echo, settings
+    )
 
 
-def test_the_command_grows_and_goes_on(server, tmp_path):
+def test_the_command_generates_and_resumes(server, tmp_path):
     seeds, out = tmp_path / "seeds.jsonl", tmp_path / "instructions.jsonl"
     seeds.write_text("\n".join(map(json.dumps, SEEDS)))
     command = "self-instruct", seeds, "--url", server.url, "--name", "m", "--out", out, "--prompts", "3"
@@ -213,7 +226,7 @@ def test_the_command_grows_and_goes_on(server, tmp_path):
     lines = (tmp_path / "instructions.rejected.jsonl").read_text().splitlines()
     refused = [json.loads(line)["reason"] for line in lines]
     for reason in set(refused):
-        assert re.search(rf"not kept: {reason} +{refused.count(reason)}\n", done.out), reason
+        assert re.search(rf"rejected: {reason} +{refused.count(reason)}\n", done.out), reason
     assert re.search(r"instructions kept +8\n", done.out)
     more = ran(*command, "--total", "10")
     assert more.code == 0, more.err
@@ -248,7 +261,7 @@ def test_the_snippets_of_the_page_run(server, monkeypatch, tmp_path, tiny_gpt2, 
     assert isinstance(names["local"](["it was"])[0], str)
 
 
-# ---- a model here
+# ---- a local model
 
 
 @pytest.fixture
@@ -259,7 +272,7 @@ def writer(tiny_gpt2, tiny_tokenizer) -> LocalModel:
 PROMPTS = ["the film", "a very good plot and", "it was", "this actor is not bad"]
 
 
-def test_a_local_model_writes_what_it_writes_alone(writer):
+def test_a_batch_generates_what_each_prompt_does_alone(writer):
     ask = SamplingParams(max_tokens=12)
     texts = writer.generate(PROMPTS, ask)
     assert texts == [writer.generate([prompt], ask)[0] for prompt in PROMPTS]
@@ -269,18 +282,18 @@ def test_a_local_model_writes_what_it_writes_alone(writer):
     assert texts[1] == writer.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_what_is_drawn_depends_on_the_seed_alone(writer):
-    def drawn(seed: int) -> list[str]:
+def test_samples_depend_on_the_seed_alone(writer):
+    def sampled(seed: int) -> list[str]:
         return writer.generate(PROMPTS, SamplingParams(10, temperature=1.0, seed=seed))
 
     state = torch.random.get_rng_state()
-    one = drawn(1)
+    one = sampled(1)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(99)
-    assert drawn(1) == one != drawn(2)
+    assert sampled(1) == one != sampled(2)
 
 
-def test_a_text_ends_where_it_is_told_to(writer):
+def test_a_text_ends_at_a_stop_string(writer):
     whole = [str(text) for text in writer.generate(PROMPTS, SamplingParams(24))]
     word = next(word for word in whole[0].split()[3:] if word.isalpha())
     at = whole[0].index(word, 1)
@@ -293,7 +306,7 @@ def test_a_text_ends_where_it_is_told_to(writer):
 
 
 @pytest.mark.parametrize("method", [LoRA(r=2), Prompt(length=4)], ids=["LoRA", "Prompt"])
-def test_a_host_writes_with_its_adapter(tiny_gpt2, tiny_tokenizer, method):
+def test_a_host_generates_with_its_adapter(tiny_gpt2, tiny_tokenizer, method):
     host = Host(tiny_gpt2("lm"))
     host.attach("style", method)
     with torch.no_grad():
@@ -321,17 +334,17 @@ def test_a_chat_template_wraps_the_prompt(writer):
     assert chat.generate(["good"], SamplingParams(8)) == [writer.tokenizer.decode(out[0, 4:], skip_special_tokens=True)]
 
 
-def test_models_that_cannot_go_on_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, writer):
+def test_models_that_cannot_continue_a_text_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, writer):
     for model in (tiny_bert("lm"), tiny_t5("lm"), tiny_gpt2()):
-        with pytest.raises(DeltatuneError, match="does not go on with a text"):
+        with pytest.raises(DeltatuneError, match="cannot continue a text"):
             LocalModel(model, tiny_tokenizer)
     with pytest.raises(DeltatuneError, match=r"prompt has 121 tokens .* takes 128"):
         writer.generate(["good " * 120], SamplingParams(64))
     assert isinstance(writer.generate(["good " * 60], SamplingParams(500))[0], str)
 
 
-def test_a_tiny_model_really_grows(tiny_gpt2, tiny_tokenizer, tmp_path):
-    """It writes noise: what matters is that noise goes through, is counted, and goes on to the same end."""
+def test_a_tiny_model_really_generates(tiny_gpt2, tiny_tokenizer, tmp_path):
+    """It generates noise: what matters is that noise is parsed, counted, and the same when it runs again."""
     short = [{"instruction": f"{word} film?", "output": "it is good"} for word in ("the", "this", "very", "great")]
     model = tiny_gpt2("lm")
     model.config.n_positions = model.config.max_position_embeddings = 4096
@@ -350,9 +363,11 @@ def test_a_tiny_model_really_grows(tiny_gpt2, tiny_tokenizer, tmp_path):
             example_tokens=32,
             temperature=1.0,
             top_p=1.0,
-            shortest=1,
+            min_words=1,
         )
-        rows = generate_instructions(short, LocalModel(model, tiny_tokenizer), settings, tmp_path / f"{name}.jsonl", steps.append)
+        rows = generate_instructions(
+            short, LocalModel(model, tiny_tokenizer), settings, tmp_path / f"{name}.jsonl", steps.append
+        )
         again = generate_instructions(short, LocalModel(model, tiny_tokenizer), settings)
         assert rows == again
         assert sum(steps[-1].rejected.values()) + steps[-1].kept > 0

@@ -1,4 +1,4 @@
-"""Growing instruction data: what is kept, what is not and why, going on after a kill, and who writes."""
+"""Self-Instruct: what is kept, what is rejected and why, resuming after a kill, and the endpoint."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting import SamplingParams, Truncated, SelfInstruct, generate_instructions
-from deltatune.prompting.self_instruct import instruction_prompts as parsing
+from deltatune.prompting import SamplingParams, SelfInstruct, Truncated, generate_instructions
 from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
-from deltatune.prompting.self_instruct import seed_tasks as shown
-from deltatune.prompting.self_instruct.quality_filters import Pool, rouge_l, tokens
+from deltatune.prompting.self_instruct import seed_tasks as sampling
+from deltatune.prompting.self_instruct.quality_filters import InstructionPool, rouge_l, tokens
+from deltatune.prompting.self_instruct.saved_state import OLD_NAMES
 from deltatune.prompting.self_instruct.seed_tasks import Example, Task, seed_tasks
 from support.command_line import ran
 
@@ -100,7 +100,7 @@ def test_similarity_is_that_of_rouge_score():
     texts = [" ".join(rng.choices(WORDS[:9], k=rng.randint(1, 14))) for _ in range(40)]
     texts += ["Write a poem, please!", "What's 2+2? Answer: 4.", "write a POEM", "Say 'hello' to snake_case names."]
     scorer = RougeScorer(["rougeL"])
-    pool = Pool(texts)
+    pool = InstructionPool(texts)
     for text in texts[::3]:
         scores = [scorer.score(text, other)["rougeL"].fmeasure for other in texts]
         assert [rouge_l(tokens(text), tokens(other)) for other in texts] == pytest.approx(scores, abs=1e-12)
@@ -114,25 +114,25 @@ def test_similarity_is_that_of_rouge_score():
 def test_the_most_similar_one_is_found_without_comparing_all():
     rng = random.Random(1)
     texts = [" ".join(rng.choices(WORDS[:12], k=rng.randint(1, 12))) for _ in range(200)]
-    pool = Pool(texts[:100])
+    pool = InstructionPool(texts[:100])
     for text in texts[100:]:
         scores = [rouge_l(tokens(text), tokens(other)) for other in texts[:100]]
         assert pool.most_similar(text) == (max(scores), texts[scores.index(max(scores))])
 
 
 def test_a_pool_loses_what_came_last():
-    pool = Pool(SEED["instruction"] for SEED in SEEDS)
+    pool = InstructionPool(SEED["instruction"] for SEED in SEEDS)
     before = pool.most_similar("Tell me of the winter")
     pool.add_("tell me of the winter")
     assert pool.most_similar("Tell me of the winter") == (1.0, "tell me of the winter")
-    pool.cut_(len(SEEDS))
+    pool.truncate_(len(SEEDS))
     assert len(pool) == len(SEEDS)
     assert pool.most_similar("Tell me of the winter") == before
-    assert Pool().most_similar("anything") == (0.0, "")
+    assert InstructionPool().most_similar("anything") == (0.0, "")
 
 
 def test_chinese_is_compared_by_characters():
-    assert Pool(["写一首关于春天的诗"]).most_similar("写一首关于秋天的诗")[0] == pytest.approx(2 * 8 / 18)
+    assert InstructionPool(["写一首关于春天的诗"]).most_similar("写一首关于秋天的诗")[0] == pytest.approx(2 * 8 / 18)
 
 
 def test_a_large_pool_is_judged_fast():
@@ -140,14 +140,14 @@ def test_a_large_pool_is_judged_fast():
     vocabulary = [f"word{n}" for n in range(3000)]
     weights = [1 / (n + 1) for n in range(3000)]  # as in language, few words are in most texts
     texts = [" ".join(rng.choices(vocabulary, weights, k=rng.randint(5, 40))) for _ in range(5020)]
-    pool = Pool(texts[:5000])
+    pool = InstructionPool(texts[:5000])
     start = time.process_time()
     for text in texts[5000:]:
         pool.most_similar(text)
     assert (time.process_time() - start) / 20 < 0.1
 
 
-# ---- reading what was written
+# ---- parsing
 
 
 @pytest.mark.parametrize(
@@ -164,16 +164,22 @@ def test_a_large_pool_is_judged_fast():
     ],
 )
 def test_lists_are_read(text, found):
-    assert parsing.instructions(text, 9, 8) == (found, None)
+    assert prompts.parse_instructions(text, 9, 8) == (found, None)
 
 
-def test_what_was_cut_off_is_left_out():
-    assert parsing.instructions(Truncated(" A b\n10. C"), 9, 8) == (["A b"], "C")
-    assert parsing.instructions(Truncated(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
+def test_truncated_parts_are_left_out():
+    assert prompts.parse_instructions(Truncated(" A b\n10. C"), 9, 8) == (["A b"], "C")
+    assert prompts.parse_instructions(Truncated(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
     task = "Instruction: a b\nInput: c\nOutput: d"
-    assert parsing.whole_tasks(Truncated(f"{task}\n###\nTask 2\nInstr"), 8) == ([("a b", Example("c", "d"))], "Instr")
-    assert parsing.examples(Truncated("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == ([Example("a", "b")], True)
-    assert parsing.labelled_examples(Truncated(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
+    assert prompts.parse_whole_tasks(Truncated(f"{task}\n###\nTask 2\nInstr"), 8) == (
+        [("a b", Example("c", "d"))],
+        "Instr",
+    )
+    assert prompts.parse_examples(Truncated("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == (
+        [Example("a", "b")],
+        True,
+    )
+    assert prompts.parse_labelled_examples(Truncated(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
 
 
 def test_whole_tasks_are_read():
@@ -181,17 +187,20 @@ def test_whole_tasks_are_read():
         " Add the numbers.\nInput: 1 and 2\nOutput: 3\n###\nTask 8\nInstruction: Say hi\nInput: (none)\nOutput:\nhi\nho"
     )
     found = [("Add the numbers.", Example("1 and 2", "3")), ("Say hi", Example("", "hi\nho"))]
-    assert parsing.whole_tasks(text, 8) == (found, None)
-    assert parsing.whole_tasks(f"Here:\n\nTask 7\nInstruction:{text}", 8)[0][-2:] == found
-    assert parsing.whole_tasks(text, 1)[0] == found[:1]
+    assert prompts.parse_whole_tasks(text, 8) == (found, None)
+    assert prompts.parse_whole_tasks(f"Here:\n\nTask 7\nInstruction:{text}", 8)[0][-2:] == found
+    assert prompts.parse_whole_tasks(text, 1)[0] == found[:1]
 
 
 def test_examples_are_read():
     text = "Input: a\nOutput: b\n\nExample 2\nOutput: c\nInput: spilt\n\nTask: next\nExample 1\nOutput: d"
-    assert parsing.examples(text, 5) == ([Example("a", "b"), Example("", "c")], False)
-    assert parsing.examples("Example 1\nOutput: b", 5) == ([Example("", "b")], False)
-    assert parsing.examples("no such word", 5) == ([], False)
-    assert parsing.labelled_examples(" x\nInput: a\nLabel: y\nInput: b", 5)[0] == [Example("a", "x"), Example("b", "y")]
+    assert prompts.parse_examples(text, 5) == ([Example("a", "b"), Example("", "c")], False)
+    assert prompts.parse_examples("Example 1\nOutput: b", 5) == ([Example("", "b")], False)
+    assert prompts.parse_examples("no such word", 5) == ([], False)
+    assert prompts.parse_labelled_examples(" x\nInput: a\nLabel: y\nInput: b", 5)[0] == [
+        Example("a", "x"),
+        Example("b", "y"),
+    ]
 
 
 # ---- filters
@@ -202,21 +211,21 @@ def test_examples_are_read():
     [
         ("Explain this poem", filters.TOO_SHORT),
         ("word " * 151, filters.TOO_LONG),
-        ("Describe the picture to a friend", filters.AVOIDED_WORD),
-        ("Where should I go to next?", filters.AVOIDED_WORD),
+        ("Describe the picture to a friend", filters.BLOCKED_WORD),
+        ("Where should I go to next?", filters.BLOCKED_WORD),
         ("Describe the picturesque old town", None),
-        ("Write a program that sorts numbers", filters.AVOIDED_START),
-        ("- write a poem on rain", filters.ODD_START),
+        ("Write a program that sorts numbers", filters.BLOCKED_START),
+        ("- write a poem on rain", filters.PUNCTUATION_START),
         ("写一首诗", None),
         ("写首诗", filters.TOO_SHORT),
     ],
 )
 def test_instructions_are_refused_for_a_reason(text, reason):
-    assert filters.refuse_instruction(text.strip(), SelfInstruct()) == reason
+    assert filters.reject_instruction(text.strip(), SelfInstruct()) == reason
 
 
 def test_words_of_scripts_without_spaces_are_avoided_anywhere():
-    assert filters.refuse_instruction("请画一张图片给我", SelfInstruct(avoid=("图片",))) == filters.AVOIDED_WORD
+    assert filters.reject_instruction("请画一张图片给我", SelfInstruct(blocked_words=("图片",))) == filters.BLOCKED_WORD
 
 
 def test_examples_are_refused_for_a_reason():
@@ -224,17 +233,17 @@ def test_examples_are_refused_for_a_reason():
     bad = {
         filters.NO_OUTPUT: Example("a", ""),
         filters.REPEATS_INPUT: Example("a", "a"),
-        filters.ENDS_OPEN: Example("a", "as follows:"),
+        filters.ENDS_WITH_COLON: Example("a", "as follows:"),
         filters.DUPLICATE: good,
     }
-    kept, refused = filters.sift([good, *bad.values()])
+    kept, refused = filters.filter_examples([good, *bad.values()])
     assert kept == [good]
     assert dict(refused) == bad
-    assert filters.sift([good, Example("a", "c")])[0] == []
-    assert filters.sift([Example("", "b"), Example("", "c")])[0] == [Example("", "b"), Example("", "c")]
+    assert filters.filter_examples([good, Example("a", "c")])[0] == []
+    assert filters.filter_examples([Example("", "b"), Example("", "c")])[0] == [Example("", "b"), Example("", "c")]
 
 
-# ---- growing
+# ---- rounds
 
 
 def test_steps_keep_what_is_new_and_count_the_rest():
@@ -247,7 +256,7 @@ def test_steps_keep_what_is_new_and_count_the_rest():
     assert set(rows[0]) == {
         *("instruction", "input", "output", "is_classification", "similarity", "most_similar", "round")
     }
-    pool = Pool(seed["instruction"] for seed in SEEDS)
+    pool = InstructionPool(seed["instruction"] for seed in SEEDS)
     for name in names:
         own = next(row for row in rows if row["instruction"] == name)
         assert own["similarity"] < 0.7
@@ -258,30 +267,35 @@ def test_steps_keep_what_is_new_and_count_the_rest():
         assert row["is_classification"] == ("river" in row["instruction"].lower())
         assert row["output"] in ("wet", "dry") or not row["is_classification"]
     written = SMALL.prompts * last.round
-    for reason in (filters.TOO_SIMILAR, filters.TOO_SHORT, filters.AVOIDED_WORD, filters.ODD_START):
+    for reason in (filters.TOO_SIMILAR, filters.TOO_SHORT, filters.BLOCKED_WORD, filters.PUNCTUATION_START):
         assert last.rejected[reason] == written, reason
     castles = last.rejected[filters.NO_EXAMPLE]
     assert castles > 0
     assert last.rejected[filters.CONTRADICTION] == 2 * castles
     # every prompt's first instruction is new: it is kept, without example, or more than was asked for
-    assert last.kept + castles + last.rejected.get(filters.OVER, 0) == written
+    assert last.kept + castles + last.rejected.get(filters.OVER_TOTAL, 0) == written
     plain = sum(not row["is_classification"] for row in rows)
     assert last.rejected[filters.REPEATS_INPUT] >= plain
-    assert last.asked == 3 * written
+    assert last.prompts == 3 * written
 
 
-def test_whole_tasks_grow_from_one_prompt():
+def test_whole_tasks_come_from_one_prompt():
     steps = []
-    rows = generate_instructions(SEEDS, echo, SelfInstruct(total=7, mode="whole", seed_tasks=5, generated_tasks=2, prompts=2), on_round=steps.append)
+    rows = generate_instructions(
+        SEEDS,
+        echo,
+        SelfInstruct(total=7, mode="whole", seed_tasks=5, generated_tasks=2, prompts=2),
+        on_round=steps.append,
+    )
     assert len(rows) == 7
     assert "is_classification" not in rows[0]
     assert all(row["input"] == "" and row["output"] for row in rows)
     last = steps[-1]
-    assert last.asked == 2 * last.round
-    assert last.rejected[filters.MALFORMED] == last.rejected[filters.AVOIDED_WORD] == last.asked
+    assert last.prompts == 2 * last.round
+    assert last.rejected[filters.MALFORMED] == last.rejected[filters.BLOCKED_WORD] == last.prompts
 
 
-def test_prompts_show_six_seeds_and_two_grown_tasks():
+def test_prompts_show_six_seeds_and_two_generated_tasks():
     seen = []
 
     def spy(asked: list[str]) -> list[str]:
@@ -300,17 +314,19 @@ def test_prompts_show_six_seeds_and_two_grown_tasks():
 def test_labelled_seeds_are_the_examples_of_their_kind():
     plain = [Task("Sing", Example("", "la"), False), Task("Which?", Example("a", "b"), True)]
     rng = random.Random(0)
-    assert shown.with_examples(plain, True, 6, rng) == [(plain[1], (plain[1].example,))]
-    assert shown.with_examples(plain[:1], True, 3, rng)[0] in shown.CASES
-    assert len(shown.of_both_kinds(plain[:1], 6, rng)) == 12
+    assert sampling.sample_with_examples(plain, True, 6, rng) == [(plain[1], (plain[1].example,))]
+    assert sampling.sample_with_examples(plain[:1], True, 3, rng)[0] in sampling.BUILT_IN_TASKS
+    assert len(sampling.sample_both_kinds(plain[:1], 6, rng)) == 12
 
 
-def test_another_seed_grows_other_rows():
+def test_another_seed_generates_other_rows():
     assert generate_instructions(SEEDS, echo, SMALL) == generate_instructions(SEEDS, echo, SMALL)
-    assert generate_instructions(SEEDS, echo, SMALL) != generate_instructions(SEEDS, echo, SelfInstruct(total=12, prompts=3, seed=4))
+    assert generate_instructions(SEEDS, echo, SMALL) != generate_instructions(
+        SEEDS, echo, SelfInstruct(total=12, prompts=3, seed=4)
+    )
 
 
-def test_an_endpoint_is_told_how_to_write():
+def test_an_endpoint_gets_sampling_parameters():
     class Teller:
         name = "teller"
 
@@ -335,8 +351,8 @@ def test_an_endpoint_is_told_how_to_write():
     }
 
 
-def test_a_writer_that_has_nothing_to_say_is_an_error():
-    with pytest.raises(DeltatuneError, match=r"no instruction to keep in 4 rounds \(12 not in the form\)"):
+def test_an_endpoint_without_an_answer_is_an_error():
+    with pytest.raises(DeltatuneError, match=r"no new instruction in 4 rounds \(12 malformed\)"):
         generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, patience=4))
     assert generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, rounds=2)) == []
 
@@ -349,7 +365,7 @@ def test_a_writer_that_has_nothing_to_say_is_an_error():
         (lambda asked: [None] * len(asked), "returned a NoneType among its texts"),
     ],
 )
-def test_a_writer_that_returns_something_else_is_an_error(answer, message):
+def test_an_endpoint_that_returns_something_else_is_an_error(answer, message):
     with pytest.raises(DeltatuneError, match=message):
         generate_instructions(SEEDS, answer)
 
@@ -365,8 +381,10 @@ def test_seeds_are_checked():
         generate_instructions([], echo)
     nested = {"instruction": "Add", "instances": [{"input": "1 2", "output": "3"}], "is_classification": False}
     assert seed_tasks([nested]) == [Task("Add", Example("1 2", "3"), False)]
-    with pytest.raises(DeltatuneError, match=r"similarity must be above 0[^\n]*\n.*longest=2 is less than shortest=4"):
-        SelfInstruct(similarity=1.5, longest=2)
+    with pytest.raises(
+        DeltatuneError, match=r"similarity must be above 0[^\n]*\n.*max_words=2 is less than min_words=4"
+    ):
+        SelfInstruct(similarity=1.5, max_words=2)
 
 
 # ---- on disk
@@ -389,7 +407,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {path.name.removeprefix(out.stem): path.read_bytes() for path in out.parent.glob(f"{out.stem}*")}
 
 
-def test_a_killed_run_goes_on_to_the_same_end(tmp_path):
+def test_a_killed_run_resumes_to_the_same_end(tmp_path):
     whole = generate_instructions(SEEDS, echo, SMALL, tmp_path / "whole.jsonl")
     assert [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()] == whole
     out = tmp_path / "killed.jsonl"
@@ -410,12 +428,12 @@ def test_lines_of_an_unfinished_round_are_dropped(tmp_path):
     generate_instructions(SEEDS, echo, SMALL, whole)
     generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "rounds": 2}), out)
     with out.open("a") as file:
-        file.generate('{"instruction": "half of a round", "round": 3}\n{"instruction": "half of a li')
+        file.write('{"instruction": "half of a round", "round": 3}\n{"instruction": "half of a li')
     generate_instructions(SEEDS, echo, SMALL, out)
     assert files(out) == files(whole)
 
 
-def test_a_first_round_that_was_killed_begins_anew(tmp_path):
+def test_a_killed_first_round_starts_again(tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
     generate_instructions(SEEDS, echo, SMALL, whole)
     out.with_name("some.rejected.jsonl").write_text('{"reason": "too short", "round": 1}\n{"rea')
@@ -423,7 +441,7 @@ def test_a_first_round_that_was_killed_begins_anew(tmp_path):
     assert files(out) == files(whole)
 
 
-def test_a_finished_run_asks_nothing_and_a_larger_total_goes_on(tmp_path):
+def test_a_finished_run_sends_nothing_and_a_larger_total_resumes(tmp_path):
     out = tmp_path / "instructions.jsonl"
     rows = generate_instructions(SEEDS, echo, SMALL, out)
 
@@ -441,26 +459,26 @@ def test_another_runs_file_is_not_touched(tmp_path):
     out = tmp_path / "instructions.jsonl"
     generate_instructions(SEEDS, echo, SMALL, out)
     before = files(out)
-    with pytest.raises(DeltatuneError, match=r"begun in another way(.|\n)*seed was 3, now it is 4"):
+    with pytest.raises(DeltatuneError, match=r"started with other settings(.|\n)*seed was 3, now it is 4"):
         generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "seed": 4}), out)
     with pytest.raises(DeltatuneError, match="seeds was"):
         generate_instructions(SEEDS[1:], echo, SMALL, out)
     assert files(out) == before
     out.write_bytes(before[".jsonl"].replace(b"river", b"lake!"))
-    with pytest.raises(DeltatuneError, match="was changed since"):
+    with pytest.raises(DeltatuneError, match="was modified since"):
         generate_instructions(SEEDS, echo, SMALL, out)
     out.write_bytes(before[".jsonl"] + b'{"instruction": "by hand"}\n')
-    with pytest.raises(DeltatuneError, match="lines that were not grown here"):
+    with pytest.raises(DeltatuneError, match="lines that were not generated here"):
         generate_instructions(SEEDS, echo, SMALL, out)
     out.with_name("instructions.state.json").unlink()
-    with pytest.raises(DeltatuneError, match="was not grown here"):
+    with pytest.raises(DeltatuneError, match="was not generated here"):
         generate_instructions(SEEDS, echo, SMALL, out)
     assert out.read_bytes().endswith(b'"by hand"}\n')
     with pytest.raises(DeltatuneError, match=r"must end in \.jsonl"):
         generate_instructions(SEEDS, echo, SMALL, tmp_path / "instructions.csv")
 
 
-def test_two_runs_into_one_file_are_noticed(tmp_path):
+def test_two_runs_that_write_one_file_are_refused(tmp_path):
     pytest.importorskip("fcntl")
     out = tmp_path / "instructions.jsonl"
     tried = []
@@ -468,7 +486,7 @@ def test_two_runs_into_one_file_are_noticed(tmp_path):
     def nested(asked: list[str]) -> list[str]:
         if not tried:
             tried.append(True)
-            with pytest.raises(DeltatuneError, match="another run is growing"):
+            with pytest.raises(DeltatuneError, match="another run is writing"):
                 generate_instructions(SEEDS, nested, SMALL, out)
         return echo(asked)
 
@@ -476,19 +494,39 @@ def test_two_runs_into_one_file_are_noticed(tmp_path):
     assert tried
 
 
-def test_a_writer_that_fails_at_once_leaves_no_files(tmp_path):
+def test_an_endpoint_that_fails_at_once_leaves_no_files(tmp_path):
     with pytest.raises(DeltatuneError, match="returned 0 texts"):
         generate_instructions(SEEDS, lambda asked: [], SMALL, tmp_path / "instructions.jsonl")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_needs_one_writer(tmp_path):
+def test_the_command_needs_one_endpoint(tmp_path):
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text("\n".join(map(json.dumps, SEEDS)))
     out = "--out", tmp_path / "instructions.jsonl"
-    assert "say what writes" in ran("self-instruct", seeds, *out).err
-    both = ran("self-instruct", seeds, *out, "--url", "http://localhost:1", "--model", "x", "--without", "tempo")
+    assert "name a model" in ran("self-instruct", seeds, *out).err
+    both = ran("self-instruct", seeds, *out, "--url", "http://localhost:1", "--model", "x", "--omit", "tempo")
     assert both.code == 2
-    assert "give one of them" in both.err
+    assert "give one of the two" in both.err
     assert "--url needs --name" in both.err
-    assert "--without tempo: a request has max_tokens, temperature" in both.err
+    assert "--omit tempo: the fields of a request are max_tokens, temperature" in both.err
+
+
+def test_the_old_name_of_the_command_is_an_error_with_the_new_one():
+    done = ran("grow", "seeds.jsonl")
+    assert done.code == 2
+    assert "the command 'grow' is now 'self-instruct'" in done.err
+
+
+def test_a_state_file_with_earlier_names_resumes(tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
+    generate_instructions(SEEDS, echo, SMALL, whole)
+    generate_instructions(SEEDS, echo, SelfInstruct(**{**SMALL.__dict__, "rounds": 2}), out)
+    path = out.with_name("some.state.json")
+    state = json.loads(path.read_text())
+    earlier = {new: old for old, new in OLD_NAMES.items()}
+    state["identity"] = {earlier.get(name, name): value for name, value in state["identity"].items()}
+    assert {"writer", "human", "own", "avoid"} <= set(state["identity"])
+    path.write_text(json.dumps(state))
+    generate_instructions(SEEDS, echo, SMALL, out)
+    assert files(out) == files(whole)

@@ -21,12 +21,12 @@ from deltatune.cli.commands import (
     methods,
     predict,
     pretrain,
+    self_instruct,
     sites,
     train,
 )
 from deltatune.cli.commands import run as run_recipe
-from deltatune.cli.commands import self_instruct as grow
-from deltatune.cli.ui.error_screen import ended
+from deltatune.cli.ui.error_screen import run_guarded
 from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.core.errors import DeltatuneError
 
@@ -46,7 +46,7 @@ app.command(cls=Command, rich_help_panel="Train")(train.train)
 app.command(cls=Command, rich_help_panel="Train")(run_recipe.run)
 app.command(cls=Command, rich_help_panel="Train")(pretrain.pretrain)
 app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
-app.command(cls=Command, rich_help_panel="Train")(grow.grow)
+app.command(cls=Command, rich_help_panel="Train")(self_instruct.self_instruct)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
@@ -87,6 +87,6 @@ def run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? in their place
-    code = ended(lambda: command.main(args=arguments, prog_name="deltatune", standalone_mode=False), debug)
+    code = run_guarded(lambda: command.main(args=arguments, prog_name="deltatune", standalone_mode=False), debug)
     sys.stdout.flush()
     return code

@@ -1,8 +1,19 @@
-"""What models are asked in words, and who answers."""
+"""Language models that are prompted: endpoints that generate text, and Self-Instruct, which builds data with them."""
 
-from deltatune.prompting.endpoints.endpoint import SamplingParams, Truncated, Endpoint, PromptForm, GenerateFunction
+from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, PromptForm, SamplingParams, Truncated
 from deltatune.prompting.endpoints.local_model import LocalModel
 from deltatune.prompting.endpoints.openai_server import OpenAICompatible
-from deltatune.prompting.self_instruct import SelfInstruct, Progress, generate_instructions
+from deltatune.prompting.self_instruct import Progress, SelfInstruct, generate_instructions
 
-__all__ = ["SamplingParams", "Truncated", "Endpoint", "PromptForm", "SelfInstruct", "LocalModel", "OpenAICompatible", "Progress", "Write", "self-instruct"]
+__all__ = [
+    "Endpoint",
+    "GenerateFunction",
+    "LocalModel",
+    "OpenAICompatible",
+    "Progress",
+    "PromptForm",
+    "SamplingParams",
+    "SelfInstruct",
+    "Truncated",
+    "generate_instructions",
+]

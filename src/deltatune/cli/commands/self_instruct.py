@@ -1,4 +1,4 @@
-"""`deltatune self-instruct`: instruction data written by a model, from a few tasks that people wrote."""
+"""`deltatune self-instruct`: instruction data that a model generates from seed tasks."""
 
 from __future__ import annotations
 
@@ -19,210 +19,216 @@ from deltatune.core.errors import DeltatuneError, raise_all
 if TYPE_CHECKING:
     from deltatune.prompting import Endpoint, Progress
 
-WRITER, GROWTH = "What writes", "What is kept"
+GENERATOR, FILTERING = "Generator model", "Filtering"
 """Groups of options in the help."""
 SETTINGS = fields_of("prompting/self_instruct/self_instruct_settings.py", "SelfInstruct")
 SERVER = fields_of("prompting/endpoints/openai_server.py", "OpenAICompatible")
 LOCAL = fields_of("prompting/endpoints/local_model.py", "LocalModel")
-FIELDS = constant("prompting/endpoints/openai_server.py", "FIELDS") or ()
+REQUEST_FIELDS = constant("prompting/endpoints/openai_server.py", "REQUEST_FIELDS") or ()
 PLAIN_SECONDS = 60
-"""Seconds between two lines of progress where the output is no terminal."""
+"""Seconds between two lines of progress if the output is not a terminal."""
 
 
-def _growth(name: str, metavar: str = "NUMBER", panel: str = GROWTH) -> Any:
+def _setting(name: str, metavar: str = "NUMBER", panel: str = FILTERING) -> Any:
     """The option of a field of SelfInstruct."""
     return option(f"--{name.replace('_', '-')}", panel=panel, metavar=metavar, help=f"{SETTINGS[name].help}.")
 
 
-def _served(name: str, metavar: str = "NUMBER") -> Any:
+def _server(name: str, metavar: str = "NUMBER") -> Any:
     """The option of a field of OpenAICompatible."""
-    return option(f"--{name.replace('_', '-')}", panel=WRITER, metavar=metavar, help=f"{SERVER[name].help}.")
+    return option(f"--{name.replace('_', '-')}", panel=GENERATOR, metavar=metavar, help=f"{SERVER[name].help}.")
 
 
-def generate_instructions(
+def self_instruct(
     seeds: Annotated[
-        Path, typer.Argument(metavar="SEEDS", help="Tasks that people wrote: rows with instruction, input and output.")
+        Path, typer.Argument(metavar="SEEDS", help="Seed tasks: rows with instruction, input and output.")
     ],
     *,
-    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Where the rows go: a .jsonl file.")],
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Output file, ending in .jsonl.")],
     model: Annotated[
         str | None,
-        option("--model", "-m", panel=WRITER, metavar="MODEL", help="A model to run here: a folder or a hub name."),
+        option("--model", "-m", panel=GENERATOR, metavar="MODEL", help="Local model: a folder or a hub name."),
     ] = None,
     adapter: Annotated[
         str | None,
-        option("--adapter", "-a", panel=WRITER, metavar="FOLDER", help="An adapter that train wrote, to run here."),
+        option("--adapter", "-a", panel=GENERATOR, metavar="FOLDER", help="Adapter for the local model, from train."),
     ] = None,
     other_base: OtherBase = False,
-    url: Annotated[str | None, _served("url", "URL")] = None,
+    url: Annotated[str | None, _server("url", "URL")] = None,
     name: Annotated[
-        str | None, option("--name", panel=WRITER, metavar="NAME", help="Which of the server's models writes.")
+        str | None, option("--name", panel=GENERATOR, metavar="NAME", help="Name of the model on the server.")
     ] = None,
-    key: Annotated[str | None, _served("key", "VARIABLE")] = None,
+    key: Annotated[str | None, _server("key", "VARIABLE")] = None,
     form: Annotated[
         str | None,
         option(
             "--form",
-            panel=WRITER,
+            panel=GENERATOR,
             metavar="KIND",
-            help="chat (a message) or plain (a text to go on with). By default chat for a server, plain for a model.",
+            help="chat (a user message) or plain (text to continue). Default: chat for a server, plain for a model.",
         ),
     ] = None,
     batch_size: Annotated[
-        int, option("--batch-size", panel=WRITER, metavar="PROMPTS", help=f"{LOCAL['batch_size'].help}.")
+        int, option("--batch-size", panel=GENERATOR, metavar="PROMPTS", help=f"{LOCAL['batch_size'].help}.")
     ] = LOCAL["batch_size"].default,
-    timeout: Annotated[float, _served("timeout", "SECONDS")] = SERVER["timeout"].default,
-    retries: Annotated[int, _served("retries")] = SERVER["retries"].default,
-    concurrency: Annotated[int, _served("concurrency")] = SERVER["concurrency"].default,
-    without: Annotated[
+    timeout: Annotated[float, _server("timeout", "SECONDS")] = SERVER["timeout"].default,
+    retries: Annotated[int, _server("retries")] = SERVER["retries"].default,
+    concurrency: Annotated[int, _server("concurrency")] = SERVER["concurrency"].default,
+    omit: Annotated[
         list[str] | None,
         option(
-            "--without",
-            panel=WRITER,
+            "--omit",
+            panel=GENERATOR,
             metavar="FIELD",
-            help=f"Leave a field out that the server refuses: {', '.join(FIELDS)}. May be given again.",
+            help=f"Leave out a request field that the server rejects: {', '.join(REQUEST_FIELDS)}. Repeatable.",
         ),
     ] = None,
-    total: Annotated[int, _growth("total")] = SETTINGS["total"].default,
-    mode: Annotated[str, _growth("mode", "KIND")] = SETTINGS["mode"].default,
-    human: Annotated[int, _growth("human")] = SETTINGS["human"].default,
-    own: Annotated[int, _growth("own")] = SETTINGS["own"].default,
-    new: Annotated[int, _growth("new")] = SETTINGS["new"].default,
-    cases: Annotated[int, _growth("cases")] = SETTINGS["cases"].default,
-    examples: Annotated[int, _growth("examples")] = SETTINGS["examples"].default,
-    similarity: Annotated[float, _growth("similarity")] = SETTINGS["similarity"].default,
-    prompts: Annotated[int, _growth("prompts")] = SETTINGS["prompts"].default,
-    temperature: Annotated[float, _growth("temperature")] = SETTINGS["temperature"].default,
-    top_p: Annotated[float, _growth("top_p")] = SETTINGS["top_p"].default,
-    max_tokens: Annotated[int, _growth("max_tokens")] = SETTINGS["max_tokens"].default,
-    example_tokens: Annotated[int, _growth("example_tokens")] = SETTINGS["example_tokens"].default,
-    patience: Annotated[int, _growth("patience")] = SETTINGS["patience"].default,
-    rounds: Annotated[int | None, _growth("rounds")] = SETTINGS["rounds"].default,
-    seed: Annotated[int, _growth("seed")] = SETTINGS["seed"].default,
+    temperature: Annotated[float, _setting("temperature", panel=GENERATOR)] = SETTINGS["temperature"].default,
+    top_p: Annotated[float, _setting("top_p", panel=GENERATOR)] = SETTINGS["top_p"].default,
+    max_tokens: Annotated[int, _setting("max_tokens", panel=GENERATOR)] = SETTINGS["max_tokens"].default,
+    example_tokens: Annotated[int, _setting("example_tokens", panel=GENERATOR)] = SETTINGS["example_tokens"].default,
+    total: Annotated[int, _setting("total")] = SETTINGS["total"].default,
+    mode: Annotated[str, _setting("mode", "KIND")] = SETTINGS["mode"].default,
+    seed_tasks: Annotated[int, _setting("seed_tasks")] = SETTINGS["seed_tasks"].default,
+    generated_tasks: Annotated[int, _setting("generated_tasks")] = SETTINGS["generated_tasks"].default,
+    new_tasks: Annotated[int, _setting("new_tasks")] = SETTINGS["new_tasks"].default,
+    example_tasks: Annotated[int, _setting("example_tasks")] = SETTINGS["example_tasks"].default,
+    examples: Annotated[int, _setting("examples")] = SETTINGS["examples"].default,
+    similarity: Annotated[float, _setting("similarity")] = SETTINGS["similarity"].default,
+    prompts: Annotated[int, _setting("prompts")] = SETTINGS["prompts"].default,
+    patience: Annotated[int, _setting("patience")] = SETTINGS["patience"].default,
+    rounds: Annotated[int | None, _setting("rounds")] = SETTINGS["rounds"].default,
+    seed: Annotated[int, _setting("seed")] = SETTINGS["seed"].default,
 ) -> None:
-    """Grow instruction data from seed tasks: a model writes new ones, and those unlike all others are kept.
+    """Generate instruction data from seed tasks with a model, and keep what is dissimilar (Wang et al. 2022).
 
-    Every round is written when it ends; the same command goes on where the last one ended, and with a larger --total
-    it grows further. What is not kept goes beside FILE, each line with its reason.
+    Every round is saved when it ends. The same command resumes after the last finished round, and with a larger
+    --total it continues. Rejected texts go into a file beside the output, each line with its reason.
 
-      deltatune self-instruct seeds.jsonl --url http://localhost:8000/v1 --name my-model --total 200 --out instructions.jsonl
-      deltatune self-instruct seeds.jsonl --model gpt2 --mode whole --human 3 --own 0 --total 20 --out instructions.jsonl
+      deltatune self-instruct seeds.jsonl --url http://localhost:8000/v1 --name my-model --out instructions.jsonl
+      deltatune self-instruct seeds.jsonl --model gpt2 --mode whole --total 20 --out instructions.jsonl
     """
-    settings = {
-        **{"total": total, "mode": mode, "human": human, "own": own, "new": new},
-        **{
-            "cases": cases,
-            "examples": examples,
-            "similarity": similarity,
-            "prompts": prompts,
-            "temperature": temperature,
-            "top_p": top_p,
-        },
-        **{"max_tokens": max_tokens, "example_tokens": example_tokens},
-        **{"patience": patience, "rounds": rounds, "seed": seed},
+    fields = {
+        "total": total,
+        "mode": mode,
+        "seed_tasks": seed_tasks,
+        "generated_tasks": generated_tasks,
+        "new_tasks": new_tasks,
+        "example_tasks": example_tasks,
+        "examples": examples,
+        "similarity": similarity,
+        "prompts": prompts,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "example_tokens": example_tokens,
+        "patience": patience,
+        "rounds": rounds,
+        "seed": seed,
     }
-    _check_writer(model, adapter, url, name, key, without)
+    _check_generator(model, adapter, url, name, key, omit)
     from deltatune.data import read_rows
-    from deltatune.prompting import SelfInstruct, OpenAICompatible
-    from deltatune.prompting import generate_instructions as run
+    from deltatune.prompting import OpenAICompatible, SelfInstruct, generate_instructions
 
-    wanted, rows = SelfInstruct(**settings), read_rows(seeds)  # type: ignore[arg-type]
-    writer: Endpoint
+    settings, rows = SelfInstruct(**fields), read_rows(seeds)  # type: ignore[arg-type]
+    endpoint: Endpoint
     if url is None:
-        writer = _local(model, adapter, other_base, form or "plain", batch_size)
+        endpoint = _local_model(model, adapter, other_base, form or "plain", batch_size)
     else:
-        send = tuple(field for field in FIELDS if field not in (without or ()))
-        how: Any = form or "chat"
-        writer = OpenAICompatible(url, str(name), how, key, timeout, retries, concurrency=concurrency, request_fields=send)
-    progress = GrowingProgress()
+        sent = tuple(field for field in REQUEST_FIELDS if field not in (omit or ()))
+        prompt_form: Any = form or "chat"
+        endpoint = OpenAICompatible(
+            url, str(name), prompt_form, key, timeout, retries, concurrency=concurrency, request_fields=sent
+        )
+    progress = GenerationProgress()
     try:
         with progress:
-            run(rows, writer, wanted, out, progress)
+            generate_instructions(rows, endpoint, settings, out, progress)
     except KeyboardInterrupt:
         kept = progress.last.kept if progress.last else 0
-        raise Interrupted(f"{count(kept)} instructions are in {out}; the same command goes on") from None
+        raise Interrupted(f"{count(kept)} instructions are in {out}; the same command resumes") from None
     finally:
         if progress.last and progress.last.round:
             report(progress.last, out)
 
 
-def _check_writer(
-    model: str | None, adapter: str | None, url: str | None, name: str | None, key: str | None, without: Any
+def _check_generator(
+    model: str | None, adapter: str | None, url: str | None, name: str | None, key: str | None, omit: Any
 ) -> None:
-    """Raise DeltatuneError unless the options name one writer."""
+    """Raise DeltatuneError unless the options name one generator model."""
     problems = []
     if url is None and model is None and adapter is None:
-        problems.append("say what writes: --model or --adapter for a model here, --url and --name for a server's")
+        problems.append("name a model: --model or --adapter for a local one, --url and --name for one on a server")
     if url is not None and (model is not None or adapter is not None):
-        problems.append("--url is for a server's model, --model and --adapter for one here: give one of them")
+        problems.append("--url is for a model on a server, --model and --adapter for a local one: give one of the two")
     if url is not None and name is None:
-        problems.append("--url needs --name: which of the server's models writes")
+        problems.append("--url needs --name, the name of the model on the server")
     if url is None:
-        given = {"--name": name, "--key": key, "--without": without}
-        problems += [f"{word} speaks of a server: it needs --url" for word, value in given.items() if value]
-    unknown = [field for field in without or () if field not in FIELDS]
-    problems += [f"--without {field}: a request has {', '.join(FIELDS)}" for field in unknown]
+        given = {"--name": name, "--key": key, "--omit": omit}
+        problems += [f"{option_name} requires --url" for option_name, value in given.items() if value]
+    unknown = [field for field in omit or () if field not in REQUEST_FIELDS]
+    problems += [f"--omit {field}: the fields of a request are {', '.join(REQUEST_FIELDS)}" for field in unknown]
     raise_all(problems)
 
 
-def _local(model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int) -> Endpoint:
-    """The writer that runs here."""
+def _local_model(model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int) -> Endpoint:
+    """The endpoint for a local model, with or without an adapter."""
     from deltatune.models.hardware import best_device
     from deltatune.models.loading import load_backbone
     from deltatune.prompting import LocalModel
 
     if adapter is None:
-        found, tokenizer = load_backbone(str(model), answers="text")
-        return LocalModel(found.to(best_device()), tokenizer, form, batch_size, label=str(model))  # type: ignore[arg-type]
+        backbone, tokenizer = load_backbone(str(model), answers="text")
+        return LocalModel(backbone.to(best_device()), tokenizer, form, batch_size, label=str(model))  # type: ignore[arg-type]
     from deltatune.cli.open_adapter import NAME, open_adapter
 
     opened = open_adapter(adapter, model, other_base)
     if opened.task.answers != "text":
         raise DeltatuneError(
-            f"{adapter} was trained to label, not to write; an adapter trained with --task generate or lm can write"
+            f"{adapter} predicts labels and cannot generate text; use an adapter trained with --task generate or lm"
         )
     opened.host.use(NAME)
     return LocalModel(opened.host, opened.tokenizer, form, batch_size, label=f"{opened.model} + {adapter}")
 
 
-class GrowingProgress(Bar):
-    """Called after each round; a live line in a terminal, a plain one now and then elsewhere."""
+class GenerationProgress(Bar):
+    """Shows each round: a live line in a terminal, else a plain line now and then."""
 
     def __init__(self) -> None:
-        super().__init__("growing")
+        super().__init__("generating")
         self.last: Progress | None = None
         self.before = 0
-        """Instructions that were there at the start."""
-        self.started = self.said = time.perf_counter()
+        """Instructions that existed at the start."""
+        self.started = self.printed = time.perf_counter()
 
-    def __call__(self, step: Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         """Show a round."""
         if self.last is None:
-            self.before = step.kept
-            if step.round:
-                self.console.print(f"going on after round {step.round} with {count(step.kept)} instructions")
-        self.last = step
-        words, now = self._words(step), time.perf_counter()
-        if self.moved(step.kept, step.total, words):
+            self.before = progress.kept
+            if progress.round:
+                self.console.print(f"resuming after round {progress.round} with {count(progress.kept)} instructions")
+        self.last = progress
+        text, now = self._text(progress), time.perf_counter()
+        if self.moved(progress.kept, progress.total, text):
             return
-        if now - self.said > PLAIN_SECONDS:
-            self.said = now
-            self.console.print(f"{step.kept}/{step.total}  {words}")
+        if now - self.printed > PLAIN_SECONDS:
+            self.printed = now
+            self.console.print(f"{progress.kept}/{progress.total}  {text}")
 
-    def _words(self, step: Progress) -> str:
-        gained, refused = step.kept - self.before, sum(step.rejected.values())
+    def _text(self, progress: Progress) -> str:
+        gained, rejected = progress.kept - self.before, sum(progress.rejected.values())
         elapsed = time.perf_counter() - self.started
-        left = f"  {time_left((step.total - step.kept) * elapsed / gained)} left" if gained else ""
-        return f"round {step.round}  {count(refused)} not kept{left}"
+        left = f"  {time_left((progress.total - progress.kept) * elapsed / gained)} left" if gained else ""
+        return f"round {progress.round}  {count(rejected)} rejected{left}"
 
 
-def report(step: Progress, out: Path) -> None:
-    """How many were kept, and the others by reason."""
-    kept = [("instructions kept", count(step.kept)), ("  their rows", count(step.rows))]
-    refused = [(f"not kept: {reason}", count(number)) for reason, number in step.rejected.items()]
-    show(table(["what", "number"], [*kept, *refused], right=["number"]), "")
-    if step.rejected:
-        say(f"Not kept: {out.with_name(f'{out.stem}.rejected.jsonl')}")
-    if step.rows:
+def report(progress: Progress, out: Path) -> None:
+    """Print how many texts were kept, and how many rejected by reason."""
+    kept = [("instructions kept", count(progress.kept)), ("  their rows", count(progress.rows))]
+    rejected = [(f"rejected: {reason}", count(number)) for reason, number in progress.rejected.items()]
+    show(table(["what", "number"], [*kept, *rejected], right=["number"]), "")
+    if progress.rejected:
+        say(f"Rejected: {out.with_name(f'{out.stem}.rejected.jsonl')}")
+    if progress.rows:
         say(f"Rows: {out}")
         say(f"Train on them: deltatune train --model MODEL --data {out}")

@@ -1,4 +1,4 @@
-"""How a command ends: an error as one screen on stderr and an exit code, never a traceback unless asked for."""
+"""Errors of a command: a message on stderr and an exit code, never a traceback except with --debug."""
 
 from __future__ import annotations
 
@@ -18,62 +18,64 @@ from deltatune.core.errors import DeltatuneError, nearest
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's class of wrong options and arguments, wherever this version of it keeps the class."""
+RENAMED_COMMANDS = {"grow": "self-instruct"}
+"""Commands that have a new name."""
 INTERRUPTED = 130
-"""Exit code of Ctrl-C, as shells have it."""
-NOTHING = "interrupted; nothing is kept"
+"""Exit code of Ctrl-C, as in shells."""
+INTERRUPTED_TEXT = "interrupted; nothing is saved"
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class Interrupted(Exception):
-    """Ctrl-C; the message says what is kept."""
+    """Ctrl-C; the message says what is saved."""
 
 
-def ended(command: Callable[[], Any], debug: bool) -> int:
-    """Run a command and turn whatever it raises into a message and an exit code."""
+def run_guarded(command: Callable[[], Any], debug: bool) -> int:
+    """Run a command; turn every exception into a message and an exit code."""
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.simplefilter("ignore")  # what a library warns of is no news to the user of a command
+                warnings.simplefilter("ignore")  # warnings of libraries do not help the user of a command
             result = command()
     except (KeyboardInterrupt, typer.Abort):
-        return _say(NOTHING, INTERRUPTED)
+        return _print(INTERRUPTED_TEXT, INTERRUPTED)
     except Interrupted as error:
-        return _say(f"interrupted; {error}", INTERRUPTED)
-    except BrokenPipeError:  # `deltatune ... | head`: the reader has enough
+        return _print(f"interrupted; {error}", INTERRUPTED)
+    except BrokenPipeError:  # `deltatune ... | head`: the reader has closed the pipe
         silence_stdout()
         return 0
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _say(*_message(error))
+        return _print(*_message(error))
     if result == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
-        return _say(NOTHING, INTERRUPTED)
+        return _print(INTERRUPTED_TEXT, INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
 def silence_stdout() -> None:
-    """Let what is still buffered go nowhere, so that Python's exit does not complain of the closed pipe."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor has nothing to flush into
+    """Discard buffered output, so that Python's exit does not report the closed pipe."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor cannot be redirected
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(text: str, code: int) -> int:
+def _print(text: str, code: int) -> int:
     print(text if code == INTERRUPTED else f"error: {text}", file=sys.stderr)
     return code
 
 
 def _message(error: Exception) -> tuple[str, int]:
-    """What to say, and the exit code: 2 where the user can mend it, 1 where something is wrong with us."""
+    """Return the message and the exit code: 2 if the user can fix it, 1 if it is a bug."""
     if isinstance(error, DeltatuneError):
         return str(error), 2
     if isinstance(error, USAGE_ERROR):
-        return _usage(error), 2
-    if isinstance(error, OSError) and error.errno in FULL_DISK | REFUSED:
+        return _usage_message(error), 2
+    if isinstance(error, OSError) and error.errno in FULL_DISK | NO_ACCESS:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}", 2
     if type(error).__name__ == "OutOfMemoryError":
-        return "the device's memory is full; try a smaller --batch-size or --max-length", 2
+        return "the device is out of memory; use a smaller --batch-size or --max-length", 2
     text = str(error).strip() or "no message"
     return (
         f"{type(error).__name__}: {text}\n"
@@ -83,8 +85,8 @@ def _message(error: Exception) -> tuple[str, int]:
     )
 
 
-def _usage(error: Exception) -> str:
-    """A wrong option or argument: what was meant, and where the right ones are listed."""
+def _usage_message(error: Exception) -> str:
+    """Describe a wrong option, argument or command: the nearest name, and where to find the valid ones."""
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "deltatune"
     text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
@@ -92,8 +94,11 @@ def _usage(error: Exception) -> str:
         option = str(error.option_name)  # type: ignore[attr-defined]
         text = f"no option {option}{nearest(option, _options(context))}"
     elif text.startswith("No such command"):
-        word = text.split("'")[1]
-        text = f"no command {word!r}{nearest(word, context.command.commands)}"
+        command = text.split("'")[1]
+        if command in RENAMED_COMMANDS:
+            text = f"the command {command!r} is now {RENAMED_COMMANDS[command]!r}"
+        else:
+            text = f"no command {command!r}{nearest(command, context.command.commands)}"
     return f"{text[0].lower()}{text[1:]}\n`{path} --help` lists what there is"
 
 

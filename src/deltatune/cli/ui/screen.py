@@ -65,7 +65,7 @@ def table(
     found = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for name in columns:
         side = "right" if name in right else "left"
-        found.add_column(name, justify=side, no_wrap=name in right or name in whole, overflow="merge")  # type: ignore[arg-type]
+        found.add_column(name, justify=side, no_wrap=name in right or name in whole, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         found.add_row(*row)
     return found

@@ -1,1 +1,1 @@
-"""Models that write: a local one, or a server."""
+"""Endpoints that generate text: a local model or a server."""

@@ -1,4 +1,4 @@
-"""What writes: a function from prompts to continuations, and how an endpoint is told in which way to write."""
+"""The interface of an endpoint: prompts and sampling parameters in, generated texts out."""
 
 from __future__ import annotations
 
@@ -9,67 +9,71 @@ from typing import Literal, Protocol, runtime_checkable
 from deltatune.core.errors import DeltatuneError
 
 GenerateFunction = Callable[[list[str]], list[str]]
-"""Prompts in, what follows each of them out, in the same order."""
+"""Takes prompts and returns one continuation per prompt, in the same order."""
 PromptForm = Literal["plain", "chat"]
-"""How a prompt is put: as a text to go on with, or as a user's message of a conversation."""
+"""How a prompt is sent: as text to continue, or as a user message of a conversation."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How texts are to be written."""
+    """How an endpoint generates. The names are those of OpenAI's API."""
 
     max_tokens: int = 256
-    """Most tokens of a text."""
+    """Maximum number of generated tokens per prompt."""
     temperature: float = 0.0
-    """Above 0, words are drawn by chance; 0 takes the likeliest."""
+    """Sampling temperature; 0 decodes greedily."""
     top_p: float = 1.0
-    """Of sampling: the likeliest words that have this probability together."""
+    """Nucleus sampling: the most likely tokens with this total probability."""
     stop: tuple[str, ...] = ()
-    """A text ends before any of these."""
+    """Generation ends before any of these strings."""
     seed: int = 0
-    """Of sampling."""
+    """Random seed for sampling."""
 
 
 class Truncated(str):
-    """A text that ended because it had its most tokens, so that its last part may be half of one."""
+    """A text that reached `max_tokens`, so its last part may be incomplete."""
 
     __slots__ = ()
 
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """A writer that can be told how to write. A plain function writes in its own way."""
+    """A text generator that takes sampling parameters. A plain function uses its own."""
 
     @property
     def name(self) -> str:
-        """What writes; a run that goes on must have the same."""
+        """Name of the model; a resumed run must use the same one."""
 
-    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
-        """One text a prompt, in the same order."""
+    def generate(self, prompts: list[str], params: SamplingParams) -> list[str]:
+        """Generate one text per prompt, in the same order."""
 
 
-def complete(write: GenerateFunction | Endpoint, prompts: list[str], ask: SamplingParams) -> list[str]:
-    """One text a prompt. Raises DeltatuneError where what came back is something else."""
+def complete(endpoint: GenerateFunction | Endpoint, prompts: list[str], params: SamplingParams) -> list[str]:
+    """Generate one text per prompt. Raises DeltatuneError if the endpoint returns anything else."""
     if not prompts:
         return []
-    texts = write.generate(prompts, ask) if isinstance(write, Endpoint) else write(prompts)
+    texts = endpoint.generate(prompts, params) if isinstance(endpoint, Endpoint) else endpoint(prompts)
     if not isinstance(texts, list) or len(texts) != len(prompts):
-        found = f"{len(texts)} texts" if isinstance(texts, list) else f"a {type(texts).__name__}"
-        raise DeltatuneError(f"{name_of(write)} was given {len(prompts)} prompts and returned {found}: return a list")
+        returned = f"{len(texts)} texts" if isinstance(texts, list) else f"a {type(texts).__name__}"
+        raise DeltatuneError(
+            f"{name_of(endpoint)} was given {len(prompts)} prompts and returned {returned}: return a list"
+        )
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None or None in texts:
         raise DeltatuneError(
-            f"{name_of(write)} returned a {type(wrong).__name__} among its texts: every prompt needs a string, "
-            "an empty one where nothing was written"
+            f"{name_of(endpoint)} returned a {type(wrong).__name__} among its texts: every prompt needs a string, "
+            "an empty one if nothing was generated"
         )
-    return [_clean(text) for text in texts]
+    return [_valid_unicode(text) for text in texts]
 
 
-def _clean(text: str) -> str:
-    """The text without halves of characters, which no file can hold."""
+def _valid_unicode(text: str) -> str:
+    """Replace lone surrogates, which no file can hold."""
     return text if text.isascii() else type(text)(text.encode("utf-8", "replace").decode())
 
 
-def name_of(write: GenerateFunction | Endpoint) -> str:
-    """What to call an endpoint or a function."""
-    return write.name if isinstance(write, Endpoint) else str(getattr(write, "__qualname__", type(write).__name__))
+def name_of(endpoint: GenerateFunction | Endpoint) -> str:
+    """Return the name of an endpoint or a function."""
+    if isinstance(endpoint, Endpoint):
+        return endpoint.name
+    return str(getattr(endpoint, "__qualname__", type(endpoint).__name__))

@@ -1,4 +1,4 @@
-"""A model on this machine as an endpoint: a decoder of transformers, bare or on a Host with adapters."""
+"""A model on this machine as an endpoint: a decoder of transformers, alone or in a Host with adapters."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.prompting.endpoints.endpoint import SamplingParams, Truncated, PromptForm
+from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.tokenization import longest_input, padding_id
 
-LEAST_ROOM = 32
-"""Fewer free positions than this are an error: what fits into them would nearly always be cut off."""
-TAIL = 24
-"""Last tokens in which the end of a text is looked for."""
+MIN_NEW_TOKENS = 32
+"""Fewer free positions than this are an error: nearly every text would be truncated."""
+STOP_WINDOW = 24
+"""Number of last tokens that are searched for a stop string."""
 
 
 @dataclass
 class LocalModel:
-    """Writes with a decoder of transformers; of a Host, with the adapters that its route names."""
+    """Generates with a decoder of transformers; in a Host, with the adapters of the current route."""
 
     model: nn.Module | Host
-    """A model with a language head, or the Host of one."""
+    """A model with a language-model head, or its Host."""
     tokenizer: PreTrainedTokenizerBase
-    """Its tokenizer."""
+    """The model's tokenizer."""
     form: PromptForm = "plain"
-    """plain: the model goes on with the prompt; chat: the prompt is a message in the tokenizer's chat template."""
+    """plain: the model continues the prompt; chat: the prompt is a user message in the tokenizer's chat template."""
     batch_size: int = 8
-    """Prompts that run at once."""
+    """Prompts per batch."""
     label: str = ""
-    """Its name in files and errors; by default where the model came from, and the adapters in use."""
+    """Name in files and errors. Default: the path of the model and the active adapters."""
     positions: int | None = field(init=False)
-    """Most tokens of prompt and text together."""
+    """Maximum number of tokens of prompt and generated text together."""
 
     def __post_init__(self) -> None:
         config: Any = self._module.config
         if family(config) != "decoder" or not hasattr(self._module, "generate"):
             raise DeltatuneError(
-                f"{type(self._module).__name__} does not go on with a text; give a decoder with a language head, "
+                f"{type(self._module).__name__} cannot continue a text; give a decoder with a language-model head, "
                 "as AutoModelForCausalLM loads it"
             )
         if self.form not in ("plain", "chat"):
@@ -62,7 +62,7 @@ class LocalModel:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the model and its active adapters."""
         if self.label:
             return self.label
         base = getattr(self._module, "name_or_path", "") or type(self._module).__name__
@@ -74,116 +74,120 @@ class LocalModel:
     def __call__(self, prompts: list[str]) -> list[str]:
         return self.generate(prompts, SamplingParams())
 
-    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
-        """What the model writes after each prompt. Raises DeltatuneError for a prompt it has no positions for."""
-        rows = [self._ids(prompt) for prompt in prompts]
-        new = self._room(rows, ask)
+    def generate(self, prompts: list[str], params: SamplingParams) -> list[str]:
+        """Generate one text per prompt. Raises DeltatuneError if a prompt leaves too few positions."""
+        rows = [self._encode(prompt) for prompt in prompts]
+        max_new_tokens = self._max_new_tokens(rows, params)
         device = next(self._module.parameters()).device
         texts: list[str] = []
-        with _seeded(ask.seed, device), _evaluating(self._module), torch.no_grad():
+        with _seeded(params.seed, device), _eval_mode(self._module), torch.no_grad():
             for start in range(0, len(rows), self.batch_size):
-                texts += self._batch(rows[start : start + self.batch_size], ask, new, device)
+                texts += self._batch(rows[start : start + self.batch_size], params, max_new_tokens, device)
         return texts
 
-    def _ids(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str) -> list[int]:
         if self.form == "chat":
-            turn = [{"role": "user", "content": prompt}]
-            found = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            return list(self.tokenizer(found, add_special_tokens=False, verbose=False)["input_ids"])
+            messages = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         ids = list(self.tokenizer(prompt, verbose=False)["input_ids"])
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id} - {None}
-        while len(ids) > 1 and ids[-1] in ends:  # an end mark after the prompt would end the text before it begins
+        while len(ids) > 1 and ids[-1] in ends:  # an end token after the prompt would end generation at once
             ids.pop()
         return ids
 
-    def _room(self, rows: list[list[int]], ask: SamplingParams) -> int:
-        """Tokens that may be written after the longest prompt."""
+    def _max_new_tokens(self, rows: list[list[int]], params: SamplingParams) -> int:
+        """Number of tokens that can follow the longest prompt, at most `params.max_tokens`."""
         if self.positions is None:
-            return ask.max_tokens
+            return params.max_tokens
         virtual = max(self.model.prompts.values(), default=0) if isinstance(self.model, Host) else 0
         longest = max(map(len, rows))
         width = -(-longest // 8) * 8  # rows are padded to a multiple of 8
         free = self.positions - width - virtual
-        if free < min(ask.max_tokens, LEAST_ROOM):
+        if free < min(params.max_tokens, MIN_NEW_TOKENS):
             raise DeltatuneError(
-                f"a prompt has {longest} tokens and {self.name} takes {self.positions}, which leaves too few to write; "
-                "show fewer or shorter tasks (human, own, cases), or take a model with more positions"
+                f"a prompt has {longest} tokens and {self.name} takes {self.positions}, too few are left to generate; "
+                "show fewer or shorter tasks (seed_tasks, generated_tasks, example_tasks), or use a model with more "
+                "positions"
             )
-        return min(ask.max_tokens, free)
+        return min(params.max_tokens, free)
 
-    def _batch(self, rows: list[list[int]], ask: SamplingParams, new: int, device: torch.device) -> list[str]:
+    def _batch(
+        self, rows: list[list[int]], params: SamplingParams, max_new_tokens: int, device: torch.device
+    ) -> list[str]:
         collate = Collate({"input_ids": padding_id(self.tokenizer), "attention_mask": 0}, left=True)
         batch = collate([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}  # (B, T)
-        stop = StoppingCriteriaList([_Stops(self.tokenizer, ask.stop)] if ask.stop else [])
-        config = self._config(ask, new)
+        stop = StoppingCriteriaList([_StopStrings(self.tokenizer, params.stop)] if params.stop else [])
+        config = self._generation_config(params, max_new_tokens)
         out: Tensor = self.model.generate(**batch, generation_config=config, stopping_criteria=stop)  # type: ignore[operator]
-        return [self._text(ids, ask, new) for ids in out[:, batch["input_ids"].shape[1] :].tolist()]
+        generated = out[:, batch["input_ids"].shape[1] :].tolist()
+        return [self._decode(ids, params, max_new_tokens) for ids in generated]
 
-    def _text(self, ids: list[int], ask: SamplingParams, new: int) -> str:
-        """The text up to its end; a Truncated where it has none."""
-        ends = self._ends()
-        ended = next((at for at, token in enumerate(ids) if token in ends), None)
-        text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
-        stopped = _first(text, ask.stop)
+    def _decode(self, ids: list[int], params: SamplingParams, max_new_tokens: int) -> str:
+        """Return the text up to its end; a Truncated one if it has no end."""
+        ends = self._end_tokens()
+        end = next((position for position, token in enumerate(ids) if token in ends), None)
+        text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
+        stopped = _find_stop(text, params.stop)
         if stopped is not None:
             return text[:stopped]
-        return Truncated(text) if ended is None and len(ids) >= new else text
+        return Truncated(text) if end is None and len(ids) >= max_new_tokens else text
 
-    def _ends(self) -> set[int]:
-        own: Any = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)
-        found = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
-        return {int(token) for token in found if token is not None}
+    def _end_tokens(self) -> set[int]:
+        configured: Any = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)
+        tokens = {*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id}
+        return {int(token) for token in tokens if token is not None}
 
-    def _config(self, ask: SamplingParams, new: int) -> GenerationConfig:
-        sampled = {"temperature": ask.temperature, "top_p": ask.top_p, "top_k": 0} if ask.temperature else {}
+    def _generation_config(self, params: SamplingParams, max_new_tokens: int) -> GenerationConfig:
+        sampling = {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0} if params.temperature else {}
         return GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=new,
-            do_sample=bool(ask.temperature),
-            **sampled,
+            max_new_tokens=max_new_tokens,
+            do_sample=bool(params.temperature),
+            **sampling,
             bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=sorted(self._ends()) or None,
+            eos_token_id=sorted(self._end_tokens()) or None,
             pad_token_id=padding_id(self.tokenizer),
         )
 
 
-class _Stops(StoppingCriteria):
-    """Rows whose last tokens hold the end of a text are done."""
+class _StopStrings(StoppingCriteria):
+    """Ends a row when its last tokens contain a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.start: int | None = None
-        """Where the written tokens begin: after the prompt, virtual tokens included."""
+        """Position of the first generated token: after the prompt, virtual tokens included."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Any:
         if self.start is None:
             self.start = input_ids.shape[1] - 1
-        first = max(self.start, input_ids.shape[1] - TAIL)
+        first = max(self.start, input_ids.shape[1] - STOP_WINDOW)
         texts = self.tokenizer.batch_decode(input_ids[:, first:].tolist(), skip_special_tokens=True)
         if first == self.start:
             texts = [text.lstrip() for text in texts]
-        done = [_first(text, self.stop) is not None for text in texts]
+        done = [_find_stop(text, self.stop) is not None for text in texts]
         return torch.tensor(done, device=input_ids.device)  # (B,)
 
 
-def _first(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of these ends a text; blanks before its first word are none of it."""
+def _find_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Position of the first stop string. Whitespace before the first word does not count."""
     lead = len(text) - len(text.lstrip())
-    found = [at for word in stop if (at := text.find(word, lead)) >= 0]
-    return min(found, default=None)
+    positions = [position for string in stop if (position := text.find(string, lead)) >= 0]
+    return min(positions, default=None)
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Sampling draws from the seed and leaves the global generators as they were."""
+    """Seed sampling, and restore the global generators afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
         yield
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and afterwards as it was."""
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluate without dropout, and restore the mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol as an endpoint: vLLM, llama.cpp, Ollama, a hosted service."""
+"""A server with an OpenAI-compatible API as an endpoint: vLLM, llama.cpp, Ollama, a hosted service."""
 
 from __future__ import annotations
 
@@ -17,204 +17,218 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.prompting.endpoints.endpoint import SamplingParams, Truncated, PromptForm
+from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
 
-FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
-"""What a request says besides model and prompt."""
-BROKEN = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
-"""Connections that may hold on another try."""
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-"""Answers after which another try may do."""
-LONGEST_PAUSE = 60.0
-"""Seconds between two tries at most."""
+REQUEST_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
+"""Fields of a request besides model and prompt."""
+CONNECTION_ERRORS = (TimeoutError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+"""Errors of a connection after which a retry may succeed."""
+RETRIABLE = {408, 409, 425, 429, 500, 502, 503, 504}
+"""Status codes after which a retry may succeed."""
+MAX_BACKOFF = 60.0
+"""Maximum number of seconds between two attempts."""
 SHOWN = 300
-"""Characters of a server's answer that an error shows."""
+"""Maximum number of characters of a server's answer that an error shows."""
 
 
 @dataclass(frozen=True)
 class OpenAICompatible:
-    """Writes by asking a server that speaks OpenAI's protocol. Nothing else is contacted, and no redirect followed."""
+    """Generates through an OpenAI-compatible server. No other server is contacted, and no redirect is followed."""
 
     url: str
-    """Where its API begins, such as http://localhost:8000/v1."""
+    """Base URL of the API, such as http://localhost:8000/v1."""
     model: str
-    """Which of its models writes."""
+    """Name of the model on the server."""
     form: PromptForm = "chat"
-    """chat: a user's message to URL/chat/completions; plain: a text to go on with, to URL/completions."""
+    """chat: a user message to URL/chat/completions; plain: text to continue, to URL/completions."""
     key: str | None = None
-    """Name of the environment variable that holds the key; None where the server wants none."""
+    """Name of the environment variable that holds the API key; None if the server needs none."""
     timeout: float = 120.0
-    """Seconds to wait for one answer."""
+    """Seconds to wait for an answer."""
     retries: int = 5
-    """Tries more where the server is busy, breaks off or is too slow."""
+    """Retries when the server is busy, slow, or closes the connection."""
     backoff: float = 1.0
-    """Seconds before the second try, doubled for each further one; the server's own wish comes first."""
+    """Seconds before the first retry, doubled for each further one; the server's Retry-After takes precedence."""
     concurrency: int = 4
-    """Requests at the same time."""
-    request_fields: tuple[str, ...] = FIELDS
-    """What a request says besides model and prompt; leave out what a server refuses."""
+    """Number of concurrent requests."""
+    request_fields: tuple[str, ...] = REQUEST_FIELDS
+    """Fields of a request besides model and prompt; leave out those that the server rejects."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         parts = urllib.parse.urlsplit(self.url)
         problems = []
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            problems.append(f"url={self.url!r} is no address; it is one such as http://localhost:8000/v1")
+            problems.append(f"url={self.url!r} is not an address; use one such as http://localhost:8000/v1")
         if parts.username or parts.password:
-            problems.append("url holds a password; put the key into an environment variable and name that as key")
+            problems.append("url contains a password; put it into an environment variable and give its name as key")
         if not self.model:
             problems.append("model must name one of the server's models")
-        unknown = [name for name in self.request_fields if name not in FIELDS]
+        unknown = [name for name in self.request_fields if name not in REQUEST_FIELDS]
         if unknown:
-            problems.append(f"request_fields={unknown}: a request can say {', '.join(FIELDS)}")
+            problems.append(f"request_fields={unknown}: the fields of a request are {', '.join(REQUEST_FIELDS)}")
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
-            problems.append("timeout must be above 0, retries and pause at least 0, concurrency at least 1")
+            problems.append("timeout must be above 0, retries and backoff at least 0, concurrency at least 1")
         raise_all(problems)
 
     @property
     def name(self) -> str:
-        """The model."""
+        """Name of the model."""
         return self.model
 
     def __call__(self, prompts: list[str]) -> list[str]:
         return self.generate(prompts, SamplingParams())
 
-    def generate(self, prompts: list[str], ask: SamplingParams) -> list[str]:
-        """What the model writes for each prompt. Raises DeltatuneError where the server does not answer as it must."""
-        key = self._key()
-        over = Event()
+    def generate(self, prompts: list[str], params: SamplingParams) -> list[str]:
+        """Generate one text per prompt. Raises DeltatuneError if the server fails or its answer is malformed."""
+        key = self._api_key()
+        stop_retrying = Event()
         threads = ThreadPoolExecutor(min(self.concurrency, len(prompts) or 1))
         try:
-            waiting = [threads.submit(self._one, prompt, ask, key, over) for prompt in prompts]
-            return [one.result() for one in waiting]
+            futures = [threads.submit(self._complete, prompt, params, key, stop_retrying) for prompt in prompts]
+            return [future.result() for future in futures]
         finally:
-            over.set()  # after an error no other thread tries again
+            stop_retrying.set()  # after an error no other thread retries
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _key(self) -> str | None:
+    def _api_key(self) -> str | None:
         if self.key is None:
             return None
-        found = os.environ.get(self.key, "").strip()
-        if not found:
-            raise DeltatuneError(f"the environment variable {self.key} is not set; put the key of {self.url} into it")
-        return found
+        value = os.environ.get(self.key, "").strip()
+        if not value:
+            raise DeltatuneError(f"the environment variable {self.key} is not set; set it to the key of {self.url}")
+        return value
 
-    def _one(self, prompt: str, ask: SamplingParams, key: str | None, over: Event) -> str:
-        """One text, tried again while that may help."""
+    def _complete(self, prompt: str, params: SamplingParams, key: str | None, stop_retrying: Event) -> str:
+        """Generate one text, with retries."""
         problem = ""
         for attempt in range(self.retries + 1):
             try:
-                return self._text(self._post(self._body(prompt, ask), key))
+                return self._text(self._post(self._body(prompt, params), key))
             except urllib.error.HTTPError as error:
-                problem = self._refused(error, key)
-                if error.code not in PASSING:
+                problem = self._status_error(error, key)
+                if error.code not in RETRIABLE:
                     raise DeltatuneError(problem) from None
-                wish = _wish(error)
-            except (*BROKEN, http.client.HTTPException) as error:
-                problem, wish = f"{self.url} broke off or was too slow ({_words(error)})", None
+                retry_after = _retry_after(error)
+            except (*CONNECTION_ERRORS, http.client.HTTPException) as error:
+                problem, retry_after = self._connection_error(error), None
             except urllib.error.URLError as error:
-                if not isinstance(error.reason, BROKEN):
-                    raise DeltatuneError(self._absent(error)) from None
-                problem, wish = f"{self.url} broke off or was too slow ({_words(error.reason)})", None
-            pause = min(self.backoff * 2**attempt if wish is None else wish, LONGEST_PAUSE)
-            if attempt < self.retries and over.wait(pause):
+                if not isinstance(error.reason, CONNECTION_ERRORS):
+                    raise DeltatuneError(self._unreachable(error)) from None
+                problem, retry_after = self._connection_error(error.reason), None
+            seconds = min(self.backoff * 2**attempt if retry_after is None else retry_after, MAX_BACKOFF)
+            if attempt < self.retries and stop_retrying.wait(seconds):
                 break
-        tries = "once" if not self.retries else f"{self.retries + 1} times"
-        raise DeltatuneError(f"{problem}; tried {tries}. SamplingParams less at once (concurrency), wait longer (timeout, pause)")
+        attempts = "once" if not self.retries else f"{self.retries + 1} times"
+        raise DeltatuneError(
+            f"{problem}; tried {attempts}. Send fewer requests at once (concurrency), or wait longer (timeout, backoff)"
+        )
 
-    # ---- out
+    # ---- request
 
-    def _body(self, prompt: str, ask: SamplingParams) -> dict[str, Any]:
-        what: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
-        stop = ask.stop
+    def _body(self, prompt: str, params: SamplingParams) -> dict[str, Any]:
+        content: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
+        stop = params.stop
         if self.form == "plain":
-            what = {"prompt": prompt}
-        else:  # a blank line ends a text that is gone on with, but not an answer
-            stop = tuple(word for word in stop if word.strip())
-        how: dict[str, Any] = {"max_tokens": ask.max_tokens, "temperature": ask.temperature, "top_p": ask.top_p}
-        how |= {"seed": ask.seed % 2**31, **({"stop": list(stop)} if stop else {})}
-        return {"model": self.model, **what, **{name: value for name, value in how.items() if name in self.request_fields}}
+            content = {"prompt": prompt}
+        else:  # a blank line ends a continuation, but not an answer
+            stop = tuple(string for string in stop if string.strip())
+        fields: dict[str, Any] = {
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+        }
+        fields |= {"seed": params.seed % 2**31, **({"stop": list(stop)} if stop else {})}
+        return {
+            "model": self.model,
+            **content,
+            **{name: value for name, value in fields.items() if name in self.request_fields},
+        }
 
     def _post(self, body: dict[str, Any], key: str | None) -> bytes:
-        place = "chat/completions" if self.form == "chat" else "completions"
+        path = "chat/completions" if self.form == "chat" else "completions"
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "deltatune"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/{place}", json.dumps(body).encode(), headers)
-        opener = urllib.request.build_opener(_NoRedirect)  # a key must not go where nobody sent it
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
+        opener = urllib.request.build_opener(_NoRedirect)  # the key must not reach another server
         with opener.open(request, timeout=self.timeout) as answer:
             content: bytes = answer.read()
         return content
 
-    # ---- back
+    # ---- answer
 
     def _text(self, content: bytes) -> str:
         try:
             choice = json.loads(content)["choices"][0]
             text = choice["message"]["content"] if self.form == "chat" else choice["text"]
-            ended = choice.get("finish_reason")
+            finish_reason = choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise DeltatuneError(self._malformed(content)) from None
-        if text is None and ended in ("length", "content_filter"):
+        if text is None and finish_reason in ("length", "content_filter"):
             text = ""
         if not isinstance(text, str):
             raise DeltatuneError(self._malformed(content))
-        return Truncated(text) if ended == "length" else text
+        return Truncated(text) if finish_reason == "length" else text
 
     def _malformed(self, content: bytes) -> str:
         return (
-            f"{self.url} answered, but not in OpenAI's form: {_short(content)!r}. "
-            "Does the address end where the API begins (often in /v1)?"
+            f"{self.url} answered, but not in OpenAI's format: {_short(content)!r}. "
+            "Is this the base URL of the API (it often ends in /v1)?"
         )
 
-    def _refused(self, error: urllib.error.HTTPError, key: str | None) -> str:
+    def _status_error(self, error: urllib.error.HTTPError, key: str | None) -> str:
         try:
-            said = _said(error.read())
+            message = _error_message(error.read())
         except (OSError, http.client.HTTPException):
-            said = ""
-        said = said.replace(key, "***") if key else said
-        more = f": {said}" if said else ""
+            message = ""
+        message = message.replace(key, "***") if key else message
+        detail = f": {message}" if message else ""
         if error.code in (401, 403):
-            whose = f"the key in {self.key}" if self.key else "a request without a key; name the variable that has it"
-            return f"{self.url} refused {whose} ({error.code}){more}"
+            cause = f"the key in {self.key}" if self.key else "a request without a key; name the variable that holds it"
+            return f"{self.url} refused {cause} ({error.code}){detail}"
         if error.code == 404:
-            fix = f"there is no model {self.model!r}, or the address does not end where the API begins (often in /v1)"
-            return f"{self.url} answered 404{more}; {fix}"
+            fix = f"there is no model {self.model!r}, or this is not the base URL of the API (it often ends in /v1)"
+            return f"{self.url} answered 404{detail}; {fix}"
         if 300 <= error.code < 400:
-            return f"{self.url} sends requests on to {error.headers.get('Location')}; give that address if you trust it"
+            return f"{self.url} redirects to {error.headers.get('Location')}; use that address if you trust it"
         if error.code in (400, 422):
-            return f"{self.url} refused the request ({error.code}){more}. A field that it names can be left out (send)"
-        return f"{self.url} answered {error.code}{more}"
+            fix = "A field that it names can be left out (request_fields)"
+            return f"{self.url} refused the request ({error.code}){detail}. {fix}"
+        return f"{self.url} answered {error.code}{detail}"
 
-    def _absent(self, error: urllib.error.URLError) -> str:
-        return f"no answer from {self.url}: {_words(error.reason)}. Is the server running, and the address right?"
+    def _connection_error(self, error: object) -> str:
+        return f"{self.url} closed the connection or was too slow ({_reason(error)})"
+
+    def _unreachable(self, error: urllib.error.URLError) -> str:
+        return f"no answer from {self.url}: {_reason(error.reason)}. Is the server running, and the address right?"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for the error that it is here."""
+    """Raises a redirect as an error."""
 
-    def redirect_request(self, *args: Any, **more: Any) -> None:
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
-def _wish(error: urllib.error.HTTPError) -> float | None:
-    """Seconds that the server asks to wait: a number or a date."""
-    said = (error.headers.get("Retry-After") or "").strip()
+def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Seconds to wait according to Retry-After, which is a number or a date."""
+    header = (error.headers.get("Retry-After") or "").strip()
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(header))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
 
 
-def _said(content: bytes) -> str:
-    """The message of an error, as OpenAI's form has it, or the beginning of whatever it is."""
+def _error_message(content: bytes) -> str:
+    """The message of an error in OpenAI's format, else the beginning of the answer."""
     try:
-        found = json.loads(content)
-        found = found.get("error", found)
-        text = found if isinstance(found, str) else found.get("message", found)
+        answer = json.loads(content)
+        error = answer.get("error", answer)
+        text = error if isinstance(error, str) else error.get("message", error)
     except (ValueError, AttributeError):
         text = content.decode("utf-8", "replace")
     return " ".join(str(text).split())[:SHOWN]
@@ -224,6 +238,6 @@ def _short(content: bytes) -> str:
     return content[:SHOWN].decode("utf-8", "replace")
 
 
-def _words(error: object) -> str:
+def _reason(error: object) -> str:
     text = str(getattr(error, "strerror", None) or error).strip()
     return text or type(error).__name__

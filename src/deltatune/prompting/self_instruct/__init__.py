@@ -1,6 +1,6 @@
-"""Growing instruction data from seed tasks: Self-Instruct, and Alpaca's simpler form of it."""
+"""Self-Instruct: instruction data generated from seed tasks, also in Alpaca's simpler form."""
 
 from deltatune.prompting.self_instruct.generation_loop import Progress, generate_instructions
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
-__all__ = ["SelfInstruct", "Progress", "self-instruct"]
+__all__ = ["Progress", "SelfInstruct", "generate_instructions"]

@@ -1,4 +1,4 @@
-"""Rounds until there are enough instructions, each written down before the next begins."""
+"""The Self-Instruct loop: rounds until there are enough instructions, each saved before the next one starts."""
 
 from __future__ import annotations
 
@@ -15,124 +15,128 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, name_of
 from deltatune.prompting.self_instruct.generation_round import RoundGenerator
-from deltatune.prompting.self_instruct.quality_filters import OVER, Pool
-from deltatune.prompting.self_instruct.saved_state import Journal
+from deltatune.prompting.self_instruct.quality_filters import OVER_TOTAL, InstructionPool
+from deltatune.prompting.self_instruct.saved_state import SavedState
 from deltatune.prompting.self_instruct.seed_tasks import Row, seed_tasks, task_of
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
-UNTIL = {"total", "rounds", "patience"}
-"""Fields that say when it ends: a run may go on with others of them."""
+STOPPING = {"total", "rounds", "patience"}
+"""Settings that decide when a run stops; a resumed run may change them."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it is."""
+    """The state of a run after a round."""
 
     round: int
     """Finished rounds."""
     kept: int
     """Kept instructions."""
     total: int
-    """Instructions to grow."""
+    """Number of instructions to generate."""
     rows: int
     """Rows of the kept instructions."""
     rejected: Mapping[str, int]
-    """How many were not kept, by reason."""
-    asked: int
+    """Number of rejected texts by reason."""
+    prompts: int
     """Prompts sent since this start."""
 
 
 def generate_instructions(
     seeds: Sequence[Mapping[str, Any]],
-    write: GenerateFunction | Endpoint,
+    endpoint: GenerateFunction | Endpoint,
     settings: SelfInstruct | None = None,
     out: str | Path | None = None,
     on_round: Callable[[Progress], None] | None = None,
 ) -> list[Row]:
-    """New instructions with inputs and outputs, each unlike the seeds and the others.
+    """Generate new instructions with inputs and outputs, each dissimilar to the seeds and to each other.
 
-    `write` gets prompts and returns what follows each: `LocalModel`, `OpenAICompatible` or any function. Rows have
-    `instruction`, `input`, `output`, `similarity` (ROUGE-L with the most similar instruction there was),
-    `most_similar` and `round`; with steps also `is_classification`. With `out`, a .jsonl file, every round is written
-    when it ends, what is not kept goes beside it into `NAME.rejected.jsonl`, and the same call goes on where the last
-    one ended.
+    `endpoint` takes prompts and returns continuations: `LocalModel`, `OpenAICompatible` or any function. Rows have
+    `instruction`, `input`, `output`, `similarity` (ROUGE-L with the most similar earlier instruction),
+    `most_similar` and `round`; with mode "steps" also `is_classification`. With `out`, a .jsonl file, every round is
+    saved when it ends, rejected texts go into `NAME.rejected.jsonl`, and the same call resumes after the last
+    finished round.
 
-    Raises DeltatuneError for seeds that are no tasks, for an `out` of another run, and after `patience` rounds in
-    which nothing was kept; what was kept before is in `out`.
+    Raises DeltatuneError for invalid seeds, for an `out` of another run, and after `patience` rounds without a new
+    instruction; earlier ones are then in `out`.
     """
     settings = settings or SelfInstruct()
     tasks = seed_tasks(seeds)
-    if len(tasks) < settings.human:
+    if len(tasks) < settings.seed_tasks:
         raise DeltatuneError(
-            f"a prompt shows {settings.human} seed tasks, there are {len(tasks)}: give more, or set seed_tasks={len(tasks)}"
+            f"a prompt shows {settings.seed_tasks} seed tasks, there are {len(tasks)}: give more, or set "
+            f"seed_tasks={len(tasks)}"
         )
     with ExitStack() as stack:
-        identity = identity_of(seeds, write, settings)
-        journal = stack.enter_context(Journal(Path(out).expanduser(), identity)) if out is not None else None
-        return _Run(RoundGenerator(write, tasks, settings), journal, on_round or (lambda step: None)).rows()
+        identity = identity_of(seeds, endpoint, settings)
+        state = stack.enter_context(SavedState(Path(out).expanduser(), identity)) if out is not None else None
+        rounds = RoundGenerator(endpoint, tasks, settings)
+        return _Loop(rounds, state, on_round or (lambda progress: None)).run()
 
 
-def identity_of(seeds: Sequence[Mapping[str, Any]], write: GenerateFunction | Endpoint, settings: SelfInstruct) -> dict[str, Any]:
-    """What two runs that are one must have in common."""
+def identity_of(
+    seeds: Sequence[Mapping[str, Any]], endpoint: GenerateFunction | Endpoint, settings: SelfInstruct
+) -> dict[str, Any]:
+    """Return what must be equal for a run to be resumed."""
     text = json.dumps(list(seeds), sort_keys=True, ensure_ascii=False, default=str)
-    rest = {name: value for name, value in dataclasses.asdict(settings).items() if name not in UNTIL}
-    return {"writer": name_of(write), "seeds": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), **rest}
+    rest = {name: value for name, value in dataclasses.asdict(settings).items() if name not in STOPPING}
+    return {"endpoint": name_of(endpoint), "seeds": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), **rest}
 
 
-class _Run:
-    """The state of a run: what was grown, and what was not kept."""
+class _Loop:
+    """A run: kept rows, rejected texts, and the instructions that new ones are compared with."""
 
-    def __init__(self, grower: RoundGenerator, journal: Journal | None, on_round: Callable[[Progress], None]) -> None:
-        self.grower, self.journal, self.on_round = grower, journal, on_round
-        self.kept = journal.rows("kept") if journal else []
-        self.rejected = Counter(row["reason"] for row in journal.rows("rejected")) if journal else Counter[str]()
-        self.number = journal.round if journal else 0
-        firsts: dict[str, Row] = {}
-        for row in self.kept:
-            firsts.setdefault(row["instruction"], row)
-        self.grown = [task_of(row) for row in firsts.values()]
-        self.pool = Pool([*(task.instruction for task in grower.seeds), *(task.instruction for task in self.grown)])
-        self.asked = 0
+    def __init__(self, rounds: RoundGenerator, state: SavedState | None, on_round: Callable[[Progress], None]) -> None:
+        self.rounds, self.state, self.on_round = rounds, state, on_round
+        self.rows = state.rows("kept") if state else []
+        self.rejected = Counter(row["reason"] for row in state.rows("rejected")) if state else Counter[str]()
+        self.number = state.round if state else 0
+        first_rows: dict[str, Row] = {}
+        for row in self.rows:
+            first_rows.setdefault(row["instruction"], row)
+        self.generated = [task_of(row) for row in first_rows.values()]
+        self.pool = InstructionPool(task.instruction for task in (*rounds.seeds, *self.generated))
+        self.prompts = 0
 
-    def rows(self) -> list[Row]:
-        """Grow to the end."""
-        settings, barren = self.grower.settings, 0
-        self.on_round(self._step())
-        while len(self.grown) < settings.total and self.number < (settings.rounds or self.number + 1):
-            before = len(self.grown)
-            self._round_()
-            barren = 0 if len(self.grown) > before else barren + 1
-            if barren >= settings.patience:
-                raise DeltatuneError(self._nothing(barren))
-        return self.kept
+    def run(self) -> list[Row]:
+        """Generate rounds until the total, the round limit or the patience is reached."""
+        settings, without_new = self.rounds.settings, 0
+        self.on_round(self._progress())
+        while len(self.generated) < settings.total and self.number < (settings.rounds or self.number + 1):
+            before = len(self.generated)
+            self._run_round()
+            without_new = 0 if len(self.generated) > before else without_new + 1
+            if without_new >= settings.patience:
+                raise DeltatuneError(self._patience_error(without_new))
+        return self.rows
 
-    def _round_(self) -> None:
-        found = self.grower.round(self.number + 1, self.grown, self.pool)
-        room = self.grower.settings.total - len(self.grown)
-        kept = found.kept[:room]
-        for own in found.kept[room:]:
-            found.reject_(OVER, instruction=own[0]["instruction"])
-        rows = [row for own in kept for row in own]
-        if self.journal:
-            self.journal.add_(found.number, rows, found.rejected)
-        self.number = found.number
-        self.kept += rows
-        self.rejected.update(row["reason"] for row in found.rejected)
-        self.asked += found.asked
-        for own in kept:
-            self.grown.append(task_of(own[0]))
-            self.pool.add_(own[0]["instruction"])
-        self.on_round(self._step())
+    def _run_round(self) -> None:
+        result = self.rounds.generate(self.number + 1, self.generated, self.pool)
+        room = self.rounds.settings.total - len(self.generated)
+        kept = result.kept[:room]
+        for rows in result.kept[room:]:
+            result.reject_(OVER_TOTAL, instruction=rows[0]["instruction"])
+        new_rows = [row for rows in kept for row in rows]
+        if self.state:
+            self.state.add_(result.number, new_rows, result.rejected)
+        self.number = result.number
+        self.rows += new_rows
+        self.rejected.update(row["reason"] for row in result.rejected)
+        self.prompts += result.prompts
+        for rows in kept:
+            self.generated.append(task_of(rows[0]))
+            self.pool.add_(rows[0]["instruction"])
+        self.on_round(self._progress())
 
-    def _step(self) -> Progress:
-        total = self.grower.settings.total
+    def _progress(self) -> Progress:
+        total = self.rounds.settings.total
         counts = dict(self.rejected.most_common())
-        return Progress(self.number, len(self.grown), total, len(self.kept), counts, self.asked)
+        return Progress(self.number, len(self.generated), total, len(self.rows), counts, self.prompts)
 
-    def _nothing(self, rounds: int) -> str:
+    def _patience_error(self, rounds: int) -> str:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.most_common(5))
-        where = f" {len(self.grown)} are in {self.journal.out}." if self.journal and self.grown else ""
+        where = f" {len(self.generated)} are in {self.state.out}." if self.state and self.generated else ""
         return (
-            f"{name_of(self.grower.write)} wrote no instruction to keep in {rounds} rounds ({counts}).{where} "
-            "A stronger model, other seeds, a larger similarity or more temperature may help"
+            f"{name_of(self.rounds.endpoint)} generated no new instruction in {rounds} rounds ({counts}).{where} "
+            "Use a stronger model, other seeds, a larger similarity or a higher temperature"
         )

@@ -1,27 +1,26 @@
-"""One round: prompts, what came back, what of it is kept and what is not."""
+"""One round of Self-Instruct: prompts are sent, answers parsed, instructions and examples kept or rejected."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from deltatune.prompting.endpoints.endpoint import SamplingParams, Endpoint, GenerateFunction, complete
-from deltatune.prompting.self_instruct import instruction_prompts as parsing
+from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, SamplingParams, complete
 from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
-from deltatune.prompting.self_instruct import seed_tasks as shown
-from deltatune.prompting.self_instruct.quality_filters import Pool
+from deltatune.prompting.self_instruct import seed_tasks as sampling
+from deltatune.prompting.self_instruct.quality_filters import InstructionPool
 from deltatune.prompting.self_instruct.seed_tasks import Example, Row, Task
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
-KIND_TOKENS = 3
-"""Most tokens of the answer whether a task is classification."""
+YES_NO_TOKENS = 3
+"""Maximum number of tokens of the answer whether a task is classification."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An instruction that is unlike all others so far."""
+    """An instruction that is dissimilar to all earlier ones."""
 
     instruction: str
     similarity: float
@@ -31,158 +30,166 @@ class Candidate:
 
 
 @dataclass
-class Round:
-    """What came of a round."""
+class RoundResult:
+    """Kept rows and rejected texts of one round."""
 
     number: int
     kept: list[list[Row]] = field(default_factory=list)
     """Rows of each kept instruction."""
     rejected: list[Row] = field(default_factory=list)
-    """What is not kept, each with its reason."""
-    asked: int = 0
-    """Prompts that were sent."""
+    """Rejected texts, each with its reason."""
+    prompts: int = 0
+    """Number of prompts sent."""
 
-    def reject_(self, reason: str, **what: object) -> None:
-        """Note what is not kept; empty fields are left out."""
-        self.rejected.append({"reason": reason, **{k: v for k, v in what.items() if v != ""}, "round": self.number})
+    def reject_(self, reason: str, **fields: object) -> None:
+        """Record a rejected text; empty fields are left out."""
+        nonempty = {name: value for name, value in fields.items() if value != ""}
+        self.rejected.append({"reason": reason, **nonempty, "round": self.number})
 
     def reject_example_(self, reason: str, instruction: str, example: Example) -> None:
-        """Note an example that is not kept."""
+        """Record a rejected example."""
         self.reject_(reason, instruction=instruction, input=example.input, output=example.output)
 
 
 @dataclass(frozen=True)
 class RoundGenerator:
-    """What all rounds share: the writer, the seeds and how it is done."""
+    """Generates rounds with one endpoint, one set of seed tasks and one set of settings."""
 
-    write: GenerateFunction | Endpoint
+    endpoint: GenerateFunction | Endpoint
     seeds: Sequence[Task]
     settings: SelfInstruct
 
-    def round(self, number: int, grown: Sequence[Task], pool: Pool) -> Round:
-        """Run a round; it depends on its number, the seed, what was grown and what the writer answers."""
-        found = Round(number)
-        rng = random.Random(f"{self.settings.seed} {number}")  # so that a run that goes on draws the same
-        chosen = [
-            shown.demonstrations(self.seeds, grown, self.settings.human, self.settings.own, rng)
-            for _ in range(self.settings.prompts)
+    def generate(self, number: int, generated: Sequence[Task], pool: InstructionPool) -> RoundResult:
+        """Run a round. It depends on its number, the seed, the generated tasks and the endpoint alone."""
+        result, settings = RoundResult(number), self.settings
+        rng = random.Random(f"{settings.seed} {number}")  # so that a resumed run draws the same tasks
+        demonstrations = [
+            sampling.demonstrations(self.seeds, generated, settings.seed_tasks, settings.generated_tasks, rng)
+            for _ in range(settings.prompts)
         ]
         size = len(pool)
-        steps = self.settings.mode == "steps"
-        candidates = list(self._instructions(found, chosen, pool) if steps else self._whole(found, chosen, pool))
-        pool.cut_(size)  # what has no usable example is not kept
-        if steps:
-            candidates = self._kinds(found, candidates, rng)
-            candidates = self._examples(found, candidates, rng)
+        if settings.mode == "steps":
+            candidates = list(self._new_instructions(result, demonstrations, pool))
+        else:
+            candidates = list(self._new_whole_tasks(result, demonstrations, pool))
+        pool.truncate_(size)  # instructions without a usable example are not kept
+        if settings.mode == "steps":
+            candidates = self._classify(result, candidates, rng)
+            candidates = self._add_examples(result, candidates, rng)
         for candidate in candidates:
-            self._keep_(found, candidate)
-        return found
+            self._keep(result, candidate)
+        return result
 
-    # ---- instructions
+    # ---- new instructions
 
-    def _instructions(self, found: Round, chosen: list[list[Task]], pool: Pool) -> Iterator[Candidate]:
-        """The first step: instructions alone."""
-        new = self.settings.new
-        stop = ("\n\n", f"\n{len(chosen[0]) + 1 + new}.")
-        texts = self._ask(found, [prompts.for_instructions(tasks) for tasks in chosen], self._freely(found, stop))
-        for tasks, text in zip(chosen, texts, strict=True):
-            lines, cut = parsing.instructions(text, len(tasks) + 1, new)
+    def _new_instructions(
+        self, result: RoundResult, demonstrations: list[list[Task]], pool: InstructionPool
+    ) -> Iterator[Candidate]:
+        """Step 1: instructions alone."""
+        new = self.settings.new_tasks
+        stop = ("\n\n", f"\n{len(demonstrations[0]) + 1 + new}.")
+        sent = [prompts.for_instructions(tasks) for tasks in demonstrations]
+        texts = self._complete(result, sent, self._sampled(result, stop))
+        for tasks, text in zip(demonstrations, texts, strict=True):
+            lines, truncated = prompts.parse_instructions(text, len(tasks) + 1, new)
             for line in lines:
-                yield from self._judged(found, line, pool)
-            self._note_gaps(found, text, cut, bool(lines))
+                yield from self._candidate(result, line, pool)
+            self._reject_unparsed(result, text, truncated, bool(lines))
 
-    def _whole(self, found: Round, chosen: list[list[Task]], pool: Pool) -> Iterator[Candidate]:
+    def _new_whole_tasks(
+        self, result: RoundResult, demonstrations: list[list[Task]], pool: InstructionPool
+    ) -> Iterator[Candidate]:
         """Instruction, input and output in one step."""
-        new = self.settings.new
-        asked = [prompts.for_whole_tasks(tasks, new) for tasks in chosen]
-        texts = self._ask(found, asked, self._freely(found, (f"Task {len(chosen[0]) + 1 + new}",)))
-        for text in texts:
-            tasks, cut = parsing.whole_tasks(text, new)
+        new = self.settings.new_tasks
+        sent = [prompts.for_whole_tasks(tasks, new) for tasks in demonstrations]
+        stop = (f"Task {len(demonstrations[0]) + 1 + new}",)
+        for text in self._complete(result, sent, self._sampled(result, stop)):
+            tasks, truncated = prompts.parse_whole_tasks(text, new)
             for task in tasks:
                 if isinstance(task, str):
-                    found.reject_(filters.MALFORMED, text=task)
+                    result.reject_(filters.MALFORMED, text=task)
                 else:
-                    yield from self._judged(found, task[0], pool, (task[1],))
-            self._note_gaps(found, text, cut, bool(tasks))
+                    yield from self._candidate(result, task[0], pool, (task[1],))
+            self._reject_unparsed(result, text, truncated, bool(tasks))
 
-    def _note_gaps(self, found: Round, text: str, cut: str | None, any_found: bool) -> None:
-        if cut is not None:
-            found.reject_(filters.CUT_OFF, text=cut)
-        elif not any_found:
-            found.reject_(filters.MALFORMED, text=text)
+    def _reject_unparsed(self, result: RoundResult, text: str, truncated: str | None, any_parsed: bool) -> None:
+        if truncated is not None:
+            result.reject_(filters.TRUNCATED, text=truncated)
+        elif not any_parsed:
+            result.reject_(filters.MALFORMED, text=text)
 
-    def _judged(
-        self, found: Round, instruction: str, pool: Pool, examples: tuple[Example, ...] = ()
+    def _candidate(
+        self, result: RoundResult, instruction: str, pool: InstructionPool, examples: tuple[Example, ...] = ()
     ) -> Iterable[Candidate]:
-        """The instruction as a candidate, which the next ones must be unlike, or nothing."""
-        given = {"input": examples[0].input, "output": examples[0].output} if examples else {}
-        reason = filters.refuse_instruction(instruction, self.settings) if instruction else filters.TOO_SHORT
+        """Return the instruction as a candidate and add it to the pool, or reject it and return nothing."""
+        fields = {"input": examples[0].input, "output": examples[0].output} if examples else {}
+        reason = filters.reject_instruction(instruction, self.settings) if instruction else filters.TOO_SHORT
         if reason:
-            found.reject_(reason, instruction=instruction, **given)
+            result.reject_(reason, instruction=instruction, **fields)
             return []
         similarity, most_similar = pool.most_similar(instruction)
         if similarity >= self.settings.similarity:
-            about = {"similarity": round(similarity, 4), "most_similar": most_similar}
-            found.reject_(filters.TOO_SIMILAR, instruction=instruction, **given, **about)
+            nearest = {"similarity": round(similarity, 4), "most_similar": most_similar}
+            result.reject_(filters.TOO_SIMILAR, instruction=instruction, **fields, **nearest)
             return []
         pool.add_(instruction)
         return [Candidate(instruction, similarity, most_similar, examples)]
 
     # ---- kinds and examples
 
-    def _kinds(self, found: Round, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
-        """The second step: which instructions are classification."""
-        cases = [shown.of_both_kinds(self.seeds, self.settings.cases, rng) for _ in candidates]
-        asked = [prompts.for_kind(c.instruction, tasks) for c, tasks in zip(candidates, cases, strict=True)]
-        answers = self._ask(found, asked, SamplingParams(KIND_TOKENS, stop=("\n",)))
+    def _classify(self, result: RoundResult, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
+        """Step 2: which instructions are classification."""
+        shown = [sampling.sample_both_kinds(self.seeds, self.settings.example_tasks, rng) for _ in candidates]
+        sent = [prompts.for_kind(c.instruction, tasks) for c, tasks in zip(candidates, shown, strict=True)]
+        answers = self._complete(result, sent, SamplingParams(YES_NO_TOKENS, stop=("\n",)))
         return [
-            Candidate(c.instruction, c.similarity, c.most_similar, classification=parsing.is_yes(answer))
-            for c, answer in zip(candidates, answers, strict=True)
+            replace(candidate, classification=prompts.parse_yes(answer))
+            for candidate, answer in zip(candidates, answers, strict=True)
         ]
 
-    def _examples(self, found: Round, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
-        """The third step: the label first for classification, so that labels differ; the input first elsewhere."""
-        most = self.settings.examples
-        asked = []
+    def _add_examples(self, result: RoundResult, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
+        """Step 3: examples. The label comes first for classification, so that labels differ; else the input does."""
+        settings = self.settings
+        sent = []
         for candidate in candidates:
-            cases = shown.with_examples(self.seeds, bool(candidate.classification), self.settings.cases, rng)
-            ask = prompts.for_labelled_examples if candidate.classification else prompts.for_examples
-            asked.append(ask(candidate.instruction, cases))
-        stop = (f"Example {most + 1}", "\nTask:")
-        texts = self._ask(found, asked, SamplingParams(self.settings.example_tokens, stop=stop))
-        return [self._with_examples(found, c, text) for c, text in zip(candidates, texts, strict=True)]
+            classification = bool(candidate.classification)
+            shown = sampling.sample_with_examples(self.seeds, classification, settings.example_tasks, rng)
+            prompt_for = prompts.for_labelled_examples if classification else prompts.for_examples
+            sent.append(prompt_for(candidate.instruction, shown))
+        stop = (f"Example {settings.examples + 1}", "\nTask:")
+        texts = self._complete(result, sent, SamplingParams(settings.example_tokens, stop=stop))
+        return [self._with_examples(result, c, text) for c, text in zip(candidates, texts, strict=True)]
 
-    def _with_examples(self, found: Round, candidate: Candidate, text: str) -> Candidate:
-        read = parsing.labelled_examples if candidate.classification else parsing.examples
-        examples, cut = read(text, self.settings.examples)
-        if cut:
-            found.reject_(filters.CUT_OFF, instruction=candidate.instruction, text=text)
+    def _with_examples(self, result: RoundResult, candidate: Candidate, text: str) -> Candidate:
+        parse = prompts.parse_labelled_examples if candidate.classification else prompts.parse_examples
+        examples, truncated = parse(text, self.settings.examples)
+        if truncated:
+            result.reject_(filters.TRUNCATED, instruction=candidate.instruction, text=text)
         elif not examples:
-            found.reject_(filters.MALFORMED, instruction=candidate.instruction, text=text)
-        about = candidate.instruction, candidate.similarity, candidate.most_similar
-        return Candidate(*about, tuple(examples), candidate.classification)
+            result.reject_(filters.MALFORMED, instruction=candidate.instruction, text=text)
+        return replace(candidate, examples=tuple(examples))
 
-    def _keep_(self, found: Round, candidate: Candidate) -> None:
-        examples, refused = filters.sift(candidate.examples)
-        for reason, example in refused:
-            found.reject_example_(reason, candidate.instruction, example)
+    def _keep(self, result: RoundResult, candidate: Candidate) -> None:
+        examples, rejected = filters.filter_examples(candidate.examples)
+        for reason, example in rejected:
+            result.reject_example_(reason, candidate.instruction, example)
         if examples:
-            found.kept.append([_row(candidate, example, found.number) for example in examples])
-        elif refused and candidate.classification is not None:  # with none at all, it was said why
-            found.reject_(filters.NO_EXAMPLE, instruction=candidate.instruction)
+            result.kept.append([_row(candidate, example, result.number) for example in examples])
+        elif rejected and candidate.classification is not None:  # without any example the reason is already recorded
+            result.reject_(filters.NO_EXAMPLE, instruction=candidate.instruction)
 
-    # ---- asking
+    # ---- the endpoint
 
-    def _ask(self, found: Round, asked: list[str], ask: SamplingParams) -> list[str]:
-        found.asked += len(asked)
-        return complete(self.write, asked, ask)
+    def _complete(self, result: RoundResult, sent: list[str], params: SamplingParams) -> list[str]:
+        result.prompts += len(sent)
+        return complete(self.endpoint, sent, params)
 
-    def _freely(self, found: Round, stop: tuple[str, ...]) -> SamplingParams:
+    def _sampled(self, result: RoundResult, stop: tuple[str, ...]) -> SamplingParams:
         s = self.settings
-        return SamplingParams(s.max_tokens, s.temperature, s.top_p, stop, seed=s.seed * 1_000_003 + found.number)
+        return SamplingParams(s.max_tokens, s.temperature, s.top_p, stop, seed=s.seed * 1_000_003 + result.number)
 
 
 def _row(candidate: Candidate, example: Example, number: int) -> Row:
     kind = {} if candidate.classification is None else {"is_classification": candidate.classification}
-    about = {"similarity": round(candidate.similarity, 4), "most_similar": candidate.most_similar, "round": number}
-    return {"instruction": candidate.instruction, "input": example.input, "output": example.output, **kind, **about}
+    nearest = {"similarity": round(candidate.similarity, 4), "most_similar": candidate.most_similar, "round": number}
+    return {"instruction": candidate.instruction, "input": example.input, "output": example.output, **kind, **nearest}

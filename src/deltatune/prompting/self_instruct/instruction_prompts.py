@@ -1,4 +1,4 @@
-"""The prompts: tasks as examples, then the beginning of the one to write. All end where the model goes on."""
+"""Prompts of Self-Instruct, and parsers of the answers. A prompt shows tasks and ends where the model continues."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from deltatune.prompting.endpoints.endpoint import Truncated
 from deltatune.prompting.self_instruct.seed_tasks import Example, Task
 
 NO_INPUT = "(none)"
-"""Stands where a task needs no input."""
+"""Input of a task that needs none."""
 BREAK = "###"
-"""Stands between tasks that are written whole."""
+"""Separator between whole tasks."""
 
 LIST = """\
 Go on with this list of tasks for a language assistant, one line a task. No two of them ask for the same kind of work \
@@ -42,16 +42,16 @@ Write examples of classification tasks, at least one for each label: first the l
 
 
 def for_instructions(shown: Sequence[Task]) -> str:
-    """A numbered list of instructions to go on with."""
-    lines = [f"{number}. {plain(task)}\n" for number, task in enumerate(shown, 1)]
+    """Prompt for new instructions: a numbered list to continue."""
+    lines = [f"{number}. {one_line(task)}\n" for number, task in enumerate(shown, 1)]
     return f"{LIST}{''.join(lines)}{len(shown) + 1}."
 
 
 def for_whole_tasks(shown: Sequence[Task], new: int) -> str:
-    """A numbered list of instructions with input and output to go on with."""
+    """Prompt for whole tasks: a numbered list of instructions with input and output to continue."""
     head = WHOLE.format(last=len(shown) + new, none=NO_INPUT)
     blocks = [
-        f"Task {number}\nInstruction: {plain(task)}\nInput: {task.example.input or NO_INPUT}\n"
+        f"Task {number}\nInstruction: {one_line(task)}\nInput: {task.example.input or NO_INPUT}\n"
         f"Output: {task.example.output}\n{BREAK}\n"
         for number, task in enumerate(shown, 1)
     ]
@@ -59,41 +59,41 @@ def for_whole_tasks(shown: Sequence[Task], new: int) -> str:
 
 
 def for_kind(instruction: str, shown: Sequence[Task]) -> str:
-    """Asks whether a task is classification: the answer is Yes or No."""
+    """Prompt for the kind of a task: whether it is classification, Yes or No."""
     cases = [
-        f"Task: {plain(task)}\nIs it classification? {'Yes' if task.classification else 'No'}\n\n" for task in shown
+        f"Task: {one_line(task)}\nIs it classification? {'Yes' if task.classification else 'No'}\n\n" for task in shown
     ]
     return f"{KIND}{''.join(cases)}Task: {instruction}\nIs it classification?"
 
 
 def for_examples(instruction: str, shown: Sequence[tuple[Task, Sequence[Example]]]) -> str:
-    """Asks for examples of a task, the input first."""
+    """Prompt for examples of a task, the input first."""
     cases = [
-        f"Task: {plain(task)}\n{''.join(_numbered(n, one) for n, one in enumerate(examples, 1))}\n"
+        f"Task: {one_line(task)}\n{''.join(_numbered(n, example) for n, example in enumerate(examples, 1))}\n"
         for task, examples in shown
     ]
     return f"{INPUT_FIRST}{''.join(cases)}Task: {instruction}\nExample 1\n"
 
 
 def for_labelled_examples(instruction: str, shown: Sequence[tuple[Task, Sequence[Example]]]) -> str:
-    """Asks for examples of a classification task, the label first, so that not all inputs have the same one."""
-    cases = [f"Task: {plain(task)}\n{''.join(map(_labelled, examples))}\n" for task, examples in shown]
+    """Prompt for examples of a classification task, the label first, so that labels differ."""
+    cases = [f"Task: {one_line(task)}\n{''.join(map(_labelled, examples))}\n" for task, examples in shown]
     return f"{OUTPUT_FIRST}{''.join(cases)}Task: {instruction}\nLabel:"
 
 
-def plain(task: Task) -> str:
-    """The instruction on one line, without the colon before an input."""
+def one_line(task: Task) -> str:
+    """The instruction on one line, without a final colon."""
     return " ".join(task.instruction.split()).rstrip(":")
 
 
 def _numbered(number: int, example: Example) -> str:
-    given = f"Input: {example.input}\n" if example.input else ""
-    return f"Example {number}\n{given}Output: {example.output}\n"
+    input_line = f"Input: {example.input}\n" if example.input else ""
+    return f"Example {number}\n{input_line}Output: {example.output}\n"
 
 
 def _labelled(example: Example) -> str:
-    given = f"Input: {example.input}\n" if example.input else ""
-    return f"Label: {example.output}\n{given}"
+    input_line = f"Input: {example.input}\n" if example.input else ""
+    return f"Label: {example.output}\n{input_line}"
 
 
 NUMBER = re.compile(r"(?:^|\n)[ \t]*(?:Task[ \t]+)?(\d+)[ \t]*[.):][ \t]+")
@@ -103,7 +103,7 @@ FIELDS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 ABSENT = {"", "(none)", "none", "<noinput>", "noinput", "n/a", "-"}
-"""Ways of writing that there is no input."""
+"""Spellings of an absent input."""
 NEXT_TASK = re.compile(r"\n\s*Task:")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*Example[ \t]*\d+[ \t]*[.:]?[ \t]*(?=\n|Input|Output)")
 OUTPUT = re.compile(r"(?:^|\n)[ \t]*Output[ \t]*:", re.IGNORECASE)
@@ -111,84 +111,79 @@ INPUT = re.compile(r"(?:^|\n)[ \t]*Input[ \t]*:", re.IGNORECASE)
 LABEL = re.compile(r"(?:^|\n)[ \t]*Label[ \t]*:", re.IGNORECASE)
 
 
-def instructions(text: str, first: int, new: int) -> tuple[list[str], str | None]:
-    """Up to `new` instructions of a list that goes on with number `first`, and the last one if it was cut off."""
+def parse_instructions(text: str, first: int, new: int) -> tuple[list[str], str | None]:
+    """Read up to `new` instructions of a list that continues at number `first`; also the last one if truncated."""
     pieces = NUMBER.split(text)
     numbers = pieces[1::2]
-    found = [pieces[0]]
-    if str(first) in numbers or numbers[:1] == ["1"]:  # said again, or begun anew: what stands before it is no task
+    items = [pieces[0]]
+    if str(first) in numbers or numbers[:1] == ["1"]:  # the number is repeated, or restarts: before it is no task
         pieces = pieces[2 * numbers.index(str(first)) :] if str(first) in numbers else pieces
-        found = []
-    found += [piece for number, piece in zip(pieces[1::2], pieces[2::2], strict=True) if int(number) < first + new]
-    lines = [_line(piece) for piece in found]
-    ended = any(int(number) >= first + new for number in pieces[1::2]) or _goes_on(found[-1] if found else "")
-    cut = lines.pop() if isinstance(text, Truncated) and lines and not ended else None
-    return [line for line in lines if line][:new], cut
+        items = []
+    items += [piece for number, piece in zip(pieces[1::2], pieces[2::2], strict=True) if int(number) < first + new]
+    lines = [_first_paragraph(item) for item in items]
+    complete = any(int(number) >= first + new for number in pieces[1::2]) or "\n\n" in "".join(items[-1:]).strip()
+    truncated = lines.pop() if isinstance(text, Truncated) and lines and not complete else None
+    return [line for line in lines if line][:new], truncated
 
 
-def _line(piece: str) -> str:
-    """An instruction on one line, up to a blank one: what follows that is another text."""
+def _first_paragraph(piece: str) -> str:
+    """The instruction on one line, up to the first blank line; other text follows that."""
     line = " ".join(piece.strip().split("\n\n")[0].split())
     return line[:1].upper() + line[1:]
 
 
-def _goes_on(piece: str) -> bool:
-    return "\n\n" in piece.strip()
-
-
-def whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | str], str | None]:
-    """Up to `new` tasks, or the text of one that is not in the form, and the last one if it was cut off."""
+def parse_whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | str], str | None]:
+    """Read up to `new` tasks, malformed ones as their text; also the last one if truncated."""
     pieces = [piece for block in text.split(BREAK) for piece in TASK.split(block) if piece.strip()]
-    cut = pieces.pop().strip() if isinstance(text, Truncated) and pieces else None
-    found: list[tuple[str, Example] | str] = []
+    truncated = pieces.pop().strip() if isinstance(text, Truncated) and pieces else None
+    tasks: list[tuple[str, Example] | str] = []
     for number, piece in enumerate(pieces[:new]):
-        # the prompt ends with the first one's "Instruction:"
+        # the prompt ends with the first task's "Instruction:"
         whole = piece if number or re.search(r"Instruction:", piece, re.IGNORECASE) else f"Instruction:{piece}"
         fields = FIELDS.match(whole)
-        found.append(_whole_task(*fields.groups()) if fields else piece.strip())
-    return found, cut
+        tasks.append(_whole_task(*fields.groups()) if fields else piece.strip())
+    return tasks, truncated
 
 
-def _whole_task(instruction: str, given: str, answer: str) -> tuple[str, Example]:
-    return " ".join(instruction.split()), Example(_given(given), answer.strip())
+def _whole_task(instruction: str, input_: str, output: str) -> tuple[str, Example]:
+    return " ".join(instruction.split()), Example(_input(input_), output.strip())
 
 
-def _given(text: str) -> str:
+def _input(text: str) -> str:
     return "" if text.strip().lower() in ABSENT else text.strip()
 
 
-def is_yes(text: str) -> bool:
-    """Whether the answer to the question of classification is yes; anything else is no, as in Self-Instruct."""
+def parse_yes(text: str) -> bool:
+    """Whether the answer is yes; anything else is no, as in Self-Instruct."""
     return text.strip().lower().startswith("yes")
 
 
-def examples(text: str, most: int) -> tuple[list[Example], bool]:
-    """Up to `most` examples, input first, and whether the last one was cut off (it is left out)."""
-    own = NEXT_TASK.split(f"\n{text}")[0]
-    if not OUTPUT.search(own):
+def parse_examples(text: str, most: int) -> tuple[list[Example], bool]:
+    """Read up to `most` examples, input first, and whether the last one was truncated (it is left out)."""
+    answer = NEXT_TASK.split(f"\n{text}")[0]
+    if not OUTPUT.search(answer):
         return [], isinstance(text, Truncated)
-    pieces = [piece for piece in EXAMPLE.split(own) if piece.strip()]
-    cut = isinstance(text, Truncated) and own == f"\n{text}" and len(pieces) <= most
-    found = [_example(piece) for piece in (pieces[:-1] if cut else pieces)[:most]]
-    return found, cut
+    pieces = [piece for piece in EXAMPLE.split(answer) if piece.strip()]
+    truncated = isinstance(text, Truncated) and answer == f"\n{text}" and len(pieces) <= most
+    return [_example(piece) for piece in (pieces[:-1] if truncated else pieces)[:most]], truncated
 
 
 def _example(piece: str) -> Example:
-    """Input and output; without the word Output all of it is the output, as in Self-Instruct."""
-    given, *answers = OUTPUT.split(piece)
-    if not answers:
+    """Input and output; without the word Output the whole text is the output, as in Self-Instruct."""
+    input_, *outputs = OUTPUT.split(piece)
+    if not outputs:
         return Example("", INPUT.sub("", piece).strip())
-    return Example(_given(INPUT.sub("", given, count=1)), INPUT.split(answers[0])[0].strip())
+    return Example(_input(INPUT.sub("", input_, count=1)), INPUT.split(outputs[0])[0].strip())
 
 
-def labelled_examples(text: str, most: int) -> tuple[list[Example], bool]:
-    """Up to `most` examples, label first, and whether the last one was cut off (it is left out)."""
-    own = NEXT_TASK.split(f"\n{text}")[0]
-    pieces = [piece for piece in LABEL.split(own) if piece.strip()]
-    cut = isinstance(text, Truncated) and own == f"\n{text}" and len(pieces) <= most
-    return [_labelled_parts(piece.strip()) for piece in (pieces[:-1] if cut else pieces)[:most]], cut
+def parse_labelled_examples(text: str, most: int) -> tuple[list[Example], bool]:
+    """Read up to `most` examples, label first, and whether the last one was truncated (it is left out)."""
+    answer = NEXT_TASK.split(f"\n{text}")[0]
+    pieces = [piece for piece in LABEL.split(answer) if piece.strip()]
+    truncated = isinstance(text, Truncated) and answer == f"\n{text}" and len(pieces) <= most
+    return [_labelled_example(piece.strip()) for piece in (pieces[:-1] if truncated else pieces)[:most]], truncated
 
 
-def _labelled_parts(piece: str) -> Example:
-    label, _, given = piece.partition("\n")
-    return Example(_given(INPUT.sub("", given, count=1)), label.strip())
+def _labelled_example(piece: str) -> Example:
+    label, _, input_ = piece.partition("\n")
+    return Example(_input(INPUT.sub("", input_, count=1)), label.strip())

@@ -1,4 +1,4 @@
-"""What is not kept, and why: the rules of Self-Instruct and Alpaca."""
+"""Quality filters of Self-Instruct and Alpaca: which instructions and examples are rejected, and why."""
 
 from __future__ import annotations
 
@@ -18,81 +18,81 @@ from deltatune.tasks.metrics.generation.tokenizers import IDEOGRAPH
 
 PUNCTUATION = frozenset(string.punctuation + "。，、；：！？…")
 
-CUT_OFF = "cut off"
-MALFORMED = "not in the form"
+TRUNCATED = "truncated"
+MALFORMED = "malformed"
 TOO_SHORT = "too short"
 TOO_LONG = "too long"
-AVOIDED_WORD = "asks for what text cannot do"
-AVOIDED_START = "begins as it must not"
-ODD_START = "begins with punctuation"
+BLOCKED_WORD = "contains a blocked word"
+BLOCKED_START = "starts with a blocked phrase"
+PUNCTUATION_START = "starts with punctuation"
 TOO_SIMILAR = "too similar"
 NO_OUTPUT = "no output"
 REPEATS_INPUT = "output repeats the input"
-ENDS_OPEN = "ends with a colon"
+ENDS_WITH_COLON = "ends with a colon"
 CONTRADICTION = "one input, several outputs"
-DUPLICATE = "example written twice"
+DUPLICATE = "duplicate example"
 NO_EXAMPLE = "no usable example"
-OVER = "more than the total"
+OVER_TOTAL = "over the total"
 
 
-def refuse_instruction(text: str, settings: SelfInstruct) -> str | None:
-    """Why an instruction is not kept, whatever the others are; None if nothing speaks against it."""
-    length = words(text)
-    if length < settings.shortest:
+def reject_instruction(text: str, settings: SelfInstruct) -> str | None:
+    """Return the reason to reject an instruction, similarity apart; None if it passes."""
+    length = count_words(text)
+    if length < settings.min_words:
         return TOO_SHORT
-    if length > settings.longest:
+    if length > settings.max_words:
         return TOO_LONG
-    if settings.avoid and avoided(settings.avoid).search(text):
-        return AVOIDED_WORD
-    if text.lower().startswith(tuple(start.lower() for start in settings.avoid_starts)):
-        return AVOIDED_START
-    return ODD_START if text[0] in PUNCTUATION else None
+    if settings.blocked_words and blocked_pattern(settings.blocked_words).search(text):
+        return BLOCKED_WORD
+    if text.lower().startswith(tuple(start.lower() for start in settings.blocked_starts)):
+        return BLOCKED_START
+    return PUNCTUATION_START if text[0] in PUNCTUATION else None
 
 
-def words(text: str) -> int:
-    """Words between spaces; each Chinese or Japanese character counts as one."""
+def count_words(text: str) -> int:
+    """Count words between spaces; each Chinese or Japanese character counts as one."""
     return len(IDEOGRAPH.sub(" x ", text).split())
 
 
 @cache
-def avoided(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds whole words, and words of scripts without spaces anywhere."""
-    return re.compile("|".join(re.escape(n) if IDEOGRAPH.search(n) else rf"\b{re.escape(n)}\b" for n in names), re.I)
+def blocked_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Match whole words; words of scripts without spaces match anywhere."""
+    return re.compile("|".join(re.escape(w) if IDEOGRAPH.search(w) else rf"\b{re.escape(w)}\b" for w in words), re.I)
 
 
-def refuse_example(example: Example) -> str | None:
-    """Why an example is not kept; None if nothing speaks against it."""
+def reject_example(example: Example) -> str | None:
+    """Return the reason to reject an example; None if it passes."""
     if not example.output:
         return NO_OUTPUT
     if example.input == example.output:
         return REPEATS_INPUT
-    return ENDS_OPEN if example.input.endswith((":", "：")) or example.output.endswith((":", "：")) else None
+    return ENDS_WITH_COLON if example.input.endswith((":", "：")) or example.output.endswith((":", "：")) else None
 
 
-def sift(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[str, Example]]]:
-    """The examples to keep of one instruction, and the others with the reason.
+def filter_examples(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[str, Example]]]:
+    """Split the examples of one instruction into those to keep and (reason, example) for the rejected ones.
 
-    Two outputs for one input mean that the instruction is not clear, so none of its examples is kept.
+    Two outputs for one input mean that the instruction is ambiguous, so all its examples are rejected.
     """
     kept: list[Example] = []
-    refused: list[tuple[str, Example]] = []
+    rejected: list[tuple[str, Example]] = []
     for example in examples:
-        reason = refuse_example(example) or (DUPLICATE if example in kept else None)
+        reason = reject_example(example) or (DUPLICATE if example in kept else None)
         if reason:
-            refused.append((reason, example))
+            rejected.append((reason, example))
         else:
             kept.append(example)
     outputs: dict[str, set[str]] = {}
     for example in kept:
         if example.input:
             outputs.setdefault(example.input, set()).add(example.output)
-    if any(len(found) > 1 for found in outputs.values()):
-        return [], refused + [(CONTRADICTION, example) for example in kept]
-    return kept, refused
+    if any(len(different) > 1 for different in outputs.values()):
+        return [], rejected + [(CONTRADICTION, example) for example in kept]
+    return kept, rejected
 
 
 tokens = AnyLetters().tokenize
-"""Lower-case words; each Chinese or Japanese character is one. In plain English the words that rouge-score has."""
+"""Split into lower-case words; each Chinese or Japanese character is one. English words are those of rouge-score."""
 
 
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
@@ -100,38 +100,38 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
 
     The harmonic mean of precision and recall, in one division, so that a threshold is met exactly.
     """
-    return 2 * lcs(places(a), len(a), b) / (len(a) + len(b)) if a and b else 0.0
+    return 2 * lcs(position_bits(a), len(a), b) / (len(a) + len(b)) if a and b else 0.0
 
 
-def places(words: Iterable[str]) -> dict[str, int]:
-    """Where each word stands, as the bits of a number."""
-    found: dict[str, int] = {}
-    for at, word in enumerate(words):
-        found[word] = found.get(word, 0) | 1 << at
-    return found
+def position_bits(words: Iterable[str]) -> dict[str, int]:
+    """Map each word to the positions where it occurs, as the bits of an integer."""
+    bits: dict[str, int] = {}
+    for position, word in enumerate(words):
+        bits[word] = bits.get(word, 0) | 1 << position
+    return bits
 
 
-def lcs(where: dict[str, int], length: int, words: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time in the bits of one number.
+def lcs(bits: dict[str, int], length: int, words: Sequence[str]) -> int:
+    """Length of the longest common subsequence; the bits of one integer hold a row of the table.
 
     Crochemore et al. 2001, https://doi.org/10.1016/S0020-0190(00)00214-7.
     """
     row = full = (1 << length) - 1
     for word in words:
-        if at := where.get(word):
-            row = ((row + (row & at)) | (row & ~at)) & full
+        if matches := bits.get(word):
+            row = ((row + (row & matches)) | (row & ~matches)) & full
     return length - row.bit_count()
 
 
-class Pool:
-    """Instructions, and the one of them that a new one is most like."""
+class InstructionPool:
+    """Instructions, indexed to find the one most similar to a new text."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.texts: list[str] = []
         self._words: list[list[str]] = []
         self._lengths = array("q")
         self._holders: dict[tuple[str, int], array[int]] = {}
-        """The instructions with a word for the n-th time."""
+        """Instructions that contain a word for the n-th time, by (word, n)."""
         for text in texts:
             self.add_(text)
 
@@ -139,7 +139,7 @@ class Pool:
         return len(self.texts)
 
     def add_(self, text: str) -> None:
-        """One instruction more."""
+        """Append an instruction."""
         words = tokens(text)
         for key in _numbered(words):
             self._holders.setdefault(key, array("q")).append(len(self.texts))
@@ -147,8 +147,8 @@ class Pool:
         self._words.append(words)
         self._lengths.append(len(words))
 
-    def cut_(self, size: int) -> None:
-        """Only the first `size` instructions."""
+    def truncate_(self, size: int) -> None:
+        """Keep only the first `size` instructions."""
         while len(self.texts) > size:
             self.texts.pop()
             self._lengths.pop()
@@ -156,21 +156,21 @@ class Pool:
                 self._holders[key].pop()
 
     def most_similar(self, text: str) -> tuple[float, str]:
-        """The largest ROUGE-L of `text` with an instruction, and that one: the first, where several are as like."""
+        """Return the largest ROUGE-L of `text` with an instruction, and the first instruction that reaches it."""
         words = tokens(text)
         bounds = self._bounds(words)
-        where, best, at = places(words), 0.0, -1
+        bits, best, best_row = position_bits(words), 0.0, -1
         for row in np.argsort(-bounds, kind="stable"):
             if bounds[row] < best or bounds[row] == 0:
-                break  # no later one can be as like
-            own = self._words[row]
-            value = 2 * lcs(where, len(words), own) / (len(words) + len(own))
-            if value > best or (value == best and row < at):
-                best, at = value, int(row)
-        return best, self.texts[at] if at >= 0 else ""
+                break  # no later row can be more similar
+            other = self._words[row]
+            value = 2 * lcs(bits, len(words), other) / (len(words) + len(other))
+            if value > best or (value == best and row < best_row):
+                best, best_row = value, int(row)
+        return best, self.texts[best_row] if best_row >= 0 else ""
 
     def _bounds(self, words: list[str]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """For each instruction a number that ROUGE-L cannot exceed: with all common words in one order, (N,)."""
+        """Upper bound of ROUGE-L with each instruction, (N,): all common words in the same order."""
         shared = np.zeros(len(self.texts), np.int64)
         for key in _numbered(words):
             if holders := self._holders.get(key):
@@ -180,10 +180,10 @@ class Pool:
 
 
 def _numbered(words: list[str]) -> list[tuple[str, int]]:
-    """Each word with how often it stood before: a bag as a set."""
+    """Pair each word with its number of earlier occurrences, so that a multiset becomes a set."""
     seen: Counter[str] = Counter()
-    found = []
+    numbered = []
     for word in words:
-        found.append((word, seen[word]))
+        numbered.append((word, seen[word]))
         seen[word] += 1
-    return found
+    return numbered

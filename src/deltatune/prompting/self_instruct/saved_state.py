@@ -1,4 +1,4 @@
-"""Grown rows on disk, a round at a time: lines, then a state that says how far they count."""
+"""The state of a Self-Instruct run on disk: JSON lines per round, then a record of how far they are valid."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from deltatune.store.atomic_files import read_json, write_file
 
 try:
     import fcntl
-except ImportError:  # Windows has none: two runs into one file are then not noticed
+except ImportError:  # Windows has none: two runs that write one file are then not detected
     fcntl = None  # type: ignore[assignment]
 
-FORM = 1
-"""Number of the state's form."""
+SCHEMA = 1
+"""Version of the state file."""
+OLD_NAMES = {
+    "writer": "endpoint", "human": "seed_tasks", "own": "generated_tasks", "new": "new_tasks", "cases": "example_tasks",
+    "shortest": "min_words", "longest": "max_words", "avoid": "blocked_words", "avoid_starts": "blocked_starts",
+}  # fmt: skip
+"""Settings under the names that earlier state files use."""
 
 
-class Journal:
-    """Two files of JSON lines, what is kept and what is not, and the state of both after the last whole round.
+class SavedState:
+    """Two files of JSON lines, kept and rejected, and a record of both after the last finished round.
 
-    A run that was killed at any point goes on after that round: lines of a round that was not finished are dropped.
+    A run killed at any point resumes after that round: lines of an unfinished round are dropped.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        """Open or begin. Raises DeltatuneError where the files are another run's, or were changed since."""
+        """Open or create. Raises DeltatuneError if the files belong to another run or were modified."""
         self.out, self.identity = out, json.loads(json.dumps(identity))
         self.rejected = out.with_name(f"{out.stem}.rejected.jsonl")
         self.state = out.with_name(f"{out.stem}.state.json")
@@ -48,7 +53,7 @@ class Journal:
             self.close()
             raise
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> SavedState:
         return self
 
     def __exit__(
@@ -57,7 +62,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close both files; without a finished round nothing is left behind."""
+        """Close both files; without a finished round they are removed."""
         for name, file in self._files.items():
             empty = not file.seek(0, os.SEEK_END)
             file.close()
@@ -70,19 +75,19 @@ class Journal:
         return [json.loads(line) for line in self._files[name].read().splitlines()]
 
     def add_(self, number: int, kept: Sequence[Row], rejected: Sequence[Row]) -> None:
-        """Write a round: its lines first, then that they count."""
+        """Write a round: its lines first, then the record that makes them valid."""
         for name, rows in (("rejected", rejected), ("kept", kept)):
             file = self._files[name]
             file.seek(0, os.SEEK_END)
             for row in rows:
                 line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-                file.generate(line)
+                file.write(line)
                 self._hashes[name].update(line)
             file.flush()
             os.fsync(file.fileno())
         self.round = number
         sizes = {name: {"bytes": file.tell(), "hash": self._hashes[name].hexdigest()} for name, file in self._ends()}
-        state = {"form": FORM, "round": number, "identity": self.identity, "files": sizes}
+        state = {"form": SCHEMA, "round": number, "identity": self.identity, "files": sizes}
         write_file(self.state, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
 
     def _ends(self) -> list[tuple[str, BufferedRandom]]:
@@ -104,13 +109,11 @@ class Journal:
         try:
             fcntl.flock(self._files["kept"], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DeltatuneError(
-                f"another run is growing {self.out} now; wait for it, or choose another file"
-            ) from None
+            raise DeltatuneError(f"another run is writing {self.out}; wait for it, or choose another file") from None
 
     def _check_names(self) -> None:
         if self.out.suffix.lower() != ".jsonl":
-            raise DeltatuneError(f"{self.out}: grown rows are JSON lines, so the file's name must end in .jsonl")
+            raise DeltatuneError(f"{self.out}: the output is JSON lines, so the name of the file must end in .jsonl")
         if self.out.is_dir():
             raise DeltatuneError(f"{self.out} is a folder; name a file")
 
@@ -119,14 +122,14 @@ class Journal:
             full = [path for path in (self.out, self.rejected) if path.is_file() and path.stat().st_size]
             if full and not self._first_round(full):
                 raise DeltatuneError(
-                    f"{full[0]} is there already and was not grown here ({self.state.name} is missing); "
+                    f"{full[0]} exists and was not generated here ({self.state.name} is missing); "
                     "choose another file, or move it away"
                 )
             return {}
         state = read_json(self.state)
-        if state.get("form") != FORM:
-            raise DeltatuneError(f"{self.state} has form {state.get('form')}, this version writes {FORM}")
-        old = state["identity"]
+        if state.get("form") != SCHEMA:
+            raise DeltatuneError(f"{self.state} has schema {state.get('form')}, this version reads {SCHEMA}")
+        old = {OLD_NAMES.get(name, name): value for name, value in state["identity"].items()}
         names = [*self.identity, *(name for name in old if name not in self.identity)]
         raise_all(
             [
@@ -134,32 +137,32 @@ class Journal:
                 for name in names
                 if old.get(name) != self.identity.get(name)
             ],
-            f"{self.out} was begun in another way; choose another file, or go on as it was begun:"
+            f"{self.out} was started with other settings; choose another file, or resume with the same settings:"
             if old != self.identity
             else "",
         )
         return state
 
     def _first_round(self, files: list[Path]) -> bool:
-        """Whether there are only lines of a first round that was not finished."""
+        """Whether the files only hold lines of an unfinished first round."""
         return all(_unfinished(path.read_bytes(), 0) for path in files)
 
     def _restored(self, name: str, state: Mapping[str, Any]) -> Any:
-        """Bring a file to where it counts, and return the hash of what is in it."""
+        """Truncate a file after its last valid line, and return the hash of its content."""
         path, file = self._path(name), self._files[name]
-        known = (state.get("files") or {}).get(name) or {"bytes": 0, "hash": hashlib.blake2b().hexdigest()}
+        recorded = (state.get("files") or {}).get(name) or {"bytes": 0, "hash": hashlib.blake2b().hexdigest()}
         content = file.read()
-        found = hashlib.blake2b(content[: known["bytes"]])
-        if len(content) < known["bytes"] or found.hexdigest() != known["hash"]:
-            raise DeltatuneError(f"{path} was changed since it was grown; put it back, or choose another file to grow")
-        if not _unfinished(content[known["bytes"] :], self.round):
-            raise DeltatuneError(f"{path} has lines that were not grown here; take them out, or choose another file")
-        file.truncate(known["bytes"])
-        return found
+        content_hash = hashlib.blake2b(content[: recorded["bytes"]])
+        if len(content) < recorded["bytes"] or content_hash.hexdigest() != recorded["hash"]:
+            raise DeltatuneError(f"{path} was modified since the last round; restore it, or choose another file")
+        if not _unfinished(content[recorded["bytes"] :], self.round):
+            raise DeltatuneError(f"{path} has lines that were not generated here; remove them, or choose another file")
+        file.truncate(recorded["bytes"])
+        return content_hash
 
 
 def _unfinished(rest: bytes, finished: int) -> bool:
-    """Whether these lines are all of the round after the last finished one; the last of them may be half a line."""
+    """Whether all lines belong to the round after the last finished one; the last line may be incomplete."""
     lines = rest.split(b"\n")
     for line in lines[:-1]:
         row: Any = None

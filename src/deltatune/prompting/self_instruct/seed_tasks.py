@@ -1,4 +1,4 @@
-"""Seed tasks: what people wrote, from rows to tasks that prompts can show."""
+"""Seed tasks: rows that people wrote, checked, and sampled as demonstrations for prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deltatune.core.errors import nearest, raise_all
 
 Row = dict[str, Any]
 SHOWN = 5
-"""Problems of one kind that an error lists."""
+"""Maximum number of problems that an error lists."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is given and what is answered."""
+    """An input and its output."""
 
     input: str
     output: str
@@ -29,14 +29,14 @@ class Task:
     instruction: str
     example: Example
     classification: bool | None = None
-    """Whether it is answered by one of a few labels; None where the row does not say."""
+    """Whether the answer is one of a few labels; None if the row does not say."""
 
 
 def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[Task]:
-    """Tasks of rows with `instruction`, `output`, and maybe `input` and `is_classification`.
+    """Read tasks from rows with `instruction`, `output`, and optionally `input` and `is_classification`.
 
-    Self-Instruct's own form, with a list of `instances`, is read too; the first one is taken. Raises DeltatuneError
-    listing the rows that are no task.
+    Self-Instruct's own format, with a list of `instances`, is read too; the first instance counts. Raises
+    DeltatuneError listing the invalid rows.
     """
     problems, tasks = [], []
     for number, row in enumerate(rows, 1):
@@ -49,12 +49,12 @@ def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[Task]:
     more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     about = 'seeds are rows such as {"instruction": "...", "input": "...", "output": "..."}:'
     raise_all([*problems[:SHOWN], *more], about if problems else "")
-    raise_all([] if tasks else ["there are no seed tasks: give some rows with instruction and output"])
+    raise_all([] if tasks else ["there are no seed tasks: give rows with instruction and output"])
     return tasks
 
 
 def task_of(row: Mapping[str, Any]) -> Task:
-    """The task of a checked row."""
+    """Build the task of a checked row."""
     kind = row.get("is_classification")
     example = Example(str(row.get("input") or "").strip(), row["output"].strip())
     return Task(" ".join(row["instruction"].split()), example, kind)
@@ -75,67 +75,67 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         if not value.strip():
             return f"has an empty {name}"
     if not isinstance(row.get("input"), str | None):
-        return f"has a {type(row['input']).__name__} as input; it must be a text"
+        return f"has a {type(row['input']).__name__} as input; it must be a string"
     if not isinstance(row.get("is_classification"), bool | None):
         return f"has is_classification={row['is_classification']!r}; it must be true or false"
     return None
 
 
-Case = tuple[Task, tuple[Example, ...]]
+TaskWithExamples = tuple[Task, tuple[Example, ...]]
 
 
-def _case(instruction: str, classification: bool, *examples: tuple[str, str]) -> Case:
-    found = tuple(Example(given, answer) for given, answer in examples)
-    return Task(instruction, found[0], classification), found
+def _task(instruction: str, classification: bool, *pairs: tuple[str, str]) -> TaskWithExamples:
+    examples = tuple(Example(input_, output) for input_, output in pairs)
+    return Task(instruction, examples[0], classification), examples
 
 
-CASES: tuple[Case, ...] = (
-    _case(
+BUILT_IN_TASKS: tuple[TaskWithExamples, ...] = (
+    _task(
         "Say whether the customer's message is a complaint, a question or praise.",
         True,
         ("The parcel came two weeks late and the lid was broken.", "complaint"),
         ("Does the lamp also take bulbs with a small thread?", "question"),
         ("Best shoes I have had in years, thank you!", "praise"),
     ),
-    _case(
+    _task(
         "Which of the four seasons does the sentence describe?",
         True,
         ("The last leaves fell on the wet pavement.", "autumn"),
         ("Snow lay on the roofs until noon.", "winter"),
         ("The first tulips opened beside the gate.", "spring"),
     ),
-    _case(
+    _task(
         "Decide if the second sentence follows from the first. Answer yes or no.",
         True,
         ("Mara sold her car on Monday. On Tuesday Mara still owned that car.", "no"),
         ("All the shops were shut. The bakery, one of the shops, was shut.", "yes"),
     ),
-    _case(
+    _task(
         "Is the number prime or composite?",
         True,
         ("21", "composite"),
         ("29", "prime"),
     ),
-    _case(
+    _task(
         "Name the language of the text: English, French or Spanish.",
         True,
         ("Il fait froid ce matin.", "French"),
         ("Where did you leave the keys?", "English"),
         ("La tienda abre a las nueve.", "Spanish"),
     ),
-    _case(
+    _task(
         "Tell whether the job advertisement is for full-time or part-time work.",
         True,
         ("We look for a cook, 40 hours a week, from May on.", "full-time"),
         ("Help in our library on two afternoons a week.", "part-time"),
     ),
-    _case(
+    _task(
         "Turn the sentence into the past tense.",
         False,
         ("She walks to the station and buys a paper.", "She walked to the station and bought a paper."),
         ("We eat late because the train is slow.", "We ate late because the train was slow."),
     ),
-    _case(
+    _task(
         "Why does bread rise? Explain it to a child.",
         False,
         (
@@ -144,12 +144,12 @@ CASES: tuple[Case, ...] = (
             "push the dough up.",
         ),
     ),
-    _case(
+    _task(
         "Find the dates in the text and list them in order.",
         False,
         ("The bridge was planned in 1931, opened on 4 May 1937 and painted in 1965.", "1931; 4 May 1937; 1965"),
     ),
-    _case(
+    _task(
         "Write a polite e-mail that asks to move the appointment to another day.",
         False,
         (
@@ -158,50 +158,52 @@ CASES: tuple[Case, ...] = (
             "Thursday or Friday? Kind regards",
         ),
     ),
-    _case(
+    _task(
         "How long does the journey take at the given speed?",
         False,
         ("180 km at 60 km an hour", "180 / 60 = 3, so it takes 3 hours."),
         ("45 km at 90 km an hour", "45 / 90 = 0.5, so it takes half an hour."),
     ),
-    _case(
+    _task(
         "Suggest three names for a small café beside a river.",
         False,
         ("", "The Quiet Bend; Willow & Bean; Low Tide Coffee"),
     ),
 )
-"""Tasks of both kinds, for seeds that do not say which kind they are."""
+"""Tasks of both kinds, used if the seeds do not say `is_classification`."""
 
 
 def demonstrations(
-    seeds: Sequence[Task], grown: Sequence[Task], human: int, own: int, rng: random.Random
+    seeds: Sequence[Task], generated: Sequence[Task], seed_count: int, generated_count: int, rng: random.Random
 ) -> list[Task]:
-    """`own` grown tasks and the rest seeds, shuffled; seeds take the place of grown ones that there are not yet."""
-    ours = rng.sample(grown, min(own, len(grown)))
-    theirs = rng.sample(seeds, min(human + own - len(ours), len(seeds)))
-    found = [*ours, *theirs]
-    rng.shuffle(found)
-    return found
+    """Sample generated tasks and seeds, shuffled; seeds take the place of missing generated ones."""
+    from_generated = rng.sample(generated, min(generated_count, len(generated)))
+    from_seeds = rng.sample(seeds, min(seed_count + generated_count - len(from_generated), len(seeds)))
+    tasks = [*from_generated, *from_seeds]
+    rng.shuffle(tasks)
+    return tasks
 
 
-def of_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> list[Task]:
-    """Classification tasks and others, up to `each` of both, shuffled."""
-    found = []
-    for kind in (True, False):
-        cases = cases_of(seeds, kind)
-        found += [task for task, _ in rng.sample(cases, min(each, len(cases)))]
-    rng.shuffle(found)
-    return found
+def sample_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> list[Task]:
+    """Sample up to `each` classification tasks and up to `each` others, shuffled."""
+    tasks = []
+    for classification in (True, False):
+        pool = tasks_of_kind(seeds, classification)
+        tasks += [task for task, _ in rng.sample(pool, min(each, len(pool)))]
+    rng.shuffle(tasks)
+    return tasks
 
 
-def with_examples(seeds: Sequence[Task], classification: bool, most: int, rng: random.Random) -> list[Case]:
-    """Up to `most` tasks of one kind with their examples."""
-    cases = cases_of(seeds, classification)
-    return rng.sample(cases, min(most, len(cases)))
+def sample_with_examples(
+    seeds: Sequence[Task], classification: bool, most: int, rng: random.Random
+) -> list[TaskWithExamples]:
+    """Sample up to `most` tasks of one kind with their examples."""
+    pool = tasks_of_kind(seeds, classification)
+    return rng.sample(pool, min(most, len(pool)))
 
 
-def cases_of(seeds: Sequence[Task], classification: bool) -> list[Case]:
-    """The seeds of a kind, where they say it and both kinds are there; else the built-in tasks."""
+def tasks_of_kind(seeds: Sequence[Task], classification: bool) -> list[TaskWithExamples]:
+    """Return the seeds of a kind if they include both kinds, else the built-in tasks."""
     if {True, False} <= {task.classification for task in seeds}:
         return [(task, (task.example,)) for task in seeds if task.classification is classification]
-    return [case for case in CASES if case[0].classification is classification]
+    return [pair for pair in BUILT_IN_TASKS if pair[0].classification is classification]

@@ -120,26 +120,28 @@ def api_pages() -> dict[str, str]:
 def api_names(package: str) -> list[str]:
     """The public names of a page: those that the package exports, or for a module those that it defines."""
     if package in ("", "methods"):
-        exports = _exports(PACKAGE / "__init__.py")
-        exports.pop("__version__", None)
+        exports = _exports(PACKAGE)
         return [name for name, origin in exports.items() if origin.startswith("methods.") == (package == "methods")]
     folder = PACKAGE / package.replace(".", "/")
     if (folder / "__init__.py").is_file():
-        return list(_exports(folder / "__init__.py"))
+        return list(_exports(folder))
     tree = ast.parse(folder.with_suffix(".py").read_text(encoding="utf-8"))
     defined = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-    return [name for name in defined if not name.startswith("_") and name not in _exports(PACKAGE / "__init__.py")]
+    return [name for name in defined if not name.startswith("_") and name not in _exports(PACKAGE)]
 
 
-def _exports(init: Path) -> dict[str, str]:
+def _exports(folder: Path) -> dict[str, str]:
     """Public name -> the module that it comes from, below the package. Nothing is imported: torch takes seconds."""
-    tree = ast.parse(init.read_text(encoding="utf-8"))
+    stub = folder / "__init__.pyi"
+    tree = ast.parse((stub if stub.is_file() else folder / "__init__.py").read_text(encoding="utf-8"))
     origins = {
         alias.asname or alias.name: (node.module or "").removeprefix("deltatune.")
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+    if stub.is_file():
+        return origins
     public: Any = next(
         node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )

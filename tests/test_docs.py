@@ -1,5 +1,6 @@
 """The generated documentation is what the code says, and what the documents name exists."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -9,9 +10,18 @@ import pytest
 import deltatune
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
+PACKAGE = ROOT / "src/deltatune"
+
+
+def script(name):
+    """A file of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables, site_pages = script("tables"), script("site_pages")
 
 
 def test_generated_documents_are_fresh():
@@ -33,15 +43,89 @@ def test_public_names_in_documents_exist(document):
         assert hasattr(deltatune, name), f"{document} names deltatune.{name}"
 
 
+def listed(tree):
+    """The files and folders of a tree of names, indented by two spaces a level, as paths below the package."""
+    paths, above = [], []
+    for depth, name in ((len(spaces) // 2, name) for spaces, name in re.findall(r"^( *)(\S+)  ", tree, re.MULTILINE)):
+        above = [*above[:depth], name]
+        paths.append("".join(above))
+    return paths
+
+
+def tree_of(document):
+    """The lines of a document's file trees, the package's own line left out."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks if "delta.py" in text for line in block.splitlines()]
+    return [line for line in lines if not line.startswith("src/")]
+
+
+def entries(folder, deepest):
+    """The files and folders of the package below a folder, down to a depth, as `listed` writes them."""
+    for path in folder.iterdir():
+        if (path / "__init__.py").is_file():
+            yield f"{path.relative_to(PACKAGE)}/"
+            if deepest > 1:
+                yield from entries(path, deepest - 1)
+        elif path.suffix == ".py" and path.stem != "__init__":
+            yield str(path.relative_to(PACKAGE))
+
+
 def test_the_file_tree_of_the_readme_is_the_package():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^ {6}(\w+)/ ", text, re.MULTILINE))
-    package = {path.name for path in (ROOT / "src/deltatune").iterdir() if (path / "__init__.py").is_file()}
-    assert listed == package
+    paths = listed("\n".join(line.removeprefix("  ") for line in tree_of("README.md")))
+    assert len(paths) == len(set(paths))
+    rooms = {path for path in paths if path.count("/") == 1 and path.endswith("/")}
+    assert rooms == set(entries(PACKAGE, 1))
+    full = set(entries(PACKAGE, 2))
+    assert set(paths) <= full
+    for room in rooms:
+        inside = {path for path in full if path.startswith(room) and path != room}
+        files = {path for path in inside if not path.endswith("/")}
+        left_out = files if len(files) > tables.MOST_FILES else set()
+        assert {path for path in paths if path.startswith(room) and path != room} == inside - left_out
+    assert sum(path.endswith(".py") for path in paths) > 50
+
+
+def test_the_map_has_every_file_of_the_package():
+    paths = listed("\n".join(tree_of("docs/map.md")))
+    assert len(paths) == len(set(paths))
+    assert set(paths) == set(entries(PACKAGE, 9))
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/map.md"])
+def test_every_line_of_a_file_tree_has_a_caption(document):
+    assert not [line for line in tree_of(document) if not re.fullmatch(r" *\S+ {2,}\S.+", line)]
+
+
+def test_contributing_has_the_floors():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (?:ground|first|second|third|fourth|roof) +((?:\w+/ *)+)", text, re.MULTILINE)
+    floors = [sorted(line.replace("/", " ").split()) for line in reversed(lines)]
+    assert floors == [sorted(floor) for floor in tables.floors()]
+
+
+def test_paths_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:\w+/)+[\w.]*)`", text)
+    assert len(paths) > 10
+    for path in paths:
+        assert (PACKAGE / path).exists() or (ROOT / path).exists(), f"CONTRIBUTING.md names {path}"
+
+
+def test_the_site_documents_every_public_name():
+    """Every name of every `__all__` on a page of the API, or below a package that has one."""
+    for package in site_pages.API:
+        if package in ("", "methods"):
+            continue
+        module = importlib.import_module(f"deltatune.{package}")
+        assert set(getattr(module, "__all__", site_pages.api_names(package))) == set(site_pages.api_names(package))
+    names = {*site_pages.api_names(""), *site_pages.api_names("methods"), "__version__"}
+    assert names == set(deltatune.__all__)
+    assert {"LoRA", "Prefix"} < set(site_pages.api_names("methods"))
 
 
 def test_files_that_documents_link_to_exist():
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -26,15 +26,15 @@ def test_recipes_begin_with_what_they_do():
 
 def test_the_snippets_of_the_documents_are_recipes():
     found = []
-    for page in ("README.md", "docs/recipes.md"):
+    for page in ("docs/tasks.md", "docs/recipes.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for snippet in re.findall(r"```yaml\n(.*?)```", text, re.S):
             for one in re.split(r"^---\n", snippet, flags=re.M):
                 assert isinstance(checked_recipe(yaml.safe_load(one)), Recipe)
                 found.append((page, one))
-    readme = [one for page, one in found if page == "README.md"]
-    assert len(readme) >= 7, "one for each kind of task"
-    assert all(len(one.splitlines()) <= 10 for one in readme)
+    by_task = [one for page, one in found if page == "docs/tasks.md"]
+    assert len(by_task) >= 7, "one for each kind of task"
+    assert all(len(one.splitlines()) <= 10 for one in by_task)
 
 
 def model_folder(folder, kind, head=None, tokenizer=None):

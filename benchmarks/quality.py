@@ -22,17 +22,18 @@ from torch import nn
 from transformers import get_scheduler
 
 from deltatune import LoRA, parse
-from deltatune.comparison.candidates import spread_rates
+from deltatune.comparison.candidates import rates_around
+from deltatune.comparison.cells import Event
 from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan, make_plan
-from deltatune.comparison.run_comparison import Event, run
+from deltatune.comparison.run_comparison import run
 from deltatune.data import read
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.loading import load_backbone
 from deltatune.tasks.collator import collate_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
-from deltatune.training.sampler import Batches, Order
+from deltatune.training.sampler import BatchSampler
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
 R = 8
@@ -65,15 +66,16 @@ def compare(folder: Path, out: Path, epochs: float, metric: str, limit: int | No
         out=out,
         max_length=128,
     )
-    assert any(contender.method == budget for contender in plan.contenders)
+    assert any(candidate.method == budget for candidate in plan.candidates)
     summary = run(plan, lambda event: tell(event, folder.name))
     rows = {
         entry["method"]: (entry["score"], entry["seed_scores"], entry["learning_rate"]) for entry in summary["methods"]
     }
     rows[f"HF PEFT LoRA(r={R})"] = theirs(plan, out / "peft.json")
+    metric_name = plan.session.task.metric
     for name, (score, seeds, rate) in rows.items():
         each = " ".join(f"{value:.4f}" for value in seeds)
-        print(f"{folder.name:8} {plan.task.metric:9} {name:44} {score:.4f}   seeds {each}   rate {rate:g}", flush=True)
+        print(f"{folder.name:8} {metric_name:9} {name:44} {score:.4f}   seeds {each}   rate {rate:g}", flush=True)
 
 
 def tell(event: Event, name: str) -> None:
@@ -93,24 +95,24 @@ def theirs(plan: Plan, path: Path) -> tuple[float, list[float], float]:
             print(f"  peft {key} {done[key]}", flush=True)
         return dict(done[key])
 
-    search = Search(spread_rates(LoRA.learning_rate, 3), plan.seeds, cell, lambda record: record["validation"])
+    search = Search(rates_around(LoRA.learning_rate, 3), plan.seeds, cell, lambda record: record["validation"])
     seeds = [record["test"] for record in search.chosen]
     return mean(seeds), seeds, search.rate
 
 
 def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     """One run: primary metric on the validation and the test rows."""
-    base, tokenizer = load_backbone(plan.model)
+    base, tokenizer = load_backbone(plan.session.model)
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=R, lora_alpha=16, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
     model = peft.get_peft_model(base, config)
-    head = plan.make_head(seed)
+    head = plan.session.make_head(seed)
     assert isinstance(head, Head)
     settings = plan.settings
     train = list(plan.splits["train"])
-    order = Order([len(row["input_ids"]) for row in train], settings.batch_size, 1, seed, True)
+    sampler = BatchSampler([len(row["input_ids"]) for row in train], settings.batch_size, seed=seed)
     collate = collate_for(base, tokenizer, train[0], None)
-    steps = math.ceil(len(order) * settings.epochs)
+    steps = math.ceil(sampler.steps_per_epoch * settings.epochs)
     bfloat16 = uses_bfloat16(base, settings.precision)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
@@ -118,15 +120,14 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     model.train()
     head.train()
     torch.manual_seed(seed)
-    loader = Batches(train, order, collate)
     step = 0
     for epoch in range(math.ceil(settings.epochs)):
-        order.set_epoch(epoch)
-        for batch in loader:
+        for rows in sampler.batches(epoch):
             if step == steps:
                 break
+            batch = collate([train[row] for row in rows])
             labels = batch.pop("labels")
-            plan.task.loss(logits(model, head, batch, bfloat16), labels).div(len(labels)).backward()
+            plan.session.task.loss(logits(model, head, batch, bfloat16), labels).div(len(labels)).backward()
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimizer.step()
             schedule.step()
@@ -152,7 +153,7 @@ def evaluate(plan: Plan, model: nn.Module, head: Head, collate: Any, split: str,
         batch = collate([rows[i] for i in range(start, min(start + 64, len(rows)))])
         batch.pop("labels", None)
         parts.append(logits(model, head, batch, bfloat16).numpy())
-    return plan.task.measure(plan.task.predictions(np.concatenate(parts)), rows.references)
+    return plan.session.task.measure(plan.session.task.predictions(np.concatenate(parts)), rows.references)
 
 
 if __name__ == "__main__":

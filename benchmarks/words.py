@@ -22,7 +22,7 @@ from deltatune.models import hardware
 from deltatune.tasks import Generate
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.task import IGNORED, TokenRow
-from deltatune.training.task_model import Tuned
+from deltatune.training.task_model import TaskModel
 
 VOCABULARY = 32_000
 BOUNDS = {("labelled tokens", "all tokens"): 0.5}
@@ -89,7 +89,7 @@ def own(chosen: Namespace, rows: list[TokenRow]) -> Step:
 
 
 def ours(chosen: Namespace, rows: list[TokenRow], packing: bool = False) -> Step:
-    tuned = Tuned(host(chosen), "a", Generate()).train()
+    tuned = TaskModel(host(chosen), "a", Generate()).train()
     fill = {"input_ids": 0} if packing else {"input_ids": 0, "attention_mask": 0}
     batch = Collate(fill, packed=packing)(rows)
     batch.pop("rows", None)

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import Trainer  # noqa: F401  # imported here, once for all forks
 
 from deltatune.cli import main
 from deltatune.training import job  # noqa: F401

@@ -14,7 +14,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Tag, collate_for, task_from_json
 from deltatune.tasks.task import IGNORED
 from deltatune.training import Settings, encode_for, predict, train
-from deltatune.training.task_model import Tuned
+from deltatune.training.task_model import TaskModel
 from support import models, vocabularies
 
 TAGS = ("O", "B-film", "I-film")
@@ -180,7 +180,7 @@ def test_the_loss_is_that_of_a_token_classifier():
         head.out.bias.copy_(model.classifier.bias)
     encoded = task.encode(rule_rows(7), models.tiny_tokenizer())
     batch = collate_for(host.model, models.tiny_tokenizer(), encoded[0], left=False)(encoded.rows)
-    tuned = Tuned(host, "a", task).eval()
+    tuned = TaskModel(host, "a", task).eval()
     with torch.no_grad():
         ours = tuned(**batch)["loss"]
         theirs = model(**batch).loss

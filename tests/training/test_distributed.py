@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.training import predict
-from deltatune.training.scaling.distributed import World, check_launch, check_places
+from deltatune.training.scaling.distributed import Processes, check_devices, check_launch
 from support import models
 from support.command_line import QUICK, ran, reviews, write_csv
 from support.processes import CASES, host_for, train_case
@@ -235,19 +235,19 @@ def test_what_accelerate_is_told_and_training_does_not_do_is_refused(monkeypatch
 
 
 def test_two_processes_on_one_gpu_are_refused():
-    check_places([("a", "cpu", 0), ("a", "cpu", 0)])
-    check_places([("a", "cuda:0", 1), ("b", "cuda:0", 1)])
+    check_devices([("a", "cpu", 0), ("a", "cpu", 0)])
+    check_devices([("a", "cuda:0", 1), ("b", "cuda:0", 1)])
     with pytest.raises(DeltatuneError, match="processes 0 and 1 both have the model on cuda:0 of a, which has 2 GPUs"):
-        check_places([("a", "cuda:0", 2), ("a", "cuda:0", 2)])
+        check_devices([("a", "cuda:0", 2), ("a", "cuda:0", 2)])
 
 
 def test_alone_nothing_is_sent():
-    alone = World()
-    assert alone.first
-    assert alone.sums(3, 4) == [3, 4]
-    assert alone.told("x") == "x"
-    assert alone.gathered("x") == ["x"]
-    alone.check_agree({"seed": 0})
+    alone = Processes()
+    assert alone.is_main
+    assert alone.sum_counts(3, 4) == [3, 4]
+    assert alone.broadcast("x") == "x"
+    assert alone.all_gather("x") == ["x"]
+    alone.check_equal({"seed": 0})
     parameter = torch.nn.Parameter(torch.zeros(2))
-    alone.average_gradients_([parameter])
+    alone.sum_gradients_([parameter])
     assert parameter.grad is None

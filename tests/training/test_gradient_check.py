@@ -9,7 +9,7 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Head
 from deltatune.training import Settings, train
-from deltatune.training.gradient_check import idle
+from deltatune.training.gradient_check import unread_tensors
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
@@ -82,7 +82,7 @@ def test_what_the_head_does_not_read_is_said(tokenizer):
     reads = deltatune.Host(models.tiny("bert"))
     head = Head(TASK.head_config(reads.model.config, pooling="pooler"))
     reads.attach("a", deltatune.parse("BitFit()"), head=head)
-    assert idle(reads, "a") == set()
+    assert unread_tensors(reads, "a") == set()
     assert train(reads, "a", TASK, ROWS, None, tokenizer, PLAIN).idle == ()
 
 

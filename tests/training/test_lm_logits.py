@@ -11,7 +11,7 @@ from deltatune.tasks.task import IGNORED
 from deltatune.training import encode_for, predict
 from deltatune.training.forward import text_states
 from deltatune.training.inference.likelihood import surprise
-from deltatune.training.task_model import Tuned, logits_of, word_outputs
+from deltatune.training.task_model import TaskModel, logits_of, word_outputs
 from support import models
 from support.writers import WRITERS, make_rows, wake_, writer, writing_tokenizer
 
@@ -36,7 +36,7 @@ def test_the_loss_is_the_models_own(kind, side):
     _, batch = batch_of(host, make_rows(), side)
     labels = batch["labels"]
     with torch.no_grad():
-        ours = Tuned(host, "a", TASK).eval()(**batch)["loss"]
+        ours = TaskModel(host, "a", TASK).eval()(**batch)["loss"]
         theirs = host.model(**batch).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     assert 0 < TASK.items(labels) < labels.numel()
@@ -47,7 +47,7 @@ def test_gradients_are_the_models_own(kind):
     host = writer(kind)
     _, batch = batch_of(host, make_rows(5))
     found = []
-    for compute in (lambda: Tuned(host, "a", TASK)(**batch)["loss"], lambda: host.model(**batch).loss):
+    for compute in (lambda: TaskModel(host, "a", TASK)(**batch)["loss"], lambda: host.model(**batch).loss):
         host.model.train()
         host.model.zero_grad()
         compute().backward()
@@ -98,7 +98,7 @@ def test_how_likely_answers_are_is_the_sum_over_their_tokens(kind):
     labels = batch.pop("labels")
     collate = collate_for(host.model, writing_tokenizer(), encoded[0])
     with torch.no_grad():
-        found = surprise(host, encoded, collate, False)
+        found = surprise(host, TASK, encoded, collate, False)
         logits = full_logits(host, batch, labels)
     each = F.cross_entropy(logits, labels[labels != IGNORED], reduction="none")
     sizes = (labels != IGNORED).sum(1).tolist()
@@ -118,7 +118,7 @@ def test_a_model_without_words_is_refused():
     host.attach("a", deltatune.LoRA())
     _, batch = batch_of(host, make_rows(2))
     with pytest.raises(DeltatuneError, match=r"has no language model head.*answers='text'"):
-        Tuned(host, "a", TASK)(**batch)
+        TaskModel(host, "a", TASK)(**batch)
 
 
 def test_after_an_error_the_model_reads_all_states_again():

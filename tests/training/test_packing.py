@@ -18,7 +18,7 @@ from deltatune.testing.tiny_configs import DECODERS
 from deltatune.training import Settings, encode_for, train
 from deltatune.training.inference.prediction import collate_on
 from deltatune.training.scaling.packing import check_packing
-from deltatune.training.task_model import Tuned
+from deltatune.training.task_model import TaskModel
 from support import models
 from support.writers import make_rows, writer, writing_tokenizer
 
@@ -38,7 +38,7 @@ def encoded_on(host, count=7, task=TASK):
 
 def losses(host, encoded, training=False):
     """The loss of all rows apart, and packed."""
-    tuned, found = Tuned(host, "a", TASK).train(training), []
+    tuned, found = TaskModel(host, "a", TASK).train(training), []
     for pack in (False, True):
         batch = collate_on(host, "a", writing_tokenizer(), encoded, pack)(encoded.rows)
         batch.pop("rows", None)

@@ -12,9 +12,10 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.hardware import native_bfloat16, uses_bfloat16
 from deltatune.tasks import Head, collate_for
-from deltatune.training import Tuned, encode_for, logits, predict, train
+from deltatune.training import encode_for, logits, predict, train
 from deltatune.training.forward import base_outputs, text_mask
 from deltatune.training.scaling import feature_cache as features_file
+from deltatune.training.task_model import TaskModel
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
@@ -45,10 +46,10 @@ def test_features_are_computed_once_and_change_nothing(tokenizer, monkeypatch):
 
 def test_a_probe_reads_features_without_dropout():
     host = host_with("Probe()")
-    tuned = Tuned(host, "a", TASK).train()
+    tuned = TaskModel(host, "a", TASK).train()
     assert not host.model.encoder.training
     assert host.adapters["a"].head.training
-    assert Tuned(host_with(), "a", TASK).train().host.model.encoder.training
+    assert TaskModel(host_with(), "a", TASK).train().host.model.encoder.training
     assert tuned.eval().training is False
 
 

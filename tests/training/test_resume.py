@@ -90,7 +90,7 @@ def test_a_checkpoint_is_an_adapter_folder(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"settings": dataclasses.replace(PLAIN, learning_rate=0.5)}, r"settings.learning_rate: .*asked for is 0\.5"),
+        ({"settings": dataclasses.replace(PLAIN, learning_rate=0.5)}, r"settings.learning_rate: .*this run has 0\.5"),
         ({"rows": ROWS[1:]}, "rows: "),
         ({"host": "LoRA(r=2)"}, r"(?s)method: .*r=4.*r=2"),
     ],

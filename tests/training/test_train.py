@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import get_scheduler
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Classify, Head
 from deltatune.training import predict, train
-from deltatune.training.sampler import Order
-from deltatune.training.scaling.distributed import World
+from deltatune.training.loop import schedule_factor
+from deltatune.training.sampler import BatchLoader, BatchSampler
+from deltatune.training.scaling.distributed import Processes
 from support import models
 from support.runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
 
@@ -229,43 +231,76 @@ def test_two_runs_are_equal_whatever_else_is_random(tokenizer):
 
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize(("count", "size", "pieces"), [(70, 16, 1), (70, 16, 4), (64, 16, 3), (5, 8, 2), (65, 16, 4)])
-def test_order_has_every_row_once(grouped, count, size, pieces):
+def test_the_sampler_has_every_row_once(grouped, count, size, pieces):
     lengths = np.random.default_rng(0).integers(3, 60, count).tolist()
-    order = Order(lengths, size, pieces, seed=0, grouped=grouped)
-    first = list(order)
-    assert len(first) == len(order)
-    assert sorted(row for part in first for row in part) == list(range(count))
-    assert all(part for part in first)
-    whole = [sum(map(len, first[i : i + pieces])) for i in range(0, len(first), pieces)]
-    assert set(whole[:-1]) <= {size}
-    assert list(order) == first
-    order.set_epoch(1)
-    assert list(order) != first or count <= 8
-    assert list(Order(lengths, size, 1, seed=1, grouped=grouped)) != list(Order(lengths, size, 1, 0, grouped))
+    sampler = BatchSampler(lengths, size, pieces, seed=0, length_grouping=grouped)
+    steps = sampler.batches(0)
+    passes = [sampler.forward_passes(step) for step in steps]
+    assert len(steps) == sampler.steps_per_epoch
+    assert sorted(row for step in passes for part in step for row in part) == list(range(count))
+    assert [[row for part in step for row in part] for step in passes] == steps
+    assert all(part for step in passes for part in step)
+    assert {len(step) for step in passes[:-1]} <= {pieces}
+    assert {len(step) for step in steps[:-1]} <= {size}
+    assert sampler.batches(0) == steps
+    assert sampler.batches(1) != steps or count <= 8
+    other, same = BatchSampler(lengths, size, 1, 1, grouped), BatchSampler(lengths, size, 1, 0, grouped)
+    assert other.batches(0) != same.batches(0)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize(("count", "batch", "pieces"), [(70, 16, 1), (70, 16, 4), (64, 16, 9), (5, 8, 2), (65, 16, 4)])
 def test_processes_share_the_rows_of_each_step(count, batch, pieces, size):
     lengths = np.random.default_rng(0).integers(3, 60, count).tolist()
-    alone = Order(lengths, batch, 1, 0, True)
-    orders = [Order(lengths, batch, pieces, 0, True, World(rank, size)) for rank in range(size)]
-    parts = [list(order) for order in orders]
-    assert {len(order) for order in orders} == {len(part) for part in parts} == {len(orders[0])}
-    passes = orders[0].passes(batch)
-    assert passes <= pieces
-    for number, step in enumerate(alone):
-        mine = [row for part in parts for piece in part[number * passes : (number + 1) * passes] for row in piece]
-        assert sorted(mine) == sorted(step)
-    shares = [len(row) for part in parts for row in part[: passes * (count // batch)]]
-    assert max(shares, default=0) - min(shares, default=0) <= 1
+    alone = BatchSampler(lengths, batch, 1, 0, True)
+    samplers = [BatchSampler(lengths, batch, pieces, 0, True, Processes(rank, size)) for rank in range(size)]
+    assert all(sampler.batches(0) == alone.batches(0) for sampler in samplers)
+    for step in alone.batches(0):
+        by_rank = [sampler.forward_passes(step) for sampler in samplers]
+        assert len({len(passes) for passes in by_rank}) == 1
+        assert len(by_rank[0]) <= pieces
+        assert sorted(row for passes in by_rank for rows in passes for row in rows) == sorted(step)
+        shares = [len(rows) for passes in by_rank for rows in passes]
+        assert max(shares) - min(shares) <= 1
+
+
+def test_the_loader_resumes_at_any_step():
+    loader = BatchLoader(
+        BatchSampler(range(1, 11), 4, 2),
+        lambda rows, epoch: {"numbers": torch.tensor(rows), "epoch": torch.tensor(epoch)},
+    )
+
+    def drawn(first, last):
+        return [
+            (step, [(batch.tensors["numbers"].tolist(), int(batch.tensors["epoch"]), batch.rows) for batch in batches])
+            for step, batches in loader.steps(first, last)
+        ]
+
+    whole = drawn(1, 8)
+    assert [step for step, _ in whole] == list(range(1, 9))
+    assert [batches[0][1] for _, batches in whole] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert all(drawn(first, 8) == whole[first - 1 :] for first in range(1, 10))
 
 
 def test_grouping_saves_padding():
     lengths = np.random.default_rng(0).integers(3, 60, 500).tolist()
 
     def padding(grouped):
-        order = Order(lengths, 16, 1, seed=0, grouped=grouped)
-        return sum(max(lengths[row] for row in part) * len(part) - sum(lengths[row] for row in part) for part in order)
+        batches = BatchSampler(lengths, 16, 1, seed=0, length_grouping=grouped).batches(0)
+        return sum(
+            max(lengths[row] for row in rows) * len(rows) - sum(lengths[row] for row in rows) for rows in batches
+        )
 
     assert padding(True) < 0.3 * padding(False)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_schedule_is_that_of_transformers(schedule, warmup):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
+    kind = "constant_with_warmup" if schedule == "constant" else schedule
+    reference = get_scheduler(kind, optimizer, warmup, 11)
+    for step in range(11):
+        assert optimizer.param_groups[0]["lr"] == 0.7 * schedule_factor(schedule, step, warmup, 11)
+        optimizer.step()
+        reference.step()

@@ -1,11 +1,11 @@
-"""What a checkpoint holds beside the adapter: the optimiser's state, the schedule's and the random generators'."""
+"""Checkpoints: the adapter, the optimizer, the random generators and the progress of a run, in one folder per step."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,135 +21,151 @@ from deltatune.store.adapter_folder import TENSORS
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.tensors import read_tensors
 from deltatune.tasks.task import TokenRow
+from deltatune.training.scaling.distributed import Processes
+
+# --- the optimizer ---
 
 
-def optimizer_tensors(optimizer: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """Adam's moments and step counts as `NAME|exp_avg`; `names` in the order of the optimiser's parameters."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """Adam's moments and step counts as `NAME|exp_avg`; `names` in the order of the optimizer's parameters."""
     state = optimizer.state_dict()["state"]
     return {f"{names[i]}|{key}": value for i, values in state.items() for key, value in values.items()}
 
 
-def load_optimizer_(
-    optimizer: Any, names: Sequence[str], tensors: Mapping[str, Tensor], rates: Sequence[float]
-) -> None:
-    """Put `optimizer_tensors` and each group's rate back."""
+def load_optimizer_(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Restore `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for entry, value in tensors.items():
         name, _, key = entry.rpartition("|")
         state.setdefault(names.index(name), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": [g | {"lr": r} for g, r in zip(groups, rates, strict=True)]}
-    )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# --- random generators ---
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Give each process its own dropout; process 0 draws what a single process would."""
+    if rank:
+        torch.manual_seed(generator_for(seed, f"process.{rank}").initial_seed())
 
 
 def random_tensors() -> dict[str, Tensor]:
     """States of torch's generators."""
-    found = {"cpu": torch.get_rng_state()}
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return found
+        states |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
 
 
 def random_record() -> dict[str, Any]:
     """States of Python's and numpy's generators, as plain data."""
     version, words, gauss = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
-    numpy_state = [str(kind), np.asarray(keys).tolist(), int(place), int(has_gauss), float(cached)]
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state = [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
     return {"python": [version, list(words), gauss], "numpy": numpy_state}
 
 
-def of_processes(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of all processes, as `RANK.NAME`."""
-    return {f"{rank}.{name}": value for rank, tensors in enumerate(found) for name, value in tensors.items()}
-
-
-def of_process(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """One process's own out of `of_processes`."""
-    own = f"{rank}."
-    return {name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)}
-
-
-def seed_process(seed: int, rank: int) -> None:
-    """Let each process drop other values out; the first one as if it were alone."""
-    if rank:
-        torch.manual_seed(generator_for(seed, f"process.{rank}").initial_seed())
-
-
 def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Put all generators back."""
+    """Restore all generators from `random_tensors` and `random_record`."""
     torch.set_rng_state(tensors["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda.{i}"], i)
     version, words, gauss = record["python"]
     random.setstate((version, tuple(words), gauss))
-    kind, keys, place, has_gauss, cached = record["numpy"]
-    np.random.set_state((kind, np.asarray(keys, np.uint32), place, has_gauss, cached))
+    kind, keys, position, has_gauss, cached = record["numpy"]
+    np.random.set_state((kind, np.asarray(keys, np.uint32), position, has_gauss, cached))
+
+
+def tensors_by_rank(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of all processes, as `RANK.NAME`."""
+    return {f"{rank}.{name}": value for rank, tensors in enumerate(states) for name, value in tensors.items()}
+
+
+def tensors_of_rank(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """One process's tensors out of `tensors_by_rank`."""
+    prefix = f"{rank}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+# --- which run a checkpoint is of ---
 
 
 def digest_of(rows: Sequence[TokenRow]) -> str:
     """Hash of encoded rows: tokens, labels and order."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for row in rows:
         for name in sorted(row):
-            found.update(np.asarray(row[name]).tobytes())
-            found.update(name.encode())
-    return found.hexdigest()[:32]
+            digest.update(np.asarray(row[name]).tobytes())
+            digest.update(name.encode())
+    return digest.hexdigest()[:32]
 
 
-def check_same_run(folder: Any, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise DeltatuneError if the checkpoint in `folder` is of another run, naming every difference."""
-    changed = [
-        f"\n  {name}: the checkpoint has {stored.get(name)!r}, asked for is {asked.get(name)!r}"
-        for name in dict.fromkeys([*stored, *asked])
-        if stored.get(name) != asked.get(name)
+    stored = read_record(folder, "run")["identity"]
+    different = [
+        f"\n  {name}: the checkpoint has {stored.get(name)!r}, this run has {identity.get(name)!r}"
+        for name in dict.fromkeys([*stored, *identity])
+        if stored.get(name) != identity.get(name)
     ]
-    if changed:
+    if different:
         raise DeltatuneError(
-            f"{folder} is a checkpoint of another run:{''.join(changed)}\nchoose another out folder, or delete this one"
+            f"{folder} is a checkpoint of another run:{''.join(different)}\nchoose another out folder, or delete this "
+            "one"
         )
 
 
+# --- folders ---
+
 PREFIX, ADAPTER = "checkpoint-", "adapter"
-KEPT = 2
-"""Checkpoints that are left; the last but one covers a disk that lied about the last."""
+NEWEST_KEPT = 2
+"""Checkpoints that are kept: the older one is for a disk that lost part of the newer one."""
 
 
 def write(
     out: Path,
     step: int,
-    save_adapter: Callable[[Path], Any],
+    host: Host,
+    adapter: str,
     tensors: Mapping[str, Mapping[str, Tensor]],
     records: Mapping[str, Any],
 ) -> Path:
-    """Write `checkpoint-STEP` with a safetensors file for each entry of `tensors` and a JSON file for each record."""
+    """Write `checkpoint-STEP`: the adapter, a safetensors file per entry of `tensors`, a JSON file per record."""
     folder = out / f"{PREFIX}{step}"
-    shutil.rmtree(folder, ignore_errors=True)  # a broken one of this step: a complete one would have been resumed
+    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one: a complete one would have been resumed
 
-    def fill(work: Path) -> None:
-        save_adapter(work / ADAPTER)
+    def fill(draft: Path) -> None:
+        host.save(adapter, draft / ADAPTER, training=True)
         for name, values in tensors.items():
             save_file(
-                {key: value.detach().cpu().contiguous() for key, value in values.items()}, work / f"{name}.safetensors"
+                {key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / f"{name}.safetensors"
             )
         for name, record in records.items():
-            write_json(work / f"{name}.json", record)
+            write_json(draft / f"{name}.json", record)
 
     write_folder(folder, fill)
-    for _, old in [found for found in listed(out) if found[0] <= step][KEPT:]:
+    for _, old in [entry for entry in listed(out) if entry[0] <= step][NEWEST_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
+def to_resume(out: Path, processes: Processes) -> Path | None:
+    """The checkpoint that a run resumes from; process 0 looks for it, and removes what a killed run left half done."""
+    if processes.is_main and out.is_dir():
+        tidy(out)
+    return processes.broadcast(newest(out) if processes.is_main else None)
+
+
 def tidy(out: Path) -> None:
     """Remove what a killed run left: folders half written, checkpoints half deleted."""
-    for left in [*out.glob(f".{PREFIX}*"), *out.glob(".*.draft")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    whole = [step for step, folder in listed(out) if complete(folder)]
-    for step, old in listed(out):
-        if len(whole) >= KEPT and step < whole[KEPT - 1]:
-            shutil.rmtree(old, ignore_errors=True)
+    for path in [*out.glob(f".{PREFIX}*"), *out.glob(".*.draft")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    complete_steps = [step for step, folder in listed(out) if complete(folder)]
+    for step, folder in listed(out):
+        if len(complete_steps) >= NEWEST_KEPT and step < complete_steps[NEWEST_KEPT - 1]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest(out: Path) -> Path | None:
@@ -159,8 +175,8 @@ def newest(out: Path) -> Path | None:
 
 def listed(out: Path) -> list[tuple[int, Path]]:
     """(step, folder) of everything named like a checkpoint, newest first."""
-    found = [path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(((step_of(path), path) for path in found), reverse=True)
+    folders = [path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(((step_of(path), path) for path in folders), reverse=True)
 
 
 def step_of(folder: Path) -> int:
@@ -169,7 +185,7 @@ def step_of(folder: Path) -> int:
 
 
 def complete(folder: Path) -> bool:
-    """Whether every file is there and has the bytes the manifest says."""
+    """Whether every file is there and has the hash that the manifest says."""
     try:
         check_folder(folder)
     except DeltatuneError:
@@ -182,11 +198,11 @@ def load_adapter_(host: Host, name: str, folder: Path) -> None:
     host.adapters[name].load_tensors(read_tensors(folder / ADAPTER / TENSORS))
 
 
-def tensors_of(folder: Path, name: str) -> dict[str, Tensor]:
+def read_checkpoint_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Tensors of one file of a checkpoint."""
     return read_tensors(folder / f"{name}.safetensors")
 
 
-def record_of(folder: Path, name: str) -> dict[str, Any]:
+def read_record(folder: Path, name: str) -> dict[str, Any]:
     """One record of a checkpoint."""
     return read_json(folder / f"{name}.json")

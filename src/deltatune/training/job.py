@@ -18,10 +18,10 @@ from deltatune.data import Data
 from deltatune.models.versions import versions
 from deltatune.store import run_folder as runs
 from deltatune.tasks import Encoded, Task
+from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome
-from deltatune.training.trainer import OnStep
 
 Check = Callable[[Method, Host, nn.Module | None], list[str]]
 """Checks a method before it is attached; raises, or returns notes for the user."""

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a file of JSON lines beside the checkpoints, and the trackers that are asked for."""
+"""Metrics of a run: a file of JSON lines beside the checkpoints, and experiment trackers such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,69 +9,56 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from deltatune.core.errors import nearest, raise_all
+from deltatune.core.errors import raise_all
 from deltatune.store.atomic_files import write_file
 from deltatune.store.run_folder import FIGURES, TENSORBOARD
+from deltatune.training.settings import TRACKERS, Settings
 
 FILE = FIGURES
-TRACKERS = {
-    "tensorboard": "TensorBoardCallback",
-    "wandb": "WandbCallback",
-    "mlflow": "MLflowCallback",
-    "trackio": "TrackioCallback",
-}
-"""The trackers by name, each with transformers' callback for it. The name is the package's, too."""
-
-
-def unknown(names: Sequence[str]) -> list[str]:
-    """What is wrong with names of trackers, whatever is installed."""
-    return [
-        f"report_to: there is no {name!r}{nearest(name, TRACKERS)}; known: {', '.join(TRACKERS)}"
-        for name in names
-        if name not in TRACKERS
-    ]
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise DeltatuneError for trackers whose package is not here."""
+    """Raise DeltatuneError for trackers whose package is not installed."""
     missing = [name for name in names if find_spec(name) is None]
     raise_all([f"report_to: {name} is not installed: pip install {name}" for name in missing])
 
 
 class Reporter:
-    """Writes every step and evaluation down; with no folder and no trackers it does nothing.
+    """Writes down every step and every evaluation; without a folder and without trackers it does nothing.
 
-    A context: trackers end with it.
+    A context manager, at whose end the trackers are closed.
     """
 
-    def __init__(self, folder: Path | None, names: Sequence[str], args: TrainingArguments, model: nn.Module) -> None:
-        """`folder` gets metrics.jsonl and TensorBoard's files; `model` is told to trackers with its config."""
-        check_installed(names)
-        self.folder, self.names, self.args, self.model = folder, names, args, model
+    def __init__(self, folder: Path | None, settings: Settings, device: torch.device, model: nn.Module) -> None:
+        """`folder` gets metrics.jsonl and TensorBoard's files; trackers get the settings and the model's config."""
+        self.folder, self.settings, self.device, self.model = folder, settings, device, model
         self.trackers: list[TrainerCallback] = []
         self.state, self.control = TrainerState(), TrainerControl()
 
-    def begin(self, step: int, evaluated: Collection[int]) -> None:
-        """Go on after `step`: what a stopped run wrote beyond it is cut, and evaluations that are not `evaluated`."""
+    def start(self, step: int, evaluated: Collection[int]) -> None:
+        """Begin after `step`. Removes lines that a stopped run wrote beyond it, and evaluations not in `evaluated`."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / FILE
-            kept = [line for line in read(path) if line["step"] <= step and known(line, evaluated)]
-            write_file(path, "".join(f"{json.dumps(line)}\n" for line in kept))
-        self.state.global_step = step
-        self.trackers = [self._tracker(name, step) for name in self.names]
+            lines = [line for line in read(path) if line["step"] <= step and in_checkpoint(line, evaluated)]
+            write_file(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+        if self.settings.report_to:
+            self.state.global_step = step
+            self.args = self._training_arguments()
+            self.trackers = [self._tracker(name, step) for name in self.settings.report_to]
         for tracker in self.trackers:
             tracker.on_train_begin(self.args, self.state, self.control, model=self.model)
 
-    def step(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """Figures of one optimiser step: loss, learning_rate, rows_per_second, seconds."""
-        self._write({"step": step, "epoch": round(epoch, 6), **figures})
-        self._track(step, epoch, figures)
+    def log_step(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Metrics of one optimizer step: loss, learning_rate, rows_per_second, seconds."""
+        self._write({"step": step, "epoch": round(epoch, 6), **metrics})
+        self._track(step, epoch, metrics)
 
-    def scores(self, step: int, epoch: float, scores: Mapping[str, float]) -> None:
+    def log_scores(self, step: int, epoch: float, scores: Mapping[str, float]) -> None:
         """Scores on the validation rows after a step."""
         self._write({"step": step, "epoch": round(epoch, 6), "scores": dict(scores)})
         self._track(step, epoch, {f"eval_{name}": value for name, value in scores.items()})
@@ -91,37 +78,54 @@ class Reporter:
             with (self.folder / FILE).open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(line)}\n")
 
-    def _track(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
+    def _track(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         self.state.global_step, self.state.epoch = step, epoch
         for tracker in self.trackers:
-            tracker.on_log(self.args, self.state, self.control, model=self.model, logs=dict(figures))
+            tracker.on_log(self.args, self.state, self.control, model=self.model, logs=dict(metrics))
+
+    def _training_arguments(self) -> TrainingArguments:
+        """The settings in the form that transformers' callbacks pass on to the trackers."""
+        settings = self.settings
+        return TrainingArguments(
+            output_dir=str(self.folder or "."),
+            use_cpu=self.device.type == "cpu",
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
+            per_device_train_batch_size=settings.batch_size // settings.accumulation,
+            gradient_accumulation_steps=settings.accumulation,
+            learning_rate=settings.learning_rate or 0.0,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            report_to="none",
+        )
 
     def _tracker(self, name: str, step: int) -> TrainerCallback:
         from transformers.integrations import integration_utils
 
-        maker: Any = getattr(integration_utils, TRACKERS[name])
+        callback: Any = getattr(integration_utils, TRACKERS[name])
         if name != "tensorboard":
-            return maker()  # type: ignore[no-any-return]
+            return callback()  # type: ignore[no-any-return]
         from torch.utils.tensorboard import SummaryWriter
 
         # in the run's folder; what a stopped run wrote beyond the checkpoint is hidden
-        place = None if self.folder is None else str(self.folder / TENSORBOARD)
-        return maker(SummaryWriter(place, purge_step=step + 1))  # type: ignore[no-any-return]
+        folder = None if self.folder is None else str(self.folder / TENSORBOARD)
+        return callback(SummaryWriter(folder, purge_step=step + 1))  # type: ignore[no-any-return]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one that was cut off is left out."""
+    """The lines of a metrics.jsonl, without a last one that is incomplete."""
     if not path.is_file():
         return []
-    found = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError:  # killed while writing
             break
-    return found
+    return lines
 
 
-def known(line: Mapping[str, Any], evaluated: Collection[int]) -> bool:
-    """Whether a line is of a step, or of an evaluation that the checkpoint knows."""
+def in_checkpoint(line: Mapping[str, Any], evaluated: Collection[int]) -> bool:
+    """Whether a line is of a step, or of an evaluation that the checkpoint has."""
     return "scores" not in line or line["step"] in evaluated

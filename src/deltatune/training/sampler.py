@@ -1,108 +1,97 @@
-"""The order of the rows: batches of similar length, the same for the same seed, whatever else is drawn at random."""
+"""Batches of rows of similar length, the same for the same seed, and their parts for each process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from deltatune.core.delta import generator_for
-from deltatune.training.scaling.distributed import World
+from deltatune.training.scaling.distributed import Processes
 
-REACH = 50
+SORTED_BATCHES = 50
 """Batches that are sorted by length together: enough to leave little padding, few enough to mix the rows."""
 
 
-class Order(Sampler[list[int]]):
-    """Row numbers of each forward pass of an epoch in one process. `epoch` is set by the Trainer.
+class BatchSampler:
+    """Row numbers of each optimizer step, and of each forward pass in one process.
 
-    The rows of a step are the same for any number of processes, which take turns at its parts. All of them make the
-    same number of passes, so in a short last step one may have a pass without rows.
+    The rows of a step are the same for any number of processes, which take turns at its parts. All processes make the
+    same number of forward passes, so in a short last step a process may have a pass without rows.
     """
 
     def __init__(
         self,
         lengths: Sequence[int],
         batch_size: int,
-        pieces: int,
-        seed: int,
-        grouped: bool,
-        world: World | None = None,
+        accumulation: int = 1,
+        seed: int = 0,
+        length_grouping: bool = True,
+        processes: Processes | None = None,
     ) -> None:
-        """`batch_size` rows make one optimiser step of all processes, in `pieces` forward passes of each."""
-        self.lengths, self.batch_size, self.pieces = lengths, batch_size, pieces
-        self.seed, self.grouped, self.epoch = seed, grouped, 0
-        self.world = world or World()
+        """`batch_size` rows make one optimizer step of all processes, in `accumulation` forward passes of each."""
+        self.lengths, self.batch_size, self.accumulation = lengths, batch_size, accumulation
+        self.seed, self.length_grouping, self.processes = seed, length_grouping, processes or Processes()
 
-    def __len__(self) -> int:
-        """Forward passes an epoch."""
-        whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole * self.passes(self.batch_size) + self.passes(rest)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows."""
+        return -(-len(self.lengths) // self.batch_size)
 
-    def passes(self, rows: int) -> int:
-        """Forward passes of a step: no more than are needed for every one to have a row in some process."""
-        return min(self.pieces, -(-rows // self.world.size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches():
-            count = self.passes(len(batch)) * self.world.size
-            cuts = [len(batch) * i // count for i in range(count + 1)]
-            yield from [batch[a:b] for a, b in pairwise(cuts)][self.world.rank :: self.world.size]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is given next."""
-        self.epoch = epoch
-
-    def batches(self) -> list[list[int]]:
-        """Rows of each optimiser step. Only the last may be short, as the Trainer's counting needs it."""
-        generator = generator_for(self.seed, f"order.{self.epoch}")
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Rows of each optimizer step of an epoch. Only the last step may have fewer than `batch_size`."""
+        generator = generator_for(self.seed, f"order.{epoch}")
         rows = torch.randperm(len(self.lengths), generator=generator).tolist()
-        size = self.batch_size
-        rest = len(rows) % size
+        size, rest = self.batch_size, len(rows) % self.batch_size
         rows, last = rows[: len(rows) - rest], rows[len(rows) - rest :]
-        if self.grouped:
-            reach = size * REACH
-            near = [sorted(rows[i : i + reach], key=lambda row: self.lengths[row]) for i in range(0, len(rows), reach)]
-            rows = [row for part in near for row in part]
-        found = [rows[i : i + size] for i in range(0, len(rows), size)]
-        mixed = [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
-        return [*mixed, *([last] if last else [])]
+        if self.length_grouping:
+            chunk = size * SORTED_BATCHES
+            chunks = [sorted(rows[i : i + chunk], key=self.lengths.__getitem__) for i in range(0, len(rows), chunk)]
+            rows = [row for chunk_rows in chunks for row in chunk_rows]
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return [*shuffled, *([last] if last else [])]
+
+    def forward_passes(self, batch: Sequence[int]) -> list[list[int]]:
+        """The rows of one step cut into this process's forward passes.
+
+        No more passes than are needed for each one to have a row in some process.
+        """
+        size = self.processes.size
+        count = min(self.accumulation, -(-len(batch) // size)) * size
+        cuts = [len(batch) * i // count for i in range(count + 1)]
+        return [list(batch[start:end]) for start, end in pairwise(cuts)][self.processes.rank :: size]
 
 
-class Drawn:
-    """Rows of which part is drawn anew in every epoch, such as masked tokens: by seed, epoch and row alone."""
+class MicroBatch(NamedTuple):
+    """What one forward pass reads."""
 
-    def __init__(self, rows: Sequence[Any], draw: Callable[[Any, torch.Generator], Any], order: Order) -> None:
-        self.rows, self.draw, self.order = rows, draw, order
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> Any:
-        generator = generator_for(self.order.seed, f"draw.{self.order.epoch}.{row}")
-        return self.draw(self.rows[row], generator)
+    tensors: dict[str, Tensor]
+    """The model's inputs and `labels`."""
+    rows: int
+    """Rows of the data in it. 0: the tensors are a placeholder, and their loss must not count."""
 
 
-class Batches(DataLoader[Any]):
-    """A loader in this process that draws nothing from the global random state and tells its order the epoch."""
+class BatchLoader:
+    """Micro-batches of every optimizer step, made in this process without any use of the global random state."""
 
-    def __init__(self, rows: Any, order: Order, collate: Callable[[Any], dict[str, Tensor]]) -> None:
-        collate = partial(some, rows, collate)
-        super().__init__(rows, batch_sampler=order, collate_fn=collate, generator=torch.Generator())
-        self.order = order
+    def __init__(self, sampler: BatchSampler, make_batch: Callable[[Sequence[int], int], dict[str, Tensor]]) -> None:
+        """`make_batch` makes the tensors of (row numbers, epoch)."""
+        self.sampler, self.make_batch = sampler, make_batch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer at the start of each epoch."""
-        self.order.set_epoch(epoch)
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, list[MicroBatch]]]:
+        """(step, its micro-batches) of the optimizer steps from `first` to `last`, counted from 1 over all epochs."""
+        step = first
+        while step <= last:
+            epoch, done = divmod(step - 1, self.sampler.steps_per_epoch)
+            for batch in self.sampler.batches(epoch)[done : done + last - step + 1]:
+                yield step, [self._micro_batch(rows, epoch) for rows in self.sampler.forward_passes(batch)]
+                step += 1
 
-
-def some(rows: Any, collate: Callable[[Any], dict[str, Tensor]], members: Any) -> dict[str, Tensor]:
-    """The batch of some rows. For none it is the first row's, counted as 0 rows: models take no empty batch."""
-    if isinstance(members, list) and not members:
-        return {**collate([rows[0]]), "rows": torch.tensor(0)}
-    return collate(members)
+    def _micro_batch(self, rows: Sequence[int], epoch: int) -> MicroBatch:
+        tensors = self.make_batch(rows or [0], epoch)  # models take no empty batch
+        tensors.pop("rows", None)  # the number of packed rows
+        return MicroBatch(tensors, len(rows))

@@ -6,9 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from deltatune.core.errors import raise_all
+from deltatune.core.errors import nearest, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.training.reporting import unknown
+
+TRACKERS = {
+    "tensorboard": "TensorBoardCallback",
+    "wandb": "WandbCallback",
+    "mlflow": "MLflowCallback",
+    "trackio": "TrackioCallback",
+}
+"""Experiment trackers by the name of their package, each with its callback in transformers."""
 
 
 @dataclass(frozen=True)
@@ -67,4 +74,9 @@ class Settings:
             problems.append(
                 f"a batch of {self.batch_size} rows cannot be split into {self.accumulation} (accumulation)"
             )
-        raise_all(problems + unknown(self.report_to))
+        problems += [
+            f"report_to: there is no {name!r}{nearest(name, TRACKERS)}; known: {', '.join(TRACKERS)}"
+            for name in self.report_to
+            if name not in TRACKERS
+        ]
+        raise_all(problems)

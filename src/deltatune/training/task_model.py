@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head
-from deltatune.tasks.task import IGNORED, Task
+from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
 from deltatune.training.forward import adapter_logits, text_states
 
 
@@ -82,46 +81,45 @@ def behind_start(model: nn.Module, labels: Tensor) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, config.pad_token_id or 0)
 
 
-class Tuned(nn.Module):
-    """Base, adapter, head and task as one module with a loss: what transformers.Trainer trains."""
-
-    accepts_loss_kwargs = True  # tells the Trainer that the loss is divided by the whole effective batch here
+class TaskModel(nn.Module):
+    """Base, adapter, head and task as one module that returns the loss."""
 
     def __init__(self, host: Host, name: str, task: Task, bfloat16: bool = False) -> None:
         super().__init__()
         self.model = host.model
-        self.host, self.name, self.task, self.in_half = host, name, task, bfloat16
-        self.features_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, Head)
+        self.host, self.name, self.task, self.bfloat16 = host, name, task, bfloat16
+        self.head_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, Head)
 
-    def train(self, mode: bool = True) -> Tuned:
-        """A base that has nothing to learn stays in eval mode: a probe reads features without dropout."""
+    def train(self, mode: bool = True) -> TaskModel:
+        """Set the mode. A base without anything to train stays in evaluation mode: a probe reads it without dropout."""
         super().train(mode)
-        if self.features_only:
+        if self.head_only:
             self.model.eval()
             head = self.host.adapters[self.name].head
             assert head is not None
             head.train(mode)
         return self
 
-    def forward(
-        self, labels: Tensor, num_items_in_batch: int | Tensor | None = None, **batch: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the loss, divided by `num_items_in_batch` (by the batch's own items without it), and the logits."""
-        mine = self.task.items(labels)
-        items = mine if num_items_in_batch is None else num_items_in_batch
-        found = self._words(labels, **batch) if self.task.answers in ("text", "words") else self._head(labels, batch)
-        penalty = self.host.adapters[self.name].penalty()  # shared among the passes of a step by their items
-        return {**found, "loss": found["loss"] / items + penalty * (mine / items)}
+    def forward(self, labels: Tensor, items: int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """Return the loss, summed over labelled items and divided by `items`, and the logits.
+
+        `items`: the labelled items of the whole optimizer step; by default those of this batch.
+        """
+        own_items = self.task.items(labels)
+        items = own_items if items is None else items
+        if isinstance(self.task, LanguageModelTask):
+            outputs = self._language_model(self.task, labels, batch)
+        else:
+            outputs = self._head(labels, batch)
+        penalty = self.host.adapters[self.name].penalty()  # the passes of a step share it by their items
+        return {**outputs, "loss": outputs["loss"] / items + penalty * (own_items / items)}
 
     def _head(self, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        values = adapter_logits(self.host, self.name, batch, self.in_half)
+        values = adapter_logits(self.host, self.name, batch, self.bfloat16)
         return {"loss": self.task.loss(values, labels), "logits": values}
 
-    def _words(self, labels: Tensor, pair_labels: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
-        outputs, there = word_outputs(self.host, batch, labels, self.in_half)
+    def _language_model(self, task: LanguageModelTask, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        extra_labels = {name: batch.pop(name) for name in task.extra_labels}
+        outputs, labelled = word_outputs(self.host, batch, labels, self.bfloat16)
         values = logits_of(outputs)
-        loss = self.task.loss(values, there)
-        if pair_labels is not None:  # next sentence prediction; its mean counts as much as the words' mean
-            pairs = F.cross_entropy(outputs.seq_relationship_logits.float(), pair_labels)
-            loss = loss + pairs * self.task.items(labels)
-        return {"loss": loss, "logits": values}
+        return {"loss": task.model_loss(values, labelled, outputs, extra_labels), "logits": values}

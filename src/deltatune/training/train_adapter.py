@@ -1,18 +1,19 @@
-"""Train one adapter of a host on a task."""
+"""Train an adapter of a host on a task."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models import hardware
@@ -20,21 +21,19 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint
-from deltatune.training.checkpoint import digest_of
-from deltatune.training.gradient_check import idle
+from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.prediction import collate_on, encoded_rows, predict
-from deltatune.training.reporting import check_installed
-from deltatune.training.sampler import Batches, Drawn, Order
-from deltatune.training.scaling.distributed import World, check_launch, join
-from deltatune.training.scaling.feature_cache import Probe, extract, probed
-from deltatune.training.scaling.gradient_checkpointing import recomputing
+from deltatune.training.loop import OnStep, TrainingLoop
+from deltatune.training.reporting import Reporter, check_installed
+from deltatune.training.sampler import BatchLoader, BatchSampler
+from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
+from deltatune.training.scaling.feature_cache import FeatureModel, cacheable_head, extract_features
+from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.packing import check_packing
 from deltatune.training.scaling.sharding import gather_root_, shard_
 from deltatune.training.settings import Settings
-from deltatune.training.task_model import Tuned
-from deltatune.training.trainer import DeltaTrainer, OnStep, names_of
-from deltatune.training.trainer_arguments import arguments
+from deltatune.training.task_model import TaskModel
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,21 @@ class Outcome:
     evaluations: list[tuple[int, dict[str, float]]]
     """(step, scores on the validation rows); the last one is the trained adapter's. Empty without validation rows."""
     seconds: float
-    """Time spent training, without evaluations and checkpoints; over all sessions of a resumed run."""
+    """Time spent training, without evaluations and checkpoints, including the time before a run was resumed."""
     examples_per_second: float
-    """Rows trained on, repeats counted, a second."""
+    """Rows trained on per second, repeats counted."""
     peak_memory_bytes: int | None
-    """Highest memory while training: the GPU's, or the process's on Linux; None where it cannot be measured."""
+    """Peak memory while training: of the GPU, or of the process on Linux; None where it cannot be measured."""
     learning_rate: float
     """The peak rate used."""
     bfloat16: bool
     """Whether the base ran under bfloat16 autocast."""
     truncated: int = 0
-    """Training and validation rows that were cut at the task's max_length."""
+    """Training and validation rows that were truncated at the task's max_length."""
     idle: tuple[str, ...] = ()
-    """Trainable tensors that this task's head does not read, such as the base's pooler: they stayed what they were."""
+    """Trainable tensors that this task's head does not read, such as the base's pooler: they did not change."""
     resumed: int = 0
-    """The step this session went on from."""
+    """The step of the checkpoint that the run was resumed from; 0 for a new run."""
 
 
 def train(
@@ -77,127 +76,129 @@ def train(
 ) -> Outcome:
     """Train adapter `name` and score it on the validation rows; rows may be encoded already.
 
-    With `out`, checkpoints go there, and a run that was stopped goes on from the newest complete one when called
-    again in the same way; metrics.jsonl goes there too, or to `reports`. Reparametrisations are dropped at the end
-    (`host.finish_`); route and modes of the model are left as found. Several processes under torchrun train together:
-    each calls this alike and gets the same Outcome. Raises DeltatuneError for rows the task refuses, a checkpoint of
-    another run, a trainable tensor that does not learn, and a loss that is not finite. The global random generators
-    are seeded with the settings' seed.
+    With `out`, checkpoints go there, and the same call resumes a stopped run from the newest complete checkpoint;
+    metrics.jsonl goes there too, or to `reports`. Reparametrisations are dropped at the end (`host.finish_`); the route
+    and the modes of the model are restored. Several processes under torchrun train together: each makes the same call
+    and gets the same Outcome. The global random generators are seeded with the settings' seed. Raises DeltatuneError
+    for rows that the task refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that
+    is not finite.
     """
-    settings = resolved(settings or Settings(), host, name)
+    settings = with_learning_rate(settings or Settings(), host, name)
     check_installed(settings.report_to)
     rows = encoded_rows(host, name, task, rows_train, tokenizer)
     if not len(rows):
         raise DeltatuneError("there are no rows to train on")
     validation = encoded_rows(host, name, task, rows_validation or [], tokenizer)
-    precision = "bfloat16" if uses_bfloat16(host.model, settings.precision) else "float32"
+    bfloat16, device = uses_bfloat16(host.model, settings.precision), device_of(host)
 
     def evaluate() -> dict[str, float]:
         gather_root_(host.model)
-        return task.score(predict(host, name, task, validation, tokenizer, precision=precision), validation.references)
+        precision = "bfloat16" if bfloat16 else "float32"
+        answers = predict(host, name, task, validation, tokenizer, precision=precision)
+        return task.score(answers, validation.references)
 
-    place = Path(out) if out is not None else None
-    told = Path(reports) if reports is not None else place
-    check_launch(precision == "bfloat16" or host.model.dtype == torch.bfloat16)
-    world = join(device_of(host))
-    shard_(host, world)
-    each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
-    with host.using(name, training=True), recomputing(host.model, settings.checkpointing):
-        hardware.reset_peak_memory(device_of(host))
-        started = time.perf_counter()
-        trainer = build(host, name, task, rows, tokenizer, settings, place, on_step, each_epoch, world, told)
-        trainer.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
-        resume = trainer.resumable()
-        trainer.run(resume)
-        peak = hardware.peak_memory(device_of(host))
-    host.finish_(name)
-    done, last = trainer.progress, trainer.state.global_step
-    with trainer.reporter:
-        if len(validation) and not (done.evaluations and done.evaluations[-1][0] == last):
-            trainer.scored(evaluate())
+    check_launch(bfloat16 or host.model.dtype == torch.bfloat16)
+    processes = join_processes(device)
+    shard_(host, processes)
+    out = None if out is None else Path(out)
+    with Reporter(out if reports is None else Path(reports), settings, device, host.model) as reporter:
+        with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
+            hardware.reset_peak_memory(device)
+            started = time.perf_counter()
+            model, loader = model_and_loader(host, name, task, rows, tokenizer, settings, processes)
+            identity = None
+            if out is not None or processes.size > 1:
+                identity = identity_of(host, name, task, rows, settings)
+            each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
+            loop = TrainingLoop(
+                model, host, name, task, loader, settings, reporter, processes, out, on_step, each_epoch, identity
+            )
+            loop.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
+            resume = None if out is None else checkpoint.to_resume(out, processes)
+            loop.run(resume)
+            peak_memory = hardware.peak_memory(device)
+        host.finish_(name)
+        progress = loop.progress
+        if len(validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
+            loop.add_scores(evaluate())
     return Outcome(
-        history=done.history,
-        evaluations=done.evaluations,
-        seconds=done.seconds,
-        examples_per_second=done.rows / done.seconds if done.seconds else 0.0,
-        peak_memory_bytes=peak,
+        history=progress.history,
+        evaluations=progress.evaluations,
+        seconds=progress.seconds,
+        examples_per_second=progress.rows / progress.seconds if progress.seconds else 0.0,
+        peak_memory_bytes=peak_memory,
         learning_rate=settings.learning_rate or 0.0,
-        bfloat16=precision == "bfloat16",
+        bfloat16=bfloat16,
         truncated=rows.truncated + validation.truncated,
-        idle=tuple(sorted(idle(host, name))),
+        idle=tuple(sorted(unread_tensors(host, name))),
         resumed=checkpoint.step_of(resume) if resume else 0,
     )
 
 
-def resolved(settings: Settings, host: Host, name: str) -> Settings:
-    """Settings with a rate: the method's recommended one where none is given."""
+def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:
+    """Settings with a learning rate: the method's recommended one if none is given."""
     if name not in host.adapters:
         raise DeltatuneError(f"no adapter is called {name!r}; attached: {', '.join(host.adapters) or 'none'}")
     if not host.trainable(name):
         raise DeltatuneError(
-            f"adapter {name!r} has nothing to train: {host.adapters[name].method!r} trains only a head, and there is "
-            "none where the model's own words are the answer; choose another method"
+            f"adapter {name!r} has nothing to train: {host.adapters[name].method!r} trains only a head, and tasks that "
+            "use the language-model head have none; choose another method"
         )
     if settings.learning_rate is not None:
         return settings
     return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
 
 
-def build(
+def model_and_loader(
     host: Host,
     name: str,
     task: Task,
     rows: Encoded,
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
-    out: Path | None,
-    on_step: OnStep | None,
-    evaluate: Callable[[], dict[str, float]] | None,
-    world: World,
-    reports: Path | None,
-) -> DeltaTrainer:
-    """The trainer of one run: on the whole model, or on stored features where nothing but a head is trained."""
-    bfloat16 = uses_bfloat16(host.model, settings.precision)
+    processes: Processes,
+) -> tuple[nn.Module, BatchLoader]:
+    """What the loop trains, and its batches: the whole model on tokens, or only a head on cached features."""
     collate = collate_on(host, name, tokenizer, rows, settings.packing)
     if settings.packing:
         check_packing(host, name, collate, rows.rows)
-    head = probed(host, name, len(rows))
-    model: nn.Module
-    data: Any
-    batch: Callable[[Any], dict[str, torch.Tensor]]
-    if head is None:
-        model, data, batch = Tuned(host, name, task, bfloat16), list(rows), collate
-    else:
+    sampler = BatchSampler(
+        [len(row["input_ids"]) for row in rows],
+        settings.batch_size,
+        settings.accumulation,
+        settings.seed,
+        settings.length_grouping,
+        processes,
+    )
+    bfloat16 = uses_bfloat16(host.model, settings.precision)
+    head = cacheable_head(host, name, len(rows))
+    if head is not None:
         host.model.eval()
-        model, data, batch = Probe(head, task), extract(host, head, rows, collate, bfloat16), as_it_is
-    lengths = [len(row["input_ids"]) for row in rows]
-    order = Order(lengths, settings.batch_size, settings.accumulation, settings.seed, settings.length_grouping, world)
-    if hasattr(task, "draw"):
-        data = Drawn(data, task.draw, order)
-    loader = Batches(data, order, batch)
-    args = arguments(settings, order, out)
-    compared = out is not None or world.size > 1
-    identity = identity_of(host, name, task, rows, settings) if compared else None
-    return DeltaTrainer(model, host, name, task, loader, settings, args, on_step, evaluate, identity, reports)
+        features = extract_features(host, head, rows, collate, bfloat16)
+        return FeatureModel(head, task), BatchLoader(sampler, features.batch)
 
+    def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
+        if not task.dynamic:
+            return collate([rows.rows[number] for number in numbers])
+        # what a row draws, such as its masked tokens, depends on seed, epoch and row alone
+        generators = [generator_for(settings.seed, f"draw.{epoch}.{number}") for number in numbers]
+        return collate([task.draw(rows.rows[n], generator) for n, generator in zip(numbers, generators, strict=True)])
 
-def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Features come in batches already."""
-    return batch
+    return TaskModel(host, name, task, bfloat16), BatchLoader(sampler, make_batch)
 
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:
-    """What a checkpoint must agree on before training goes on from it, as plain data."""
-    adapter, asked = host.adapters[name], dataclasses.asdict(settings)
+    """The facts in which a checkpoint must equal the run that resumes from it, as plain data."""
+    adapter, fields = host.adapters[name], dataclasses.asdict(settings)
     for free in ("checkpointing", "report_to"):  # the result is the same
-        del asked[free]
+        del fields[free]
     return {
         "method": repr(adapter.method),
         "adapter_seed": adapter.seed,
-        "tensors": names_of(host.trainable(name)),
+        "tensors": {n: list(parameter.shape) for n, parameter in host.trainable(name)},
         "base": base_identity(host),
         "task": task.to_json(),
-        "rows": [len(rows), digest_of(rows.rows)],
-        **{f"settings.{field}": value for field, value in asked.items()},
+        "rows": [len(rows), checkpoint.digest_of(rows.rows)],
+        **{f"settings.{field}": value for field, value in fields.items()},
         "bfloat16": uses_bfloat16(host.model, settings.precision),
     }

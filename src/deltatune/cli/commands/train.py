@@ -152,7 +152,7 @@ def train(
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import Job, prepare, record_of, run
-    from deltatune.training.scaling.distributed import join
+    from deltatune.training.scaling.distributed import join_processes
 
     wanted = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
@@ -163,12 +163,12 @@ def train(
     ready = prepare(job, partial(check_export, export_for))
     folder = out or runs.default_folder(ready.data.name, repr(ready.session.adapter.method))
     record = record_of(ready, data)
-    world = join(device_of(ready.session.host))
-    if not world.first:  # one of torchrun's other processes: it helps, the first does all that is seen
-        if world.told(None) is None:
+    processes = join_processes(device_of(ready.session.host))
+    if not processes.is_main:  # one of torchrun's other processes: it helps, the first does all that is seen
+        if processes.broadcast(None) is None:
             run(ready, folder, record)
         return
-    before = world.told(runs.open_run(folder, record, force))
+    before = processes.broadcast(runs.open_run(folder, record, force))
     introduce(ready, model, folder)
     if before is None:
         metrics = watched_run(ready, folder, record)
@@ -250,5 +250,5 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
 
 def example_file(task: Task) -> str:
     """What a file to predict may be called."""
-    one = len(getattr(task, "text", ())) == 1 and task.answers in ("row", "text")
+    one = len(task.text) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"

@@ -16,11 +16,11 @@ from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel, longest_input
 from deltatune.training.inference.prediction import predict
 from deltatune.training.job import Job, Prepared
+from deltatune.training.loop import OnStep
 from deltatune.training.recipes.check_recipe import Looked, look, rows_of
 from deltatune.training.recipes.schema import Run, Words
 from deltatune.training.session import NAME, open_host
 from deltatune.training.tokenizer_extension import grow_embeddings_, learn_tokens, merge, tokens_per_character
-from deltatune.training.trainer import OnStep
 
 BLOCK = 256
 """Tokens that are read at once."""

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: each block's activations are thrown away and computed once more in backward."""
+"""Gradient checkpointing: each block's activations are discarded and computed again in backward."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from deltatune.core.errors import DeltatuneError
 
 
 @contextmanager
-def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """While this lasts the model recomputes its blocks in training; then it is as before.
+def gradient_checkpointing(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Within this context the model checkpoints its blocks in training; afterwards it is as before.
 
-    Without reentrance, since the input of the first block has no gradient under a frozen base.
-    Raises DeltatuneError for a model that cannot.
+    Non-reentrant, because the input of the first block has no gradient under a frozen base.
+    Raises DeltatuneError for a model that does not support it.
     """
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # before transformers 5.2x
-    if not wanted or getattr(model, f"is_{kind}_checkpointing", False):
+    if not enabled or getattr(model, f"is_{kind}_checkpointing", False):
         yield
         return
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise DeltatuneError(
-            f"{type(model).__name__} cannot recompute its blocks (it does not support gradient checkpointing); set "
-            "checkpointing off and split batches with accumulation instead"
+            f"{type(model).__name__} does not support gradient checkpointing; set checkpointing=False and split "
+            "batches with accumulation instead"
         )
-    configs = {id(found): found for module in model.modules() if (found := getattr(module, "config", None)) is not None}
+    configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
     caching: list[Any] = [config for config in configs.values() if getattr(config, "use_cache", False)]
     getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     for config in caching:  # a cache would be filled twice; a decoder behind an encoder has a config of its own

@@ -17,20 +17,20 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.sites.blocks import find_blocks
 from deltatune.store.fingerprint import remember
-from deltatune.training.scaling.distributed import SHARDS, World
+from deltatune.training.scaling.distributed import FSDP, Processes
 
 
 def asked() -> bool:
     """Whether `accelerate launch --use_fsdp` has started this process."""
-    return os.environ.get(SHARDS, "false").lower() == "true"
+    return os.environ.get(FSDP, "false").lower() == "true"
 
 
-def shard_(host: Host, world: World) -> None:
+def shard_(host: Host, processes: Processes) -> None:
     """Spread the base over the processes; afterwards all of them must run it together.
 
     Raises DeltatuneError for what cannot be: another FSDP, adapters that live in the base's own weights, an old torch.
     """
-    if not asked() or world.size == 1 or sharded(host.model):  # what is attached after that is refused by the Host
+    if not asked() or processes.size == 1 or sharded(host.model):  # what is attached after that is refused by the Host
         return
     check(host)
     from torch.distributed.fsdp import fully_shard
@@ -38,7 +38,7 @@ def shard_(host: Host, world: World) -> None:
     remember(host)
     host_keeps = getattr(host.model, "deltatune", None)
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "mesh": init_device_mesh(processes.device.type, (processes.size,)),
         "reshard_after_forward": flag("FSDP_RESHARD_AFTER_FORWARD", True),
         "ignored_params": set(host_keeps.parameters()) if isinstance(host_keeps, torch.nn.Module) else set(),
     }

@@ -1,0 +1,231 @@
+"""The training loop: forward and backward passes, gradient clipping, optimizer steps, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
+from deltatune.tasks.task import Task
+from deltatune.training import checkpoint
+from deltatune.training.gradient_check import GradientCheck, skippable_tensors, unread_tensors
+from deltatune.training.reporting import Reporter
+from deltatune.training.sampler import BatchLoader, MicroBatch
+from deltatune.training.scaling.distributed import Processes
+from deltatune.training.settings import Settings
+
+OnStep = Callable[[int, int, float, float], None]
+"""Called after each optimizer step with (step, total steps, loss, learning rate)."""
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; every checkpoint stores it."""
+
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(step, loss) of every optimizer step."""
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(step, scores on the validation rows)."""
+    seconds: float = 0.0
+    """Time spent in steps, without evaluations and checkpoints."""
+    rows: int = 0
+    """Rows trained on, repeats counted."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.history[-1][0] if self.history else 0
+
+
+class TrainingLoop:
+    """Trains one adapter of a host: AdamW on `model`, a module that returns the loss (TaskModel or FeatureModel).
+
+    Every process runs the same loop on its part of each step's rows. The loss of a step is the sum over all labelled
+    items of all processes and forward passes, divided by their number; so gradients are summed, never averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        host: Host,
+        name: str,
+        task: Task,
+        loader: BatchLoader,
+        settings: Settings,
+        reporter: Reporter,
+        processes: Processes,
+        out: Path | None = None,
+        on_step: OnStep | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`settings.learning_rate` is set. `out` gets the checkpoints. `evaluate` is called after every epoch.
+
+        `identity` describes the run: the processes must agree on it, and a checkpoint of another run is refused.
+        """
+        self.model, self.host, self.name, self.task, self.loader = model, host, name, task, loader
+        self.settings, self.reporter, self.processes, self.out = settings, reporter, processes, out
+        self.on_step, self.evaluate, self.identity = on_step, evaluate, dict(identity or {})
+        self.progress = Progress()
+        self.steps_per_epoch = loader.sampler.steps_per_epoch
+        self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
+        self.warmup_steps = math.ceil(settings.warmup * self.total_steps)
+
+        trainable, unread, skippable = host.trainable(name), unread_tensors(host, name), skippable_tensors(host, name)
+        self.parameters = [parameter for n, parameter in trainable if n not in unread]
+        self.gradient_check = GradientCheck(name, {n: p for n, p in trainable if n not in unread | skippable})
+
+        peak_rate = settings.learning_rate or 0.0
+        groups = host.adapters[name].parameter_groups(peak_rate, settings.weight_decay)
+        groups.sort(key=lambda group: group["lr"] != peak_rate)  # the first group's rate is the one reported
+        self.peak_rates = [group["lr"] for group in groups]
+        fused = all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in self.parameters)
+        self.optimizer = torch.optim.AdamW(groups, lr=peak_rate, fused=fused)
+        names = {id(parameter): n for n, parameter in trainable}
+        self.optimizer_names = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def run(self, resume: Path | None = None) -> None:
+        """Train to the last step, from the first one or from a checkpoint.
+
+        Raises DeltatuneError for a checkpoint of another run, processes that differ, a trainable tensor that does not
+        learn, and a loss that is not finite.
+        """
+        self.start(resume)
+        started, rows_before = time.perf_counter(), self.progress.rows
+        for step, batches in self.loader.steps(self.progress.step + 1, self.total_steps):
+            loss, learning_rate = self.optimize_(step, batches)
+            seconds = time.perf_counter() - started
+            if not math.isfinite(loss):
+                raise DeltatuneError(
+                    f"the loss became {loss} in step {step} (rate {learning_rate:.2g}); lower the learning_rate"
+                )
+            self.progress.seconds += seconds
+            self.progress.history.append((step, loss))
+            speed = (self.progress.rows - rows_before) / seconds if seconds else 0.0
+            if self.processes.is_main:
+                figures = {"loss": loss, "learning_rate": learning_rate, "rows_per_second": speed}
+                self.reporter.log_step(step, self.epoch, figures | {"seconds": self.progress.seconds})
+            if self.evaluate is not None and step % self.steps_per_epoch == 0:
+                self.add_scores(self.evaluate())
+            if self.on_step is not None and self.processes.is_main:
+                self.on_step(step, self.total_steps, loss, learning_rate)
+            if self.out is not None and (step % self.checkpoint_every == 0 or step == self.total_steps):
+                self.save_checkpoint(self.out)
+            started, rows_before = time.perf_counter(), self.progress.rows
+
+    def optimize_(self, step: int, batches: Sequence[MicroBatch]) -> tuple[float, float]:
+        """One optimizer step: its loss over the rows of all processes, and the learning rate it was taken with."""
+        counts = [self.task.items(batch.tensors["labels"]) if batch.rows else 0 for batch in batches]
+        rows, items = self.processes.sum_counts(sum(batch.rows for batch in batches), sum(counts))
+        device, total = self.processes.device, torch.zeros((), device=self.processes.device)
+        self.model.train()
+        for batch in batches:
+            tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
+            loss: Tensor = self.model(**tensors, items=items)["loss"]
+            if not batch.rows:  # a pass that only keeps the processes in step
+                loss = loss * 0.0
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self.processes.sum_gradients_(self.parameters)
+        if self.settings.max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+
+        factor = schedule_factor(self.settings.schedule, step - 1, self.warmup_steps, self.total_steps)
+        for group, peak_rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak_rate * factor
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.gradient_check.before_step()
+        self.optimizer.step()
+        self.gradient_check.after_step(learning_rate)
+        self.optimizer.zero_grad()
+        self.progress.rows += rows
+        return float(self.processes.sum_(total)), learning_rate
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the rows so far."""
+        return self.progress.step / self.steps_per_epoch
+
+    def add_scores(self, scores: dict[str, float]) -> None:
+        """Store and report the validation scores after the last step; all processes take those of process 0."""
+        scores = self.processes.broadcast(scores)
+        self.progress.evaluations.append((self.progress.step, scores))
+        if self.processes.is_main:
+            self.reporter.log_scores(self.progress.step, self.epoch, scores)
+
+    # --- start, checkpoints ---
+
+    def start(self, resume: Path | None) -> None:
+        """Give all processes the same adapter, seed them, and restore a checkpoint."""
+        if resume is not None:
+            checkpoint.check_same_run(resume, self.identity)
+        self.processes.check_equal(self.identity)
+        self.processes.broadcast_tensors_([*self.host.adapters[self.name].state_dict().values()])
+        set_seed(self.settings.seed)
+        checkpoint.seed_process(self.settings.seed, self.processes.rank)
+        if resume is not None:
+            self.load_checkpoint_(resume)
+        self.gradient_check.start(self.progress.step)
+        if self.processes.is_main:
+            self.reporter.start(self.progress.step, [step for step, _ in self.progress.evaluations])
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Optimizer steps between two checkpoints."""
+        return self.settings.checkpoint_every or self.steps_per_epoch
+
+    def save_checkpoint(self, out: Path) -> None:
+        """Write the adapter and all that resuming needs; process 0 writes, with the random states of every process."""
+        states = self.processes.all_gather((checkpoint.random_tensors(), checkpoint.random_record()))
+        if not self.processes.is_main:
+            return
+        tensors = {
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.optimizer_names),
+            "random": checkpoint.tensors_by_rank([tensors for tensors, _ in states]),
+        }
+        record = {
+            "identity": self.identity,
+            "progress": vars(self.progress),
+            "random": [record for _, record in states],
+        }
+        checkpoint.write(out, self.progress.step, self.host, self.name, tensors, {"run": record})
+
+    def load_checkpoint_(self, folder: Path) -> None:
+        """Restore the adapter, the optimizer, the progress and this process's random generators."""
+        checkpoint.load_adapter_(self.host, self.name, folder)
+        record = checkpoint.read_record(folder, "run")
+        stored = record["progress"]
+        self.progress = Progress(
+            [(int(step), float(loss)) for step, loss in stored["history"]],
+            [(int(step), dict(scores)) for step, scores in stored["evaluations"]],
+            self.progress.seconds + stored["seconds"],
+            stored["rows"],
+        )
+        optimizer_tensors = checkpoint.read_checkpoint_tensors(folder, "optimizer")
+        checkpoint.load_optimizer_(self.optimizer, self.optimizer_names, optimizer_tensors)
+        rank = self.processes.rank
+        if rank < len(record["random"]):  # a process that the stopped run did not have keeps its seed
+            random_tensors = checkpoint.read_checkpoint_tensors(folder, "random")
+            checkpoint.restore_random(checkpoint.tensors_of_rank(random_tensors, rank), record["random"][rank])
+
+
+def schedule_factor(schedule: str, step: int, warmup_steps: int, total_steps: int) -> float:
+    """The learning rate of a step, counted from 0, as a fraction of its peak."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    decay_steps = max(1, total_steps - warmup_steps)
+    if schedule == "linear":
+        return max(0.0, (total_steps - step) / decay_steps)
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / decay_steps
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return 1.0

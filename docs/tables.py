@@ -66,7 +66,7 @@ def between(text: str, name: str, content: str) -> str:
 def readme_tree() -> str:
     """The rooms of the package and what is directly in them."""
     lines = [line for floor in floors() for room in floor for line in tree(PACKAGE / room, 1, deepest=2)]
-    return "\n".join(["src/deltatune/", *lines])
+    return "\n".join(["src/deltatune/", *aligned(lines)])
 
 
 def map_page() -> str:
@@ -77,7 +77,7 @@ def map_page() -> str:
     ]
     for height, floor in enumerate(floors(), 1):
         lines = [line for room in floor for line in tree(PACKAGE / room, 0, deepest=9)]
-        parts.append(f"## Floor {height}: {', '.join(floor)}\n\n```text\n" + "\n".join(lines) + "\n```\n")
+        parts.append(f"## Floor {height}: {', '.join(floor)}\n\n```text\n" + "\n".join(aligned(lines)) + "\n```\n")
     return "\n".join(parts)
 
 
@@ -89,8 +89,8 @@ def floors() -> list[list[str]]:
     return rooms
 
 
-def tree(folder: Path, depth: int, deepest: int) -> Iterator[str]:
-    """The lines of a folder: itself, the folders in it, its files; down to a depth."""
+def tree(folder: Path, depth: int, deepest: int) -> Iterator[tuple[str, str]]:
+    """The lines of a folder, each a name and a caption: itself, the folders in it, its files; down to a depth."""
     yield tree_line(folder, depth)
     if depth == deepest:
         return
@@ -102,8 +102,8 @@ def tree(folder: Path, depth: int, deepest: int) -> Iterator[str]:
         yield from (tree_line(path, depth + 1) for path in files)
 
 
-def tree_line(path: Path, depth: int) -> str:
-    """A file or a folder with the first sentence of its docstring."""
+def tree_line(path: Path, depth: int) -> tuple[str, str]:
+    """The indented name of a file or a folder, and the first sentence of its docstring."""
     source = path / "__init__.py" if path.is_dir() else path
     docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     caption = re.split(r"\.\s", " ".join(docstring.partition("\n\n")[0].split()))[0].removesuffix(".")
@@ -111,7 +111,13 @@ def tree_line(path: Path, depth: int) -> str:
         breaks = [match.start() for match in re.finditer(r"[,:;] ", caption) if match.start() <= CAPTION]
         caption = caption[: breaks[-1]] if breaks else caption
     name = "  " * depth + (f"{path.name}/" if path.is_dir() else path.name)
-    return f"{name:<30} {caption}"
+    return name, caption
+
+
+def aligned(lines: list[tuple[str, str]]) -> Iterator[str]:
+    """Names on the left, captions on the right."""
+    width = max(len(name) for name, _ in lines) + 2
+    return (f"{name:<{width}}{caption}" for name, caption in lines)
 
 
 def help_screens() -> str:
@@ -122,7 +128,7 @@ def help_screens() -> str:
 
 def help_screen(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
     """The screen of a command and those of its own commands."""
-    context = click.Context(command, info_name=name, parent=parent)
+    context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
     yield f"## {context.command_path}\n\n```text\n{command.get_help(context).strip()}\n```"
     for inner_name, inner in getattr(command, "commands", {}).items():
         yield from help_screen(inner, inner_name, context)

@@ -9,14 +9,15 @@ import random
 import numpy as np
 import pytest
 
-from deltatune.comparison import run_comparison as running
-from deltatune.comparison.intrinsic_dimension.dimension_config import Question, make_question
+from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
 from deltatune.comparison.plan import DEFAULT_METHODS, make_plan
+from deltatune.comparison.records import Records
 from deltatune.comparison.run_comparison import run
-from deltatune.comparison.sample_predictions import METHODS, chosen
+from deltatune.comparison.sample_predictions import METHODS, chosen_rows
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings
+from deltatune.training import session as session_module
 from support import models
 from support.writers import make_rows, writing_tokenizer
 
@@ -117,16 +118,16 @@ def test_a_whole_comparison(folders, tmp_path, kind, model):
     stored = list((tmp_path / "run/predictions").glob(f"{record['cell']}.*"))
     assert [file.suffix for file in stored] == [".npy" if kind in ("many", "number") else ".json"]
     # the kept answers score what was said of them
-    answers = running.Records(tmp_path / "run").answers(record["cell"])
-    assert plan.task.score(answers, test.references)[metric] == pytest.approx(record["scores"]["test"][metric])
+    answers = Records(tmp_path / "run").answers(record["cell"])
+    assert plan.session.task.score(answers, test.references)[metric] == pytest.approx(record["scores"]["test"][metric])
     report = (tmp_path / "run/report.html").read_text()
     assert "<h2>Sample predictions</h2>" in report
 
 
 def test_nothing_is_done_twice(folders, tmp_path, monkeypatch):
     first = run(plan_for(folders, "raw", "llama", tmp_path))
-    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
-    monkeypatch.setattr("deltatune.comparison.baseline.predict", lambda *a, **k: pytest.fail("it was kept"))
+    monkeypatch.setattr(session_module, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(session_module, "predict", lambda *a, **k: pytest.fail("it was kept"))
     again = run(plan_for(folders, "raw", "llama", tmp_path))
     assert json.loads(json.dumps(again["methods"])) == json.loads(json.dumps(first["methods"]))
     assert again["majority"] == first["majority"]
@@ -153,9 +154,9 @@ def test_never_answering(folders, tmp_path):
 def test_the_untrained_model_is_a_line_of_the_report(folders, tmp_path, kind, model):
     plan = plan_for(folders, kind, model, tmp_path, seeds=1, methods=("IA3()",))
     found = run(plan)["majority"]
-    plan.host.attach("none", plan.contenders[0].method, seed=3, head=False)  # a new one changes nothing
-    answers = running.predict(plan.host, "none", plan.task, plan.splits["test"], plan.tokenizer, precision="float32")
-    assert found["scores"] == pytest.approx(plan.task.score(answers, plan.splits["test"].references), abs=1e-6)
+    plan.session.host.attach("none", plan.candidates[0].method, seed=3, head=False)  # a new one changes nothing
+    answers = dataclasses.replace(plan.session, name="none").predict(plan.splits["test"])
+    assert found["scores"] == pytest.approx(plan.session.task.score(answers, plan.splits["test"].references), abs=1e-6)
     report = (tmp_path / "run/report.html").read_text()
     assert "Untrained model" in report
     assert "The model as it is, untrained, scores" in report
@@ -192,7 +193,7 @@ def test_documents_are_shown_with_how_well_each_method_foretells_them(folders, t
     plan = plan_for(folders, "raw", "llama", tmp_path)
     summary = run(plan)
     best = max(summary["methods"], key=lambda entry: -entry["seed_scores"][0])
-    answers = running.Records(tmp_path / "run").answers(first_cell(tmp_path, best["method"]))
+    answers = Records(tmp_path / "run").answers(first_cell(tmp_path, best["method"]))
     texts = [row["text"] for row in plan.data.test]
     for sample in summary["samples"]:
         own = answers[texts.index(sample["input"])]
@@ -211,11 +212,11 @@ def first_cell(tmp_path, method):
 
 def test_the_rows_shown_are_the_best_the_most_disputed_and_the_worst():
     judged = np.array([[1, 1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 1, 0, 1]], float)
-    found = chosen(judged)
+    found = chosen_rows(judged)
     assert found[:3] == [0, 4, 6], "all right"
     assert set(found) == set(range(7))
     assert sorted(found) == sorted(set(found))
-    many = chosen(np.concatenate([np.ones((METHODS, 20)), np.zeros((METHODS, 20)), np.eye(METHODS, 20)], 1))
+    many = chosen_rows(np.concatenate([np.ones((METHODS, 20)), np.zeros((METHODS, 20)), np.eye(METHODS, 20)], 1))
     assert len(many) == 12
     assert many[4:8] == [40, 41, 42, 43], "those on which they differ"
 
@@ -234,7 +235,7 @@ def test_what_the_model_cannot_do_is_said_before_training(folders, tmp_path):
 
 def test_of_the_default_methods_those_that_cannot_be_are_left_out(folders, tmp_path):
     plan = plan_for(folders, "raw", "llama", tmp_path, methods=DEFAULT_METHODS)
-    names = [contender.text for contender in plan.contenders]
+    names = [candidate.text for candidate in plan.candidates]
     assert "BitFit()" not in names
     assert "Probe()" not in names
     assert len(names) == len(DEFAULT_METHODS) - 2
@@ -250,7 +251,7 @@ def test_a_fault_of_the_data_is_said_once(folders, tmp_path):
     rows = [{"text": ""}, *plan.data.train]
     data = dataclasses.replace(plan.data, train=rows)
     with pytest.raises(DeltatuneError) as caught:
-        make_plan(data, model=plan.model, methods=("LoRA()", "IA3()"), budget=None, out=tmp_path / "run")
+        make_plan(data, model=plan.session.model, methods=("LoRA()", "IA3()"), budget=None, out=tmp_path / "run")
     assert "LoRA" not in str(caught.value)
     assert "row 0" in str(caught.value)
 
@@ -258,4 +259,4 @@ def test_a_fault_of_the_data_is_said_once(folders, tmp_path):
 def test_a_dimension_needs_a_head(folders, tmp_path):
     plan = plan_for(folders, "raw", "llama", tmp_path)
     with pytest.raises(DeltatuneError, match="needs no head"):
-        make_question(plan.data, Question(), model=plan.model)
+        plan_search(plan.data, DimensionConfig(), model=plan.session.model)

@@ -8,18 +8,18 @@ from itertools import pairwise
 import pytest
 
 from deltatune import DeltatuneError, Host, parse
-from deltatune.comparison.intrinsic_dimension import dimension_search as dimension
+from deltatune.comparison import cells
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     FINE,
-    Question,
-    around,
-    between,
+    DimensionConfig,
+    by_distance,
     grid,
-    make_question,
+    midpoint,
+    plan_search,
     target_of,
 )
 from deltatune.comparison.intrinsic_dimension.dimension_report import equivalents, sentence
-from deltatune.comparison.intrinsic_dimension.dimension_search import seek
+from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionSearch, search_dimension
 from deltatune.data import read
 from deltatune.testing import tiny
 from deltatune.training import Settings
@@ -35,10 +35,10 @@ def data(tmp_path_factory):
 def planned(tiny_folder, data, tmp_path):
     """A plan for a question; runs are cheap."""
 
-    def make(question, out="run"):
+    def make(config, out="run"):
         settings = Settings(epochs=1, batch_size=32, precision="float32")
         options = {"model": str(tiny_folder), "settings": settings, "max_length": 16, "out": tmp_path / out}
-        return make_question(read(data), question, **options)
+        return plan_search(read(data), config, **options)
 
     return make
 
@@ -49,10 +49,11 @@ class Curve:
     def __init__(self, monkeypatch, enough, head=0.4, full=0.9, best_rate=1e-2):
         self.tried = []
         self.enough, self.head, self.full, self.best_rate = enough, head, full, best_rate
-        monkeypatch.setattr(dimension.Seeker, "_train", lambda seeker, cell, key, words: self.train(seeker, cell, key))
+        monkeypatch.setattr(cells.CellRunner, "train", lambda runner, cell, key: self.train(runner, cell, key))
+        monkeypatch.setattr(DimensionSearch, "_test", lambda search, record: record)
 
-    def train(self, seeker, cell, key):
-        method = cell.contender.method
+    def train(self, runner, cell, key):
+        method = cell.candidate.method
         if method.size is None:
             score = self.full if "Full" in repr(method) else self.head
         else:
@@ -61,7 +62,7 @@ class Curve:
             reached = min(1.0, 0.5 + 0.4 * math.log(method.size) / math.log(self.enough))
             score = self.full * reached - 0.01 * away
         scores = {"validation": {"accuracy": score}, "test": {"accuracy": score}}
-        return seeker._record(cell, key) | {"scores": scores, "params": 1, "train_seconds": 0.0}
+        return runner.record_of(cell, key) | {"scores": scores, "params": 1, "train_seconds": 0.0}
 
 
 # ---- what is tried
@@ -81,7 +82,7 @@ def test_the_grid_rises_evenly_from_the_smallest_to_the_largest(smallest, larges
 def test_bisection_closes_in(low, high, answer):
     wanted = low + 1 + round(answer * (high - low - 1))
     for _ in range(40):
-        middle = between(low, high)
+        middle = midpoint(low, high)
         if middle is None:
             break
         assert low < middle < high
@@ -91,15 +92,15 @@ def test_bisection_closes_in(low, high, answer):
 
 
 def test_rates_begin_with_the_best():
-    assert around(3e-3, 3) == [3e-3, 1e-3, 9e-3]
-    assert around(3e-3, 1) == [3e-3]
+    assert by_distance(3e-3, 3) == [3e-3, 1e-3, 9e-3]
+    assert by_distance(3e-3, 1) == [3e-3]
 
 
 def test_the_target():
-    assert target_of(Question(fraction=0.9), 0.8, 0.6) == pytest.approx(0.72)
-    assert target_of(Question(fraction=0.9, of="gain"), 0.8, 0.6) == pytest.approx(0.78)
+    assert target_of(DimensionConfig(fraction=0.9), 0.8, 0.6) == pytest.approx(0.72)
+    assert target_of(DimensionConfig(fraction=0.9, of="gain"), 0.8, 0.6) == pytest.approx(0.78)
     with pytest.raises(DeltatuneError, match="gains nothing"):
-        target_of(Question(of="gain"), 0.6, 0.6)
+        target_of(DimensionConfig(of="gain"), 0.6, 0.6)
 
 
 # ---- the search on a known curve
@@ -109,7 +110,7 @@ def test_the_target():
 def test_the_smallest_dimension_that_reaches_the_target_is_found(enough, planned, monkeypatch):
     """The curve reaches 90 % of full fine-tuning exactly at `enough`."""
     curve = Curve(monkeypatch, enough)
-    found = seek(planned(Question()), Question())
+    found = search_dimension(planned(DimensionConfig()), DimensionConfig())
     assert found.target == pytest.approx(0.81)
     assert found.below < found.dimension
     assert found.below < enough <= found.dimension * 1.001
@@ -120,7 +121,7 @@ def test_the_smallest_dimension_that_reaches_the_target_is_found(enough, planned
 
 def test_the_rate_goes_beyond_the_edge_where_the_best_is(planned, monkeypatch):
     curve = Curve(monkeypatch, enough=10**9, best_rate=0.09)
-    found = seek(planned(Question(largest=40)), Question(largest=40))
+    found = search_dimension(planned(DimensionConfig(largest=40)), DimensionConfig(largest=40))
     assert found.dimension is None
     assert found.points[1].rate in (0.081, 0.082, 0.09)
     assert len([1 for size, _ in curve.tried if size == 10]) > 3
@@ -128,24 +129,24 @@ def test_the_rate_goes_beyond_the_edge_where_the_best_is(planned, monkeypatch):
 
 def test_the_head_alone_may_be_enough(planned, monkeypatch):
     curve = Curve(monkeypatch, enough=50, head=0.85)
-    found = seek(planned(Question()), Question())
+    found = search_dimension(planned(DimensionConfig()), DimensionConfig())
     assert (found.dimension, found.below) == (0, None)
     assert not curve.tried
-    assert seek(planned(Question(of="gain"), "gain"), Question(of="gain")).dimension > 0
+    assert search_dimension(planned(DimensionConfig(of="gain"), "gain"), DimensionConfig(of="gain")).dimension > 0
 
 
 def test_a_rate_at_which_training_fails_is_left(planned, monkeypatch):
     curve = Curve(monkeypatch, enough=30)
     real = curve.train
 
-    def train(seeker, cell, key):
-        if cell.rate > 2e-2 and cell.contender.method.size:
+    def train(runner, cell, key):
+        if cell.rate > 2e-2 and cell.candidate.method.size:
             raise DeltatuneError("the loss became nan")
-        return real(seeker, cell, key)
+        return real(runner, cell, key)
 
     curve.train = train
     events = []
-    found = seek(planned(Question()), Question(), events.append)
+    found = search_dimension(planned(DimensionConfig()), DimensionConfig(), events.append)
     assert found.dimension
     assert any(event.kind == "cell_failed" for event in events)
 
@@ -153,9 +154,9 @@ def test_a_rate_at_which_training_fails_is_left(planned, monkeypatch):
 def test_seeds_are_averaged(planned, monkeypatch):
     curve = Curve(monkeypatch, enough=30)
     events = []
-    seek(planned(Question(seeds=3)), Question(seeds=3), events.append)
+    search_dimension(planned(DimensionConfig(seeds=3)), DimensionConfig(seeds=3), events.append)
     first = [event.text for event in events if event.kind == "cell_done"]
-    assert sum("Full()" in text and "seed 0" not in text for text in first) == 2
+    assert sum("Full()" in text and "rate search" not in text for text in first) == 2
     assert all(event.done <= event.total for event in events)
     assert events[-1].done == len(first)
     assert curve.tried
@@ -175,7 +176,7 @@ def result(dimension, **more):
 def test_sentences():
     assert "up to 40" in sentence(result(None))
     assert "Probe()" in sentence(result(0, below=None))
-    assert sentence(result(40)).startswith("40 numbers (0.40 % of the model's) reach 90 %")
+    assert sentence(result(40)).startswith("40 parameters (0.40 % of the model's) reach 90 %")
     assert "10 do not" in sentence(result(40))
     assert "Beware" in sentence(result(40, majority={"score": 0.9}))
     assert "Beware" not in sentence(result(40, majority={"score": 0.5}))
@@ -249,7 +250,7 @@ def test_interrupted(tiny_folder, data, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dimension.Seeker, "_train", stop)
+    monkeypatch.setattr(cells.CellRunner, "train", stop)
     done = ran("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--out", tmp_path / "out")
     assert done.code == 130
     assert "the same command goes on" in done.err

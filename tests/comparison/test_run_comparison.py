@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
 
-from deltatune.comparison import run_comparison as running
-from deltatune.comparison.candidates import spread_rates
+from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.plan import make_plan
 from deltatune.comparison.run_comparison import run, slug
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings
+from deltatune.training import session as session_module
+from deltatune.training.job import Job, prepare
 
 WORDS = {"sun": ["the", "cat", "sat"], "rain": ["a", "dog", "ran"]}
 METHODS = ("LoRA()", "Prefix()", "BitFit()", "Probe()")
@@ -39,8 +41,8 @@ def plan_for(tiny_folder, table, out, methods=METHODS, **more):
 
 
 def test_rates_spread_around_the_middle():
-    assert spread_rates(1e-3, 3) == (3.3e-4, 1e-3, 3e-3)
-    assert spread_rates(1e-3, 1) == (1e-3,)
+    assert rates_around(1e-3, 3) == (3.3e-4, 1e-3, 3e-3)
+    assert rates_around(1e-3, 1) == (1e-3,)
 
 
 def test_a_whole_comparison(tiny_folder, table, tmp_path):
@@ -49,10 +51,10 @@ def test_a_whole_comparison(tiny_folder, table, tmp_path):
     summary = run(plan, events.append)
     stored = json.loads((tmp_path / "run/summary.json").read_text())
     assert stored["methods"] == json.loads(json.dumps(summary["methods"]))
-    assert [entry["method"] for entry in stored["methods"]] == [c.text for c in plan.contenders]
-    for entry, contender in zip(stored["methods"], plan.contenders, strict=True):
+    assert [entry["method"] for entry in stored["methods"]] == [c.text for c in plan.candidates]
+    for entry, candidate in zip(stored["methods"], plan.candidates, strict=True):
         assert entry["failed"] is None
-        assert entry["params"] == contender.params <= 2000 or entry["reference"]
+        assert entry["params"] == candidate.params <= 2000 or entry["reference"]
         assert len(entry["seed_scores"]) == 2
         assert entry["ci95"][0] <= entry["score"] <= entry["ci95"][1]
         assert entry["train_seconds"] > 0
@@ -79,13 +81,13 @@ def test_a_whole_comparison(tiny_folder, table, tmp_path):
     assert kinds[-1] == "done"
     assert kinds.count("cell_done") == stages.count("search") + stages.count("seed") >= plan.total == 12
     assert events[-1].done == events[-1].total
-    assert plan.host.adapters == {}
+    assert plan.session.host.adapters == {}
 
 
 def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeypatch):
     whole = run(plan_for(tiny_folder, table, tmp_path / "whole", methods=("LoRA()", "BitFit()")))
     trained = []
-    original = running.train
+    original = session_module.train
 
     def counted(*args, **kwargs):
         trained.append(1)
@@ -93,7 +95,7 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(running, "train", counted)
+    monkeypatch.setattr(session_module, "train", counted)
     plan = plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()"))
     with pytest.raises(KeyboardInterrupt):
         run(plan)
@@ -104,7 +106,7 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
     for one, other in zip(whole["methods"], again["methods"], strict=True):
         assert one["seed_scores"] == other["seed_scores"]
         assert one["ci95"] == other["ci95"]
-    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(session_module, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
     last = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
     records = [json.loads(line) for line in (tmp_path / "cut/results.jsonl").read_text().splitlines()]
     trainings = [one["train_seconds"] for one in records if one["stage"] != "final"]
@@ -112,14 +114,14 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
 
 
 def test_a_failed_cell_is_reported_and_the_rest_goes_on(tiny_folder, table, tmp_path, monkeypatch):
-    original = running.train
+    original = session_module.train
 
     def fragile(host, name, *args, **kwargs):
         if type(host.adapters[name].method).__name__ == "Prefix":
             raise RuntimeError("out of memory, say")
         return original(host, name, *args, **kwargs)
 
-    monkeypatch.setattr(running, "train", fragile)
+    monkeypatch.setattr(session_module, "train", fragile)
     summary = run(plan_for(tiny_folder, table, tmp_path / "run", methods=("Prefix()", "BitFit()")))
     prefix, bitfit = summary["methods"]
     assert prefix["score"] is None
@@ -133,8 +135,8 @@ def test_adapters_of_a_comparison_can_be_used(tiny_folder, table, tmp_path):
     plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), seeds=1, rates=1)
     summary = run(plan)
     folder = tmp_path / "run" / summary["methods"][0]["adapter"]
-    plan.host.load(folder, name="again")
-    logits = running.predict(plan.host, "again", plan.task, plan.splits["test"], plan.tokenizer, precision="float32")
+    plan.session.host.load(folder, name="again")
+    logits = dataclasses.replace(plan.session, name="again").predict(plan.splits["test"])
     record = json.loads((tmp_path / "run/results.jsonl").read_text().splitlines()[-1])
     np.testing.assert_array_equal(logits, np.load(tmp_path / f"run/predictions/{record['cell']}.npy"))
 
@@ -154,7 +156,7 @@ def test_slugs_are_folder_names():
 
 
 def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypatch):
-    original = running.train
+    original = session_module.train
 
     def higher_is_better(host, name, task, train, validation, tokenizer, settings, **more):
         outcome = original(host, name, task, train, validation, tokenizer, settings, **more)
@@ -162,7 +164,7 @@ def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypa
         outcome.evaluations[-1] = (step, scores | {"accuracy": settings.learning_rate})
         return outcome
 
-    monkeypatch.setattr(running, "train", higher_is_better)
+    monkeypatch.setattr(session_module, "train", higher_is_better)
     events = []
     plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3)
     entry = run(plan, events.append)["methods"][0]
@@ -170,6 +172,65 @@ def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypa
     assert entry["learning_rate"] == 5.4e-2
     assert entry["rate_at_edge"], "the report says that the search ended at an edge"
     assert events[-1].done == events[-1].total == plan.total + 2
-    monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(session_module, "train", lambda *a, **k: pytest.fail("nothing is left to train"))
     again = run(plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3))["methods"]
     assert json.loads(json.dumps(again)) == json.loads(json.dumps([entry]))
+
+
+# ---- the length of texts
+
+
+@pytest.fixture
+def long_texts(tmp_path):
+    """Texts that are longer than the tiny model's positions."""
+    dice = random.Random(0)
+    lines = ["text,label"]
+    for i in range(60):
+        label = ("sun", "rain")[i % 2]
+        lines.append(f"{' '.join(dice.choices([*WORDS[label], 'on', 'mat'], k=dice.randint(5, 200)))},{label}")
+    path = tmp_path / "long.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def retrained(plan, summary, entry):
+    """What `train` would train on, with the settings of the comparison's report."""
+    task = {"max_length": summary["settings"]["max_length"]}
+    settings = dataclasses.replace(plan.settings, learning_rate=entry["learning_rate"])
+    return prepare(Job(summary["model"], plan.data, entry["method"], task=task, settings=settings))
+
+
+def test_the_winner_reads_the_same_tokens_when_it_is_trained_again(tiny_folder, long_texts, tmp_path):
+    plan = plan_for(
+        tiny_folder, long_texts, tmp_path / "run", methods=("LoRA()", "Prefix(length=9)"), max_length=None, budget=None,
+        seeds=1, rates=1,
+    )  # fmt: skip
+    summary = run(plan)
+    assert plan.splits["train"].truncated
+    for entry in summary["methods"]:
+        again = retrained(plan, summary, entry)
+        for split, rows in plan.splits.items():
+            assert list(again.encoded[split]) == list(rows)
+
+
+def test_all_methods_read_the_most_that_each_of_them_leaves(tiny_folder, long_texts, tmp_path):
+    plans = {
+        method: plan_for(tiny_folder, long_texts, tmp_path, methods=(method,), max_length=None, budget=None)
+        for method in ("LoRA()", "Prefix(length=9)")
+    }
+    lengths = {method: plan.session.task.max_length for method, plan in plans.items()}
+    assert lengths["LoRA()"] == plans["LoRA()"].session.positions
+    assert lengths["Prefix(length=9)"] == lengths["LoRA()"] - 9
+    for method, plan in plans.items():  # the same rule as in a single training
+        assert prepare(Job(str(tiny_folder), plan.data, method)).session.task.max_length == lengths[method]
+    both = plan_for(tiny_folder, long_texts, tmp_path, methods=tuple(plans), max_length=None, budget=None)
+    assert both.session.task.max_length == lengths["Prefix(length=9)"]
+    assert any("Prefix(length=9" in note and "takes 9 of the model's" in note for note in both.data.notes)
+    assert not any("takes" in note for note in plans["LoRA()"].data.notes)
+
+
+def test_a_method_that_leaves_no_positions_is_refused(tiny_folder, long_texts, tmp_path):
+    with pytest.raises(DeltatuneError, match=r"Prefix\(length=900.*: max_length=2 cannot be used"):
+        plan_for(
+            tiny_folder, long_texts, tmp_path, methods=("LoRA()", "Prefix(length=900)"), max_length=None, budget=None
+        )

@@ -1,7 +1,8 @@
-"""What is scored without learning anything: the most frequent answer everywhere, or the model as it is."""
+"""Baseline without training: the most frequent answer for every row, or the model as it is."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -10,35 +11,35 @@ import numpy as np
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
 from deltatune.methods.base_weights.unfreeze import Probe
-from deltatune.training import predict
 
-BARE = "untouched"
-"""The name under which the untouched model's answers are stored."""
+UNTRAINED = "untouched"
+"""Key of the untrained model's answers in the records."""
 
 
 def baseline(plan: Plan, records: Records) -> dict[str, Any] | None:
-    """The primary metric of a baseline on the test rows and what it is, in words; None where there is none."""
-    if plan.task.answers not in ("text", "words"):
+    """The primary metric of a baseline on the test rows and its description; None for tasks without one."""
+    task = plan.session.task
+    if task.answers not in ("text", "words"):
         return majority(plan)
-    if not records.answered(BARE):
-        records.keep(BARE, untouched(plan))
-    score = plan.task.score(records.answers(BARE), plan.splits["test"].references)
-    return {"score": score[plan.task.metric], "words": "The model as it is, untrained,", "scores": score}
+    if not records.answered(UNTRAINED):
+        records.keep(UNTRAINED, untrained_answers(plan))
+    scores = task.score(records.answers(UNTRAINED), plan.splits["test"].references)
+    return {"score": scores[task.metric], "words": "The model as it is, untrained,", "scores": scores}
 
 
-def untouched(plan: Plan) -> Any:
-    """What the base answers with nothing attached to it but an empty adapter."""
-    plan.host.attach(BARE, Probe(), head=False)
+def untrained_answers(plan: Plan) -> Any:
+    """Answers of the base with an adapter that changes nothing."""
+    session = dataclasses.replace(plan.session, name=UNTRAINED)
+    session.attach(Probe(), 0, head=False)
     try:
-        test = plan.splits["test"]
-        return predict(plan.host, BARE, plan.task, test, plan.tokenizer, precision=plan.settings.precision)
+        return session.predict(plan.splits["test"])
     finally:
-        plan.host.detach(BARE)
+        session.detach()
 
 
 def majority(plan: Plan) -> dict[str, Any] | None:
     """The primary metric of one answer for every row: the training rows' most frequent one."""
-    task: Any = plan.task
+    task: Any = plan.session.task
     references = plan.splits["test"].references
     if plan.data.kind == "classes":
         labels, counts = np.unique(plan.splits["train"].references, return_counts=True)
@@ -49,6 +50,7 @@ def majority(plan: Plan) -> dict[str, Any] | None:
         score = task.score([[tag] * len(tags) for tags in references], references)[task.metric]
         return {"score": score, "words": f"Tagging every word {tag}"}
     if plan.data.kind == "span" and task.abstains:
-        none = {"text": "", "start": -1, "end": -1, "score": 0.0}
-        return {"score": task.score([none] * len(references), references)[task.metric], "words": "Never answering"}
+        no_answer = {"text": "", "start": -1, "end": -1, "score": 0.0}
+        score = task.score([no_answer] * len(references), references)[task.metric]
+        return {"score": score, "words": "Never answering"}
     return None

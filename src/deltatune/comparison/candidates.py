@@ -1,84 +1,78 @@
-"""What is compared: methods, each at its size and with the learning rates that are tried for it."""
+"""Candidates of a comparison: methods, each at its size and with the learning rates to try."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from deltatune.core.budget import Budget, fit_budget
+from deltatune.core.budget import Budget
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.registry import parse
-from deltatune.tasks.task import Task
-from deltatune.tasks.tokenization import worded
+from deltatune.training.session import Session
 
-STEP = 3.0
-"""Neighbouring rates of the search differ by this factor."""
+RATE_STEP = 3.0
+"""Neighbouring learning rates of the search differ by this factor."""
 EXTENSIONS = 2
-"""How often a search of three or more rates goes on beyond its edge, as long as the edge is best."""
+"""How often a search of three or more rates is extended beyond its edge while the edge is best."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One method of the comparison, at its size."""
 
     method: Method
     rates: tuple[float, ...]
     """Learning rates to try, ascending, around the recommended one."""
     params: int
-    """Trainable parameters, the head left out."""
+    """Trainable parameters without the head."""
 
     @property
     def text(self) -> str:
-        """The method's text form, by which it is known in all files."""
+        """The method's text form, which identifies it in all files."""
         return repr(self.method)
 
     @property
-    def reach(self) -> tuple[float, ...]:
-        """Every rate the search may come to: the planned ones, and the extensions on both sides."""
+    def possible_rates(self) -> tuple[float, ...]:
+        """Every rate that the search can try: the planned ones, and the extensions on both sides."""
         if len(self.rates) < 3:
             return self.rates
-        below, above = self.rates[0], self.rates[-1]
-        more = [beyond(below, -i) for i in range(1, EXTENSIONS + 1)] + [
-            beyond(above, i) for i in range(1, EXTENSIONS + 1)
-        ]
-        return (*self.rates, *more)
+        steps = range(1, EXTENSIONS + 1)
+        below = [neighbour(self.rates[0], -i) for i in steps]
+        above = [neighbour(self.rates[-1], i) for i in steps]
+        return (*self.rates, *below, *above)
 
     @property
     def reference(self) -> bool:
-        """Whether it has no size that a budget could set."""
+        """Whether the method has no size that a budget could set."""
         return self.method.size is None
 
 
-def beyond(rate: float, steps: int) -> float:
-    """The rate some steps of the search away, rounded to two digits."""
-    return float(f"{rate * STEP**steps:.2g}")
+def neighbour(rate: float, steps: int) -> float:
+    """The learning rate some steps of the search away, rounded to two digits."""
+    return float(f"{rate * RATE_STEP**steps:.2g}")
 
 
-def spread_rates(middle: float, count: int) -> tuple[float, ...]:
-    """`count` rates around a recommended one, each STEP times the one before; an even count leans low."""
+def rates_around(middle: float, count: int) -> tuple[float, ...]:
+    """`count` ascending rates around a recommended one, a step apart; an even count has one more below it."""
     first = -(count // 2)
-    return tuple(beyond(middle, first + i) for i in range(count))
+    return tuple(neighbour(middle, first + i) for i in range(count))
 
 
-def contenders_of(
-    host: Host, methods: Sequence[str | Method], budget: Budget | None, rates: int, tokenizer: Any, task: Task
-) -> tuple[list[Contender], dict[str, str]]:
-    """Methods at their sizes, and why each of the others cannot be compared on this model."""
-    found: dict[str, Contender] = {}
+def make_candidates(
+    session: Session, methods: Sequence[str | Method], budget: Budget | None, rates: int
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Candidates with `rates` learning rates each, and the reasons why other methods cannot run on this model."""
+    sites = session.host.sites
+    candidates: dict[str, Candidate] = {}
     problems: dict[str, str] = {}
-    for given in methods:
+    for text in methods:
         try:
-            method = worded(parse(given), tokenizer, task)
-            if budget is not None:
-                method = fit_budget(method, host.sites, budget.params)
-            contender = Contender(method, spread_rates(method.learning_rate, rates), method.count(host.sites))
+            method = session.fit(text, budget.params if budget else None)
+            candidate = Candidate(method, rates_around(method.learning_rate, rates), method.count(sites))
         except DeltatuneError as error:
-            problems[str(given)] = str(error)
+            problems[str(text)] = str(error)
             continue
-        if contender.text in found:
-            problems[str(given)] = f"it is {contender.text}, which is in the comparison already"
-        found[contender.text] = contender
-    return list(found.values()), problems
+        if candidate.text in candidates:
+            problems[str(text)] = f"it is {candidate.text}, which is in the comparison already"
+        candidates[candidate.text] = candidate
+    return list(candidates.values()), problems

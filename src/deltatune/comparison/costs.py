@@ -1,4 +1,4 @@
-"""What an adapter costs at inference, against the bare base: time and arithmetic of one batch."""
+"""Inference costs of an adapter relative to the bare base: latency and arithmetic of one batch."""
 
 from __future__ import annotations
 
@@ -11,64 +11,65 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from deltatune.comparison.plan import Plan
 from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import Collate
 from deltatune.tasks.generation import Generate
-from deltatune.tasks.task import TokenRow
+from deltatune.tasks.task import Encoded, TokenRow
 from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.decoding import generation_config, no_habits
 from deltatune.training.inference.prediction import collate_on
+from deltatune.training.session import Session
 
 ROWS = 16
+"""Rows of the batch."""
 REPEATS = 9
-WRITINGS = 3
-WRITTEN = 16
-"""Tokens that are written to measure how long writing takes."""
+GENERATION_REPEATS = 3
+NEW_TOKENS = 16
+"""Tokens to generate when the latency of generation is measured."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Inference with the adapter against the bare base, the head left out of both."""
+    """Inference with the adapter relative to the bare base; the head is left out of both."""
 
     latency_ratio: float
-    """Live: median time over the bare model's, runs of both taking turns."""
+    """Unmerged: median of the latency divided by the bare model's, measured in turns."""
     latency_ratio_merged: float | None
-    """Merged into the weights; None where the method has no weight form."""
+    """The same after merging into the weights; None for methods that cannot be merged."""
     extra_flops: float
-    """More arithmetic a row than the bare base when served as cheaply as it can be: merged where it merges."""
+    """FLOPs per row beyond the bare base's when served as cheaply as possible: merged if the method can be."""
     writing_ratio: float | None = None
-    """Live: time to write on, with cache, over the bare model's; None where nothing is written."""
+    """Unmerged: latency of generation with a cache divided by the bare model's; None for other tasks."""
 
 
-def costs_of(plan: Plan, name: str) -> Costs:
-    """Measure an adapter of a plan's host on test rows of middling length."""
-    host, test = plan.host, plan.splits["test"]
-    bfloat16 = uses_bfloat16(host.model, plan.settings.precision)
-    batch = collate_on(host, name, plan.tokenizer, test)(_middling(test.rows))
+def costs_of(session: Session, test: Encoded) -> Costs:
+    """Measure the attached adapter on test rows of median length."""
+    host = session.host
+    bfloat16 = uses_bfloat16(host.model, session.precision)
+    batch = collate_on(host, session.name, session.tokenizer, test)(_median_rows(test.rows))
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items() if key != "labels"}
-    write = _writer(plan, plan.task, bfloat16) if isinstance(plan.task, Generate) else None
-    return inference_costs(host, name, batch, bfloat16, write)
+    generate = _generator(session, session.task, test, bfloat16) if isinstance(session.task, Generate) else None
+    return inference_costs(host, session.name, batch, bfloat16, generate)
 
 
-def _writer(plan: Plan, task: Generate, bfloat16: bool) -> Callable[[], object]:
-    """Writes WRITTEN tokens after each of some test prompts, be they what they may: every method writes as many."""
-    host, tokenizer = plan.host, plan.tokenizer
-    given = [fact["prompt"] for fact in plan.splits["test"].facts or ()]
-    prompts = _middling([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in given])
+def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) -> Callable[[], object]:
+    """Generates exactly NEW_TOKENS tokens after some test prompts: every method generates as many."""
+    host, tokenizer = session.host, session.tokenizer
+    prompt_ids = [fact["prompt"] for fact in test.facts or ()]
+    prompts = _median_rows([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompt_ids])
     left = not host.sites.facts.encoder_decoder
     batch = Collate({"input_ids": padding_id(tokenizer), "attention_mask": 0}, left=left)(prompts)
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items()}
     config = generation_config(
         host,
-        replace(task, new_tokens=WRITTEN, max_length=2 * WRITTEN, temperature=0.0),
+        replace(task, new_tokens=NEW_TOKENS, max_length=2 * NEW_TOKENS, temperature=0.0),
         tokenizer,
         task.stops(tokenizer),
     )
-    config.min_new_tokens = WRITTEN
+    config.min_new_tokens = NEW_TOKENS
 
     @torch.no_grad()
     def run() -> object:
@@ -78,24 +79,27 @@ def _writer(plan: Plan, task: Generate, bfloat16: bool) -> Callable[[], object]:
     return run
 
 
-def _middling(rows: Sequence[TokenRow]) -> list[TokenRow]:
+def _median_rows(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """ROWS rows from the middle of the order by length."""
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     start = max(0, len(ordered) // 2 - ROWS // 2)
     return ordered[start : start + ROWS]
 
 
 def inference_costs(
-    host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool, write: Callable[[], object] | None = None
+    host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool, generate: Callable[[], object] | None = None
 ) -> Costs:
-    """Measure one adapter on one batch (B rows), and `write`, which writes texts, where there is one."""
+    """Measure one adapter on one batch of B rows, and `generate`, which generates texts, if there is one."""
     rows = len(batch["input_ids"])
     with host.using(None, training=False):
         run = _runner(host, batch, bfloat16)
-        live = _ratio(lambda: host.use(name), lambda: host.use(None), run)
+        unmerged = _ratio(lambda: host.use(name), lambda: host.use(None), run)
         flops = _flops(host, name, run) - _flops(host, None, run)
         merged = _merged_ratio(host, name, run) if not obstacles(host.adapters[name]) else None
-        writing = _ratio(lambda: host.use(name), lambda: host.use(None), write, WRITINGS) if write else None
-    return Costs(live, merged, 0.0 if merged is not None else max(0.0, flops / rows), writing)
+        generation = None
+        if generate is not None:
+            generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, GENERATION_REPEATS)
+    return Costs(unmerged, merged, 0.0 if merged is not None else max(0.0, flops / rows), generation)
 
 
 def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[], object]:
@@ -128,7 +132,7 @@ def _merged_ratio(host: Host, name: str, run: Callable[[], object]) -> float:
 def _ratio(
     first: Callable[[], None], second: Callable[[], None], run: Callable[[], object], repeats: int = REPEATS
 ) -> float:
-    """Median of pairwise time ratios, the two taking turns so that a drifting machine hits both."""
+    """Median of pairwise latency ratios; the two take turns so that a drift of the machine affects both."""
     pairs = []
     for repeat in range(repeats + 1):
         times = []

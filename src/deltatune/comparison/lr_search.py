@@ -1,4 +1,4 @@
-"""Which learning rate a method gets: the one whose runs are best on the validation rows, over all seeds."""
+"""Learning-rate search: the rate whose runs are best on the validation rows, over all seeds."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deltatune.comparison.candidates import EXTENSIONS, beyond
+from deltatune.comparison.candidates import EXTENSIONS, neighbour
 
 Record = dict[str, Any]
 
 
 class Search:
-    """The runs of one method, and the rate they speak for.
+    """The runs of one method, and the learning rate to choose by them.
 
-    Every rate is tried at the first seed; while the best is at an edge of three or more, the search goes on beyond it.
-    Then the best rate gets the other seeds. Where they take its mean clearly below another rate's, it was lucky, and
-    that one gets its seeds: all on validation rows alone. Most searches need the planned rates at one seed and the
-    other seeds at one rate.
+    Every rate is tried at the first seed; while the best of three or more is at an edge, the next rate beyond it is
+    tried. Then the best rate is run at the other seeds. If that takes its mean clearly below another rate's, its first
+    seed was lucky, and the other rate is run at the other seeds instead. Only validation rows are used. Most searches
+    need the planned rates at one seed, and one rate at the other seeds.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class Search:
         score: Callable[[Record], float],
         slack: float = 0.0,
     ) -> None:
-        """`run` trains at a rate with a seed, and gives None where that fails; a higher `score` is better.
+        """`run` trains at a rate with a seed and returns None if that fails; a higher `score` is better.
 
-        `slack`: the share of a score by which another rate must be better to be clearly so.
+        `slack`: another rate is clearly better if its score is better by more than this share.
         """
         self.seeds, self.slack, self._run, self._score = seeds, slack, run, score
         self.runs: dict[float, list[Record]] = {}
@@ -39,10 +39,10 @@ class Search:
         for rate in rates:
             self._try(rate)
         for _ in range(EXTENSIONS if len(self.runs) >= 3 else 0):
-            if not self._beyond():
+            if not self._extend():
                 break
         self.rate = self.best if self.runs else rates[0]
-        """The chosen one."""
+        """The chosen rate."""
         while self.runs and not self._is_settled():
             self._try(self.rate)
             if self._is_beaten():
@@ -50,20 +50,20 @@ class Search:
 
     @property
     def best(self) -> float:
-        """The rate with the best mean so far; of equals the first. Those at which a seed failed come last."""
+        """The rate with the best mean so far, the first of equal ones. Rates at which a seed failed come last."""
         return max(self.runs, key=lambda rate: (rate not in self._failed, self.mean(rate)))
 
     @property
     def chosen(self) -> list[Record]:
-        """The runs of the chosen rate; none where all failed."""
+        """The runs of the chosen rate; none if all failed."""
         return self.runs.get(self.rate, [])
 
     def mean(self, rate: float) -> float:
-        """The mean score of the seeds that were tried at a rate."""
+        """The mean score of a rate over the seeds it was tried at."""
         return statistics.mean(map(self._score, self.runs[rate]))
 
     def _try(self, rate: float) -> bool:
-        """Train with the next seed of a rate; False where that fails."""
+        """Train with the next seed of a rate; False if that fails."""
         record = self._run(rate, self.seeds[len(self.runs.get(rate, ()))])
         if record is None:
             self._failed.add(rate)
@@ -71,12 +71,12 @@ class Search:
         self.runs.setdefault(rate, []).append(record)
         return True
 
-    def _beyond(self) -> bool:
-        """Go on beyond an edge; False where the best rate is at none, or where training fails there."""
+    def _extend(self) -> bool:
+        """Try the next rate beyond the edge; False if the best rate is at no edge, or if training fails there."""
         rate = self.best
         if min(self.runs) < rate < max(self.runs):
             return False
-        return self._try(beyond(rate, 1 if rate == max(self.runs) else -1))
+        return self._try(neighbour(rate, 1 if rate == max(self.runs) else -1))
 
     def _is_beaten(self) -> bool:
         best = self.mean(self.best)

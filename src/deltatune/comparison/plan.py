@@ -1,4 +1,4 @@
-"""What a comparison will do: methods at one budget, rates to try, seeds; checked whole before anything is trained."""
+"""Plan of a comparison: methods at one budget, learning rates, seeds; checked completely before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
-from deltatune.comparison.candidates import Contender, contenders_of
+from deltatune.comparison.candidates import Candidate, make_candidates
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.data.splits import Data
-from deltatune.models.hardware import best_device
-from deltatune.models.loading import BUILTIN, load_backbone
-from deltatune.tasks.auto_task import KINDS, shorter, task_for
-from deltatune.tasks.task import Encoded, Task
-from deltatune.tasks.tokenization import longest_input
-from deltatune.training import Settings, encode_for
+from deltatune.methods.base_weights.unfreeze import Probe
+from deltatune.models.loading import BUILTIN
+from deltatune.tasks.task import Encoded
+from deltatune.training import Settings
+from deltatune.training.session import Session, open_session
 
 DEFAULT_METHODS = (
     "LoRA()",
@@ -35,23 +31,24 @@ DEFAULT_METHODS = (
     "Probe()",
     "Full()",
 )
-"""Compared when none are named: the size-fitted families, and three reference lines."""
+"""Compared if no methods are named: the families with a size, and three references."""
 DEFAULT_BUDGET = "0.5%"
-LENGTH = 128
-"""Longest input of classifications, in tokens."""
-VIRTUAL = 64
-"""Positions left to prompts and prefixes."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run."""
+    """One training run: a method at a learning rate with a seed."""
 
     stage: Literal["search", "seed", "final"]
-    """Training at the first seed, at another one, and what was trained on the test rows."""
-    contender: Contender
+    """Training with the first seed, with another seed, or the evaluation of a trained adapter on the test rows."""
+    candidate: Candidate
     rate: float
     seed: int
+
+    def describe(self) -> str:
+        """The cell for people: `LoRA(r=12), rate 0.002, rate search`."""
+        stage = "rate search" if self.stage == "search" else f"seed {self.seed}"
+        return f"{self.candidate.text}, rate {self.rate:g}, {stage}"
 
 
 @dataclass(frozen=True)
@@ -60,58 +57,56 @@ class Plan:
 
     name: str
     out: Path
-    model: str
-    host: Host
-    tokenizer: Any
+    session: Session
+    """The model, its tokenizer and the task, without an adapter."""
     data: Data
-    task: Task
-    head: dict[str, Any]
-    """Fields of the head that are set."""
     splits: dict[str, Encoded]
-    contenders: tuple[Contender, ...]
+    candidates: tuple[Candidate, ...]
     seeds: tuple[int, ...]
     settings: Settings
     budget: Budget | None
 
-    def make_head(self, seed: int) -> nn.Module | Literal[False]:
-        """A new head for the task; False where the model's own words are the answer."""
-        found = self.task.make_head(self.host.model.config, seed, **self.head)  # type: ignore[arg-type]
-        return False if found is None else found
-
     @cached_property
     def head_json(self) -> dict[str, Any] | None:
-        """The head's fields as plain data; None where there is none."""
-        head: Any = self.make_head(0)
+        """The head's fields as plain data; None for tasks without one."""
+        head: Any = self.session.make_head(0)
         return head.config.to_json() if head else None
 
-    @property
+    @cached_property
     def head_params(self) -> int:
-        """Parameters of the head."""
-        head = self.make_head(0)
+        """Number of parameters of the head."""
+        head = self.session.make_head(0)
         return sum(p.numel() for p in head.parameters()) if head else 0
 
     @property
     def total(self) -> int:
-        """Training runs, where no search has to go beyond its edge and no rate loses its place at other seeds."""
-        return sum(len(contender.rates) + len(self.seeds) - 1 for contender in self.contenders)
+        """Number of training runs if no search is extended and every first choice of a rate is confirmed."""
+        return sum(self.runs_of(candidate) for candidate in self.candidates)
+
+    def runs_of(self, candidate: Candidate) -> int:
+        """Planned training runs of one candidate: every rate at the first seed, one rate at the other seeds."""
+        return len(candidate.rates) + len(self.seeds) - 1
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
         settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
         return {
-            "model": self.model,
-            "base_params": self.host.sites.base_params,
-            "data": {"name": self.data.name, "origin": self.data.origin, "digest": _digest(self.splits)},
-            "task": self.task.to_json(),
+            "model": self.session.model,
+            "base_params": self.session.host.sites.base_params,
+            "data": {"name": self.data.name, "origin": self.data.origin, "digest": self._digest},
+            "task": self.session.task.to_json(),
             "head": self.head_json,
-            "method": cell.contender.text,
+            "method": cell.candidate.text,
             "settings": settings,
         }
 
     def key(self, cell: Cell) -> str:
-        """Short name of a cell's identity: equal for equal runs, whenever they were done."""
-        text = json.dumps(self.identity(cell), sort_keys=True, default=str)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        """Hash of a cell's identity: equal for equal runs, in every session."""
+        return _hash(self.identity(cell))
+
+    @cached_property
+    def _digest(self) -> str:
+        return _hash({name: [list(rows), rows.truth] for name, rows in self.splits.items()})
 
 
 def make_plan(
@@ -131,41 +126,38 @@ def make_plan(
 ) -> Plan:
     """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
 
-    `task` sets fields of the task, `max_length` and `metric` among them, which is otherwise what suits the data.
-    `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the largest that
-    fits, whatever size it was given; None keeps the sizes as given. `rates` learning rates are tried a method.
-    Raises DeltatuneError listing every method that cannot run on this model, before anything is trained; of the
-    default ones they are left out, and a note says so.
+    `task` sets fields of the task, `max_length` and `metric` among them; the others are inferred from the data. Without
+    `max_length` all methods get the same one: the task's default, or the most that each of them leaves of the model's
+    positions. `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the
+    largest that fits, whatever size it was given; None keeps the sizes as given. `rates` is the number of learning
+    rates to try for each method. Raises DeltatuneError listing every method that cannot run on this model, before
+    anything is trained; of the default methods those are left out, and a note says so.
     """
     raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
     settings = settings or Settings()
-    answers = KINDS[data.kind].answers
-    backbone, tokenizer = load_backbone(model, pooler=(head or {}).get("pooling") == "pooler", answers=answers)
-    host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
-    over = {**(task or {}), "max_length": max_length, "metric": metric or None}
-    if answers == "row" and max_length is None:
-        over["max_length"] = LENGTH
-    chosen = task_for(data, backbone.config, tokenizer, over)
-    asked: Any = chosen.task if max_length else shorter(chosen.task, _room(host, methods))
-    found = None if budget is None else read_budget(budget, host.sites)
-    fitted, problems = contenders_of(host, methods, found, rates, tokenizer, asked)
-    splits, more = _encode(host, asked, data, tokenizer, fitted, settings.packing)
-    contenders = tuple(contender for contender in fitted if contender.text not in more)
-    notes = (*chosen.notes, *_check({**problems, **more}, methods, len(contenders)))
+    fields = dict(task or {})
+    fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
+    session = open_session(model, data, fields, head, precision=settings.precision)
+    limit = None if budget is None else read_budget(budget, session.host.sites)
+    candidates, problems = make_candidates(session, methods, limit, rates)
+    free, unusable = _check_candidates(session, data, candidates, limited="max_length" not in fields)
+    candidates = [candidate for candidate in candidates if candidate.text not in unusable]
+    notes = [*session.notes, *_check_methods({**problems, **unusable}, methods, len(candidates))]
+    if "max_length" not in fields and free:
+        shortest = min(free, key=lambda text: free[text])
+        limited = session.limited(free[shortest])
+        notes += _length_note(session, limited, shortest)
+        session = limited
     return Plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
-        model=model,
-        host=host,
-        tokenizer=tokenizer,
+        session=session,
         data=dataclasses.replace(data, notes=(*data.notes, *notes)),
-        task=asked,
-        head=(head or {}) if answers == "row" else {},
-        splits=splits,
-        contenders=contenders,
+        splits=_encode(session, data),
+        candidates=tuple(candidates),
         seeds=tuple(range(seeds)),
         settings=settings,
-        budget=found,
+        budget=limit,
     )
 
 
@@ -174,52 +166,66 @@ def folder_for(model: str, data: Data) -> Path:
     return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 
 
-def _room(host: Host, methods: Sequence[str | Method]) -> int | None:
-    """Positions of the model, less a share for prompts and prefixes where there is a limit."""
-    positions = longest_input(host.model)
-    return None if positions is None else positions - min(VIRTUAL, positions // 8)
+def _check_candidates(
+    session: Session, data: Data, candidates: Sequence[Candidate], limited: bool
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Attach each method and encode a row for it, so that what cannot run is known before the first training.
 
-
-def _encode(
-    host: Host, task: Task, data: Data, tokenizer: Any, contenders: list[Contender], packing: bool
-) -> tuple[dict[str, Encoded], dict[str, str]]:
-    """Encode once; each method is attached for a moment, so that what cannot work is known before the first run.
-
-    Returns the splits, and why each method that cannot be used here cannot.
+    Returns the positions that each usable method leaves to texts (empty for a model without a limit), and why the other
+    methods cannot be used. `limited`: texts may be shortened to those positions.
     """
-    encoded: dict[str, Encoded] = {}
+    free: dict[str, int] = {}
     problems: dict[str, str] = {}
-    for contender in contenders:
-        host.attach("candidate", contender.method, head=False)
+    for candidate in candidates:
+        session.attach(candidate.method, 0, head=False)
         try:
-            if task.answers in ("text", "words") and not host.trainable("candidate"):
-                raise DeltatuneError("it trains only a head, and there is none where the model's own words are read")
-            if encoded:
-                encode_for(host, "candidate", task, data.train[:1], tokenizer)
-            else:
-                encoded = {
-                    name: encode_for(host, "candidate", task, rows, tokenizer) for name, rows in data.splits().items()
-                }
+            if session.task.answers in ("text", "words") and not session.host.trainable(session.name):
+                raise DeltatuneError("it trains only a head, and this task uses the language-model head")
+            positions = session.free_positions()
+            (session.limited(positions) if limited else session).encode(data.train[:1])
+            if positions is not None:
+                free[candidate.text] = positions
         except DeltatuneError as error:
-            problems[contender.text] = str(error)
+            problems[candidate.text] = str(error)
         finally:
-            host.detach("candidate")
-    if not encoded and len(contenders) > 1 and len(set(problems.values())) == 1:
-        raise DeltatuneError(next(iter(problems.values())))  # it is the data then, not the methods
-    return encoded, problems
+            session.detach()
+    if len(problems) == len(candidates) > 1 and len(set(problems.values())) == 1:
+        raise DeltatuneError(next(iter(problems.values())))  # the data are at fault then, not the methods
+    return free, problems
 
 
-def _check(problems: Mapping[str, str], methods: Sequence[str | Method], left: int) -> list[str]:
-    """Raise DeltatuneError for methods that cannot be compared; of the default ones say which are left out."""
-    told = [f"{method}: {why}" for method, why in problems.items()]
-    if tuple(methods) == DEFAULT_METHODS and left:
-        return [f"left out: {one}" for one in told]
-    raise_all(told, "these methods cannot be compared here:" if told else "")
+def _length_note(session: Session, limited: Session, method: str) -> list[str]:
+    """A note if one method limits the texts of all: with different texts the comparison would not be fair."""
+    default, common = session.task.max_length, limited.task.max_length  # type: ignore[attr-defined]
+    positions = session.positions
+    if positions is None or common in (default, positions):
+        return []
+    return [
+        f"all methods read at most {common} tokens of a text, not {default}: {method} takes {positions - common} of "
+        f"the model's {positions} positions"
+    ]
+
+
+def _encode(session: Session, data: Data) -> dict[str, Encoded]:
+    """Tokens of each split, the same for all methods."""
+    session.attach(Probe(), 0, head=False)  # it adds no tokens
+    try:
+        return {name: session.encode(rows) for name, rows in data.splits().items()}
+    finally:
+        session.detach()
+
+
+def _check_methods(problems: Mapping[str, str], methods: Sequence[str | Method], usable: int) -> list[str]:
+    """Raise DeltatuneError for methods that cannot be compared; returns notes on default methods left out."""
+    lines = [f"{method}: {reason}" for method, reason in problems.items()]
+    if tuple(methods) == DEFAULT_METHODS and usable:
+        return [f"left out: {line}" for line in lines]
+    raise_all(lines, "these methods cannot be compared here:" if lines else "")
     if not methods:
-        raise DeltatuneError("name at least one method, for example --methods 'LoRA()' 'BitFit()'")
+        raise DeltatuneError("name at least one method, for example --method 'LoRA()' --method 'BitFit()'")
     return []
 
 
-def _digest(splits: dict[str, Encoded]) -> str:
-    text = json.dumps({name: [list(rows), rows.truth] for name, rows in splits.items()}, sort_keys=True, default=str)
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk as it goes: a line a finished cell, its predictions, and the trained adapters."""
+"""Records of a comparison on disk: a line for each finished cell, its predictions, and the trained adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = "results.jsonl"
 
 
 class Records:
-    """Finished cells of one run folder by key; each is stored the moment it is finished."""
+    """Finished cells of one run folder by key; each is stored the moment it is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,19 +27,19 @@ class Records:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        whole = []
+        complete = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # the line that was being written when the run was stopped
-            whole.append(line)
+                continue  # the run was stopped while it wrote this line
+            complete.append(line)
             if record["status"] == "ok":
                 self.cells[record["cell"]] = record
-        write_file(path, "".join(line + "\n" for line in whole))
+        write_file(path, "".join(line + "\n" for line in complete))
 
     def get(self, key: str, adapter: bool) -> dict[str, Any] | None:
-        """A finished cell, or None; where `adapter`, only if its adapter is still there."""
+        """A finished cell, or None; with `adapter`, only if its adapter still exists."""
         record = self.cells.get(key)
         if record is None or (adapter and not (self.folder / str(record["adapter"]) / "manifest.json").is_file()):
             return None
@@ -67,17 +67,17 @@ class Records:
             write_file(self._file(key, ".json"), json.dumps(answers, ensure_ascii=False) + "\n")
 
     def answered(self, key: str) -> bool:
-        """Whether there are answers under a key."""
+        """Whether answers are stored under a key."""
         return self._file(key).is_file() or self._file(key, ".json").is_file()
 
     def answers(self, key: str) -> Any:
-        """What a final cell answered on the test rows: logits (N, C), or plain data."""
+        """Answers of a final cell on the test rows: logits (N, C), or plain data."""
         if self._file(key).is_file():
             return np.load(self._file(key), allow_pickle=False)
         return json.loads(self._file(key, ".json").read_text(encoding="utf-8"))
 
-    def _file(self, key: str, ending: str = ".npy") -> Path:
-        return self.folder / "predictions" / f"{key}{ending}"
+    def _file(self, key: str, suffix: str = ".npy") -> Path:
+        return self.folder / "predictions" / f"{key}{suffix}"
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A few test rows with what the methods answered, right and wrong side by side."""
+"""Sample predictions: a few test rows with the answers of the methods, right and wrong side by side."""
 
 from __future__ import annotations
 
@@ -8,74 +8,75 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
 from deltatune.data.splits import texts
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 METHODS = 6
-"""At most so many methods are shown."""
+"""Most methods to show."""
 EACH = 4
-"""Rows of each sort: what all get right, what they differ on, what none gets right."""
-LOOKED_AT = 400
+"""Rows to show of each group: those all methods get right, those they differ on, those none gets right."""
+CONSIDERED = 400
 """Test rows among which the samples are chosen."""
 LONGEST = 400
-"""Characters of a text that are shown."""
+"""Characters to show of a text."""
 
 
 def samples(plan: Plan, finals: Mapping[str, list[dict[str, Any]]], records: Records) -> list[dict[str, Any]]:
     """Rows as `{"input", "reference", "answers": [{"method", "text", "right", "score"}]}`.
 
-    `right` is None where an answer is not simply right or wrong; of a written text `score` is the row's own.
+    `right` is None for answers that are not simply right or wrong; `score` is the row's own, for generated texts.
     """
-    first = {text: each[0] for text, each in finals.items() if each}
-    names = sorted(first, key=lambda text: -_signed(plan, first[text]))[:METHODS]
-    rows = plan.data.test[:LOOKED_AT]
-    if not names or not rows:
+    first = {text: runs[0] for text, runs in finals.items() if runs}
+    methods = sorted(first, key=lambda text: -_signed(plan, first[text]))[:METHODS]
+    rows = plan.data.test[:CONSIDERED]
+    if not methods or not rows:
         return []
-    answers = {name: records.answers(first[name]["cell"])[: len(rows)] for name in names}
+    answers = {method: records.answers(first[method]["cell"])[: len(rows)] for method in methods}
     references = plan.splits["test"].references[: len(rows)]
-    judged = np.stack([_judged(plan, answers[name], references) for name in names])  # (M, N)
-    shown = {name: _said(plan, answers[name], rows) for name in names}
+    scores = np.stack([_row_scores(plan, answers[method], references) for method in methods])  # (M, N)
+    shown = {method: _answer_texts(plan, answers[method], rows) for method in methods}
     kind = plan.data.kind
-    plain = kind not in ("text", "number", "raw")
+    right_or_wrong = kind not in ("text", "number", "raw")
     return [
         {
             "input": cut(" ⏎ ".join(texts(rows[i], plan.data.text))),
-            "reference": wanted(plan, rows[i]),
+            "reference": reference_text(plan, rows[i]),
             "answers": [
                 {
-                    "method": name,
-                    "text": cut(shown[name][i]),
-                    "right": bool(judged[m, i] == 1) if plain else None,
-                    "score": float(judged[m, i]) if kind == "text" else None,
+                    "method": method,
+                    "text": cut(shown[method][i]),
+                    "right": bool(scores[m, i] == 1) if right_or_wrong else None,
+                    "score": float(scores[m, i]) if kind == "text" else None,
                 }
-                for m, name in enumerate(names)
+                for m, method in enumerate(methods)
             ],
         }
-        for i in chosen(judged)
+        for i in chosen_rows(scores)
     ]
 
 
-def chosen(judged: NDArray[Any]) -> list[int]:
-    """Numbers of the rows to show: the best, those on which methods (M, N) differ most, and the worst; each once."""
-    mean, spread = judged.mean(0), judged.std(0)
-    order = [np.argsort(-mean, kind="stable"), np.argsort(-spread, kind="stable"), np.argsort(mean, kind="stable")]
-    found: list[int] = []
-    for kind in order:
-        new = [int(i) for i in kind if int(i) not in found]
-        found += new[:EACH]
-    return found
+def chosen_rows(scores: NDArray[Any]) -> list[int]:
+    """Indices of the rows to show: the best, those on which methods (M, N) differ most, and the worst; each once."""
+    mean, deviation = scores.mean(0), scores.std(0)
+    orders = [np.argsort(-mean, kind="stable"), np.argsort(-deviation, kind="stable"), np.argsort(mean, kind="stable")]
+    chosen: list[int] = []
+    for order in orders:
+        new = [int(i) for i in order if int(i) not in chosen]
+        chosen += new[:EACH]
+    return chosen
 
 
 def _signed(plan: Plan, record: Mapping[str, Any]) -> float:
-    score = float(record["scores"]["test"][plan.task.metric])
-    return -score if plan.task.metric in LOWER_IS_BETTER else score
+    metric = plan.session.task.metric
+    score = float(record["scores"]["test"][metric])
+    return -score if metric in LOWER_IS_BETTER else score
 
 
-def _judged(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:
-    """How good each answer is (N,): 1 is right; of numbers and documents, how little is lost."""
-    task: Any = plan.task
+def _row_scores(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:
+    """A score for each answer (N,): 1 is right; for numbers and documents the negative error or loss."""
+    task: Any = plan.session.task
     kind = plan.data.kind
     if kind == "classes":
         return np.asarray(task.predictions(answers) == references, float)
@@ -84,26 +85,27 @@ def _judged(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:
     if kind == "number":
         return np.asarray(-np.abs(task.predictions(answers) - references), float)
     if kind == "raw":
-        return np.array([-one["loss"] for one in task.decode(answers)])
+        return np.array([-answer["loss"] for answer in task.decode(answers)])
     if kind == "tags":
-        return np.array([float(one == other) for one, other in zip(answers, references, strict=True)])
-    return np.asarray(_tally(task, kind, answers, references).resampled(np.eye(len(answers))), float)
+        return np.array([float(answer == tags) for answer, tags in zip(answers, references, strict=True)])
+    return np.asarray(_additive_score(task, kind, answers, references).resampled(np.eye(len(answers))), float)
 
 
-def _tally(task: Any, kind: str, answers: Any, references: Any) -> Any:
-    """A metric that says something of a single row."""
+def _additive_score(task: Any, kind: str, answers: Any, references: Any) -> Any:
+    """A metric that is meaningful for a single row."""
     if kind == "span":
-        return task.tallies(answers, references)["em"]
+        return task.corpus_scores(answers, references)["em"]
     metric = "rougeL" if task.metric in ("perplexity", "nist", "cider", "ter") else task.metric
-    return task.tallies(answers, references, (metric,))[metric]
+    return task.corpus_scores(answers, references, (metric,))[metric]
 
 
-def _said(plan: Plan, answers: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [said(plan, one, row) for one, row in zip(plan.task.decode(answers), rows, strict=True)]
+def _answer_texts(plan: Plan, answers: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    decoded = plan.session.task.decode(answers)
+    return [answer_text(plan, answer, row) for answer, row in zip(decoded, rows, strict=True)]
 
 
-def said(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """An answer as a reader wants to see it."""
+def answer_text(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A decoded answer for people."""
     kind = plan.data.kind
     if kind == "tags":
         return tagged(row[plan.data.text[0]], answer["tags"], plan.data.labels[0])
@@ -118,15 +120,15 @@ def said(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return str(answer.get("label", answer.get("text", "")))
 
 
-def wanted(plan: Plan, row: Mapping[str, Any]) -> str:
-    """The reference as a reader wants to see it; "" where the text is its own."""
+def reference_text(plan: Plan, row: Mapping[str, Any]) -> str:
+    """The reference for people; "" for raw text, which is its own reference."""
     kind, value = plan.data.kind, row.get(plan.data.label)
     if kind == "raw":
         return ""
     if kind == "tags":
         return cut(tagged(row[plan.data.text[0]], row[plan.data.label], plan.data.labels[0]))
     if kind == "span":
-        return cut(" / ".join(dict.fromkeys(str(one["text"]) for one in row[plan.data.label])) or "(no answer)")
+        return cut(" / ".join(dict.fromkeys(str(span["text"]) for span in row[plan.data.label])) or "(no answer)")
     if kind == "text":
         return cut(" / ".join(row["references"]))
     if kind == "many":
@@ -135,11 +137,11 @@ def wanted(plan: Plan, row: Mapping[str, Any]) -> str:
 
 
 def tagged(words: Sequence[str], tags: Sequence[str], outside: str) -> str:
-    """The words that have a tag of their own: `Paris [B-location]`."""
-    found = [f"{word} [{tag}]" for word, tag in zip(words, tags, strict=True) if tag != outside]
-    return "  ".join(found) or f"all {outside}"
+    """The words with a tag other than the `outside` one: `Paris [B-location]`."""
+    marked = [f"{word} [{tag}]" for word, tag in zip(words, tags, strict=True) if tag != outside]
+    return "  ".join(marked) or f"all {outside}"
 
 
 def cut(text: str) -> str:
-    """A text of bearable length."""
+    """The beginning of a long text."""
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

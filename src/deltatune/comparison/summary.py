@@ -1,28 +1,25 @@
-"""From the records of a comparison to its summary: one entry a method, plain data that the report and others read."""
+"""Summary of a comparison from its records: an entry for each method, as plain data that the report reads."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from deltatune.comparison.baseline import baseline
-from deltatune.comparison.candidates import Contender
+from deltatune.comparison.candidates import Candidate
+from deltatune.comparison.cells import Record
 from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.sample_predictions import samples
 from deltatune.comparison.statistics import Interval, PscpConstants, Scorer, draw, intervals_of, pscp, ties_of
-from deltatune.tasks.additive_task import Tallied
+from deltatune.models.versions import versions
 from deltatune.tasks.task import Task
 
-Record = dict[str, Any]
 RESAMPLES = 2000
 
 
@@ -34,16 +31,16 @@ def summarise(
     failed: list[Record],
     elapsed: float,
 ) -> dict[str, Any]:
-    """Statistics over all finished cells, in the schema that `report.write_report` reads."""
-    spans, ties = _judge(plan, finals, records)
+    """Statistics over all finished cells, in the schema that `report.page.write_report` reads."""
+    intervals, ties = _intervals_and_ties(plan, finals, records)
     entries = [
-        _entry(plan, contender, finals[contender.text], searches[contender.text], spans, ties, failed)
-        for contender in plan.contenders
+        _entry(plan, candidate, finals[candidate.text], searches[candidate.text], intervals, ties, failed)
+        for candidate in plan.candidates
     ]
     summary: dict[str, Any] = {
         "schema": 1,
         "name": plan.name,
-        "model": plan.model,
+        "model": plan.session.model,
         "data": {
             "name": plan.data.name,
             "origin": plan.data.origin,
@@ -52,16 +49,16 @@ def summarise(
             "notes": list(plan.data.notes),
         },
         "task": plan.data.task,
-        "metric": plan.task.metric,
+        "metric": plan.session.task.metric,
         "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
-        "base_params": plan.host.sites.base_params,
+        "base_params": plan.session.host.sites.base_params,
         "head_params": plan.head_params,
         "seeds": list(plan.seeds),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
         "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, **_limits(plan)},
         "head": plan.head_json,
-        "versions": versions(),
+        "versions": {name: version for name, version in versions().items() if version},
         "majority": baseline(plan, records),
         "samples": samples(plan, finals, records),
         "methods": entries,
@@ -74,71 +71,63 @@ def summarise(
 
 
 def _limits(plan: Plan) -> dict[str, Any]:
-    """What the task was asked with, as far as a reader of the report wants it."""
-    wanted = ("max_length", "prompt", "new_tokens", "beams", "stride", "piece")
-    return {name: value for name, value in plan.task.to_json().items() if name in wanted}
+    """Fields of the task that the report shows."""
+    names = ("max_length", "prompt", "new_tokens", "beams", "stride", "piece")
+    return {name: value for name, value in plan.session.task.to_json().items() if name in names}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("deltatune", "torch", "transformers", "tokenizers", "accelerate", "numpy")
-    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
-
-
-def _judge(
+def _intervals_and_ties(
     plan: Plan, finals: Mapping[str, list[Record]], records: Records
 ) -> tuple[dict[str, Interval], dict[str, bool]]:
     references = plan.splits["test"].references
     scorers = {
-        text: [_scorer(plan.task, records.answers(record["cell"]), references) for record in each]
+        text: [_scorer(plan.session.task, records.answers(record["cell"]), references) for record in each]
         for text, each in finals.items()
         if each
     }
     if not scorers:
         return {}, {}
-    draws = draw(plan.task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
+    draws = draw(plan.session.task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
     return intervals_of(draws), ties_of(draws)
 
 
 def _scorer(task: Task, answers: Any, references: Any) -> Scorer:
-    """What scores resamples of one cell; sums over the rows are made once, since some take long."""
-    if isinstance(task, Tallied):
-        return task.primary(answers, references).resampled
-    return partial(task.resampled, answers, references)
+    """Scores resamples of one cell; sums over the rows are computed once, since some take long."""
+    return task.primary_score(answers, references).resampled
 
 
 def _entry(
     plan: Plan,
-    contender: Contender,
+    candidate: Candidate,
     final: list[Record],
     search: Search,
-    spans: Mapping[str, Interval],
+    intervals: Mapping[str, Interval],
     ties: Mapping[str, bool],
     failed: list[Record],
 ) -> dict[str, Any]:
-    metric = plan.task.metric
+    metric = plan.session.task.metric
     entry: dict[str, Any] = {
-        "method": contender.text,
-        "name": contender.method.label,
-        "reference": contender.reference,
-        "params": contender.params,
+        "method": candidate.text,
+        "name": candidate.method.label,
+        "reference": candidate.reference,
+        "params": candidate.params,
         "head_params": plan.head_params,
-        "share": contender.params / plan.host.sites.base_params,
+        "share": candidate.params / plan.session.host.sites.base_params,
         "metric": metric,
         "score": None,
         "ci95": None,
         "tied_with_best": False,
-        "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == contender.text})) or None,
+        "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == candidate.text})) or None,
         "search": [(rate, _validation(search.runs[rate], metric)) for rate in sorted(search.runs)],
     }
     if not final:
         return entry
-    span, first = spans[contender.text], final[0]
+    interval, first = intervals[candidate.text], final[0]
     memory = [record["peak_memory_bytes"] for record in final if record["peak_memory_bytes"]]
     return entry | {
-        "score": span.mean,
-        "ci95": [span.low, span.high],
-        "tied_with_best": ties[contender.text],
+        "score": interval.mean,
+        "ci95": [interval.low, interval.high],
+        "tied_with_best": ties[candidate.text],
         "seed_scores": [record["scores"]["test"][metric] for record in final],
         "scores": _mean_scores(final),
         "learning_rate": first["learning_rate"],
@@ -153,7 +142,7 @@ def _entry(
         "latency_ratio_merged": first.get("latency_ratio_merged"),
         "writing_ratio": first.get("writing_ratio"),
         "extra_flops": first.get("extra_flops"),
-        "pscp": pscp(span.mean, contender.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
+        "pscp": pscp(interval.mean, candidate.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
         "curves": [
             {"seed": record["seed"], "loss": record["history"], "validation": record["evaluations"]} for record in final
         ],

@@ -22,8 +22,9 @@ from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
 from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint
-from deltatune.tasks.auto_task import KINDS, check_known, shorter, task_for
+from deltatune.tasks.auto_task import check_known, shorter, task_for
 from deltatune.tasks.task import Row
+from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.tasks.tokenization import worded
 from deltatune.training.inference.prediction import encode_for, predict, room
 from deltatune.training.settings import Settings
@@ -80,10 +81,14 @@ class Session:
         if self.name in self.host.adapters:
             self.host.detach(self.name)
 
+    @property
+    def positions(self) -> int | None:
+        """Longest input of the model in tokens; None if it has no limit."""
+        return longest_input(self.host.model)
+
     def free_positions(self) -> int | None:
-        """Positions of the model that the attached adapter leaves to a text; None if the model has no limit."""
-        positions = longest_input(self.host.model)
-        return None if positions is None else positions - room(self.host, self.name)
+        """Positions that the attached adapter leaves to a text; None if the model has no limit."""
+        return None if self.positions is None else self.positions - room(self.host, self.name)
 
     def limited(self, positions: int | None) -> Session:
         """The same session with texts of at most `positions` tokens."""
@@ -132,13 +137,13 @@ def open_session(
     the place of the data's task. Raises DeltatuneError for unknown fields before the model is loaded, and for a model
     that cannot do the task.
     """
-    kind = objective or KINDS[data.kind]
+    kind = objective or DATA_TASKS[data.kind]
     head = head or {}
     _check_head(kind.answers, head)
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     if objective is None:
-        check_known(KINDS[data.kind], fields)
-    host, tokenizer = open_host(model, getattr(kind, "loads", kind.answers), _reads_pooler(head))
+        check_known(DATA_TASKS[data.kind], fields)
+    host, tokenizer = open_host(model, kind.loads, _reads_pooler(head))
     head = head if kind.answers == "row" else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision)
@@ -167,7 +172,7 @@ def open_adapter(
     trained_on = str(extra.get("model") or config["base"].get("name"))
     pooler = _reads_pooler((config.get("head") or {}).get("config"))
     try:
-        host, tokenizer = open_host(model or trained_on, getattr(task, "loads", task.answers), pooler)
+        host, tokenizer = open_host(model or trained_on, task.loads, pooler)
     except DeltatuneError as error:
         if model is not None:
             raise
@@ -182,7 +187,7 @@ def open_adapter(
 
 def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:
     """A trained task with other values of fields that may change after training; DeltatuneError for other fields."""
-    allowed = getattr(task, "at_use", ())
+    allowed = task.inference_fields
     choices = f"can be set: {', '.join(allowed)}" if allowed else "nothing can be set for this task"
     raise_all([
         f"--set {name}: cannot be changed after training{nearest(name, allowed)}; {choices}"

@@ -20,6 +20,7 @@ from deltatune.cli.options import (
     Kind,
     Label,
     Limit,
+    MaxLength,
     Metric,
     Model,
     NewTokens,
@@ -51,8 +52,8 @@ LEGEND = (
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH, QUICK_LENGTH = 320, 2.0, 16, 64
-"""The built-in comparison trains on so much unless told otherwise: it is to end within five minutes on two cores."""
+QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
+"""Defaults of the built-in comparison, which should end within five minutes on two cores."""
 
 
 def compare(
@@ -62,16 +63,7 @@ def compare(
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
-    max_length: Annotated[
-        int | None,
-        option(
-            "--max-length",
-            panel=DATA,
-            metavar="TOKENS",
-            help="Longest input in tokens; longer texts are cut. By default 128 (tags 256, spans 384, generation 512), "
-            "or less if the model takes less.",
-        ),
-    ] = None,
+    max_length: MaxLength = None,
     metric: Metric = None,
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
@@ -130,7 +122,7 @@ def compare(
     from deltatune.data import read
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
+        limit, epochs = QUICK_ROWS, QUICK_EPOCHS
         batch_size = batch_size or QUICK_BATCH
     # before torch is imported: mistakes in the data show at once
     found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
@@ -156,7 +148,7 @@ def compare(
         out=out,
     )
     introduce(plan, quiet=as_json)
-    watching = Watching(plan.task.metric)
+    watching = Watching(plan.session.task.metric)
     try:
         with watching:
             summary = run(plan, watching)
@@ -173,30 +165,28 @@ def introduce(plan: Plan, quiet: bool) -> None:
     """Say what was read, guessed and decided, before the long part begins."""
     from deltatune.data import remarks
 
-    data, settings = plan.data, plan.settings
+    data, session, settings = plan.data, plan.session, plan.settings
+    sites = session.host.sites
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
-    named = ", ".join(f"{contender.text}{'*' if contender.reference else ''}" for contender in plan.contenders)
+    named = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
-        ("task", plan.task.describe()),
-        (
-            "model",
-            f"{plan.model}: {plan.host.sites.facts.architecture}, {count(plan.host.sites.base_params)} parameters",
-        ),
+        ("task", session.task.describe()),
+        ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
         ("methods", f"{named}   (* has no size to fit)"),
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
-    notes = [*data.notes, *remarks(data), *cut_notes(plan.task, plan.splits)]
+    notes = [*data.notes, *remarks(data), *cut_notes(session.task, plan.splits)]
     show(facts(pairs), "", stderr=quiet)
     if notes:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)
 
 
 def _runs(plan: Plan) -> str:
-    rates = plural(max(len(contender.rates) for contender in plan.contenders), "learning rate")
-    methods, seeds = plural(len(plan.contenders), "method"), plural(len(plan.seeds), "seed")
+    rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
+    methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
     return f"{methods} at {rates}, the best rate of each with {seeds}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.commands.compare import QUICK_BATCH, QUICK_EPOCHS, QUICK_LENGTH, QUICK_ROWS
+from deltatune.cli.commands.compare import QUICK_BATCH, QUICK_EPOCHS, QUICK_ROWS
 from deltatune.cli.options import (
     DATA,
     HEAD,
@@ -20,6 +20,7 @@ from deltatune.cli.options import (
     Json,
     Label,
     Limit,
+    MaxLength,
     Metric,
     Model,
     Pooling,
@@ -34,16 +35,16 @@ from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, rate, score
 
 if TYPE_CHECKING:
-    from deltatune.comparison.intrinsic_dimension.dimension_config import Question
+    from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig
     from deltatune.comparison.plan import Plan
 
 PLAN = "comparison/plan.py"
-QUESTION = fields_of("comparison/intrinsic_dimension/dimension_config.py", "Question")
+CONFIG = fields_of("comparison/intrinsic_dimension/dimension_config.py", "DimensionConfig")
 
 
-def asked(name: str, flag: str, metavar: str, panel: str = METHOD) -> Any:
-    """An option for a field of the question, with the field's own words."""
-    return option(flag, panel=panel, metavar=metavar, help=f"{QUESTION[name].help}.")
+def field_option(name: str, flag: str, metavar: str, panel: str = METHOD) -> Any:
+    """An option for a field of DimensionConfig, with the field's docstring as its help."""
+    return option(flag, panel=panel, metavar=metavar, help=f"{CONFIG[name].help}.")
 
 
 def dimension(
@@ -52,19 +53,16 @@ def dimension(
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
-    max_length: Annotated[
-        int | None,
-        option("--max-length", panel=DATA, metavar="TOKENS", help="Longest input in tokens; longer texts are cut."),
-    ] = None,
+    max_length: MaxLength = None,
     metric: Metric = None,
-    method: Annotated[str, asked("method", "--method", "NAME")] = QUESTION["method"].default,
-    fraction: Annotated[float, asked("fraction", "--fraction", "SHARE")] = QUESTION["fraction"].default,
-    of: Annotated[str, asked("of", "--of", "full|gain")] = QUESTION["of"].default,
-    largest: Annotated[int | None, asked("largest", "--max", "NUMBER")] = None,
+    method: Annotated[str, field_option("method", "--method", "NAME")] = CONFIG["method"].default,
+    fraction: Annotated[float, field_option("fraction", "--fraction", "SHARE")] = CONFIG["fraction"].default,
+    of: Annotated[str, field_option("of", "--of", "full|gain")] = CONFIG["of"].default,
+    largest: Annotated[int | None, field_option("largest", "--max", "NUMBER")] = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
-    seeds: Annotated[int, asked("seeds", "--seeds", "NUMBER", TRAINING)] = QUESTION["seeds"].default,
-    rates: Annotated[int, asked("rates", "--rates", "NUMBER", TRAINING)] = QUESTION["rates"].default,
+    seeds: Annotated[int, field_option("seeds", "--seeds", "NUMBER", TRAINING)] = CONFIG["seeds"].default,
+    rates: Annotated[int, field_option("rates", "--rates", "NUMBER", TRAINING)] = CONFIG["rates"].default,
     epochs: Annotated[
         float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
     ] = None,
@@ -92,24 +90,24 @@ def dimension(
     from deltatune.data import read
 
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs, max_length = QUICK_ROWS, QUICK_EPOCHS, min(max_length or QUICK_LENGTH, QUICK_LENGTH)
+        limit, epochs = QUICK_ROWS, QUICK_EPOCHS
         batch_size = batch_size or QUICK_BATCH
     found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
-    from deltatune.comparison.intrinsic_dimension.dimension_config import Question, make_question
-    from deltatune.comparison.intrinsic_dimension.dimension_report import answer, curve
-    from deltatune.comparison.intrinsic_dimension.dimension_search import seek
+    from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
+    from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
+    from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
     from deltatune.comparison.plan import folder_for
     from deltatune.comparison.records import write_summary
     from deltatune.store.atomic_files import write_file
     from deltatune.training import Settings
 
-    question = Question(method, fraction, of, largest, rates, seeds)  # type: ignore[arg-type]  # it checks what it gets
+    config = DimensionConfig(method, fraction, of, largest, rates, seeds)  # type: ignore[arg-type]  # it checks what it gets
     given = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     folder = out or Path(f"{folder_for(model, found)}-dimension")
-    plan = make_question(
+    plan = plan_search(
         found,
-        question,
+        config,
         model=model,
         settings=Settings(**changed),
         max_length=max_length,
@@ -117,39 +115,39 @@ def dimension(
         head=head_of(pooling, dense),
         out=folder,
     )
-    introduce(plan, question, quiet=as_json)
-    watching = Watching(plan.task.metric)
+    introduce(plan, config, quiet=as_json)
+    watching = Watching(plan.session.task.metric)
     started = time.perf_counter()
     try:
         with watching:
-            points = seek(plan, question, watching)
+            points = search_dimension(plan, config, watching)
     except KeyboardInterrupt:
         kept = f"what is finished ({plural(watching.done, 'run')}) is kept in {plan.out}"
         raise Interrupted(f"{kept}, and the same command goes on from there") from None
-    result = answer(plan, question, points, time.perf_counter() - started)
+    result = summarise_search(plan, config, points, time.perf_counter() - started)
     write_summary(plan.out / "dimension.json", result)
-    write_file(plan.out / "dimension.svg", curve(result))
+    write_file(plan.out / "dimension.svg", draw_curve(result))
     if as_json:
         print_json(result)
     else:
         report(result, plan.out / "dimension.svg")
 
 
-def introduce(plan: Plan, question: Question, quiet: bool) -> None:
+def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
     """Say what was read and decided, before the long part begins."""
-    from deltatune.comparison.intrinsic_dimension.dimension_config import span
+    from deltatune.comparison.intrinsic_dimension.dimension_config import dimension_range
     from deltatune.data import remarks
 
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in plan.data.splits().items())
-    smallest, largest = span(plan, question)
-    base = plan.host.sites
+    smallest, largest = dimension_range(plan, config)
+    base = plan.session.host.sites
     pairs = [
         ("data", f"{plan.data.origin}: {splits} rows"),
-        ("task", plan.task.describe()),
-        ("model", f"{plan.model}: {base.facts.architecture}, {count(base.base_params)} parameters"),
-        ("asked", f"{question.method} of dimension {smallest:,} to {largest:,} for {100 * question.fraction:g} % of "
-                  f"{'full fine-tuning' if question.of == 'full' else 'what full fine-tuning gains'}"),
-        ("runs", f"{plural(question.rates, 'learning rate')} and {plural(question.seeds, 'seed')} a dimension, "
+        ("task", plan.session.task.describe()),
+        ("model", f"{plan.session.model}: {base.facts.architecture}, {count(base.base_params)} parameters"),
+        ("asked", f"{config.method} of dimension {smallest:,} to {largest:,} for {100 * config.fraction:g} % of "
+                  f"{'full fine-tuning' if config.of == 'full' else 'what full fine-tuning gains'}"),
+        ("runs", f"{plural(config.rates, 'learning rate')} and {plural(config.seeds, 'seed')} a dimension, "
                  f"{plural(plan.settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]  # fmt: skip

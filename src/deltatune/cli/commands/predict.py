@@ -183,7 +183,7 @@ def predict(
     if file == "-" and sys.stdin.isatty():
         print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
-    columns = list(session.task.text)  # type: ignore[attr-defined]
+    columns = list(session.task.text)
     done, cut = 0, 0
     draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     try:
@@ -228,12 +228,11 @@ def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     """Rows in the shape that the task reads: words in lists, tables in one line."""
     from deltatune.data import inputs
     from deltatune.data.task_types import TASK_OF
-    from deltatune.tasks.auto_task import kind_of
 
     task: Any = session.task
     if task.answers == "text" and len(task.text) > 1:
         rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
-    return inputs(rows, TASK_OF[kind_of(task)], task.text)
+    return inputs(rows, TASK_OF[task.data_kind], task.text)
 
 
 def rounded(value: Any) -> Any:

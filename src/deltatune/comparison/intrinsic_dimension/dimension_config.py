@@ -1,4 +1,4 @@
-"""What a search for the intrinsic dimension asks, and which dimensions and rates it tries for the answer."""
+"""Configuration of a search for the intrinsic dimension, and the dimensions and learning rates that it tries."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltatune.comparison.candidates import spread_rates
+from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.plan import Plan, make_plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry
 from deltatune.data.splits import Data
-from deltatune.tasks.auto_task import KINDS
-from deltatune.tasks.metrics.classification_scores import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.task_registry import DATA_TASKS
 
 METHODS = ("DID", "SAID")
 FIRST, FACTOR = 10, 4.0
-"""The first dimension that is tried, and how much larger the next one is, until one reaches the target."""
+"""The first dimension to try, and the factor to the next one, until one reaches the target."""
 FINE = 1.3
-"""The answer is known to this factor: the smallest that reached the target over the largest that did not."""
+"""The result is exact to this factor: the smallest dimension that reached the target over the largest that did not."""
 BISECTIONS = math.ceil(math.log2(math.log(FACTOR) / math.log(FINE)))
-"""So often the gap is halved on the log scale, from one step of the grid down to FINE."""
+"""Halvings of the gap on the log scale that lead from one step of the grid down to FINE."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is looked for."""
+class DimensionConfig:
+    """The target of a search, its method and its limits."""
 
     method: str = "DID"
-    """DID, or SAID with a λ for each layer."""
+    """DID, or SAID, which has a scale λ for each layer."""
     fraction: float = 0.9
-    """Share of full fine-tuning's score that must be reached; 0.9 is the d90 of the papers."""
+    """Share of full fine-tuning's score that must be reached; 0.9 is the papers' d90."""
     of: Literal["full", "gain"] = "full"
-    """Of what it is a share: of full fine-tuning's score, or of what that gains over training the head alone."""
+    """What the share refers to: full fine-tuning's score, or its gain over training the head alone."""
     largest: int | None = None
-    """The largest dimension tried; by default 10,000, or all of the model's weights if they are fewer."""
+    """Largest dimension to try; by default 10,000, or all of the model's weights if they are fewer."""
     rates: int = 3
-    """Learning rates tried at each dimension, until one reaches the target."""
+    """Learning rates to try at each dimension, until one reaches the target."""
     seeds: int = 1
-    """Runs at the best rate, whose mean counts."""
+    """Runs at the best rate; their mean score counts."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -50,13 +50,13 @@ class Question:
         if not 0 < self.fraction <= 1:
             problems.append(f"the fraction is a share above 0 and at most 1, such as 0.9, not {self.fraction:g}")
         if self.of not in ("full", "gain"):
-            problems.append(f"a share of full or of gain, not of {self.of!r}")
+            problems.append(f"the share is of full or of gain, not of {self.of!r}")
         if self.largest is not None and self.largest < 1:
             problems.append(f"the largest dimension must be at least 1, not {self.largest}")
         raise_all(problems)
 
     def at(self, dimension: int) -> Method:
-        """The method with one dimension; the head alone for 0."""
+        """The method with this dimension; the head alone for 0."""
         return parse("Probe()") if not dimension else registry()[self.method](dimension=dimension)
 
 
@@ -68,76 +68,78 @@ class Point:
     dimension: int | None
     """None for full fine-tuning."""
     score: float
-    """Mean over seeds of the metric on the validation rows."""
+    """Metric on the validation rows, the mean over seeds."""
     test: float
-    """The same on the test rows; it decides nothing."""
+    """The same on the test rows; it does not influence the search."""
     rate: float
     tried: tuple[tuple[float, float], ...]
-    """(rate, score) of the first seed."""
+    """(rate, score) at the first seed."""
 
 
-def make_question(data: Data, question: Question, **options: Any) -> Plan:
-    """The plan of a search: model, data and task, checked; `options` as for `make_plan`. Nothing is trained yet."""
-    if KINDS[data.kind].answers in ("text", "words"):
+def plan_search(data: Data, config: DimensionConfig, **options: Any) -> Plan:
+    """The plan of a search: model, data and task, checked; `options` as for `make_plan`. Nothing is trained yet.
+
+    Raises DeltatuneError for tasks and metrics that a search makes no sense for, and for a range without dimensions.
+    """
+    if DATA_TASKS[data.kind].answers in ("text", "words"):
         raise DeltatuneError(
-            f"a dimension is sought between the head alone and full fine-tuning, but {data.task} needs no head; "
-            "take data with classes, numbers, tags or spans"
+            f"the search compares dimensions with training the head alone, but {data.task} needs no head; "
+            "use data with classes, numbers, tags or spans"
         )
     plan = make_plan(
-        data, methods=["Full()", "Probe()", question.at(1000)], budget=None, rates=question.rates,
-        seeds=question.seeds, **options,
+        data, methods=["Full()", "Probe()", config.at(1000)], budget=None, rates=config.rates,
+        seeds=config.seeds, **options,
     )  # fmt: skip
-    if plan.task.metric in LOWER_IS_BETTER:
-        raise DeltatuneError(
-            f"a share of {plan.task.metric} says nothing, as lower is better there; choose --metric pearson"
-        )
-    smallest, largest = span(plan, question)
+    metric = plan.session.task.metric
+    if metric in LOWER_IS_BETTER:
+        raise DeltatuneError(f"a share of {metric} is not meaningful, because lower is better; choose --metric pearson")
+    smallest, largest = dimension_range(plan, config)
     if smallest > largest:
         raise DeltatuneError(
-            f"the largest dimension is {largest:,}, but {question.method} has at least {smallest:,} numbers here; "
-            "raise it"
+            f"the largest dimension is {largest:,}, but {config.method} has at least {smallest:,} parameters on this "
+            "model; raise --max"
         )
     return plan
 
 
-def span(plan: Plan, question: Question) -> tuple[int, int]:
-    """The smallest dimension there is on this model, and the largest that is tried."""
-    sites, method = plan.host.sites, question.at(1)
-    return method.count(sites), min(question.largest or 10_000, method.limit(sites))
+def dimension_range(plan: Plan, config: DimensionConfig) -> tuple[int, int]:
+    """The smallest dimension possible on this model, and the largest to try."""
+    sites, method = plan.session.host.sites, config.at(1)
+    return method.count(sites), min(config.largest or 10_000, method.limit(sites))
 
 
 def grid(smallest: int, largest: int) -> list[int]:
-    """Dimensions tried one after the other: even steps on a log scale, the largest at the end."""
+    """Dimensions to try one after the other: even steps on a log scale, the largest at the end."""
     first = max(smallest, min(FIRST, largest))
     steps = math.ceil(math.log(largest / first, FACTOR)) if largest > first else 0
-    found = [round(first * (largest / first) ** (i / max(steps, 1))) for i in range(steps + 1)]
-    return list(dict.fromkeys(found))
+    dimensions = [round(first * (largest / first) ** (i / max(steps, 1))) for i in range(steps + 1)]
+    return list(dict.fromkeys(dimensions))
 
 
-def between(low: int, high: int) -> int | None:
-    """The dimension to try next between one that fails and one that reaches; None when they are near enough."""
+def midpoint(low: int, high: int) -> int | None:
+    """The dimension to try between one below the target and one that reaches it; None if they are close enough."""
     if high - low <= 1 or (low and high / low <= FINE):
         return None
     return min(high - 1, max(low + 1, round(math.sqrt(max(low, 1) * high))))
 
 
-def target_of(question: Question, full: float, head: float) -> float:
-    """The score to be reached. Raises DeltatuneError where a share of a gain is asked, but nothing is gained."""
-    if question.of == "full":
-        return question.fraction * full
+def target_of(config: DimensionConfig, full: float, head: float) -> float:
+    """The score to reach. Raises DeltatuneError for a share of a gain if there is no gain."""
+    if config.of == "full":
+        return config.fraction * full
     if full <= head:
         raise DeltatuneError(
             f"full fine-tuning ({full:.3f}) gains nothing over the head alone ({head:.3f}) on the validation rows, so "
-            "there is no gain to take a share of; train longer or on more rows, or leave out --of gain"
+            "there is no gain to reach a share of; train longer or on more rows, or leave out --of gain"
         )
-    return head + question.fraction * (full - head)
+    return head + config.fraction * (full - head)
 
 
-def first_rates(method: Method, question: Question) -> list[float]:
+def first_rates(method: Method, config: DimensionConfig) -> list[float]:
     """The recommended rate first, then its neighbours."""
-    return around(method.learning_rate, question.rates)
+    return by_distance(method.learning_rate, config.rates)
 
 
-def around(best: float, count: int) -> list[float]:
-    """As many rates around the best one, itself first: what was best at one dimension is mostly best at the next."""
-    return sorted(spread_rates(best, count), key=lambda rate: (round(abs(math.log(rate / best)), 1), rate))
+def by_distance(best: float, count: int) -> list[float]:
+    """`count` rates around the best one, the nearest first: it is often the best at the next dimension too."""
+    return sorted(rates_around(best, count), key=lambda rate: (round(abs(math.log(rate / best)), 1), rate))

@@ -1,4 +1,4 @@
-"""What a search for the intrinsic dimension found: plain data, a sentence, and methods of that many parameters."""
+"""Report of a search for the intrinsic dimension: plain data, a sentence, and a figure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deltatune.comparison.baseline import majority
-from deltatune.comparison.intrinsic_dimension.dimension_config import Point, Question
-from deltatune.comparison.intrinsic_dimension.dimension_search import Found
+from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, Point
+from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionResult
 from deltatune.comparison.plan import DEFAULT_METHODS, Plan
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
@@ -27,83 +27,82 @@ from deltatune.comparison.report.svg import (
     tag,
     text,
 )
-from deltatune.comparison.summary import versions
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.core.sites.site import Sites
+from deltatune.models.versions import versions
 
 
-def answer(plan: Plan, question: Question, found: Found, elapsed: float) -> dict[str, Any]:
-    """Everything about a search, as JSON takes it."""
-    result: dict[str, Any] = {
+def summarise_search(plan: Plan, config: DimensionConfig, result: DimensionResult, elapsed: float) -> dict[str, Any]:
+    """Everything about a search as plain data."""
+    sites, task = plan.session.host.sites, plan.session.task
+    summary: dict[str, Any] = {
         "schema": 1,
         "name": plan.name,
-        "model": plan.model,
+        "model": plan.session.model,
         "data": {
             "name": plan.data.name,
             "origin": plan.data.origin,
             "rows": {n: len(r) for n, r in plan.splits.items()},
         },
-        "metric": plan.task.metric,
-        "question": dataclasses.asdict(question),
-        "base_params": plan.host.sites.base_params,
+        "metric": task.metric,
+        "question": dataclasses.asdict(config),
+        "base_params": sites.base_params,
         "head_params": plan.head_params,
         "majority": majority(plan),
-        "target": found.target,
-        "dimension": found.dimension,
-        "below": found.below,
-        "full": _entry(found.full, found),
-        "points": [_entry(point, found) for point in found.points],
-        "methods": equivalents(plan.host.sites, found.dimension) if found.dimension else [],
+        "target": result.target,
+        "dimension": result.dimension,
+        "below": result.below,
+        "full": _entry(result.full, result),
+        "points": [_entry(point, result) for point in result.points],
+        "methods": equivalents(sites, result.dimension) if result.dimension else [],
         "seeds": list(plan.seeds),
-        "settings": dataclasses.asdict(plan.settings) | {"max_length": plan.task.to_json().get("max_length")},
+        "settings": dataclasses.asdict(plan.settings) | {"max_length": task.to_json().get("max_length")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
         "versions": versions(),
     }
-    return result | {"sentence": sentence(result)}
+    return summary | {"sentence": sentence(summary)}
 
 
-def _entry(point: Point, found: Found) -> dict[str, Any]:
-    reaches = None if point.dimension is None else point.score >= found.target
+def _entry(point: Point, result: DimensionResult) -> dict[str, Any]:
+    reaches = None if point.dimension is None else point.score >= result.target
     return dataclasses.asdict(point) | {"reaches": reaches}
 
 
 def equivalents(
     sites: Sites, dimension: int, methods: Sequence[str | Method] = DEFAULT_METHODS
 ) -> list[dict[str, Any]]:
-    """For each method with a size the smallest that trains at least `dimension` parameters; the fewest first."""
-    found = []
-    for given in methods:
-        method = parse(given) if isinstance(given, str) else given
+    """Each method at the smallest size that trains at least `dimension` parameters; the fewest parameters first."""
+    rows = []
+    for name in methods:
+        method = parse(name)
         if method.size is None:
             continue
         try:
             smallest = _smallest(method, sites, dimension)
-        except DeltatuneError:  # this model has no such sites
+        except DeltatuneError:  # the model has no such sites
             continue
         params = smallest.count(sites)
         if params >= dimension:
-            found.append({"method": repr(smallest), "params": params, "times": params / dimension})
-    return sorted(found, key=lambda entry: entry["params"])
+            rows.append({"method": repr(smallest), "params": params, "times": params / dimension})
+    return sorted(rows, key=lambda entry: entry["params"])
 
 
 def _smallest(method: Method, sites: Sites, dimension: int) -> Method:
     if method.sized(1).count(sites) >= dimension:
         return method.sized(1)
-    below = fit_budget(method, sites, dimension - 1)  # the largest that is too small
+    below = fit_budget(method, sites, dimension - 1)  # the largest size that is too small
     return method.sized(min((below.size or 0) + 1, method.limit(sites)))
 
 
 def sentence(result: Mapping[str, Any]) -> str:
-    """The finding in words, with what to make of it."""
+    """The result in a sentence, with advice."""
     question, metric = result["question"], result["metric"]
     share = f"{100 * question['fraction']:g} %"
-    what = (
-        f"the {metric} of full fine-tuning" if question["of"] == "full" else f"what full fine-tuning gains in {metric}"
-    )
+    what = f"the {metric} of full fine-tuning" if question["of"] == "full" else f"full fine-tuning's gain in {metric}"
     goal = f"{share} of {what} ({result['target']:.3f})"
     dimension = result["dimension"]
     if dimension is None:
@@ -111,33 +110,33 @@ def sentence(result: Mapping[str, Any]) -> str:
         text = f"No dimension up to {largest:,} reaches {goal}; raise --max or train longer."
     elif dimension == 0:
         text = (
-            f"The head alone reaches {goal}: no weight of the model has to change for it. Use Probe(), or ask for "
-            "more: --fraction 0.99, or --of gain for a share of what full fine-tuning adds."
+            f"The head alone reaches {goal}: no weight of the model has to change. Use Probe(), or set a higher "
+            "target: --fraction 0.99, or --of gain for a share of what full fine-tuning adds."
         )
     else:
         of = percent(dimension / result["base_params"])
         bound = f", {result['below']:,} do not" if result["below"] else ""
-        text = f"{dimension:,} numbers ({of} of the model's) reach {goal}{bound}."
+        text = f"{dimension:,} parameters ({of} of the model's) reach {goal}{bound}."
         if result["methods"]:
             first = result["methods"][0]
-            text += f" The smallest of the usual methods with as many is {first['method']}, with {first['params']:,}."
+            text += f" The smallest common method with at least as many is {first['method']}, with {first['params']:,}."
     return text + _warning(result)
 
 
 def _warning(result: Mapping[str, Any]) -> str:
-    """Said where full fine-tuning itself may be no better than no model at all."""
-    known = (result["majority"] or {}).get("score")
-    if known is None or result["full"]["test"] > known:
+    """A warning if full fine-tuning is no better than the majority baseline."""
+    majority_score = (result["majority"] or {}).get("score")
+    if majority_score is None or result["full"]["test"] > majority_score:
         return ""
     return (
         f" Beware: full fine-tuning scores {result['full']['test']:.3f} on the test rows, no better than always "
-        f"answering the most frequent label ({known:.3f}); a share of that says nothing."
+        f"answering the most frequent label ({majority_score:.3f}), so a share of it means nothing."
     )
 
 
 WIDTH, HEIGHT = 640.0, 380.0
 STRIP = 54.0
-"""Width of the strip for the head alone: 0 has no place on a log axis."""
+"""Width of the strip for the head alone: a log axis has no 0."""
 STYLE = """
 svg { font: 12px system-ui, sans-serif; background: #fdfdfc; }
 text { fill: #5b6875; } .label { fill: #16202a; font-weight: 600; }
@@ -145,11 +144,14 @@ text { fill: #5b6875; } .label { fill: #16202a; font-weight: 600; }
 .s0 { fill: #0072b2; } .ref { stroke: #5f6a75; fill: #fdfdfc; } .mark.hollow { stroke-width: 1.5; }
 .goal { stroke: #a33a1c; stroke-dasharray: 5 4; } .full { stroke: #5f6a75; }
 """
-"""Colours of its own: the file stands alone, without the report's page."""
+"""The figure is a file of its own, without the report's style sheet."""
 
 
-def curve(result: Mapping[str, Any]) -> str:
-    """Validation score by dimension (log), with full fine-tuning, the target and the answer. `result`: an answer."""
+def draw_curve(result: Mapping[str, Any]) -> str:
+    """An SVG of the validation score by dimension (log scale), with full fine-tuning, the target and the result.
+
+    `result` is what `summarise_search` returns.
+    """
     points = [point for point in result["points"] if point["dimension"]]
     head = [point for point in result["points"] if not point["dimension"]]
     left, right, top, bottom = 48.0, WIDTH - 96, 34.0, HEIGHT - 46

@@ -21,13 +21,11 @@ PACKAGES = (
 
 def versions() -> dict[str, str | None]:
     """Versions of deltatune, Python and the packages around them; None for a package that is not installed."""
-    return {"deltatune": version("deltatune"), "python": platform.python_version()} | {
-        name: package_version(name) for name in PACKAGES
-    }
+    packages = {name: _installed(name) for name in PACKAGES}
+    return {"deltatune": version("deltatune"), "python": platform.python_version(), **packages}
 
 
-def package_version(name: str) -> str | None:
-    """The installed version of one package, or None."""
+def _installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 
 from deltatune.cli.ui.screen import facts, print_json, show
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "accelerate",
-    "datasets",
-    "peft",
-    "typer",
-    "rich",
-)
+from deltatune.models.versions import versions
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -37,11 +24,12 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def environment() -> dict[str, Any]:
     """Versions and the device as plain data."""
+    packages = versions()
     return {
-        "deltatune": version("deltatune"),
-        "python": platform.python_version(),
+        "deltatune": packages.pop("deltatune"),
+        "python": packages.pop("python"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages,
         "device": device(),
     }
 
@@ -87,10 +75,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -1,6 +1,8 @@
 """The statistics against scikit-learn and SciPy on copied rows, and against simulations whose truth is known."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -10,13 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample, tied_with_best
 from deltatune.tasks import Classify
-from deltatune.tasks.metrics.classification_scores import LOWER_IS_BETTER as tasks_lower
-from deltatune.tasks.metrics.classification_scores import METRICS
-from deltatune.tasks.metrics.weighted_scores import CLASS_SCORES, VALUE_SCORES, scorer
+from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER, bounds
 
 
 def peer(metric, predictions, references, classes):
@@ -43,14 +43,14 @@ def peer(metric, predictions, references, classes):
 
 
 def sample(metric, classes, n, rng):
-    if metric in CLASS_SCORES:
+    if metric in CLASS_METRICS:
         references = rng.integers(0, classes, n)
         return np.where(rng.random(n) < 0.6, references, rng.integers(0, classes, n)), references
     references = rng.normal(size=n).round(1)  # rounded, so that there are ties
     return (references + rng.normal(size=n)).round(1), references
 
 
-@pytest.mark.parametrize("metric", [*CLASS_SCORES, *VALUE_SCORES])
+@pytest.mark.parametrize("metric", [*CLASS_METRICS, *REGRESSION_METRICS])
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(1, 40), seed=st.integers(0, 10_000))
@@ -58,24 +58,39 @@ def test_a_weighted_score_is_the_score_of_copied_rows(metric, classes, n, seed):
     rng = np.random.default_rng(seed)
     predictions, references = sample(metric, classes, n, rng)
     weights = rng.multinomial(n, np.full(n, 1 / n), size=6)
-    ours = scorer(metric, predictions, references, classes)(weights.astype(float))
+    ours = weighted_score(metric, predictions, references, classes).resampled(weights)
     for row, value in zip(weights, ours, strict=True):
         copied = np.repeat(np.arange(n), row)
         assert value == pytest.approx(peer(metric, predictions[copied], references[copied], classes), abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [*CLASS_SCORES, *VALUE_SCORES])
+@pytest.mark.parametrize("metric", [*CLASS_METRICS, *REGRESSION_METRICS])
 @pytest.mark.parametrize("labels", [2, 4])
 def test_agrees_with_the_metric_of_the_tasks(metric, labels):
-    task = Classify(labels=tuple("abcd"[:labels]) if metric in CLASS_SCORES else (), metric=metric)
+    task = Classify(labels=tuple("abcd"[:labels]) if metric in CLASS_METRICS else (), metric=metric)
     predictions, references = sample(metric, labels, 60, np.random.default_rng(0))
-    ours = scorer(metric, predictions, references, labels)(np.ones((1, 60)))[0]
+    ours = weighted_score(metric, predictions, references, labels).resampled(np.ones((2, 60)))[1]
     assert ours == pytest.approx(task.measure(predictions, references), abs=1e-9)
 
 
 def test_every_metric_of_the_tasks_has_a_weighted_form():
-    assert {*CLASS_SCORES, *VALUE_SCORES} == set(METRICS)
-    assert tasks_lower == LOWER_IS_BETTER
+    assert {*CLASS_METRICS, *REGRESSION_METRICS} == {*Classify(labels=("a", "b")).metrics, *Classify().metrics}
+
+
+def test_direction_and_range_of_metrics():
+    assert {"mse", "loss", "perplexity", "bits_per_char", "bits_per_byte", "ter", "pair_loss"} == LOWER_IS_BETTER
+    assert bounds("accuracy") == bounds("rougeL") == bounds("a name of no metric") == (0.0, 1.0)
+    assert bounds("matthews") == bounds("pearson") == bounds("spearman") == (-1.0, 1.0)
+    assert bounds("cider") == (0.0, 10.0)
+    assert all(bounds(metric) == (0.0, math.inf) for metric in ("nist", *LOWER_IS_BETTER))
+
+
+def test_facts_about_metrics_are_read_without_torch():
+    code = (
+        "import sys, deltatune.comparison.statistics, deltatune.comparison.report.page; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_labels_that_no_row_shows_still_decide_what_f1_means():
@@ -98,7 +113,7 @@ def test_lower_is_better_for_an_error():
     assert found["method"] == "A()"
 
 
-@pytest.mark.parametrize("metric", [*CLASS_SCORES, *VALUE_SCORES])
+@pytest.mark.parametrize("metric", [*CLASS_METRICS, *REGRESSION_METRICS])
 @pytest.mark.parametrize("n", [1, 2, 3, 50])
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_constant_predictions_and_few_examples_give_numbers(metric, n, seeds):
@@ -114,9 +129,9 @@ def test_large_offsets_do_not_spoil_a_correlation():
     rng = np.random.default_rng(1)
     x = rng.normal(size=80)
     y = x + rng.normal(size=80)
-    near = scorer("pearson", x, y, 0)(np.ones((1, 80)))[0]
-    assert scorer("pearson", x + 1e8, y - 1e8, 0)(np.ones((1, 80)))[0] == pytest.approx(near, abs=1e-6)
-    assert scorer("pearson", np.full(80, 0.1), y, 0)(np.ones((1, 80)))[0] == 0.0
+    near = weighted_score("pearson", x, y).score()
+    assert weighted_score("pearson", x + 1e8, y - 1e8).score() == pytest.approx(near, abs=1e-6)
+    assert weighted_score("pearson", np.full(80, 0.1), y).score() == 0.0
 
 
 def test_wrong_input_is_named():

@@ -6,7 +6,7 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import Data
 from deltatune.tasks import Classify, Generate, LanguageModel, ManyLabels, Span, Tag
-from deltatune.tasks.auto_task import kind_of, shorter, task_for
+from deltatune.tasks.auto_task import shorter, task_for
 from support import models
 from support.chats import chat_tokenizer
 from support.writers import writing_tokenizer
@@ -20,7 +20,7 @@ def chosen(kind, rows, text, label="label", labels=(), tokenizer=None, model="be
     found = task_for(
         data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or writing_tokenizer(), over
     )
-    assert kind_of(found.task) == kind
+    assert found.task.data_kind == kind
     return found
 
 

@@ -13,10 +13,10 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Span, collate_for, task_from_json
 from deltatune.tasks.extractive_qa import Window, best_span, windows
-from deltatune.tasks.metrics.qa_scores import span_tallies
+from deltatune.tasks.metrics.qa_scores import span_scores
 from deltatune.tasks.task import TokenRow
 from deltatune.training import Settings, encode_for, predict, train
-from deltatune.training.task_model import Tuned
+from deltatune.training.task_model import TaskModel
 from support import models, vocabularies
 
 KINDS = ["tiny", "wordpiece", "bytes", "behind", "llama", "suffix", "unigram", "t5"]
@@ -253,7 +253,7 @@ def test_the_loss_is_that_of_question_answering():
     batch = collate_for(host.model, tokenizer, full[0], left=False)(full)
     labels = batch.pop("labels")
     with torch.no_grad():
-        ours = Tuned(host, "a", task).eval()(labels=labels, **batch)["loss"]
+        ours = TaskModel(host, "a", task).eval()(labels=labels, **batch)["loss"]
         theirs = model(**batch, start_positions=labels[:, 0], end_positions=labels[:, 1]).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -263,8 +263,8 @@ def test_scores_are_squads():
     answers = [{"text": text, "start": 0, "end": 1, "score": 0.0} for text in ("the Film!", "good film", "", "plot")]
     truth = [["film"], ["good plot", "the good film was"], [], []]
     scores = task.score(answers, truth)
-    tallies = span_tallies([one["text"] for one in answers], truth)
-    assert scores == {name: tally.score() for name, tally in tallies.items()}
+    metrics = span_scores([one["text"] for one in answers], truth)
+    assert scores == {name: metric.score() for name, metric in metrics.items()}
     assert next(iter(scores)) == "f1"
     assert scores["em"] == 0.5
     assert scores["f1"] == pytest.approx((1 + 0.8 + 1 + 0) / 4)

@@ -180,7 +180,7 @@ def test_perplexity_is_that_of_the_reference(kind):
     answers = predict(host, "a", TASK, encoded, tokenizer, precision="float32")
     scores = TASK.score(answers, encoded.references)
     with torch.no_grad():
-        sums = surprise(host, encoded, collate_for(host.model, tokenizer, encoded[0], left=False), False)
+        sums = surprise(host, TASK, encoded, collate_for(host.model, tokenizer, encoded[0], left=False), False)
     nll, tokens = sum(own[0] for own in sums), sum(own[1] for own in sums)
     assert scores["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
     assert [answer["tokens"] for answer in answers] == [int(own[1]) for own in sums]
@@ -199,7 +199,7 @@ def test_an_answer_is_compared_with_all_its_references():
     assert "perplexity" not in TASK.score([{"text": "bad"}], encoded.references)
     weights = np.array([[1], [2]])
     assert TASK.resampled([one], encoded.references, weights).tolist() == [1.0, 1.0]
-    with pytest.raises(DeltatuneError, match="say nothing of perplexity"):
+    with pytest.raises(DeltatuneError, match="these answers have no perplexity"):
         dataclasses.replace(TASK, metric="perplexity").resampled([{"text": "a"}], [["b"]], weights)
 
 

@@ -16,7 +16,6 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.registry import parse
 from deltatune.tasks import task_from_json
-from deltatune.tasks.auto_task import kind_of
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.pretraining import (
     MaskedLM,
@@ -29,7 +28,7 @@ from deltatune.tasks.pretraining import (
     span_lengths,
     with_entities,
 )
-from deltatune.tasks.pretraining.objective_registry import KINDS, OBJECTIVES
+from deltatune.tasks.pretraining.objective_registry import OBJECTIVES, PRESETS
 from deltatune.tasks.task import IGNORED
 from deltatune.training import Settings, predict, train
 from support import models
@@ -424,19 +423,19 @@ def test_the_collator_in_the_trainer_of_transformers(tokenizer, tmp_path):
 # --- names and plain data ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PRESETS)
 def test_objectives_by_name_and_back_from_plain_data(kind):
     task = objective_from({"kind": kind, "max_length": 64})
     assert task.max_length == 64
     assert task_from_json(task.to_json()) == task
-    assert kind_of(task) == "raw"
+    assert task.data_kind == "raw"
     assert "64 tokens" in task.describe()
     assert task.make_head(models.tiny("bert").config) is None or kind == "replaced"
     assert isinstance(task, LanguageModel) == (kind == "lm")
 
 
 def test_unknown_names_are_refused():
-    assert set(OBJECTIVES) < set(KINDS)
+    assert {task.name for task in OBJECTIVES} < set(PRESETS)
     assert objective_from({"kind": "wwm"}) == MaskedLM(unit="word")
     with pytest.raises(DeltatuneError, match=r"'mml', did you mean 'mlm'\?; objectives: mlm, wwm"):
         objective_from({"kind": "mml"})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks.metrics.qa_scores import overlap, span_tallies, words
+from deltatune.tasks.metrics.qa_scores import overlap, span_scores, words
 
 ROWS = [
     ("Denver Broncos", ["Denver Broncos", "The Denver Broncos", "denver broncos!"]),
@@ -34,7 +34,7 @@ ALL_ROWS = (42.857142857142854, 63.129251700680264, 36.36363636363637, 62.164502
 
 
 def scores(rows):
-    return {name: tally.score() for name, tally in span_tallies(*zip(*rows, strict=True)).items()}
+    return {name: metric.score() for name, metric in span_scores(*zip(*rows, strict=True)).items()}
 
 
 def test_the_official_figures():
@@ -67,12 +67,12 @@ def test_resamples_equal_copies():
     weights = np.stack(
         [np.bincount(random.integers(len(ROWS), size=len(ROWS)), minlength=len(ROWS)) for _ in range(30)]
     )
-    tallies = span_tallies(*zip(*ROWS, strict=True))
+    metrics = span_scores(*zip(*ROWS, strict=True))
     for i, row in enumerate(weights):
         copied = scores([one for one, times in zip(ROWS, row, strict=True) for _ in range(times)])
-        for name, tally in tallies.items():
+        for name, metric in metrics.items():
             if name in copied:  # a resample with answers throughout has no score of those without
-                assert tally.resampled(weights)[i] == pytest.approx(copied[name], abs=1e-12), name
+                assert metric.resampled(weights)[i] == pytest.approx(copied[name], abs=1e-12), name
 
 
 def test_one_row():
@@ -82,4 +82,4 @@ def test_one_row():
 
 def test_lengths():
     with pytest.raises(DeltatuneError, match="2 predictions but 1 example"):
-        span_tallies(["a", "b"], [["a"]])
+        span_scores(["a", "b"], [["a"]])

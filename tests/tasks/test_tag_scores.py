@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks.metrics.tag_scores import is_entity_scheme, tag_tallies
+from deltatune.tasks.metrics.tag_scores import is_entity_scheme, tag_scores
 
 seqeval = pytest.importorskip("seqeval.metrics")
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -57,7 +57,7 @@ def peer_words(predictions, references):
 def test_equal_the_libraries(scheme, seed):
     predictions, references = texts(SCHEMES.get(scheme, PLAIN), seed=seed, agreement=0.3 + 0.2 * seed)
     peer = (peer_words if scheme == "plain" else peer_entities)(predictions, references)
-    found = {name: tally.score() for name, tally in tag_tallies(predictions, references).items()}
+    found = {name: metric.score() for name, metric in tag_scores(predictions, references).items()}
     assert found == pytest.approx(peer, abs=1e-12)
     assert 0 < found["f1_macro"] < 1
 
@@ -69,26 +69,26 @@ def test_resamples_equal_copies(scheme):
     predictions, references = texts([tags[0]] * 30 + tags, count=12, seed=5)
     random = np.random.default_rng(0)
     weights = np.stack([np.bincount(random.integers(12, size=12), minlength=12) for _ in range(20)])
-    tallies = tag_tallies(predictions, references)
+    metrics = tag_scores(predictions, references)
     for i, row in enumerate(weights):
         copies = [
             [one for one, times in zip(rows, row, strict=True) for _ in range(times)]
             for rows in (predictions, references)
         ]
         peer = (peer_words if scheme == "plain" else peer_entities)(*copies)
-        for name, tally in tallies.items():
+        for name, metric in metrics.items():
             expected = 0.0 if np.isnan(peer[name]) else peer[name]
-            assert tally.resampled(weights)[i] == pytest.approx(expected, abs=1e-12), name
+            assert metric.resampled(weights)[i] == pytest.approx(expected, abs=1e-12), name
 
 
 def test_an_example_by_hand():
-    found = tag_tallies([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "B-LOC", "I-LOC"]])
-    scores = {name: tally.score() for name, tally in found.items()}
+    found = tag_scores([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "B-LOC", "I-LOC"]])
+    scores = {name: metric.score() for name, metric in found.items()}
     assert scores == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "f1_macro": 0.5, "accuracy": 0.5}
 
 
 def test_without_any_entity_scores_are_zero():
-    scores = {name: tally.score() for name, tally in tag_tallies([["O", "O"]], [["O", "O"]], entities=True).items()}
+    scores = {name: metric.score() for name, metric in tag_scores([["O", "O"]], [["O", "O"]], entities=True).items()}
     assert scores == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "f1_macro": 0.0, "accuracy": 1.0}
 
 
@@ -98,8 +98,8 @@ def test_bilou_counts_like_iobes():
         [[tag.replace("E-", "L-").replace("S-", "U-") for tag in row] for row in rows]
         for rows in (predictions, references)
     ]
-    expected = {name: tally.score() for name, tally in tag_tallies(predictions, references).items()}
-    assert {name: tally.score() for name, tally in tag_tallies(*renamed).items()} == expected
+    expected = {name: metric.score() for name, metric in tag_scores(predictions, references).items()}
+    assert {name: metric.score() for name, metric in tag_scores(*renamed).items()} == expected
     assert expected["f1"] > 0
 
 
@@ -128,19 +128,19 @@ def test_schemes(tags, entities):
 
 def test_rows_of_other_lengths_are_named():
     with pytest.raises(DeltatuneError, match="row 1: 2 predicted tags for 1"):
-        tag_tallies([["O"], ["O", "O"]], [["O"], ["O"]])
+        tag_scores([["O"], ["O", "O"]], [["O"], ["O"]])
     with pytest.raises(DeltatuneError, match="1 predictions but 2 examples"):
-        tag_tallies([["O"]], [["O"], ["O"]])
+        tag_scores([["O"]], [["O"], ["O"]])
     with pytest.raises(DeltatuneError, match="nothing to score"):
-        tag_tallies([], [])
+        tag_scores([], [])
 
 
 def test_a_tag_that_marks_no_entity_is_refused():
     with pytest.raises(DeltatuneError, match="'NN' is no entity tag"):
-        tag_tallies([["NN"]], [["B-PER"]], entities=True)
+        tag_scores([["NN"]], [["B-PER"]], entities=True)
 
 
 def test_seqeval_is_an_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "seqeval.metrics.sequence_labeling", None)
     with pytest.raises(DeltatuneError, match=r"deltatune\[metrics\]"):
-        tag_tallies([["B-PER"]], [["B-PER"]])
+        tag_scores([["B-PER"]], [["B-PER"]])

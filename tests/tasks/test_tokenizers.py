@@ -4,7 +4,7 @@ from itertools import zip_longest
 
 import pytest
 
-from deltatune.tasks.metrics.generation import guess_characters, text_tallies
+from deltatune.tasks.metrics.generation import guess_characters, text_scores
 from deltatune.tasks.metrics.generation.tokenizers import caption_words
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -12,7 +12,7 @@ pytest.importorskip("rouge_score")
 
 
 def scores(predictions, references, **choices):
-    return {name: tally.score() for name, tally in text_tallies(predictions, references, **choices).items()}
+    return {name: metric.score() for name, metric in text_scores(predictions, references, **choices).items()}
 
 
 def test_captions_are_split_like_stanfords():

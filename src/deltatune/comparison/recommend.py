@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 Row = Mapping[str, Any]
 """One entry of `summary["methods"]`."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER, bounds
+from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, weighted_score
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER, bounds
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
@@ -184,18 +185,14 @@ def pscp(
 def _scorers(
     metric: str, predictions: Predictions, references: NDArray[np.generic], labels: int
 ) -> dict[str, list[Scorer]]:
-    from deltatune.tasks.metrics.weighted_scores import (  # a report is drawn without it, and without torch
-        CLASS_SCORES,
-        scorer,
-    )
-
     classes = labels
-    if metric in CLASS_SCORES:
+    if metric in CLASS_METRICS:
         # One number of classes for all methods, or F1 would be binary for one and macro for the next.
         seen = [references, *(array for seeds in predictions.values() for array in seeds)]
         classes = max(labels, int(max(np.max(array.astype(np.int64)) for array in seen)) + 1)
     return {
-        method: [scorer(metric, array, references, classes) for array in seeds] for method, seeds in predictions.items()
+        method: [weighted_score(metric, array, references, classes).resampled for array in seeds]
+        for method, seeds in predictions.items()
     }
 
 

@@ -13,7 +13,10 @@ from transformers.models.auto.modeling_auto import (
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Answers = Literal["row", "token", "text", "words"]
-"""What a task asks of a model: an answer per row, one per token, generated text, or likelihoods of the text itself."""
+"""What a model outputs for a task: logits per row, logits per token, generated text, or likelihoods of the input."""
+Loads = Literal[Answers, "mask", "pairs"]
+"""Kind of model to load: "row" and "token" a bare transformer, "text" and "words" a language model that generates,
+"mask" a masked language model, "pairs" a masked language model with next-sentence prediction."""
 
 
 def family(config: PretrainedConfig) -> Family:

@@ -1,43 +1,66 @@
-"""Tasks: what is asked of a model. Text to tokens, logits to a loss, logits to answers and scores."""
+"""Tasks: rows to tokens, logits to a loss, logits to answers and scores.
+
+Names are imported when first used, so that reports can read facts about metrics without importing torch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.tasks.classification import Classify
-from deltatune.tasks.collator import Collate, collate_for
-from deltatune.tasks.extractive_qa import Span
-from deltatune.tasks.generation import Generate
-from deltatune.tasks.heads import Head, HeadConfig, head_from_json
-from deltatune.tasks.language_modeling import LanguageModel
-from deltatune.tasks.mixture import Mixture
-from deltatune.tasks.multilabel import ManyLabels
-from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
-from deltatune.tasks.tagging import Tag
-from deltatune.tasks.task import Encoded, Row, Task, TokenRow
-from deltatune.tasks.tokenization import longest_input, padding_id, tokenizer_fingerprint
+if TYPE_CHECKING:
+    from deltatune.tasks.classification import Classify as Classify
+    from deltatune.tasks.collator import Collate as Collate
+    from deltatune.tasks.collator import collate_for as collate_for
+    from deltatune.tasks.extractive_qa import Span as Span
+    from deltatune.tasks.generation import Generate as Generate
+    from deltatune.tasks.heads import Head as Head
+    from deltatune.tasks.heads import HeadConfig as HeadConfig
+    from deltatune.tasks.heads import head_from_json as head_from_json
+    from deltatune.tasks.language_modeling import LanguageModel as LanguageModel
+    from deltatune.tasks.mixture import Mixture as Mixture
+    from deltatune.tasks.multilabel import ManyLabels as ManyLabels
+    from deltatune.tasks.tagging import Tag as Tag
+    from deltatune.tasks.task import Encoded as Encoded
+    from deltatune.tasks.task import LanguageModelTask as LanguageModelTask
+    from deltatune.tasks.task import Row as Row
+    from deltatune.tasks.task import Task as Task
+    from deltatune.tasks.task import TokenRow as TokenRow
+    from deltatune.tasks.task_registry import task_from_json as task_from_json
+    from deltatune.tasks.tokenization import longest_input as longest_input
+    from deltatune.tasks.tokenization import padding_id as padding_id
+    from deltatune.tasks.tokenization import tokenizer_fingerprint as tokenizer_fingerprint
 
-TASKS: dict[str, Any] = {
-    "classify": Classify,
-    "generate": Generate,
-    "lm": LanguageModel,
-    "many": ManyLabels,
-    "mixture": Mixture,
-    "span": Span,
-    "tag": Tag,
-    **OBJECTIVES,
+_MODULES = {
+    "Classify": "classification",
+    "Collate": "collator",
+    "Encoded": "task",
+    "Generate": "generation",
+    "Head": "heads",
+    "HeadConfig": "heads",
+    "LanguageModel": "language_modeling",
+    "LanguageModelTask": "task",
+    "ManyLabels": "multilabel",
+    "Mixture": "mixture",
+    "Row": "task",
+    "Span": "extractive_qa",
+    "Tag": "tagging",
+    "Task": "task",
+    "TokenRow": "task",
+    "collate_for": "collator",
+    "head_from_json": "heads",
+    "longest_input": "tokenization",
+    "padding_id": "tokenization",
+    "task_from_json": "task_registry",
+    "tokenizer_fingerprint": "tokenization",
 }
-"""Kinds of task by the name under which an adapter folder stores them."""
+"""The module of each public name."""
 
 
-def task_from_json(data: dict[str, Any]) -> Task:
-    """Read a stored task. Raises DeltatuneError for an unknown kind and for missing or unknown fields."""
-    kind = str(data.get("task"))
-    if kind not in TASKS:
-        raise DeltatuneError(f"unknown task {kind!r}{nearest(kind, TASKS)}; tasks: {', '.join(TASKS)}")
-    found: Task = TASKS[kind].from_json(data)
-    return found
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 __all__ = [
@@ -48,6 +71,7 @@ __all__ = [
     "Head",
     "HeadConfig",
     "LanguageModel",
+    "LanguageModelTask",
     "ManyLabels",
     "Mixture",
     "Row",

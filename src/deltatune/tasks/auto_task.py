@@ -10,43 +10,22 @@ import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.data import Data, Kind
+from deltatune.data import Data
 from deltatune.models.architecture import reads_left_to_right
 from deltatune.tasks.classification import Classify, is_number
 from deltatune.tasks.extractive_qa import Span
 from deltatune.tasks.generation import Generate
-from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.multilabel import ManyLabels
-from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
 from deltatune.tasks.prompts.prompt_format import PRESETS
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task, default_of
+from deltatune.tasks.task_registry import DATA_TASKS
 
 LOOKED_AT = 500
 """Training answers whose lengths decide how long an answer may become."""
 ROUND = 16
 """Tokens to whose multiple that length is rounded up."""
 LONGEST = 256
-
-KINDS: dict[str, type[Any]] = {
-    "classes": Classify,
-    "number": Classify,
-    "many": ManyLabels,
-    "tags": Tag,
-    "span": Span,
-    "text": Generate,
-    "raw": LanguageModel,
-}
-
-
-def kind_of(task: Any) -> Kind:
-    """The kind of data that a task reads."""
-    if type(task) is Classify:
-        return "classes" if task.labels else "number"
-    if type(task) in OBJECTIVES.values():
-        return "raw"
-    kinds: list[Kind] = ["many", "tags", "span", "text", "raw"]
-    return next(kind for kind in kinds if isinstance(task, KINDS[kind]))
 
 
 @dataclass(frozen=True)
@@ -65,7 +44,7 @@ def task_for(
     Raises DeltatuneError for fields that this kind of task does not have, and for values they cannot have.
     """
     over = {name: value for name, value in (over or {}).items() if value is not None}
-    kind = KINDS[data.kind]
+    kind: Any = DATA_TASKS[data.kind]
     check_known(kind, over)
     guessed: dict[str, Any] = {"text": data.text}
     if data.kind != "raw":

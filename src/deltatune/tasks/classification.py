@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,20 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers, reads_left_to_right
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.metrics.classification_scores import CLASS_METRICS, METRICS, REGRESSION_METRICS, f1_macro
-from deltatune.tasks.metrics.weighted_scores import scorer
-from deltatune.tasks.task import Encoded, Row, column, from_plain, raise_listed, text_column, to_plain
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.task import Encoded, Row, Task, column, raise_listed, text_column
 from deltatune.tasks.tokenization import check_length, tokenise
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """One label, or one number, for a text or a pair of texts."""
 
+    name: ClassVar[str] = "classify"
     answers: ClassVar[Answers] = "row"
 
     labels: tuple[str, ...] = ()
@@ -48,13 +50,8 @@ class Classify:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        known = self.metrics
-        object.__setattr__(self, "metric", self.metric or known[0])
-        problems = []
-        if self.metric not in known:
-            what = "classification" if self.labels else "regression"
-            near = nearest(self.metric, known)
-            problems.append(f"{self.metric!r} is no metric of {what}{near}; metrics: {', '.join(known)}")
+        object.__setattr__(self, "metric", self.metric or self.metrics[0])
+        problems = self.metric_problems("classification" if self.labels else "regression", self.metrics)
         if len(self.labels) == 1:
             problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learnt from that")
         if len(set(self.labels)) < len(self.labels):
@@ -77,6 +74,7 @@ class Classify:
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise rows with the tokenizer's own handling of pairs; rows longer than max_length are cut and counted.
 
@@ -133,10 +131,6 @@ class Classify:
         pooling = "last" if reads_left_to_right(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
-        """The head itself."""
-        return Head(self.head_config(config, **over), seed)
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, or squared error in units of the scale, summed: logits (B, C), labels (B,) -> scalar."""
         if self.labels:
@@ -167,37 +161,26 @@ class Classify:
             for best, row in zip(found.tolist(), softmax(logits).tolist(), strict=True)
         ]
 
-    def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
-        """Every metric by name, for logits (N, C) and references (N,), as fractions of 1."""
-        found = self.predictions(logits)
-        return {name: self._metric(name)(found, references) for name in self.metrics}
+    def corpus_scores(
+        self, answers: NDArray[Any], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Metrics by name, for logits (N, C) and references (N,)."""
+        predictions = self.predictions(answers)
+        return {name: weighted_score(name, predictions, references, len(self.labels)) for name in names or self.metrics}
 
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The primary metric of predictions and references, both (N,)."""
-        return float(self._metric(self.metric)(predictions, references))
+        return weighted_score(self.metric, predictions, references, len(self.labels)).score()
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Accuracy, F1 and Matthews of classes; Pearson, Spearman and squared error of numbers."""
-        return CLASS_METRICS if self.labels else REGRESSION_METRICS
+        return tuple(CLASS_METRICS) if self.labels else tuple(REGRESSION_METRICS)
 
-    def _metric(self, name: str) -> Any:
-        return f1_macro if name == "f1" and len(self.labels) > 2 else METRICS[name]
-
-    def resampled(self, answers: NDArray[Any], references: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) under each row of weights (B, N)."""
-        return scorer(self.metric, self.predictions(answers), references, len(self.labels))(weights)
-
-    # --- plain data ---
-
-    def to_json(self) -> dict[str, Any]:
-        """All that is needed to encode and decode again, as plain data."""
-        return to_plain("classify", self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Classify:
-        """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
-        return from_plain(cls, data)
+    @property
+    def data_kind(self) -> Kind:
+        """One class or one number per row."""
+        return "classes" if self.labels else "number"
 
     def describe(self) -> str:
         """One sentence."""

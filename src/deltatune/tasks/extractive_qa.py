@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,12 +14,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.additive_task import Tallied
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.metrics.additive import Tally
-from deltatune.tasks.metrics.qa_scores import span_tallies
-from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed, text_column
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.qa_scores import span_scores
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow, column, raise_listed, text_column
 from deltatune.tasks.tokenization import check_length, need_offsets
 
 
@@ -122,7 +122,7 @@ METRICS = ("f1", "em")
 
 
 @dataclass(frozen=True)
-class Span(Tallied):
+class Span(Task):
     """Start and end of an answer in a passage (Devlin et al. 2019, section 4.2, https://arxiv.org/abs/1810.04805).
 
     Long passages are read in windows that overlap; the best span of all of them is the answer.
@@ -131,7 +131,7 @@ class Span(Tallied):
     name: ClassVar[str] = "span"
     answers: ClassVar[Answers] = "token"
 
-    at_use: ClassVar[tuple[str, ...]] = ("longest", "threshold", "metric")
+    inference_fields: ClassVar[tuple[str, ...]] = ("longest", "threshold", "metric")
     """Fields that may be others when a trained adapter is used."""
 
     text: tuple[str, ...] = ("question", "context")
@@ -167,6 +167,11 @@ class Span(Tallied):
         """F1 and exact match, as SQuAD's script has them."""
         return METRICS
 
+    @property
+    def data_kind(self) -> Kind:
+        """A span of a passage per row."""
+        return "span"
+
     # --- text to windows ---
 
     def encode(
@@ -177,6 +182,7 @@ class Span(Tallied):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise questions and passages; a passage that is longer than a window becomes several pieces.
 
@@ -218,10 +224,6 @@ class Span(Tallied):
         width = config.get_text_config().hidden_size
         return HeadConfig(**{"dropout": 0.0, **over, "pooling": "none", "outputs": 2, "width": width})
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
-        """The head itself."""
-        return Head(self.head_config(config, **over), seed)
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean of the start's and the end's cross-entropy, summed over windows: (B, T, 2), labels (B, 2) -> scalar."""
         start, end = logits.float().unbind(-1)  # (B, T) each
@@ -252,9 +254,11 @@ class Span(Tallied):
         """`{"answer", "start", "end", "score"}` a row; an empty answer says that there is none."""
         return [{"answer": one["text"], **{name: one[name] for name in ("start", "end", "score")}} for one in answers]
 
-    def tallies(self, answers: list[dict[str, Any]], references: list[list[str]]) -> dict[str, Tally]:
-        """Every metric as sums over the rows."""
-        return span_tallies([one["text"] for one in answers], references)
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric, for answers and the texts of each row's references."""
+        return span_scores([one["text"] for one in answers], references)
 
     def describe(self) -> str:
         """One line."""

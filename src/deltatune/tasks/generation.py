@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers, Family
-from deltatune.tasks.additive_task import Worded
-from deltatune.tasks.language_modeling import likelihood_tallies
-from deltatune.tasks.metrics.additive import Tally
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.generation import generation_metrics, text_scores
+from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
 from deltatune.tasks.prompts.prompt_encoding import CHAT, Answering, encode_rows
 from deltatune.tasks.prompts.prompt_format import PRESETS, check_template
-from deltatune.tasks.task import Encoded, Row
+from deltatune.tasks.task import Encoded, LanguageModelTask, Row
 
-METRICS = (
-    "rougeL", "bleu", "rouge1", "rouge2", "meteor", "chrf", "nist", "cider", "ter", "em", "perplexity",
-)  # fmt: skip
+METRICS = (*(name for name in generation_metrics.METRICS if name not in generation_metrics.ON_REQUEST), "perplexity")
 
 
 @dataclass(frozen=True)
-class Generate(Worded):
+class Generate(LanguageModelTask):
     """A text for a text, learnt on the answer alone.
 
     The input is put into a prompt: `plain` (its columns, a line each), `alpaca`, `chat` (the tokenizer's own chat
@@ -37,7 +36,7 @@ class Generate(Worded):
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
     """Encoders do not write."""
 
-    at_use: ClassVar[tuple[str, ...]] = (
+    inference_fields: ClassVar[tuple[str, ...]] = (
         "new_tokens", "beams", "length_penalty", "no_repeat_ngram", "temperature", "top_p", "top_k", "seed", "metric",
         "characters",
     )  # fmt: skip
@@ -101,6 +100,11 @@ class Generate(Worded):
         """What papers report of written text, and how likely the model found the references."""
         return METRICS
 
+    @property
+    def data_kind(self) -> Kind:
+        """A text per row."""
+        return "text"
+
     def encode(
         self,
         rows: Sequence[Row],
@@ -131,24 +135,17 @@ class Generate(Worded):
         """`{"text"}` a row."""
         return [{"text": one["text"]} for one in answers]
 
-    def tallies(
-        self, answers: list[dict[str, Any]], references: list[list[str]], names: Sequence[str] = METRICS
-    ) -> dict[str, Tally]:
-        """Metrics as sums over the rows; perplexity where the answers tell how likely the references were."""
-        from deltatune.tasks.metrics.generation import text_tallies  # needs packages of its own
-
-        texts = [name for name in names if name != "perplexity"]
-        found = text_tallies([one["text"] for one in answers], references, texts, self.characters) if texts else {}
-        if "perplexity" in names and answers and all("nll" in one for one in answers):
-            found |= likelihood_tallies(answers, ("perplexity",))
-        return {name: found[name] for name in names if name in found}
-
-    def primary(self, answers: Any, references: Any) -> Tally:
-        """The primary metric, without the others, some of which take long."""
-        found = self.tallies(answers, references, (self.metric,))
-        if self.metric not in found:
-            raise DeltatuneError(f"these answers say nothing of {self.metric}")
-        return found[self.metric]
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """The named metrics, by default all: some take long. Perplexity needs the likelihood of the references."""
+        names = METRICS if names is None else names
+        texts = [answer["text"] for answer in answers]
+        text_names = [name for name in names if name != "perplexity"]
+        scores = dict(text_scores(texts, references, text_names, self.characters)) if text_names else {}
+        if "perplexity" in names and answers and all("nll" in answer for answer in answers):
+            scores |= likelihood_scores(answers, ("perplexity",))
+        return {name: scores[name] for name in names if name in scores}
 
     def describe(self) -> str:
         """One line."""

@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers, Family
-from deltatune.tasks.additive_task import Worded
-from deltatune.tasks.metrics.additive import Tally
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, text_column
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.likelihood_scores import LIKELIHOOD_METRICS, likelihood_scores, perplexity
+from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, text_column
 from deltatune.tasks.tokenization import check_length
 
-METRICS = ("perplexity", "loss", "bits_per_char", "bits_per_byte")
+METRICS = tuple(LIKELIHOOD_METRICS)
 
 
 @dataclass(frozen=True)
-class LanguageModel(Worded):
+class LanguageModel(LanguageModelTask):
     """-log p of each token of a document, its end included; read in blocks where it is long, each token counts once."""
 
     name: ClassVar[str] = "lm"
@@ -51,6 +51,11 @@ class LanguageModel(Worded):
         """Per token, per character, per byte."""
         return METRICS
 
+    @property
+    def data_kind(self) -> Kind:
+        """Texts without labels."""
+        return "raw"
+
     def encode(
         self,
         rows: Sequence[Row],
@@ -59,6 +64,7 @@ class LanguageModel(Worded):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise documents and cut them into blocks; a block starts with the last token of the one before it.
 
@@ -90,13 +96,15 @@ class LanguageModel(Worded):
         """`{"perplexity", "loss", "tokens"}` a document."""
         losses = [one["nll"] / max(1, one["tokens"]) for one in answers]
         return [
-            {"perplexity": float(np.exp(min(loss, 700.0))), "loss": loss, "tokens": one["tokens"]}
+            {"perplexity": perplexity(loss), "loss": loss, "tokens": one["tokens"]}
             for loss, one in zip(losses, answers, strict=True)
         ]
 
-    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
-        """Every metric as sums over the documents."""
-        return likelihood_tallies(answers, METRICS)
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric; references are not needed."""
+        return likelihood_scores(answers, METRICS)
 
     def describe(self) -> str:
         """One line."""
@@ -114,33 +122,3 @@ def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     before, behind = [] if start is None else [start], [] if end is None else [end]
     return [[*before, *ids, *behind] for ids in found]
-
-
-def likelihood_tallies(answers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Tally]:
-    """Metrics of `nll` (nats) over `tokens`, `chars` or `bytes`, as sums over the rows."""
-    per = {"perplexity": "tokens", "loss": "tokens", "bits_per_char": "chars", "bits_per_byte": "bytes"}
-    found = {}
-    for name in names:
-        sums = np.array([[one["nll"], one[per[name]]] for one in answers], np.float64).reshape(-1, 2)
-        found[name] = Tally(sums, MEANS[name])
-    return found
-
-
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.divide(
-        sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0
-    )
-    return found
-
-
-def _perplexity(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.exp(np.minimum(_mean(sums), 700.0))  # beyond, a float overflows
-    return found
-
-
-def _bits(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = _mean(sums) / np.log(2)
-    return found
-
-
-MEANS = {"perplexity": _perplexity, "loss": _mean, "bits_per_char": _bits, "bits_per_byte": _bits}

@@ -14,17 +14,19 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.classification import Classify
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.task import Encoded, Row
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.task import Encoded, Row, Task
 
 TASK = "task"
 """The column that says which task a row belongs to."""
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Task):
     """Several classifications as one task: the head has all their classes, and a row's loss sees those of its task.
 
     Sampled in proportion to their sizes to the power 1/temperature (Raffel et al. 2020, section 3.5.2,
@@ -36,10 +38,10 @@ class Mixture:
     temperature: float = 1.0
     """How even the mixture is."""
 
+    name: ClassVar[str] = "mixture"
     answers: ClassVar[Answers] = "row"
-    metric = "mean"
+    metric: ClassVar[str] = "mean"  # type: ignore[misc]
     """The mean of the tasks' primary metrics."""
-    metrics = ("mean",)
 
     def __post_init__(self) -> None:
         numbers = [name for name, part in self.parts.items() if not part.labels]
@@ -86,6 +88,7 @@ class Mixture:
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise marked rows, each as its own task does; labels are the classes' places in the head."""
         unmarked = [i for i, row in enumerate(rows) if row.get(TASK) not in self.parts]
@@ -117,10 +120,6 @@ class Mixture:
         first = next(iter(self.parts.values()))
         return first.head_config(config, **{**over, "outputs": self.outputs})
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
-        """The head itself."""
-        return Head(self.head_config(config, **over), seed)
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each row over the classes of its own task, summed."""
         task = torch.tensor(self._owners(), device=labels.device)  # (C,)
@@ -149,7 +148,19 @@ class Mixture:
         """Logits (N, C) of the rows, which are one piece each."""
         return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
 
-    def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The mean of the tasks' primary metrics."""
+        return ("mean",)
+
+    @property
+    def data_kind(self) -> Kind:
+        """One class per row."""
+        return "classes"
+
+    def corpus_scores(
+        self, answers: Any, references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
         """As `predictions`."""
         raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
 

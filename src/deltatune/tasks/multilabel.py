@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltatune.core.errors import nearest
-from deltatune.tasks.additive_task import Tallied
+from deltatune.data import Kind
 from deltatune.tasks.classification import Classify, finite
-from deltatune.tasks.metrics.additive import Tally, mean_of
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, mean_score, ratio
 from deltatune.tasks.task import Row, column, raise_listed
 
 METRICS = ("f1_micro", "f1_macro", "accuracy", "hamming")
 
 
 @dataclass(frozen=True)
-class ManyLabels(Tallied, Classify):
+class ManyLabels(Classify):
     """A set of labels; a label is given where its probability is above one half."""
 
     name: ClassVar[str] = "many"
@@ -34,6 +34,11 @@ class ManyLabels(Tallied, Classify):
     def metrics(self) -> tuple[str, ...]:
         """F1 over all decisions, its mean over labels, exact sets, and single decisions."""
         return METRICS
+
+    @property
+    def data_kind(self) -> Kind:
+        """Any number of labels per row."""
+        return "many"
 
     def _labels(self, rows: Sequence[Row]) -> Any:
         found, problems = [], []
@@ -68,17 +73,19 @@ class ManyLabels(Tallied, Classify):
             for row in chances.tolist()
         ]
 
-    def tallies(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, Tally]:
-        """Every metric as sums over the rows."""
-        found, there = self.predictions(logits), np.asarray(references) > 0.5
+    def corpus_scores(
+        self, answers: NDArray[Any], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric, for logits and references (N, C)."""
+        found, there = self.predictions(answers), np.asarray(references) > 0.5
         right = found == there
         hits, all_found, all_there = (found * there), found, there.astype(np.int64)  # (N, C) each
         counts = np.stack([hits, all_found + all_there], -1).astype(np.float64)  # (N, C, 2)
         return {
-            "f1_micro": Tally(counts.sum(1), lambda sums: ratio(2 * sums[..., 0], sums[..., 1])),
-            "f1_macro": Tally(counts.reshape(len(found), -1), self._macro),
-            "accuracy": mean_of(right.all(-1).astype(np.float64)),
-            "hamming": mean_of(right.mean(-1)),
+            "f1_micro": AdditiveScore(counts.sum(1), lambda sums: ratio(2 * sums[..., 0], sums[..., 1])),
+            "f1_macro": AdditiveScore(counts.reshape(len(found), -1), self._macro),
+            "accuracy": mean_score(right.all(-1).astype(np.float64)),
+            "hamming": mean_score(right.mean(-1)),
         }
 
     def _macro(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -88,7 +95,7 @@ class ManyLabels(Tallied, Classify):
 
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The primary metric of decisions (N, C)."""
-        return self.tallies(predictions - 0.5, references)[self.metric].score()
+        return self.corpus_scores(predictions - 0.5, references)[self.metric].score()
 
     def describe(self) -> str:
         """One line."""
@@ -102,9 +109,3 @@ def from_json_list(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
-    """top / bottom, 0 where bottom is 0: nothing was there and nothing was found."""
-    found: NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-    return found

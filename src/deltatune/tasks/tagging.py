@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.additive_task import Tallied
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.metrics.additive import Tally
-from deltatune.tasks.metrics.tag_scores import is_entity_scheme, tag_tallies
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, raise_listed
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS, is_entity_scheme, tag_scores
+from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, raise_listed, token_loss
 from deltatune.tasks.tokenization import check_length, need_offsets
-
-ENTITY_METRICS = ("f1", "precision", "recall", "f1_macro", "accuracy")
-PLAIN_METRICS = ("accuracy", "f1_macro", "f1_micro")
 
 
 @dataclass(frozen=True)
-class Tag(Tallied):
+class Tag(Task):
     """One tag a word. A word's tag is read at one of its tokens; the others have no loss."""
 
     name: ClassVar[str] = "tag"
@@ -64,7 +60,12 @@ class Tag(Tallied):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Of entities where the tags say where one begins, of single words otherwise."""
-        return ENTITY_METRICS if is_entity_scheme(self.tags) else PLAIN_METRICS
+        return ENTITY_METRICS if is_entity_scheme(self.tags) else TAG_METRICS
+
+    @property
+    def data_kind(self) -> Kind:
+        """One tag per word."""
+        return "tags"
 
     # --- words to tokens ---
 
@@ -76,6 +77,7 @@ class Tag(Tallied):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise the words of each row, joined by spaces; every token knows its word by its place in the text.
 
@@ -163,13 +165,9 @@ class Tag(Tallied):
         width = config.get_text_config().hidden_size
         return HeadConfig(**{**over, "pooling": "none", "outputs": len(self.tags), "width": width})
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
-        """The head itself."""
-        return Head(self.head_config(config, **over), seed)
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the tagged words: logits (B, T, C), labels (B, T) -> scalar."""
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return token_loss(logits, labels)
 
     def items(self, labels: Tensor) -> int:
         """Tagged words of the batch."""
@@ -190,9 +188,11 @@ class Tag(Tallied):
         """`{"tags": [...]}` a row, one for each word."""
         return [{"tags": tags} for tags in answers]
 
-    def tallies(self, answers: list[list[str]], references: list[list[str]]) -> dict[str, Tally]:
-        """Every metric as sums over the rows."""
-        return tag_tallies(answers, references, is_entity_scheme(self.tags))
+    def corpus_scores(
+        self, answers: list[list[str]], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric, for tags and references as one list of tags per row."""
+        return tag_scores(answers, references, is_entity_scheme(self.tags))
 
     def describe(self) -> str:
         """One line."""

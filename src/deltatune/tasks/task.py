@@ -1,38 +1,44 @@
-"""What a task is: rows to tokens, logits to a loss, logits to answers and scores. Classify is one; others follow it."""
+"""Task: rows to tokens, logits to a loss, logits to answers and scores; what every task is."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.models.architecture import Answers
+from deltatune.data import Kind
+from deltatune.models.architecture import Answers, Family, Loads
+from deltatune.tasks.heads import Head, HeadConfig
+from deltatune.tasks.metrics.corpus_score import CorpusScore
 
 Row = Mapping[str, Any]
 """One row of the user's data, by column."""
 
 TokenRow = dict[str, Any]
-"""What one forward pass reads of a row: `input_ids`, `attention_mask`, maybe `token_type_ids` as lists of ints.
+"""One encoded row, the input of a forward pass: lists of ints, `input_ids`, `attention_mask`, maybe `token_type_ids`.
 
-Labelled rows have `label` (one a row: a number, or a list of one length for all rows) or `labels` (one a token, IGNORED
-where there is none; of an encoder-decoder one for each token of the answer).
+Labelled rows have `label` (one per row: a number, or a list of the same length in every row) or `labels` (one per
+token, IGNORED where there is none; for an encoder-decoder one per token of the answer).
 """
 
 IGNORED = -100
-"""Label of tokens that no loss is taken at."""
+"""Label of tokens that the loss leaves out."""
 
 
 @dataclass(frozen=True)
 class Encoded(Sequence[TokenRow]):
     """Encoded rows in the order of the rows they came from.
 
-    A long row may have become several pieces: `owners` says whose each is.
+    A long row may be encoded as several pieces: `owners` gives the row of each piece.
     """
 
     rows: list[TokenRow]
@@ -42,9 +48,9 @@ class Encoded(Sequence[TokenRow]):
     owners: Sequence[int] | None = None
     """The row (0 to N - 1) that each piece belongs to; None where each row is one piece."""
     facts: Sequence[Any] | None = None
-    """What the task needs of each of the N rows to read an answer out of its pieces, such as its words."""
+    """What the task needs of each of the N rows to decode an answer from its pieces, such as its words."""
     truth: Sequence[Any] | None = None
-    """What answers are compared with, for each of the N rows; None where that is the pieces' `label`."""
+    """The references of the N rows; None where they are the `label` of the pieces."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -57,29 +63,58 @@ class Encoded(Sequence[TokenRow]):
 
     @property
     def examples(self) -> int:
-        """N: how many rows there were."""
+        """N, the number of rows."""
         return len(self.rows) if self.facts is None else len(self.facts)
 
     @property
     def references(self) -> Any:
-        """What answers are compared with, for each of the N rows: class numbers or real values (N,), or plain data."""
+        """The references of the N rows: class numbers or values (N,), or plain data."""
         return self.truth if self.truth is not None else np.asarray([row["label"] for row in self.rows])
 
 
-class Task(Protocol):
-    """What training, prediction and the comparison ask of a task. All of it is pure: a task holds no weights."""
+class Task(ABC):
+    """What training, prediction and the comparison ask of a task. A task holds no weights.
 
+    A subclass is a frozen dataclass whose fields are stored with an adapter.
+    """
+
+    name: ClassVar[str]
+    """Name under which a task is stored."""
     answers: ClassVar[Answers]
-    """What the model has to give."""
+    """What the model outputs for it."""
+    loads: ClassVar[Loads] = "row"
+    """Kind of model that `load_backbone` loads for it."""
+    families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder", "encoder-decoder")
+    """Model families that can do it."""
+    inference_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that may change after training."""
+    dynamic: ClassVar[bool] = False
+    """Whether `draw` makes another row of an encoded one in every epoch, as in dynamic masking."""
+    extra_labels: ClassVar[tuple[str, ...]] = ()
+    """Labels of a batch besides `labels`; the model's forward does not get them."""
+
+    text: tuple[str, ...] = ()
+    """Columns of the input."""
+    label: str = ""
+    """Column of the label; "" where a task has none."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes; empty where a task has none."""
+    metric: str
+    """Name of the primary metric, a key of `score`'s result."""
 
     @property
-    def metric(self) -> str:
-        """Name of the primary metric, a key of `score`'s result."""
-
-    @property
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that may be the primary one."""
 
+    @property
+    @abstractmethod
+    def data_kind(self) -> Kind:
+        """Kind of data that it is for."""
+
+    # ---- rows to tokens
+
+    @abstractmethod
     def encode(
         self,
         rows: Sequence[Row],
@@ -88,66 +123,156 @@ class Task(Protocol):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
-        """Tokenise rows. `positions` is the longest input the model takes, of which an adapter fills `room`."""
+        """Tokenise rows.
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> nn.Module | None:
-        """A sensible head for this task on a model with this config, or None where the model's own words are read.
-
-        `over` changes single fields of it.
+        positions: longest input the model takes, None without a limit; `room` of them are the adapter's.
+        labelled: whether the rows have labels to encode.
+        joined: whether prompt and answer are one sequence, as for decoders; for other tasks it has no meaning.
         """
 
+    def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
+        """Another random version of an encoded row, for `dynamic` tasks."""
+        return row
+
+    # ---- logits to a loss
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig | None:
+        """Head for this task on a model with this config, or None where the language-model head is used.
+
+        over: fields of the head to change.
+        """
+        return None
+
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head | None:
+        """The head itself, or None where the language-model head is used."""
+        head = self.head_config(config, **over)
+        return None if head is None else Head(head, seed)
+
+    @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss summed over the batch, a scalar. The trainer divides by `items` of the whole effective batch.
+        """Loss summed over the batch, a scalar. The trainer divides it by `items` of the whole effective batch.
 
-        By `answers`: logits (B, C) with labels (B, ...); (B, T, C) with (B, T) or (B, ...); for texts and words
-        logits (M, V) at the M labelled tokens alone, and their labels (M,).
+        By `answers`: for rows logits (B, C) and labels (B, ...); for tokens (B, T, C) and (B, T) or (B, ...); for text
+        and words logits (M, V) and labels (M,) of the M labelled tokens alone.
         """
 
+    @abstractmethod
     def items(self, labels: Tensor) -> int:
-        """How many terms `loss` sums."""
+        """Number of terms that `loss` sums."""
 
+    # ---- logits to answers and scores
+
+    @abstractmethod
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> Any:
-        """Answers of the N rows from what the model gave for each piece: logits (C,) or (T, C).
+        """Answers of the N rows from the model's output for each piece: logits (C,) or (T, C).
 
-        Answers are what `decode` and `score` read: logits (N, C), or a list of plain data.
+        Answers are the input of `decode` and `score`: logits (N, C), or a list of plain data.
         """
 
+    @abstractmethod
     def decode(self, answers: Any) -> list[dict[str, Any]]:
-        """Answers as users want them, one plain dict a row."""
+        """Answers for users, one plain dict per row."""
+
+    @abstractmethod
+    def corpus_scores(
+        self, answers: Any, references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Metrics of the answers by name. With `names`, only those are needed, and others may be left out."""
 
     def score(self, answers: Any, references: Any) -> dict[str, float]:
-        """Every metric of the task by name, the primary one first."""
+        """Every metric by name, the primary one first."""
+        scores = self.corpus_scores(answers, references)
+        return {name: scores[name].score() for name in sorted(scores, key=lambda name: name != self.metric)}
+
+    def primary_score(self, answers: Any, references: Any) -> CorpusScore:
+        """The primary metric. Raises DeltatuneError where these answers do not have it."""
+        scores = self.corpus_scores(answers, references, (self.metric,))
+        if self.metric not in scores:
+            raise DeltatuneError(f"these answers have no {self.metric}")
+        return scores[self.metric]
 
     def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
-        """The primary metric (B,) if row i counted weights[b, i] times, weights (B, N): for a bootstrap."""
+        """The primary metric (B,) when row i counts weights[b, i] times, weights (B, N): for a bootstrap."""
+        return self.primary_score(answers, references).resampled(weights)
 
+    def metric_problems(self, of: str, metrics: Sequence[str]) -> list[str]:
+        """What is wrong with the primary metric."""
+        if self.metric in metrics:
+            return []
+        return [f"{self.metric!r} is no metric of {of}{nearest(self.metric, metrics)}; metrics: {', '.join(metrics)}"]
+
+    # ---- plain data
+
+    @abstractmethod
     def describe(self) -> str:
-        """One line: what is asked for, and by what it is judged."""
+        """One line: the input, the answer and the metric."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `tasks.task_from_json` reads back equal."""
+        """Plain data that `task_from_json` reads back equal."""
+        values = asdict(self)  # type: ignore[call-overload]  # every task is a dataclass
+        return {"task": self.name, **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        given = {name: value for name, value in data.items() if name != "task"}
+        problems = [f"the stored task lacks {name!r}" for name in names if name not in given]
+        unknown = [name for name in given if name not in names]
+        raise_all([*problems, *(f"the stored task has {n!r}, which is unknown{nearest(n, names)}" for n in unknown)])
+        return cls(**given)
 
 
-SHOWN = 5
+class LanguageModelTask(Task):
+    """A task of the language-model head: cross-entropy of the labelled tokens."""
+
+    loads: ClassVar[Loads] = "words"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the labelled tokens: logits (M, V), labels (M,) -> scalar."""
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def items(self, labels: Tensor) -> int:
+        """Labelled tokens of the batch."""
+        return int((labels != IGNORED).sum())
+
+    def model_loss(self, logits: Tensor, labels: Tensor, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor:
+        """Loss of a forward pass, summed over the labelled tokens: `loss`, and the losses of other heads.
+
+        logits (M, V) and labels (M,) are those of the labelled tokens, `outputs` the model's other outputs, and
+        `extra_labels` the batch's labels that `Task.extra_labels` names.
+        """
+        return self.loss(logits, labels)
+
+    def extra_statistics(self, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor | None:
+        """More numbers of each row (B, K) for `collect`, which get their place behind nll, tokens and hits; or None."""
+        return None
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over the labelled tokens: logits (B, T, C), labels (B, T) -> scalar."""
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+LISTED = 5
 """How many bad rows an error lists before it counts the rest."""
-
-T = TypeVar("T")
 
 
 def raise_listed(problems: list[str], after: str = "") -> None:
     """Raise one error with the first few problems, the number of the others, and a closing line."""
     if problems:
-        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DeltatuneError("\n".join([*problems[:SHOWN], *more, *([after] if after else [])]))
+        more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise DeltatuneError("\n".join([*problems[:LISTED], *more, *([after] if after else [])]))
 
 
 def column(rows: Sequence[Row], name: str) -> list[Any]:
     """The values of a column. Raises DeltatuneError naming the first row without it and the columns that row has."""
     for i, row in enumerate(rows):
         if name not in row:
-            have = ", ".join(map(repr, row))
-            raise DeltatuneError(f"no column {name!r} in row {i}{nearest(name, row)}; columns: {have}")
+            columns = ", ".join(map(repr, row))
+            raise DeltatuneError(f"no column {name!r} in row {i}{nearest(name, row)}; columns: {columns}")
     return [row[name] for row in rows]
 
 
@@ -160,25 +285,7 @@ def text_column(rows: Sequence[Row], name: str) -> list[str]:
     return values
 
 
-def to_plain(kind: str, task: Any) -> dict[str, Any]:
-    """The fields of a task as plain data, and the kind under which it is found again."""
-    return {"task": kind, **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(task).items()}}
-
-
-def from_plain(cls: type[T], data: dict[str, Any]) -> T:
-    """Read `to_plain`'s result. Raises DeltatuneError for missing and unknown fields."""
-    known = fields(cls)  # type: ignore[arg-type]
-    names = [field.name for field in known]
-    given = {name: value for name, value in data.items() if name != "task"}
-    problems = [f"the stored task lacks {name!r}" for name in names if name not in given]
-    problems += [
-        f"the stored task has {name!r}, which is unknown{nearest(name, names)}" for name in given if name not in names
-    ]
-    raise_all(problems)
-    return cls(**given)
-
-
 def default_of(cls: type[Any], name: str) -> Any:
-    """A field's default."""
-    found = next(field for field in fields(cls) if field.name == name)
-    return None if found.default is MISSING else found.default
+    """The default of a field."""
+    default = next(field for field in fields(cls) if field.name == name).default
+    return None if default is MISSING else default

@@ -13,19 +13,20 @@ from deltatune.core.registry import parse
 from deltatune.methods.base_weights.unfreeze import Unfreeze
 from deltatune.models.loading import auto_class, find_config, load_tokenizer, quiet
 from deltatune.store.atomic_files import MANIFEST, check_folder, write_folder
+from deltatune.tasks import Task
 
 START = "start"
 
 
 def begin(
-    model: str, config: Path | None, tokenizer: str | None, objective: Any, method: str, folder: Path, seed: int
+    model: str, config: Path | None, tokenizer: str | None, objective: Task, method: str, folder: Path, seed: int
 ) -> str:
     """The model to train from: `model` itself, or `folder`/start, a model with new weights where some were missing.
 
     With `config` all weights are new; else only those of a head that the checkpoint lacks. New weights depend on the
     seed alone. Raises DeltatuneError where new weights would stay what they are because the method does not train them.
     """
-    loads = getattr(objective, "loads", objective.answers)
+    loads = objective.loads
     if config is None and tokenizer is not None:
         raise DeltatuneError("--tokenizer belongs to --config; a model comes with its own")
     if config is not None:

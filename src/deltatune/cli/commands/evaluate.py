@@ -63,10 +63,9 @@ def evaluate(
 def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
     """The rows to score, what they are called, and what is to be said of them."""
     from deltatune.data import read
-    from deltatune.tasks.auto_task import kind_of
 
     task: Any = session.task
-    kind, label = kind_of(task), getattr(task, "label", None)
+    kind, label = task.data_kind, task.label or None
     if split == "all" or (split is None and Path(source).is_file() and not _trained_on(session, source)):
         if Path(source).is_file():
             return whole_file(task, kind, source), "all", []
@@ -83,9 +82,9 @@ def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
     from deltatune.data.layouts.classification_rows import gathered_where_asked
     from deltatune.data.layouts.label_values import convert
 
-    rows = gathered_where_asked(read_rows(source), getattr(task, "label", None), source)
+    rows = gathered_where_asked(read_rows(source), task.label or None, source)
     if kind not in ("classes", "number"):
-        return examples(rows, kind, task.text, getattr(task, "label", ""))
+        return examples(rows, kind, task.text, task.label)
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]
     if len(labels) == len(rows):  # else the task's own check names the rows without one
         values = convert(labels, task.label, kind)

@@ -10,59 +10,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.tasks.metrics.additive import Floats, Tally, check_pairs, ratio, ratio_of
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, Floats, check_pairs, ratio, ratio_score
 
 ENTITY_TAG = re.compile(r"O|[BIESLU](-.+)?", re.DOTALL)
 """Outside, begin, inside, end (or last), single (or unit): IOB1, IOB2, IOBES and BILOU."""
-AS_SEQEVAL = {"L": "E", "U": "S"}
+SEQEVAL_PREFIX = {"L": "E", "U": "S"}
+"""BILOU's prefixes that seqeval calls otherwise."""
+ENTITY_METRICS = ("f1", "precision", "recall", "f1_macro", "accuracy")
+TAG_METRICS = ("accuracy", "f1_macro", "f1_micro")
 
 
 def is_entity_scheme(tags: Iterable[str]) -> bool:
-    """Whether tags mark entities: all are "O" or have one of the marks B, I, E, S (L, U), and "O" or a B or I is there.
+    """Whether tags mark entities: each is "O" or starts with B, I, E, S (L, U), and there is an "O" or a B or I.
 
-    "O" alone is no scheme: it does not say whether entities or words are tagged.
+    "O" alone is no scheme: it does not tell whether entities or words are tagged.
     """
     seen = set(tags)
-    marks = {tag[0] for tag in seen if ENTITY_TAG.fullmatch(tag)}
+    prefixes = {tag[0] for tag in seen if ENTITY_TAG.fullmatch(tag)}
     typed = any("-" in tag for tag in seen)
-    # Single letters may be any tags; as a scheme without types they come with "O".
-    enough = bool(marks & set("BIS")) or "U" in marks if typed else "O" in seen and bool(marks & set("BI"))
+    # Single letters may be any tags; a scheme without types has "O" among them.
+    enough = bool(prefixes & set("BIS")) or "U" in prefixes if typed else "O" in seen and bool(prefixes & set("BI"))
     return enough and all(ENTITY_TAG.fullmatch(tag) for tag in seen)
 
 
-def tag_tallies(
+def tag_scores(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], entities: bool | None = None
-) -> dict[str, Tally]:
+) -> dict[str, CorpusScore]:
     """Scores of the tags (N lists) of N texts.
 
-    entities: whether the tags mark entities; by default what the tags seen look like (`is_entity_scheme`).
-    For entities f1, precision, recall (of all together), f1_macro (mean over types) and accuracy (per word), equal to
-    seqeval's in its default mode; else accuracy, f1_macro (mean over the tags seen) and f1_micro (per word).
-    Raises DeltatuneError naming the rows that have as many predicted as true tags not.
+    entities: whether the tags mark entities; by default inferred from the tags (`is_entity_scheme`).
+    For entities: f1, precision, recall (micro averages), f1_macro (mean over types) and accuracy (per word), equal to
+    seqeval's in its default mode. Else: accuracy, f1_macro (mean over the tags seen) and f1_micro (per word).
+    Raises DeltatuneError naming the rows with another number of predicted than of true tags.
     """
     check_pairs(predictions, references)
-    pairs = [(list(own), list(true)) for own, true in zip(predictions, references, strict=True)]
-    raise_all([f"row {i}: {len(own)} predicted tags for {len(true)}" for i, (own, true) in enumerate(pairs)
-               if len(own) != len(true)][:10])  # fmt: skip
+    pairs = [(list(predicted), list(true)) for predicted, true in zip(predictions, references, strict=True)]
+    unequal = [(i, predicted, true) for i, (predicted, true) in enumerate(pairs) if len(predicted) != len(true)]
+    raise_all([f"row {i}: {len(predicted)} predicted tags for {len(true)}" for i, predicted, true in unequal[:10]])
     if entities is None:
-        entities = is_entity_scheme(tag for pair in pairs for own in pair for tag in own)
-    right = [sum(a == b for a, b in zip(own, true, strict=True)) for own, true in pairs]
-    accuracy = ratio_of(right, [len(true) for _, true in pairs])
+        entities = is_entity_scheme(tag for pair in pairs for tags in pair for tag in tags)
+    right = [sum(a == b for a, b in zip(predicted, true, strict=True)) for predicted, true in pairs]
+    accuracy = ratio_score(right, [len(true) for _, true in pairs])
     if entities:
-        return _entity_tallies(pairs) | {"accuracy": accuracy}
-    words = [({(i, t) for i, t in enumerate(own)}, {(i, t) for i, t in enumerate(true)}) for own, true in pairs]
-    return {"accuracy": accuracy, "f1_macro": Tally(_counts(words, 1), _macro), "f1_micro": accuracy}
+        return _entity_scores(pairs) | {"accuracy": accuracy}
+    numbered = [(set(enumerate(predicted)), set(enumerate(true))) for predicted, true in pairs]
+    return {"accuracy": accuracy, "f1_macro": AdditiveScore(_counts(numbered, 1), _macro), "f1_micro": accuracy}
 
 
-def _entity_tallies(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, Tally]:
-    found = [(_entities(own), _entities(true)) for own, true in pairs]
-    by_type = _counts(found, 0)  # (N, 3 * types)
-    shared, own, true = by_type.reshape(len(pairs), 3, -1).sum(-1).T  # (N,) each
+def _entity_scores(pairs: Sequence[tuple[list[str], list[str]]]) -> dict[str, CorpusScore]:
+    entities = [(_entities(predicted), _entities(true)) for predicted, true in pairs]
+    by_type = _counts(entities, 0)  # (N, 3 * types)
+    shared, predicted, true = by_type.reshape(len(pairs), 3, -1).sum(-1).T  # (N,) each
     return {
-        "f1": ratio_of(2 * shared, own + true),
-        "precision": ratio_of(shared, own),
-        "recall": ratio_of(shared, true),
-        "f1_macro": Tally(by_type, _macro),
+        "f1": ratio_score(2 * shared, predicted + true),
+        "precision": ratio_score(shared, predicted),
+        "recall": ratio_score(shared, true),
+        "f1_macro": AdditiveScore(by_type, _macro),
     }
 
 
@@ -72,25 +75,25 @@ def _entities(tags: Sequence[str]) -> set[tuple[Any, ...]]:
         from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[import-untyped]
     except ImportError as error:
         raise DeltatuneError('entities are scored with seqeval: pip install "deltatune[metrics]"') from error
-    strange = [tag for tag in tags if not ENTITY_TAG.fullmatch(tag)]
-    if strange:
-        raise DeltatuneError(f"{strange[0]!r} is no entity tag: those are O, B-..., I-..., E-... and S-...")
-    return set(get_entities([AS_SEQEVAL.get(tag[0], tag[0]) + tag[1:] for tag in tags]))
+    unknown = [tag for tag in tags if not ENTITY_TAG.fullmatch(tag)]
+    if unknown:
+        raise DeltatuneError(f"{unknown[0]!r} is no entity tag: those are O, B-..., I-..., E-... and S-...")
+    return set(get_entities([SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:] for tag in tags]))
 
 
-def _counts(found: Sequence[tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]], at: int) -> Floats:
-    """How many items of each kind, item[at], are shared, predicted and true in each text (N, 3 * kinds)."""
-    kinds = sorted({item[at] for own, true in found for item in own | true})
+def _counts(pairs: Sequence[tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]], index: int) -> Floats:
+    """How many items of each kind, item[index], are shared, predicted and true in each text (N, 3 * kinds)."""
+    kinds = sorted({item[index] for predicted, true in pairs for item in predicted | true})
     column = {kind: i for i, kind in enumerate(kinds)}
-    counts: NDArray[np.float64] = np.zeros((len(found), 3, len(kinds)))
-    for row, (own, true) in zip(counts, found, strict=True):
-        for place, items in enumerate((own & true, own, true)):
+    counts: NDArray[np.float64] = np.zeros((len(pairs), 3, len(kinds)))
+    for row, (predicted, true) in zip(counts, pairs, strict=True):
+        for i, items in enumerate((predicted & true, predicted, true)):
             for item in items:
-                row[place, column[item[at]]] += 1
-    return counts.reshape(len(found), -1)
+                row[i, column[item[index]]] += 1
+    return counts.reshape(len(pairs), -1)
 
 
 def _macro(sums: Floats) -> Floats:
-    """Mean F1 of the kinds that are there, predicted or true: (..., 3 * kinds) -> (...)."""
-    shared, own, true = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, sums.shape[-1] // 3), -2, 0)
-    return ratio(ratio(2 * shared, own + true).sum(-1), (own + true > 0).sum(-1))
+    """Mean F1 of the kinds that occur, predicted or true: (..., 3 * kinds) -> (...)."""
+    shared, predicted, true = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, sums.shape[-1] // 3), -2, 0)
+    return ratio(ratio(2 * shared, predicted + true).sum(-1), (predicted + true > 0).sum(-1))

@@ -11,6 +11,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
+from deltatune.models.architecture import Loads
 from deltatune.tasks.pretraining.entity_spans import Tagger, entities_of
 from deltatune.tasks.pretraining.masking import (
     Choose,
@@ -22,7 +23,7 @@ from deltatune.tasks.pretraining.masking import (
     with_rest,
     words_of,
 )
-from deltatune.tasks.pretraining.objective import Loads, Objective
+from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, text_column
 from deltatune.tasks.tokenization import check_length, need_offsets
 
@@ -35,8 +36,8 @@ class MaskedLM(Objective):
     et al. 2019, https://arxiv.org/abs/1904.09223). x̃ has the mask, a random token or x_i itself in their place.
     """
 
-    loads: ClassVar[Loads] = "mask"
     name: ClassVar[str] = "mlm"
+    loads: ClassVar[Loads] = "mask"
     least: ClassVar[int] = 3
 
     unit: Literal["token", "word", "entity"] = "token"
@@ -63,6 +64,7 @@ class MaskedLM(Objective):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Tokenise documents, cut them into pieces and mask them once, by `seed`; `draw` masks a row anew.
 

@@ -6,20 +6,23 @@ create_pretraining_data.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks.metrics.additive import Tally, mean_of
+from deltatune.models.architecture import Loads
+from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
 from deltatune.tasks.pretraining.masking import Choose, check_rate, words_by_marks
 from deltatune.tasks.pretraining.mlm import hidden_row, mask_facts, masked_anew
-from deltatune.tasks.pretraining.objective import Loads, Objective
+from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.random_draws import fraction, fractions, integer
 from deltatune.tasks.task import Encoded, Row, TokenRow, column
 from deltatune.tasks.tokenization import check_length
@@ -119,8 +122,9 @@ class NextSentence(Objective):
     of the two losses is a mean, and both count alike.
     """
 
-    loads: ClassVar[Loads] = "pairs"
+    extra_labels: ClassVar[tuple[str, ...]] = ("pair_labels",)
     name: ClassVar[str] = "nsp"
+    loads: ClassVar[Loads] = "pairs"
     known: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy", "pair_accuracy", "pair_loss")
     least: ClassVar[int] = 5
 
@@ -150,6 +154,7 @@ class NextSentence(Objective):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Pair the documents' sentences and mask each pair once; a pair is a row of its own from here on.
 
@@ -189,10 +194,23 @@ class NextSentence(Objective):
         pairs = [{"pair_loss": one["pair_nll"], "pair_right": bool(one["pair_right"])} for one in answers]
         return [{**words, **pair} for words, pair in zip(super().decode(answers), pairs, strict=True)]
 
-    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
-        """Every metric as sums over the pairs."""
+    def model_loss(self, logits: Tensor, labels: Tensor, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor:
+        """Masked tokens and pairs: the mean loss of the pairs counts as much as the mean loss of the tokens."""
+        pair_loss = F.cross_entropy(outputs.seq_relationship_logits.float(), extra_labels["pair_labels"])
+        return self.loss(logits, labels) + pair_loss * len(labels)
+
+    def extra_statistics(self, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor | None:
+        """Negative log-likelihood of each pair's label in nats, and 1 where it is the likelier label: (B, 2)."""
+        logits, labels = outputs.seq_relationship_logits.float(), extra_labels["pair_labels"]  # (B, 2), (B,)
+        return torch.stack([F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels], 1)
+
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric; references are not needed."""
         pairs = {"pair_accuracy": "pair_right", "pair_loss": "pair_nll"}
-        return super().tallies(answers) | {name: mean_of([one[key] for one in answers]) for name, key in pairs.items()}
+        pair_scores = {name: mean_score([answer[key] for answer in answers]) for name, key in pairs.items()}
+        return {**super().corpus_scores(answers), **pair_scores}
 
     def asked(self) -> str:
         """What is asked for, in words."""

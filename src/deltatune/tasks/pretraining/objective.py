@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.additive_task import Worded
 from deltatune.tasks.collator import Collator
-from deltatune.tasks.language_modeling import likelihood_tallies
-from deltatune.tasks.metrics.additive import Tally, ratio_of
-from deltatune.tasks.task import Encoded
-
-Loads = Literal["mask", "pairs", "words"]
-"""What `load_backbone` loads for it: a model that fills in masks, one that judges pairs too, or one that writes."""
+from deltatune.tasks.metrics.corpus_score import CorpusScore, ratio_score
+from deltatune.tasks.metrics.likelihood_scores import likelihood_scores, perplexity
+from deltatune.tasks.task import Encoded, LanguageModelTask, TokenRow
 
 
 @dataclass(frozen=True)
-class Objective(Worded):
+class Objective(LanguageModelTask):
     """-log p of the words that are asked for, summed over them."""
 
     answers: ClassVar[Answers] = "words"
-    loads: ClassVar[Loads] = "words"
+    dynamic: ClassVar[bool] = True
     name: ClassVar[str] = ""
     """Under which a stored task is found again."""
     known: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
@@ -62,13 +60,22 @@ class Objective(Worded):
         """Of the words that are asked for."""
         return self.known
 
+    @property
+    def data_kind(self) -> Kind:
+        """Texts without labels."""
+        return "raw"
+
+    @abstractmethod
+    def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
+        """Another random version of an encoded row."""
+
     def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Collator:
         """For other loops: encoded rows to a batch, drawn anew each time, with labels as transformers names them.
 
         `DataLoader(task.encode(rows, tokenizer), collate_fn=task.collator(tokenizer))`, or transformers' Trainer with
         `data_collator=` and `remove_unused_columns=False`.
         """
-        return Collator(getattr(self, "draw"), tokenizer, seed)  # noqa: B009 (each objective has its own)
+        return Collator(self.draw, tokenizer, seed)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "right"}` of each row: nats, tokens asked for, and those that were the likeliest."""
@@ -85,14 +92,15 @@ class Objective(Worded):
         for one in answers:
             loss = one["nll"] / max(1, one["tokens"])
             accuracy = one["right"] / max(1, one["tokens"])
-            perplexity = float(np.exp(min(loss, 700.0)))
-            found.append({"perplexity": perplexity, "loss": loss, "accuracy": accuracy, "tokens": one["tokens"]})
+            found.append({"perplexity": perplexity(loss), "loss": loss, "accuracy": accuracy, "tokens": one["tokens"]})
         return found
 
-    def tallies(self, answers: list[dict[str, Any]], references: Any = None) -> dict[str, Tally]:
-        """Every metric as sums over the rows."""
-        right, tokens = ([one[name] for one in answers] for name in ("right", "tokens"))
-        return {**likelihood_tallies(answers, ("perplexity", "loss")), "accuracy": ratio_of(right, tokens)}
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric; references are not needed."""
+        right, tokens = ([answer[name] for answer in answers] for name in ("right", "tokens"))
+        return {**likelihood_scores(answers, ("perplexity", "loss")), "accuracy": ratio_score(right, tokens)}
 
     def describe(self) -> str:
         """One line."""

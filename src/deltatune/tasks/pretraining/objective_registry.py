@@ -1,4 +1,4 @@
-"""Pretraining objectives by name: for the command line, for recipes, and for what is stored."""
+"""Registry of pretraining objectives: by the name that the command line and recipes use."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ from deltatune.tasks.pretraining.replaced_entities import ReplacedEntities
 from deltatune.tasks.pretraining.span_corruption import SpanCorruption
 from deltatune.tasks.task import Task
 
-OBJECTIVES: dict[str, type[Any]] = {
-    "mlm": MaskedLM,
-    "nsp": NextSentence,
-    "prefix-lm": PrefixLM,
-    "replaced": ReplacedEntities,
-    "spans": SpanCorruption,
-}
-"""Objectives by the name under which they are stored."""
+OBJECTIVES: tuple[type[Task], ...] = (MaskedLM, NextSentence, PrefixLM, ReplacedEntities, SpanCorruption)
+"""Tasks that are pretraining objectives and nothing else."""
 
-KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+PRESETS: dict[str, tuple[type[Task], dict[str, Any]]] = {
     "mlm": (MaskedLM, {}),
     "wwm": (MaskedLM, {"unit": "word"}),
     "entity": (MaskedLM, {"unit": "entity"}),
@@ -34,21 +28,22 @@ KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "prefix-lm": (PrefixLM, {}),
     "replaced": (ReplacedEntities, {}),
 }
-"""Kinds to choose from, each with the fields that make it."""
+"""Names to choose from: the task of each, and the fields that the name fixes."""
 
 
-def objective_from(asked: Mapping[str, Any]) -> Task:
+def objective_from(options: Mapping[str, Any]) -> Task:
     """The objective of `{"kind": "wwm", "max_length": 128}`. Raises DeltatuneError for unknown kinds and fields."""
-    kind = str(asked.get("kind", ""))
-    if kind not in KINDS:
-        raise DeltatuneError(f"there is no objective {kind!r}{nearest(kind, KINDS)}; objectives: {', '.join(KINDS)}")
-    made, fixed = KINDS[kind]
-    given = {name: value for name, value in asked.items() if name != "kind"}
-    known = [field.name for field in fields(made) if field.name not in fixed]
+    kind = str(options.get("kind", ""))
+    if kind not in PRESETS:
+        raise DeltatuneError(
+            f"there is no objective {kind!r}{nearest(kind, PRESETS)}; objectives: {', '.join(PRESETS)}"
+        )
+    task, fixed = PRESETS[kind]
+    given = {name: value for name, value in options.items() if name != "kind"}
+    names = [field.name for field in fields(task) if field.name not in fixed]  # type: ignore[arg-type]
     raise_all([
-        f"objective {kind} has no {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
+        f"objective {kind} has no {name!r}{nearest(name, names)}; it has: {', '.join(names)}"
         for name in given
-        if name not in known
+        if name not in names
     ])  # fmt: skip
-    found: Task = made(**{**given, **fixed})
-    return found
+    return task(**{**given, **fixed})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -15,21 +14,21 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
+from deltatune.data import Kind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.additive_task import Tallied
-from deltatune.tasks.heads import Head, HeadConfig
-from deltatune.tasks.metrics.additive import Tally, ratio, ratio_of
+from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, ratio, ratio_score
 from deltatune.tasks.pretraining.entity_spans import Entity, entities_of, names_by_kind, replace_entities
 from deltatune.tasks.pretraining.masking import units_at
 from deltatune.tasks.pretraining.mlm import tokens_of
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, text_column
+from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, text_column, token_loss
 from deltatune.tasks.tokenization import check_length, need_offsets
 
 METRICS = ("f1", "accuracy", "precision", "recall")
 
 
 @dataclass(frozen=True)
-class ReplacedEntities(Tallied):
+class ReplacedEntities(Task):
     """-log p(replaced | text, entity) for each entity     Xiong et al. 2020 (WKLM), https://arxiv.org/abs/1912.09637
 
     About a third of the entities are replaced by others of their kind, never two in a row, in `copies` versions of each
@@ -68,6 +67,11 @@ class ReplacedEntities(Tallied):
         """Of finding the replaced ones."""
         return METRICS
 
+    @property
+    def data_kind(self) -> Kind:
+        """Texts without labels."""
+        return "raw"
+
     def encode(
         self,
         rows: Sequence[Row],
@@ -76,6 +80,7 @@ class ReplacedEntities(Tallied):
         positions: int | None = None,
         room: int = 0,
         labelled: bool = True,
+        joined: bool = True,
     ) -> Encoded:
         """Replace entities and tokenise; the names of a kind are those in these rows.
 
@@ -133,13 +138,9 @@ class ReplacedEntities(Tallied):
         width = config.get_text_config().hidden_size
         return HeadConfig(**{**over, "pooling": "none", "outputs": 2, "width": width})
 
-    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Head:
-        """The head itself."""
-        return Head(self.head_config(config, **over), seed)
-
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the entities: logits (B, T, 2), labels (B, T) -> scalar."""
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return token_loss(logits, labels)
 
     def items(self, labels: Tensor) -> int:
         """Entities of the batch."""
@@ -159,20 +160,22 @@ class ReplacedEntities(Tallied):
         """`{"replaced": [probabilities]}` a text."""
         return [{"replaced": own} for own in answers]
 
-    def tallies(self, answers: list[list[float | None]], references: list[list[bool]]) -> dict[str, Tally]:
-        """Every metric as sums over the texts; entities that were cut off are not counted."""
+    def corpus_scores(
+        self, answers: list[list[float | None]], references: Any, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric; entities that were cut off are not counted."""
         sums = np.zeros((len(answers), 4))
         for row, (own, truth) in enumerate(zip(answers, references, strict=True)):
             for odds, replaced in zip(own, truth, strict=True):
                 if odds is not None:
                     sums[row, 2 * (odds > 0.5) + replaced] += 1
         missed, false, hit = sums[:, 1], sums[:, 2], sums[:, 3]
-        f1 = Tally(sums, lambda s: ratio(2 * s[..., 3], 2 * s[..., 3] + s[..., 1] + s[..., 2]))
+        f1 = AdditiveScore(sums, lambda s: ratio(2 * s[..., 3], 2 * s[..., 3] + s[..., 1] + s[..., 2]))
         return {
             "f1": f1,
-            "accuracy": ratio_of(sums[:, 0] + hit, sums.sum(1)),
-            "precision": ratio_of(hit, hit + false),
-            "recall": ratio_of(hit, hit + missed),
+            "accuracy": ratio_score(sums[:, 0] + hit, sums.sum(1)),
+            "precision": ratio_score(hit, hit + false),
+            "recall": ratio_score(hit, hit + missed),
         }
 
     def describe(self) -> str:

@@ -29,7 +29,8 @@ def write_answers(
     if "labels" in encoded.rows[0]:
         fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
         owners = encoded.owners or range(len(found))
-        for owner, (nll, tokens, *_) in zip(owners, surprise(host, encoded, Collate(fill), bfloat16), strict=True):
+        likelihoods = surprise(host, task, encoded, Collate(fill), bfloat16)
+        for owner, (nll, tokens, *_) in zip(owners, likelihoods, strict=True):
             before = found[owner].get("nll", 0.0), found[owner].get("tokens", 0)
             found[owner] |= {"nll": before[0] + float(nll), "tokens": before[1] + int(tokens)}
     return found

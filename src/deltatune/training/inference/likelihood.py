@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.collator import Collate
-from deltatune.tasks.task import IGNORED, Encoded
+from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask
 from deltatune.training.inference.batches import batches, device_of
 from deltatune.training.task_model import logits_of, word_outputs
 
@@ -19,12 +19,18 @@ MOST_TOKENS = 4096
 """Tokens of a batch: each has logits over the whole vocabulary."""
 
 
-def surprise(host: Host, encoded: Encoded, collate: Collate, bfloat16: bool) -> list[NDArray[Any]]:
-    """For each piece its summed negative log-likelihood in nats, its labelled tokens, and those that were likeliest."""
+def surprise(
+    host: Host, task: LanguageModelTask, encoded: Encoded, collate: Collate, bfloat16: bool
+) -> list[NDArray[Any]]:
+    """Of each piece the summed negative log-likelihood in nats, the labelled tokens, and those that were the likeliest.
+
+    The numbers of `task.extra_statistics` follow, where there are any.
+    """
     found: list[Any] = [None] * len(encoded)
     longest = max(len(row["input_ids"]) for row in encoded)
     for members, batch in batches(encoded, collate, max(1, MOST_TOKENS // longest), device_of(host)):
-        labels, pairs = batch.pop("labels"), batch.pop("pair_labels", None)
+        labels = batch.pop("labels")
+        extra_labels = {name: batch.pop(name) for name in task.extra_labels}
         outputs, there = word_outputs(host, batch, labels, bfloat16)
         logits = logits_of(outputs)
         losses = F.cross_entropy(logits, there, reduction="none")  # (M,)
@@ -32,10 +38,9 @@ def surprise(host: Host, encoded: Encoded, collate: Collate, bfloat16: bool) -> 
         predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
         whose = (predicted != IGNORED).nonzero()[:, 0]
         sums = torch.zeros(len(members), 3, dtype=torch.float64).index_add_(0, whose.cpu(), each)
-        if pairs is not None:  # of a pair of passages: its own nats, and 1 where it is judged right
-            judged = outputs.seq_relationship_logits.float()  # (B, 2)
-            own = torch.stack([F.cross_entropy(judged, pairs, reduction="none"), judged.argmax(-1) == pairs], 1)
-            sums = torch.cat([sums, own.double().cpu()], 1)  # (B, 5)
+        extra = task.extra_statistics(outputs, extra_labels)
+        if extra is not None:
+            sums = torch.cat([sums, extra.double().cpu()], 1)  # (B, 3 + K)
         for row, total in zip(members, sums.numpy(), strict=True):
-            found[row] = total  # (3,), of pairs (5,)
+            found[row] = total
     return found

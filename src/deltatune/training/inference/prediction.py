@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import Collate, collate_for
-from deltatune.tasks.task import Encoded, Row, Task, TokenRow
+from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
 from deltatune.training.forward import adapter_logits, tokens_of
 from deltatune.training.inference.batches import device_of, pieces
@@ -43,8 +42,8 @@ def predict(
         if task.answers == "text":
             return write_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
         collate = collate_on(host, name, tokenizer, encoded)
-        if task.answers == "words":
-            return task.collect(surprise(host, encoded, collate, bfloat16), encoded)
+        if isinstance(task, LanguageModelTask):
+            return task.collect(surprise(host, task, encoded, collate, bfloat16), encoded)
         compute = lambda batch: adapter_logits(host, name, batch, bfloat16)  # noqa: E731
         return task.collect(pieces(encoded, collate, batch_size, device_of(host), compute), encoded)
 
@@ -75,17 +74,15 @@ def encode_for(
 ) -> Encoded:
     """Encode rows for one adapter on this base: its virtual tokens and shifted positions take room."""
     kind: str = family(host.model.config)  # type: ignore[arg-type]
-    known = getattr(task, "families", (kind,))
-    if kind not in known:
+    if kind not in task.families:
+        families = " or an ".join(task.families)
+        reason = "encoder models cannot generate text; " if kind == "encoder" else ""
         raise DeltatuneError(
-            f"{type(task).__name__} needs a {' or an '.join(known)}; {type(host.model).__name__} is an {kind}, which "
-            "reads as a whole what it would have to write on"
+            f"{type(host.model).__name__} is an {kind}: {reason}{type(task).__name__} needs a {families}"
         )
     positions, taken = longest_input(host.model), room(host, name)
-    more: dict[str, Any] = {}
-    if "joined" in signature(task.encode).parameters:  # decoders read and write in one sequence
-        more["joined"] = kind == "decoder"
-    return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, **more)
+    joined = kind == "decoder"  # decoders have prompt and answer in one sequence
+    return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, joined=joined)
 
 
 def collate_on(

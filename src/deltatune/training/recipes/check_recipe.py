@@ -13,8 +13,9 @@ from deltatune.core.registry import parse
 from deltatune.data import Data, read
 from deltatune.models.loading import empty_backbone
 from deltatune.tasks import HeadConfig, Task
-from deltatune.tasks.auto_task import KINDS, check_known
+from deltatune.tasks.auto_task import check_known
 from deltatune.tasks.pretraining import objective_from
+from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.training.recipes.schema import Recipe, Rows, Run, Stage
 
 NAME = "adapter"
@@ -30,12 +31,12 @@ class Looked:
     @property
     def answers(self) -> str:
         """What the model has to give."""
-        return str((self.objective or KINDS[self.data.kind]).answers)
+        return str((self.objective or DATA_TASKS[self.data.kind]).answers)
 
     @property
     def loads(self) -> Any:
         """As what the model is loaded: what it has to give, unless an objective needs more."""
-        return getattr(self.objective, "loads", self.answers)
+        return (self.objective or DATA_TASKS[self.data.kind]).loads
 
 
 def rows_of(rows: Rows, raw: bool = False) -> Data:
@@ -59,7 +60,7 @@ def look(part: Run) -> Looked:
     objective = None if part.objective is None else objective_from({"text": list(data.text), **part.objective})
     found = Looked(data, objective)
     if objective is None:
-        check_known(KINDS[found.data.kind], part.task)
+        check_known(DATA_TASKS[found.data.kind], part.task)
     if part.head:
         _check_head(part, found)
     return found

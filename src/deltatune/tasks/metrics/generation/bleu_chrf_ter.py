@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deltatune.tasks.metrics.additive import Floats, Tally, ratio
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, Floats, ratio
 from deltatune.tasks.metrics.generation.tokenizers import missing
 
 ORDERS = 4
@@ -19,18 +19,18 @@ BETA = 2
 """How much more recall weighs than precision in chrF."""
 
 
-def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """BLEU = BP · exp(mean log pₙ), n to 4, smoothed as mteval does: sacrebleu's corpus_bleu, tokenize 13a (or zh)."""
     metric = _sacrebleu().BLEU(tokenize="zh" if characters else "13a", force=True)
-    return Tally(_counts(metric, predictions, references), _bleu)
+    return AdditiveScore(_counts(metric, predictions, references), _bleu)
 
 
-def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """ChrF2, F of character n-grams to 6: sacrebleu's corpus_chrf. Spaces do not count, so no script is different."""
-    return Tally(_counts(_sacrebleu().CHRF(), predictions, references), _chrf)
+    return AdditiveScore(_counts(_sacrebleu().CHRF(), predictions, references), _chrf)
 
 
-def ter(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def ter(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """Edits, shifts of phrases among them, per reference word: sacrebleu's corpus_ter.
 
     With characters: its normalized and asian_support, which split Chinese and Japanese.
@@ -40,7 +40,7 @@ def ter(predictions: Sequence[str], references: Sequence[Sequence[str]], charact
     for text, own in zip(predictions, references, strict=True):
         found, *known = (metric._preprocess_segment(one).split() for one in (text, *own))
         rows.append([_fewest_edits(found, known), sum(map(len, known)) / len(known)])
-    return Tally(np.array(rows, dtype=np.float64), _ter)
+    return AdditiveScore(np.array(rows, dtype=np.float64), _ter)
 
 
 def _sacrebleu() -> Any:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deltatune.tasks.metrics.additive import Tally, mean_of
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, mean_score
 from deltatune.tasks.metrics.generation.tokenizers import Words, caption_words, ngrams
 
 ORDERS = 4
@@ -16,7 +16,7 @@ SIGMA = 6.0
 """Words by which lengths may differ before it costs much."""
 
 
-def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """10 · meanₙ mean over references e^{-(l-lʳ)²/2σ²} min(g, gʳ)·gʳ / ‖g‖‖gʳ‖     https://arxiv.org/abs/1411.5726.
 
     g: counts of n-grams times log (examples / examples whose references have it), all references of this corpus
@@ -31,7 +31,7 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], chara
         found = Vector.of(ngrams(caption_words(text, characters), ORDERS), rarity, examples)
         alike = [similarity(found, Vector.of(one, rarity, examples)) for one in own]
         scores.append(10 * sum(alike) / len(alike))
-    return mean_of(scores)
+    return mean_score(scores)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Every metric of written text by its name."""
+"""Metrics of generated text, by name. To add one, write its function in a file of its own and name it in METRICS."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.tasks.metrics.additive import Tally, check_pairs, mean_of
+from deltatune.tasks.metrics.corpus_score import UNBOUNDED_ERROR, CorpusScore, MetricFacts, check_pairs, mean_score
 from deltatune.tasks.metrics.generation.bleu_chrf_ter import bleu, chrf, ter
 from deltatune.tasks.metrics.generation.cider import cider
 from deltatune.tasks.metrics.generation.meteor import meteor
@@ -14,60 +15,78 @@ from deltatune.tasks.metrics.generation.rouge import ROUGES, rouge
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
+MetricFunction = Callable[[Texts, References, bool], CorpusScore]
+"""(predictions, references, characters) -> the score of the corpus."""
 
 
-def em(predictions: Texts, references: References, characters: bool = False) -> Tally:
-    """Share of texts that are one of their references, white space aside."""
-    known = [{" ".join(one.split()) for one in own} for own in references]
-    return mean_of([" ".join(text.split()) in own for text, own in zip(predictions, known, strict=True)])
+def em(predictions: Texts, references: References, characters: bool = False) -> CorpusScore:
+    """Exact match: share of the texts that equal one of their references, apart from white space."""
+    normalised = [{" ".join(reference.split()) for reference in row} for row in references]
+    return mean_score([" ".join(text.split()) in row for text, row in zip(predictions, normalised, strict=True)])
 
 
-ONE_BY_ONE: dict[str, Callable[[Texts, References, bool], Tally]] = {
+METRICS: dict[str, MetricFunction | None] = {
+    "rougeL": None,
     "bleu": bleu,
-    "nist": nist,
+    "rouge1": None,
+    "rouge2": None,
     "meteor": meteor,
+    "chrf": chrf,
+    "nist": nist,
     "cider": cider,
     "ter": ter,
-    "chrf": chrf,
     "em": em,
+    "rougeLsum": None,
 }
+"""In the order of tables; None for the ROUGE metrics, which `rouge` computes together."""
 
-ALL = ("bleu", "nist", "meteor", *ROUGES, "cider", "ter", "chrf", "em")
-TEXT_LOWER = frozenset({"ter"})
-"""Metrics where less is better."""
+ON_REQUEST = ("rougeLsum",)
+"""Metrics that the generation task does not report."""
+
+FACTS = {
+    "cider": MetricFacts(highest=10.0),
+    "nist": MetricFacts(highest=math.inf),
+    "ter": UNBOUNDED_ERROR,
+}
+"""Metrics whose direction or range is not the usual one."""
 
 
-def text_tallies(
-    predictions: Texts, references: References, names: Sequence[str] = ALL, characters: bool = False
-) -> dict[str, Tally]:
+def text_scores(
+    predictions: Texts, references: References, names: Sequence[str] = tuple(METRICS), characters: bool = False
+) -> dict[str, CorpusScore]:
     """The named metrics of predictions (N) with one or more references each.
 
     bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf and em lie between 0 and 1, cider between 0 and 10; nist has
-    no upper bound; ter is a share of the words and may exceed 1, lower is better. What n-grams tell (nist) and how rare
-    they are (cider) is learnt from all references once: a resample does not change it.
+    no upper bound; ter is a share of the words and may exceed 1, lower is better. The n-gram weights of nist and cider
+    are computed from all references once: a resample does not change them.
     characters: count each Chinese or Japanese character as a word.
-    Raises DeltatuneError for unknown names, rows without references and packages that are missing.
+    Raises DeltatuneError for unknown names, rows without references and missing packages.
     """
     check_pairs(predictions, references)
     raise_all(
-        [f"{name!r} is no metric of written text{nearest(name, ALL)}" for name in names if name not in ALL],
-        f"metrics: {', '.join(ALL)}" if set(names) - set(ALL) else "",
+        [f"{name!r} is no metric of generated text{nearest(name, METRICS)}" for name in names if name not in METRICS],
+        f"metrics: {', '.join(METRICS)}" if set(names) - set(METRICS) else "",
     )
     _check_texts(predictions, references)
-    rouges = [name for name in names if name in ROUGES]
-    found = rouge(predictions, references, rouges, characters) if rouges else {}
-    found |= {name: ONE_BY_ONE[name](predictions, references, characters) for name in names if name in ONE_BY_ONE}
-    return {name: found[name] for name in names}
+    rouge_names = [name for name in names if name in ROUGES]
+    scores: dict[str, CorpusScore] = {}
+    if rouge_names:
+        scores |= rouge(predictions, references, rouge_names, characters)
+    for name in names:
+        metric = METRICS[name]
+        if metric is not None:
+            scores[name] = metric(predictions, references, characters)
+    return {name: scores[name] for name in names}
 
 
 def _check_texts(predictions: Texts, references: References) -> None:
     problems = []
-    for i, (text, own) in enumerate(zip(predictions, references, strict=True)):
-        if isinstance(own, str):
+    for i, (text, row) in enumerate(zip(predictions, references, strict=True)):
+        if isinstance(row, str):
             problems.append(f"row {i}: its references are a text; give a list of texts, of one if there is no other")
-        elif not own:
+        elif not row:
             problems.append(f"row {i}: it has no reference")
-        if not all(isinstance(one, str) for one in (text, *own)):
+        if not all(isinstance(value, str) for value in (text, *row)):
             problems.append(f"row {i}: predictions and references must be texts")
     if len(problems) > 10:
         problems = [*problems[:10], f"and {len(problems) - 10} more rows"]

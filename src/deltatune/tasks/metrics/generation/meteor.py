@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 
-from deltatune.tasks.metrics.additive import Tally, mean_of
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, mean_score
 from deltatune.tasks.metrics.generation.tokenizers import missing, splitter
 
 ALPHA = 0.9
@@ -19,7 +19,7 @@ Word = tuple[int, str]
 """A word and its place."""
 
 
-def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """METEOR = (1 - γ(chunks/matches)^β) · PR/(αP + (1-α)R)     Lavie and Agarwal 2007, https://aclanthology.org/W07-0734.
 
     Best reference, mean over the texts. Lower-cased words match by form or else by Porter's stem, with the parameters
@@ -31,7 +31,7 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], char
     for text, own in zip(predictions, references, strict=True):
         found = split(text.lower())
         scores.append(max(score(found, split(one.lower()), stem) for one in own))
-    return mean_of(scores)
+    return mean_score(scores)
 
 
 def score(found: Sequence[str], reference: Sequence[str], stem: Callable[[str], str]) -> float:

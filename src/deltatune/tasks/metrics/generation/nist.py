@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deltatune.tasks.metrics.additive import Floats, Tally, ratio
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, Floats, ratio
 from deltatune.tasks.metrics.generation.tokenizers import Words, ngrams, splitter
 
 ORDERS = 5
@@ -19,7 +19,7 @@ BETA = math.log(0.5) / math.log(1.5) ** 2
 LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
-def nist(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> Tally:
+def nist(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """NIST = exp(β log² min(1, L/L̄)) · Σₙ Σ info(shared n-grams) / n-grams     Doddington 2002.
 
     info(w₁…wₙ) = log₂ (count of w₁…wₙ₋₁ / count of w₁…wₙ) in all references. A shared n-gram counts as often as the
@@ -46,7 +46,7 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]], charac
             told[len(ngram) - 1] += info.get(ngram, 0.0) * min(times, most[ngram])
         words = sum(times for one in own for ngram, times in one.items() if len(ngram) == 1)
         rows.append([*told, *there, words, len(own), 1])
-    return Tally(np.array(rows, dtype=np.float64), _nist)
+    return AdditiveScore(np.array(rows, dtype=np.float64), _nist)
 
 
 def information(counts: Counter[Words]) -> dict[Words, float]:

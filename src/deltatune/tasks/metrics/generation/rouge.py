@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltatune.tasks.metrics.additive import Tally, mean_of
+from deltatune.tasks.metrics.corpus_score import AdditiveScore, mean_score
 from deltatune.tasks.metrics.generation.tokenizers import IDEOGRAPH, LETTER, missing
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -15,7 +15,7 @@ WORD = re.compile(f"{LETTER}+")
 
 def rouge(
     predictions: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str], characters: bool = False
-) -> dict[str, Tally]:
+) -> dict[str, AdditiveScore]:
     """F with the best reference, mean over the texts; Lin 2004, https://aclanthology.org/W04-1013.
 
     Sentences of rougeLsum are lines. Words are not stemmed. rouge-score's words are made of a-z and 0-9, and all other
@@ -32,7 +32,7 @@ def rouge(
     for text, own in zip(predictions, references, strict=True):
         scores = scorer.score_multi(own, text)
         found.append([scores[name].fmeasure for name in names])
-    return {name: mean_of(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
+    return {name: mean_score(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
 
 
 def mostly_ascii(references: Sequence[Sequence[str]]) -> bool:

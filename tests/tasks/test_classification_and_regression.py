@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from deltatune.tasks import generation as generate
 from deltatune.tasks import language_modeling as language
-from deltatune.tasks.metrics.classification_scores import CLASS_METRICS, LOWER_IS_BETTER, METRICS, REGRESSION_METRICS
+from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.pretraining import nsp
 
 sklearn = pytest.importorskip("sklearn.metrics")
 scipy = pytest.importorskip("scipy.stats")
@@ -32,10 +34,15 @@ def peer(name, predictions, references):
         return PEERS[name](references, predictions)
 
 
+def score(name, predictions, references):
+    return weighted_score(name, predictions, references).score()
+
+
 def test_every_metric_has_a_peer():
-    assert set(METRICS) == set(PEERS) == {*CLASS_METRICS, *REGRESSION_METRICS}
-    assert LOWER_IS_BETTER & set(METRICS) == {"mse"}
-    assert set(METRICS) | set(language.METRICS) | set(generate.METRICS) >= LOWER_IS_BETTER
+    assert set(PEERS) == {*CLASS_METRICS, *REGRESSION_METRICS}
+    assert LOWER_IS_BETTER & set(PEERS) == {"mse"}
+    metrics = {*PEERS, *language.METRICS, *generate.METRICS, *nsp.NextSentence().metrics}
+    assert metrics >= LOWER_IS_BETTER
 
 
 @pytest.mark.parametrize("name", CLASS_METRICS)
@@ -45,7 +52,7 @@ def test_class_metrics(name, data):
     rows = data.draw(st.integers(1, 30))
     draw = st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows).map(np.array)
     predictions, references = data.draw(draw), data.draw(draw)
-    assert METRICS[name](predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
+    assert score(name, predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", REGRESSION_METRICS)
@@ -57,24 +64,24 @@ def test_regression_metrics(name, ties):
         predictions = references + rng.normal(size=rows)
         if ties:
             references, predictions = references.round(), predictions.round(1)
-        assert METRICS[name](predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
+        assert score(name, predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [*CLASS_METRICS, *REGRESSION_METRICS])
 def test_undefined_scores_are_no_nan(name):
     constant, varied = np.zeros(4), np.array([0, 1, 0, 1])
     for predictions, references in [(constant, varied), (varied, constant), (constant, constant)]:
-        assert np.isfinite(METRICS[name](predictions, references))
+        assert np.isfinite(score(name, predictions, references))
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])
 def test_constant_predictions_correlate_with_nothing(name):
-    assert METRICS[name](np.full(9, 0.1), np.arange(9) % 2) == 0.0
+    assert score(name, np.full(9, 0.1), np.arange(9) % 2) == 0.0
 
 
 def test_extreme_scores():
     labels = np.array([0, 1, 2, 1, 0])
     for name in ("accuracy", "f1_macro", "f1_micro", "matthews"):
-        assert METRICS[name](labels, labels) == pytest.approx(1.0)
-    assert METRICS["pearson"](-labels, labels) == pytest.approx(-1.0)
-    assert METRICS["mse"](labels + 2.0, labels) == pytest.approx(4.0)
+        assert score(name, labels, labels) == pytest.approx(1.0)
+    assert score("pearson", -labels, labels) == pytest.approx(-1.0)
+    assert score("mse", labels + 2.0, labels) == pytest.approx(4.0)

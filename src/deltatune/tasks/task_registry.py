@@ -1,0 +1,40 @@
+"""Registry of all tasks: by the name under which an adapter stores them, and by the kind of data they are for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data import Kind
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.extractive_qa import Span
+from deltatune.tasks.generation import Generate
+from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.tasks.mixture import Mixture
+from deltatune.tasks.multilabel import ManyLabels
+from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
+from deltatune.tasks.tagging import Tag
+from deltatune.tasks.task import Task
+
+DATA_TASKS: dict[Kind, type[Task]] = {
+    "classes": Classify,
+    "number": Classify,
+    "many": ManyLabels,
+    "tags": Tag,
+    "span": Span,
+    "text": Generate,
+    "raw": LanguageModel,
+}
+"""The task of each kind of data."""
+
+_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), Mixture, *OBJECTIVES)
+TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
+"""Tasks by the name under which an adapter folder stores them."""
+
+
+def task_from_json(data: dict[str, Any]) -> Task:
+    """Read a stored task. Raises DeltatuneError for an unknown task and for missing or unknown fields."""
+    name = str(data.get("task"))
+    if name not in TASKS:
+        raise DeltatuneError(f"unknown task {name!r}{nearest(name, TASKS)}; tasks: {', '.join(sorted(TASKS))}")
+    return TASKS[name].from_json(data)

@@ -11,12 +11,11 @@ from rich.console import Console
 
 from deltatune.cli.app import app
 from deltatune.cli.commands import predict as lines
-from deltatune.cli.commands.compare import spread
 from deltatune.cli.commands.predict import joined
 from deltatune.cli.ui.comparison_live import Watching, results
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.live import TrainingProgress, time_left
-from deltatune.comparison.run_comparison import Event
+from deltatune.comparison.cells import Event
 from deltatune.store import run_folder as runs
 from support import models
 from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
@@ -335,15 +334,28 @@ def test_pairs_and_numbers_from_end_to_end(tmp_path, tiny_folder):
 # --- comparison ---
 
 
-def test_many_values_after_one_option():
-    assert spread(["compare", "--methods", "A", "B", "--seeds", "2"]) == [
-        *("compare", "--methods", "A", "--methods", "B", "--seeds", "2")
-    ]
-    assert spread(["compare", "--methods", "A", "--methods", "B", "C"]) == [
-        *("compare", "--methods", "A", "--methods", "B", "--methods", "C")
-    ]
-    assert spread(["compare", "--methods"]) == ["compare", "--methods"]
-    assert spread(["predict", "--methods", "A", "B"]) == ["predict", "--methods", "A", "B"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "A", "--method", "B", "--method", "C", "--seeds", "2"),
+        ("--methods", "A", "B", "C", "--seeds", "2"),
+        ("--methods", "A", "--seeds", "2", "--methods", "B", "--methods", "C"),
+        ("--methods", "A", "--methods", "B", "C", "--seeds", "2"),
+    ],
+)
+def test_several_methods(words, data, monkeypatch):
+    plans = []
+    monkeypatch.setattr("deltatune.comparison.plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0)
+    assert ran("compare", "--data", data, *words).code == 1
+    assert sorted(plans[0]["methods"]) == ["A", "B", "C"]
+    assert plans[0]["seeds"] == 2
+
+
+def test_a_method_without_its_option(data):
+    done = ran("compare", "--data", data, "LoRA(r=8)")
+    assert done.code == 2
+    assert "unexpected argument 'LoRA(r=8)'" in done.err
+    assert "--method" in done.err
 
 
 def test_compare_ends_with_a_table_and_a_report(tmp_path, tiny_folder, data, monkeypatch):

@@ -282,6 +282,7 @@ def test_missing_and_unreadable_values():
     refused(ran("evaluate", "--data", "x.csv"), "--adapter", "`deltatune evaluate --help`")
     refused(ran("train", "--epochs", "many"), "'--epochs'", "number", "`deltatune train --help`")
     refused(ran("compare", "--methods"), "--methods")
+    refused(ran("compare", "--method"), "--method")
     refused(ran("methods", "Lora"), "did you mean 'LoRA'")
 
 

@@ -278,7 +278,7 @@ def test_merging_what_has_no_weight_form_says_so(folders, tmp_path):
     ("options", "message"),
     [
         (("--task", "lm"), "needs a decoder"),
-        (("--task", "generate", "--pooling", "mean"), "this task uses the language-model head; head options do not apply"),
+        (("--task", "generate", "--pooling", "mean"), "the language-model head; head options do not apply"),
         (("--task", "generate", "--prompt", "{inpt}"), "did you mean 'input'"),
         (("--task", "tag"), ""),
     ],

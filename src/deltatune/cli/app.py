@@ -83,10 +83,9 @@ def run(argv: list[str]) -> int:
     debug = "--debug" in argv or os.environ.get("DELTATUNE_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]  # it may stand anywhere
     command = typer.main.get_command(app)
-    arguments = compare.spread(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? in their place
-    code = run_guarded(lambda: command.main(args=arguments, prog_name="deltatune", standalone_mode=False), debug)
+    code = run_guarded(lambda: command.main(args=argv, prog_name="deltatune", standalone_mode=False), debug)
     sys.stdout.flush()
     return code

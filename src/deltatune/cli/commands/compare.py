@@ -1,9 +1,11 @@
-"""`deltatune compare`: which method is best for this model, these data and this budget."""
+"""`deltatune compare`: find the best method for a model, data and a budget."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from deltatune.cli.options import (
     BUDGET,
@@ -36,13 +38,14 @@ from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, parameter
 from deltatune.cli.ui.screen import console, cut_notes, facts, plural, print_json, say, show
 from deltatune.comparison.report.number_format import count, rate, score
+from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
 
 PLAN = "comparison/plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
-AT = constant(PLAN, "DEFAULT_BUDGET")
+DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
 LEGEND = (
     ("95 %", "half the interval of the score, over seeds and test rows"),
     ("tied", "cannot be told from the best (paired bootstrap)"),
@@ -71,10 +74,11 @@ def compare(
     methods: Annotated[
         list[str] | None,
         option(
+            "--method",
             "--methods",
             panel=METHOD,
-            metavar="METHOD...",
-            help=f"What to compare, one or more after the option. By default {', '.join(METHODS)}.",
+            metavar="METHOD",
+            help=f"A method to compare; repeat the option for more. By default {', '.join(METHODS)}.",
         ),
     ] = None,
     budget: Annotated[
@@ -83,17 +87,17 @@ def compare(
             "--budget",
             panel=METHOD,
             metavar="SIZE",
-            help=f"{BUDGET} Every method with a size gets the largest that fits. By default {AT}; "
-            "where methods are named, the sizes they are written with.",
+            help=f"{BUDGET} Every method with a size gets the largest that fits. By default {DEFAULT_BUDGET}; "
+            "if methods are named, the sizes they are written with.",
         ),
     ] = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     seeds: Annotated[
-        int, option("--seeds", panel=TRAINING, metavar="NUMBER", help="Runs of each method at its best rate.")
+        int, option("--seeds", panel=TRAINING, metavar="NUMBER", help="Runs of each method at its best learning rate.")
     ] = parameter(PLAN, "make_plan", "seeds"),
     rates: Annotated[
-        int, option("--rates", panel=TRAINING, metavar="NUMBER", help="Learning rates tried for each method.")
+        int, option("--rates", panel=TRAINING, metavar="NUMBER", help="Learning rates to try for each method.")
     ] = parameter(PLAN, "make_plan", "rates"),
     epochs: Annotated[
         float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
@@ -109,22 +113,27 @@ def compare(
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/<data>.")
     ] = None,
     as_json: Json = False,
+    more_methods: Annotated[
+        list[str] | None, typer.Argument(hidden=True, help="More methods after --methods A.")
+    ] = None,
 ) -> None:
-    """Compare methods on a model and data, and say which one to take.
+    """Compare methods on a model and data, and recommend one.
 
-    For each method a few learning rates are tried and judged on the validation split. The best rate runs with every
-    seed, and the test split is scored once. What is finished is stored at once: interrupted, the same command goes on.
+    For each method a few learning rates are tried and scored on the validation split. The best rate is run with every
+    seed, and the test split is scored once. Finished runs are stored at once; after an interruption the same command
+    resumes.
 
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
-      deltatune compare --data train.csv --methods "LoRA(r=8)" "BitFit()" "LoRA(r=4) + BitFit()"
+      deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
     """
     from deltatune.data import read
 
+    methods = _all_methods(methods, more_methods)
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
         limit, epochs = QUICK_ROWS, QUICK_EPOCHS
         batch_size = batch_size or QUICK_BATCH
-    # before torch is imported: mistakes in the data show at once
+    # before torch is imported: mistakes in the data show quickly
     found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
@@ -137,7 +146,7 @@ def compare(
         found,
         model=model,
         methods=methods or METHODS,
-        budget=budget if budget is not None or methods else AT,
+        budget=budget if budget is not None or methods else DEFAULT_BUDGET,
         seeds=seeds,
         rates=rates,
         settings=settings,
@@ -154,7 +163,7 @@ def compare(
             summary = run(plan, watching)
     except KeyboardInterrupt:
         kept = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
-        raise Interrupted(f"{kept}, and the same command goes on from there") from None
+        raise Interrupted(f"{kept}; the same command resumes") from None
     if as_json:
         print_json(summary)
     else:
@@ -162,19 +171,19 @@ def compare(
 
 
 def introduce(plan: Plan, quiet: bool) -> None:
-    """Say what was read, guessed and decided, before the long part begins."""
+    """Print what was read, inferred and decided, before the long part begins."""
     from deltatune.data import remarks
 
     data, session, settings = plan.data, plan.session, plan.settings
     sites = session.host.sites
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
-    named = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
+    names = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),
         ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
-        ("methods", f"{named}   (* has no size to fit)"),
+        ("methods", f"{names}   (* has no size to fit)"),
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
@@ -191,7 +200,7 @@ def _runs(plan: Plan) -> str:
 
 
 def report(summary: dict[str, Any], path: Path) -> None:
-    """The closing screen: the table, what to take, what failed, where the report is."""
+    """The closing screen: the table, the recommendation, what failed, where the report is."""
     show(results(summary, console().width), "")
     show(facts(LEGEND), "")
     baseline = summary.get("majority") or {}
@@ -204,22 +213,8 @@ def report(summary: dict[str, Any], path: Path) -> None:
     say(f"report: {path}")
 
 
-def spread(argv: list[str]) -> list[str]:
-    """`--methods A B C` as `--methods A --methods B --methods C`: typer takes one value an option."""
-    if "compare" not in argv:
-        return argv
-    found: list[str] = []
-    taking = 0
-    for word in argv:
-        if word == "--methods":
-            taking = 1
-        elif taking and not word.startswith("-"):
-            found += ["--methods", word]
-            taking = 2
-            continue
-        else:
-            found += ["--methods"] if taking == 1 else []  # without a value: typer says so
-            taking = 0
-        if not taking:
-            found.append(word)
-    return [*found, "--methods"] if taking == 1 else found
+def _all_methods(methods: list[str] | None, more: list[str] | None) -> list[str]:
+    """All methods after `--method`; several after one option (`--methods A B C`) are taken too."""
+    if more and not methods:
+        raise DeltatuneError(f"unexpected argument {more[0]!r}; use --data for data and --method for a method")
+    return [*(methods or []), *(more or [])]

@@ -91,10 +91,10 @@ def pretrain(
     task = objective_from(wanted)
     from deltatune.training import Settings
     from deltatune.training.job import Job, prepare, record_of
-    from deltatune.training.model_init import begin
+    from deltatune.training.model_init import initial_model
 
     folder = out or Path("runs") / f"pretrain-{found.name}-{objective}"
-    start = begin(model, config, tokenizer, task, method, folder, seed)
+    start = initial_model(model, config, tokenizer, task, method, folder, seed)
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks

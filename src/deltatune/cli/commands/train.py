@@ -188,7 +188,8 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     head = adapter.head_count
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     share = percent(adapter.count / base) if base else "–"
-    dtype = "bfloat16" if uses_bfloat16(host.model, settings.precision) else str(host.model.dtype).removeprefix("torch.")
+    bfloat16 = uses_bfloat16(host.model, settings.precision)
+    dtype = "bfloat16" if bfloat16 else str(host.model.dtype).removeprefix("torch.")
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),

@@ -26,6 +26,12 @@ class Command(typer.core.TyperCommand):
         """Write the whole screen."""
         formatter.write(drawn(self, ctx, _arguments(self), _options(self, ctx)))
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Parts of the usage line, without hidden arguments."""
+        pieces = super().collect_usage_pieces(ctx)
+        hidden = {p.make_metavar(ctx) for p in self.params if p.param_type_name == "argument" and p.hidden}  # type: ignore[attr-defined]
+        return [piece for piece in pieces if piece not in hidden]
+
 
 class Group(typer.core.TyperGroup):
     """The program itself: its commands in groups, then its options."""
@@ -74,7 +80,7 @@ def _entry(name: str, text: str, column: int, width: int) -> str:
 
 
 def _arguments(command: Any) -> dict[str, Entries]:
-    found = [p for p in command.params if p.param_type_name == "argument" and getattr(p, "help", None)]
+    found = [p for p in command.params if p.param_type_name == "argument" and getattr(p, "help", None) and not p.hidden]
     return {"Arguments": [(p.make_metavar() if not p.metavar else p.metavar, _text(p)) for p in found]}
 
 

@@ -173,22 +173,19 @@ def _check_generator(
 
 def _local_model(model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int) -> Endpoint:
     """The endpoint for a local model, with or without an adapter."""
-    from deltatune.models.hardware import best_device
-    from deltatune.models.loading import load_backbone
     from deltatune.prompting import LocalModel
+    from deltatune.training.session import open_adapter, open_host
 
     if adapter is None:
-        backbone, tokenizer = load_backbone(str(model), answers="text")
-        return LocalModel(backbone.to(best_device()), tokenizer, form, batch_size, label=str(model))  # type: ignore[arg-type]
-    from deltatune.cli.open_adapter import NAME, open_adapter
-
-    opened = open_adapter(adapter, model, other_base)
-    if opened.task.answers != "text":
+        host, tokenizer = open_host(str(model), "text")
+        return LocalModel(host, tokenizer, form, batch_size, label=str(model))
+    session = open_adapter(adapter, model, other_base)
+    if session.task.answers != "text":
         raise DeltatuneError(
             f"{adapter} predicts labels and cannot generate text; use an adapter trained with --task generate or lm"
         )
-    opened.host.use(NAME)
-    return LocalModel(opened.host, opened.tokenizer, form, batch_size, label=f"{opened.model} + {adapter}")
+    session.host.use(session.name)
+    return LocalModel(session.host, session.tokenizer, form, batch_size, label=f"{session.model} + {adapter}")
 
 
 class GenerationProgress(Bar):

@@ -28,9 +28,9 @@ class Command(typer.core.TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Parts of the usage line, without hidden arguments."""
-        pieces = super().collect_usage_pieces(ctx)
-        hidden = {p.make_metavar(ctx) for p in self.params if p.param_type_name == "argument" and p.hidden}  # type: ignore[attr-defined]
-        return [piece for piece in pieces if piece not in hidden]
+        hidden = [p for p in self.params if p.param_type_name == "argument" and getattr(p, "hidden", False)]
+        pieces = [piece for parameter in hidden for piece in parameter.get_usage_pieces(ctx)]
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece not in pieces]
 
 
 class Group(typer.core.TyperGroup):

@@ -14,7 +14,7 @@ from deltatune.comparison.plan import DEFAULT_METHODS, Plan
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.svg import (
-    Look,
+    MarkerStyle,
     bottom_axis,
     group,
     left_axis,
@@ -176,9 +176,9 @@ def draw_curve(result: Mapping[str, Any]) -> str:
     parts.append(path([(x, y) for x, y, _ in spots], "front"))
     spots += [(left + STRIP * 0.45, up.at(point["score"]), point) for point in head]
     for x, y, point in spots:
-        look = Look("s0", "circle") if point["reaches"] else Look("ref", "circle", hollow=True)
+        style = MarkerStyle("s0", "circle") if point["reaches"] else MarkerStyle("ref", "circle", hollow=True)
         title = f"{point['method']}: {point['score']:.3f} at rate {formats.rate(point['rate'])}"
-        parts.append(group(look, mark(look, x, y), title))
+        parts.append(group(style, mark(style, x, y), title))
         if point["dimension"] == result["dimension"]:
             parts.append(text(x, y - 12, f"{point['dimension']:,}", "middle", "label"))
     picture = svg(WIDTH, HEIGHT, "".join(parts), f"Validation {result['metric']} against the dimension of the subspace")

@@ -1,4 +1,4 @@
-"""The report: whole, safe, self-contained, readable; in a headless Chromium too where one is installed."""
+"""The report: complete, safe, self-contained, readable; also in a headless Chromium if one is installed."""
 
 import base64
 import copy
@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.entries import entries
-from deltatune.comparison.report.label_layout import Box, Point, place, spread
+from deltatune.comparison.report.label_layout import Box, Point, place_labels, spread
+from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.page import render, write_report
 from deltatune.comparison.report.plots import smooth
-from deltatune.comparison.report.svg import Axis, linear, logarithmic, looks, text_width
+from deltatune.comparison.report.svg import Axis, linear, logarithmic, marker_styles, text_width
 from support.comparison_sample import EVIL, sample_summary
 
 VOID = {"meta", "link", "wbr", "br", "img"}
@@ -77,7 +77,7 @@ def test_the_page_holds_what_the_comparison_found(page):
     for expected in (
         "all-MiniLM-L6-v2 × Python documentation",
         "References",
-        "One cell failed",
+        "One run failed",
         "OutOfMemoryError: 1.9 GB asked, 0.4 GB left",
         "113,566",
         "≈ tied",
@@ -103,7 +103,7 @@ def test_every_picture_is_well_formed_and_named(page):
     assert len(page) < 400_000
 
 
-def test_the_page_asks_nothing_of_the_outside(page):
+def test_the_page_loads_nothing_from_outside(page):
     for tag, key, value in outline(page).addresses:
         assert value == "data:," or (tag == "a" and key == "href"), f"<{tag} {key}={value}>"
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|sendBeacon|WebSocket|import\(", page)
@@ -132,7 +132,7 @@ def test_dollars_in_names_are_kept():
     assert "$style ${script} $" in "".join(outline(render(summary)).words)
 
 
-def test_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_page_is_written_atomically(tmp_path, monkeypatch):
     target = tmp_path / "runs" / "mine" / "report.html"
     write_report(sample_summary(), target)
     before = target.read_text(encoding="utf-8")
@@ -146,6 +146,20 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
         write_report({**sample_summary(), "name": "other"}, target)
     assert target.read_text(encoding="utf-8") == before
     assert [file.name for file in target.parent.iterdir()] == ["report.html"]
+
+
+def test_a_summary_with_earlier_keys_is_rendered_the_same():
+    summary = sample_summary()
+    for row in summary["methods"]:
+        row["latency_ratio_folded"] = row.pop("latency_ratio_merged")
+    assert render(summary) == render(sample_summary())
+    assert any(result.number("latency_ratio_merged") == 1.0 for result in method_results(summary))
+
+
+def test_latency_has_an_unmerged_and_a_merged_number(page):
+    words = outline(page).words
+    assert "unmerged / merged" in words
+    assert "Learning rate" in "".join(words)
 
 
 def test_a_summary_may_come_from_json():
@@ -183,7 +197,7 @@ def without(summary, **changes):
         lambda s: [s.pop(key) for key in ("base_params", "majority", "pscp_constants", "versions", "settings")],
     ],
 )
-def test_odd_comparisons_are_drawn_too(change):
+def test_unusual_comparisons_are_rendered_too(change):
     summary = sample_summary()
     change(summary)
     summary["recommendation"] = recommend(summary)
@@ -194,20 +208,20 @@ def test_odd_comparisons_are_drawn_too(change):
         assert not re.search(r'="-?(nan|inf)"', picture)
 
 
-def test_an_error_is_ranked_from_its_low_end():
+def test_a_metric_of_errors_is_ranked_from_low_to_high():
     summary = sample_summary() | {"metric": "mse"}
-    fitted = [entry.score for entry in entries(summary) if not entry.reference and entry.score is not None]
+    fitted = [result.score for result in method_results(summary) if not result.reference and result.score is not None]
     assert fitted == sorted(fitted)
     page = render(summary)
     assert 'data-key="score" class="c-score" data-first="ascending" aria-sort="ascending"' in page
     assert "mse, lower is better" in page
 
 
-def test_one_method_looks_the_same_everywhere_and_like_no_other():
-    found = entries(sample_summary())
-    assert len({(entry.look.slot, entry.look.shape) for entry in found}) == len(found)
-    assert len(set(looks([False] * 30))) == 30
-    assert [entry.reference for entry in found] == sorted(entry.reference for entry in found)
+def test_every_method_has_its_own_marker_style():
+    found = method_results(sample_summary())
+    assert len({(result.style.color_class, result.style.shape) for result in found}) == len(found)
+    assert len(set(marker_styles([False] * 30))) == 30
+    assert [result.reference for result in found] == sorted(result.reference for result in found)
 
 
 def test_labels_are_as_short_as_they_can_be():
@@ -282,12 +296,12 @@ def test_spread_keeps_distance_order_and_bounds(values):
 def test_labels_never_cover_each_other_where_there_is_room(points):
     wanted = [Point(x, y, 80, 14) for x, y in points]
     marks = [(Box(x - 6, y - 6, x + 6, y + 6), 30.0) for x, y in points]
-    places = place(wanted, marks, Box(0, 0, 600, 400))
+    places = place_labels(wanted, marks, Box(0, 0, 600, 400))
     assert len(places) == len(points)
     assert all(not a.box.overlap(b.box) for a, b in combinations(places, 2))
 
 
-@pytest.mark.parametrize("class_", ["wide", "slim"])
+@pytest.mark.parametrize("class_", ["wide", "narrow"])
 def test_labels_of_the_main_figure_are_apart(page, class_):
     picture = ET.fromstring(re.search(rf'<svg [^>]*class="{class_}".*?</svg>', page, re.DOTALL)[0])
     boxes = []
@@ -303,7 +317,7 @@ def test_labels_of_the_main_figure_are_apart(page, class_):
 
 def test_no_mark_crosses_the_budget():
     """Side-by-side marks may move, but what fits the budget stays left of its line and what does not stays right."""
-    for class_ in ("wide", "slim"):
+    for class_ in ("wide", "narrow"):
         picture = re.search(rf'<svg [^>]*class="{class_}".*?</svg>', render(sample_summary()), re.DOTALL)[0]
         root = ET.fromstring(picture)
         budget = next(float(line.get("x1")) for line in root.iter("line") if line.get("class") == "budget")
@@ -424,12 +438,12 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is insta
 def test_in_a_browser(tmp_path, width):
     found = probe(tmp_path, width=width)
     fitted, references = [], []
-    for entry in entries(sample_summary()):
-        (references if entry.reference else fitted).append(entry)
-    start = [entry.label for entry in fitted + references]
+    for result in method_results(sample_summary()):
+        (references if result.reference else fitted).append(result)
+    start = [result.label for result in fitted + references]
 
     def by_params(some, sign):
-        return [entry.label for entry in sorted(some, key=lambda entry: sign * entry.row["params"])]
+        return [result.label for result in sorted(some, key=lambda result: sign * result.row["params"])]
 
     assert found["start"] == start
     assert found["started"] == "descending"
@@ -450,7 +464,7 @@ def test_the_address_sorts_and_sets_the_theme(tmp_path):
     write_report(sample_summary(), file)
     dom = browse(file, tmp_path, fragment="#sort=score:ascending&theme=dark")
     rows = re.findall(r'<th class="c-method" scope="row".*?<b>(.*?)</b>', dom)
-    scores = {entry.label: entry.score for entry in entries(sample_summary())}
+    scores = {result.label: result.score for result in method_results(sample_summary())}
     first = [scores[re.sub("<.*?>", "", label)] for label in rows[:7]]
     assert first == sorted(first)
     assert "hidden=512" in rows[7], "a method without a score is last in either direction"

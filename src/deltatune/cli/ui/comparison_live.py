@@ -13,12 +13,12 @@ from rich.text import Text
 
 from deltatune.cli.ui.live import Lively, time_left
 from deltatune.cli.ui.screen import table
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
 from deltatune.comparison.report.number_format import rate, score, seconds
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from deltatune.comparison.report.entries import Entry
-    from deltatune.comparison.run_comparison import Event
+    from deltatune.comparison.cells import Event
+    from deltatune.comparison.report.method_results import MethodResult
 
 Record = Mapping[str, Any]
 WIDE = 110
@@ -107,22 +107,22 @@ class Watching(Lively):
 
 def results(summary: Mapping[str, Any], width: int) -> Table:
     """The closing table, the best method first; where the screen is narrow, methods go by short names."""
-    from deltatune.comparison.report.entries import entries
+    from deltatune.comparison.report.method_results import method_results
 
     sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
-    found = sorted(entries(summary), key=lambda e: (e.score is None, -sign * (e.score or 0.0)))
+    found = sorted(method_results(summary), key=lambda e: (e.score is None, -sign * (e.score or 0.0)))
     best = found[0].score if found else None
     rows = []
-    for entry in found:
-        name = entry.row["method"] if width >= WIDE else entry.label
-        ends = entry.interval
-        verdict = "best" if entry.score == best else "tied" if entry.row.get("tied_with_best") else ""
+    for result in found:
+        name = result.row["method"] if width >= WIDE else result.label
+        ends = result.interval
+        verdict = "best" if result.score == best else "tied" if result.row.get("tied_with_best") else ""
         cells = [
-            f"{name}*" if entry.reference else name,
-            score(entry.score) if entry.score is not None else "failed",
+            f"{name}*" if result.reference else name,
+            score(result.score) if result.score is not None else "failed",
             f"±{(ends[1] - ends[0]) / 2:.3f}" if ends else "",
-            verdict if entry.score is not None else "",
-            *_costs(entry, width >= WIDE),
+            verdict if result.score is not None else "",
+            *_costs(result, width >= WIDE),
         ]
         rows.append([Text(cell, style="bold" if verdict else "") for cell in cells])
     numbers = [summary["metric"], "95 %", "trained", "share", "time", "live", "merged"]
@@ -130,15 +130,15 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     return table(columns, rows, right=numbers, gap=2 if width >= WIDE else 1)
 
 
-def _costs(entry: Entry, wide: bool) -> list[str]:
+def _costs(result: MethodResult, wide: bool) -> list[str]:
     from deltatune.comparison.recommend import percent
     from deltatune.comparison.report.number_format import count, ratio, short_count
 
-    share, params = entry.number("share"), entry.number("params")
+    share, params = result.number("share"), result.number("params")
     return [
         count(params) if wide or params is None else short_count(params),
         percent(share) if share is not None else "–",
-        seconds(entry.number("train_seconds")),
-        ratio(entry.number("latency_ratio")),
-        ratio(entry.number("latency_ratio_merged")),
+        seconds(result.number("train_seconds")),
+        ratio(result.number("latency_ratio")),
+        ratio(result.number("latency_ratio_merged")),
     ]

@@ -1,4 +1,4 @@
-"""The words under the figures: what was held equal, what the numbers mean, what they cannot say."""
+"""Explanations under the figures: what was equal for all methods, what the numbers mean, and their limits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,32 +9,33 @@ from deltatune.comparison.report.number_format import html
 from deltatune.comparison.statistics import PscpConstants
 
 
-def how_to_read(summary: Mapping[str, Any]) -> str:
-    """The "How to read this" list as markup."""
+def explanations(summary: Mapping[str, Any]) -> str:
+    """The "How to read this" list as HTML."""
     parts = [
-        ("Held equal", html(_held_equal(summary))),
+        ("Equal for all methods", html(_held_equal(summary))),
         ("The score", html(_score(summary))),
         ("The interval", html(_interval(summary))),
         ("Parameters", html(_parameters(summary))),
         ("PSCP", _pscp(summary.get("pscp_constants") or {})),
-        ("What it cannot say", html(LIMITS)),
+        ("Limits", html(LIMITS)),
     ]
-    return "".join(f"<div><dt>{name}</dt><dd>{words}</dd></div>" for name, words in parts if words)
+    return "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in parts if text)
 
 
 LIMITS = (
-    "How the methods rank on other data, on another model or at another budget; how they would do after a longer "
-    "search. With few seeds the luck of a seed is roughly estimated, and with many methods one may seem best by "
-    "chance. An interval of width 0 means only that no test row was missed. Times are of this machine alone."
+    "The ranking holds for these data, this model and this budget; a longer search may change it. With few seeds the "
+    "seed variance is only roughly estimated, and with many methods one may seem best by chance. An interval of width "
+    "0 only means that no test row was wrong. Times were measured on this machine."
 )
 
 
 def _held_equal(summary: Mapping[str, Any]) -> str:
     budget = summary.get("budget")
-    fitted = f"the budget of {formats.count(budget['params'])} parameters that sizes were fitted to, " if budget else ""
+    fitted = f"the budget of {formats.count(budget['params'])} parameters, " if budget else ""
     return (
-        f"Model, rows, their order under a seed, the head, {fitted}the rule by which learning rates were tried, steps, "
-        "batch size, schedule. The learning rate is each method's own, since no one rate is fair to all."
+        f"The model, the rows and their order for each seed, the head, {fitted}the search over learning rates, the "
+        "number of steps, the batch size and the schedule. The learning rate is chosen for each method, because no "
+        "single value is fair to all."
     )
 
 
@@ -42,41 +43,41 @@ def _score(summary: Mapping[str, Any]) -> str:
     seeds, test = len(summary.get("seeds") or []), (summary["data"].get("rows") or {}).get("test")
     baseline = summary.get("majority") or {}
     score = formats.number(baseline, "score")
-    words = baseline.get("words") or "Always answering the most frequent label"
-    known = f" {words} scores {score:.3f}." if score is not None else ""
+    description = baseline.get("words") or "Always predicting the most frequent label"
+    without_training = f" {description} scores {score:.3f}." if score is not None else ""
     mean = f"the mean of {seeds} seeds" if seeds != 1 else "of one seed"
     return (
-        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, used once, after the learning rate "
-        f"was chosen on the validation rows of all its seeds; {mean}.{known}"
+        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, which were used once, after the "
+        f"learning rate was chosen on the validation rows with all its seeds; {mean}.{without_training}"
     )
 
 
 def _interval(summary: Mapping[str, Any]) -> str:
     resamples = formats.number(summary.get("settings") or {}, "resamples")
-    drawn = f"{formats.count(resamples)} times" if resamples else "many times"
+    count = f"{formats.count(resamples)} times" if resamples else "many times"
     several = len(summary.get("seeds") or []) > 1
-    over = "test examples and seeds" if several else "test examples; one seed cannot show the luck of the seed"
+    over = "test examples and seeds" if several else "test examples; a single seed does not measure seed variance"
     return (
-        f"Two-sided 95 %, by redrawing {over}, {drawn}. Methods see the same draws. “Tied” means that the interval of "
-        "the difference to the best contains 0: this test cannot tell the two apart."
+        f"Two-sided 95 % bootstrap interval, resampling {over}, {count}; all methods use the same resamples. “Tied” "
+        "means that the interval of the difference to the best method contains 0."
     )
 
 
 def _parameters(summary: Mapping[str, Any]) -> str:
     head, base = formats.number(summary, "head_params"), formats.number(summary, "base_params")
-    words = "Those the method trains."
+    text = "Trained parameters of the method."
     if head:
-        words += f" The head ({formats.count(head)} parameters) is trained by all and not counted."
+        text += f" The head ({formats.count(head)} parameters) is trained by every method and not counted."
     if base:
-        words += f" Share is of the base's {formats.count(base)}."
+        text += f" The share is of the base's {formats.count(base)}."
     budget = summary.get("budget")
     if budget and base:
-        words += f" The budget is {percent(budget['params'] / base)} of the base."
-    return words
+        text += f" The budget is {percent(budget['params'] / base)} of the base."
+    return text
 
 
 def _pscp(constants: Mapping[str, Any]) -> str:
-    """The formula as markup, with the constants used."""
+    """The formula as HTML, with the constants used."""
     if not constants:
         return ""
     c = PscpConstants(**{name: float(value) for name, value in constants.items()})
@@ -85,10 +86,10 @@ def _pscp(constants: Mapping[str, Any]) -> str:
         for cost, letter, beta in (("P", "p", c.beta_params), ("F", "f", c.beta_flops), ("M", "m", c.beta_memory))
     )
     return (
-        "One published number for score and cost together "
+        "One published number that combines score and cost "
         f'(<a href="https://arxiv.org/abs/2511.21285">Belanec et al. 2025</a>): score{factors}, with P trained '
         "parameters, F extra FLOPs of a forward pass over the bare model's, M peak memory in training. Here "
         f"C<sub>p</sub> = {formats.short_count(c.params)}, C<sub>f</sub> = {c.flops / 1e12:g} TFLOPs, "
         f"C<sub>m</sub> = {formats.size(c.memory)}. The published constants are for models of 7 to 8 billion "
-        "parameters; a small model's score they hardly lower."
+        "parameters; they hardly lower the score of a small model."
     )

@@ -1,4 +1,4 @@
-"""Numbers and method names as a reader wants them: short, rounded to what matters, with units."""
+"""Formatting of numbers and method names for readers: short, rounded, with units."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 MISSING = "–"
-"""Stands where there is no number."""
+"""Shown in place of a missing number."""
 
 
 def number(row: Mapping[str, Any], key: str) -> float | None:
-    """`row[key]` as a finite float, or None where it is absent, null or NaN."""
+    """`row[key]` as a finite float, or None if it is absent, null or not finite."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
@@ -30,7 +30,7 @@ def short_count(value: float) -> str:
     """110592 -> "111 k", 22713216 -> "22.7 M"."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{_three(value / size)} {unit}"
+            return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f}"
 
 
@@ -40,7 +40,7 @@ def size(value: float | None) -> str:
         return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= scale:
-            return f"{_three(value / scale)} {unit}"
+            return f"{_three_digits(value / scale)} {unit}"
     return f"{value:.0f} B"
 
 
@@ -49,7 +49,7 @@ def seconds(value: float | None) -> str:
     if value is None:
         return MISSING
     if value < 99.5:
-        return f"{_three(value) if value < 10 else round(value)} s"
+        return f"{_three_digits(value) if value < 10 else round(value)} s"
     if value < 3570:
         return f"{round(value) // 60} min {round(value) % 60} s"
     minutes = round(value / 60)
@@ -72,39 +72,40 @@ def rate(value: float | None) -> str:
 
 
 def short_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Method text -> the shortest label that no other method of the comparison has.
+    """Map each method to its shortest label that is unique in the comparison.
 
-    "LoRA(r=8)" is "LoRA" where there is one LoRA; two bottlenecks are "Bottleneck houlsby" and "Bottleneck pfeiffer".
+    "LoRA(r=8)" becomes "LoRA" if it is the only LoRA; two bottlenecks become "Bottleneck houlsby" and "Bottleneck
+    pfeiffer".
     """
-    levels = [_levels(str(row.get("name") or row["method"]), str(row["method"])) for row in rows]
+    candidates = [_label_candidates(str(row.get("name") or row["method"]), str(row["method"])) for row in rows]
     labels = {}
-    for row, mine in zip(rows, levels, strict=True):
-        others = [other for other in levels if other is not mine]
-        free = [name for i, name in enumerate(mine) if all(name != other[i] for other in others)]
-        labels[str(row["method"])] = free[0] if free else mine[-1]
+    for row, names in zip(rows, candidates, strict=True):
+        others = [other for other in candidates if other is not names]
+        unique = [name for i, name in enumerate(names) if all(name != other[i] for other in others)]
+        labels[str(row["method"])] = unique[0] if unique else names[-1]
     return labels
 
 
 def clip(text: str, length: int) -> str:
-    """At most `length` characters, the last an ellipsis where something was cut."""
+    """At most `length` characters, the last an ellipsis if the text was longer."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def html(text: object) -> str:
-    """Any value as text that is safe between tags and inside quoted attributes."""
+    """Escape a value for use between tags and inside quoted attributes."""
     return escape(str(text), quote=True)
 
 
-def _levels(name: str, method: str) -> tuple[str, ...]:
-    """Ever longer labels: the name, with its words, all but the sites, everything."""
-    words = [found[0] or found[1] for found in re.findall(r"'([^']*)'|\"([^\"]*)\"", method)]
-    plain = [word for word in words if not re.search(r"[*{}\[\]]", word)]  # site globs are no names
-    brief = re.sub(r",?\s*\w+=(['\"])[^'\"]*[*{\[][^'\"]*\1", "", method)
-    return name, " ".join([name, *plain]), brief.replace("(, ", "("), method
+def _label_candidates(name: str, method: str) -> tuple[str, ...]:
+    """Labels from short to long: the name, the name with its strings, the method without sites, the whole method."""
+    strings = [match[0] or match[1] for match in re.findall(r"'([^']*)'|\"([^\"]*)\"", method)]
+    names = [string for string in strings if not re.search(r"[*{}\[\]]", string)]  # without site globs
+    without_sites = re.sub(r",?\s*\w+=(['\"])[^'\"]*[*{\[][^'\"]*\1", "", method)
+    return name, " ".join([name, *names]), without_sites.replace("(, ", "("), method
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     """At most three significant digits."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    written = f"{value:.{digits}f}"
-    return written.rstrip("0").rstrip(".") if digits else written
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text

@@ -1,4 +1,4 @@
-// Sorting, the theme button, print. The page reads whole without it.
+// Sorting, the theme button, printing. The page is complete without this script.
 "use strict";
 const table = document.getElementById("results");
 const heads = [...table.tHead.rows[0].cells];
@@ -44,12 +44,12 @@ button.addEventListener("click", () => {
   setTheme(themes[(themes.indexOf(now) + 1) % themes.length]);
 });
 
-// report.html#sort=params or #sort=params:descending&theme=dark can be sent to a colleague.
+// report.html#sort=params or #sort=params:descending&theme=dark is a link to a sorted or themed report.
 function readHash() {
-  const wish = new URLSearchParams(location.hash.slice(1));
-  if (wish.has("theme")) setTheme(wish.get("theme"));
-  if (wish.has("sort")) {
-    const [key, direction] = wish.get("sort").split(":");
+  const options = new URLSearchParams(location.hash.slice(1));
+  if (options.has("theme")) setTheme(options.get("theme"));
+  if (options.has("sort")) {
+    const [key, direction] = options.get("sort").split(":");
     const first = heads.find((head) => head.dataset.key === key)?.dataset.first;
     sortBy(key, direction === "ascending" || direction === "descending" ? direction : first);
   }
@@ -59,5 +59,5 @@ readHash();
 
 addEventListener("beforeprint", () => {
   setTheme("light");
-  for (const each of document.querySelectorAll("details")) each.open = true;
+  for (const details of document.querySelectorAll("details")) details.open = true;
 });

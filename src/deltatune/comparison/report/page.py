@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing but itself. It knows `summary.json` alone."""
+"""The report of a comparison: one self-contained HTML page, made from summary.json alone."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.entries import Entry, entries
-from deltatune.comparison.report.explanations import how_to_read
+from deltatune.comparison.report.explanations import explanations
+from deltatune.comparison.report.method_results import MethodResult, method_results
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.report.plots import costs, learning_curves, rate_sensitivity
+from deltatune.comparison.report.plots import cost_bars, learning_curves, learning_rate_plots
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
 from deltatune.comparison.report.tradeoff import score_against_parameters
 from deltatune.store.atomic_files import write_file
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
-    """Write the page for a summary. Whole or not at all: a temporary file, fsync, rename."""
+    """Write the page for a summary, atomically: a temporary file, fsync, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, render(summary))
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """The page as text. Everything that comes from data is escaped; scripts other than the page's own cannot run."""
-    methods = entries(summary)
+    """Return the page as HTML. Text from data is escaped; no script but the page's own can run."""
+    methods = method_results(summary)
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(_asset("page.html")).substitute(
@@ -41,20 +41,20 @@ def render(summary: Mapping[str, Any]) -> str:
         script=script,
         digest=digest,
         facts=_facts(summary),
-        sentence=_sentence(summary["recommendation"]),
+        recommendation=_recommendation(summary["recommendation"]),
         table=results_table(methods, formats.number(summary, "base_params"), summary["metric"] in LOWER_IS_BETTER),
         failures=failures(summary.get("failed") or []),
         figures=_figures(summary, methods),
-        samples=sample_cards(summary.get("samples") or [], {entry.row["method"]: entry.label for entry in methods}),
+        samples=sample_cards(summary.get("samples") or [], {result.row["method"]: result.label for result in methods}),
         metrics=metrics_table(methods, summary.get("majority")),
-        reading=how_to_read(summary),
+        explanations=explanations(summary),
         settings=_settings(summary),
         created=html(_date(summary.get("created"))),
     )
 
 
 def short_name(model: str) -> str:
-    """A hub name as it is, a folder by its last part."""
+    """Return a hub name unchanged, of a folder the last part."""
     return model if model.count("/") <= 1 and not model.startswith((".", "/")) else Path(model).name or model
 
 
@@ -69,11 +69,11 @@ def _date(created: object) -> str:
         return str(created or "")
 
 
-def _sentence(recommendation: Mapping[str, Any]) -> str:
-    """The sentence with the method set in bold."""
+def _recommendation(recommendation: Mapping[str, Any]) -> str:
+    """The recommendation with the method in bold."""
     sentence, method = str(recommendation["sentence"]), str(recommendation.get("method") or "")
-    before, found, after = sentence.partition(method) if method else (sentence, "", "")
-    return html(before) + (f"<strong>{html(found)}</strong>" if found else "") + html(after)
+    before, bold, after = sentence.partition(method) if method else (sentence, "", "")
+    return html(before) + (f"<strong>{html(bold)}</strong>" if bold else "") + html(after)
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
@@ -89,50 +89,52 @@ def _facts(summary: Mapping[str, Any]) -> str:
         )
     facts += _baseline(summary.get("majority") or {})
     facts.append(("Seeds", str(len(summary.get("seeds") or []))))
-    facts.append(("Took", formats.seconds(formats.number(summary, "elapsed_seconds"))))
+    facts.append(("Duration", formats.seconds(formats.number(summary, "elapsed_seconds"))))
     return "".join(f"<div><dt>{html(name)}</dt><dd>{html(value)}</dd></div>" for name, value in facts)
 
 
-def _baseline(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is scored without training: the model as it is, or one answer for all."""
-    value = formats.number(found, "score")
-    return [] if value is None else [("Untrained model" if found.get("scores") else "One answer", formats.score(value))]
+def _baseline(baseline: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The baseline without training: the untrained model, or a constant prediction."""
+    value = formats.number(baseline, "score")
+    name = "Untrained model" if baseline.get("scores") else "Baseline"
+    return [] if value is None else [(name, formats.score(value))]
 
 
-def _figures(summary: Mapping[str, Any], methods: Sequence[Entry]) -> str:
+def _figures(summary: Mapping[str, Any], methods: Sequence[MethodResult]) -> str:
     metric, budget = str(summary["metric"]), summary.get("budget")
-    # Two drawings of the main figure: letters stay readable on a phone, and the page shows the one that fits.
+    # Two versions of the main figure, so that its text stays readable on a phone; the page shows the one that fits.
     wide = score_against_parameters(methods, metric, budget, 1080, 480)
-    slim = score_against_parameters(methods, metric, budget, 352, 430)
+    narrow = score_against_parameters(methods, metric, budget, 352, 430)
     return (
         _figure(
-            "What a parameter buys",
-            "Mean test score with its 95 % interval. The staircase is the Pareto front: nothing cheaper scores better. "
-            "Marks that would cover each other stand side by side; hover for exact numbers. "
-            "Grey and hollow: references without a size.",
-            [wide, slim] if wide else [],
+            "Score against parameters",
+            "Mean test score with its 95 % confidence interval. The staircase is the Pareto front: no method with "
+            "fewer parameters scores better. Overlapping markers are moved apart; hover for exact numbers. Hollow grey "
+            "markers are references, which have no size to fit to the budget.",
+            [wide, narrow] if wide else [],
         )
         + _figure(
             "Learning curves",
-            "Training at the chosen rate, one line a seed, smoothed; the other methods faint behind. All on one scale.",
+            "Training at the chosen learning rate, smoothed, one line per seed; the other methods in grey. All "
+            "panels share one scale.",
             learning_curves(methods, metric),
             "grid small",
         )
-        + _figure("What it costs", "Measured in this run on this machine.", costs(methods), "grid")
+        + _figure("Costs", "Measured in this run on this machine.", cost_bars(methods), "grid")
         + _figure(
-            "How much the learning rate matters",
-            f"Validation {metric} of each rate tried; the ring marks the rate that was chosen.",
-            rate_sensitivity(methods, metric),
+            "Sensitivity to the learning rate",
+            f"Validation {metric} at each learning rate tried; the ring marks the chosen one.",
+            learning_rate_plots(methods, metric),
             "grid small",
         )
     )
 
 
-def _figure(title: str, words: str, pictures: Sequence[str], class_: str = "") -> str:
-    if not pictures:
+def _figure(title: str, caption: str, images: Sequence[str], class_: str = "") -> str:
+    if not images:
         return ""
-    caption = f"<figcaption><h2>{html(title)}</h2><p>{html(words)}</p></figcaption>"
-    return f'<figure>{caption}<div class="{class_}">{"".join(pictures)}</div></figure>'
+    heading = f"<figcaption><h2>{html(title)}</h2><p>{html(caption)}</p></figcaption>"
+    return f'<figure>{heading}<div class="{class_}">{"".join(images)}</div></figure>'
 
 
 def _settings(summary: Mapping[str, Any]) -> str:
@@ -142,46 +144,46 @@ def _settings(summary: Mapping[str, Any]) -> str:
         ("Settings", {"model": summary["model"], "task": summary.get("task"), **(summary.get("settings") or {})}),
         ("Versions", summary.get("versions") or {}),
     ]
-    return "".join(f"<h3>{name}</h3><dl>{_definitions(some)}</dl>" for name, some in blocks if some)
+    return "".join(f"<h3>{name}</h3><dl>{_definitions(values)}</dl>" for name, values in blocks if values)
 
 
-def _definitions(some: Mapping[str, Any]) -> str:
-    return "".join(f"<div><dt>{html(key)}</dt><dd>{html(_plain(found))}</dd></div>" for key, found in some.items())
+def _definitions(values: Mapping[str, Any]) -> str:
+    return "".join(f"<div><dt>{html(key)}</dt><dd>{html(_text(value))}</dd></div>" for key, value in values.items())
 
 
-def _plain(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(each) for each in value)
+        return ", ".join(_text(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def sample_cards(samples: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """A section with a card for each row; "" where there are none. `names`: how a method is called in the report."""
+    """A section with a card for each sample; "" if there are none. `names` maps methods to labels of the report."""
     if not samples:
         return ""
     cards = "".join(_card(sample, names) for sample in samples)
-    words = (
-        "The same test rows for all methods, first seed: some on which most do well, some on which they differ, some "
-        "on which most do badly."
+    caption = (
+        "The same test rows for all methods, first seed: some that most methods predict well, some on which they "
+        "differ, some that most predict badly."
     )
-    heading = f"<h2>Sample predictions</h2><p>{words}</p>"
+    heading = f"<h2>Sample predictions</h2><p>{caption}</p>"
     return f'<section class="samples">{heading}<div class="cards">{cards}</div></section>'
 
 
 def _card(sample: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    answers = "".join(_answer(answer, names) for answer in sample["answers"])
-    wanted = f"<span>reference</span> {html(sample['reference'])}" if sample["reference"] else ""
-    given = html(sample["input"])
-    return f'<article><p class="given">{given}</p><p class="wanted">{wanted}</p><dl>{answers}</dl></article>'
+    predictions = "".join(_prediction(answer, names) for answer in sample["answers"])
+    reference = f"<span>reference</span> {html(sample['reference'])}" if sample["reference"] else ""
+    text = f'<p>{html(sample["input"])}</p><p class="reference">{reference}</p>'
+    return f"<article>{text}<dl>{predictions}</dl></article>"
 
 
-def _answer(answer: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _prediction(answer: Mapping[str, Any], names: Mapping[str, str]) -> str:
     right, score = answer.get("right"), answer.get("score")
     mark = "" if right is None else "✓" if right else "✗"
     class_ = "" if right is None else "right" if right else "wrong"
     note = f" <small>{score:.2f}</small>" if score is not None and score >= 0 else ""
     name = html(names.get(answer["method"], answer["method"]))
-    said = html(answer["text"]) or "<em>nothing</em>"
-    return f'<div class="{class_}"><dt>{mark} {name}{note}</dt><dd>{said}</dd></div>'
+    text = html(answer["text"]) or "<em>empty</em>"
+    return f'<div class="{class_}"><dt>{mark} {name}{note}</dt><dd>{text}</dd></div>'

@@ -1,4 +1,4 @@
-"""The table of the report: one row a method, sortable, scores drawn as small intervals."""
+"""The tables of the report: results, sortable, with a row per method; failed runs; all metrics."""
 
 from __future__ import annotations
 
@@ -6,156 +6,166 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltatune.comparison.metric_scales import LOWER_IS_BETTER
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.entries import Entry
+from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html, score
 from deltatune.comparison.report.svg import Axis, group, line, linear, mark, svg, tag
+from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name for links and scripts, its heading, and what a row says and sorts by."""
+    """One column of the results: its key for links and scripts, its heading, its cells and their sort values."""
 
     key: str
     title: str
-    under: str
+    subtitle: str
     """Second line of the heading: unit or meaning."""
-    cell: Callable[[Entry], str]
-    """Markup of a cell."""
-    value: Callable[[Entry], float | str | None]
-    """What the column is sorted by; None is always last."""
-    rising: bool = True
-    """Whether the first click puts the least on top: costs yes, merits no."""
+    cell: Callable[[MethodResult], str]
+    """HTML of a cell."""
+    value: Callable[[MethodResult], float | str | None]
+    """Sort value of a cell; None is always last."""
+    ascending_first: bool = True
+    """Whether the first click sorts in ascending order: yes for costs, no for scores."""
 
 
-def results_table(methods: Sequence[Entry], base_params: float | None, lower: bool = False) -> str:
-    """The whole table: methods fitted to the budget first, references apart. lower: a low score is good."""
+def results_table(methods: Sequence[MethodResult], base_params: float | None, lower: bool = False) -> str:
+    """The table of results: methods fitted to the budget first, then references. lower: a low score is good."""
     columns = _columns(methods, base_params, lower)
     head = "".join(_heading(column) for column in columns)
-    fitted = "".join(_row(entry, columns) for entry in methods if not entry.reference)
-    references = "".join(_row(entry, columns) for entry in methods if entry.reference)
+    fitted = "".join(_row(result, columns) for result in methods if not result.reference)
+    references = "".join(_row(result, columns) for result in methods if result.reference)
     bodies = f"<tbody>{fitted}</tbody>" if fitted else ""
     if references:
-        apart = f'<tr class="apart"><th colspan="{len(columns)}" scope="colgroup"><span>References'
-        apart += " <small>they have no size to fit to the budget</small></span></th></tr>"
-        bodies += f"<tbody>{apart if fitted else ''}{references}</tbody>"
+        heading = f'<tr class="references"><th colspan="{len(columns)}" scope="colgroup"><span>References'
+        heading += " <small>no size to fit to the budget</small></span></th></tr>"
+        bodies += f"<tbody>{heading if fitted else ''}{references}</tbody>"
     return f'<table id="results"><thead><tr>{head}</tr></thead>{bodies}</table>'
 
 
 def failures(failed: Sequence[Mapping[str, Any]]) -> str:
-    """Cells that did not finish, each with its error; an empty string when all did."""
+    """A section with the failed runs and their errors; "" if there are none."""
     if not failed:
         return ""
     items = []
-    for cell in failed:
-        where = [str(cell[key]) for key in ("stage",) if cell.get(key)]
-        where += (
-            [f"learning rate {formats.rate(formats.number(cell, 'learning_rate'))}"]
-            if cell.get("learning_rate")
-            else []
-        )
-        where += [f"seed {cell['seed']}"] if cell.get("seed") is not None else []
-        about = f"<b>{html(cell.get('method', ''))}</b> <span>{html(', '.join(where))}</span>"
-        items.append(f"<li>{about}<pre>{html(cell.get('error') or 'no message')}</pre></li>")
-    count = "One cell" if len(items) == 1 else f"{len(items)} cells"
+    for run in failed:
+        details = [str(run["stage"])] if run.get("stage") else []
+        if run.get("learning_rate"):
+            details.append(f"learning rate {formats.rate(formats.number(run, 'learning_rate'))}")
+        if run.get("seed") is not None:
+            details.append(f"seed {run['seed']}")
+        title = f"<b>{html(run.get('method', ''))}</b> <span>{html(', '.join(details))}</span>"
+        items.append(f"<li>{title}<pre>{html(run.get('error') or 'no message')}</pre></li>")
+    count = "One run" if len(items) == 1 else f"{len(items)} runs"
     return f'<section class="failures"><h2>{count} failed</h2><ul>{"".join(items)}</ul></section>'
 
 
-def _columns(methods: Sequence[Entry], base_params: float | None, lower: bool) -> list[Column]:
-    ends = [value for entry in methods for value in (entry.interval or ())]
-    ends += [entry.score for entry in methods if entry.score is not None]
+def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: bool) -> list[Column]:
+    ends = [value for result in methods for value in (result.interval or ())]
+    ends += [result.score for result in methods if result.score is not None]
     scale = linear(ends, 4, 104, pad=0.04)
-    scores = [entry.score for entry in methods if entry.score is not None]
+    scores = [result.score for result in methods if result.score is not None]
     best = (min if lower else max)(scores, default=None)
     return [
-        Column("method", "Method", "", _method, lambda entry: entry.label.lower()),
-        Column("score", "Score", "test, 95 % CI", lambda entry: _score(entry, scale), lambda entry: entry.score, lower),
+        Column("method", "Method", "", _method, lambda result: result.label.lower()),
+        Column(
+            "score", "Score", "test, 95 % CI", lambda result: _score(result, scale), lambda result: result.score, lower
+        ),
         Column(
             "tied",
             "Verdict",
             "against best",
-            lambda entry: _verdict(entry, best),
-            lambda entry: _standing(entry, best),
-            rising=False,
+            lambda result: _verdict(result, best),
+            lambda result: _standing(result, best),
+            ascending_first=False,
         ),
-        Column("params", "Parameters", "trained, share", lambda entry: _params(entry, base_params), _number("params")),
-        Column("adapter", "File", "adapter", _written("adapter_bytes", formats.size), _number("adapter_bytes")),
-        Column("time", "Training", "one seed", _written("train_seconds", formats.seconds), _number("train_seconds")),
+        Column(
+            "params", "Parameters", "trained, share", lambda result: _params(result, base_params), _number("params")
+        ),
+        Column("adapter", "File", "adapter", _formatted("adapter_bytes", formats.size), _number("adapter_bytes")),
+        Column("time", "Training", "one seed", _formatted("train_seconds", formats.seconds), _number("train_seconds")),
         Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
-        Column("memory", "Memory", "peak", _written("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
-        Column("latency", "Latency", "live / merged", _latency, _number("latency_ratio")),
-        Column("pscp", "PSCP", "see below", _written("pscp", formats.score), _number("pscp"), False),
-        Column("rate", "Rate", "chosen", _written("learning_rate", formats.rate), _number("learning_rate")),
-        Column("seeds", "Seeds", "scores", _seeds, lambda entry: float(len(_seed_scores(entry))) or None),
+        Column("memory", "Memory", "peak", _formatted("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
+        Column("latency", "Latency", "unmerged / merged", _latency, _number("latency_ratio")),
+        Column("pscp", "PSCP", "see below", _formatted("pscp", formats.score), _number("pscp"), False),
+        Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
+        Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),
     ]
 
 
 def _heading(column: Column) -> str:
-    under = f"<small>{html(column.under)}</small>" if column.under else ""
-    first = "ascending" if column.rising else "descending"
+    subtitle = f"<small>{html(column.subtitle)}</small>" if column.subtitle else ""
+    first = "ascending" if column.ascending_first else "descending"
     order = f' data-first="{first}" aria-sort="{first if column.key == "score" else "none"}"'
-    button = f'<button type="button">{html(column.title)}<i aria-hidden="true"></i>{under}</button>'
+    before, _, last = html(column.title).rpartition(" ")
+    title = f'{before} <span>{last}<i aria-hidden="true"></i></span>'.lstrip()  # the arrow stays beside the last word
+    button = f'<button type="button">{title}{subtitle}</button>'
     return f'<th scope="col" data-key="{column.key}" class="c-{column.key}"{order}>{button}</th>'
 
 
-def _row(entry: Entry, columns: Sequence[Column]) -> str:
+def _row(result: MethodResult, columns: Sequence[Column]) -> str:
     cells = []
     for column in columns:
-        value = column.value(entry)
+        value = column.value(result)
         sort = "" if value is None else f' data-value="{html(value)}"'
         kind = "th" if column.key == "method" else "td"
         scope = ' scope="row"' if kind == "th" else ""
-        cells.append(f'<{kind} class="c-{column.key}"{scope}{sort}>{column.cell(entry)}</{kind}>')
-    return f"<tr{' class=failed' if entry.row.get('failed') else ''}>{''.join(cells)}</tr>"
+        cells.append(f'<{kind} class="c-{column.key}"{scope}{sort}>{column.cell(result)}</{kind}>')
+    return f"<tr{' class=failed' if result.row.get('failed') else ''}>{''.join(cells)}</tr>"
 
 
-def _method(entry: Entry) -> str:
+def _method(result: MethodResult) -> str:
     swatch = tag(
         "svg",
-        group(entry.look, mark(entry.look, 8, 8, 5)),
+        group(result.style, mark(result.style, 8, 8, 5)),
         viewBox="0 0 16 16",
         width=14,
         height=14,
         aria_hidden="true",
     )
-    method = str(entry.row["method"])
-    whole = "" if method == entry.label else f"<code>{html(method)}</code>"
-    error = f"<em>failed: {html(formats.clip(str(entry.row['failed']), 60))}</em>" if entry.row.get("failed") else ""
-    label = html(entry.label).replace("(", "<wbr>(")
-    return f"<span>{swatch}<b>{label}</b></span>{whole}{error}"
+    method = str(result.row["method"])
+    full = "" if method == result.label else f"<code>{html(method)}</code>"
+    error = f"<em>failed: {html(formats.clip(str(result.row['failed']), 60))}</em>" if result.row.get("failed") else ""
+    label = html(result.label).replace("(", "<wbr>(")
+    return f"<span>{swatch}<b>{label}</b></span>{full}{error}"
 
 
-def _score(entry: Entry, scale: Axis) -> str:
-    if entry.score is None:
+def _score(result: MethodResult, scale: Axis) -> str:
+    if result.score is None:
         return formats.MISSING
-    low, high = entry.interval or (entry.score, entry.score)
-    ticks = "".join(line(scale.at(value), 3, scale.at(value), 13, "seed") for value in _seed_scores(entry))
+    low, high = result.interval or (result.score, result.score)
+    ticks = "".join(line(scale.at(value), 3, scale.at(value), 13, "seed") for value in _seed_scores(result))
     bar = line(scale.start, 8, scale.end, 8, "rail") + line(scale.at(low), 8, scale.at(high), 8, "span")
-    words = f"{formats.score(low)}–{formats.score(high)}" if entry.interval else "no interval"
-    drawn = group(entry.look, bar + ticks + mark(entry.look, scale.at(entry.score), 8, 4))
-    picture = svg(108, 16, drawn, f"interval {words}")
-    return f"<b>{formats.score(entry.score)}</b><span>{picture}<small>{words}</small></span>"
+    interval = f"{formats.score(low)}–{formats.score(high)}" if result.interval else "no interval"
+    plot = group(result.style, bar + ticks + mark(result.style, scale.at(result.score), 8, 4))
+    image = svg(108, 16, plot, f"interval {interval}")
+    return f"<b>{formats.score(result.score)}</b><span>{image}<small>{interval}</small></span>"
 
 
-def _standing(entry: Entry, best: float | None) -> float | None:
+def _standing(result: MethodResult, best: float | None) -> float | None:
     return (
-        None if entry.score is None else 2.0 if entry.score == best else 1.0 if entry.row.get("tied_with_best") else 0.0
+        None
+        if result.score is None
+        else 2.0
+        if result.score == best
+        else 1.0
+        if result.row.get("tied_with_best")
+        else 0.0
     )
 
 
-def _verdict(entry: Entry, best: float | None) -> str:
-    words = {2.0: ("best", "★ best"), 1.0: ("tied", "≈ tied"), 0.0: ("worse", "worse")}
-    standing = _standing(entry, best)
+def _verdict(result: MethodResult, best: float | None) -> str:
+    texts = {2.0: ("best", "★ best"), 1.0: ("tied", "≈ tied"), 0.0: ("worse", "worse")}
+    standing = _standing(result, best)
     if standing is None:
         return formats.MISSING
-    class_, said = words[standing]
-    return f'<span class="{class_}">{said}</span>'
+    class_, text = texts[standing]
+    return f'<span class="{class_}">{text}</span>'
 
 
-def _params(entry: Entry, base_params: float | None) -> str:
-    params, share = entry.number("params"), entry.number("share")
+def _params(result: MethodResult, base_params: float | None) -> str:
+    params, share = result.number("params"), result.number("share")
     if params is None:
         return formats.MISSING
     if share is None and base_params:
@@ -163,48 +173,48 @@ def _params(entry: Entry, base_params: float | None) -> str:
     return formats.count(params) + (f"<small>{percent(share)}</small>" if share is not None else "")
 
 
-def _speed(entry: Entry) -> str:
-    value = entry.number("examples_per_second")
+def _speed(result: MethodResult) -> str:
+    value = result.number("examples_per_second")
     return formats.MISSING if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _latency(entry: Entry) -> str:
-    live, merged = entry.number("latency_ratio"), entry.number("latency_ratio_merged")
-    return formats.MISSING if live is None else f"{formats.ratio(live)}<small>{formats.ratio(merged)}</small>"
+def _latency(result: MethodResult) -> str:
+    unmerged, merged = result.number("latency_ratio"), result.number("latency_ratio_merged")
+    return formats.MISSING if unmerged is None else f"{formats.ratio(unmerged)}<small>{formats.ratio(merged)}</small>"
 
 
-def _seed_scores(entry: Entry) -> list[float]:
-    scores = [{"score": value} for value in entry.row.get("seed_scores") or []]
-    return [value for score in scores if (value := formats.number(score, "score")) is not None]
+def _seed_scores(result: MethodResult) -> list[float]:
+    rows = [{"score": value} for value in result.row.get("seed_scores") or []]
+    return [value for row in rows if (value := formats.number(row, "score")) is not None]
 
 
-def _seeds(entry: Entry) -> str:
-    return " ".join(formats.score(value) for value in _seed_scores(entry)) or formats.MISSING
+def _seeds(result: MethodResult) -> str:
+    return " ".join(formats.score(value) for value in _seed_scores(result)) or formats.MISSING
 
 
-def _number(key: str) -> Callable[[Entry], float | None]:
-    return lambda entry: entry.number(key)
+def _number(key: str) -> Callable[[MethodResult], float | None]:
+    return lambda result: result.number(key)
 
 
-def _written(key: str, write: Callable[[float | None], str]) -> Callable[[Entry], str]:
-    return lambda entry: html(write(entry.number(key)))
+def _formatted(key: str, to_text: Callable[[float | None], str]) -> Callable[[MethodResult], str]:
+    return lambda result: html(to_text(result.number(key)))
 
 
-def metrics_table(methods: Sequence[Entry], baseline: Mapping[str, Any] | None) -> str:
-    """A section with mean test scores; "" where there is but one metric."""
-    found = [(entry.label, entry.row["scores"]) for entry in methods if entry.row.get("scores")]
+def metrics_table(methods: Sequence[MethodResult], baseline: Mapping[str, Any] | None) -> str:
+    """A section with the mean test scores of all metrics; "" if there is only one metric."""
+    rows = [(result.label, result.row["scores"]) for result in methods if result.row.get("scores")]
     if baseline and baseline.get("scores"):
-        found.append(("untrained model", baseline["scores"]))
-    names = list(found[0][1]) if found else []
+        rows.append(("untrained model", baseline["scores"]))
+    names = list(rows[0][1]) if rows else []
     if len(names) < 2:
         return ""
     head = "".join(f'<th scope="col">{html(name)}{_arrow(name)}</th>' for name in names)
-    body = "".join(_metric_row(label, scores, names) for label, scores in found)
+    body = "".join(_metric_row(label, scores, names) for label, scores in rows)
     table = f'<table><thead><tr><th class="c-method">Method</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     region = f'<div class="scroll" tabindex="0" role="region" aria-label="All metrics, scrolls sideways">{table}</div>'
     return (
         '<section class="metrics"><h2>All metrics</h2><p class="hint">Means over the seeds, on the test rows; the '
-        "learning rate was chosen by the first metric of the results alone. ↓ lower is better.</p>"
+        "learning rate was chosen by the metric of the results alone. ↓ lower is better.</p>"
         f"{region}</section>"
     )
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from deltatune.cli.app import app
 from deltatune.cli.commands import predict as lines
 from deltatune.cli.commands.predict import joined
-from deltatune.cli.ui.comparison_live import Watching, results
+from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.live import TrainingProgress, time_left
 from deltatune.comparison.cells import Event
@@ -224,7 +224,7 @@ def test_budget_sets_the_size_and_the_head_is_chosen(tmp_path, tiny_folder, data
 
 def test_cut_texts_are_reported(tmp_path, tiny_folder, data):
     done = ran("train", "--model", tiny_folder, "--data", data, *QUICK, "--max-length", "6", "--out", tmp_path / "out")
-    assert "cut at 6 tokens because they are longer: 64 of 64 train" in done.out
+    assert "truncated to 6 tokens: 64 of 64 train" in done.out
 
 
 def test_the_default_folder_is_named_after_data_and_method():
@@ -375,14 +375,14 @@ def test_compare_ends_with_a_table_and_a_report(tmp_path, tiny_folder, data, mon
         self.done = event.done
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Watching, "__call__", stop)
+    monkeypatch.setattr(ComparisonProgress, "__call__", stop)
     done = ran(*command)
     assert done.code == 130
     assert f"runs are kept in {out}" in done.err
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_closing_table_fits(width, monkeypatch):
+def test_the_results_table_fits(width, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     screen = Console(width=width, record=True, file=io.StringIO())
     screen.print(results(sample_summary(), width))
@@ -394,8 +394,8 @@ def test_the_closing_table_fits(width, monkeypatch):
     assert len(rows) <= (13 if width == 120 else 14), "rows were broken in two"
 
 
-def test_the_live_picture_says_what_runs(capsys):
-    watching = Watching("accuracy")
+def test_the_live_display_shows_what_runs(capsys):
+    watching = ComparisonProgress("accuracy")
     record = {"method": "LoRA(r=2)", "learning_rate": 2e-3, "scores": {"validation": {"accuracy": 0.7}, "test": None}}
     watching(Event("cell_done", "LoRA(r=2), rate 0.002, rate search", 1, 4, 12.0, {"record": record}))
     watching(Event("cell_start", "LoRA(r=2), seed 1", 1, 4, 12.0, {"next": "BitFit(), seed 0"}))

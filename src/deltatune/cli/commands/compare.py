@@ -33,10 +33,10 @@ from deltatune.cli.options import (
     head_of,
     option,
 )
-from deltatune.cli.ui.comparison_live import Watching, results
+from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, parameter
-from deltatune.cli.ui.screen import console, cut_notes, facts, plural, print_json, say, show
+from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, truncation_notes
 from deltatune.comparison.report.number_format import count, rate, score
 from deltatune.core.errors import DeltatuneError
 
@@ -51,7 +51,7 @@ LEGEND = (
     ("tied", "cannot be told from the best (paired bootstrap)"),
     ("trained", "parameters without the head, and their share of the model"),
     ("time", "of one training"),
-    ("live", "time to answer, where the bare model takes 1; merged: with the change in the weights"),
+    ("latency", "inference time of a batch, bare model = 1; merged: after merging into the weights"),
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
@@ -157,7 +157,7 @@ def compare(
         out=out,
     )
     introduce(plan, quiet=as_json)
-    watching = Watching(plan.session.task.metric)
+    watching = ComparisonProgress(plan.session.task.metric)
     try:
         with watching:
             summary = run(plan, watching)
@@ -187,7 +187,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
-    notes = [*data.notes, *remarks(data), *cut_notes(session.task, plan.splits)]
+    notes = [*data.notes, *remarks(data), *truncation_notes(session.task, plan.splits)]
     show(facts(pairs), "", stderr=quiet)
     if notes:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)

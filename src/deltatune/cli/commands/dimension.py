@@ -28,7 +28,7 @@ from deltatune.cli.options import (
     head_of,
     option,
 )
-from deltatune.cli.ui.comparison_live import Watching
+from deltatune.cli.ui.comparison_live import ComparisonProgress
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
@@ -116,7 +116,7 @@ def dimension(
         out=folder,
     )
     introduce(plan, config, quiet=as_json)
-    watching = Watching(plan.session.task.metric)
+    watching = ComparisonProgress(plan.session.task.metric)
     started = time.perf_counter()
     try:
         with watching:

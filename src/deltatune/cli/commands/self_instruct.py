@@ -206,7 +206,7 @@ class GenerationProgress(Bar):
                 self.console.print(f"resuming after round {progress.round} with {count(progress.kept)} instructions")
         self.last = progress
         text, now = self._text(progress), time.perf_counter()
-        if self.moved(progress.kept, progress.total, text):
+        if self.update(progress.kept, progress.total, text):
             return
         if now - self.printed > PLAIN_SECONDS:
             self.printed = now

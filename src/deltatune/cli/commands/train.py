@@ -37,7 +37,7 @@ from deltatune.cli.options import (
 )
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
-from deltatune.cli.ui.screen import cut_notes, facts, plural, say, scores_table, show
+from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report.number_format import count, rate, seconds, size
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
@@ -204,7 +204,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
         ("folder", str(folder)),
     ]
     show(facts(pairs), "")
-    notes = [*data.notes, *remarks(data), *ready.notes, *cut_notes(session.task, ready.encoded)]
+    notes = [*data.notes, *remarks(data), *ready.notes, *truncation_notes(session.task, ready.encoded)]
     if notes:
         show(facts([("note", note) for note in notes]), "")
 

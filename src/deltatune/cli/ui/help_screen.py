@@ -1,4 +1,8 @@
-"""Help screens: usage, what the command does, options in groups. Plain text, at most 100 columns wide."""
+"""Help screens: usage, description, options in groups, as plain text of at most 100 columns.
+
+Help texts and defaults come from the source of dataclasses, so that help does not import torch. Typer's own renderers
+draw boxes, or list all options in one group.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,19 @@ from typing import Any
 
 import typer.core
 
-WIDEST = 100
-COLUMN = 28
-"""Where the texts of options begin at the latest; a longer name has its text on the next line."""
+MAX_WIDTH = 100
+MAX_NAME_WIDTH = 28
+"""Columns for the names of options; the text of a longer name starts on the next line."""
 Entries = list[tuple[str, str]]
+"""Pairs of a name and its help text."""
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose help is drawn here."""
+    """A command with this help screen."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the whole screen."""
-        formatter.write(drawn(self, ctx, _arguments(self), _options(self, ctx)))
+        """Write the help screen."""
+        formatter.write(help_text(self, ctx, _arguments(self), _options(self, ctx)))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Parts of the usage line, without hidden arguments."""
@@ -34,41 +39,41 @@ class Command(typer.core.TyperCommand):
 
 
 class Group(typer.core.TyperGroup):
-    """The program itself: its commands in groups, then its options."""
+    """The program: its commands in groups, then its options."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the whole screen."""
+        """Write the help screen."""
         groups: dict[str, Entries] = {}
         for name, command in self.commands.items():
             text = inspect.cleandoc(command.help or "").partition("\n\n")[0]
             groups.setdefault(str(getattr(command, "rich_help_panel", None) or "Commands"), []).append((name, text))
-        formatter.write(drawn(self, ctx, groups, _options(self, ctx)))
+        formatter.write(help_text(self, ctx, groups, _options(self, ctx)))
 
 
-def drawn(command: Any, ctx: Any, *parts: dict[str, Entries]) -> str:
-    """The screen as text."""
-    width = min(WIDEST, shutil.get_terminal_size().columns)
+def help_text(command: Any, ctx: Any, *parts: dict[str, Entries]) -> str:
+    """Return the help screen as text."""
+    width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
     pieces = " ".join(command.collect_usage_pieces(ctx))
-    blocks = [f"Usage: {ctx.command_path} {pieces}", _prose(command.help or "", width)]
+    blocks = [f"Usage: {ctx.command_path} {pieces}", _fill(command.help or "", width)]
     for part in parts:
         blocks += [f"{title}:\n{_entries(entries, width)}" for title, entries in part.items() if entries]
     if command.epilog:
-        blocks.append(_prose(command.epilog, width))
+        blocks.append(_fill(command.epilog, width))
     return "\n\n".join(blocks) + "\n"
 
 
-def _prose(text: str, width: int) -> str:
-    """Paragraphs filled to the width; indented ones, which are examples, as they are."""
-    filled = [
-        part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False)
-        for part in inspect.cleandoc(text).split("\n\n")
+def _fill(text: str, width: int) -> str:
+    """Wrap paragraphs to the width; indented ones, which are examples, stay unchanged."""
+    paragraphs = [
+        text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
+        for text in inspect.cleandoc(text).split("\n\n")
     ]
-    return "\n\n".join(filled)
+    return "\n\n".join(paragraphs)
 
 
 def _entries(entries: Entries, width: int) -> str:
-    """Names on the left, texts on the right."""
-    column = min(COLUMN, max(len(name) for name, _ in entries) + 4)
+    """Format names on the left, texts on the right."""
+    column = min(MAX_NAME_WIDTH, max(len(name) for name, _ in entries) + 4)
     return "\n".join(_entry(name, text, column, width) for name, text in entries)
 
 
@@ -85,7 +90,7 @@ def _arguments(command: Any) -> dict[str, Entries]:
 
 
 def _options(command: Any, ctx: Any) -> dict[str, Entries]:
-    """Options by group, in the order of the command's function; those of no group come last."""
+    """Options by group, in the order of the command's parameters; options without a group come last."""
     shown = [p for p in command.get_params(ctx) if p.param_type_name == "option" and not getattr(p, "hidden", False)]
     titles = list(dict.fromkeys(getattr(p, "rich_help_panel", None) for p in shown))
     named = [title for title in titles if title]
@@ -97,7 +102,7 @@ def _options(command: Any, ctx: Any) -> dict[str, Entries]:
 
 
 def _names(parameter: Any) -> str:
-    """`-m, --model MODEL`, `--dense/--no-dense`, with long names below one another."""
+    """`-m, --model MODEL`, `--dense/--no-dense`, with long names aligned."""
     short = [name for name in parameter.opts if not name.startswith("--")]
     long = [name for name in parameter.opts if name.startswith("--")]
     names = ", ".join(short + long)
@@ -108,7 +113,7 @@ def _names(parameter: Any) -> str:
 
 
 def _text(parameter: Any) -> str:
-    """The help text, then the default or that there is none."""
+    """The help text with the default, or [required]."""
     text = parameter.help or ""
     if parameter.required:
         return f"{text} [required]"
@@ -123,30 +128,30 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a dataclass as its source has it."""
+    """Docstring and default of a dataclass field."""
 
     help: str
-    """Its docstring, without the final full stop."""
+    """The docstring, without the final full stop."""
     default: Any
-    """Its default, where that is a literal; else None."""
+    """The default if it is a literal, else None."""
 
 
 @cache
 def fields_of(file: str, name: str) -> dict[str, Field]:
-    """Fields of the dataclass `name` in a file of this package, such as `training/settings.py`."""
+    """Read the fields of a dataclass from a file of this package, such as `training/settings.py`."""
     return fields_in((ROOT / file).read_text(encoding="utf-8"), name)
 
 
 def fields_in(source: str, name: str) -> dict[str, Field]:
-    """Fields of the dataclass `name` in a source text; class variables are none."""
+    """Read the fields of a dataclass from source code; class variables are not fields."""
     body = next(
         (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name), []
     )
-    found = {}
+    fields = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _class_variable(node):
-            found[node.target.id] = Field(_docstring(after), _literal(node.value))
-    return found
+            fields[node.target.id] = Field(_docstring(after), _literal(node.value))
+    return fields
 
 
 def _class_variable(node: ast.AnnAssign) -> bool:
@@ -167,7 +172,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def constant(file: str, name: str) -> Any:
-    """A literal constant at the top of a file."""
+    """Read a literal constant from the top level of a file."""
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return _literal(node.value)
@@ -175,7 +180,7 @@ def constant(file: str, name: str) -> Any:
 
 
 def parameter(file: str, function: str, name: str) -> Any:
-    """The literal default of a function's keyword parameter."""
+    """Read the literal default of a keyword parameter of a function."""
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)

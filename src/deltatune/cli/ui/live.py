@@ -1,4 +1,4 @@
-"""What moves in a terminal for as long as something runs; elsewhere nothing does."""
+"""Live progress in a terminal; elsewhere, plain lines now and then."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from deltatune.cli.ui.screen import console
 from deltatune.comparison.report.number_format import rate
 
+SMOOTHING = 0.8
+"""Weight of the previous value in the displayed loss, because the loss of single batches varies."""
+PLAIN_LINES = 10
+"""Number of lines per run if the output is not a terminal."""
 
-class Lively:
-    """A context: what is live starts with it and ends with it."""
+
+class LiveDisplay:
+    """A context manager that starts and stops a live display on stderr."""
 
     def __init__(self) -> None:
         self.console = console(stderr=True)
@@ -32,35 +37,29 @@ class Lively:
             self.live.stop()
 
 
-class Bar(Lively):
-    """One bar with a name before it, a count and words behind it."""
+class Bar(LiveDisplay):
+    """One progress bar with a name before it, a count and a text behind it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         if self.console.is_terminal:
-            columns = TextColumn(name), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[words]}")
+            columns = TextColumn(name), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
             self.live = Progress(*columns, console=self.console, transient=True)
-            self.only = self.live.add_task(name, total=None, words="")
+            self.task = self.live.add_task(name, total=None, text="")
 
-    def moved(self, done: int, total: int, words: str) -> bool:
-        """Show how far it is; False where there is no terminal to show it in."""
+    def update(self, done: int, total: int, text: str) -> bool:
+        """Update the bar; return False if there is no terminal to show it in."""
         if not isinstance(self.live, Progress):
             return False
-        self.live.update(self.only, completed=done, total=total, words=words)
+        self.live.update(self.task, completed=done, total=total, text=text)
         return True
 
 
-SMOOTHING = 0.8
-"""Share of the old value in the shown loss: single batches jump."""
-PLAIN_LINES = 10
-"""Lines a run prints where the output is no terminal."""
-
-
 class TrainingProgress(Bar):
-    """Called after each step (as training's `on_step`); a context, so that the live line ends with it."""
+    """Shows each training step; pass it as `on_step`. A context manager, so that the live display ends with it."""
 
     def __init__(self, rows: int, batch_size: int) -> None:
-        """`rows` of one epoch; the last batch of it may be smaller."""
+        """`rows` of one epoch; its last batch may be smaller."""
         super().__init__("training")
         self.batch_size = batch_size
         self.mean_batch = rows / max(1, -(-rows // batch_size))
@@ -72,21 +71,21 @@ class TrainingProgress(Bar):
         if not self.first:
             self.first, self.loss = step, loss
         self.loss = SMOOTHING * self.loss + (1 - SMOOTHING) * loss
-        words = self._words(step, total, learning_rate)
-        if self.moved(step, total, words):
+        text = self._text(step, total, learning_rate)
+        if self.update(step, total, text):
             return
         if step == total or step * PLAIN_LINES // total > (step - 1) * PLAIN_LINES // total:
-            self.console.print(f"step {step}/{total}  {words}")
+            self.console.print(f"step {step}/{total}  {text}")
 
-    def _words(self, step: int, total: int, learning_rate: float) -> str:
+    def _text(self, step: int, total: int, learning_rate: float) -> str:
         elapsed, done = time.perf_counter() - self.started, step - self.first + 1
         speed = done * self.mean_batch / elapsed
         left = f"{time_left((total - step) * elapsed / done)} left" if step < total else "scoring"
-        return f"loss {self.loss:.3f}  rate {rate(learning_rate)}  {speed:.0f} rows/s  {left}"
+        return f"loss {self.loss:.3f}  lr {rate(learning_rate)}  {speed:.0f} rows/s  {left}"
 
 
 def time_left(seconds: float) -> str:
-    """9.4 -> "9 s", 80 -> "1:20 min", 5000 -> "1:23 h": as exact as an estimate is."""
+    """Format an estimate: 9.4 -> "9 s", 80 -> "1:20 min", 5000 -> "1:23 h"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

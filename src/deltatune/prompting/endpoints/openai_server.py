@@ -42,7 +42,7 @@ class OpenAICompatible:
     form: PromptForm = "chat"
     """chat: a user message to URL/chat/completions; plain: text to continue, to URL/completions."""
     key: str | None = None
-    """Name of the environment variable that holds the API key; None if the server needs none."""
+    """Name of the environment variable that holds the API key. Default: no key."""
     timeout: float = 120.0
     """Seconds to wait for an answer."""
     retries: int = 5

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from deltatune.data import Data, problems, remarks
-from deltatune.data.checks import gaps
+from deltatune.data.layouts.layout import missing_values
 
 
 def rows(*pairs):
@@ -28,7 +28,7 @@ def test_nothing_to_say_of_good_data():
 
 
 def test_gaps_name_the_rows():
-    found = gaps(
+    found = missing_values(
         rows(("a", "x"), ("", "y"), (None, "z"), (" ", None), ("b", float("nan")), (3, "")), "train", ["text"], "label"
     )
     assert found == [
@@ -38,8 +38,10 @@ def test_gaps_name_the_rows():
 
 
 def test_gaps_are_counted_when_there_are_many():
-    assert "12 rows (1, 2, 3, 4, 5, and 7 more)" in gaps(rows(*[("", "x")] * 12), "test", ["text"], "label")[0]
-    assert gaps([{"label": 0}], "test", ["text"], "label") == [
+    assert (
+        "12 rows (1, 2, 3, 4, 5, and 7 more)" in missing_values(rows(*[("", "x")] * 12), "test", ["text"], "label")[0]
+    )
+    assert missing_values([{"label": 0}], "test", ["text"], "label") == [
         "test: column 'text' has no text in 1 row (1). Fill in or remove them."
     ]
 

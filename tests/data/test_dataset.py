@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read, read_rows
-from deltatune.data.columns.label_columns import choose
-from deltatune.data.layouts.label_values import in_order, kind_of
+from deltatune.data.columns.choose_columns import choose_columns
+from deltatune.data.layouts.label_values import infer_kind, sort_classes
 from deltatune.data.splits import by_hash, complete, first_by_hash
 
 ROWS = [{"text": f"text number {i}", "label": ("bad", "good")[i % 2]} for i in range(100)]
@@ -162,27 +162,29 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     ],
 )
 def test_columns_by_name(row, text, label):
-    columns = choose([row])
+    columns = choose_columns("classify", [row])
     assert (columns.text, columns.label) == (text, label)
     assert len(columns.notes) == 2
 
 
 def test_columns_by_content():
     rows = [{"id": str(i), "words": f"some words {i}", "n": str(i), "mood": "ab"[i % 2]} for i in range(20)]
-    columns = choose(rows)
+    columns = choose_columns("classify", rows)
     assert (columns.text, columns.label) == (("words",), "mood")
-    assert choose([{"phrase": f"w {i}", "closeness": i / 7} for i in range(20)]).label == "closeness"
+    assert (
+        choose_columns("classify", [{"phrase": f"w {i}", "closeness": i / 7} for i in range(20)]).label == "closeness"
+    )
 
 
 def test_columns_as_told():
     rows = [{"a": f"x {i}", "b": f"y {i}", "c": i % 2, "label": 0} for i in range(20)]
-    columns = choose(rows, ["b", "a"], "c")
+    columns = choose_columns("classify", rows, ["b", "a"], "c")
     assert (columns.text, columns.label, columns.notes) == (("b", "a"), "c", ())
 
 
 def test_unclear_columns_show_examples_and_the_flag():
     rows = [{"head": f"h {i}", "story": "w" * 50 + str(i), "x": "ab"[i % 2], "y": "cd"[i % 2]} for i in range(9)]
-    message = complaint(choose, rows, header=True)
+    message = complaint(choose_columns, "classify", rows, header=True)
     assert "--text NAME" in message
     assert "--label NAME" in message
     assert "head (e.g. 'h 0'), story (e.g. 'wwww" in message
@@ -191,13 +193,15 @@ def test_unclear_columns_show_examples_and_the_flag():
 
 def test_wrong_columns_are_collected():
     rows = [{"text": "a", "label": "x"}]
-    message = complaint(choose, rows, ["txet"], "lable")
+    message = complaint(choose_columns, "classify", rows, ["txet"], "lable")
     assert "--text txet: there is no column 'txet', did you mean 'text'?" in message
     assert "--label lable: there is no column 'lable', did you mean 'label'?" in message
     assert "text (e.g. 'a'), label (e.g. 'x')" in message
-    assert "both text and label" in complaint(choose, rows, ["text"], "text")
-    assert "a column twice" in complaint(choose, rows, ["text", "text"], "label")
-    assert "one text or a pair" in complaint(choose, [{"a": 1, "b": 1, "c": 1, "d": 1}], ["a", "b", "c"], "d")
+    assert "both text and label" in complaint(choose_columns, "classify", rows, ["text"], "text")
+    assert "a column twice" in complaint(choose_columns, "classify", rows, ["text", "text"], "label")
+    assert "one text or a pair" in complaint(
+        choose_columns, "classify", [{"a": 1, "b": 1, "c": 1, "d": 1}], ["a", "b", "c"], "d"
+    )
 
 
 # --- labels ---
@@ -221,13 +225,13 @@ def test_wrong_columns_are_collected():
     ],
 )
 def test_classes_or_numbers(values, column, kind):
-    assert kind_of(values, column)[0] == kind
-    assert kind_of(values, column, "number") == ("number", None)
+    assert infer_kind(values, column)[0] == kind
+    assert infer_kind(values, column, "number") == ("number", None)
 
 
 def test_order_of_class_names():
-    assert in_order({"10", "2", "1"}) == ("1", "2", "10")
-    assert in_order({"b", "a", "10"}) == ("10", "a", "b")
+    assert sort_classes({"10", "2", "1"}) == ("1", "2", "10")
+    assert sort_classes({"b", "a", "10"}) == ("10", "a", "b")
 
 
 @pytest.mark.parametrize(

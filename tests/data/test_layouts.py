@@ -58,7 +58,7 @@ def test_each_task(tmp_path, task, text, label, kind, told):
     assert isinstance(data, Data)
     assert (data.task, data.kind, data.text, data.label) == (task, kind, text, label)
     assert sum(map(len, data.splits().values())) == 60
-    assert any(f"the task is {task}, a guess" in note for note in data.notes) != told
+    assert any(f"the task is {task}, inferred from the names" in note for note in data.notes) != told
 
 
 def test_tags(tmp_path):

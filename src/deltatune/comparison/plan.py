@@ -15,7 +15,7 @@ from deltatune.comparison.candidates import Candidate, make_candidates
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method
-from deltatune.data.splits import Data
+from deltatune.data import Data
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import BUILTIN
 from deltatune.tasks.task import Encoded

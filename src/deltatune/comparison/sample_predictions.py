@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
-from deltatune.data.splits import texts
+from deltatune.data.dataset import texts
 from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
 METHODS = 6

@@ -1,10 +1,22 @@
-"""From a file, a folder, a hub name or nothing at all to rows in three splits, for every task."""
+"""A file, a folder, a hub name or the built-in data -> checked rows in three splits, for every task."""
 
 from deltatune.data.checks import problems, remarks
-from deltatune.data.dataset import look, read
-from deltatune.data.formats.files import Row, read_rows
-from deltatune.data.layouts.convert import examples, inputs
-from deltatune.data.splits import Data
-from deltatune.data.task_types import Kind, Task
+from deltatune.data.convert_rows import examples, inputs
+from deltatune.data.dataset import Data, LabelKind, Row, TaskName
+from deltatune.data.dataset import LabelKind as Kind
+from deltatune.data.formats import read_rows
+from deltatune.data.read_data import read
 
-__all__ = ["Data", "Kind", "Row", "Task", "examples", "inputs", "look", "problems", "read", "read_rows", "remarks"]
+__all__ = [
+    "Data",
+    "Kind",
+    "LabelKind",
+    "Row",
+    "TaskName",
+    "examples",
+    "inputs",
+    "problems",
+    "read",
+    "read_rows",
+    "remarks",
+]

@@ -1,164 +1,100 @@
-"""A source and the columns' names -> `Data`: rows in three splits, checked, with every guess noted."""
+"""`Data`: rows in three splits, with the names of their columns, the task they are for and the type of their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.data.checks import problems
-from deltatune.data.columns.infer_columns import columns_for, renamed
-from deltatune.data.columns.infer_task import guess_task, options
-from deltatune.data.columns.label_columns import choose
-from deltatune.data.formats.files import Row, read_rows
-from deltatune.data.layouts.classification_rows import flag_columns, gathered_where_asked, labelled, option
-from deltatune.data.layouts.convert import absent_columns, hashed, shape, tags_of, without_unlabelled_test
-from deltatune.data.layouts.generation_rows import grouped
-from deltatune.data.sources import Source, open_source
-from deltatune.data.splits import Data, complete, complete_documents, first_by_hash
-from deltatune.data.task_types import TASK_OF, TASKS, Kind, Task
+Row = dict[str, Any]
+"""One example: column -> value."""
 
-__all__ = ["Data", "Row", "look", "read", "read_rows"]
+Splits = dict[str, list[Row]]
+"""Name of a split -> its rows."""
 
-Found = tuple[Data, list[str]]
+SPLITS = ("train", "validation", "test")
 
+TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm"]
+"""What a model is trained to do: classification, regression, tagging, extractive QA, generation, language modelling."""
 
-def read(
-    source: str | Path,
-    *,
-    text: Sequence[str] = (),
-    label: str | None = None,
-    kind: Kind | None = None,
-    task: Task | None = None,
-    validation: str | Path | None = None,
-    test: str | Path | None = None,
-    limit: int | None = None,
-) -> Data:
-    """Read data, make the splits that are missing, and check everything before anything is trained.
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
-    `source` is a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, SQuAD's JSON, plain text); a folder with files named
-    train, dev (val, valid, validation) and test, or of plain texts; the name of a data set on the hub (`owner/name` or
-    `owner/name:configuration`); or "python-docs", the built-in data. `task` is classify, regression, tag, span,
-    generate or lm; `text` names the text columns, `label` the label column, or with commas between them the columns of
-    several classes a row, which hold 1 or 0. What is not named is guessed where there is no doubt. `kind` says
-    "classes", "many" or "number" where the guess for labels would be wrong.
-    `validation` and `test` are further files. `limit` keeps that many training rows, the first by hash of their text.
-    Text and label columns of the returned rows have the shape that `Data.kind` says; others are as they were read.
+LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw"]
+"""What the label of a row is.
 
-    Raises DeltatuneError with everything that is wrong, once.
-    """
-    data, wrong = look(
-        source, text=text, label=label, kind=kind, task=task, validation=validation, test=test, limit=limit
-    )
-    kept = "" if limit is None else f" with --limit {limit}"
-    raise_all(wrong, f"{data.origin}{kept} cannot be used as it is:")
-    return data
+classes     a class name (single-label classification)
+number      a number (regression)
+many        any number of class names (multilabel classification)
+tags        a tag for each token
+span        the answers, as pieces of the context
+text        an output text
+raw         nothing: the text itself is learned
+"""
+
+TASK_OF: dict[LabelKind, TaskName] = {
+    "classes": "classify",
+    "many": "classify",
+    "number": "regression",
+    "tags": "tag",
+    "span": "span",
+    "text": "generate",
+    "raw": "lm",
+}
+"""The task that each kind of label is for."""
 
 
-def look(
-    source: str | Path,
-    *,
-    text: Sequence[str] = (),
-    label: str | None = None,
-    kind: Kind | None = None,
-    task: Task | None = None,
-    validation: str | Path | None = None,
-    test: str | Path | None = None,
-    limit: int | None = None,
-) -> Found:
-    """What `read` reads without the rows that cannot be used, and everything that is wrong, one sentence each.
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on, to select models with and to evaluate on. Rows keep every column they came with."""
 
-    Raises DeltatuneError where nothing can be read: no such file, or columns that are not clear.
-    """
-    if limit is not None and limit < 1:
-        raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
-    task = _task(task, kind)
-    found = open_source(source, validation=validation, test=test)
-    text = (text,) if isinstance(text, str) else tuple(text)
-    told = text or found.text, label or found.label
-    if flag_columns(found.parts["train"], label):
-        parts = {split: gathered_where_asked(rows, label, split) for split, rows in found.parts.items()}
-        found = replace(found, parts=parts)
-        kind, task = kind or "many", task or "classify"
-    note = ""
-    if task is None and found.label is None:
-        task, note = guess_task(found.parts["train"], *told)
-    if task is None or task in ("classify", "regression"):
-        forced = kind or ("number" if task == "regression" else None)
-        return _labelled(found, *told, forced, task, test is not None, limit)
-    return _shaped(found, *told, task, test is not None, limit, [note] if note else [])
+    name: str
+    """Short name for run folders: the stem of the file, or the name of the folder or of the data set."""
+    origin: str
+    """The files or the data set that was read, for the record."""
+    text: tuple[str, ...]
+    """The text columns: a text or a pair of texts (classification), the tokens (tagging), question and context
+    (extractive QA), the inputs (generation), the documents (language modelling)."""
+    label: str
+    """The label column; "" for language modelling. For chats it is the text column: the last message is the output."""
+    kind: LabelKind
+    """The type of a label: str for classes and text, float for number, list[str] for many and tags, a list of
+    {"text": str, "start": int} for span. Rows of kind text also have `references`, a list[str]."""
+    labels: tuple[str, ...]
+    """The class names in sorted order (by value where all are numbers), or the tags with O first; else empty."""
+    train: list[Row]
+    """Rows to train on."""
+    validation: list[Row]
+    """Rows that select the learning rate and the epoch."""
+    test: list[Row]
+    """Rows that are scored once, at the end."""
+    notes: tuple[str, ...] = ()
+    """Everything that was inferred and every split that was made, one sentence each."""
+    problems: tuple[str, ...] = ()
+    """Why these data cannot be trained on, one sentence each; empty unless they were read with `strict=False`."""
 
+    @property
+    def task(self) -> TaskName:
+        """The task that the data are for."""
+        return TASK_OF[self.kind]
 
-def _task(task: Task | None, kind: Kind | None) -> Task | None:
-    """The task, also where only the kind is given. Raises DeltatuneError for names there are not and for a mismatch."""
-    if task is not None and task not in TASKS:
-        raise DeltatuneError(f"--task {task}: there is no such task{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}.")
-    if kind is not None and kind not in TASK_OF:
-        raise DeltatuneError(
-            f"kind={kind!r}: there is no such kind{nearest(kind, TASK_OF)}; kinds: {', '.join(TASK_OF)}."
-        )
-    if kind is not None and task is not None and TASK_OF[kind] != task:
-        raise DeltatuneError(f"kind={kind!r} is for the task {TASK_OF[kind]}, not for {task}: leave one of them out.")
-    return TASK_OF[kind] if kind is not None else task
+    def splits(self) -> Splits:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-def _labelled(
-    found: Source,
-    text: Sequence[str],
-    label: str | None,
-    kind: Kind | None,
-    task: Task | None,
-    own_test: bool,
-    limit: int | None,
-) -> Found:
-    """Classes and numbers."""
-    try:
-        columns = choose(found.parts["train"], text, label, found.header)
-    except DeltatuneError as error:
-        rows = found.parts["train"]
-        more = [option(rows, text) if label is None else "", options(rows) if task is None and label is None else ""]
-        raise DeltatuneError("\n".join(filter(None, [str(error), *more]))) from None
-    parts, unlabelled = (found.parts, []) if own_test else without_unlabelled_test(found.parts, columns.label)
-    raise_all(absent_columns(parts, (*columns.text, columns.label)), f"{found.origin}:")
-    read_labels = labelled(parts, columns, kind, task)
-    parts, made = complete(read_labels.parts, columns.text)
-    if limit is not None:
-        parts["train"] = first_by_hash(parts["train"], columns.text, columns.label, limit)
-    notes = (*columns.notes, *unlabelled, *read_labels.notes, *made)
-    names = read_labels.names(parts["train"], columns.label)
-    chosen = read_labels.kind
-    data = Data(found.name, found.origin, columns.text, columns.label, chosen, names, **parts, notes=notes)
-    further = [] if read_labels.unusable else problems(data)
-    return data, read_labels.problems + read_labels.unusable + further
+def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    """The text columns of a row, each as one string. Two rows with equal texts are the same input to a model."""
+    return tuple(as_text(row[column]) for column in columns)
 
 
-def _shaped(
-    found: Source,
-    text: Sequence[str],
-    label: str | None,
-    task: Task,
-    own_test: bool,
-    limit: int | None,
-    notes: list[str],
-) -> Found:
-    """Tags, answers in a context, texts to be written, plain text."""
-    columns = columns_for(task, found.parts["train"], text, label, found.header)
-    parts, more = (found.parts, []) if own_test or task == "lm" else without_unlabelled_test(found.parts, columns.label)
-    notes += [*columns.notes, *more]
-    if task != "generate":
-        raise_all(absent_columns(parts, [*columns.text, *filter(None, [columns.label])]), f"{found.origin}:")
-    shaped = shape(task, parts, columns)
-    columns = renamed(columns, task)
-    by = hashed(task, columns.text)
-    parts, made = complete_documents(shaped.parts, *by) if task == "lm" else complete(shaped.parts, by)
-    if task == "generate":
-        parts, again = grouped(parts, columns)
-        made += again
-    if limit is not None:
-        parts["train"] = first_by_hash(parts["train"], columns.text, columns.label, limit)
-    kind = next(kind for kind, of in reversed(TASK_OF.items()) if of == task)
-    labels = tags_of(parts, columns.label) if kind == "tags" else ()
-    notes = [*notes, *shaped.notes, *made]
-    data = Data(found.name, found.origin, columns.text, columns.label, kind, labels, **parts, notes=tuple(notes))
-    return data, shaped.problems + problems(data)
+def as_text(value: Any) -> str:
+    """A string unchanged, the tokens of a list joined by blanks, the messages of a chat without the final answer."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        answered = value[-1]["role"] == "assistant"
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in (value[:-1] if answered else value))
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def column_names(rows: Sequence[Row]) -> list[str]:
+    """Every column of the rows in order of first appearance. Rows of a JSON file may have different columns."""
+    return list(dict.fromkeys(name for row in rows for name in row))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.generation import generation_metrics, text_scores
@@ -101,7 +101,7 @@ class Generate(LanguageModelTask):
         return METRICS
 
     @property
-    def data_kind(self) -> Kind:
+    def data_kind(self) -> LabelKind:
         """A text per row."""
         return "text"
 

@@ -1,4 +1,4 @@
-"""A mixture of tasks: one shared adapter learns them all, and each keeps classes of its own in one head."""
+"""Multi-task mixture: one adapter learns several classifications, and each has its own classes in one head."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.task import Encoded, Row, Task
 
-TASK = "task"
-"""The column that says which task a row belongs to."""
+TASK_COLUMN = "task"
+"""The column with the name of a row's task."""
 
 
 @dataclass(frozen=True)
 class Mixture(Task):
-    """Several classifications as one task: the head has all their classes, and a row's loss sees those of its task.
+    """Several classifications as one task: the head has all classes, and a row's loss is over those of its task.
 
-    Sampled in proportion to their sizes to the power 1/temperature (Raffel et al. 2020, section 3.5.2,
+    Tasks are sampled in proportion to their sizes to the power 1/temperature (Raffel et al. 2020, section 3.5.2,
     https://arxiv.org/abs/1910.10683): 1 is proportional, large values make the tasks equally frequent.
     """
 
     parts: Mapping[str, Classify]
     """The tasks by name."""
     temperature: float = 1.0
-    """How even the mixture is."""
+    """Temperature of the sampling; large values even out the tasks."""
 
     name: ClassVar[str] = "mixture"
     answers: ClassVar[Answers] = "row"
@@ -53,9 +53,9 @@ class Mixture(Task):
         raise_all(problems)
 
     def mix(self, rows: Mapping[str, Sequence[Row]], total: int | None = None) -> list[dict[str, Any]]:
-        """Training rows of all tasks, each marked with its task; `total` (all rows, if None) in the mixture's shares.
+        """Training rows of all tasks, each with its task's name: `total` rows (None: as many as there are) in proportion.
 
-        Rows of a task that is to be more frequent than it is large come again. Training shuffles them.
+        Rows are repeated where a task gets more than it has. Training shuffles them.
         """
         self._check_names(rows)
         sizes = {name: len(members) for name, members in rows.items()}
@@ -64,21 +64,21 @@ class Mixture(Task):
         mixed = []
         for name, members in rows.items():
             count = round(total * weights[name] / sum(weights.values()))
-            mixed += [{**members[i % len(members)], TASK: name} for i in range(count)]
+            mixed += [{**members[i % len(members)], TASK_COLUMN: name} for i in range(count)]
         return mixed
 
     def marked(self, rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-        """Rows of all tasks, each once, marked with its task: for validation."""
+        """Rows of all tasks, each once, with its task's name: for validation."""
         self._check_names(rows)
-        return [{**row, TASK: name} for name, members in rows.items() for row in members]
+        return [{**row, TASK_COLUMN: name} for name, members in rows.items() for row in members]
 
     def only(self, name: str) -> Part:
-        """One of the tasks, reading its classes out of the mixture's head: to predict and to score with."""
+        """One of the tasks with its part of the mixture's head: to predict and to score."""
         self._check_names({name: ()})
         start, _ = self._range(name)
         return Part(**asdict(self.parts[name]), start=start, total=self.outputs)
 
-    # --- what training asks of a task ---
+    # --- the task ---
 
     def encode(
         self,
@@ -90,25 +90,25 @@ class Mixture(Task):
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Tokenise marked rows, each as its own task does; labels are the classes' places in the head."""
-        unmarked = [i for i, row in enumerate(rows) if row.get(TASK) not in self.parts]
+        """Tokenise rows of `mix` or `marked`, each as its task does; labels are class numbers of the whole head."""
+        unmarked = [i for i, row in enumerate(rows) if row.get(TASK_COLUMN) not in self.parts]
         if unmarked:
-            first = rows[unmarked[0]].get(TASK)
+            first = rows[unmarked[0]].get(TASK_COLUMN)
             raise DeltatuneError(
-                f"row {unmarked[0]} belongs to no task of this mixture: {TASK}={first!r}; tasks: "
+                f"row {unmarked[0]} belongs to no task of this mixture: {TASK_COLUMN}={first!r}; tasks: "
                 f"{', '.join(self.parts)}; Mixture.mix marks rows"
             )
-        found: list[Any] = [None] * len(rows)
+        token_rows: list[Any] = [None] * len(rows)
         truncated = 0
         for name, part in self.parts.items():
-            mine = [i for i, row in enumerate(rows) if row[TASK] == name]
+            indices = [i for i, row in enumerate(rows) if row[TASK_COLUMN] == name]
             options: dict[str, Any] = {"positions": positions, "room": room, "labelled": labelled}
-            encoded = part.encode([rows[i] for i in mine], tokenizer, **options)
+            encoded = part.encode([rows[i] for i in indices], tokenizer, **options)
             start, _ = self._range(name)
             truncated += encoded.truncated
-            for i, row in zip(mine, encoded, strict=True):
-                found[i] = {**row, "label": row["label"] + start} if labelled else row
-        return Encoded(found, truncated=truncated)
+            for i, row in zip(indices, encoded, strict=True):
+                token_rows[i] = {**row, "label": row["label"] + start} if labelled else row
+        return Encoded(token_rows, truncated=truncated)
 
     @property
     def outputs(self) -> int:
@@ -116,13 +116,13 @@ class Mixture(Task):
         return sum(len(part.labels) for part in self.parts.values())
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """The head that the first task would have, with room for all classes."""
+        """The first task's head with the classes of all tasks."""
         first = next(iter(self.parts.values()))
         return first.head_config(config, **{**over, "outputs": self.outputs})
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each row over the classes of its own task, summed."""
-        task = torch.tensor(self._owners(), device=labels.device)  # (C,)
+        task = torch.tensor(self._tasks_of_classes(), device=labels.device)  # (C,)
         others = task[None, :] != task[labels][:, None]  # (B, C)
         return F.cross_entropy(logits.float().masked_fill(others, -torch.inf), labels, reduction="sum")
 
@@ -134,18 +134,18 @@ class Mixture(Task):
         """Every task's metrics as `task.metric`, and the mean of the primary ones."""
         scores: dict[str, float] = {}
         primary = []
-        owners = np.asarray(self._owners())[references]
+        tasks = np.asarray(self._tasks_of_classes())[references]
         for number, name in enumerate(self.parts):
-            mine = owners == number
-            if mine.any():
+            members = tasks == number
+            if members.any():
                 part = self.only(name)
-                found = part.score(logits[mine], references[mine] - part.start)
-                scores |= {f"{name}.{metric}": value for metric, value in found.items()}
-                primary.append(found[part.metric])
+                part_scores = part.score(logits[members], references[members] - part.start)
+                scores |= {f"{name}.{metric}": value for metric, value in part_scores.items()}
+                primary.append(part_scores[part.metric])
         return {"mean": float(np.mean(primary)), **scores}
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
-        """Logits (N, C) of the rows, which are one piece each."""
+        """Logits (N, C); each row is one piece."""
         return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
 
     @property
@@ -154,14 +154,14 @@ class Mixture(Task):
         return ("mean",)
 
     @property
-    def data_kind(self) -> Kind:
+    def data_kind(self) -> LabelKind:
         """One class per row."""
         return "classes"
 
     def corpus_scores(
         self, answers: Any, references: Any, names: Sequence[str] | None = None
     ) -> Mapping[str, CorpusScore]:
-        """As `predictions`."""
+        """Raises DeltatuneError, as `predictions` does."""
         raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
 
     def describe(self) -> str:
@@ -169,15 +169,15 @@ class Mixture(Task):
         return f"a mixture of {', '.join(self.parts)}"
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Which task a row belongs to is not in its logits. Raises DeltatuneError with the way that knows it."""
+        """Raises DeltatuneError: logits do not tell a row's task. Predict with `only`."""
         raise DeltatuneError(f"predict with one task of the mixture: mixture.only({next(iter(self.parts))!r})")
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
-        """As `predictions`."""
+        """Raises DeltatuneError, as `predictions` does."""
         raise DeltatuneError(f"predict with one task of the mixture: mixture.only({next(iter(self.parts))!r})")
 
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-        """As `predictions`."""
+        """Raises DeltatuneError, as `predictions` does."""
         raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
 
     # --- plain data ---
@@ -185,7 +185,7 @@ class Mixture(Task):
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads."""
         parts = {name: part.to_json() for name, part in self.parts.items()}
-        return {TASK: "mixture", "parts": parts, "temperature": self.temperature}
+        return {"task": self.name, "parts": parts, "temperature": self.temperature}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Mixture:
@@ -197,17 +197,17 @@ class Mixture(Task):
 
     def _range(self, name: str) -> tuple[int, int]:
         names = list(self.parts)
-        start = sum(len(self.parts[before].labels) for before in names[: names.index(name)])
+        start = sum(len(self.parts[other].labels) for other in names[: names.index(name)])
         return start, start + len(self.parts[name].labels)
 
-    def _owners(self) -> list[int]:
-        """Number of the task that each class belongs to."""
+    def _tasks_of_classes(self) -> list[int]:
+        """The number of each class's task."""
         return [number for number, part in enumerate(self.parts.values()) for _ in part.labels]
 
     def _check_names(self, rows: Mapping[str, Any]) -> None:
-        known = ", ".join(self.parts)
+        names = ", ".join(self.parts)
         raise_all([
-            f"{name!r} is no task of this mixture{nearest(name, self.parts)}; tasks: {known}"
+            f"{name!r} is no task of this mixture{nearest(name, self.parts)}; tasks: {names}"
             for name in rows
             if name not in self.parts
         ])  # fmt: skip
@@ -218,15 +218,15 @@ class Part(Classify):
     """A classification whose logits are some columns of a larger head."""
 
     start: int = 0
-    """Its first column."""
+    """First column of the classification."""
     total: int = 0
-    """All columns."""
+    """Number of columns of the head."""
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        return super().predictions(self._mine(logits))
+        return super().predictions(self._columns(logits))
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
-        return super().decode(self._mine(logits))
+        return super().decode(self._columns(logits))
 
-    def _mine(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def _columns(self, logits: NDArray[Any]) -> NDArray[Any]:
         return logits[:, self.start : self.start + len(self.labels)] if logits.shape[1] == self.total else logits

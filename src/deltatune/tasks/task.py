@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family, Loads
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
@@ -109,7 +109,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def data_kind(self) -> Kind:
+    def data_kind(self) -> LabelKind:
         """Kind of data that it is for."""
 
     # ---- rows to tokens

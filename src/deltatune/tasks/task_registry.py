@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import Span
 from deltatune.tasks.generation import Generate
@@ -16,7 +16,7 @@ from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task
 
-DATA_TASKS: dict[Kind, type[Task]] = {
+DATA_TASKS: dict[LabelKind, type[Task]] = {
     "classes": Classify,
     "number": Classify,
     "many": ManyLabels,

@@ -50,10 +50,10 @@ def check(
       deltatune data check reviews.csv
       deltatune data check notes.jsonl --task generate --text note --label summary
     """
-    from deltatune.data import look, remarks
-    from deltatune.data.overview import describe
+    from deltatune.data import read, remarks
+    from deltatune.data.describe import describe
 
-    found, problems = look(
+    data = read(
         source,
         text=text or [],
         label=label,
@@ -61,13 +61,14 @@ def check(
         validation=validation,
         test=test,
         limit=limit,
+        strict=False,
     )
-    figures = describe(found) | {"problems": problems, "remarks": remarks(found)}
+    figures = describe(data) | {"problems": list(data.problems), "remarks": remarks(data)}
     if as_json:
         print_json(figures)
     else:
         _show(figures)
-    if problems:
+    if data.problems:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
-    from deltatune.data import Kind, Row
+    from deltatune.data import LabelKind, Row
     from deltatune.training.session import Session
 
 SPLITS = ("train", "validation", "test", "all")
@@ -76,18 +76,17 @@ def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row]
     return data.splits()[name], name, list(data.notes)
 
 
-def whole_file(task: Any, kind: Kind, source: str) -> list[Row]:
+def whole_file(task: Any, kind: LabelKind, source: str) -> list[Row]:
     """All rows of one file in the shape of the task's kind; none is held out."""
     from deltatune.data import examples, read_rows
-    from deltatune.data.layouts.classification_rows import gathered_where_asked
-    from deltatune.data.layouts.label_values import convert
+    from deltatune.data.layouts.label_values import convert_labels, join_indicators
 
-    rows = gathered_where_asked(read_rows(source), task.label or None, source)
+    rows = join_indicators({source: read_rows(source)}, task.label or None)[source]
     if kind not in ("classes", "number"):
         return examples(rows, kind, task.text, task.label)
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]
     if len(labels) == len(rows):  # else the task's own check names the rows without one
-        values = convert(labels, task.label, kind)
+        values = convert_labels(labels, task.label, kind)
         rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
     return rows
 

@@ -227,7 +227,7 @@ def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
 def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in the shape that the task reads: words in lists, tables in one line."""
     from deltatune.data import inputs
-    from deltatune.data.task_types import TASK_OF
+    from deltatune.data.dataset import TASK_OF
 
     task: Any = session.task
     if task.answers == "text" and len(task.text) > 1:

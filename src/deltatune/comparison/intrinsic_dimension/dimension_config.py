@@ -11,7 +11,7 @@ from deltatune.comparison.plan import Plan, make_plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry
-from deltatune.data.splits import Data
+from deltatune.data import Data
 from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 from deltatune.tasks.task_registry import DATA_TASKS
 

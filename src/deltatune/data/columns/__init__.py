@@ -1,1 +1,1 @@
-"""Which columns there are, what they hold, and which task they are for."""
+"""The columns of a source: their names, what they hold, which are text and label, and which task they are for."""

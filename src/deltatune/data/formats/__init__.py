@@ -1,1 +1,76 @@
-"""One file, or one folder, to rows: a module a format."""
+"""One file -> rows. Each module here that has `FORMATS` is a file format; a format is registered by being there."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data.dataset import Row
+from deltatune.data.formats.file_format import FileFormat, first_few
+
+__all__ = ["file_formats", "folder_formats", "is_data_file", "missing_file", "read_rows", "suffixes"]
+
+
+@cache
+def _formats() -> tuple[FileFormat, ...]:
+    """Every format of this folder. Formats that recognise their files by content come first."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    formats = [fmt for module in modules for fmt in getattr(module, "FORMATS", ())]
+    return tuple(sorted(formats, key=lambda fmt: not fmt.by_content))
+
+
+def file_formats(path: Path) -> list[FileFormat]:
+    """The formats that a file with this suffix can have, in the order in which they are tried."""
+    return [fmt for fmt in _formats() if path.suffix.lower() in fmt.suffixes]
+
+
+def folder_formats() -> list[FileFormat]:
+    """The formats that are a whole folder."""
+    return [fmt for fmt in _formats() if not fmt.suffixes]
+
+
+def suffixes() -> list[str]:
+    """Every suffix that can be read."""
+    return list(dict.fromkeys(suffix for fmt in _formats() for suffix in fmt.suffixes))
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether some format has the file's suffix."""
+    return bool(file_formats(path))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of one file, each a dict of column to value.
+
+    CSV and TSV values are strings. JSON is a list of objects, or SQuAD's nesting with one row for each question. CoNLL
+    files give one row for each sentence, with `tokens` and `tags`. A plain text file is one row with the column `text`.
+    Raises DeltatuneError for a missing, empty or malformed file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DeltatuneError(missing_file(path))
+    formats = file_formats(path)
+    if not formats:
+        raise DeltatuneError(f"{path}: unknown format {path.suffix!r}. Known formats: {', '.join(suffixes())}.")
+    if path.stat().st_size == 0:
+        raise DeltatuneError(f"{path} is empty.")
+    rows = next((rows for fmt in formats if (rows := fmt.read(path)) is not None), None)
+    if not rows:
+        raise DeltatuneError(f"{path} holds no rows.")
+    return rows
+
+
+def missing_file(path: Path) -> str:
+    """The error for a file that does not exist: the nearest name beside it, and the data files of its folder."""
+    if path.is_dir():
+        return f"{path} is a folder; a file is needed here."
+    if not path.parent.is_dir():
+        return f"no file {path}: there is no folder {path.parent}."
+    names = sorted(item.name for item in path.parent.iterdir() if is_data_file(item))
+    listing = (
+        f" Data files in {path.parent}: {first_few(names)}." if names else f" There are no data files in {path.parent}."
+    )
+    return f"no file {path}{nearest(path.name, names) or '.'}{listing}"

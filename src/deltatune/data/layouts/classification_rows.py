@@ -1,125 +1,170 @@
-"""Rows with class names, sets of class names or numbers for labels."""
+"""Rows of classification, multilabel classification and regression: labels converted, texts and labels checked."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.data.checks.missing_values import gaps, has_text
-from deltatune.data.columns.label_columns import Columns, is_id, names_of
-from deltatune.data.formats.files import Row, some
-from deltatune.data.layouts.label_values import convert, in_order, is_absent, kind_of
-from deltatune.data.task_types import Kind, Task
+from deltatune.core.errors import DeltatuneError
+from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_values import has_text, is_missing
+from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
+from deltatune.data.formats.file_format import first_few
+from deltatune.data.layouts.label_values import convert_labels, infer_kind, sort_classes
+from deltatune.data.layouts.layout import Converted, ConvertedRows, Layout, count, missing_values
 
-Parts = dict[str, list[Row]]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """All splits."""
-
-    parts: Parts
-    """The rows that can be used."""
-    kind: Kind
-    """What their labels are."""
-    problems: list[str]
-    """Texts and labels that are not there."""
-    unusable: list[str]
-    """Labels that cannot be converted; their splits lack those rows, so that nothing further can be checked."""
-    notes: list[str]
-    """The guess of the kind."""
-
-    def names(self, train: list[Row], label: str) -> tuple[str, ...]:
-        """The class names of the training rows."""
-        if self.kind == "number":
-            return ()
-        return in_order({name for row in train for name in (row[label] if self.kind == "many" else [row[label]])})
+IMBALANCE = 2.0
+"""Size of the largest class over that of the smallest, from which on it is remarked."""
+LEAK = 0.2
+"""Share of training rows with their label in the text, above which it is remarked."""
+MIN_LEAK_LENGTH = 3
+"""Characters of a label that is searched for in the texts."""
 
 
-def labelled(parts: Parts, columns: Columns, forced: Kind | None, task: Task | None) -> Labelled:
-    """Convert the labels of all rows that have text and label."""
-    label = columns.label
-    parts = {split: _empty_sets(rows, label, parts, forced) for split, rows in parts.items()}
-    wrong = [problem for split, rows in parts.items() for problem in gaps(rows, split, columns.text, label)]
-    parts = {split: [row for row in rows if _is_whole(row, columns)] for split, rows in parts.items()}
-    values = [row[label] for rows in parts.values() for row in rows]
-    kind, note = kind_of(values, label, forced)
-    if kind == "number" and forced is None and task == "classify":
+def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Converted:
+    """Labels as class names, lists of them or numbers, in all rows that have text and label.
+
+    The kind of all labels together is the only one of `kinds`, or inferred; what is inferred and not allowed is
+    classes.
+    """
+    label, notes = columns.label, []
+    forced = kinds[0] if len(kinds) == 1 else None
+    present = [row[label] for rows in splits.values() for row in rows if not is_missing(row.get(label))]
+    if present and infer_kind(present, label, forced)[0] == "many":
+        splits = {split: [_with_empty_list(row, label) for row in rows] for split, rows in splits.items()}
+    problems = [p for split, rows in splits.items() for p in missing_values(rows, split, columns.text, label)]
+    splits = {split: [row for row in rows if _is_complete(row, columns)] for split, rows in splits.items()}
+    kind, note = infer_kind([row[label] for rows in splits.values() for row in rows], label, forced)
+    if kind not in kinds:
         kind, note = "classes", None
-    converted: Parts = {}
-    unusable = []
-    for split, rows in parts.items():
+    notes = [note] if note else []
+    checkable = True
+    converted: Splits = {}
+    for split, rows in splits.items():
         try:
-            converted[split] = _converted(rows, label, kind)
+            values = convert_labels([row[label] for row in rows], label, kind)
+            converted[split] = [{**row, label: value} for row, value in zip(rows, values, strict=True)]
         except DeltatuneError as error:
-            unusable.append(f"{split}: {error}")
+            problems.append(f"{split}: {error}")
             converted[split] = []
-    return Labelled(converted, kind, wrong, unusable, [note] if note else [])
+            checkable = False
+    return Converted(converted, columns, kind, problems, notes, checkable)
 
 
-def _empty_sets(rows: list[Row], label: str, parts: Parts, forced: Kind | None) -> list[Row]:
-    """Where labels are sets, a blank cell of a table is the empty one."""
-    there = [row[label] for part in parts.values() for row in part if not is_absent(row.get(label))]
-    if not there or kind_of(there, label, forced)[0] != "many":
-        return rows
-    blank = [isinstance(row.get(label), str) and is_absent(row[label]) for row in rows]
-    return [{**row, label: "[]"} if none else row for row, none in zip(rows, blank, strict=True)]
+def _with_empty_list(row: Row, label: str) -> Row:
+    """A row whose blank cell means no class at all."""
+    blank = isinstance(row.get(label), str) and is_missing(row[label])
+    return {**row, label: "[]"} if blank else row
 
 
-def _converted(rows: list[Row], label: str, kind: Kind) -> list[Row]:
-    values = convert([row[label] for row in rows], label, kind)
-    return [{**row, label: value} for row, value in zip(rows, values, strict=True)]
+def _is_complete(row: Row, columns: Columns) -> bool:
+    return not is_missing(row.get(columns.label)) and all(has_text(row.get(column)) for column in columns.text)
 
 
-def _is_whole(row: Row, columns: Columns) -> bool:
-    return not is_absent(row.get(columns.label)) and all(has_text(row, column) for column in columns.text)
+def unchanged(rows: Sequence[Row], split: str, text: Sequence[str], label: str | None) -> ConvertedRows:
+    """Rows without labels as they are: the task itself reads their texts."""
+    return ConvertedRows(list(rows))
 
 
-VALUES = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
-BETWEEN = ","
+def class_names(splits: Splits, kind: LabelKind, label: str) -> tuple[str, ...]:
+    """The class names of the training rows; none for numbers."""
+    if kind == "number":
+        return ()
+    return sort_classes({name for row in splits["train"] for name in _names(row[label])})
 
 
-def flag_columns(rows: Sequence[Row], label: str | None) -> list[str]:
-    """The columns that a label stands for, where it is several names with commas between them; else none.
+def _names(value: Any) -> tuple[Any, ...]:
+    """The classes of a row, sorted: one, or any number of them."""
+    return tuple(sorted(value)) if isinstance(value, list) else (value,)
 
-    Raises DeltatuneError where some of the names are columns and others are not.
-    """
-    names = names_of(rows)
-    if label is None or BETWEEN not in label or label in names:
+
+# --- checks ---
+
+
+def problems(data: Data) -> list[str]:
+    """One label in all training rows, and classes that train does not have."""
+    return _single_label(data) + (_unseen_classes(data) if data.kind != "number" else [])
+
+
+def remarks(data: Data) -> list[str]:
+    """Equal texts with different labels, classes of different size, labels that stand in the text."""
+    return (
+        _contradictions(data)
+        + (_imbalance(data) if data.kind == "classes" else [])
+        + (_leak(data) if data.kind != "number" else [])
+    )
+
+
+def _single_label(data: Data) -> list[str]:
+    values = {_names(row.get(data.label)) for row in data.train}
+    if len(values) != 1 or len(data.train) < LAYOUT.min_rows:
         return []
-    wanted = [name.strip() for name in label.split(BETWEEN) if name.strip()]
-    missing = [name for name in wanted if name not in names]
-    if len(missing) == len(wanted):
+    things = {"classes": "one class only", "number": "one value only", "many": "the same classes in every row"}
+    (only,) = values
+    shown = list(only) if data.kind == "many" else only[0]
+    return [
+        f"train: column {data.label!r} has {things[data.kind]}, {shown!r}: nothing can be learned. "
+        "Is it the right column?"
+    ]
+
+
+def _unseen_classes(data: Data) -> list[str]:
+    """Classes that no training row has: no method can predict them."""
+    seen = {name for row in data.train for name in _names(row.get(data.label))}
+    sentences = []
+    for split in ("validation", "test"):
+        names = [name for row in data.splits()[split] for name in _names(row.get(data.label))]
+        counts = Counter(str(name) for name in names if name not in seen and name)
+        if counts:
+            unseen = first_few([f"{label!r} ({count(rows, 'row')})" for label, rows in counts.most_common()])
+            trained = first_few([repr(label) for label in sorted(map(str, seen))])
+            sentences.append(
+                f"{split} has labels that train does not have: {unseen}. Labels of train: {trained}. "
+                "Rename or remove them, or give train rows with them."
+            )
+    return sentences
+
+
+def _contradictions(data: Data) -> list[str]:
+    """Equal training texts with different labels."""
+    first: dict[tuple[str, ...], object] = {}
+    differing = 0
+    for row in data.train:
+        names = _names(row.get(data.label))
+        differing += first.setdefault(texts(row, data.text), names) != names
+    sentence = f"{differing} of {len(data.train)} train rows repeat an earlier text with another label."
+    return [sentence] if differing else []
+
+
+def _imbalance(data: Data) -> list[str]:
+    """Classes of different size, with the score of always predicting the largest class."""
+    counts = Counter(str(row[data.label]) for row in data.train).most_common()
+    if len(counts) < 2 or counts[0][1] < IMBALANCE * counts[-1][1]:
         return []
-    raise_all([f"--label {label}: there is no column {name!r}{nearest(name, names) or '.'}" for name in missing])
-    return list(dict.fromkeys(wanted))
+    (most, largest), (least, smallest) = counts[0], counts[-1]
+    rate = sum(row[data.label] == most for row in data.test) / max(1, len(data.test))
+    return [
+        f"classes differ in size: {most!r} has {count(largest, 'train row')}, {least!r} has {smallest}. "
+        f"Always answering {most!r} is right on {rate:.1%} of test."
+    ]
 
 
-def gathered(rows: Sequence[Row], columns: Sequence[str], label: str, split: str) -> list[Row]:
-    """The rows with the names of the columns that are 1 as a list under `label`, in place of those columns.
-
-    Raises DeltatuneError for other values than 0 and 1, true and false, yes and no.
-    """
-    found, wrong = [], []
-    for i, row in enumerate(rows, start=1):
-        values = {name: VALUES.get(str(row.get(name)).strip().lower()) for name in columns}
-        wrong += [f"row {i}: {name} is {row.get(name)!r}" for name, value in values.items() if value is None]
-        others = {name: value for name, value in row.items() if name not in values}
-        found.append({**others, label: [name for name, value in values.items() if value]})
-    if wrong:
-        raise DeltatuneError(f"{split}: {some(wrong)}. A column for a class holds 1 or 0, true or false, yes or no.")
-    return found
-
-
-def gathered_where_asked(rows: Sequence[Row], label: str | None, split: str) -> list[Row]:
-    """The rows, gathered where the label is several columns."""
-    columns = flag_columns(rows, label)
-    return gathered(rows, columns, str(label), split) if columns else list(rows)
+def _leak(data: Data) -> list[str]:
+    """Training rows with their own label as a word in their text."""
+    patterns = {
+        label: re.compile(rf"\b{re.escape(label)}\b", re.IGNORECASE)
+        for label in data.labels
+        if len(label) >= MIN_LEAK_LENGTH
+    }
+    leaking = sum(
+        any(patterns[n].search(t) for n in _names(row.get(data.label)) if n in patterns for t in texts(row, data.text))
+        for row in data.train
+    )
+    rate = leaking / max(1, len(data.train))
+    sentence = f"the label itself stands in the text of {rate:.0%} of the train rows: does it leak?"
+    return [sentence] if rate > LEAK else []
 
 
-def option(rows: Sequence[Row], text: Sequence[str]) -> str:
-    """What to add to an error on unclear labels: that several columns may be meant, where there are such."""
-    names = [name for name in names_of(rows) if name not in text and not is_id(name)]
-    flags = [name for name in names if {str(row.get(name)).strip().lower() for row in rows} <= VALUES.keys()]
-    return f"A column for each class, several a row: --label {BETWEEN.join(flags)}" if len(flags) > 1 else ""
+LAYOUT = Layout(convert, unchanged, label_names=class_names, problems=problems, remarks=remarks)

@@ -1,97 +1,105 @@
-"""Inputs and the texts to be written for them."""
+"""Rows of generation: inputs (texts, tables, triples or a chat), an output, and the references it is scored with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatune.data.columns.label_columns import Columns
-from deltatune.data.formats.files import Row
-from deltatune.data.layouts import conversations as chats
-from deltatune.data.layouts.label_values import is_absent
-from deltatune.data.layouts.layout import Shaped, is_strings, with_parsed
-from deltatune.data.layouts.row_problems import Faults, short
-from deltatune.data.splits import texts
+from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_names import MESSAGES, OUTPUT, REFERENCES
+from deltatune.data.columns.column_values import is_missing, is_strings, with_parsed
+from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
+from deltatune.data.layouts.conversations import convert_chats
+from deltatune.data.layouts.layout import (
+    FILL_IN,
+    Converted,
+    ConvertedRows,
+    Layout,
+    RowProblems,
+    each_split,
+    in_rows,
+    short,
+)
+from deltatune.data.layouts.text_rows import long_rows
+from deltatune.data.splits import complete
 
-REFERENCES = "references"
-"""The column with every text that counts as right."""
-OUTPUT = "output"
-"""The column with the first of them, where a file has only references."""
+COPIED = 0.05
+"""Share of rows with their output inside the input, above which it is remarked."""
+
+TABLE_FIX = "A table is an object or a list of [key, value]."
+REFERENCES_FIX = 'It holds the texts that count as correct: ["...", "..."]. Or rename it.'
 
 
-def shape(rows: Sequence[Row], where: str, text: Sequence[str], label: str | None) -> Shaped:
-    """Inputs as strings, tables and triples in one line; outputs as strings, and `references` a list of them.
+def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Converted:
+    """The rows of all splits; the columns of chats and of outputs that were found among references get their names."""
+    converted = each_split(convert_rows, "text")(splits, columns, kinds)
+    if columns.text == (columns.label,):
+        columns = Columns((MESSAGES,), MESSAGES, columns.notes)
+    elif columns.label == REFERENCES:
+        columns = Columns(columns.text, OUTPUT, columns.notes)
+    return Converted(converted.splits, columns, "text", converted.problems, converted.notes)
+
+
+def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: str | None) -> ConvertedRows:
+    """Inputs as strings, tables and triples on one line; outputs as strings, and `references` a list of strings.
 
     Without `label` the inputs alone. One of the inputs must have text; an output may be empty in validation and test.
     """
-    if list(text) == [chats.MESSAGES]:
-        return chats.shape(rows, where, chats.MESSAGES, label is not None)
-    faults, kept = Faults(where), []
+    if list(text) in ([label], [MESSAGES]):
+        return convert_chats(rows, split, text[0], label is not None)
+    problems, converted = RowProblems(split), []
     outputs = [label, REFERENCES] if label else []
     for number, row in enumerate(with_parsed(rows, [*text, *outputs]), start=1):
-        inputs = {column: _line(row.get(column)) for column in text}
-        wrong = [column for column, line in inputs.items() if line is None]
-        for column in wrong:
-            what = f"column {column!r} is no text, table or list of triples"
-            faults.add(number, what, "A table is an object or a list of [key, value].", short(row.get(column)))
-        if not wrong and not any(line.strip() for line in inputs.values() if line):
-            faults.add(number, f"{' and '.join(map(repr, text))} {_have(text)} no text", "Fill in or remove them.")
-            wrong = list(text)
-        found = _outputs(row, label, where, number, faults) if label else {}
-        if not wrong and found is not None:
-            kept.append({**row, **inputs, **found})
-    return Shaped(kept, faults.sentences())
+        lines = {column: _input_line(row.get(column)) for column in text}
+        unusable = [column for column, line in lines.items() if line is None]
+        for column in unusable:
+            fault = f"column {column!r} is no text, table or list of triples"
+            problems.add(number, fault, TABLE_FIX, short(row.get(column)))
+        if not unusable and not any(line.strip() for line in lines.values() if line):
+            have = "has" if len(text) == 1 else "have"
+            problems.add(number, f"{' and '.join(map(repr, text))} {have} no text", FILL_IN)
+            unusable = list(text)
+        output = _output(row, label, number, problems) if label else {}
+        if not unusable and output is not None:
+            converted.append({**row, **lines, **output})
+    return ConvertedRows(converted, problems.sentences())
 
 
-def _have(columns: Sequence[str]) -> str:
-    return "has" if len(columns) == 1 else "have"
+def _input_line(value: Any) -> str | None:
+    """An input on one line; a missing value is empty."""
+    return "" if is_missing(value) else as_line(_number_as_text(value))
 
 
-def _line(value: Any) -> str | None:
-    """An input in one line; nothing at all is empty."""
-    return "" if is_absent(value) else as_line(_spelt(value))
-
-
-def _spelt(value: Any) -> Any:
-    """A number as a string."""
+def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _outputs(row: Row, label: str, where: str, number: int, faults: Faults) -> dict[str, Any] | None:
+def _output(row: Row, label: str, number: int, problems: RowProblems) -> dict[str, Any] | None:
     """The output and its references, or None where there is none and one is needed."""
     value = row.get(label)
-    more = row.get(REFERENCES) if label != REFERENCES else None
-    if more is not None and not is_strings(more):
-        what = f"column {REFERENCES!r} is no list of strings"
-        faults.add(number, what, 'It holds texts that count as right: ["...", "..."]. Or rename it.', short(more))
+    references = row.get(REFERENCES) if label != REFERENCES else None
+    if references is not None and not is_strings(references):
+        problems.add(number, f"column {REFERENCES!r} is no list of strings", REFERENCES_FIX, short(references))
         return None
-    if value is None and more:
-        value = more[0]
+    if value is None and references:
+        value = references[0]
     if is_strings(value) and value:
-        value, more = value[0], [*value, *(more or [])]
-    value = _spelt(value)
+        value, references = value[0], [*value, *(references or [])]
+    value = _number_as_text(value)
     if not isinstance(value, str):
-        faults.add(number, f"column {label!r} is no text", "Fill in or remove them.", short(value))
+        problems.add(number, f"column {label!r} is no text", FILL_IN, short(value))
         return None
-    if not value.strip() and where == "train":
-        faults.add(number, f"column {label!r} has no text", "Fill in or remove them: an empty answer would be learned.")
+    if not value.strip() and problems.split == "train":
+        problems.add(number, f"column {label!r} has no text", f"{FILL_IN[:-1]}: an empty answer would be learned.")
         return None
-    return {OUTPUT if label == REFERENCES else label: value, REFERENCES: list(more) if more else [value]}
+    return {OUTPUT if label == REFERENCES else label: value, REFERENCES: list(references) if references else [value]}
 
 
-def table_line(pairs: Mapping[str, Any] | Sequence[Sequence[Any]]) -> str:
-    """`key: value | key: value` of an object or a list of [key, value]."""
-    items = pairs.items() if isinstance(pairs, Mapping) else [(key, value) for key, value in pairs]
-    return " | ".join(f"{key}: {_cell(value)}" for key, value in items)
-
-
-def triples_line(triples: Sequence[Sequence[Any]]) -> str:
-    """`subject | relation | object && subject | relation | object` of a list of [subject, relation, object]."""
-    return " && ".join(" | ".join(_cell(part) for part in triple) for triple in triples)
+# --- tables and triples ---
 
 
 def as_line(value: Any) -> str | None:
-    """A string as it is, a table or a list of triples in one line; None for anything else."""
+    """A string unchanged, a table or a list of triples on one line; None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -103,12 +111,23 @@ def as_line(value: Any) -> str | None:
     return triples_line(value) if all(_has_cells(item, 3) for item in value) else None
 
 
+def table_line(pairs: Mapping[str, Any] | Sequence[Sequence[Any]]) -> str:
+    """`key: value | key: value` from an object or a list of [key, value]."""
+    items = pairs.items() if isinstance(pairs, Mapping) else [(key, value) for key, value in pairs]
+    return " | ".join(f"{key}: {_cell(value)}" for key, value in items)
+
+
+def triples_line(triples: Sequence[Sequence[Any]]) -> str:
+    """`subject | relation | object && subject | relation | object` from a list of [subject, relation, object]."""
+    return " && ".join(" | ".join(_cell(part) for part in triple) for triple in triples)
+
+
 def _has_cells(item: Any, length: int) -> bool:
     return isinstance(item, (list, tuple)) and len(item) == length and all(_is_cell(cell) for cell in item)
 
 
 def _is_cell(value: Any) -> bool:
-    """A plain value or a list of them."""
+    """Whether a value is plain, or a list of plain values."""
     if isinstance(value, (list, tuple)):
         return all(isinstance(item, (str, int, float)) for item in value)
     return value is None or isinstance(value, (str, int, float))
@@ -120,23 +139,73 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-Parts = dict[str, list[Row]]
+# --- references ---
 
 
-def grouped(parts: Parts, columns: Columns) -> tuple[Parts, list[str]]:
-    """Validation and test with one row an input, its references gathered; train keeps every row to learn from."""
-    found, notes = dict(parts), []
+def complete_and_group(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
+    """All three splits; in validation and test rows with equal inputs become one row with several references.
+
+    Train keeps every row to learn from.
+    """
+    completed, notes = complete(splits, columns.text)
+    grouped = dict(completed)
     for split in ("validation", "test"):
         rows: dict[tuple[str, ...], Row] = {}
-        for row in parts[split]:
-            key = texts(row, columns.text)
-            if key not in rows:
-                rows[key] = {**row, REFERENCES: list(row[REFERENCES])}
-            else:
-                known = rows[key][REFERENCES]
-                known += [reference for reference in row[REFERENCES] if reference not in known]
-        if len(rows) < len(parts[split]):
-            repeated = f"{len(parts[split])} rows repeat {len(rows)} inputs"
-            notes.append(f"{split}: {repeated}: they became one row an input, with several references")
-            found[split] = list(rows.values())
-    return found, notes
+        for row in completed[split]:
+            first = rows.setdefault(texts(row, columns.text), {**row, REFERENCES: []})
+            first[REFERENCES] += [text for text in row[REFERENCES] if text not in first[REFERENCES]]
+        if len(rows) < len(completed[split]):
+            repeated = f"{len(completed[split])} rows repeat {len(rows)} inputs"
+            notes.append(f"{split}: {repeated}: they became one row for each input, with several references")
+            grouped[split] = list(rows.values())
+    return grouped, notes
+
+
+# --- checks ---
+
+
+def problems(data: Data) -> list[str]:
+    """One output in all training rows."""
+    outputs = {output_of(row, data) for row in data.train}
+    if len(outputs) != 1 or len(data.train) < LAYOUT.min_rows:
+        return []
+    (only,) = outputs
+    return [f"train: every row has the output {only[:60]!r}: nothing can be learned. Is it the right column?"]
+
+
+def remarks(data: Data) -> list[str]:
+    """Empty outputs, outputs copied from the input, rows far longer than the others."""
+    copies = [sentence for split, rows in data.splits().items() for sentence in _copies(data, split, rows)]
+    return copies + long_rows(data, lambda row: sum(map(len, (*texts(row, data.text), output_of(row, data)))))
+
+
+def output_of(row: Row, data: Data) -> str:
+    """The output of a row; of a chat the last message."""
+    value = row[data.label]
+    return str(value if isinstance(value, str) else value[-1]["content"])
+
+
+def _copies(data: Data, split: str, rows: list[Row]) -> list[str]:
+    empty, equal, inside = [], [], []
+    for number, row in enumerate(rows, start=1):
+        output, inputs = output_of(row, data).strip(), [text.strip() for text in texts(row, data.text)]
+        if not output:
+            empty.append(number)
+        elif output in inputs:
+            equal.append(number)
+        elif any(output in text for text in inputs):
+            inside.append(number)
+    sentences = [f"{split}: the output is empty in {in_rows(empty)}."] if empty else []
+    if equal:
+        sentences.append(f"{split}: the output equals the input in {in_rows(equal)}.")
+    if len(inside) > COPIED * len(rows):
+        share = f"{len(inside) / len(rows):.0%}"
+        sentences.append(
+            f"{split}: the output stands in the input word for word in {share} of the rows, {in_rows(inside)}."
+        )
+    return sentences
+
+
+LAYOUT = Layout(
+    convert, convert_rows, complete=complete_and_group, problems=problems, remarks=remarks, same_columns=False
+)

@@ -1,4 +1,4 @@
-"""Label values -> class names, sets of class names or numbers."""
+"""Label values -> class names, lists of class names (multilabel) or numbers; and a column for each class -> lists."""
 
 from __future__ import annotations
 
@@ -7,141 +7,130 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from deltatune.core.errors import DeltatuneError
-from deltatune.data.columns.numeric_values import FEW, NUMERIC, are_amounts, are_real, is_numeric
-from deltatune.data.formats.files import some
-from deltatune.data.task_types import Kind
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data.columns.column_names import SCORES, is_id, normalised
+from deltatune.data.columns.column_values import MAX_WHOLE_CLASSES, NUMERIC, are_continuous, are_real, is_numeric
+from deltatune.data.dataset import LabelKind, Row, Splits, column_names
+from deltatune.data.formats.file_format import first_few
 
-SCORE_NAMES = {"score", "similarity"}
-"""Columns that hold a quantity even where its values happen to be whole."""
-
-
-def is_absent(value: object) -> bool:
-    """Whether there is no label: None, NaN or a blank string."""
-    return (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip())
-    )
+NUMBER_FIX = "Numbers are needed for regression; without them leave the kind out or say classes."
+CLASS_FIX = "A label must be a string, a whole number, a float or a bool."
+MULTILABEL_FIX = 'Several classes are a list of strings, or names with "|" between them.'
+INDICATOR_FIX = "A column for a class holds 1 or 0, true or false, yes or no."
 
 
-def kind_of(values: Sequence[object], column: str, forced: Kind | None = None) -> tuple[Kind, str | None]:
-    """Whether labels are classes, sets of them or numbers, and a sentence where that is a guess one could get wrong.
+def infer_kind(values: Sequence[object], column: str, forced: LabelKind | None = None) -> tuple[LabelKind, str | None]:
+    """Whether labels are classes, several classes each or numbers, and a note where the user may see it otherwise.
 
-    Lists of strings are sets of classes, as are strings with a separator whose parts occur in several of them. Other
-    strings that are no numbers, and bools, are classes. Real numbers are numbers, unless they are few and whole; whole
-    ones are classes, unless they lie as amounts do.
+    Lists of strings hold several classes, as do strings with a separator whose parts occur in several of them. Other
+    strings that are no numbers, and bools, are classes. Real numbers are numbers, unless they are few and whole. Whole
+    numbers are classes, unless they look like continuous values (many, widely spaced).
     """
     if forced is not None:
         return forced, None
     if values and all(isinstance(value, (list, tuple)) for value in values):
         return "many", None
-    separator = separator_of(values)
+    separator = infer_separator(values)
     if separator:
         how = "JSON lists" if separator == "[" else f"class names with {separator!r} between them"
         return "many", f"the label {column!r} holds {how}: a row may have several classes"
-    if not all(map(is_numeric, values)) or not (are_real(values) or are_amounts(values)):
+    if not all(map(is_numeric, values)) or not (are_real(values) or are_continuous(values)):
         return "classes", None
     numbers = {float(str(value)) for value in values}
     whole = all(number.is_integer() for number in numbers)
-    if whole and column.strip().lower() not in SCORE_NAMES and len(numbers) <= FEW:
+    if whole and normalised(column) not in SCORES and len(numbers) <= MAX_WHOLE_CLASSES:
         return "classes", f"the label {column!r} has {len(numbers)} whole values: they are classes, not numbers"
     low, high = min(numbers), max(numbers)
     what = "real numbers" if are_real(values) else f"{len(numbers)} different numbers"
     return "number", f"the label {column!r} holds {what} from {low:.6g} to {high:.6g}: this is regression"
 
 
-def as_class(value: object) -> str:
-    """The name of a class: strings as they are, 1.0 and 1 alike "1"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def as_number(value: object) -> float:
-    """The label as a number; ValueError where it is none or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not math.isfinite(float(value)):
-        raise ValueError(f"{value!r} is not a finite number")
-    return float(value)
-
-
-def convert(values: Sequence[object], column: str, kind: Kind) -> list[str] | list[float] | list[list[str]]:
-    """All labels as class names, sets of them or numbers. Raises DeltatuneError naming the first that are neither."""
+def convert_labels(values: Sequence[object], column: str, kind: LabelKind) -> list[str] | list[float] | list[list[str]]:
+    """All labels as class names, lists of class names or numbers. Raises DeltatuneError naming those that are not."""
     if kind == "many":
-        found = as_names(values)
-        _refuse([v for v, names in zip(values, found, strict=True) if names is None], column, AS_SET)
-        return [names for names in found if names is not None]
+        lists = as_name_lists(values)
+        _refuse([value for value, names in zip(values, lists, strict=True) if names is None], column, MULTILABEL_FIX)
+        return [names for names in lists if names is not None]
     if kind == "number":
-        _refuse([value for value in values if not _converts(value)], column, AS_NUMBER)
-        return [as_number(value) for value in values]
-    _refuse([value for value in values if not isinstance(value, (str, int, float))], column, AS_CLASS)
+        _refuse([value for value in values if not _is_finite_number(value)], column, NUMBER_FIX)
+        return [float(value) for value in values]  # type: ignore[arg-type]
+    _refuse([value for value in values if not isinstance(value, (str, int, float))], column, CLASS_FIX)
     return [as_class(value) for value in values]
 
 
-AS_SET = 'Several classes are a list of strings, or names with "|" between them.'
-AS_NUMBER = "Numbers are needed for regression; without them leave the kind out or say classes."
-AS_CLASS = "A label must be a string, a whole number, a float or a bool."
+def as_class(value: object) -> str:
+    """The name of a class: strings unchanged, 1.0 and 1 both "1"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _refuse(wrong: Sequence[object], column: str, fix: str) -> None:
-    if wrong:
-        distinct = list(dict.fromkeys(repr(value)[:60] for value in wrong))
-        raise DeltatuneError(f"the label column {column!r} has values that cannot be used: {some(distinct)}. {fix}")
-
-
-def in_order(names: set[str]) -> tuple[str, ...]:
+def sort_classes(names: set[str]) -> tuple[str, ...]:
     """Class names sorted: by value where all are numbers ("2" before "10"), else by character."""
     if all(NUMERIC.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
 
 
-def _converts(value: object) -> bool:
+def _is_finite_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False
     try:
-        as_number(value)
+        return math.isfinite(float(value))
     except ValueError:
         return False
-    return True
 
+
+def _refuse(values: Sequence[object], column: str, fix: str) -> None:
+    if values:
+        distinct = list(dict.fromkeys(repr(value)[:60] for value in values))
+        raise DeltatuneError(
+            f"the label column {column!r} has values that cannot be used: {first_few(distinct)}. {fix}"
+        )
+
+
+# --- several classes in one cell ---
 
 SEPARATORS = ("|", ";", ",")
-MOST_NAMES = 1000  # more different names than that are no classes
+MAX_NAMES = 1000
+"""More different parts than this are no class names."""
 
 
-def separator_of(values: Sequence[object]) -> str:
+def infer_separator(values: Sequence[object]) -> str:
     """The separator of the names in strings, "[" for JSON lists, "" where each string is one name.
 
-    A separator counts where every string that has one shares a name with a different string, else "a, b" may be one
+    A separator counts where every string that has one shares a name with a different string, since "a, b" may be one
     class; and where the names are few.
     """
     strings = [value for value in values if isinstance(value, str)]
     if not strings or len(strings) < len(values):
         return ""
-    if all(_from_json(value) is not None for value in strings):
+    if all(_json_list(value) is not None for value in strings):
         return "["
     distinct = set(strings)
     for separator in SEPARATORS:
-        several = [value for value in distinct if separator in value]
-        if several:
-            return separator if _are_sets(distinct, several, separator, len(strings)) else ""
+        with_separator = [value for value in distinct if separator in value]
+        if with_separator:
+            return separator if _share_names(distinct, with_separator, separator, len(strings)) else ""
     return ""
 
 
-def _are_sets(distinct: set[str], several: list[str], separator: str, rows: int) -> bool:
-    places = Counter(name for value in distinct for name in set(_split(value, separator)))
-    few = len(places) <= min(MOST_NAMES, rows // 2)
-    return few and all(any(places[name] > 1 for name in _split(value, separator)) for value in several)
+def _share_names(distinct: set[str], with_separator: list[str], separator: str, rows: int) -> bool:
+    occurrences = Counter(name for value in distinct for name in set(_split(value, separator)))
+    few = len(occurrences) <= min(MAX_NAMES, rows // 2)
+    return few and all(any(occurrences[name] > 1 for name in _split(value, separator)) for value in with_separator)
 
 
-def as_names(values: Sequence[object]) -> list[list[str] | None]:
-    """The names of each label, each once and in their order; None where it is no set of names."""
+def as_name_lists(values: Sequence[object]) -> list[list[str] | None]:
+    """The names of each label, each once and in their order; None where a value holds no names."""
     strings = [value for value in values if isinstance(value, str)]
-    separator = next((sep for sep in SEPARATORS if any(sep in v for v in strings if _from_json(v) is None)), "")
-    return [_names(value, separator) for value in values]
+    separator = next((sep for sep in SEPARATORS if any(sep in v for v in strings if _json_list(v) is None)), "")
+    return [_as_names(value, separator) for value in values]
 
 
-def _names(value: object, separator: str) -> list[str] | None:
-    items = (_from_json(value) or _split(value, separator)) if isinstance(value, str) else value
-    if isinstance(value, str) and _from_json(value) == []:
-        items = []
+def _as_names(value: object, separator: str) -> list[str] | None:
+    items = value
+    if isinstance(value, str):
+        parsed = _json_list(value)
+        items = _split(value, separator) if parsed is None else parsed
     if not isinstance(items, (list, tuple)):
         return None
     if any(not isinstance(item, (str, int)) or (isinstance(item, str) and not item.strip()) for item in items):
@@ -153,11 +142,71 @@ def _split(value: str, separator: str) -> list[str]:
     return [part.strip() for part in value.split(separator) if part.strip()] if separator else [value.strip()]
 
 
-def _from_json(value: str) -> list[object] | None:
+def _json_list(value: str) -> list[object] | None:
     if not value.lstrip().startswith("["):
         return None
     try:
-        found = json.loads(value)
+        parsed = json.loads(value)
     except (json.JSONDecodeError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return parsed if isinstance(parsed, list) else None
+
+
+# --- a column for each class ---
+
+INDICATORS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+BETWEEN = ","
+"""What separates the columns in the name of the label."""
+
+
+def indicator_columns(rows: Sequence[Row], label: str | None) -> list[str]:
+    """The columns that a label stands for, where it is several column names with commas between them; else none.
+
+    Raises DeltatuneError where some of the names are columns and others are not.
+    """
+    names = column_names(rows)
+    if label is None or BETWEEN not in label or label in names:
+        return []
+    wanted = [name.strip() for name in label.split(BETWEEN) if name.strip()]
+    missing = [name for name in wanted if name not in names]
+    if len(missing) == len(wanted):
+        return []
+    raise_all([f"--label {label}: there is no column {name!r}{nearest(name, names) or '.'}" for name in missing])
+    return list(dict.fromkeys(wanted))
+
+
+def join_indicators(splits: Splits, label: str | None) -> Splits:
+    """The splits with one list of class names under `label` in place of a column for each class.
+
+    Splits without such columns are unchanged. Raises DeltatuneError for values other than 0 and 1, true and false, yes
+    and no.
+    """
+    return {
+        split: _join_indicators(rows, indicator_columns(rows, label), str(label), split)
+        for split, rows in splits.items()
+    }
+
+
+def _join_indicators(rows: list[Row], columns: Sequence[str], label: str, split: str) -> list[Row]:
+    if not columns:
+        return rows
+    joined, problems = [], []
+    for i, row in enumerate(rows, start=1):
+        values = {name: _indicator(row.get(name)) for name in columns}
+        problems += [f"row {i}: {name} is {row.get(name)!r}" for name, value in values.items() if value is None]
+        others = {name: value for name, value in row.items() if name not in values}
+        joined.append({**others, label: [name for name, value in values.items() if value]})
+    if problems:
+        raise DeltatuneError(f"{split}: {first_few(problems)}. {INDICATOR_FIX}")
+    return joined
+
+
+def _indicator(value: object) -> bool | None:
+    return INDICATORS.get(str(value).strip().lower())
+
+
+def indicator_hint(rows: Sequence[Row], text: Sequence[str]) -> str:
+    """What to add to an error on an unclear label where several columns hold 0 and 1; else ""."""
+    names = [name for name in column_names(rows) if name not in text and not is_id(name)]
+    indicators = [name for name in names if all(_indicator(row.get(name)) is not None for row in rows)]
+    return f"A column for each class, several a row: --label {BETWEEN.join(indicators)}" if len(indicators) > 1 else ""

@@ -1,54 +1,156 @@
-"""What reading a kind of data gives for the rows of one split."""
+"""`Layout`: how the rows of one task are converted and checked; and `RowProblems`, which collects faults of rows."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from deltatune.data.formats.files import Row
+from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_values import has_text, is_missing
+from deltatune.data.dataset import Data, LabelKind, Row, Splits
+from deltatune.data.formats.file_format import first_few
+from deltatune.data.splits import complete
+
+FILL_IN = "Fill in or remove them."
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """Rows whose text and label columns have the shape of their kind, and what was wrong with the others."""
+class ConvertedRows:
+    """The rows of one split in the form of their task."""
 
     rows: list[Row]
     """The rows that can be used."""
     problems: list[str] = field(default_factory=list)
-    """Why the others cannot, one sentence for each fault."""
+    """Why the others cannot be used, one sentence for each fault."""
     notes: list[str] = field(default_factory=list)
-    """What was decided on the way."""
+    """What was inferred or changed."""
 
 
-def with_parsed(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
-    """The rows with JSON lists and objects in place of strings, in columns where every cell is one, as CSV has them."""
-    parsed = {column: cells for column in columns if (cells := _all_parsed([row.get(column) for row in rows]))}
-    if not parsed:
-        return list(rows)
-    return [{**row, **{column: cells[i] for column, cells in parsed.items()}} for i, row in enumerate(rows)]
+@dataclass(frozen=True)
+class Converted:
+    """All splits in the form of their task."""
+
+    splits: Splits
+    """The rows that can be used."""
+    columns: Columns
+    """The text and label columns of the converted rows."""
+    kind: LabelKind
+    """What their labels are."""
+    problems: list[str] = field(default_factory=list)
+    """Why the other rows cannot be used, one sentence for each fault."""
+    notes: list[str] = field(default_factory=list)
+    """What was inferred or changed."""
+    checkable: bool = True
+    """Whether the converted rows stand for their splits; False where the labels of a split could not be converted."""
 
 
-def _all_parsed(cells: list[Any]) -> list[Any] | None:
-    """Every cell parsed, or None where one is no string or not JSON of a list or an object."""
-    found = []
-    for cell in cells:
-        if not isinstance(cell, str) or cell.strip()[:1] not in ("[", "{"):
-            return None
-        try:
-            value = json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
-            return None
-        found.append(value)
-    return found
+ConvertRows = Callable[[Sequence[Row], str, Sequence[str], str | None], ConvertedRows]
+"""(rows, name of the split, text columns, label column or None for unlabelled rows) -> converted rows."""
 
 
-def is_strings(value: object) -> bool:
-    """Whether a value is a list of strings."""
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+def by_text(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
+    """All three splits, the missing ones made by hash of the text columns."""
+    return complete(splits, columns.text)
 
 
-def blank(value: object) -> bool:
-    """Whether a value is no string, or one without anything to read."""
-    return not isinstance(value, str) or not value.strip()
+def no_labels(splits: Splits, data_kind: LabelKind, label: str) -> tuple[str, ...]:
+    """No label names."""
+    return ()
+
+
+def nothing(data: Data) -> list[str]:
+    """No problems or remarks."""
+    return []
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows of one task look like. Each task's layout is the last thing in its file."""
+
+    convert: Callable[[Splits, Columns, Sequence[LabelKind]], Converted]
+    """Converts the rows of all splits; the last argument has the kinds of label that are allowed."""
+    convert_rows: ConvertRows
+    """Converts the rows of one split, labelled or not."""
+    complete: Callable[[Splits, Columns], tuple[Splits, list[str]]] = by_text
+    """All three splits and notes: makes the missing ones."""
+    label_names: Callable[[Splits, LabelKind, str], tuple[str, ...]] = no_labels
+    """The class names or tags of the splits, from the kind and the label column."""
+    problems: Callable[[Data], list[str]] = nothing
+    """What makes training or scoring on converted rows impossible or meaningless."""
+    remarks: Callable[[Data], list[str]] = nothing
+    """What makes a score on them mean less than it seems."""
+    min_rows: int = 2
+    """Rows that each split needs."""
+    same_columns: bool = True
+    """Whether every split must have the text and label columns of train."""
+
+
+def each_split(convert_rows: ConvertRows, kind: LabelKind) -> Callable[..., Converted]:
+    """A `Layout.convert` that converts one split after the other."""
+
+    def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Converted:
+        converted = {s: convert_rows(rows, s, columns.text, columns.label or None) for s, rows in splits.items()}
+        problems = [problem for split in converted.values() for problem in split.problems]
+        notes = [note for split in converted.values() for note in split.notes]
+        return Converted({s: split.rows for s, split in converted.items()}, columns, kind, problems, notes)
+
+    return convert
+
+
+# --- faults of rows ---
+
+
+@dataclass
+class RowProblems:
+    """The faults of the rows of one split: one sentence for each kind of fault, with the numbers of its rows."""
+
+    split: str
+    """The name of the split, which begins each sentence."""
+    rows: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    """(fault, fix) -> the rows that have it, counted from 1."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Fault -> what its first row looks like."""
+
+    def add(self, number: int, fault: str, fix: str, example: str = "") -> None:
+        """Row `number` has a fault."""
+        self.rows.setdefault((fault, fix), []).append(number)
+        self.examples.setdefault(fault, example)
+
+    def sentences(self) -> list[str]:
+        """One for each fault: split, fault, how many rows and which, an example, the fix."""
+        return [
+            f"{self.split}: {fault} in {in_rows(numbers)}{self._example(fault)}. {fix}"
+            for (fault, fix), numbers in self.rows.items()
+        ]
+
+    def _example(self, fault: str) -> str:
+        return f": {self.examples[fault]}" if self.examples[fault] else ""
+
+
+def missing_values(rows: Sequence[Row], split: str, text: Sequence[str], label: str) -> list[str]:
+    """Texts and labels that are missing, with row numbers counted from 1 within `rows`."""
+    problems = []
+    for column in text:
+        empty = [i for i, row in enumerate(rows, start=1) if not has_text(row.get(column))]
+        if empty:
+            problems.append(f"{split}: column {column!r} has no text in {in_rows(empty)}. {FILL_IN}")
+    unlabelled = [i for i, row in enumerate(rows, start=1) if is_missing(row.get(label))]
+    if unlabelled:
+        problems.append(f"{split}: column {label!r} has no label in {in_rows(unlabelled)}. {FILL_IN}")
+    return problems
+
+
+def in_rows(numbers: Sequence[int]) -> str:
+    """ "1 row (7)" or "12 rows (3, 4, 9, 10, 17, and 7 more)"."""
+    return f"{count(len(numbers), 'row')} ({first_few([str(number) for number in numbers])})"
+
+
+def count(number: int, thing: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def short(value: object, length: int = 60) -> str:
+    """A value as Python writes it, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= length else shown[: length - 4] + "..." + shown[-1]

@@ -1,56 +1,60 @@
-"""Questions on a context: answers that are pieces of it, with the character each starts at."""
+"""Rows of extractive QA: a question, a context, and the answers as pieces of it with their first character."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatune.data.formats.files import Row
-from deltatune.data.layouts.layout import Shaped, blank, with_parsed
-from deltatune.data.layouts.row_problems import Faults, short
+from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_values import has_text, with_parsed
+from deltatune.data.dataset import Data, Row, Splits
+from deltatune.data.layouts.layout import FILL_IN, ConvertedRows, Layout, RowProblems, each_split, in_rows, short
+from deltatune.data.splits import complete
 
 Answer = dict[str, Any]
-"""{"text": str, "start": int}: the start is -1 where it was not given."""
+"""{"text": str, "start": int}; the start is UNKNOWN where it was not given."""
 
 UNKNOWN = -1
+LONG_ANSWER = 30
+"""Words of an answer above which it is remarked."""
 
-AS_ROW = 'A row has answers such as [{"text": "Ann", "start": 17}], [] where the context does not say.'
+FORM_FIX = 'A row has answers such as [{"text": "Ann", "start": 17}], [] where the context does not say.'
 
 
-def shape(rows: Sequence[Row], where: str, text: Sequence[str], label: str | None) -> Shaped:
-    """Answers as lists of {"text", "start"}, starts that were not given found by search. Without `label`: inputs."""
-    faults, kept, ambiguous = Faults(where), [], 0
+def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: str | None) -> ConvertedRows:
+    """Answers as lists of {"text", "start"}; starts that were not given are searched for. Without `label`: inputs."""
+    problems, converted, ambiguous = RowProblems(split), [], 0
     for number, row in enumerate(with_parsed(rows, [label] if label else []), start=1):
-        for column in text:
-            if blank(row.get(column)):
-                faults.add(number, f"column {column!r} has no text", "Fill in or remove them.")
-        if any(blank(row.get(column)) for column in text):
+        empty = [column for column in text if not has_text(row.get(column))]
+        for column in empty:
+            problems.add(number, f"column {column!r} has no text", FILL_IN)
+        if empty:
             continue
         if label is None:
-            kept.append(dict(row))
+            converted.append(dict(row))
             continue
         answers = as_answers(row.get(label))
         if answers is None:
-            faults.add(number, f"column {label!r} holds no answers", AS_ROW, short(row.get(label)))
+            problems.add(number, f"column {label!r} holds no answers", FORM_FIX, short(row.get(label)))
             continue
         context = row[text[-1]]
-        found = [_placed(answer, context) for answer in answers]
-        for answer in found:
-            _judge(answer, context, number, faults)
-        if all(fits(answer, context) for answer in found):
-            kept.append({**row, label: found})
-            given = [answer["start"] != UNKNOWN for answer in answers]
+        located = [_located(answer, context) for answer in answers]
+        for answer in located:
+            _add_fault(answer, context, number, problems)
+        if all(is_at_start(answer, context) for answer in located):
+            converted.append({**row, label: located})
             ambiguous += any(
-                not known and context.count(answer["text"]) > 1 for known, answer in zip(given, found, strict=True)
+                given["start"] == UNKNOWN and context.count(answer["text"]) > 1
+                for given, answer in zip(answers, located, strict=True)
             )
-    note = f"{where}: in {ambiguous} rows an answer without a start occurs more than once: the first place is taken"
-    return Shaped(kept, faults.sentences(), [note] if ambiguous else [])
+    note = f"{split}: in {ambiguous} rows an answer without a start occurs more than once: the first place is taken"
+    return ConvertedRows(converted, problems.sentences(), [note] if ambiguous else [])
 
 
 def as_answers(value: Any) -> list[Answer] | None:
-    """Answers of a string, a list of strings or of objects, or lists side by side as `datasets` has them; else None.
+    """Answers from a string, a list of strings or objects, or an object of lists as `datasets` has it; else None.
 
-    Nothing at all (None, a blank string) is None as well: that a question has no answer must be said by an empty list.
+    A missing value (None, a blank string) is None as well: an unanswerable question must have an empty list.
     """
     if isinstance(value, str):
         return [{"text": value, "start": UNKNOWN}] if value.strip() else None
@@ -68,11 +72,11 @@ def as_answers(value: Any) -> list[Answer] | None:
         return as_answers([{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)])
     if not isinstance(value, (list, tuple)):
         return None
-    found = [_answer(item) for item in value]
-    return None if None in found else [answer for answer in found if answer is not None]
+    answers = [_as_answer(item) for item in value]
+    return None if None in answers else [answer for answer in answers if answer is not None]
 
 
-def _answer(item: Any) -> Answer | None:
+def _as_answer(item: Any) -> Answer | None:
     if isinstance(item, str):
         return {"text": item, "start": UNKNOWN}
     if not isinstance(item, Mapping) or not isinstance(item.get("text"), str):
@@ -84,27 +88,75 @@ def _answer(item: Any) -> Answer | None:
     return {"text": item["text"], "start": start}
 
 
-def _placed(answer: Answer, context: str) -> Answer:
-    """With its start: the first place where it stands, if none was given."""
+def _located(answer: Answer, context: str) -> Answer:
+    """The answer with its start: the first place where it occurs, if none was given."""
     return {**answer, "start": context.find(answer["text"])} if answer["start"] == UNKNOWN else answer
 
 
-def fits(answer: Answer, context: str) -> bool:
-    """Whether the answer stands where it says."""
+def is_at_start(answer: Answer, context: str) -> bool:
+    """Whether the context has the answer at its start."""
     text, start = answer["text"], answer["start"]
     return bool(text.strip()) and start >= 0 and context.startswith(text, start)
 
 
-def _judge(answer: Answer, context: str, number: int, faults: Faults) -> None:
-    """Add what is wrong with an answer."""
+def _add_fault(answer: Answer, context: str, number: int, problems: RowProblems) -> None:
+    """Add what is wrong with an answer, if anything."""
     text, start = answer["text"], answer["start"]
-    if fits(answer, context):
+    if is_at_start(answer, context):
         return
     if not text.strip():
-        faults.add(number, "an answer has no text", "Where the context does not say, answers is [].")
+        problems.add(number, "an answer has no text", "Where the context does not say, answers is [].")
     elif text not in context:
-        faults.add(number, "an answer is not in its context", "Copy it as it stands there.", short(text))
+        problems.add(number, "an answer is not in its context", "Copy it as it stands there.", short(text))
     else:
-        there = short(context[start : start + len(text)])
-        seen = f"{short(text)} should start at {start}, where {there} stands; it is found at {context.find(text)}"
-        faults.add(number, "the start of an answer is wrong", "Correct it, or leave it out: it is searched for.", seen)
+        actual = short(context[start : start + len(text)])
+        example = f"{short(text)} should start at {start}, where {actual} stands; it is found at {context.find(text)}"
+        fix = "Correct it, or leave it out: it is searched for."
+        problems.add(number, "the start of an answer is wrong", fix, example)
+
+
+def by_context(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
+    """All three splits, the missing ones made by hash of the context.
+
+    All questions on one context stay together; otherwise answers of validation would have been read in training.
+    """
+    return complete(splits, columns.text[-1:])
+
+
+# --- checks ---
+
+
+def problems(data: Data) -> list[str]:
+    """Training rows without any answer."""
+    if not data.train or any(row[data.label] for row in data.train):
+        return []
+    return [f"train: column {data.label!r} has no answer in any row: nothing can be learned. Is it the right column?"]
+
+
+def remarks(data: Data) -> list[str]:
+    """Unanswerable questions, long answers, and training answers that occur at several places of their context."""
+    sentences = []
+    for split, rows in data.splits().items():
+        unanswerable = sum(not row[data.label] for row in rows)
+        if unanswerable:
+            share = f"{unanswerable / len(rows):.0%}"
+            sentences.append(f"{split}: {unanswerable} of {len(rows)} rows ({share}) have no answer in their context.")
+        answers = [[answer["text"] for answer in row[data.label]] for row in rows]
+        long = [i for i, texts in enumerate(answers, start=1) if any(len(text.split()) > LONG_ANSWER for text in texts)]
+        if long:
+            sentences.append(f"{split}: an answer has more than {LONG_ANSWER} words in {in_rows(long)}.")
+        contexts = [row[data.text[-1]] for row in rows] if split == "train" else []
+        repeated = [
+            i
+            for i, (context, texts) in enumerate(zip(contexts, answers, strict=False), start=1)
+            if any(context.count(text) > 1 for text in texts)
+        ]
+        if repeated:
+            sentences.append(
+                f"{split}: an answer stands at several places of its context in {in_rows(repeated)}; "
+                "the one that is given is learned."
+            )
+    return sentences
+
+
+LAYOUT = Layout(each_split(convert_rows, "span"), convert_rows, complete=by_context, problems=problems, remarks=remarks)

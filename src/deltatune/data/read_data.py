@@ -1,0 +1,169 @@
+"""`read`: a source and the names of its columns -> `Data`, rows in three splits, checked, with a note on every guess.
+
+source -> splits -> task -> columns -> converted rows -> missing splits -> checks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data.checks import split_problems
+from deltatune.data.columns.choose_columns import Columns, choose_columns
+from deltatune.data.columns.column_names import REFERENCES
+from deltatune.data.columns.column_values import is_missing
+from deltatune.data.columns.infer_task import infer_task, other_tasks
+from deltatune.data.dataset import TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, column_names
+from deltatune.data.layouts import LAYOUTS
+from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
+from deltatune.data.sources import Source, open_source
+from deltatune.data.splits import first_by_hash
+
+
+def read(
+    source: str | Path,
+    *,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: LabelKind | None = None,
+    task: TaskName | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    limit: int | None = None,
+    strict: bool = True,
+) -> Data:
+    """Read data, make the splits that are missing, and check everything before anything is trained.
+
+    source      a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, CoNLL-U, SQuAD's JSON, plain text); a folder with files
+                named train, dev (val, valid, validation) and test, or of plain texts, or with a folder for each class;
+                a data set of the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the built-in data
+    text        the text columns
+    label       the label column, or with commas between them the columns of several classes a row, which hold 1 or 0
+    kind        what a label is, where the guess is wrong: "classes", "many" or "number"
+    task        classify, regression, tag, span, generate or lm
+    validation  a further file for this split
+    test        a further file for this split
+    limit       training rows to keep, the first by hash of their text
+    strict      False returns the rows that can be used, with everything that is wrong in `Data.problems`
+
+    What is not named is inferred where there is no doubt; `Data.notes` has every guess. Text and label columns of the
+    returned rows have the form that `Data.kind` says; other columns are unchanged.
+
+    Raises DeltatuneError with everything that is wrong, at once. Where nothing can be read (no such file, columns that
+    are not clear) it does so whatever `strict` is.
+    """
+    if limit is not None and limit < 1:
+        raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
+    task = _checked_task(task, kind)
+    opened = open_source(source, validation=validation, test=test)
+    train = opened.splits["train"]
+    if indicator_columns(train, label):
+        opened = replace(opened, splits=join_indicators(opened.splits, label))
+        train = opened.splits["train"]
+        kind, task = kind or "many", task or "classify"
+    text = (text,) if isinstance(text, str) else tuple(text)
+    text, label = text or opened.text, label or opened.label
+    note = ""
+    if task is None and opened.label is None:
+        task, note = infer_task(train, text, label)
+    columns = _columns(opened, task, text, label)
+    data = _converted(opened, task, _allowed_kinds(task, kind), columns, test is not None, limit)
+    data = replace(data, notes=(*filter(None, [note]), *data.notes))
+    if strict:
+        limited = "" if limit is None else f" with --limit {limit}"
+        raise_all(list(data.problems), f"{data.origin}{limited} cannot be used as it is:")
+    return data
+
+
+def _checked_task(task: TaskName | None, kind: LabelKind | None) -> TaskName | None:
+    """The task, also where only the kind is given. Raises DeltatuneError for unknown names and for a mismatch."""
+    if task is not None and task not in TASKS:
+        raise DeltatuneError(f"--task {task}: there is no such task{nearest(task, TASKS)}; tasks: {', '.join(TASKS)}.")
+    if kind is not None and kind not in TASK_OF:
+        raise DeltatuneError(
+            f"kind={kind!r}: there is no such kind{nearest(kind, TASK_OF)}; kinds: {', '.join(TASK_OF)}."
+        )
+    if kind is not None and task is not None and TASK_OF[kind] != task:
+        raise DeltatuneError(f"kind={kind!r} is for the task {TASK_OF[kind]}, not for {task}: leave one of them out.")
+    return TASK_OF[kind] if kind is not None else task
+
+
+def _allowed_kinds(task: TaskName | None, kind: LabelKind | None) -> tuple[LabelKind, ...]:
+    """The kinds of label that the data may turn out to have."""
+    if kind is not None:
+        return (kind,)
+    if task is None:
+        return "classes", "many", "number"
+    return tuple(kind for kind, kind_task in TASK_OF.items() if kind_task == task)
+
+
+def _columns(opened: Source, task: TaskName | None, text: Sequence[str], label: str | None) -> Columns:
+    """The columns of the task; without one those of classification, whose error offers the other tasks too."""
+    rows = opened.splits["train"]
+    try:
+        return choose_columns(task or "classify", rows, text, label, opened.header)
+    except DeltatuneError as error:
+        if label is not None or task not in (None, "classify", "regression"):
+            raise
+        hints = [indicator_hint(rows, text), other_tasks(rows) if task is None else ""]
+        raise DeltatuneError("\n".join(filter(None, [str(error), *hints]))) from None
+
+
+def _converted(
+    opened: Source,
+    task: TaskName | None,
+    kinds: Sequence[LabelKind],
+    columns: Columns,
+    keep_test: bool,
+    limit: int | None,
+) -> Data:
+    """The rows in the form of their task and in three splits, with all problems and notes."""
+    layout = LAYOUTS[task or "classify"]
+    splits, notes = opened.splits, list(columns.notes)
+    if columns.label and not keep_test:
+        splits, dropped = _without_unlabelled_test(splits, columns.label)
+        notes += dropped
+    if layout.same_columns:
+        raise_all(_absent_columns(splits, [*columns.text, *filter(None, [columns.label])]), f"{opened.origin}:")
+    converted = layout.convert(splits, columns, kinds)
+    columns, kind = converted.columns, converted.kind
+    splits, made = layout.complete(converted.splits, columns)
+    if limit is not None:
+        splits["train"] = first_by_hash(splits["train"], columns.text, columns.label, limit)
+    labels = layout.label_names(splits, kind, columns.label)
+    notes += [*converted.notes, *made]
+    data = Data(
+        name=opened.name,
+        origin=opened.origin,
+        text=columns.text,
+        label=columns.label,
+        kind=kind,
+        labels=labels,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        notes=tuple(notes),
+    )
+    problems = converted.problems + (split_problems(data) if converted.checkable else [])
+    return replace(data, problems=tuple(problems))
+
+
+def _without_unlabelled_test(splits: Splits, label: str) -> tuple[Splits, list[str]]:
+    """Leave out a test split without any label: benchmarks publish theirs so, and nothing can be scored on it."""
+    test = splits.get("test", [])
+    if not test or any(not is_missing(row.get(label)) or row.get(REFERENCES) for row in test):
+        return splits, []
+    others = {split: rows for split, rows in splits.items() if split != "test"}
+    return others, [f"the {len(test)} test rows have no label, so they are not used"]
+
+
+def _absent_columns(splits: Splits, columns: Sequence[str]) -> list[str]:
+    """Columns that the training rows have and another split lacks altogether."""
+    return [
+        f"{split} has no column {column!r}, train has. The columns of {split} are: {', '.join(names)}."
+        for split, names in ((split, column_names(rows)) for split, rows in splits.items())
+        for column in columns
+        if column not in names
+    ]

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of medians within one process, `python -m benchmarks.step` (decode, attach). See README.md."""
+"""Benchmarks: ratios of medians within one process, `python -m benchmarks.step`. See README.md."""

@@ -1,4 +1,4 @@
-"""Attaching many adapters to one base and switching among them: the cost of one must not grow with the others."""
+"""Attach many adapters to one base and switch among them: the cost of one must not grow with their number."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, Clock, append, clock_o
 
 
 def main() -> None:
-    chosen = options("attach", adapters=256, peft=48, rank=8)
-    clock = clock_of(chosen)
-    mine, switches = ours(chosen.adapters, chosen.rank, clock)
-    theirs = peft(chosen.peft, chosen.rank, clock)
+    arguments = options("attach", adapters=256, peft=48, rank=8)
+    clock = clock_of(arguments)
+    times, switches = deltatune_attach(arguments.adapters, arguments.rank, clock)
+    peft_times = peft_attach(arguments.peft, arguments.rank, clock)
     print(f"\nattach\n{'adapters':>10}{'deltatune, in all':>20}{'peft, in all':>16}")
-    marks = [n for n in (8, 16, 32, chosen.peft, 64, 128, 192, chosen.adapters) if n <= chosen.adapters]
+    marks = [n for n in (8, 16, 32, arguments.peft, 64, 128, 192, arguments.adapters) if n <= arguments.adapters]
     for n in sorted(set(marks)):
-        print(f"{n:10}{sum(mine[:n]):18.2f} s" + (f"{sum(theirs[:n]):14.2f} s" if n <= len(theirs) else ""))
-    quarter = len(mine) // 4
-    growth = sum(mine[-quarter:]) / sum(mine[:quarter])
-    expected = extrapolate(theirs, chosen.adapters)
-    print(f"deltatune: the last quarter took {growth:.2f} times the first; in all at most 5 s: {verdict(sum(mine), 5)}")
-    print(f"peft: {chosen.adapters} would take {expected:.0f} s if each goes on to cost more by the same amount")
+        print(f"{n:10}{sum(times[:n]):18.2f} s" + (f"{sum(peft_times[:n]):14.2f} s" if n <= len(peft_times) else ""))
+    quarter = len(times) // 4
+    growth = sum(times[-quarter:]) / sum(times[:quarter])
+    expected = extrapolate(peft_times, arguments.adapters)
+    print(
+        f"deltatune: the last quarter took {growth:.2f} times the first; in all at most 5 s: {verdict(sum(times), 5)}"
+    )
+    print(f"peft: {arguments.adapters} would take {expected:.0f} s if the cost keeps growing linearly")
     for n, seconds in switches.items():
-        print(f"changing the route with {n} adapters attached: {1e3 * seconds:.2f} ms")
-    line = {"deltatune": mine, "peft": theirs, "switch": switches, "growth": growth, "extrapolated_peft": expected}
-    append(chosen, {"benchmark": "attach", **line})
+        print(f"route change with {n} adapters attached: {1e3 * seconds:.2f} ms")
+    line = {"deltatune": times, "peft": peft_times, "switch": switches, "growth": growth, "extrapolated_peft": expected}
+    append(arguments, {"benchmark": "attach", **line})
 
 
 def verdict(value: float, most: float) -> str:
     return f"{value:.2f} {'yes' if value <= most else 'NO'}"
 
 
-def ours(adapters: int, rank: int, clock: Clock) -> tuple[list[float], dict[int, float]]:
-    """Seconds of each attach, and of a change of the route by the number of adapters attached."""
+def deltatune_attach(adapters: int, rank: int, clock: Clock) -> tuple[list[float], dict[int, float]]:
+    """Seconds of each attach, and of a route change by the number of adapters attached."""
     host = deltatune.Host(llama())
     seconds, switches = [], {}
     for i in range(adapters):
@@ -48,7 +50,7 @@ def ours(adapters: int, rank: int, clock: Clock) -> tuple[list[float], dict[int,
     return seconds, switches
 
 
-def peft(adapters: int, rank: int, clock: Clock) -> list[float]:
+def peft_attach(adapters: int, rank: int, clock: Clock) -> list[float]:
     config = LoraConfig(r=rank, lora_alpha=16, target_modules=PEFT_LINEARS, task_type="CAUSAL_LM")
     model = llama()
     seconds = []

@@ -1,6 +1,6 @@
-"""One token's forward with a key-value cache: what a live adapter costs, and that a merged one costs nothing.
+"""Decoding one token with a key-value cache: the cost of an unmerged adapter, and that a merged one costs nothing.
 
-The bound of the merged case leaves room for the machine's noise: it runs the bare model's own kernels.
+The bound of the merged case leaves room for noise: it runs the same kernels as the bare model.
 """
 
 from __future__ import annotations
@@ -13,29 +13,36 @@ from torch import nn
 from transformers import DynamicCache
 
 import deltatune
-from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, llama, options, report, take_turns
-from benchmarks.step import wake_
+from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, interleaved_times, llama, options, report
+from benchmarks.step import fill_zeros_
 
-BOUNDS = {("deltatune live", "peft live"): 0.9, ("deltatune merged", "bare"): 1.05}
+BOUNDS = {("deltatune unmerged", "peft unmerged"): 0.9, ("deltatune merged", "bare"): 1.05}
 
 
 def main() -> None:
-    chosen = options("decode", rows=1, length=128, rank=8, tokens=20)
-    ids = torch.randint(0, VOCABULARY, (chosen.rows, chosen.length), generator=torch.Generator().manual_seed(0))
-    live, merged = hosted(chosen.rank), hosted(chosen.rank)
+    arguments = options("decode", rows=1, length=128, rank=8, tokens=20)
+    ids = torch.randint(0, VOCABULARY, (arguments.rows, arguments.length), generator=torch.Generator().manual_seed(0))
+    unmerged, merged = hosted(arguments.rank), hosted(arguments.rank)
     merged.merge_("a")
-    config = LoraConfig(r=chosen.rank, lora_alpha=16, target_modules=PEFT_LINEARS, task_type="CAUSAL_LM")
+    config = LoraConfig(r=arguments.rank, lora_alpha=16, target_modules=PEFT_LINEARS, task_type="CAUSAL_LM")
     peft = get_peft_model(llama(), config)
-    wake_(peft)
-    models = {"bare": llama(), "deltatune live": live.model, "deltatune merged": merged.model, "peft live": peft}
-    times = take_turns({case: decoder(model, ids, chosen.tokens) for case, model in models.items()}, chosen)
-    report(f"decode, {chosen.tokens} tokens", times, "bare", BOUNDS, chosen)
+    fill_zeros_(peft)
+    models = {
+        "bare": llama(),
+        "deltatune unmerged": unmerged.model,
+        "deltatune merged": merged.model,
+        "peft unmerged": peft,
+    }
+    times = interleaved_times(
+        {case: decoder(model, ids, arguments.tokens) for case, model in models.items()}, arguments
+    )
+    report(f"decode, {arguments.tokens} tokens", times, "bare", BOUNDS, arguments)
 
 
 def hosted(rank: int) -> deltatune.Host:
     host = deltatune.Host(llama())
     host.attach("a", deltatune.LoRA(r=rank, sites=ALL_LINEARS))
-    wake_(host.model)
+    fill_zeros_(host.model)
     return host
 
 

@@ -1,4 +1,4 @@
-"""LongLoRA's groups against full attention: time and memory of a training step by the length of the text."""
+"""LongLoRA: time and memory of a training step with grouped and with full attention, by the length of the text."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ CASES = {"full": "LoRA(r=8, sites='*.attn.{q,k,v,o}')", "groups": "LongLoRA(norm
 
 
 def main() -> None:
-    chosen = options("longlora", longest=8192)
+    arguments = options("longlora", longest=8192)
     print(f"\nlonglora\n{'tokens':>8}{'full':>12}{'groups':>12}{'time':>8}{'full':>12}{'groups':>12}{'memory':>8}")
     rows = []
-    for length in (n for n in LENGTHS if n <= chosen.longest):
-        full, groups = (measured(case, length, chosen.threads) for case in CASES)
+    for length in (n for n in LENGTHS if n <= arguments.longest):
+        full, groups = (measured(case, length, arguments.threads) for case in CASES)
         ratios = groups[0] / full[0], groups[1] / full[1]
         rows.append({"tokens": length, "full": full, "groups": groups, "ratios": ratios})
         print(
             f"{length:8}{full[0]:10.2f} s{groups[0]:10.2f} s{ratios[0]:7.2f}x"
             f"{full[1] / 1e6:9.0f} MB{groups[1] / 1e6:9.0f} MB{ratios[1]:7.2f}x"
         )
-    append(chosen, {"benchmark": "longlora", "rows": rows})
+    append(arguments, {"benchmark": "longlora", "rows": rows})
 
 
 def measured(case: str, length: int, threads: int) -> tuple[float, float]:
-    """Processor seconds of a step (the better of two), and bytes it adds to the process, in a process of its own."""
+    """CPU seconds of a step (the better of two) and the bytes it adds to the process, measured in a new process."""
     code = f"from benchmarks.longlora import one; one({case!r}, {length}, {threads})"
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

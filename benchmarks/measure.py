@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: the cases take turns (A B C A B C ...), medians are compared, never one run."""
+"""Timing on a noisy machine: the cases alternate (A B C A B C ...), and medians are compared, never single runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WIDTH, FFN, LAYERS, HEADS, VOCABULARY = 768, 2048, 6, 12, 1000
-"""The shape measured: LLaMA's block, with a small vocabulary so that the head does not hide the blocks."""
+"""The model's shape: LLaMA's block, with a small vocabulary so that the head does not dominate."""
 
 Clock = Callable[[], float]
 
@@ -23,7 +23,7 @@ PEFT_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every repetition, by case, in the order they were taken."""
+    """Seconds of every repetition, by case, in order."""
 
     seconds: Mapping[str, list[float]]
 
@@ -31,12 +31,12 @@ class Times:
         return statistics.median(self.seconds[case])
 
     def ratio(self, case: str, to: str) -> float:
-        """Median over the turns of case / to: both saw the same moment of the machine."""
+        """Median over the turns of case / to: both ran under the same load."""
         return statistics.median(a / b for a, b in zip(self.seconds[case], self.seconds[to], strict=True))
 
 
 def options(name: str, **defaults: int) -> argparse.Namespace:
-    """Command line of a benchmark: --turns, --threads, --json and whole numbers of its own."""
+    """Command line of a benchmark: --turns, --threads, --clock, --json and its own integer options."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     for key, value in {"turns": 15, "threads": 2, **defaults}.items():
         parser.add_argument(f"--{key}", type=int, default=value, help=f"default {value}")
@@ -44,21 +44,23 @@ def options(name: str, **defaults: int) -> argparse.Namespace:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for shared machines, --threads 1"
     )
     parser.add_argument("--json", default="", help="append the figures to this file, one JSON object a line")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    return chosen
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments
 
 
-def clock_of(chosen: argparse.Namespace) -> Clock:
-    """Wall time, or the processor's time of this process alone."""
-    return time.process_time if chosen.clock == "cpu" else time.perf_counter
+def clock_of(arguments: argparse.Namespace) -> Clock:
+    """Wall time, or the CPU time of this process."""
+    return time.process_time if arguments.clock == "cpu" else time.perf_counter
 
 
-def take_turns(cases: Mapping[str, Callable[[], object]], chosen: argparse.Namespace, warmup: int = 3) -> Times:
-    """Run all cases one after the other, `chosen.turns` times, after `warmup` rounds that are not counted."""
-    clock = clock_of(chosen)
+def interleaved_times(
+    cases: Mapping[str, Callable[[], object]], arguments: argparse.Namespace, warmup: int = 3
+) -> Times:
+    """Seconds of all cases, run in alternation `arguments.turns` times after `warmup` uncounted rounds."""
+    clock = clock_of(arguments)
     seconds: dict[str, list[float]] = {case: [] for case in cases}
-    for turn in range(warmup + chosen.turns):
+    for turn in range(warmup + arguments.turns):
         for case, work in cases.items():
             start = clock()
             work()
@@ -67,7 +69,7 @@ def take_turns(cases: Mapping[str, Callable[[], object]], chosen: argparse.Names
     return Times(seconds)
 
 
-def report(name: str, times: Times, floor: str, bounds: Mapping[tuple[str, str], float], chosen: object) -> None:
+def report(name: str, times: Times, floor: str, bounds: Mapping[tuple[str, str], float], arguments: object) -> None:
     """Print the table and the bounds; append one JSON line with everything."""
     rows = {case: (times.median(case), times.ratio(case, floor)) for case in times.seconds}
     print(f"\n{name}\n{'':28}{'median':>12}{'to ' + floor:>16}")
@@ -77,15 +79,15 @@ def report(name: str, times: Times, floor: str, bounds: Mapping[tuple[str, str],
     for what, (ratio, most) in checked.items():
         print(f"{what}: {ratio:.3f}, at most {most:g}: {'yes' if ratio <= most else 'NO'}")
     line = {"benchmark": name, "torch": torch.__version__, "cases": rows, "bounds": checked}
-    append(chosen, line)
+    append(arguments, line)
 
 
-def append(chosen: object, line: Mapping[str, object]) -> None:
-    """Add one JSON line to the file asked for, if any."""
-    path = getattr(chosen, "json", "")
+def append(arguments: object, line: Mapping[str, object]) -> None:
+    """Append one JSON line to the file that `--json` names, if any."""
+    path = getattr(arguments, "json", "")
     if path:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "options": vars(chosen)}) + "\n")
+            file.write(json.dumps({**line, "options": vars(arguments)}) + "\n")
 
 
 def llama(layers: int = LAYERS) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""A probe's epochs: the first reads the base's features and stores them, later ones train on what is stored."""
+"""Epochs of a linear probe: the first computes and caches the base's features, later ones train on the cache."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from deltatune.training.scaling import feature_cache as features
 
 
 def main() -> None:
-    chosen = options("probe", rows=600, epochs=4)
-    stored, computed = (epochs(chosen.rows, chosen.epochs, limit) for limit in (features.MOST_BYTES, 0))
-    print(f"\nprobe: {chosen.rows} rows\n{'epoch':>8}{'features stored':>18}{'computed anew':>16}{'':>4}")
-    for i, (mine, plain) in enumerate(zip(stored, computed, strict=True), 1):
-        print(f"{i:8}{mine:16.3f} s{plain:14.3f} s{plain / mine:8.1f} x")
+    arguments = options("probe", rows=600, epochs=4)
+    stored, computed = (epochs(arguments.rows, arguments.epochs, limit) for limit in (features.MOST_BYTES, 0))
+    print(f"\nprobe: {arguments.rows} rows\n{'epoch':>8}{'features cached':>18}{'recomputed':>16}{'':>4}")
+    for i, (cached, recomputed) in enumerate(zip(stored, computed, strict=True), 1):
+        print(f"{i:8}{cached:16.3f} s{recomputed:14.3f} s{recomputed / cached:8.1f} x")
     ratio = sum(computed[1:]) / sum(stored[1:])
     print(f"from the second epoch on: {ratio:.0f} times as fast, at least 10: {'yes' if ratio >= 10 else 'NO'}")
-    append(chosen, {"benchmark": "probe", "stored": stored, "computed": computed, "ratio": ratio})
+    append(arguments, {"benchmark": "probe", "stored": stored, "computed": computed, "ratio": ratio})
 
 
 def epochs(rows: int, count: int, most_bytes: int) -> list[float]:
-    """Seconds of each epoch; the first has the features in it. With no memory allowed, none are stored."""
+    """Seconds of each epoch; the first includes computing the features. With `most_bytes` 0 none are cached."""
     features.MOST_BYTES = most_bytes
     data = read("python-docs", limit=rows)
     model, tokenizer = load_backbone("builtin")

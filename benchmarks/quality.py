@@ -1,9 +1,9 @@
-"""Scores against HF PEFT's LoRA, tuned the same way: same rows, order, head, schedule, rates tried and seeds.
+"""Scores against HF PEFT's LoRA, trained the same way: same rows, order, head, schedule, learning rates and seeds.
 
     python -m benchmarks.quality FOLDER [FOLDER ...] --out runs/quality
 
-Each FOLDER is a data set with splits. Ours go through `deltatune compare`; PEFT's LoRA runs in the plain loop below.
-Finished cells are kept, so the script can be stopped and started again.
+Each FOLDER is a data set with splits. Our methods run in `deltatune compare`, PEFT's LoRA in the loop below. Finished
+cells are stored, so the script resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from deltatune.comparison.run_comparison import run
 from deltatune.data import read
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.loading import load_backbone
-from deltatune.tasks.collator import collate_for
+from deltatune.tasks.collator import collator_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
 from deltatune.training.sampler import BatchSampler
@@ -40,21 +40,21 @@ R = 8
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("folders", nargs="+", type=Path)
-    arguments.add_argument("--out", type=Path, default=Path("runs/quality"))
-    arguments.add_argument("--epochs", type=float, default=2)
-    arguments.add_argument("--limit", type=int, help="train on so many rows only")
-    arguments.add_argument("--metric", default="")
-    arguments.add_argument("--threads", type=int, default=2)
-    given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    for folder in given.folders:
-        compare(folder, given.out / folder.name, given.epochs, given.metric, given.limit)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--limit", type=int, help="number of training rows")
+    parser.add_argument("--metric", default="")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for folder in options.folders:
+        compare(folder, options.out / folder.name, options.epochs, options.metric, options.limit)
 
 
 def compare(folder: Path, out: Path, epochs: float, metric: str, limit: int | None) -> None:
-    """One data set: ours at PEFT's number of parameters, then PEFT's LoRA."""
+    """One data set: our methods with PEFT's number of parameters, then PEFT's LoRA."""
     budget = parse(f"LoRA(r={R})")
     settings = Settings(epochs=epochs)
     plan = make_plan(
@@ -67,24 +67,24 @@ def compare(folder: Path, out: Path, epochs: float, metric: str, limit: int | No
         max_length=128,
     )
     assert any(candidate.method == budget for candidate in plan.candidates)
-    summary = run(plan, lambda event: tell(event, folder.name))
+    summary = run(plan, lambda event: print_event(event, folder.name))
     rows = {
         entry["method"]: (entry["score"], entry["seed_scores"], entry["learning_rate"]) for entry in summary["methods"]
     }
-    rows[f"HF PEFT LoRA(r={R})"] = theirs(plan, out / "peft.json")
+    rows[f"HF PEFT LoRA(r={R})"] = peft_scores(plan, out / "peft.json")
     metric_name = plan.session.task.metric
     for name, (score, seeds, rate) in rows.items():
         each = " ".join(f"{value:.4f}" for value in seeds)
         print(f"{folder.name:8} {metric_name:9} {name:44} {score:.4f}   seeds {each}   rate {rate:g}", flush=True)
 
 
-def tell(event: Event, name: str) -> None:
+def print_event(event: Event, name: str) -> None:
     if event.kind in ("cell_done", "cell_failed"):
         print(f"  {name} {event.done}/{event.total} {event.text}", flush=True)
 
 
-def theirs(plan: Plan, path: Path) -> tuple[float, list[float], float]:
-    """PEFT's LoRA: the same search, then the chosen rate with every seed."""
+def peft_scores(plan: Plan, path: Path) -> tuple[float, list[float], float]:
+    """PEFT's LoRA: the same learning-rate search, then the chosen rate with every seed."""
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     def cell(rate: float, seed: int) -> dict[str, float]:
@@ -111,7 +111,7 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     settings = plan.settings
     train = list(plan.splits["train"])
     sampler = BatchSampler([len(row["input_ids"]) for row in train], settings.batch_size, seed=seed)
-    collate = collate_for(base, tokenizer, train[0], None)
+    collate = collator_for(base, tokenizer, train[0], None)
     steps = math.ceil(sampler.steps_per_epoch * settings.epochs)
     bfloat16 = uses_bfloat16(base, settings.precision)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
@@ -139,8 +139,8 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
 def logits(model: nn.Module, head: Head, batch: dict[str, torch.Tensor], bfloat16: bool) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         hidden = model(**batch).last_hidden_state
-    found: torch.Tensor = head(hidden, batch["attention_mask"], None)
-    return found
+    scores: torch.Tensor = head(hidden, batch["attention_mask"], None)
+    return scores
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """A training step, forward and backward: LoRA r=8 on all linear maps of a bfloat16 Llama, 4 x 128 tokens.
 
-The floor is the frozen model's forward and the gradient of its embeddings' output: no adapter can do less. The
-optimiser is left out: it would add the same to all, and much to full fine-tuning.
+The floor is the frozen model's forward pass and the gradient with respect to its embeddings' output: no adapter needs
+less. The optimizer step is not timed: it would add the same to all adapters, and much to full fine-tuning.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import deltatune
-from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, append, llama, options, report, take_turns
+from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, append, interleaved_times, llama, options, report
 
 BOUNDS = {("deltatune", "floor"): 1.25, ("deltatune", "peft"): 0.62}
 
 
 def main() -> None:
-    chosen = options("step", rows=4, length=128, rank=8)
-    ids = torch.randint(0, VOCABULARY, (chosen.rows, chosen.length), generator=torch.Generator().manual_seed(0))
+    arguments = options("step", rows=4, length=128, rank=8)
+    ids = torch.randint(0, VOCABULARY, (arguments.rows, arguments.length), generator=torch.Generator().manual_seed(0))
     cases = {
         "floor": floor(ids),
-        "deltatune": ours(ids, chosen.rank),
+        "deltatune": ours(ids, arguments.rank),
         "full fine-tuning": full(ids),
-        "peft": peft(ids, chosen.rank, float32=True),
-        "peft, bfloat16 adapters": peft(ids, chosen.rank, float32=False),
+        "peft": peft(ids, arguments.rank, float32=True),
+        "peft, bfloat16 adapters": peft(ids, arguments.rank, float32=False),
     }
-    times = take_turns(cases, chosen)
-    report("step", times, "floor", BOUNDS, chosen)
-    kept = {case: saved_bytes(step) for case, step in cases.items()}
-    print("kept for the backward pass: " + ", ".join(f"{case} {size / 1e6:.0f} MB" for case, size in kept.items()))
-    append(chosen, {"benchmark": "step, bytes kept for the backward pass", "cases": kept})
+    times = interleaved_times(cases, arguments)
+    report("step", times, "floor", BOUNDS, arguments)
+    saved = {case: saved_bytes(step) for case, step in cases.items()}
+    print("saved for the backward pass: " + ", ".join(f"{case} {size / 1e6:.0f} MB" for case, size in saved.items()))
+    append(arguments, {"benchmark": "step, bytes saved for the backward pass", "cases": saved})
 
 
 def floor(ids: torch.Tensor) -> Callable[[], object]:
@@ -63,7 +63,7 @@ def peft(ids: torch.Tensor, rank: int, float32: bool) -> Callable[[], object]:
 
 
 def stepper(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
-    wake_(model)
+    fill_zeros_(model)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -73,7 +73,7 @@ def stepper(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
 
 
 def saved_bytes(step: Callable[[], object]) -> int:
-    """Bytes of the distinct tensors that autograd keeps between forward and backward, parameters left out."""
+    """Bytes of the distinct tensors that autograd saves between forward and backward pass, without parameters."""
     storages: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,8 +88,8 @@ def saved_bytes(step: Callable[[], object]) -> int:
 
 
 @torch.no_grad()
-def wake_(model: nn.Module) -> None:
-    """Give every trainable zero matrix values, as after some training: denormals and zeros have speeds of their own."""
+def fill_zeros_(model: nn.Module) -> None:
+    """Fill trainable zero matrices with random values, as after some training: zeros and denormals change the speed."""
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
             parameter.normal_(std=0.01)

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
 MOST_FILES = 15
 """The README's tree leaves out the files of a room that has more of them than this."""
-CAPTION = 100
-"""Characters; a longer first sentence ends at its last comma, colon or semicolon before this."""
+CAPTION = 90
+"""Characters; a longer first sentence is cut at its last colon or semicolon before this, else at its last comma."""
 
 
 def main() -> None:
@@ -108,8 +108,11 @@ def tree_line(path: Path, depth: int) -> tuple[str, str]:
     docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     caption = re.split(r"\.\s", " ".join(docstring.partition("\n\n")[0].split()))[0].removesuffix(".")
     if len(caption) > CAPTION:
-        breaks = [match.start() for match in re.finditer(r"[,:;] ", caption) if match.start() <= CAPTION]
-        caption = caption[: breaks[-1]] if breaks else caption
+        colons, commas = (
+            [match.start() for match in re.finditer(mark, caption) if 20 <= match.start() <= CAPTION]
+            for mark in (r"[:;] ", ", ")
+        )
+        caption = caption[: (colons or commas or [None])[-1]]
     name = "  " * depth + (f"{path.name}/" if path.is_dir() else path.name)
     return name, caption
 

@@ -20,7 +20,7 @@ def chosen(kind, rows, text, label="label", labels=(), tokenizer=None, model="be
     found = task_for(
         data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or writing_tokenizer(), over
     )
-    assert found.task.data_kind == kind
+    assert found.task.label_kind == kind
     return found
 
 

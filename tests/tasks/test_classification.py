@@ -10,7 +10,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import (
     Classify,
     Encoded,
-    collate_for,
+    collator_for,
     longest_input,
     padding_id,
     task_from_json,
@@ -114,7 +114,7 @@ def test_a_text_of_no_tokens_is_an_error(tokenizer):
         ({"metric": "accuracy"}, "no metric of regression"),
         ({"text": ("a", "b", "c")}, "one or two columns"),
         ({"too_long": "cut"}, "too_long must be one of"),
-        ({"labels": LABELS, "center": 2.0}, "center and scale are of numbers"),
+        ({"labels": LABELS, "center": 2.0}, "center and scale are for regression"),
         ({"scale": 0.0}, "scale=0.0 positive"),
         ({"center": float("nan")}, "center=nan must be finite"),
     ],
@@ -153,7 +153,7 @@ def test_room_for_an_adapters_tokens(tokenizer):
 
 def test_collate_pads_to_a_multiple_of_eight(tiny_bert, tokenizer):
     encoded = single.encode(ROWS, tokenizer)
-    batch = collate_for(tiny_bert(), tokenizer, encoded[0])(encoded.rows)
+    batch = collator_for(tiny_bert(), tokenizer, encoded[0])(encoded.rows)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "input_ids": (3, 16),
         "attention_mask": (3, 16),
@@ -169,29 +169,29 @@ def test_collate_pads_to_a_multiple_of_eight(tiny_bert, tokenizer):
 def test_collate_honours_the_padding_side(tiny_gpt2, tokenizer):
     tokenizer.padding_side = "left"
     encoded = single.encode(ROWS, tokenizer)
-    batch = collate_for(tiny_gpt2(), tokenizer, encoded[0])(encoded.rows)
+    batch = collator_for(tiny_gpt2(), tokenizer, encoded[0])(encoded.rows)
     assert batch["attention_mask"][:, -1].eq(1).all()
     assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"]) for row in encoded]
 
 
 def test_collate_never_pads_beyond_the_limit(tiny_bert, tokenizer):
     encoded = single.encode(ROWS, tokenizer)
-    collate = collate_for(tiny_bert(), tokenizer, encoded[0], longest=10)
+    collate = collator_for(tiny_bert(), tokenizer, encoded[0], longest=10)
     assert collate(encoded.rows)["input_ids"].shape == (3, max(10, *(len(row["input_ids"]) for row in encoded)))
 
 
 def test_collate_gives_only_what_forward_takes(tiny, tokenizer):
     encoded = single.encode(ROWS, tokenizer)
     assert "token_type_ids" in encoded[0]
-    assert "token_type_ids" not in collate_for(tiny("distilbert"), tokenizer, encoded[0])(encoded.rows)
-    assert "token_type_ids" not in collate_for(tiny("llama"), tokenizer, encoded[0])(encoded.rows)
+    assert "token_type_ids" not in collator_for(tiny("distilbert"), tokenizer, encoded[0])(encoded.rows)
+    assert "token_type_ids" not in collator_for(tiny("llama"), tokenizer, encoded[0])(encoded.rows)
 
 
 def test_decoders_pad_with_their_end_token(tiny_gpt2, tokenizer):
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     size = len(tokenizer)
     encoded = single.encode(ROWS, tokenizer)
-    batch = collate_for(tiny_gpt2(), tokenizer, encoded[0])(encoded.rows)
+    batch = collator_for(tiny_gpt2(), tokenizer, encoded[0])(encoded.rows)
     assert padding_id(tokenizer) == models.EOS
     assert batch["input_ids"][2, -1] == models.EOS
     assert batch["attention_mask"][2, -1] == 0
@@ -204,7 +204,7 @@ def test_decoders_pad_with_their_end_token(tiny_gpt2, tokenizer):
 
 def test_regression_labels_are_floats(tiny_bert, tokenizer):
     encoded = pair.encode(PAIRS, tokenizer)
-    labels = collate_for(tiny_bert(), tokenizer, encoded[0])(encoded.rows)["labels"]
+    labels = collator_for(tiny_bert(), tokenizer, encoded[0])(encoded.rows)["labels"]
     assert labels.dtype == torch.float32
     assert labels.tolist() == [0.5, 2.0]
 

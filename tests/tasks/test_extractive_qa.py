@@ -11,8 +11,8 @@ from transformers import BertForQuestionAnswering
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks import Span, collate_for, task_from_json
-from deltatune.tasks.extractive_qa import Window, best_span, windows
+from deltatune.tasks import Span, collator_for, task_from_json
+from deltatune.tasks.extractive_qa import Window, best_span, make_windows
 from deltatune.tasks.metrics.qa_scores import span_scores
 from deltatune.tasks.task import TokenRow
 from deltatune.training import Settings, encode_for, predict, train
@@ -42,7 +42,7 @@ def window_of(offsets):
 def test_windows_cover_the_passage_and_share_the_stride(kind):
     tokenizer, stride, longest = tokenizers(kind), 5, 40
     pairs = [("who liked it", passage) for passage in PASSAGES]
-    found = windows(pairs, tokenizer, longest, stride)
+    found = make_windows(pairs, tokenizer, longest, stride)
     assert [window.owner for window in found] == sorted(window.owner for window in found)
     for i, passage in enumerate(PASSAGES):
         mine = [window for window in found if window.owner == i]
@@ -69,7 +69,7 @@ def contains(ids, part):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_knows_its_characters(kind):
     tokenizer = tokenizers(kind)
-    for window in windows([("who", passage) for passage in PASSAGES], tokenizer, 64, 8):
+    for window in make_windows([("who", passage) for passage in PASSAGES], tokenizer, 64, 8):
         passage, last = PASSAGES[window.owner], 0
         for where in filter(None, window.offsets):
             text = passage[where[0] : where[1]]
@@ -250,7 +250,7 @@ def test_the_loss_is_that_of_question_answering():
     encoded = task.encode([{"question": "is", "context": "the film " * 20, "answers": ["film the"]}], tokenizer)
     full = [piece for piece in encoded if len(piece["input_ids"]) == 24]  # theirs reads logits of padding too
     assert len(full) >= 2
-    batch = collate_for(host.model, tokenizer, full[0], left=False)(full)
+    batch = collator_for(host.model, tokenizer, full[0], left=False)(full)
     labels = batch.pop("labels")
     with torch.no_grad():
         ours = TaskModel(host, "a", task).eval()(labels=labels, **batch)["loss"]

@@ -10,10 +10,10 @@ import torch
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, task_from_json
-from deltatune.tasks.collator import collate_for
+from deltatune.tasks.collator import collator_for
 from deltatune.training import Settings, encode_for, predict, train
-from deltatune.training.inference.decoding import until, write
-from deltatune.training.inference.likelihood import surprise
+from deltatune.training.inference.decoding import before_stop, generate_texts
+from deltatune.training.inference.likelihood import negative_log_likelihoods
 from support import models, vocabularies
 from support.chats import CHATML
 from support.writers import WRITERS, make_rows, writer, writing_tokenizer
@@ -160,14 +160,14 @@ def test_more_beams_find_likelier_texts():
 
 
 def test_an_answer_ends_before_the_first_token_that_ends_it():
-    assert until([5, 6, 2, 7], {2, 3}) == [5, 6]
-    assert until([5, 6], {2}) == [5, 6]
-    assert until([2], {2}) == []
+    assert before_stop([5, 6, 2, 7], {2, 3}) == [5, 6]
+    assert before_stop([5, 6], {2}) == [5, 6]
+    assert before_stop([2], {2}) == []
 
 
 def test_no_prompt_gives_no_text():
     assert predict(writer("llama"), "a", TASK, [], writing_tokenizer()) == []
-    assert write(writer("llama"), TASK, [], writing_tokenizer()) == []
+    assert generate_texts(writer("llama"), TASK, [], writing_tokenizer()) == []
 
 
 # --- scores ---
@@ -180,7 +180,9 @@ def test_perplexity_is_that_of_the_reference(kind):
     answers = predict(host, "a", TASK, encoded, tokenizer, precision="float32")
     scores = TASK.score(answers, encoded.references)
     with torch.no_grad():
-        sums = surprise(host, TASK, encoded, collate_for(host.model, tokenizer, encoded[0], left=False), False)
+        sums = negative_log_likelihoods(
+            host, TASK, encoded, collator_for(host.model, tokenizer, encoded[0], left=False), False
+        )
     nll, tokens = sum(own[0] for own in sums), sum(own[1] for own in sums)
     assert scores["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
     assert [answer["tokens"] for answer in answers] == [int(own[1]) for own in sums]

@@ -428,7 +428,7 @@ def test_objectives_by_name_and_back_from_plain_data(kind):
     task = objective_from({"kind": kind, "max_length": 64})
     assert task.max_length == 64
     assert task_from_json(task.to_json()) == task
-    assert task.data_kind == "raw"
+    assert task.label_kind == "raw"
     assert "64 tokens" in task.describe()
     assert task.make_head(models.tiny("bert").config) is None or kind == "replaced"
     assert isinstance(task, LanguageModel) == (kind == "lm")

@@ -11,7 +11,7 @@ from transformers import BertForTokenClassification
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks import Tag, collate_for, task_from_json
+from deltatune.tasks import Tag, collator_for, task_from_json
 from deltatune.tasks.task import IGNORED
 from deltatune.training import Settings, encode_for, predict, train
 from deltatune.training.task_model import TaskModel
@@ -179,7 +179,7 @@ def test_the_loss_is_that_of_a_token_classifier():
         head.out.weight.copy_(model.classifier.weight)
         head.out.bias.copy_(model.classifier.bias)
     encoded = task.encode(rule_rows(7), models.tiny_tokenizer())
-    batch = collate_for(host.model, models.tiny_tokenizer(), encoded[0], left=False)(encoded.rows)
+    batch = collator_for(host.model, models.tiny_tokenizer(), encoded[0], left=False)(encoded.rows)
     tuned = TaskModel(host, "a", task).eval()
     with torch.no_grad():
         ours = tuned(**batch)["loss"]

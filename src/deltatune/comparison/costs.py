@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
 from deltatune.models.hardware import uses_bfloat16
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.task import Encoded, TokenRow
 from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.batches import device_of
-from deltatune.training.inference.decoding import generation_config, no_habits
-from deltatune.training.inference.prediction import collate_on
+from deltatune.training.inference.decoding import generation_config, without_generation_defaults
+from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.session import Session
 
 ROWS = 16
@@ -49,7 +49,7 @@ def costs_of(session: Session, test: Encoded) -> Costs:
     """Measure the attached adapter on test rows of median length."""
     host = session.host
     bfloat16 = uses_bfloat16(host.model, session.precision)
-    batch = collate_on(host, session.name, session.tokenizer, test)(_median_rows(test.rows))
+    batch = adapter_collator(host, session.name, session.tokenizer, test)(_median_rows(test.rows))
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items() if key != "labels"}
     generate = _generator(session, session.task, test, bfloat16) if isinstance(session.task, Generate) else None
     return inference_costs(host, session.name, batch, bfloat16, generate)
@@ -61,7 +61,7 @@ def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) 
     prompt_ids = [fact["prompt"] for fact in test.facts or ()]
     prompts = _median_rows([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompt_ids])
     left = not host.sites.facts.encoder_decoder
-    batch = Collate({"input_ids": padding_id(tokenizer), "attention_mask": 0}, left=left)(prompts)
+    batch = PaddingCollator({"input_ids": padding_id(tokenizer), "attention_mask": 0}, left=left)(prompts)
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items()}
     config = generation_config(
         host,
@@ -73,7 +73,10 @@ def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) 
 
     @torch.no_grad()
     def run() -> object:
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16), no_habits(host.model):
+        with (
+            torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16),
+            without_generation_defaults(host.model),
+        ):
             return host.generate(**batch, generation_config=config)
 
     return run

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, reads_left_to_right
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
@@ -42,24 +42,24 @@ class Classify(Task):
     metric: str = ""
     """Primary metric; by default accuracy, for regression pearson."""
     too_long: Literal["truncate", "error"] = "truncate"
-    """What happens to longer texts: cut (and counted), or refused."""
+    """Whether longer texts are truncated (and counted) or are an error."""
     center: float = 0.0
-    """Of regression: the value a logit of 0 stands for. Commands take the training rows' mean."""
+    """For regression: the value of a logit of 0. Commands use the mean of the training rows."""
     scale: float = 1.0
-    """Of regression: what a logit of 1 adds to it. Commands take the training rows' standard deviation."""
+    """For regression: what a logit of 1 adds to the center. Commands use the training rows' standard deviation."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "metric", self.metric or self.metrics[0])
         problems = self.metric_problems("classification" if self.labels else "regression", self.metrics)
         if len(self.labels) == 1:
-            problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learnt from that")
+            problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learned from that")
         if len(set(self.labels)) < len(self.labels):
             problems.append(f"labels name a class twice: {', '.join(self.labels)}")
         if not 1 <= len(self.text) <= 2:
             problems.append(f"text must name one or two columns, not {len(self.text)}")
         if self.labels and (self.center, self.scale) != (0, 1):
-            problems.append("center and scale are of numbers; leave them out where there are labels")
+            problems.append("center and scale are for regression; leave them out of a classification")
         if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
             problems.append(f"center={self.center} must be finite and scale={self.scale} positive and finite")
         raise_all(problems)
@@ -78,25 +78,24 @@ class Classify(Task):
     ) -> Encoded:
         """Tokenise rows with the tokenizer's own handling of pairs; rows longer than max_length are cut and counted.
 
-        `positions` is the longest input the model takes (`tasks.longest_input`), of which an adapter's virtual tokens
-        fill `room`. Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a
-        max_length the model has no positions for; all bad rows are found before it is raised.
+        Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a max_length
+        that the model has no positions for. One error lists all bad rows.
         """
         check_length(self.max_length, positions, room)
         texts = self._texts(rows)
         labels = self._labels(rows) if labelled else None
         encoded = tokenise(texts, tokenizer)
-        cut = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > self.max_length]
-        if cut and self.too_long == "error":
-            many = f"{len(cut)} of {len(encoded)} texts are longer than max_length={self.max_length} tokens"
-            raise DeltatuneError(f"{many}, first in row {cut[0]}; raise max_length or choose too_long='truncate'")
-        shorter = tokenise([texts[i] for i in cut], tokenizer, self.max_length)
-        for i, row in zip(cut, shorter, strict=True):
+        too_long = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > self.max_length]
+        if too_long and self.too_long == "error":
+            share = f"{len(too_long)} of {len(encoded)} texts are longer than max_length={self.max_length} tokens"
+            raise DeltatuneError(f"{share}, first row {too_long[0]}; raise max_length or choose too_long='truncate'")
+        truncated = tokenise([texts[i] for i in too_long], tokenizer, self.max_length)
+        for i, row in zip(too_long, truncated, strict=True):
             encoded[i] = row
         raise_listed([f"row {i} has no tokens: {texts[i]!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
         for row, label in zip(encoded, labels or [], strict=labelled):
             row["label"] = label
-        return Encoded(encoded, truncated=len(cut))
+        return Encoded(encoded, truncated=len(too_long))
 
     def _texts(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         columns = [text_column(rows, name) for name in self.text]
@@ -109,8 +108,8 @@ class Classify(Task):
     def _classes(self, values: list[Any]) -> list[int]:
         number = {label: i for i, label in enumerate(self.labels)}
         wrong = [f"row {i}: {value!r} is no label" for i, value in enumerate(values) if str(value) not in number]
-        known = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
-        raise_listed(wrong, f"labels known to this task: {known}")
+        names = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
+        raise_listed(wrong, f"labels of this task: {names}")
         return [number[str(value)] for value in values]
 
     def _numbers(self, values: list[Any]) -> list[float]:
@@ -122,11 +121,11 @@ class Classify(Task):
 
     @property
     def outputs(self) -> int:
-        """C: number of logits a row."""
+        """C, the number of logits per row."""
         return len(self.labels) or 1
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """The head for this task: mean over the tokens on encoders, the last token on decoders and encoder-decoders."""
+        """Mean pooling on encoders, the last token on decoders and encoder-decoders."""
         text = config.get_text_config()
         pooling = "last" if reads_left_to_right(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
@@ -135,30 +134,30 @@ class Classify(Task):
         """Cross-entropy, or squared error in units of the scale, summed: logits (B, C), labels (B,) -> scalar."""
         if self.labels:
             return F.cross_entropy(logits.float(), labels, reduction="sum")
-        wanted = (labels.float() - self.center) / self.scale
-        return F.mse_loss(logits[:, 0].float(), wanted, reduction="sum")
+        targets = (labels.float() - self.center) / self.scale
+        return F.mse_loss(logits[:, 0].float(), targets, reduction="sum")
 
     def items(self, labels: Tensor) -> int:
         """Rows of the batch."""
         return len(labels)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
-        """Logits (N, C) of the rows, which are one piece each."""
+        """Logits (N, C); each row is one piece."""
         return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
-        found = finite(logits)
-        return found.argmax(1) if self.labels else found[:, 0].astype(np.float64) * self.scale + self.center
+        logits = check_finite(logits)
+        return logits.argmax(1) if self.labels else logits[:, 0].astype(np.float64) * self.scale + self.center
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
         """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""
-        found = self.predictions(logits)
+        predictions = self.predictions(logits)
         if not self.labels:
-            return [{"value": float(value)} for value in found]
+            return [{"value": float(value)} for value in predictions]
         return [
             {"label": self.labels[best], "score": max(row), "scores": dict(zip(self.labels, row, strict=True))}
-            for best, row in zip(found.tolist(), softmax(logits).tolist(), strict=True)
+            for best, row in zip(predictions.tolist(), softmax(logits).tolist(), strict=True)
         ]
 
     def corpus_scores(
@@ -178,34 +177,36 @@ class Classify(Task):
         return tuple(CLASS_METRICS) if self.labels else tuple(REGRESSION_METRICS)
 
     @property
-    def data_kind(self) -> Kind:
+    def label_kind(self) -> LabelKind:
         """One class or one number per row."""
         return "classes" if self.labels else "number"
 
     def describe(self) -> str:
         """One sentence."""
-        what = f"one of {len(self.labels)} labels" if self.labels else "a number"
-        return f"{what} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
+        answer = f"one of {len(self.labels)} labels" if self.labels else "a number"
+        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is, or reads as, a finite number."""
+    """Whether a value is a finite number, or text of one."""
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
 
 
-def finite(logits: NDArray[Any]) -> NDArray[Any]:
-    """The logits (N, C). Raises DeltatuneError if some are not finite."""
+def check_finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """The logits (N, C) as they are. Raises DeltatuneError if some are not finite."""
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(1).sum())
-        raise DeltatuneError(f"{bad} of {len(logits)} rows have logits that are not finite; was the rate too high?")
+        raise DeltatuneError(
+            f"{bad} of {len(logits)} rows have logits that are not finite; was the learning rate too high?"
+        )
     return logits
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     """Probabilities along the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    shares: NDArray[Any] = powers / powers.sum(-1, keepdims=True)
-    return shares
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities: NDArray[Any] = exponentials / exponentials.sum(-1, keepdims=True)
+    return probabilities

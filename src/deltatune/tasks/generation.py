@@ -101,7 +101,7 @@ class Generate(LanguageModelTask):
         return METRICS
 
     @property
-    def data_kind(self) -> LabelKind:
+    def label_kind(self) -> LabelKind:
         """A text per row."""
         return "text"
 

@@ -1,4 +1,4 @@
-"""The head of a task: hidden states in, logits out. It belongs to the adapter: trained, saved and loaded with it."""
+"""Classification head: hidden states to logits. It is part of the adapter and is trained, saved and loaded with it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class HeadConfig:
     pooling: Literal["cls", "mean", "last", "pooler", "none"] = "mean"
     """First token, mean over the tokens, last token, or the base's own pooler (frozen with the base).
 
-    none: every token is classified, as tags and spans need it."""
+    none: every token is classified, for tags and spans."""
     dense: bool = False
     """Whether a D x D layer and its activation come before the classifier."""
     activation: Literal["tanh", "gelu", "relu"] = "tanh"
-    """After the dense layer."""
+    """Activation after the dense layer."""
     dropout: float = 0.1
-    """Before each of the head's layers, in training."""
+    """Dropout before each of the head's layers, in training."""
     outputs: int = 2
     """C: number of classes; 1 for regression."""
     width: int = 768
@@ -53,10 +53,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "gelu": nn.GELU, "re
 
 
 class Head(nn.Module):
-    """Pooling, then dropout and linear once or twice. Parameters are float32; what comes in is cast to their dtype."""
+    """Pooling, then dropout and linear once or twice. Parameters are float32, and inputs are cast to that."""
 
     kind = "pooled"
-    """Name under which an adapter's folder keeps it (entry points `deltatune.heads`)."""
+    """Name under which an adapter's folder stores it (entry points `deltatune.heads`)."""
 
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class Head(nn.Module):
                 parameter.copy_(values)
 
     def pool(self, hidden: Tensor, mask: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """Return one vector a row (B, D) in the head's dtype: `hidden` (B, T, D), `mask` (B, T), `pooled` (B, D).
+        """Return one vector per row (B, D) in the head's dtype: `hidden` (B, T, D), `mask` (B, T), `pooled` (B, D).
 
-        Without pooling the states as they are (B, T, D).
+        Without pooling, return the hidden states (B, T, D).
         """
         vector = pool(self.config.pooling, hidden, mask, pooled)
         return vector.to(self.out.weight.dtype)
@@ -99,19 +99,19 @@ class Head(nn.Module):
         return self.classify(self.pool(hidden, mask, pooled))
 
     def extra_repr(self) -> str:
-        """The pooling, which is no submodule."""
+        """The pooling, which is not a submodule."""
         return f"pooling={self.config.pooling!r}"
 
 
 def head_from_json(content: dict[str, Any]) -> Head:
-    """Build a stored head again, tensors aside. Raises DeltatuneError for unknown fields and bad values."""
-    known = {field.name for field in fields(HeadConfig)}
-    raise_all([f"the stored head has {name!r}, which is unknown" for name in content if name not in known])
+    """Build a stored head, without its tensors. Raises DeltatuneError for unknown fields and bad values."""
+    names = {field.name for field in fields(HeadConfig)}
+    raise_all([f"the stored head has {name!r}, which is unknown" for name in content if name not in names])
     return Head(HeadConfig(**content))
 
 
 def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
-    """Reduce hidden states (B, T, D) to one vector a row (B, D), for padding on either side; "none" keeps them."""
+    """Reduce hidden states (B, T, D) to one vector per row (B, D), for padding on either side; "none" keeps them."""
     if kind == "none":
         return hidden
     if kind == "pooler":
@@ -120,10 +120,10 @@ def pool(kind: str, hidden: Tensor, mask: Tensor, pooled: Tensor | None) -> Tens
         return pooled
     if kind == "mean":
         weight = mask.to(hidden.dtype)[..., None]  # (B, T, 1)
-        # Summed in float32: in bfloat16 a sum over a few hundred tokens loses the small ones.
+        # Summed in float32: in bfloat16 a sum over a few hundred tokens loses small terms.
         total = (hidden * weight).sum(1, dtype=torch.float32)
         return total / weight.sum(1, dtype=torch.float32).clamp(min=1)
     length = mask.shape[1]
     real = mask.ne(0).int()
-    place = real.argmax(1) if kind == "cls" else length - 1 - real.flip(1).argmax(1)  # (B,)
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+    position = real.argmax(1) if kind == "cls" else length - 1 - real.flip(1).argmax(1)  # (B,)
+    return hidden[torch.arange(len(hidden), device=hidden.device), position]

@@ -1,4 +1,4 @@
-"""Language modelling on raw text: every token from those before it, documents kept apart."""
+"""Language modelling on raw text: the likelihood of every token given those before it in its document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.likelihood_scores import LIKELIHOOD_METRICS, likelihood_scores, perplexity
@@ -23,17 +23,17 @@ METRICS = tuple(LIKELIHOOD_METRICS)
 
 @dataclass(frozen=True)
 class LanguageModel(LanguageModelTask):
-    """-log p of each token of a document, its end included; read in blocks where it is long, each token counts once."""
+    """-log p of each token of a document, its end included. Long documents are cut into blocks."""
 
     name: ClassVar[str] = "lm"
     answers: ClassVar[Answers] = "words"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
-    """Others have read what they would have to predict."""
+    """Encoders and encoder-decoders see the tokens that they would have to predict."""
 
     text: tuple[str, ...] = ("text",)
     """The column of documents."""
     max_length: int = 256
-    """Longest block in tokens."""
+    """Length of a block in tokens."""
     metric: str = "perplexity"
     """Primary metric; bits_per_char compares models with different tokenizers."""
 
@@ -52,7 +52,7 @@ class LanguageModel(LanguageModelTask):
         return METRICS
 
     @property
-    def data_kind(self) -> Kind:
+    def label_kind(self) -> LabelKind:
         """Texts without labels."""
         return "raw"
 
@@ -66,9 +66,10 @@ class LanguageModel(LanguageModelTask):
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Tokenise documents and cut them into blocks; a block starts with the last token of the one before it.
+        """Tokenise documents and cut them into blocks; a block starts with the last token of the block before it.
 
-        Raises DeltatuneError for a missing column, documents without tokens, and a max_length without positions.
+        Raises DeltatuneError for a missing column, documents without tokens, and a max_length that the model
+        has no positions for.
         """
         check_length(self.max_length, positions, room)
         texts = text_column(rows, self.text[0])
@@ -86,18 +87,18 @@ class LanguageModel(LanguageModelTask):
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "chars", "bytes"}` of each document."""
-        found = [{"nll": 0.0, "tokens": 0, **facts} for facts in encoded.facts or ()]
+        answers = [{"nll": 0.0, "tokens": 0, **facts} for facts in encoded.facts or ()]
         for owner, (nll, tokens, *_) in zip(encoded.owners or (), pieces, strict=True):
-            found[owner]["nll"] += float(nll)
-            found[owner]["tokens"] += int(tokens)
-        return found
+            answers[owner]["nll"] += float(nll)
+            answers[owner]["tokens"] += int(tokens)
+        return answers
 
     def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`{"perplexity", "loss", "tokens"}` a document."""
-        losses = [one["nll"] / max(1, one["tokens"]) for one in answers]
+        """`{"perplexity", "loss", "tokens"}` per document."""
+        losses = [answer["nll"] / max(1, answer["tokens"]) for answer in answers]
         return [
-            {"perplexity": perplexity(loss), "loss": loss, "tokens": one["tokens"]}
-            for loss, one in zip(losses, answers, strict=True)
+            {"perplexity": perplexity(loss), "loss": loss, "tokens": answer["tokens"]}
+            for loss, answer in zip(losses, answers, strict=True)
         ]
 
     def corpus_scores(
@@ -119,6 +120,6 @@ def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     if not texts:
         return []
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    before, behind = [] if start is None else [start], [] if end is None else [end]
-    return [[*before, *ids, *behind] for ids in found]
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    prefix, suffix = [] if start is None else [start], [] if end is None else [end]
+    return [[*prefix, *ids, *suffix] for ids in rows]

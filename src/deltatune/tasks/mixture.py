@@ -53,7 +53,7 @@ class Mixture(Task):
         raise_all(problems)
 
     def mix(self, rows: Mapping[str, Sequence[Row]], total: int | None = None) -> list[dict[str, Any]]:
-        """Training rows of all tasks, each with its task's name: `total` rows (None: as many as there are) in proportion.
+        """Training rows of all tasks, each with its task's name, in proportion: `total` rows, by default all.
 
         Rows are repeated where a task gets more than it has. Training shuffles them.
         """
@@ -154,7 +154,7 @@ class Mixture(Task):
         return ("mean",)
 
     @property
-    def data_kind(self) -> LabelKind:
+    def label_kind(self) -> LabelKind:
         """One class per row."""
         return "classes"
 

@@ -1,4 +1,4 @@
-"""Token tagging: one tag for each word of a text, for entities, parts of speech, or which words are misspelt."""
+"""Token tagging: one tag for each word of a text, such as entities, parts of speech or misspelled words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
@@ -25,13 +25,13 @@ from deltatune.tasks.tokenization import check_length, need_offsets
 
 @dataclass(frozen=True)
 class Tag(Task):
-    """One tag a word. A word's tag is read at one of its tokens; the others have no loss."""
+    """One tag per word. One token of each word has its tag as label; the others have no loss."""
 
     name: ClassVar[str] = "tag"
     answers: ClassVar[Answers] = "token"
 
     tags: tuple[str, ...] = ()
-    """The tags in the order of the logits. Words beyond max_length get the first one."""
+    """The tags in the order of the logits. Words beyond max_length are predicted the first one."""
     text: tuple[str, ...] = ("tokens",)
     """The column of words."""
     label: str = "tags"
@@ -39,11 +39,11 @@ class Tag(Task):
     max_length: int = 256
     """Longest input in tokens, special ones included."""
     metric: str = ""
-    """Primary metric; by default f1 of the entities, for tags without B- and I- accuracy."""
+    """Primary metric; by default f1 of the entities, or accuracy for tags without B- and I-."""
     piece: Literal["first", "last"] = "first"
-    """Token of a word at which its tag is read: models that read left to right know the word at its last."""
+    """Token of a word that predicts its tag; on decoders only the last token has seen the whole word."""
     too_long: Literal["truncate", "error"] = "truncate"
-    """What happens to longer texts: their last words get no tag of their own (and are counted), or they are refused."""
+    """Whether longer texts are truncated (and counted) or are an error. Words that are cut off get the first tag."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,11 +59,11 @@ class Tag(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Of entities where the tags say where one begins, of single words otherwise."""
+        """Metrics of entities if the tags mark where they begin, else of single words."""
         return ENTITY_METRICS if is_entity_scheme(self.tags) else TAG_METRICS
 
     @property
-    def data_kind(self) -> Kind:
+    def label_kind(self) -> LabelKind:
         """One tag per word."""
         return "tags"
 
@@ -79,57 +79,57 @@ class Tag(Task):
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Tokenise the words of each row, joined by spaces; every token knows its word by its place in the text.
+        """Tokenise the words of each row, joined by spaces; character offsets give each token's word.
 
-        Raises DeltatuneError for a missing column, rows without words, as many tags as words they have not, unknown
-        tags, a tokenizer that does not tell its tokens' places, and a max_length the model has no positions for.
+        Raises DeltatuneError for a missing column, rows without words, another number of tags than of words, unknown
+        tags, a tokenizer without offsets, and a max_length that the model has no positions for.
         """
         check_length(self.max_length, positions, room)
         need_offsets(tokenizer, "tagging")
         words = self._words(rows)
         tags = self._tags(rows, words) if labelled else None
-        encoded, places, truncated = [], [], 0
+        encoded, word_tokens, truncated = [], [], 0
         for i, row in enumerate(words):
-            tokens, place, cut = self._row(row, tokenizer)
+            tokens, indices, cut = self._row(row, tokenizer)
             truncated += cut
             if tags is not None:
                 tokens["labels"] = [IGNORED] * len(tokens["input_ids"])
-                for at, tag in zip(place, tags[i], strict=True):
-                    if at is not None:
-                        tokens["labels"][at] = self.tags.index(tag)
+                for index, tag in zip(indices, tags[i], strict=True):
+                    if index is not None:
+                        tokens["labels"][index] = self.tags.index(tag)
             encoded.append(tokens)
-            places.append(place)
+            word_tokens.append(indices)
         if truncated and self.too_long == "error":
             raise DeltatuneError(
                 f"{truncated} of {len(rows)} texts are longer than max_length={self.max_length} tokens; raise it or "
                 "choose too_long='truncate'"
             )
-        return Encoded(encoded, truncated, facts=places, truth=tags)
+        return Encoded(encoded, truncated, facts=word_tokens, truth=tags)
 
     def _row(self, words: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRow, list[int | None], bool]:
-        """Tokens, the place of each word's token (None: it has none), and whether words were cut off."""
+        """Tokens, the index of each word's token (None: it has none), and whether words were cut off."""
         ends = list(accumulate(len(word) + 1 for word in words))
         text = " ".join(words)
-        found = dict(tokenizer(text, return_offsets_mapping=True, return_attention_mask=True, verbose=False))
-        cut = len(found["input_ids"]) > self.max_length
+        tokens = dict(tokenizer(text, return_offsets_mapping=True, return_attention_mask=True, verbose=False))
+        cut = len(tokens["input_ids"]) > self.max_length
         if cut:
-            found = dict(
+            tokens = dict(
                 tokenizer(
                     text, truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,
                     return_attention_mask=True,
                 )
             )  # fmt: skip
-        place: list[int | None] = [None] * len(words)
+        indices: list[int | None] = [None] * len(words)
         word = 0
-        for at, (start, end) in enumerate(found.pop("offset_mapping")):
-            start += len(text[start:end]) - len(text[start:end].lstrip())  # a token may bring the space before its word
+        for index, (start, end) in enumerate(tokens.pop("offset_mapping")):
+            start += len(text[start:end]) - len(text[start:end].lstrip())  # a token may include the space before it
             if start == end:  # special tokens, and lone spaces
                 continue
             while start >= ends[word]:
                 word += 1
-            if place[word] is None or self.piece == "last":
-                place[word] = at
-        return found, place, cut
+            if indices[word] is None or self.piece == "last":
+                indices[word] = index
+        return tokens, indices, cut
 
     def _words(self, rows: Sequence[Row]) -> list[list[str]]:
         name = self.text[0]
@@ -150,18 +150,18 @@ class Tag(Task):
         ])  # fmt: skip
         values = [list(value) for value in given]
         problems = []
-        for i, (mine, own) in enumerate(zip(values, words, strict=True)):
-            if len(mine) != len(own):
-                problems.append(f"row {i}: {len(own)} words but {len(mine)} tags")
-            unknown = [tag for tag in mine if tag not in self.tags]
+        for i, (tags, row) in enumerate(zip(values, words, strict=True)):
+            if len(tags) != len(row):
+                problems.append(f"row {i}: {len(row)} words but {len(tags)} tags")
+            unknown = [tag for tag in tags if tag not in self.tags]
             problems += [f"row {i}: {unknown[0]!r} is no tag{nearest(str(unknown[0]), self.tags)}"] if unknown else []
-        raise_listed(problems, f"tags known to this task: {', '.join(self.tags)}")
+        raise_listed(problems, f"tags of this task: {', '.join(self.tags)}")
         return values
 
     # --- logits to a loss, answers and scores ---
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """The head for this task: every token is classified."""
+        """A head that classifies every token."""
         width = config.get_text_config().hidden_size
         return HeadConfig(**{**over, "pooling": "none", "outputs": len(self.tags), "width": width})
 
@@ -176,16 +176,16 @@ class Tag(Task):
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[list[str]]:
         """The tags of each row's words, from logits (T, C) of its tokens."""
         assert encoded.facts is not None
-        found = []
-        for logits, place in zip(pieces, encoded.facts, strict=True):
+        answers = []
+        for logits, indices in zip(pieces, encoded.facts, strict=True):
             if not np.isfinite(logits).all():
-                raise DeltatuneError("a row has logits that are not finite; was the rate too high?")
+                raise DeltatuneError("a row has logits that are not finite; was the learning rate too high?")
             best = logits.argmax(-1)
-            found.append([self.tags[0] if at is None else self.tags[best[at]] for at in place])
-        return found
+            answers.append([self.tags[0] if index is None else self.tags[best[index]] for index in indices])
+        return answers
 
     def decode(self, answers: list[list[str]]) -> list[dict[str, Any]]:
-        """`{"tags": [...]}` a row, one for each word."""
+        """`{"tags": [...]}` per row, one tag for each word."""
         return [{"tags": tags} for tags in answers]
 
     def corpus_scores(
@@ -196,5 +196,5 @@ class Tag(Task):
 
     def describe(self) -> str:
         """One line."""
-        what = f"one of {len(self.tags)} tags for each of the {self.text[0]}"
-        return f"{what}, at most {self.max_length} tokens a text, judged by {self.metric}"
+        answer = f"one of {len(self.tags)} tags for each of the {self.text[0]}"
+        return f"{answer}, at most {self.max_length} tokens a text, judged by {self.metric}"

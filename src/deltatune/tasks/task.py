@@ -109,8 +109,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def data_kind(self) -> LabelKind:
-        """Kind of data that it is for."""
+    def label_kind(self) -> LabelKind:
+        """Kind of labels of the data that it is for."""
 
     # ---- rows to tokens
 

@@ -65,7 +65,7 @@ def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row]
     from deltatune.data import read
 
     task: Any = session.task
-    kind, label = task.data_kind, task.label or None
+    kind, label = task.label_kind, task.label or None
     if split == "all" or (split is None and Path(source).is_file() and not _trained_on(session, source)):
         if Path(source).is_file():
             return whole_file(task, kind, source), "all", []

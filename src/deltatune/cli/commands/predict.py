@@ -232,7 +232,7 @@ def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     task: Any = session.task
     if task.answers == "text" and len(task.text) > 1:
         rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
-    return inputs(rows, TASK_OF[task.data_kind], task.text)
+    return inputs(rows, TASK_OF[task.label_kind], task.text)
 
 
 def rounded(value: Any) -> Any:

@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.tokenization import longest_input, padding_id
 
 MIN_NEW_TOKENS = 32
@@ -115,7 +115,7 @@ class LocalModel:
     def _batch(
         self, rows: list[list[int]], params: SamplingParams, max_new_tokens: int, device: torch.device
     ) -> list[str]:
-        collate = Collate({"input_ids": padding_id(self.tokenizer), "attention_mask": 0}, left=True)
+        collate = PaddingCollator({"input_ids": padding_id(self.tokenizer), "attention_mask": 0}, left=True)
         batch = collate([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}  # (B, T)
         stop = StoppingCriteriaList([_StopStrings(self.tokenizer, params.stop)] if params.stop else [])

@@ -120,7 +120,7 @@ class WeightedScore(CorpusScore):
         return float(self.scorer(np.ones((1, self.examples)))[0]) if self.examples else 0.0
 
     def resampled(self, weights: NDArray[Any]) -> Floats:
-        return self.scorer(weights.astype(np.float64))
+        return self.scorer(np.asarray(weights, np.float64))
 
 
 def weighted_score(

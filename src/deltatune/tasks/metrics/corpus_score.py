@@ -68,7 +68,7 @@ class AdditiveScore(CorpusScore):
     def resampled(self, weights: NDArray[Any]) -> Floats:
         if weights.ndim != 2 or weights.shape[1] != len(self.sums):
             raise DeltatuneError(f"weights {weights.shape} must have one column for each of {len(self.sums)} examples")
-        return np.asarray(self.value(weights.astype(np.float64) @ self.sums), dtype=np.float64)
+        return np.asarray(self.value(np.asarray(weights, np.float64) @ self.sums), dtype=np.float64)
 
 
 def mean_score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltatune.tasks.collator import Collator
+from deltatune.tasks.collator import DynamicCollator
 from deltatune.tasks.pretraining.entity_spans import (
     Entity,
     Replaced,
@@ -37,7 +37,7 @@ from deltatune.tasks.pretraining.span_corruption import (
 )
 
 __all__ = [
-    "Collator",
+    "DynamicCollator",
     "Entity",
     "MaskedLM",
     "NextSentence",

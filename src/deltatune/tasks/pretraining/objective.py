@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.collator import Collator
+from deltatune.tasks.collator import DynamicCollator
 from deltatune.tasks.metrics.corpus_score import CorpusScore, ratio_score
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores, perplexity
 from deltatune.tasks.task import Encoded, LanguageModelTask, TokenRow
@@ -61,7 +61,7 @@ class Objective(LanguageModelTask):
         return self.known
 
     @property
-    def data_kind(self) -> Kind:
+    def label_kind(self) -> LabelKind:
         """Texts without labels."""
         return "raw"
 
@@ -69,13 +69,13 @@ class Objective(LanguageModelTask):
     def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
         """Another random version of an encoded row."""
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Collator:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> DynamicCollator:
         """For other loops: encoded rows to a batch, drawn anew each time, with labels as transformers names them.
 
         `DataLoader(task.encode(rows, tokenizer), collate_fn=task.collator(tokenizer))`, or transformers' Trainer with
         `data_collator=` and `remove_unused_columns=False`.
         """
-        return Collator(self.draw, tokenizer, seed)
+        return DynamicCollator(self.draw, tokenizer, seed)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """`{"nll", "tokens", "right"}` of each row: nats, tokens asked for, and those that were the likeliest."""

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
-from deltatune.data import Kind
+from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, ratio, ratio_score
@@ -68,7 +68,7 @@ class ReplacedEntities(Task):
         return METRICS
 
     @property
-    def data_kind(self) -> Kind:
+    def label_kind(self) -> LabelKind:
         """Texts without labels."""
         return "raw"
 
@@ -151,7 +151,7 @@ class ReplacedEntities(Task):
         found: list[list[float | None]] = []
         for logits, places in zip(pieces, encoded.facts or (), strict=True):
             if not np.isfinite(logits).all():
-                raise DeltatuneError("a row has logits that are not finite; was the rate too high?")
+                raise DeltatuneError("a row has logits that are not finite; was the learning rate too high?")
             odds = logits[:, 1] - logits[:, 0]
             found.append([None if at is None else float(1 / (1 + np.exp(-odds[at]))) for at in places])
         return found

@@ -1,10 +1,10 @@
 """A file, a folder, a hub name or the built-in data -> checked rows in three splits, for every task."""
 
 from deltatune.data.checks import problems, remarks
-from deltatune.data.convert_rows import examples, inputs
 from deltatune.data.dataset import Data, LabelKind, Row, TaskName
 from deltatune.data.dataset import LabelKind as Kind
 from deltatune.data.formats import read_rows
+from deltatune.data.layouts import examples, inputs
 from deltatune.data.read_data import read
 
 __all__ = [

@@ -15,7 +15,7 @@ from deltatune.data.columns.choose_columns import Columns, choose_columns
 from deltatune.data.columns.column_names import REFERENCES
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.columns.infer_task import infer_task, other_tasks
-from deltatune.data.dataset import TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, column_names
+from deltatune.data.dataset import TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
 from deltatune.data.sources import Source, open_source
@@ -163,7 +163,7 @@ def _absent_columns(splits: Splits, columns: Sequence[str]) -> list[str]:
     """Columns that the training rows have and another split lacks altogether."""
     return [
         f"{split} has no column {column!r}, train has. The columns of {split} are: {', '.join(names)}."
-        for split, names in ((split, column_names(rows)) for split, rows in splits.items())
+        for split, names in ((split, columns_of(rows)) for split, rows in splits.items())
         for column in columns
         if column not in names
     ]

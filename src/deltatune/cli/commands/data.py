@@ -51,7 +51,7 @@ def check(
       deltatune data check notes.jsonl --task generate --text note --label summary
     """
     from deltatune.data import read, remarks
-    from deltatune.data.describe import describe
+    from deltatune.data.dataset import describe
 
     data = read(
         source,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data.columns.choose_columns import RULES, Candidate, ambiguous, are_parallel, candidates, choose_columns
+from deltatune.data.columns.choose_columns import ambiguous, candidates, choose_columns
 from deltatune.data.columns.column_names import LABELS, is_id, normalised
+from deltatune.data.columns.column_rules import RULES, Candidate, are_parallel
 from deltatune.data.columns.column_values import column_examples, looks_like_text
-from deltatune.data.dataset import Row, TaskName, column_names
+from deltatune.data.dataset import Row, TaskName, columns_of
 
 ROWS_PER_CLASS = 5
 """Rows for each different output on average; with at least that many, outputs look like classes."""
@@ -44,7 +45,7 @@ def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
 
 def other_tasks(rows: Sequence[Row]) -> str:
     """What to add to an error on unclear columns: the other tasks that these columns could be for."""
-    names = [name for name in column_names(rows) if not is_id(name)]
+    names = [name for name in columns_of(rows) if not is_id(name)]
     texts = [name for name in names if looks_like_text([row.get(name) for row in rows])]
     options = []
     if len(texts) > 1:

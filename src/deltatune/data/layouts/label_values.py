@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.columns.column_names import SCORES, is_id, normalised
 from deltatune.data.columns.column_values import MAX_WHOLE_CLASSES, NUMERIC, are_continuous, are_real, is_numeric
-from deltatune.data.dataset import LabelKind, Row, Splits, column_names
+from deltatune.data.dataset import LabelKind, Row, Splits, columns_of
 from deltatune.data.formats.file_format import first_few
 
 NUMBER_FIX = "Numbers are needed for regression; without them leave the kind out or say classes."
@@ -164,7 +164,7 @@ def indicator_columns(rows: Sequence[Row], label: str | None) -> list[str]:
 
     Raises DeltatuneError where some of the names are columns and others are not.
     """
-    names = column_names(rows)
+    names = columns_of(rows)
     if label is None or BETWEEN not in label or label in names:
         return []
     wanted = [name.strip() for name in label.split(BETWEEN) if name.strip()]
@@ -207,6 +207,6 @@ def _indicator(value: object) -> bool | None:
 
 def indicator_hint(rows: Sequence[Row], text: Sequence[str]) -> str:
     """What to add to an error on an unclear label where several columns hold 0 and 1; else ""."""
-    names = [name for name in column_names(rows) if name not in text and not is_id(name)]
+    names = [name for name in columns_of(rows) if name not in text and not is_id(name)]
     indicators = [name for name in names if all(_indicator(row.get(name)) is not None for row in rows)]
     return f"A column for each class, several a row: --label {BETWEEN.join(indicators)}" if len(indicators) > 1 else ""

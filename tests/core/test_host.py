@@ -130,7 +130,7 @@ def test_merging_refuses_and_stacks():
     attach(host, "a", LoRA(r=2, sites="*.attn.{q,v}"))
     attach(host, "b", LoRA(r=3, sites="*.attn.qkv"), seed=1)
     attach(host, "p", Prefix(length=2))
-    refused(lambda: host.merge_("p"), "'p'", "KeyValues has no exact weight form", "keep it live")
+    refused(lambda: host.merge_("p"), "'p'", "KeyValues has no exact weight form", "keep it unmerged")
     host.use({"a": 1.0, "b": 1.0})
     live = outputs(host, batch)
     assert host.merge_("a") < 1e-4
@@ -323,12 +323,12 @@ def test_stacked_adapters_see_what_came_before(host):
 
 
 @torch.no_grad()
-def test_dropped_layers_rest(host):
+def test_dropped_layers_are_disabled(host):
     batch = models.inputs("bert")
     host.use("b")
     full = outputs(host, batch)
     host.drop_("b", 1)
-    assert "rests in the first 1 layers" in host.describe()
+    assert "disabled in the first 1 layers" in host.describe()
     upper = outputs(host, batch)
     assert not torch.allclose(upper, full, atol=1e-4)
     for key, delta in host.adapters["b"].deltas.items():

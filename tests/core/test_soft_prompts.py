@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 import deltatune
-from deltatune import DeltatuneError, Host, Prompt, PTuning, Template, worded
+from deltatune import DeltatuneError, Host, Prompt, PTuning, Template, with_token_ids
 from deltatune.tasks import Head
 from deltatune.testing.fixtures import attach
 from deltatune.training import predict
@@ -24,7 +24,7 @@ def tokenizer():
 
 
 def vectors(host, name="a"):
-    return next(delta for _, _, delta in host.adapters[name].entries() if delta.tokens).vectors().detach()
+    return next(delta for _, _, delta in host.adapters[name].entries() if delta.needs.virtual_tokens).vectors().detach()
 
 
 def ids_of(tokenizer, text):
@@ -35,7 +35,7 @@ def ids_of(tokenizer, text):
 
 
 def test_labels_start_as_the_mean_of_their_tokens(tokenizer):
-    method = worded(Prompt(length=5, init="labels"), tokenizer, TASK)
+    method = with_token_ids(Prompt(length=5, init="labels"), tokenizer, TASK)
     host = Host(models.tiny("bert"))
     host.attach("a", method)
     table = host.model.get_input_embeddings().weight
@@ -48,7 +48,7 @@ def test_labels_start_as_the_mean_of_their_tokens(tokenizer):
 
 def test_a_text_starts_as_its_tokens(tokenizer):
     host = Host(models.tiny("bert"))
-    host.attach("a", worded(Prompt(length=4, init="text", text="the film is"), tokenizer))
+    host.attach("a", with_token_ids(Prompt(length=4, init="text", text="the film is"), tokenizer))
     table = host.model.get_input_embeddings().weight
     torch.testing.assert_close(vectors(host)[:3], table[ids_of(tokenizer, "the film is")])
 
@@ -58,15 +58,15 @@ def test_words_that_are_no_ids_yet_are_refused(tokenizer):
     with pytest.raises(DeltatuneError, match="its words are not token ids yet on this BertModel"):
         host.attach("a", Prompt(init="labels"))
     with pytest.raises(DeltatuneError, match="needs a task with classes"):
-        worded(Prompt(init="labels"), tokenizer)
+        with_token_ids(Prompt(init="labels"), tokenizer)
     with pytest.raises(DeltatuneError, match="too short for 2 labels"):
-        worded(Prompt(length=1, init="labels"), tokenizer, TASK)
+        with_token_ids(Prompt(length=1, init="labels"), tokenizer, TASK)
     with pytest.raises(DeltatuneError, match="go together"):
         Prompt(init="text")
     with pytest.raises(DeltatuneError, match="too short for 3 tokens"):
         Prompt(length=1, init="ids", ids=(1, 2, 3))
     with pytest.raises(DeltatuneError, match="makes no tokens"):
-        worded(Prompt(init="text", text=" "), tokenizer)
+        with_token_ids(Prompt(init="text", text=" "), tokenizer)
     with pytest.raises(DeltatuneError, match="no token 5000"):
         host.attach("a", Prompt(init="ids", ids=(5000,)))
     with pytest.raises(DeltatuneError, match="takes no ids"):
@@ -234,5 +234,5 @@ def test_equal_votes_go_by_probability():
     sure, unsure = np.array([[4.0, 0.0]], np.float32), np.array([[0.0, 0.5]], np.float32)
     assert vote([sure, unsure]).argmax(-1).tolist() == [0]
     assert vote([unsure, unsure, sure]).argmax(-1).tolist() == [1]
-    with pytest.raises(DeltatuneError, match="must answer alike"):
+    with pytest.raises(DeltatuneError, match="must have logits of one shape"):
         vote([sure, np.zeros((1, 3), np.float32)])

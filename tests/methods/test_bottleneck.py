@@ -215,7 +215,7 @@ def test_robust_stacks_leave_out_the_same_share():
     draw = adapter.train().shared["adapterdrop"]
     torch.manual_seed(0)
     for _ in range(50):
-        draw.begin()
+        draw.before_forward()
         assert (draw.dropped(4) >= 2) == (draw.dropped(2) == 1)
 
 

@@ -61,7 +61,7 @@ def test_low_rank_embedding(case, prefix):
 def test_lora_plus_steps():
     t, settings = tensors("loraplus"), PROVENANCE["loraplus"]["settings"]
     method = LoRA(r=4, alpha=6, ratio=settings["ratio"])
-    delta = method.faster(LowRank(12, 16, 4, 6 / 4))
+    delta = method.with_rates(LowRank(12, 16, 4, 6 / 4))
     delta.load_state_dict({"A": t["adapter.A"], "B": t["adapter.B"]})
     adapter = Adapter(method, None, {})
     adapter.deltas["lin"] = delta

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltatune import DeltatuneError, Host, LongLoRA
-from deltatune.core.seams.attention_call import Attention
+from deltatune.core.attention_call import AttentionCall
 from deltatune.methods.low_rank.longlora import ShiftedSparse
 from deltatune.testing.fixtures import attach
 from support import golden_cases, models
@@ -31,7 +31,7 @@ def causal(T):
 
 def sparse(q, k, v, mask, groups, wrap="none", module=None):
     delta = ShiftedSparse(groups, wrap, 1.0).train()
-    return delta(Attention(plain, module or Causal(), q, k, v, mask, {}))[0]
+    return delta(AttentionCall(plain, module or Causal(), q, k, v, mask, {}))[0]
 
 
 def random(H, T, K=4, shared=None, B=2):
@@ -182,7 +182,7 @@ def test_a_call_says_whether_it_looks_back_only(T):
         seen.append(mask)
         return plain(module, q, k, v, mask)
 
-    call = Attention(run, Causal(), q, k, v, None, {"is_causal": False})
+    call = AttentionCall(run, Causal(), q, k, v, None, {"is_causal": False})
     found = ShiftedSparse(4, "none", 1.0).train()(call)[0]
     torch.testing.assert_close(found, blockwise(q, k, v, 4, torch.zeros(1, 1, T, T)), rtol=1e-5, atol=1e-5)
     assert seen

@@ -305,7 +305,7 @@ def test_norms_kept_for_decoding_follow_the_weights():
         weight = delta.merge({"weight": linear.weight.double()})["weight"]
         if change != host.model.train:  # the square of the frozen weight is taken once, when the adapter is made
             delta.square = linear.weight.square().sum(1)
-            delta.known = None
+            delta.cached = None
             got = linear(x)
         wanted = torch.nn.functional.linear(x.double(), weight, linear.bias.double())
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)

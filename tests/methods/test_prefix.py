@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deltatune import DeltatuneError, Host, Prefix, PTuningV2, UniPELT, parse, worded
-from deltatune.core.seams.attention_call import Attention
+from deltatune import DeltatuneError, Host, Prefix, PTuningV2, UniPELT, parse, with_token_ids
+from deltatune.core.attention_call import AttentionCall
 from deltatune.methods.prompts.prefix import Trunk, Trunks
 from deltatune.testing.fixtures import attach, forward, make_host, outputs, probe_loss
 from support import models
@@ -121,7 +121,7 @@ def test_dropout_keeps_the_mean():
     delta = next(host.attach("a", Prefix(length=2, dropout=0.25)).entries())[2].train()
     zeros = torch.zeros(4000, 4, 1, 8)
     with torch.no_grad():
-        keys, _ = delta.placed(Attention(None, None, zeros, zeros, zeros, None, {}))
+        keys, _ = delta.placed(AttentionCall(None, None, zeros, zeros, zeros, None, {}))
     given = delta.keys.detach().view(2, 4, 8).transpose(0, 1)  # (H, P, K)
     assert torch.allclose(keys.mean(0), given, atol=6 * float(given.abs().max()) * (0.25 / 0.75 / 4000) ** 0.5)
     assert 0.24 < float((keys == 0).float().mean()) < 0.26
@@ -218,16 +218,16 @@ def test_a_stored_prefix_of_words_is_what_was_trained(tmp_path):
 def test_words_become_ids_by_the_tokenizer():
     tokenizer, host = models.tiny_tokenizer(), make_host("gpt2")
     method = Prefix(length=4, words="good film")
-    found = worded(method + UniPELT(method), tokenizer)
+    found = with_token_ids(method + UniPELT(method), tokenizer)
     ids = tuple(tokenizer("good film", add_special_tokens=False)["input_ids"])
     assert len(ids) == 2
     assert found == replace(method, ids=ids) + UniPELT(replace(method, ids=ids))
     assert parse(repr(found)) == found
     host.attach("a", found)
-    with pytest.raises(DeltatuneError, match=r"not token ids yet on this GPT2Model; attach deltatune\.worded"):
+    with pytest.raises(DeltatuneError, match=r"not token ids yet on this GPT2Model; attach deltatune\.with_token_ids"):
         host.attach("b", method)
     with pytest.raises(DeltatuneError, match="makes no tokens"):
-        worded(Prefix(words=" "), tokenizer)
+        with_token_ids(Prefix(words=" "), tokenizer)
 
 
 def test_ids_that_the_model_does_not_have_are_refused():

@@ -10,7 +10,7 @@ from deltatune import BitFit, DeltatuneError, Host, LoRA, Prefix, Prompt, find_s
 from deltatune.cli.commands.sites import _show as show_sites
 from deltatune.cli.commands.sites import sites as sites_command
 from deltatune.cli.commands.sites import summarise
-from deltatune.core.merging import probe_inputs
+from deltatune.core.merging import verification_inputs
 from deltatune.core.method import Method
 from deltatune.methods.adapters.bottleneck import Bottleneck
 from deltatune.testing.coverage import Family, cover, defaults, families
@@ -82,7 +82,7 @@ def test_a_tensor_out_of_reach_is_found_out(monkeypatch):
 @pytest.mark.parametrize("kind", ["vit", "swin", "dinov3_vit", "wav2vec2", "whisper", "audio-spectrogram-transformer"])
 def test_models_of_images_and_sounds_merge_on_probes_of_their_own(kind):
     host = Host(models.tiny(kind))
-    batch = probe_inputs(host.model, host.sites.facts)
+    batch = verification_inputs(host.model, host.sites.facts)
     assert set(batch) == set(models.inputs(kind))
     adapter = host.attach("a", LoRA(r=2))
     with torch.no_grad():

@@ -161,8 +161,8 @@ def test_a_spread_run_goes_on_bit_for_bit(spread, tmp_path):
 def test_a_spread_base_is_neither_merged_into_nor_read(tmp_path):
     run = processes(tmp_path, environment=SHARDED)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("merging 'a' reads the base's weights, which are spread over processes") == 2
-    assert run.stdout.count("attaching LoRA(r=2) reads the base's weights, which are spread over processes") == 2
+    assert run.stdout.count("merging 'a' reads the base's weights, which are sharded") == 2
+    assert run.stdout.count("attaching LoRA(r=2) reads the base's weights, which are sharded") == 2
 
 
 @slow

@@ -8,7 +8,7 @@ import torch
 from deltatune import Host, parse
 from deltatune.core.registry import registry
 from deltatune.tasks import Head
-from deltatune.tasks.tokenization import worded
+from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training import train
 from support import models
 from support.runs import PLAIN, ROWS, TASK
@@ -20,7 +20,7 @@ METHODS = list({repr(maker()): f"{name}()" for name, maker in registry().items()
 def test_a_method_trains_and_is_kept(text, tmp_path):
     tokenizer = models.tiny_tokenizer()
     host = Host(models.tiny("bert"))
-    method = worded(parse(text), tokenizer, TASK)
+    method = with_token_ids(parse(text), tokenizer, TASK)
     host.attach("a", method, head=Head(TASK.head_config(host.model.config)))
     before = {name: p.detach().clone() for name, p in host.trainable("a")}
     settings = dataclasses.replace(PLAIN, max_steps=4, warmup=0.0, learning_rate=1e-2)

@@ -1,24 +1,24 @@
-"""An Adapter: a named set of Deltas, and for a task a head. It is what one trains, saves, shares, merges and serves."""
+"""Adapters: named sets of Deltas, and for a task a head. The unit that is trained, saved and merged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Own, Rng, generator_for
+from deltatune.core.capabilities import Capabilities, Needs, combine
+from deltatune.core.delta import Delta, Rng, SharedModule, generator_for, relay_declarations_
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
-from deltatune.core.seams.attention import inner_attention, start_from_words_
-from deltatune.core.sites.base_weights import Base, check_whole
+from deltatune.core.module_copy import ModuleCopy
+from deltatune.core.sites.base_weights import BaseWeights, check_whole
 from deltatune.core.sites.site import Site, Sites
 
 
 class Adapter(nn.Module):
-    """Deltas by part and site, the method that built them, and what else belongs to the task."""
+    """Deltas by part and site, the method that built them, and the task's head and metadata."""
 
     def __init__(self, method: Method, head: nn.Module | None, extra: Mapping[str, Any]) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class Adapter(nn.Module):
         self.sites: dict[str, Site] = {}
         """Site of each Delta, by the Delta's key `part.site.name`."""
         self.dropped = 0
-        """Blocks of each stack, from the bottom, in which its Deltas rest (`Host.drop_`)."""
+        """Blocks of each stack, from the bottom, in which its Deltas are disabled (`Host.drop_`)."""
         self.deltas = nn.ModuleDict()
         self.shared = nn.ModuleDict()
         self.head = head
         self.extra: dict[str, Any] = dict(extra)
-        """Whatever the task must remember (labels, columns, tokenizer); saved as JSON."""
+        """The task's metadata (labels, columns, tokenizer); saved as JSON."""
 
     def entries(self) -> Iterator[tuple[str, Site, Delta]]:
         """(key, site, delta) in model order."""
@@ -41,16 +41,21 @@ class Adapter(nn.Module):
             assert isinstance(delta, Delta)
             yield key, site, delta
 
+    def put(self, key: str, site: Site, delta: Delta) -> None:
+        """Enter a Delta under its key; a Delta made of others takes over their declarations."""
+        relay_declarations_(delta)
+        self.sites[key] = site
+        self.deltas[_child(key)] = delta
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under their stable names: `lora.layers.0.attn.q.A`, `head.out.weight`."""
-        names = {name: tensor for name, tensor in self.state_dict().items()}
-        return {_stable(name): tensor.detach() for name, tensor in names.items()}
+        return {_stable(name): tensor.detach() for name, tensor in self.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors given by their stable names in place; the caller has checked names and shapes."""
         with torch.no_grad():
-            for name, mine in self.state_dict().items():
-                mine.copy_(tensors[_stable(name)])
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(tensors[_stable(name)])
 
     @property
     def count(self) -> int:
@@ -63,26 +68,39 @@ class Adapter(nn.Module):
         return sum(p.numel() for name, p in self.named_parameters() if p.requires_grad and _of_head(name))
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What all of its Deltas can do."""
+        return combine(Capabilities, [delta.capabilities for _, _, delta in self.entries()])
+
+    @property
+    def needs(self) -> Needs:
+        """What its Deltas need together."""
+        return combine(Needs, [delta.needs for _, _, delta in self.entries()])
+
+    @property
     def merges(self) -> bool:
         """Whether every Delta has an exact weight form."""
-        return all(delta.merges for _, _, delta in self.entries())
+        return self.capabilities.merges
 
     @property
     def mixes(self) -> bool:
         """Whether the adapter may share a batch with others."""
-        return all(delta.mixes for _, _, delta in self.entries())
+        return self.capabilities.mixes
 
     def acts_at(self, site: Site) -> bool:
         """Whether its Deltas at a site take part."""
         return site.layer is None or site.layer >= self.dropped
 
+    def named_deltas(self) -> Iterator[tuple[str, Delta]]:
+        """Every Delta by its module path, those inside gates and fusions included."""
+        return ((path, module) for path, module in self.named_modules() if isinstance(module, Delta))
+
     def rates(self) -> dict[str, float]:
         """Factors on the learning rate, by parameter name as in `named_parameters`, where they are not 1."""
-        found = {}
-        for path, module in self.named_modules():
-            for name, factor in getattr(module, "rates", {}).items() if path else ():
-                found[f"{path}.{name}"] = factor
-        return found
+        rates = {}
+        for path, delta in self.named_deltas():
+            rates.update({f"{path}.{name}": factor for name, factor in delta.hints.rates.items()})
+        return rates
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: trainable parameters by their rates; vectors do not decay."""
@@ -95,7 +113,7 @@ class Adapter(nn.Module):
         return list(groups.values())
 
     def drop_(self, layers: int) -> None:
-        """Let the Deltas of the first `layers` blocks of each stack rest. Raises DeltatuneError if none is left."""
+        """Disable the Deltas of the first `layers` blocks of each stack. Raises DeltatuneError if none is left."""
         depth = max((site.depth for site in self.sites.values()), default=0)
         if not 0 <= layers < max(depth, 1):
             raise DeltatuneError(f"cannot drop {layers} of {depth} layers; 0 to {max(depth - 1, 0)} can go")
@@ -105,29 +123,30 @@ class Adapter(nn.Module):
 
     def penalty(self) -> Tensor | float:
         """The sum of its Deltas' penalties."""
-        found = [penalty for _, _, delta in self.entries() if (penalty := delta.penalty()) is not None]
-        return torch.stack(found).sum() if found else 0.0
+        penalties = [penalty for _, _, delta in self.entries() if (penalty := delta.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else 0.0
 
-    def begin(self) -> None:
-        """Tell what its Deltas share that a forward of the model begins."""
-        for shared in self.shared.values():
-            if hasattr(shared, "begin"):
-                shared.begin()  # type: ignore[operator]
+    def shared_modules(self) -> Iterator[tuple[str, SharedModule]]:
+        """The modules that its Deltas share, by the label of their part."""
+        for label, shared in self.shared.items():
+            assert isinstance(shared, SharedModule)
+            yield label, shared
 
-    def longest(self, what: str) -> Any:
-        """The largest value that any Delta declares of its `tokens`, its `shift` or its `stretch`."""
-        return max((getattr(delta, what) for _, _, delta in self.entries()), default=0)
+    def before_forward(self) -> None:
+        """Tell the shared modules that a forward of the model begins."""
+        for _, shared in self.shared_modules():
+            shared.before_forward()
 
     def finished(self) -> Adapter:
-        """The adapter as it is kept after training: reparametrisations replaced by what they compute."""
+        """The adapter to keep after training: reparametrisations replaced by the values they compute."""
         done = Adapter(self.method.finished(), self.head, self.extra)
         done.seed, done.dropped = self.seed, self.dropped
         for key, site, delta in self.entries():
-            done.sites[key] = site
-            done.deltas[_child(key)] = kept = delta.finished()
-            kept.base = delta.base
+            final = delta.finished()
+            done.put(key, site, final)
+            final.base = delta.base
             label = key.partition(".")[0]
-            if kept is delta and label in self.shared:
+            if final is delta and label in self.shared:
                 done.shared[label] = self.shared[label]
         return done.train(self.training)
 
@@ -136,7 +155,7 @@ def build_adapter(
     method: Method,
     sites: Sites,
     model: nn.Module,
-    bare: Callable[[], AbstractContextManager[None]],
+    init_from_model: Callable[[Adapter], None],
     *,
     seed: int,
     head: nn.Module | bool | None,
@@ -145,7 +164,7 @@ def build_adapter(
     """Build a method's Deltas on a model, in float32 (float64 on a float64 base), on the base's device.
 
     `head`: a module to keep as the task's head; None gives the adapter copies of the model's task heads; False none.
-    `bare` is entered while the model runs to see what it makes of the words that Deltas start from.
+    `init_from_model` sets the initial values that are computed by running the model (prefixes from token ids).
     Initial values depend on (seed, tensor name) alone.
     """
     if head is not None and head is not False and not isinstance(head, nn.Module):
@@ -157,53 +176,49 @@ def build_adapter(
     for part in method.parts:
         name = part.key
         labels[name] = labels.get(name, 0) + 1
-        label = name if labels[name] == 1 else f"{name}{labels[name]}"
-        picked = part.pick(sites)
-        shared = part.share(picked)
-        if shared is not None:
-            adapter.shared[label] = shared
-        for site in picked:
-            delta = part.build(site)
-            if shared is not None:
-                part.connect(delta, site, shared)
-            _put(adapter, f"{label}.{site.name}", site, delta)
-    if any(site.kind == "kv" for site in adapter.sites.values()):
-        inner_attention(model)  # refuse now, before anything is plugged in
+        _add_part_(adapter, part, name if labels[name] == 1 else f"{name}{labels[name]}", sites)
     if head is None:
         for site in sites.values():
             if site.kind == "head":
-                _put(adapter, f"head.{site.name}", site, Own())
-    _initialise(adapter, model, seed, bare)
+                adapter.put(f"head.{site.name}", site, ModuleCopy())
+    _initialise_(adapter, model, seed, init_from_model)
     return adapter
 
 
-def _put(adapter: Adapter, key: str, site: Site, delta: Delta) -> None:
-    adapter.sites[key] = site
-    adapter.deltas[_child(key)] = delta
+def _add_part_(adapter: Adapter, part: Method, label: str, sites: Sites) -> None:
+    """Build the Deltas of one single method."""
+    picked = part.pick(sites)
+    shared = part.share(picked)
+    if shared is not None:
+        if not isinstance(shared, SharedModule):
+            raise DeltatuneError(
+                f"{type(part).__name__}.share returns a {type(shared).__name__}; it must be a "
+                "deltatune.core.delta.SharedModule or None"
+            )
+        adapter.shared[label] = shared
+    for site in picked:
+        delta = part.build(site)
+        if shared is not None:
+            part.connect(delta, site, shared)
+        adapter.put(f"{label}.{site.name}", site, delta)
 
 
-def _initialise(
-    adapter: Adapter, model: nn.Module, seed: int, bare: Callable[[], AbstractContextManager[None]]
-) -> None:
-    for label, shared in adapter.shared.items():
-        shared.init_(_rng(seed, label))  # type: ignore[operator]  # what a method shares has init_, as Deltas have
+def _initialise_(adapter: Adapter, model: nn.Module, seed: int, init_from_model: Callable[[Adapter], None]) -> None:
+    for label, shared in adapter.shared_modules():
+        shared.init_(_rng(seed, label))
     for key, site, delta in adapter.entries():
         module = model.get_submodule(site.module)
-        delta.base = Base(module, site)
+        delta.base = BaseWeights(module, site)
         delta.init_(_rng(seed, key), module)
     like = next(p for p in model.parameters() if p.is_floating_point())
     adapter.to(device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
     adapter.requires_grad_(True)
-    parts = [(site, part) for _, site, delta in adapter.entries() for part in delta.parts]
-    if any(part.words for _, part in parts):
-        with bare():
-            start_from_words_(model, parts)
-    for shared in adapter.shared.values():
-        if hasattr(shared, "settle_"):
-            shared.settle_()  # type: ignore[operator]
-    for module in adapter.modules():
-        for name in getattr(module, "frozen", ()):
-            getattr(module, name).requires_grad_(False)
+    init_from_model(adapter)
+    for _, shared in adapter.shared_modules():
+        shared.after_init_()
+    for _, delta in adapter.named_deltas():
+        for name in delta.hints.frozen:
+            getattr(delta, name).requires_grad_(False)
 
 
 def _rng(seed: int, key: str) -> Rng:

@@ -1,4 +1,4 @@
-"""A Host plugs any number of Adapters into one frozen base; a Route says which act on which rows of a batch."""
+"""A Host: any number of Adapters on one frozen base; a Route says which of them act on which rows of a batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import CannotMerge, DeltatuneError, nearest
 from deltatune.core.host_summary import describe
-from deltatune.core.merging import bound, check_merges, difference, probe, restore, touched, write_adapter
+from deltatune.core.merging import MergedAdapters, bound, check_merges, difference, verification_output
 from deltatune.core.method import Method
+from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.route import Route, RouteSpec, read_route
 from deltatune.core.seams.attention import AttentionSeam
-from deltatune.core.seams.hook_points import Now
-from deltatune.core.seams.hook_registry import Wiring
-from deltatune.core.seams.position_ids import Shift
+from deltatune.core.seams.hook_points import BatchContext
+from deltatune.core.seams.hook_registry import HookRegistry
+from deltatune.core.seams.position_ids import PositionShift
 from deltatune.core.seams.soft_prompts import PromptSeam, generate
 from deltatune.core.seams.weight_override import WeightSeam, check_exclusive
 from deltatune.core.sites.discovery import find_sites
@@ -41,24 +42,28 @@ class Host:
         self.sites = find_sites(model, roles)
         self.adapters: dict[str, Adapter] = {}
         self.route = Route()
-        self.merged: dict[str, float] = {}
-        """Merged adapters with the largest difference their merging made on probe inputs."""
         model.requires_grad_(False)
-        self._now = Now()
-        self._wiring = Wiring(model, self.sites, self._now)
+        self._context = BatchContext()
+        self._hooks = HookRegistry(model, self.sites, self._context)
         self._weights = WeightSeam(model)
-        self._pristine: dict[int, tuple[Tensor, Tensor]] = {}
-        self._shift = Shift(model, self.sites.facts.position_modules)
-        self._prompts = PromptSeam(model, self.sites.facts, self._now)
+        self._merging = MergedAdapters(model)
+        self._positions = PositionShift(model, self.sites.facts.position_modules)
+        self._prompts = PromptSeam(model, self.sites.facts, self._context)
         self._attention = AttentionSeam(model)
-        model.register_forward_pre_hook(self._begin)
+        model.register_forward_pre_hook(self._before_forward)
         if self.sites.facts.encoder_decoder and hasattr(model, "get_encoder"):
-            model.get_encoder().register_forward_pre_hook(self._now.see_encoder, with_kwargs=True)  # type: ignore[operator]
+            encoder: Any = model.get_encoder()  # type: ignore[operator]
+            encoder.register_forward_pre_hook(self._context.see_encoder, with_kwargs=True)
+
+    @property
+    def merged(self) -> Mapping[str, float]:
+        """Merged adapters, and the largest difference of the outputs that merging made on verification inputs."""
+        return self._merging.differences
 
     @property
     def mask(self) -> Tensor | None:
         """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if none was."""
-        return self._now.mask
+        return self._context.mask
 
     @property
     def prompts(self) -> Mapping[str, int]:
@@ -96,12 +101,12 @@ class Host:
             )
         with self._weights.put_back():
             adapter = build_adapter(
-                method, self.sites, self.model, lambda: self.using(None), seed=seed, head=head, extra=extra or {}
+                method, self.sites, self.model, self._init_prefixes_, seed=seed, head=head, extra=extra or {}
             )
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
-        self._wiring.plug(name, adapter)
+        self._hooks.plug(name, adapter)
         if not self.route.names:
             self.use(name)
         return adapter
@@ -111,7 +116,7 @@ class Host:
         adapter = self._adapter(name)
         if name in self.merged:
             self.unmerge_(name)
-        self._wiring.unplug(name)
+        self._hooks.unplug(name)
         self.route = self.route.without([name])
         del self.adapters[name], self._children()[name]
         self._arrange()
@@ -120,12 +125,13 @@ class Host:
         return adapter
 
     def use(self, route: RouteSpec, *, stacked: bool = False) -> None:
-        """Choose what acts: a name, names with weights, one such entry for every row of the next batches, or None.
+        """Choose the active adapters: a name, names with weights, one such entry for every row of the next batches, or
+        None for the bare base.
 
-        A Route, such as an earlier value of `host.route`, is taken as it is. `using` does the same for a while.
+        A Route, such as an earlier value of `host.route`, is taken as it is. `using` does the same for a `with` block.
 
-        Changes at one site add up; `stacked`, each adapter sees what those named before it have made of `h` (a task
-        adapter over a language adapter). Inside attention they always add up.
+        Changes at one site add up; with `stacked`, each adapter sees `h` as the adapters named before it changed it (a
+        task adapter over a language adapter). Inside attention they always add up.
         """
         self.route = self._checked_route(route, stacked)
         self._arrange()
@@ -146,7 +152,7 @@ class Host:
         return [(n, p) for n, p in self._adapter(name).named_parameters() if p.requires_grad]
 
     def parameter_groups(self, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """Groups for an optimiser of your own: an adapter's parameters by their rates; vectors do not decay.
+        """Parameter groups for an optimiser: an adapter's parameters by their rates; vectors do not decay.
 
         Methods such as LoRA(ratio=16) train some tensors at a multiple of `lr`.
         """
@@ -164,51 +170,44 @@ class Host:
         self._arrange()
 
     def finish_(self, name: str) -> None:
-        """Drop what only training needed (a prefix's MLP); outputs stay the same."""
+        """Drop the parts that only training needs (a prefix's MLP); outputs stay the same."""
         self.adapters[name] = self._children()[name] = adapter = self._adapter(name).finished()
-        self._wiring.unplug(name)
-        self._wiring.plug(name, adapter)
+        self._hooks.unplug(name)
+        self._hooks.plug(name, adapter)
         self._arrange()
 
     # ---- merging
 
     def merge_(self, name: str) -> float:
-        """Write an adapter into the base's weights and return the largest difference this made on probe inputs.
+        """Write an adapter into the base's weights and return the largest difference of the outputs on random inputs.
 
-        Raises DeltatuneError if a Delta has no weight form, or if the difference exceeds what rounding explains.
+        Raises CannotMerge if a Delta has no weight form, or if the difference exceeds what rounding explains.
         """
         adapter = self._adapter(name)
         if name in self.merged:
             raise DeltatuneError(f"adapter {name!r} is merged already")
         check_merges(name, adapter, self.model)
         with self._switched(Route({name: 1.0}), training=False):
-            live = probe(self.model, self.sites.facts)
-            self.merged[name] = 0.0
+            unmerged = verification_output(self.model, self.sites.facts)
+            self._merging.differences[name] = 0.0
             self._arrange()
-            for parameter in touched(self.model, adapter):
-                self._pristine.setdefault(id(parameter), (parameter, parameter.detach().clone()))
-            write_adapter(self.model, adapter)
-            self.merged[name] = difference(live, probe(self.model, self.sites.facts))
+            self._merging.write_(adapter)
+            merged = verification_output(self.model, self.sites.facts)
+            worst = self._merging.differences[name] = difference(unmerged, merged)
         dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
-        if not self.merged[name] <= bound(live, dtype):
-            worst = self.merged[name]
+        if not worst <= bound(unmerged, dtype):
             self.unmerge_(name)
-            raise DeltatuneError(
+            raise CannotMerge(
                 f"merging {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "
                 "it was undone"
             )
-        return self.merged[name]
+        return worst
 
     def unmerge_(self, name: str) -> None:
         """Take a merged adapter out of the weights; without others merged, the base has its original bits again."""
         if name not in self.merged:
             raise DeltatuneError(f"adapter {name!r} is not merged{nearest(name, self.merged)}")
-        restore(self._pristine)
-        del self.merged[name]
-        if not self.merged:
-            self._pristine.clear()
-        for other in self.merged:
-            write_adapter(self.model, self.adapters[other])
+        self._merging.remove_(name, self.adapters)
         self._arrange()
 
     # ---- files
@@ -218,7 +217,7 @@ class Host:
     ) -> Path:
         """Write an adapter as a folder of safetensors and JSON, whole or not at all. Returns the folder.
 
-        With `training`, reparametrisations are kept so that training can go on.
+        With `training`, reparametrisations are kept so that training can be resumed.
         """
         self._adapter(name)
         extra = {**(extra or {}), **({"training": True} if training else {})}
@@ -240,10 +239,9 @@ class Host:
         return self.adapters[name]
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own parameters by path, as they are without any adapter, swapped out or merged as they may be."""
+        """The base's own parameters by path, without any adapter, even if currently replaced or merged."""
         for path in self.sites.weights:
-            parameter = self._weights.original(path)
-            yield path, self._pristine.get(id(parameter), (parameter, parameter))[1]
+            yield path, self._merging.original(self._weights.original(path))
 
     # ---- inside
 
@@ -266,10 +264,13 @@ class Host:
         assert isinstance(children, nn.ModuleDict)
         return children
 
-    def _begin(self, module: nn.Module, args: object) -> None:
+    def _init_prefixes_(self, adapter: Adapter) -> None:
+        init_prefixes_(self.model, adapter, lambda: self.using(None))
+
+    def _before_forward(self, module: nn.Module, args: object) -> None:
         """Pre-hook of the whole model."""
         for name in self.route.names - set(self.merged):
-            self.adapters[name].begin()
+            self.adapters[name].before_forward()
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)
@@ -300,16 +301,17 @@ class Host:
                 module.training = mode
 
     def _arrange(self) -> None:
-        """Make the wiring, prompts, shifts and the seams follow the route."""
-        active = {name for name in self.route.names if name not in self.merged}
-        self._wiring.arrange(self.route, active)
-        self._prompts.route, self._prompts.lengths = self.route, self._longest(active, "tokens")
-        self._shift.arrange(self.route, self._longest(active, "shift"), self._longest(active, "stretch"))
-        self._weights.arrange(self.adapters[name] for name in active)
-        self._attention.arrange(*self._wiring.attention)
-
-    def _longest(self, active: set[str], what: str) -> dict[str, Any]:
-        return {name: found for name in active if (found := self.adapters[name].longest(what))}
+        """Make the hooks, prompts, positions and the seams follow the route."""
+        active = {name: self.adapters[name] for name in self.route.names if name not in self.merged}
+        needs = {name: adapter.needs for name, adapter in active.items()}
+        prompts = {name: need.virtual_tokens for name, need in needs.items() if need.virtual_tokens}
+        shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}
+        factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
+        self._hooks.follow(self.route, set(active))
+        self._prompts.route, self._prompts.lengths = self.route, prompts
+        self._positions.follow(self.route, shifts, factors)
+        self._weights.follow(active.values())
+        self._attention.follow(*self._hooks.attention)
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Host in words."""
+"""Summary of a Host: base, adapters, storage and the active route."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def describe(
         lines.append(f"    {count:,} parameters ({share} of the base)" + (f", head {head:,}" if head else ""))
         lines.append(f"    at {', '.join(places) or 'no site: only the head is trained'}")
         if name in merged:
-            lines.append(f"    merged into the weights; largest difference on probe inputs {merged[name]:.1e}")
+            lines.append(f"    merged into the weights; largest difference on verification inputs {merged[name]:.1e}")
         if adapter.dropped:
-            lines.append(f"    rests in the first {adapter.dropped} layers")
+            lines.append(f"    disabled in the first {adapter.dropped} layers")
     lines += _storage(size, adapters)
     lines.append(f"active: {route_text(route)}")
     return "\n".join(lines)
 
 
 def _storage(base: int, adapters: Mapping[str, Adapter]) -> list[str]:
-    """What the adapters take on disk beside one base, and what as many tuned copies of the model would."""
+    """Size of the adapters beside one base, and of as many fine-tuned copies of the model."""
     if not adapters:
         return []
-    small = sum(tensor.numel() * tensor.element_size() for a in adapters.values() for tensor in a.tensors().values())
-    many = len(adapters)
+    size = sum(tensor.numel() * tensor.element_size() for a in adapters.values() for tensor in a.tensors().values())
+    n = len(adapters)
     return [
-        f"storage: {_bytes(small)} for {many} adapter{'s' * (many > 1)} beside one base of {_bytes(base)}; "
-        f"{many} tuned cop{'ies' if many > 1 else 'y'} of the model: {_bytes(many * base)}"
+        f"storage: {_bytes(size)} for {n} adapter{'s' * (n > 1)} beside one base of {_bytes(base)}; "
+        f"{n} tuned cop{'ies' if n > 1 else 'y'} of the model: {_bytes(n * base)}"
     ]
 
 

@@ -1,22 +1,19 @@
-"""Methods: frozen dataclasses that say which Deltas, where, and how many parameters; and sums of them."""
+"""Methods: frozen dataclasses that say which Deltas to build, where, and how many parameters they have."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-
-from deltatune.core.delta import Delta
+from deltatune.core.delta import Delta, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.sites.site import Site, Sites
 from deltatune.core.validation import check_fields
 
 REGISTRY: dict[str, Callable[..., Method]] = {}
-"""Method classes, entered by being defined, and short forms; read it through `core.text.registry`."""
+"""Method classes, entered by being defined, and short forms; read it through `core.registry.registry`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class View:
     insertion: Literal["parallel", "sequential", "none"]
     """Parallel reads the sublayer's input, sequential its output; none for changes of weights or inputs."""
     modifies: str
-    """The modified representation, in words."""
+    """The modified representation, for tables."""
     composition: Literal["add", "scaled", "gated", "replace"]
     """How the change joins the representation."""
 
@@ -57,12 +54,12 @@ class Method:
         """Build the Delta for one picked site."""
         raise NotImplementedError(f"{type(self).__name__} builds nothing")
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
-        """Build what the Deltas of one adapter share (a prefix's MLP); None for most methods."""
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
+        """Build the module that the Deltas of one adapter share (a prefix's MLP); None for most methods."""
         return None
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
-        """Give one Delta its part of what is shared."""
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
+        """Connect one Delta with the shared module."""
 
     def cost(self, site: Site) -> int:
         """Closed-form number of trainable parameters at one site."""
@@ -73,15 +70,15 @@ class Method:
         return sum(self.cost(site) for site in self.pick(sites))
 
     def limit(self, sites: Sites) -> int:
-        """Largest value of the size field that makes sense on a model."""
+        """Largest useful value of the size field on a model."""
         return 2**20
 
     def finished(self) -> Method:
         """The method as stored after training: itself, unless training used a reparametrisation."""
         return self
 
-    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
-        """The method with its words (initial texts, the task's labels) as token ids: itself where it has none."""
+    def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        """The method with its initial text, or the task's labels, as token ids: itself where it has neither."""
         return self
 
     def __init_subclass__(cls) -> None:
@@ -112,13 +109,15 @@ class Method:
 
     @property
     def key(self) -> str:
-        """What the names of its tensors begin with."""
+        """Prefix of the names of its tensors."""
         return type(self).__name__.lower()
 
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
-        return Union((*_members(self), *_members(other)))
+        from deltatune.core.union import join  # a Union is a Method, so it is defined above
+
+        return join(self, other)
 
     def __repr__(self) -> str:
         shown = []
@@ -133,7 +132,7 @@ class Method:
         self.check()
 
     def check(self) -> None:
-        """Raise DeltatuneError for values that make no sense; called on construction."""
+        """Raise DeltatuneError for invalid values; called on construction."""
 
 
 def at_least(method: Method, **least: float) -> None:
@@ -142,110 +141,6 @@ def at_least(method: Method, **least: float) -> None:
         value = getattr(method, name)
         if not value >= bound:
             raise DeltatuneError(f"{type(method).__name__}({name}={value!r}): {name} must be at least {bound}")
-
-
-@dataclass(frozen=True, repr=False)
-class Union(Method):
-    """Several methods at once in one adapter: `LoRA(r=8) + Prefix(length=30)`. Changes at one site add up."""
-
-    members: tuple[Method, ...] = ()
-
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        return tuple(part for member in self.members for part in member.parts)
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """The members' facts side by side."""
-        views = [member.view for member in self.members]
-        return View(
-            " + ".join(view.form for view in views),
-            views[0].insertion,
-            " + ".join(view.modifies for view in views),
-            "add",
-        )
-
-    @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """The geometric mean of the members' recommended rates."""
-        rates = [member.learning_rate for member in self.members]
-        return math.exp(sum(map(math.log, rates)) / len(rates))
-
-    @property
-    def starts_as_base(self) -> bool:  # type: ignore[override]
-        """Whether every member does."""
-        return all(member.starts_as_base for member in self.members)
-
-    def pick(self, sites: Sites) -> list[Site]:
-        return [site for member in self.members for site in member.pick(sites)]
-
-    def count(self, sites: Sites) -> int:
-        return sum(member.count(sites) for member in self.members)
-
-    def finished(self) -> Method:
-        return Union(tuple(member.finished() for member in self.members))
-
-    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
-        return Union(tuple(member.worded(tokenize, labels) for member in self.members))
-
-    @property
-    def size(self) -> int | None:
-        sizes = [member.size for member in self.members if member.size is not None]
-        return max(sizes) if sizes else None
-
-    def sized(self, size: int) -> Method:
-        """Scale every member's size so that the largest becomes `size`, each at least 1."""
-        largest = self.size or 1
-        return Union(tuple(member.sized(max(1, round((member.size or 1) * size / largest))) for member in self.members))
-
-    @property
-    def label(self) -> str:
-        return " + ".join(member.label for member in self.members)
-
-    def limit(self, sites: Sites) -> int:
-        limits = [member.limit(sites) for member in self.members if member.size is not None]
-        return min(limits) if limits else 1
-
-    def __repr__(self) -> str:
-        return " + ".join(map(repr, self.members))
-
-
-REGISTRY.pop("Union")
-
-
-def _members(method: Method) -> tuple[Method, ...]:
-    return method.members if isinstance(method, Union) else (method,)
-
-
-@dataclass(frozen=True)
-class Compound(Method):
-    """A method of a paper that is a union of others, with fields of its own."""
-
-    @property
-    def union(self) -> Method:
-        """The methods it stands for."""
-        raise NotImplementedError(f"{type(self).__name__} names no methods")
-
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        return self.union.parts
-
-    @property
-    def starts_as_base(self) -> bool:  # type: ignore[override]
-        """Whether every part does."""
-        return self.union.starts_as_base
-
-    def pick(self, sites: Sites) -> list[Site]:
-        return self.union.pick(sites)
-
-    def count(self, sites: Sites) -> int:
-        return self.union.count(sites)
-
-    def limit(self, sites: Sites) -> int:
-        return self.union.limit(sites)
-
-
-REGISTRY.pop("Compound")
 
 
 def short_form(maker: Callable[..., Method]) -> Callable[..., Method]:

@@ -1,4 +1,4 @@
-"""Which adapters act on which rows: a Route, and the sum `h + sum_i w_i * Delta_i(x, h)` it stands for."""
+"""Routes: which adapters act on which rows of a batch, and the sum `h + sum_i w_i * Delta_i(x, h)` of their changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest
 
 
-class Share(NamedTuple):
-    """The rows one adapter acts on (None: all) and its weight, a number or one a row."""
+class RowsAndWeight(NamedTuple):
+    """The rows one adapter acts on (None: all) and its weight, a number or one per row."""
 
     rows: Tensor | None
     weight: float | Tensor
@@ -30,7 +30,7 @@ class Route:
     """Adapter weights row by row, or None."""
     order: tuple[str, ...] = ()
     """Stacked adapters, the one that acts first first; empty where changes at a site add up."""
-    _shares: dict[tuple[str, int, torch.device], Share | None] = field(default_factory=dict, repr=False)
+    _cache: dict[tuple[str, int, torch.device], RowsAndWeight | None] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> set[str]:
@@ -40,7 +40,7 @@ class Route:
     def weights(self, batch: int) -> Sequence[Mapping[str, float]]:
         """Adapter weights of each of `batch` rows; beams repeat a row's entry, as generate() repeats its inputs.
 
-        Raises DeltatuneError when the batch is no multiple of the route's rows.
+        Raises DeltatuneError when the batch is not a multiple of the route's rows.
         """
         if self.rows is None:
             return [self.uniform] * batch
@@ -52,31 +52,32 @@ class Route:
         return [row for row in self.rows for _ in range(times)]
 
     def without(self, names: Iterable[str]) -> Route:
-        """The same route with these adapters left out; a route whose rows name nobody any more is the bare base."""
+        """The same route with these adapters left out; a route whose rows are all empty becomes the bare base."""
         left_out = set(names)
         if not self.names & left_out:
             return self
 
-        def kept(weights: Mapping[str, float]) -> dict[str, float]:
+        def remaining(weights: Mapping[str, float]) -> dict[str, float]:
             return {name: weight for name, weight in weights.items() if name not in left_out}
 
-        rows = None if self.rows is None else tuple(kept(row) for row in self.rows)
+        rows = None if self.rows is None else tuple(remaining(row) for row in self.rows)
         order = tuple(name for name in self.order if name not in left_out)
-        return Route(kept(self.uniform), rows if rows is not None and any(rows) else None, order)
+        return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order)
 
-    def share(self, name: str, batch: int, device: torch.device) -> Share | None:
+    def rows_and_weight(self, name: str, batch: int, device: torch.device) -> RowsAndWeight | None:
         """Rows and weights of one adapter in a batch, or None if it has no row."""
         if self.rows is None:
-            return Share(None, self.uniform[name]) if name in self.uniform else None
+            return RowsAndWeight(None, self.uniform[name]) if name in self.uniform else None
         key = (name, batch, device)
-        if key not in self._shares:
-            mine = [(i, row[name]) for i, row in enumerate(self.weights(batch)) if name in row]
-            found = Share(torch.tensor([i for i, _ in mine], device=device), _common([w for _, w in mine], device))
-            self._shares[key] = found if mine else None
-        return self._shares[key]
+        if key not in self._cache:
+            weights = {i: row[name] for i, row in enumerate(self.weights(batch)) if name in row}
+            rows = torch.tensor(list(weights), device=device)
+            self._cache[key] = RowsAndWeight(rows, _common(list(weights.values()), device)) if weights else None
+        return self._cache[key]
 
 
 def _common(weights: list[float], device: torch.device) -> float | Tensor:
+    """One number if all rows have the same weight, else a tensor (rows,)."""
     same = len(set(weights)) == 1
     return weights[0] if same else torch.tensor(weights, device=device)
 
@@ -85,47 +86,47 @@ RouteSpec = Route | str | Mapping[str, float] | Sequence["str | Mapping[str, flo
 """One adapter, adapters with weights, one such entry per row of the batch, None for the bare base, or a whole Route."""
 
 
-def read_route(spec: RouteSpec, known: Iterable[str], stacked: bool = False) -> Route:
-    """Read what `Host.use` takes. Raises DeltatuneError for unknown names, listing the attached ones."""
-    known = list(known)
+def read_route(spec: RouteSpec, attached: Iterable[str], stacked: bool = False) -> Route:
+    """Read the argument of `Host.use`. Raises DeltatuneError for unknown names, listing the attached ones."""
+    names = list(attached)
     if isinstance(spec, Route):
         for row in (spec.uniform, *(spec.rows or ())):
-            _entry(row, known)
+            _entry(row, names)
         return spec
     if spec is None or isinstance(spec, (str, Mapping)):
-        uniform = _entry(spec, known)
+        uniform = _entry(spec, names)
         return Route(uniform=uniform, order=tuple(uniform) if stacked else ())
-    rows = tuple(_entry(row, known) for row in spec)
+    rows = tuple(_entry(row, names) for row in spec)
     order = dict.fromkeys(name for row in rows for name in row)
     return Route(rows=rows, order=tuple(order) if stacked else ())
 
 
-def _entry(entry: str | Mapping[str, float] | None, known: list[str]) -> dict[str, float]:
+def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict[str, float]:
     weights = {} if entry is None else {entry: 1.0} if isinstance(entry, str) else dict(entry)
     for name, weight in weights.items():
-        if name not in known:
-            have = ", ".join(known) or "none"
-            raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, known)}; attached: {have}")
+        if name not in attached:
+            have = ", ".join(attached) or "none"
+            raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, attached)}; attached: {have}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise DeltatuneError(f"the weight of adapter {name!r} must be a number, not {weight!r}")
     return {name: float(weight) for name, weight in weights.items() if weight}
 
 
-def mix(h: Tensor, changes: Sequence[tuple[Delta, Tensor, Share]]) -> Tensor:
+def mix(h: Tensor, changes: Sequence[tuple[Delta, Tensor, RowsAndWeight]]) -> Tensor:
     """Return `h` plus all changes; every Delta sees the same `h`. Shapes: h and each x (B, ..., width)."""
     if len(changes) == 1 and changes[0][2].rows is None:
-        delta, x, share = changes[0]
-        return delta.add(h, x, share.weight)
+        delta, x, acting = changes[0]
+        return delta.add(h, x, acting.weight)
     out = h
     for delta, x, (rows, weight) in changes:
         if rows is None:
             out = out + weight * delta(x, h)
             continue
-        mine, there = x.index_select(0, rows), h.index_select(0, rows)
-        out = out.index_add(0, rows, (spread(weight, there) * delta(mine, there)).to(out.dtype))
+        x_rows, h_rows = x.index_select(0, rows), h.index_select(0, rows)
+        out = out.index_add(0, rows, (per_row(weight, h_rows) * delta(x_rows, h_rows)).to(out.dtype))
     return out
 
 
-def spread(weight: float | Tensor, like: Tensor) -> float | Tensor:
-    """A weight a row, shaped to multiply `like` (rows, ...)."""
+def per_row(weight: float | Tensor, like: Tensor) -> float | Tensor:
+    """Weights of the rows, shaped to multiply `like` (rows, ...)."""
     return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if isinstance(weight, Tensor) else weight

@@ -11,6 +11,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from deltatune.core.sites.decoders import is_decoder
+
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Answers = Literal["row", "token", "text", "words"]
 """What a model outputs for a task: logits per row, logits per token, generated text, or likelihoods of the input."""
@@ -23,9 +25,7 @@ def family(config: PretrainedConfig) -> Family:
     """Encoders read both ways; decoders and encoder-decoders write."""
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    kind = config.model_type
-    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "decoder" if decoder else "encoder"
+    return "decoder" if is_decoder(config) else "encoder"
 
 
 def reads_left_to_right(config: PretrainedConfig) -> bool:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method, Union, fields_of
+from deltatune.core.method import Method, fields_of
 from deltatune.core.registry import registry
+from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.fingerprint import base_identity, compare_bases
 from deltatune.store.peft.peft_folder import write_peft

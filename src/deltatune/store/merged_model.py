@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.merging import bound, difference, probe
+from deltatune.core.merging import bound, difference, verification_output
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 
 CONFIG, RECORD = "config.json", "merge.json"
@@ -90,14 +90,14 @@ def typed(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 def outputs(host: Host, name: str) -> Any:
     """What the model gives on the probe inputs with one adapter live."""
     with host.using(name, training=False):
-        return probe(host.model, host.sites.facts)
+        return verification_output(host.model, host.sites.facts)
 
 
 def checked(host: Host, folder: Path, live: Any, dtype: torch.dtype) -> float:
     """The difference between the live outputs and those of the model in a folder, which is raised if too large."""
     device = next(host.model.parameters()).device
     again: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
-    worst = difference(live, probe(again.to(device).float(), host.sites.facts))
+    worst = difference(live, verification_output(again.to(device).float(), host.sites.facts))
     most = bound(live, dtype)
     if not worst <= most:
         raise DeltatuneError(

@@ -31,12 +31,12 @@ def tokenise(
     return [{name: found[name][i] for name in names} for i in range(len(texts))]
 
 
-def check_length(max_length: int, positions: int | None, room: int) -> None:
-    """Raise DeltatuneError for a max_length that the model's positions, less an adapter's `room`, cannot hold."""
-    if max_length < 1 or (positions is not None and max_length + room > positions):
+def check_length(max_length: int, positions: int | None, positions_taken: int) -> None:
+    """Raise DeltatuneError for a max_length that the model's positions, less those the adapter takes, cannot hold."""
+    if max_length < 1 or (positions is not None and max_length + positions_taken > positions):
         most = "" if positions is None else f"; this model takes {positions} tokens"
-        virtual = f", of which the adapter adds {room}" if room else ""
-        fix = f": set max_length to {positions - room} or less" if positions and positions > room else ""
+        virtual = f", of which the adapter adds {positions_taken}" if positions_taken else ""
+        fix = f": set max_length to {positions - positions_taken} or less" if positions and positions > positions_taken else ""
         raise DeltatuneError(f"max_length={max_length} cannot be used{most}{virtual}{fix}")
 
 
@@ -89,11 +89,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def worded(method: Method, tokenizer: PreTrainedTokenizerBase, task: Any = None) -> Method:
+def with_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase, task: Any = None) -> Method:
     """The method with its words as token ids; `task.labels`, if it has any, are the words of the labels."""
 
     def tokenize(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    return method.worded(tokenize, tuple(getattr(task, "labels", ()) or ()))
+    return method.with_token_ids(tokenize, tuple(getattr(task, "labels", ()) or ()))

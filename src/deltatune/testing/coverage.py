@@ -72,8 +72,7 @@ class Family:
         if all(t.shape == self.plain[name].shape and torch.equal(t, self.plain[name]) for name, t in out.items()):
             raise AssertionError("it changes no output")
         probe_loss([t for t in out.values() if t.requires_grad]).backward()  # type: ignore[no-untyped-call]
-        resting = [p for module in adapter.modules() if getattr(module, "rests", False) for p in module.parameters()]
-        idle = {id(parameter) for parameter in resting}
+        idle = {id(p) for _, delta in adapter.named_deltas() if delta.hints.skippable for p in delta.parameters()}
         idle |= {id(p) for name, p in trained if name.replace("/", ".").endswith(self.unused)}
         missed = [name for name, p in trained if id(p) not in idle and not _reached(p)]
         if missed:

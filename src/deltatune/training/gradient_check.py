@@ -37,7 +37,7 @@ def unread_tensors(host: Host, name: str) -> set[str]:
 def skippable_tensors(host: Host, name: str) -> set[str]:
     """Trainable tensors that a step may skip by design, as a robust AdapterDrop does with its lower layers."""
     adapter = host.adapters[name]
-    skippable = {id(p) for _, _, delta in adapter.entries() if delta.rests for p in delta.parameters()}
+    skippable = {id(p) for _, _, delta in adapter.entries() if delta.hints.skippable for p in delta.parameters()}
     return {n for n, p in host.trainable(name) if id(p) in skippable}
 
 

@@ -22,11 +22,11 @@ from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
 from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint
-from deltatune.tasks.auto_task import check_known, shorter, task_for
+from deltatune.tasks.auto_task import check_fields_of, shorter, task_for
 from deltatune.tasks.task import Row
 from deltatune.tasks.task_registry import DATA_TASKS
-from deltatune.tasks.tokenization import worded
-from deltatune.training.inference.prediction import encode_for, predict, room
+from deltatune.tasks.tokenization import with_token_ids
+from deltatune.training.inference.prediction import encode_for, positions_taken, predict
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome, train
 
@@ -64,7 +64,7 @@ class Session:
 
         Raises DeltatuneError for a text that is no method and for a budget below the smallest size.
         """
-        fitted = worded(parse(method), self.tokenizer, self.task)
+        fitted = with_token_ids(parse(method), self.tokenizer, self.task)
         return fitted if budget is None else fit_budget(fitted, self.host.sites, budget)
 
     def make_head(self, seed: int) -> nn.Module | Literal[False]:
@@ -88,7 +88,7 @@ class Session:
 
     def free_positions(self) -> int | None:
         """Positions that the attached adapter leaves to a text; None if the model has no limit."""
-        return None if self.positions is None else self.positions - room(self.host, self.name)
+        return None if self.positions is None else self.positions - positions_taken(self.host, self.name)
 
     def limited(self, positions: int | None) -> Session:
         """The same session with texts of at most `positions` tokens."""
@@ -142,7 +142,7 @@ def open_session(
     _check_head(kind.answers, head)
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     if objective is None:
-        check_known(DATA_TASKS[data.kind], fields)
+        check_fields_of(DATA_TASKS[data.kind], fields)
     host, tokenizer = open_host(model, kind.loads, _reads_pooler(head))
     head = head if kind.answers == "row" else {}
     if objective is not None:

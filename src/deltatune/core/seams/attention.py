@@ -7,26 +7,22 @@ through the interface. The prefix never enters the cache, so gradient checkpoint
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deltatune.core.delta import Delta
+from deltatune.core.attention_call import AttentionCall
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.route import Share, spread
-from deltatune.core.seams.attention_call import Attention
-from deltatune.core.seams.hook_points import Acting
-from deltatune.core.sites.site import Site
+from deltatune.core.route import RowsAndWeight, per_row
+from deltatune.core.seams.hook_points import ActiveDelta
 
-PORT = "_deltatune_port"
-"""Attribute of an attention module under which the Host leaves its port (a plain object, not in the state dict)."""
+HOOK_POINT = "_deltatune_hook_point"
+"""Attribute of an attention module that holds its hook point (a plain object, not in the state dict)."""
 _INNER = ("sdpa", "eager")
 
 
@@ -46,7 +42,7 @@ def inner_attention(model: nn.Module) -> str:
 
 
 class AttentionSeam:
-    """Routes the model's attention through the seam while a prefix acts, and gives the model its own back after."""
+    """Routes the model's attention through the seam while a prefix acts, and restores the model's own afterwards."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -56,15 +52,15 @@ class AttentionSeam:
         """The name under which the open seam is registered."""
         model.register_forward_pre_hook(self.check)
 
-    def arrange(self, wanted: bool, longer: bool = True) -> None:
-        """Open or close the seam; `longer`: what acts puts keys in front of the model's own."""
+    def follow(self, wanted: bool, longer: bool = True) -> None:
+        """Open or close the seam; `longer`: an active Delta puts keys in front of the model's own."""
         if not wanted:
             if self.inner is not None:
                 self._set(self.inner)
             self.inner, self.name = None, None
             return
         self.inner = inner_attention(self.model)
-        name = _registered(self.inner, longer)
+        name = registered_name(self.inner, longer)
         if name != self.name:
             self.name = name
             self._set(name)
@@ -82,8 +78,8 @@ class AttentionSeam:
         self.model.set_attn_implementation(name)  # type: ignore[operator]
 
 
-def _registered(inner: str, longer: bool) -> str:
-    """Name of the seam over an attention. With keys as long as the model's own, its own masks are right."""
+def registered_name(inner: str, longer: bool) -> str:
+    """Register the seam over an attention and return its name. Without longer keys, the model's own masks are right."""
     name = f"deltatune_{inner}" if longer else f"deltatune_{inner}_as_long"
     AttentionInterface.register(name, _function(inner))
     # A name without a mask function silently gets no mask at all, and padding would be attended.
@@ -103,12 +99,14 @@ def _mask(inner: str) -> Callable[..., Any]:
 
 def _function(inner: str) -> Callable[..., Any]:
     def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Any:
-        call = Attention(_plain(inner, module), module, q, k, v, mask, options)
-        port = getattr(module, PORT, None)
-        active: Sequence[Acting] = port.acting(q.shape[0], q.device) if port is not None and port.active else ()
+        call = AttentionCall(_plain(inner, module), module, q, k, v, mask, options)
+        point = getattr(module, HOOK_POINT, None)
+        active: Sequence[ActiveDelta] = ()
+        if point is not None and point.active:
+            active = point.active_deltas(q.shape[0], q.device)
         if not active:
             return call.run()
-        if len(active) == 1 and active[0].share == Share(None, 1.0):
+        if len(active) == 1 and active[0].acting == RowsAndWeight(None, 1.0):
             return _attend(call, active[0])
         return _mixed(call, active), None
 
@@ -121,120 +119,19 @@ def _plain(inner: str, module: nn.Module) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS[inner]  # type: ignore[no-any-return]
 
 
-def _attend(call: Attention, acting: Acting) -> Any:
-    """Attention as one Delta has it, for its rows."""
-    delta, share, x = acting
-    return delta(replace(call, x=x).rows(share.rows))
+def _attend(call: AttentionCall, active: ActiveDelta) -> Any:
+    """Attention with the change of one Delta, for its rows."""
+    return active.delta(replace(call, x=active.x).rows(active.acting.rows))
 
 
-def _mixed(call: Attention, active: Sequence[Acting]) -> Tensor:
-    """`a + sum_i w_i * (a_i - a)` row by row, `a_i` being attention as adapter i has it. Returns (B, T, H, K)."""
+def _mixed(call: AttentionCall, active: Sequence[ActiveDelta]) -> Tensor:
+    """`a + sum_i w_i * (a_i - a)` row by row, `a_i` being attention with adapter i. Returns (B, T, H, K)."""
     a: Tensor = call.run()[0]
     out = a
-    for acting in active:
-        rows, weight = acting.share
-        changed = _attend(call, acting)[0]
-        there = a if rows is None else a.index_select(0, rows)
-        change = spread(weight, changed) * (changed - there)
+    for each in active:
+        rows, weight = each.acting
+        changed = _attend(call, each)[0]
+        plain = a if rows is None else a.index_select(0, rows)
+        change = per_row(weight, changed) * (changed - plain)
         out = out + change if rows is None else out.index_add(0, rows, change)
     return out
-
-
-# ---- what the base itself attends to
-
-
-def start_from_words_(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> None:
-    """Hand every Delta with `words` the keys and values that the model, on which nothing may act, has for them."""
-    for words in dict.fromkeys(delta.words for _, delta in deltas if delta.words):
-        mine = [(site, delta) for site, delta in deltas if delta.words == words]
-        seen = keys_and_values(model, words, [site.module for site, _ in mine])
-        for site, delta in mine:
-            delta.start_(*seen[site.module])
-
-
-class _Seen:
-    """In place of a port: notes the keys and values (P, H_kv·K) of an attention's first call, its last P of them."""
-
-    active = True
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.found: tuple[Tensor, Tensor] | None = None
-
-    def acting(self, batch: int, device: torch.device) -> Sequence[Acting]:
-        """Itself, for all rows."""
-        return [Acting(self, Share(None, 1.0), None)]  # type: ignore[arg-type]  # called as a Delta is
-
-    def __call__(self, call: Attention) -> Any:
-        if self.found is None:
-            keys, values = (t[0].transpose(0, 1)[-self.length :].flatten(1) for t in (call.k, call.v))
-            self.found = keys.clone(), values.clone()
-        return call.run()
-
-
-@torch.no_grad()
-def keys_and_values(
-    model: nn.Module, words: Sequence[int], attentions: Sequence[str]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each of the attentions (module paths) attends to when the model reads the words: P keys and values.
-
-    Decoders behind an encoder read them too, behind their start token; cross attention attends to the encoder's.
-    """
-    body: Any = getattr(model, "base_model", model)  # the model without its head, which may want more than words
-    ids = _readable(body, words)
-    seen = {path: _Seen(len(words)) for path in attentions}
-    with _evaluating(model), _watched(model, seen):
-        if body.config.is_encoder_decoder:
-            start = body.config.decoder_start_token_id
-            behind = ids if start is None else torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
-            body(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=behind)
-        else:
-            body(input_ids=ids, attention_mask=torch.ones_like(ids))
-    found = {path: there.found for path, there in seen.items() if there.found is not None}
-    missed = sorted(seen.keys() - found.keys())
-    if missed:
-        raise DeltatuneError(f"{type(model).__name__} does not reach {missed[0]} when it reads words; leave them out")
-    return found
-
-
-def _readable(body: Any, words: Sequence[int]) -> Tensor:
-    """Ids (1, P) on the model's device."""
-    if body.main_input_name != "input_ids":
-        raise DeltatuneError(
-            f"{type(body).__name__} reads {body.main_input_name}, so that words have no keys and values in it; leave "
-            "words and ids out"
-        )
-    table: Tensor = body.get_input_embeddings().weight
-    beyond = [word for word in words if not 0 <= word < len(table)]
-    if beyond:
-        raise DeltatuneError(
-            f"{beyond[0]} is no token id of this {type(body).__name__}, which has 0 to {len(table) - 1}"
-        )
-    return torch.tensor([list(words)], device=table.device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _watched(model: Any, seen: dict[str, _Seen]) -> Iterator[None]:
-    """The seam open, with what notes in place of each port."""
-    before, modules = model.config._attn_implementation, {path: model.get_submodule(path) for path in seen}
-    ports = {path: getattr(module, PORT, None) for path, module in modules.items()}
-    model.set_attn_implementation(_registered(inner_attention(model), True))
-    try:
-        for path, module in modules.items():
-            setattr(module, PORT, seen[path])
-        yield
-    finally:
-        for path, module in modules.items():
-            delattr(module, PORT) if ports[path] is None else setattr(module, PORT, ports[path])
-        model.set_attn_implementation(before)

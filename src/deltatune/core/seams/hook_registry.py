@@ -1,4 +1,4 @@
-"""The hooks of a model: ports where adapters change it, taps where they read it. They stay; what they do is data."""
+"""The hooks of one model: hook points where adapters change it, taps where they read it. Hooks stay; data changes."""
 
 from __future__ import annotations
 
@@ -8,76 +8,84 @@ from torch import nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.route import Route
-from deltatune.core.seams.attention import PORT
-from deltatune.core.seams.hook_points import EmbedPort, Entry, InputPort, Now, Port, Tap
+from deltatune.core.seams.attention import HOOK_POINT
+from deltatune.core.seams.hook_points import (
+    BatchContext,
+    EmbeddingHookPoint,
+    HookPoint,
+    InputHookPoint,
+    InputTap,
+    PluggedDelta,
+)
 from deltatune.core.sites.site import Site, Sites
 
 
-class Wiring:
-    """Every port and tap of one model, by the module it hangs on."""
+class HookRegistry:
+    """Every hook point and tap of one model, by module."""
 
-    def __init__(self, model: nn.Module, sites: Sites, now: Now) -> None:
-        self.model, self.sites, self.now = model, sites, now
-        self.ports: dict[tuple[str, str], Port] = {}
-        self.taps: dict[str, Tap] = {}
+    def __init__(self, model: nn.Module, sites: Sites, context: BatchContext) -> None:
+        self.model, self.sites, self.context = model, sites, context
+        self.hook_points: dict[tuple[str, str], HookPoint] = {}
+        self.taps: dict[str, InputTap] = {}
 
     def plug(self, name: str, adapter: Adapter) -> None:
-        """Enter an adapter's Deltas at their ports. A soft prompt has one at every embedding."""
+        """Enter an adapter's Deltas at their hook points. A soft prompt has one at every embedding."""
         for _, site, delta in adapter.entries():
             if site.kind == "weight":
                 continue
             reads_in = site.kind == "sublayer" and any(part.reads != "output" for part in delta.parts)
-            tap = self.tap(site) if reads_in or (site.kind == "kv" and delta.tapped) else None
+            tap = self.tap(site) if reads_in or (site.kind == "kv" and delta.needs.attention_input) else None
             norm = self.model.get_submodule(site.norm) if site.norm else None
-            for place in [s for s in self.sites.values() if s.kind == "embed"] if delta.tokens else [site]:
-                entry = Entry(name, place, delta, tap, norm, partial(adapter.acts_at, site))
-                self.port(place).entries.setdefault(name, []).append(entry)
+            prompt = delta.needs.virtual_tokens > 0
+            for place in [s for s in self.sites.values() if s.kind == "embed"] if prompt else [site]:
+                plugged = PluggedDelta(name, place, delta, tap, norm, partial(adapter.acts_at, site))
+                self.hook_point(place).plugged.setdefault(name, []).append(plugged)
 
     def unplug(self, name: str) -> None:
         """Take an adapter's Deltas out."""
-        for port in self.ports.values():
-            port.entries.pop(name, None)
+        for point in self.hook_points.values():
+            point.plugged.pop(name, None)
 
-    def arrange(self, route: Route, active: set[str]) -> None:
-        """Make ports and taps follow a route, of which some adapters act live."""
-        for port in self.ports.values():
-            port.arrange(route, active)
-        wanted = {id(e.tap) for port in self.ports.values() for stage in port.active for e in stage}
+    def follow(self, route: Route, active: set[str]) -> None:
+        """Make hook points and taps follow a route; `active` are its adapters that are not merged."""
+        for point in self.hook_points.values():
+            point.follow(route, active)
+        wanted = {id(p.tap) for point in self.hook_points.values() for stage in point.active for p in stage}
         for tap in self.taps.values():
             tap.wanted, tap.value = id(tap) in wanted, None
 
     @property
     def attention(self) -> tuple[bool, bool]:
         """Whether an active Delta works inside attention, and whether one makes the keys longer."""
-        ports = [port for (_, kind), port in self.ports.items() if kind == "kv"]
-        deltas = [entry.delta for port in ports for stage in port.active for entry in stage]
-        return bool(deltas), any(delta.lengthens for delta in deltas)
+        points = [point for (_, kind), point in self.hook_points.items() if kind == "kv"]
+        deltas = [plugged.delta for point in points for stage in point.active for plugged in stage]
+        return bool(deltas), any(delta.needs.longer_keys for delta in deltas)
 
-    def port(self, site: Site) -> Port:
-        """The port of a site's module, hooked in at first use."""
+    def hook_point(self, site: Site) -> HookPoint:
+        """The hook point of a site's module, installed at first use."""
         key = (site.module, site.kind if site.kind in ("kv", "input") else "output")
-        if key not in self.ports:
-            self.ports[key] = _hooked(self.model.get_submodule(site.module), site, self.now)
-        return self.ports[key]
+        if key not in self.hook_points:
+            self.hook_points[key] = _installed(self.model.get_submodule(site.module), site, self.context)
+        return self.hook_points[key]
 
-    def tap(self, site: Site) -> Tap:
+    def tap(self, site: Site) -> InputTap:
         """The tap at the module a sublayer starts with."""
         if site.read not in self.taps:
-            self.taps[site.read] = Tap()
+            self.taps[site.read] = InputTap()
             self.model.get_submodule(site.read).register_forward_pre_hook(self.taps[site.read])
         return self.taps[site.read]
 
 
-def _hooked(module: nn.Module, site: Site, now: Now) -> Port:
+def _installed(module: nn.Module, site: Site, context: BatchContext) -> HookPoint:
     if site.kind == "kv":
-        setattr(module, PORT, port := Port(now))
-        return port
+        setattr(module, HOOK_POINT, point := HookPoint(context))
+        return point
     if site.kind == "input":
-        module.register_forward_pre_hook((inlet := InputPort(now)).before)
+        module.register_forward_pre_hook((inlet := InputHookPoint(context)).before)
         return inlet
     if site.kind == "embed":
-        module.register_forward_pre_hook((table := EmbedPort(now, site.width_in)).before)
+        module.register_forward_pre_hook((table := EmbeddingHookPoint(context, site.width_in)).before)
         module.register_forward_hook(table)
         return table
-    module.register_forward_hook(port := Port(now))
-    return port
+    module.register_forward_hook(point := HookPoint(context))
+    return point

@@ -1,6 +1,6 @@
-"""Soft prompts are tokens: virtual ids at or above the vocabulary, put in front of each row of `input_ids`.
+"""Soft prompts as tokens: virtual ids at or above the vocabulary, in front of each row of `input_ids`.
 
-Lengths, masks, labels, caches and generation then see ordinary tokens; only the embedding site knows better.
+Lengths, masks, labels, caches and generation then see ordinary tokens; only the embedding site treats them differently.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
-from deltatune.core.seams.hook_points import Now
+from deltatune.core.seams.hook_points import BatchContext
 from deltatune.core.sites.site import Facts
 
 
 class PromptSeam:
-    """Pre-hook of the whole model: puts prompts in where a plain caller gave none, and remembers the mask."""
+    """Pre-hook of the whole model: inserts prompts where a plain caller gave none, and keeps the mask."""
 
-    def __init__(self, model: nn.Module, facts: Facts, now: Now) -> None:
-        self.facts, self.now = facts, now
+    def __init__(self, model: nn.Module, facts: Facts, context: BatchContext) -> None:
+        self.facts, self.context = facts, context
         pad = getattr(model.config, "pad_token_id", None)
         self.pad = pad if isinstance(pad, int) else 0
         self.lengths: dict[str, int] = {}
@@ -34,23 +34,23 @@ class PromptSeam:
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        inserted = bool(self.lengths) and self.lacking(batch)
+        inserted = bool(self.lengths) and self.missing(batch)
         if inserted:
             batch = self.insert(batch)
             if self.facts.decoder and "position_ids" in self._names and batch.get("position_ids") is None:
                 # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
                 batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        self.now.mask = _two_dimensional(batch.get("attention_mask"))
-        if self.now.mask is None and self.facts.decoder:
-            self.now.mask = _all_so_far(batch)
-        self.now.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
+        self.context.mask = _two_dimensional(batch.get("attention_mask"))
+        if self.context.mask is None and self.facts.decoder:
+            self.context.mask = _all_so_far(batch)
+        self.context.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
         return ((), batch) if inserted else None
 
     def _virtual(self, ids: Tensor) -> bool:
-        """Whether a caller has put virtual tokens in already."""
-        there = (ids >= self.facts.vocabulary).any()
-        if torch.compiler.is_compiling():  # a graph cannot depend on it: callers of a compiled model give plain ids
-            torch._assert_async(~there, "a compiled model puts soft prompts in itself: give it ids without them")
+        """Whether the caller has inserted virtual tokens already."""
+        virtual = (ids >= self.facts.vocabulary).any()
+        if torch.compiler.is_compiling():  # a graph cannot depend on it: callers of a compiled model pass plain ids
+            torch._assert_async(~virtual, "a compiled model inserts soft prompts itself: pass ids without them")
             return False
         most = self.facts.vocabulary + max(self.lengths.values())
         if bool((ids >= most).any()):
@@ -58,13 +58,13 @@ class PromptSeam:
                 f"the input has virtual tokens up to number {int(ids.max()) - self.facts.vocabulary + 1}, but the "
                 f"acting prompt has {max(self.lengths.values())}: give the adapter as many as its template has"
             )
-        return bool(there)
+        return bool(virtual)
 
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with every row's prompt in front."""
         lengths = self.of_rows(len(batch["input_ids"])) if isinstance(batch.get("input_ids"), Tensor) else []
         longer = insert_prompts(batch, lengths, self.facts.vocabulary, self.pad, left=self.facts.decoder)
-        if self.facts.encoder_decoder and "labels" in batch:  # the decoder's, whatever their length
+        if self.facts.encoder_decoder and "labels" in batch:  # the decoder's, of any length
             longer["labels"] = batch["labels"]
         return longer
 
@@ -72,8 +72,8 @@ class PromptSeam:
         """Virtual tokens of each row of a batch."""
         return [max([0, *(self.lengths.get(name, 0) for name in row)]) for row in self.route.weights(batch)]
 
-    def lacking(self, batch: Mapping[str, Any]) -> bool:
-        """Whether the prompts still have to be put in. Raises DeltatuneError inside a plain `generate`."""
+    def missing(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the prompts still have to be inserted. Raises DeltatuneError inside a plain `generate`."""
         ids, cache = batch.get("input_ids"), batch.get("past_key_values")
         if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
             return False
@@ -81,7 +81,7 @@ class PromptSeam:
             return False
         if cache is not None:
             raise DeltatuneError(
-                "with a soft prompt, generate through host.generate(...), which puts its tokens in first"
+                "with a soft prompt, generate through host.generate(...), which inserts its tokens first"
             )
         return True
 
@@ -91,7 +91,7 @@ def _two_dimensional(mask: Any) -> Tensor | None:
 
 
 def _all_so_far(batch: Mapping[str, Any]) -> Tensor | None:
-    """The mask (B, S) of a step behind a cache that came without: generate() gives none where every token is real."""
+    """The mask (B, S) of a cached step without one: generate() passes none where every token is real."""
     cache, ids = batch.get("past_key_values"), batch.get("input_ids")
     past = 0 if cache is None else int(cache.get_seq_length())
     return ids.new_ones(ids.shape[0], past + ids.shape[1]) if past and isinstance(ids, Tensor) else None
@@ -131,24 +131,24 @@ def insert_prompts(
 
 
 class _Layout:
-    """Where every column of the longer batch comes from."""
+    """The source column of every column of the longer batch."""
 
     def __init__(self, mask: Tensor, lengths: Sequence[int], left: bool) -> None:
         rows, columns = mask.shape
         longest = max(lengths)
         self.lengths = torch.tensor(lengths, device=mask.device)
         padding = (mask.cumsum(1) == 0).sum(1)  # (B,) zeros in front of the first real token
-        aside = longest - self.lengths  # (B,) where rows with shorter prompts begin, if they are padded on the left
-        start = padding + (aside if left else torch.where((padding > 0).any(), aside, 0))  # (B,) the first virtual id's
-        at = torch.arange(columns + longest, device=mask.device).expand(rows, -1)  # (B, T')
-        self.index = at - start[:, None]
+        offset = longest - self.lengths  # (B,) start of rows with shorter prompts, if padded on the left
+        start = padding + (offset if left else torch.where((padding > 0).any(), offset, 0))  # (B,) first virtual id
+        columns_out = torch.arange(columns + longest, device=mask.device).expand(rows, -1)  # (B, T')
+        self.index = columns_out - start[:, None]
         self.virtual = (self.index >= 0) & (self.index < self.lengths[:, None])
         source = self.index - self.lengths[:, None] + padding[:, None]
         self.real = (self.index >= self.lengths[:, None]) & (source < columns)
         self.source = source.clamp(0, columns - 1)
 
     def move(self, tensor: Tensor, fill: int) -> Tensor:
-        """Carry a (B, T) tensor over to (B, T'), `fill` where nothing real lies."""
+        """Move a (B, T) tensor to (B, T'), with `fill` where there is no real token."""
         return torch.where(self.real, tensor.gather(1, self.source), fill).to(tensor.dtype)
 
 
@@ -168,7 +168,7 @@ def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
 
 
 def _widener(width: int) -> Any:
-    """Give logits columns for the virtual ids, never to be chosen, so that processors may look them up."""
+    """Add logit columns for the virtual ids, never to be chosen, so that logits processors can index them."""
 
     def widen(module: nn.Module, args: Any, output: Any) -> Any:
         missing = width - output.logits.shape[-1]

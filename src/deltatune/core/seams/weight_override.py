@@ -1,44 +1,30 @@
 """The weight seam: an adapter's own parameters stand in for the base's while its route is on; originals are kept.
 
-A Delta of kind `weight` either has a parameter `value` of its own, or makes its value from what it trains.
+A Delta of kind `weight` either trains the stand-in (`WeightDelta`) or computes it in each forward (`ComputedWeight`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.delta import Delta
+from deltatune.core.delta import ComputedWeight, Delta, WeightDelta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
-
-
-@runtime_checkable
-class Made(Protocol):
-    """A Delta of kind `weight` without a value of its own: each forward of the model asks for one."""
-
-    def weight(self, original: Tensor) -> Tensor:
-        """The value that stands in for the base's parameter, of its shape; gradients reach what is trained."""
-        ...
-
-    def sources(self) -> Sequence[Tensor]:
-        """What the value is made from, the base's parameter aside."""
-        ...
 
 
 class WeightSeam:
     """Swaps parameters of the base in place, at every module that shares them.
 
-    A parameter `value` takes the original's place. What must be made anew (a value computed from few numbers, a
-    float32 value beside a base in bfloat16) is shown instead: as an attribute of the module's own, which Python finds
-    before the parameter. So the model's parameters, keys and gradients stay what they are, and what the last forward
-    used is still there when gradient checkpointing recomputes a block in backward.
+    A parameter `value` takes the original's place. A value that must be computed (from few numbers, or a float32 value
+    beside a base in bfloat16) is set as a plain attribute of the module, which Python finds before the parameter. So
+    the model's parameters, keys and gradients stay the same, and the values of the last forward are still there when
+    gradient checkpointing recomputes a block in backward.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,60 +37,64 @@ class WeightSeam:
         self.originals: dict[str, nn.Parameter] = {}
         """Base parameters that are swapped out or hidden at present, by path."""
         self.active: tuple[Adapter, ...] = ()
-        self.made: dict[str, Callable[[Tensor], Tensor]] = {}
-        """How to make the values that are computed, from the original, by path."""
+        self.computed: dict[str, Callable[[Tensor], Tensor]] = {}
+        """Functions from the original to the computed value, by path."""
         self.casts: dict[str, nn.Parameter] = {}
         """Values whose dtype is not the base's, by path."""
         self.sources: list[Tensor] = []
-        """What all computed values are made from."""
-        self.kept: tuple[list[int], list[Tensor]] | None = None
-        """Versions of the originals and copies of the sources of which the values now shown were made, without
-        gradients; None if they must be made again."""
+        """The tensors from which values are computed."""
+        self.shown: tuple[list[int], list[Tensor]] | None = None
+        """Versions of the originals and copies of the sources of the values now set, without gradients; None if they
+        must be computed again."""
         self.running: nn.Module | None = None
-        """The outermost module whose forward is going on."""
+        """The outermost module whose forward is running."""
         self.hooked = False
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
         """The base with its own weights, while an adapter takes its initial values from them."""
         active = self.active
-        self.arrange(())
+        self.follow(())
         try:
             yield
         finally:
-            self.arrange(active)
+            self.follow(active)
 
-    def arrange(self, adapters: Iterable[Adapter]) -> None:
-        """Put the originals back, then swap in or get ready what the given adapters have."""
+    def follow(self, adapters: Iterable[Adapter]) -> None:
+        """Put the originals back, then swap in or prepare the values of the given adapters."""
         self.active = tuple(adapters)
         for path, original in self.originals.items():
             self._put(path, original)
             self._hide(path)
         self.originals.clear()
-        self.made.clear()
+        self.computed.clear()
         self.casts.clear()
-        self.sources, self.kept = [], None
+        self.sources, self.shown = [], None
         for adapter in self.active:
             for _, site, delta in adapter.entries():
                 if site.kind == "weight":
                     self._swap(site.name, delta)
-        if (self.made or self.casts) and not self.hooked:
+        if (self.computed or self.casts) and not self.hooked:
             self._hook()
 
     def _swap(self, path: str, delta: Delta) -> None:
-        original = self.originals[path] = self.model.get_parameter(path)
-        if isinstance(delta, Made):
-            self.made[path] = delta.weight
+        if isinstance(delta, ComputedWeight):
+            self.originals[path] = self.model.get_parameter(path)
+            self.computed[path] = delta.weight
             self.sources += [source for source in delta.sources() if not any(source is other for other in self.sources)]
             return
-        value = delta.get_parameter("value")
-        if value.dtype == original.dtype:
-            self._put(path, value)
+        if not isinstance(delta, WeightDelta):
+            raise DeltatuneError(
+                f"{type(delta).__name__} acts at the weight {path}; there it must be a WeightDelta or a ComputedWeight"
+            )
+        original = self.originals[path] = self.model.get_parameter(path)
+        if delta.value.dtype == original.dtype:
+            self._put(path, delta.value)
         else:
-            self.casts[path] = value
+            self.casts[path] = delta.value
 
     def _hook(self) -> None:
-        """Listen to the whole model, and to its parts that are called by themselves: generation runs T5's encoder."""
+        """Hook the whole model, and its submodels that may be called alone: generation runs T5's encoder."""
         for module in self.model.modules():
             if module is self.model or isinstance(module, PreTrainedModel):
                 module.register_forward_pre_hook(self._before)
@@ -121,21 +111,21 @@ class WeightSeam:
             self.running = None
 
     def _show(self) -> None:
-        """Make what this forward reads; without gradients the last one's values do if nothing has changed."""
+        """Set the values for this forward; without gradients the last ones stay if nothing has changed."""
         for path, value in self.casts.items():
             self._put_before(path, value.to(self.originals[path].dtype))
-        afresh = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        now = None if afresh else self._state()
-        if now is not None and self.kept is not None and _same(now, self.kept):
+        always = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        state = None if always else self._state()
+        if state is not None and self.shown is not None and _same(state, self.shown):
             return
-        for path, make in self.made.items():
+        for path, compute in self.computed.items():
             original = self.originals[path]
-            self._put_before(path, make(original).to(original.dtype))
-        self.kept = None if now is None else (now[0], [source.clone() for source in now[1]])
+            self._put_before(path, compute(original).to(original.dtype))
+        self.shown = None if state is None else (state[0], [source.clone() for source in state[1]])
 
     def _state(self) -> tuple[list[int], list[Tensor]]:
-        """Sources are compared by value, they are small, and writing through `.data` leaves their version as it was."""
-        originals = [self.originals[path] for path in self.made]
+        """Sources are compared by value: they are small, and writing through `.data` does not change their version."""
+        originals = [self.originals[path] for path in self.computed]
         versions = [0 if original.is_inference() else original._version for original in originals]
         return versions, [source.detach() for source in self.sources]
 
@@ -156,13 +146,13 @@ class WeightSeam:
         return self.originals[path] if path in self.originals else self.model.get_parameter(path)
 
 
-def _same(now: tuple[list[int], list[Tensor]], kept: tuple[list[int], list[Tensor]]) -> bool:
+def _same(state: tuple[list[int], list[Tensor]], shown: tuple[list[int], list[Tensor]]) -> bool:
     """Whether versions and values are equal."""
-    return now[0] == kept[0] and all(map(torch.equal, now[1], kept[1]))
+    return state[0] == shown[0] and all(map(torch.equal, state[1], shown[1]))
 
 
 def check_exclusive(route: Route, adapters: dict[str, Adapter]) -> None:
-    """Raise if an adapter that changes weights would have to share the model with others, be scaled, or meet itself."""
+    """Raise if an adapter that replaces weights would share the model, be scaled, or replace one weight twice."""
     for name in route.names:
         paths = [site.name for site in adapters[name].sites.values() if site.kind == "weight"]
         alone = route.rows is None and dict(route.uniform) == {name: 1.0}

@@ -1,4 +1,4 @@
-"""The base's parameters at one site as methods know them, however the model stores them."""
+"""The base's parameters at one site in one orientation, however the model stores them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from deltatune.core.sites.fused_projections import put, take
 from deltatune.core.sites.site import Site
 
 
-class Base:
-    """What lies under one Delta: weights (out, in), biases (out,), cut to the site's slice. Read, never changed."""
+class BaseWeights:
+    """The base's parameters under one Delta: weights (out, in), biases (out,), cut to the site's slice. Read only."""
 
     def __init__(self, module: nn.Module, site: Site) -> None:
         self.module, self.site = module, site
 
-    def __deepcopy__(self, memo: Any) -> Base:
-        return self  # a copied adapter stands on the same base
+    def __deepcopy__(self, memo: Any) -> BaseWeights:
+        return self  # a copied adapter has the same base
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name; at kind `weight` the one under its attribute's name."""
@@ -63,7 +63,7 @@ class Base:
         return take(turned.T, self.site.slice).T if name == "weight" else take(turned, self.site.slice)
 
 
-def check_whole(model: nn.Module, what: str, fix: str) -> None:
-    """Raise DeltatuneError if the base is spread over processes, none of which can read all of a weight."""
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # FSDP2 made it so
-        raise DeltatuneError(f"{what} reads the base's weights, which are spread over processes (FSDP); {fix}")
+def check_whole(model: nn.Module, what: str, fix: str, error: type[DeltatuneError] = DeltatuneError) -> None:
+    """Raise if the base is sharded over processes, none of which can read a whole weight."""
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # FSDP2's parameters
+        raise error(f"{what} reads the base's weights, which are sharded (FSDP); {fix}")

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import signature
-from typing import Any
 
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.sites.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
+from deltatune.core.sites.decoders import is_causal
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import POSITIONS, in_attention, is_expert, names_embeddings, role_of
 from deltatune.core.sites.non_block_sites import embeddings, linear_site, norm_site, outside, unnamed_outside
@@ -182,7 +181,7 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
         vocabulary=embed.width_in if embed else 0,
         params=sum(site.params for site in weights),
         encoder_decoder=two,
-        decoder=not two and _causal(model),
+        decoder=not two and is_causal(model),
         positions=longest,
         position_modules=() if two else tuple(positions),
     )
@@ -197,16 +196,6 @@ def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
     # CLIP's and SigLIP's images have a table of the same name, for patches
     text = leaf == "position_embedding" and getattr(module, "num_embeddings", None) == longest
     return counts or text or leaf in POSITIONS
-
-
-def _causal(model: nn.Module) -> bool:
-    config: Any = model.config
-    kind = config.model_type
-    if any(getattr(module, "is_causal", False) is True for _, module in modules_of(model)):
-        return True
-    if getattr(config, "is_decoder", None) is False:  # BERT and the like; BertGeneration's encoder too
-        return False
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def uneven(sites: Sites) -> dict[str, tuple[int, int]]:

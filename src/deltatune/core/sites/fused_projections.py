@@ -93,8 +93,8 @@ def _grouped(queries: int, head: int, groups: int) -> dict[str, Slice]:
 
 def reaches_attention(model: nn.Module) -> bool:
     """Whether the model's attention goes through transformers' AttentionInterface, the seam that prefixes need."""
-    probe = getattr(model, "_can_set_attn_implementation", None)
-    return bool(probe and probe())
+    can_set = getattr(model, "_can_set_attn_implementation", None)
+    return bool(can_set and can_set())
 
 
 @cache

@@ -1,6 +1,6 @@
 """The one table of module names: which leaf of a block plays which role.
 
-With `core.blocks` and `core.finding` it is all that knows Hugging Face's names.
+With `blocks` and `discovery` it holds all that depends on Hugging Face's names.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ INTERLEAVED = frozenset({"query_key_value", "in_proj"})
 """Fused projections whose output is stored head by head, (q k v) in each."""
 CONTIGUOUS = frozenset({"mpt"})
 """Model types with attention code of their own that still stores all q, then all k, then all v."""
+BIDIRECTIONAL = frozenset({"bert-generation"})
+"""Model types with a causal and without a masked language model that still are encoders, unless `is_decoder=True`."""
 EMBED_PROJECT = frozenset(
     {"embeddings_project", "embedding_hidden_mapping_in", "embedding_transformation", "project_in"}
     | {"feature_projection.projection", "embeddings.projection"}

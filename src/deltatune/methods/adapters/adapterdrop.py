@@ -1,4 +1,4 @@
-"""AdapterDrop: bottlenecks in the upper layers only, so that backward stops early; or for any number dropped."""
+"""AdapterDrop: bottlenecks in the upper layers only, so that the backward pass stops early."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.capabilities import TrainingHints
+from deltatune.core.delta import Delta, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import Activation, Bottleneck, Form, TwoLayer
 
 
-class Draw(nn.Module):
-    """How many of the first layers are left out now: the field's number, or in training one drawn for each forward."""
+class Draw(SharedModule):
+    """Number of first layers left out: the field's number, or in training one drawn for each forward."""
 
     def __init__(self, drop: int) -> None:
         super().__init__()
         self.drop = drop
-        self.share: float | None = None
-        """What was drawn, from 0 to 1: stacks of an encoder-decoder leave out the same share of their layers."""
+        self.fraction: float | None = None
+        """Drawn from 0 to 1: the stacks of an encoder-decoder leave out the same fraction of their layers."""
 
-    def init_(self, rng: Rng) -> None:
-        """Nothing to set: it owns no tensors."""
-
-    def begin(self) -> None:
-        """Draw k for the whole batch; from torch's CPU generator, which checkpoints of a training keep."""
-        self.share = float(torch.rand(())) if self.training else None
+    def before_forward(self) -> None:
+        """Draw k for the whole batch, from torch's CPU generator, whose state training checkpoints hold."""
+        self.fraction = float(torch.rand(())) if self.training else None
 
     def dropped(self, depth: int) -> int:
         """Number of layers k left out, 0 to depth − 1 with equal chances while training."""
-        return self.drop if self.share is None else int(self.share * depth)
+        return self.drop if self.fraction is None else int(self.fraction * depth)
 
 
 class Dropped(TwoLayer):
@@ -45,21 +43,21 @@ class Dropped(TwoLayer):
     depth: int
 
     def join(self, draw: Draw, layer: int, depth: int) -> None:
-        """Take the place in a stack; the last layer is never left out."""
+        """Set the position in a stack; the last layer is never left out."""
         self.draw = [draw]  # in a list, so that the shared module is registered once, with the adapter
         self.layer, self.depth = layer, depth
-        self.rests = layer < depth - 1
+        self.hints = TrainingHints(skippable=layer < depth - 1)
 
     @property
-    def resting(self) -> bool:
-        """Whether this layer is left out now."""
+    def skipped(self) -> bool:
+        """Whether this layer is left out in this forward."""
         return self.layer < self.draw[0].dropped(self.depth)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.zeros_like(h) if self.resting else super().forward(x, h)
+        return torch.zeros_like(h) if self.skipped else super().forward(x, h)
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        return h if self.resting else super().add(h, x, weight)
+        return h if self.skipped else super().add(h, x, weight)
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,16 @@ class AdapterDrop(Method):
     """h ← h + U f(D x + b) + b′ in all layers but the first k
 
     Rücklé et al. 2021, https://arxiv.org/abs/2010.11918. Specialised: the first k layers of each stack have no
-    adapters, and training does not go back below layer k. Robust: all layers have them, and k is drawn anew for each
+    adapters, and training does not go back below layer k. Robust: all layers have them, and k is drawn again for each
     batch in training, 0 to L − 1 with equal chances; the trained adapter works with any k.
     """
 
     size: int = 48
     """Bottleneck width m."""
     drop: int = 1
-    """Layers k left out from below; of a robust adapter when it is used, not when it is trained."""
+    """Layers k left out from the bottom; for a robust adapter at inference only."""
     robust: bool = False
-    """Train for any k, by drawing it."""
+    """Train for every k, by drawing it."""
     form: Form = "pfeiffer"
     """Where it reads, as in Bottleneck: `houlsby`, `pfeiffer` or `parallel`."""
     activation: Activation = "relu"
@@ -88,7 +86,7 @@ class AdapterDrop(Method):
     sites: str | tuple[str, ...] = ""
     """Which sublayers; empty for the form's own: `*.{attn,ffn}` for houlsby, `*.ffn` for the others."""
     dropout: float = 0.0
-    """Dropout behind the non-linearity."""
+    """Dropout after the non-linearity."""
 
     size_field: ClassVar[str | None] = "size"
     learning_rate: ClassVar[float] = 1e-3
@@ -108,7 +106,7 @@ class AdapterDrop(Method):
 
     @property
     def bottleneck(self) -> Bottleneck:
-        """The adapters that stay."""
+        """The adapters of the other layers."""
         return Bottleneck(
             size=self.size, form=self.form, activation=self.activation, scale=self.scale, init=self.init,
             sites=self.sites, dropout=self.dropout,
@@ -138,10 +136,10 @@ class AdapterDrop(Method):
         form, activation, scale, init = self.form, self.activation, self.scale, self.init
         return Dropped(site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout)
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         return Draw(self.drop) if self.robust else None
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(delta, Dropped)
         assert isinstance(shared, Draw)
         delta.join(shared, _layer(site), site.depth)

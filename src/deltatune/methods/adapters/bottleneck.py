@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Own, Rng
+from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]
@@ -65,7 +66,7 @@ class TwoLayer(Delta):
         if self.init == "identity":
             nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=rng("down"))
             nn.init.zeros_(self.up)
-        else:  # Houlsby et al.: both near zero, cut at two deviations
+        else:  # Houlsby et al.: both near zero, truncated at two deviations
             for name in ("down", "up"):
                 nn.init.trunc_normal_(getattr(self, name), std=1e-3, a=-2e-3, b=2e-3, generator=rng(name))
 
@@ -106,7 +107,7 @@ class Bottleneck(Method):
     sites: str | tuple[str, ...] = ""
     """Which sublayers; empty for the form's own: `*.{attn,ffn}` for houlsby, `*.ffn` for the others."""
     dropout: float = 0.0
-    """Dropout behind the non-linearity, where He et al. have it."""
+    """Dropout after the non-linearity, as in He et al."""
 
     size_field: ClassVar[str | None] = "size"
     learning_rate: ClassVar[float] = 1e-3
@@ -132,7 +133,7 @@ class Bottleneck(Method):
 
     def build(self, site: Site) -> Delta:
         if site.kind == "norm":
-            return Own()
+            return ModuleCopy()
         form, activation, scale, init = self.form, self.activation, self.scale, self.init
         return TwoLayer(site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout)
 

@@ -11,14 +11,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Own, Rng
+from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import ACTIVATIONS, READS, SITES, Activation, Form
 
 
-class Rule(nn.Module):
+class Rule(SharedModule):
     """A (n, n, n): how blocks multiply, learned once for all layers and both projections."""
 
     def __init__(self, n: int) -> None:
@@ -138,13 +139,13 @@ class Compacter(Method):
 
     def build(self, site: Site) -> Delta:
         if site.kind == "norm":
-            return Own()
+            return ModuleCopy()
         return TwoPHM(site.width_in, site.width_out, self.size, self.n, self.form, self.activation)
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         return Rule(self.n)
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         if isinstance(delta, TwoPHM):
             assert isinstance(shared, Rule)
             delta.rule = [shared]

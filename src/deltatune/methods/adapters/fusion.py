@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import TrainingHints
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View
@@ -33,7 +34,7 @@ class Fusion(Delta):
     Keys have no bias: b_k would add the same to the scores of all members, which a softmax does not see.
     """
 
-    frozen = ("members",)
+    hints = TrainingHints(frozen=("members",))
 
     def __init__(self, width_in: int, width_out: int, members: Sequence[Delta]) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View
@@ -18,8 +19,7 @@ from deltatune.core.sites.site import Kind, Site, Sites
 class Bias(Delta):
     """`Δ = b`, b (out,)."""
 
-    merges = True
-    needs_bias = True
+    capabilities = Capabilities(merges=True, merges_into=("bias",))
     reads = "output"
 
     def __init__(self, width: int) -> None:
@@ -59,13 +59,13 @@ class BitFit(Method):
         kinds: tuple[Kind, ...] = ("linear", "norm")
         wanted = sites.match(self.sites, kinds=kinds) if self.sites else [s for s in sites.values() if s.kind in kinds]
         wanted = [site for site in wanted if not _covered(site, wanted)]
-        found = [site for site in wanted if site.bias or self.missing == "add"]
-        if not found:
+        picked = [site for site in wanted if site.bias or self.missing == "add"]
+        if not picked:
             raise DeltatuneError(
                 f"this {sites.facts.architecture} has no biases at {self.sites or 'any site'}; "
                 "BitFit(missing='add') trains new zero ones"
             )
-        return found
+        return picked
 
     def build(self, site: Site) -> Delta:
         return Bias(site.width_out)
@@ -75,5 +75,5 @@ class BitFit(Method):
 
 
 def _covered(site: Site, wanted: list[Site]) -> bool:
-    """Whether a part of a fused projection is wanted as a whole too: its bias must not be counted twice."""
+    """Whether a site is a slice of a fused projection that is picked as a whole: its bias must not be counted twice."""
     return site.slice is not None and any(other.module == site.module and other.slice is None for other in wanted)

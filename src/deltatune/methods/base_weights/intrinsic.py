@@ -12,14 +12,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.capabilities import Capabilities
+from deltatune.core.delta import ComputedWeight, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.base_weights.fastfood import Fastfood
 
 
-class Subspace(nn.Module):
+class Subspace(SharedModule):
     """θ_d and, for SAID, the λ's: all that one adapter trains; its Deltas' projections are drawn from here."""
 
     drawn: Tensor
@@ -73,11 +74,10 @@ class Subspace(nn.Module):
         return theta if place is None or self.scales is None else self.scales[place] * theta
 
 
-class Projected(Delta):
+class Projected(ComputedWeight):
     """`θ = θ_0 + λ P(θ_d)` for one parameter θ of the base."""
 
-    merges = True
-    mixes = False
+    capabilities = Capabilities(merges=True, mixes=False)
 
     projection: Fastfood
 
@@ -147,7 +147,7 @@ class DID(Method):
     def build(self, site: Site) -> Delta:
         return Projected(site.params, self.reach)
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         places = self.scaled(picked)
         least, most = len(set(places.values())) + 1, sum(site.params for site in picked)
         if not least <= self.dimension <= most:
@@ -159,7 +159,7 @@ class DID(Method):
         """Place of each parameter's λ, by the name of its site; empty without λ's."""
         return {}
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(delta, Projected)
         assert isinstance(shared, Subspace)
         delta.join(shared, site.name)

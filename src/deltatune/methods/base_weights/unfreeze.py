@@ -9,17 +9,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.capabilities import Capabilities
+from deltatune.core.delta import Delta, Rng, WeightDelta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites.site import Site, Sites, require
 
 
-class Weight(Delta):
-    """An own value for one parameter of the base, standing in for it while the adapter is in use."""
+class Weight(WeightDelta):
+    """A trained value of one parameter of the base, which stands in for it while the adapter is active."""
 
-    merges = True
-    mixes = False
+    capabilities = Capabilities(merges=True, mixes=False)
 
     def __init__(self, attribute: str) -> None:
         super().__init__()

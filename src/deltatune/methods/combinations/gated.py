@@ -1,4 +1,4 @@
-"""A gate before a Delta: how much of a change a text gets is computed from what the layer reads."""
+"""Gates: a learned factor on a Delta, computed for each text from the layer's input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.attention_call import AttentionCall
+from deltatune.core.capabilities import Needs
+from deltatune.core.delta import AttentionDelta, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import REGISTRY, Method, View
-from deltatune.core.seams.attention_call import Attention
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.prompts.prefix import KeyValues
 
 
 class Gate(nn.Module):
@@ -41,17 +43,16 @@ class Gate(nn.Module):
         return (each * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
 
 
-class Gated(Delta):
-    """`g(x)·Δ(x, h)`"""
+class _GateBefore(Delta):
+    """A Delta with a gate, of which each subclass makes its own use."""
 
-    masked = True
+    needs = Needs(padding_mask=True)
 
     def __init__(self, inner: Delta, width: int, causal: bool) -> None:
         super().__init__()
         self.inner = inner
         self.gate = Gate(width, causal)
-        self.reads, self.mixes, self.shift = inner.reads, inner.mixes, inner.shift
-        self.exact, self.rests = inner.exact, inner.rests
+        self.reads = inner.reads
 
     @property
     def parts(self) -> Sequence[Delta]:
@@ -62,11 +63,6 @@ class Gated(Delta):
         self.inner.init_(lambda name: rng(f"inner.{name}"), base)
         self.gate.init_(lambda name: rng(f"gate.{name}"))
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        self.inner.mask = self.mask
-        change: Tensor = self.gate(x, self.mask) * self.inner(x, h)
-        return change
-
     def finished(self) -> Delta:
         inner = self.inner.finished()
         if inner is self.inner:
@@ -76,21 +72,30 @@ class Gated(Delta):
         return done.train(self.training)
 
 
-class GatedPrefix(Gated):
-    """`softmax(q [g·P_k; K]ᵀ/√d) [g·P_v; V]`: at g = 0 the prefix's keys are zero, but still take their share."""
+class Gated(_GateBefore):
+    """`g(x)·Δ(x, h)`"""
 
-    tapped = True
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        self.inner.mask = self.mask
+        change: Tensor = self.gate(x, self.mask) * self.inner(x, h)
+        return change
 
-    def forward(self, call: Attention) -> Any:  # type: ignore[override]
-        inner: Any = self.inner
-        keys, values = inner.placed(call)  # (B, H_kv, P, K)
+
+class GatedPrefix(_GateBefore, AttentionDelta):
+    """`softmax(q [g·P_k; K]ᵀ/√d) [g·P_v; V]`: at g = 0 the prefix's keys are zero, but still get attention."""
+
+    needs = Needs(padding_mask=True, longer_keys=True, attention_input=True)
+    inner: KeyValues
+
+    def attend(self, call: AttentionCall) -> Any:
+        keys, values = self.inner.placed(call)  # (B, H_kv, P, K)
         g = self.gate(call.x, self.mask)
         if not self.gate.causal:
             return call.prefixed(g[:, None] * keys, g[:, None] * values).run()
         return _gate_by_query(call, keys, values, g)
 
 
-def _gate_by_query(call: Attention, keys: Tensor, values: Tensor, g: Tensor) -> Any:
+def _gate_by_query(call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor) -> Any:
     """Attention whose prefix every query scales by its own gate g (B, T, 1), in one call with heads twice as wide.
 
     With q' = [q, g·q], real keys [k, 0] and prefix keys [0, P_k], q'·k' is q·k or g·q·P_k; the values likewise.
@@ -109,7 +114,7 @@ def _gate_by_query(call: Attention, keys: Tensor, values: Tensor, g: Tensor) -> 
     return real + g[:, :, None].to(out.dtype) * prefix, weights
 
 
-def _scaling(call: Attention) -> float:
+def _scaling(call: AttentionCall) -> float:
     given = call.options.get("scaling")
     return float(call.q.shape[-1] ** -0.5 if given is None else given)
 
@@ -158,19 +163,20 @@ class _GatedMethod(Method):
 
     def build(self, site: Site) -> Delta:
         inner = self.method.build(site)
-        kind = GatedPrefix if site.kind == "kv" else Gated
-        if kind is GatedPrefix and not hasattr(inner, "placed"):
+        if site.kind != "kv":
+            return Gated(inner, self._width(site, inner), site.causal)
+        if not isinstance(inner, KeyValues):
             raise DeltatuneError(f"{self.method!r} changes attention itself, which cannot be gated")
-        return kind(inner, self._width(site, inner), site.causal)
+        return GatedPrefix(inner, self._width(site, inner), site.causal)
 
     def _width(self, site: Site, inner: Delta) -> int:
         from_input = site.kind == "kv" or inner.reads == "input"
         return site.width_in if from_input and site.kind != "input" else site.width_out
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         return self.method.share(picked)
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         self.method.connect(delta.parts[0], site, shared)
 
     def count(self, sites: Sites) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from deltatune.core.method import Compound, Method, View, at_least
+from deltatune.core.method import Method, View, at_least
+from deltatune.core.union import Compound
 from deltatune.methods.adapters.bottleneck import Bottleneck
 from deltatune.methods.prompts.prefix import Prefix
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least
@@ -37,7 +38,7 @@ class Projected(Delta):
         self.form, self.composition = FORMS[method.form], method.composition
         usual = {"scaled": 4.0}.get(method.composition, 1.0)
         self.factor = usual if method.scale is None else method.scale
-        self.merges = merges
+        self.capabilities = Capabilities(merges=merges)
         if method.composition in ("learned", "gated"):
             self.scale = nn.Parameter(torch.empty(()))
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from deltatune.core.method import Compound, Method, Union, View
+from deltatune.core.method import Method, View
+from deltatune.core.union import Compound, Union
 from deltatune.methods.adapters.bottleneck import Bottleneck
 from deltatune.methods.combinations.gated import gated
 from deltatune.methods.low_rank.lora import LoRA
@@ -43,8 +44,8 @@ class UniPELT(Compound):
     def sized(self, size: int) -> Method:
         return replace(self, methods=self.methods.sized(size))
 
-    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
-        return replace(self, methods=self.methods.worded(tokenize, labels))
+    def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+        return replace(self, methods=self.methods.with_token_ids(tokenize, labels))
 
     def finished(self) -> Method:
         return replace(self, methods=self.methods.finished())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import View
 from deltatune.core.sites.site import Kind, Site
@@ -31,9 +32,9 @@ class Decomposed(LowRank):
         super().__init__(width_in, width_out, r, scale, dropout)
         self.m = nn.Parameter(torch.empty(width_out))
         self.register_buffer("square", torch.empty(width_out), persistent=False)
-        self.exact = exact
-        self.known: tuple[tuple[object, ...], Tensor] | None = None
-        """While only reading: what n was computed from, and n."""
+        self.capabilities = Capabilities(merges=True, exact=exact)
+        self.cached: tuple[tuple[object, ...], Tensor] | None = None
+        """At inference: the versions of the tensors of n, and n."""
 
     @torch.no_grad()
     def init_(self, rng: Rng, base: nn.Module) -> None:
@@ -47,50 +48,50 @@ class Decomposed(LowRank):
         """n (out,), a constant in the backward pass unless `exact`."""
         A, B, s, W = self.A, self.B, self.scale, self.base.weight
         with (
-            torch.set_grad_enabled(self.exact and torch.is_grad_enabled()),
+            torch.set_grad_enabled(self.capabilities.exact and torch.is_grad_enabled()),
             torch.autocast(W.device.type, enabled=False),
         ):
-            crossed = F.linear(A.to(W.dtype), W).T  # W Aᵀ (out, r)
-            grown = 2 * s * crossed + s * s * (B @ (A @ A.T))
-            squared = self.square + (grown * B).sum(1)
-            # A row of zeros has no direction; so small a norm in place of 0 keeps it zero.
+            product = F.linear(A.to(W.dtype), W).T  # W Aᵀ (out, r)
+            change = 2 * s * product + s * s * (B @ (A @ A.T))
+            squared = self.square + (change * B).sum(1)
+            # A row of zeros has no direction; a tiny norm instead of 0 keeps it zero.
             return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
 
     def ratio(self) -> Tensor:
         """m/n (out,)."""
         A, B = self.A, self.B
-        reading = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or A.is_inference())
-        if not reading:
+        inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or A.is_inference())
+        if not inference:
             return self.m / self.norm()
         W = self.base.weight
         state = tuple((t._version, t.data_ptr(), t.dtype) for t in (A, B, W))
-        if self.known is None or self.known[0] != state:
-            self.known = state, self.norm()  # decoding would pay r times for each token what the map itself costs
-        return self.m / self.known[1]
+        if self.cached is None or self.cached[0] != state:
+            self.cached = state, self.norm()  # per token, computing n costs r times as much as the map itself
+        return self.m / self.cached[1]
 
     def train(self, mode: bool = True) -> Decomposed:
-        self.known = None
+        self.cached = None
         return super().train(mode)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         ratio, bias = self.ratio(), self.base.bias
         change = super().forward(x, h)
-        there = h if bias is None else h - bias
-        return (ratio - 1).to(h.dtype) * there + ratio.to(h.dtype) * change
+        plain = h if bias is None else h - bias
+        return (ratio - 1).to(h.dtype) * plain + ratio.to(h.dtype) * change
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         if isinstance(weight, Tensor) or torch.is_autocast_enabled(x.device.type) or few_tokens(x, self.A):
             return super(LowRank, self).add(h, x, weight)
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         ratio, bias = self.ratio(), self.base.bias
-        more = weight * (ratio - 1)  # (out,); rounded as a difference from 1, so that bfloat16 keeps small ones
+        excess = weight * (ratio - 1)  # (out,); rounded as a difference from 1, so that bfloat16 keeps small ones
         up = (weight * self.scale * ratio).unsqueeze(1) * self.B  # (out, r)
         low = self.input.product(self, x)  # (N, r)
         if bias is not None:  # −(m/n − 1) ⊙ bias as one more column: cheaper than a pass over h
             low = F.pad(low, (0, 1), value=1.0)
-            up = torch.cat([up, (-more * bias).unsqueeze(1)], dim=1)
+            up = torch.cat([up, (-excess * bias).unsqueeze(1)], dim=1)
         flat = h.flatten(0, -2).to(x.dtype)
-        flat = torch.addcmul(flat, flat, more.to(x.dtype)).addmm_(low, up.to(x.dtype).T)
+        flat = torch.addcmul(flat, flat, excess.to(x.dtype)).addmm_(low, up.to(x.dtype).T)
         return flat.view_as(h).to(h.dtype)
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ class DoRA(LoRA):
     """
 
     norm: Literal["detached", "exact"] = "detached"
-    """Whether the norm is a constant in the backward pass, as in the paper's section 4.3 and PEFT, or followed."""
+    """Whether the norm is a constant in the backward pass, as in section 4.3 and PEFT, or differentiated."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("linear",)
     view: ClassVar[View] = View(
@@ -123,7 +124,7 @@ class DoRA(LoRA):
 
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
-        return self.faster(
+        return self.with_rates(
             Decomposed(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact")
         )
 

@@ -10,35 +10,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Own
+from deltatune.core.attention_call import AttentionCall
+from deltatune.core.capabilities import Capabilities, Needs
+from deltatune.core.delta import AttentionDelta, Delta
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Compound, Method, Union, View, at_least
-from deltatune.core.seams.attention_call import Attention
+from deltatune.core.method import Method, View, at_least
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
+from deltatune.core.union import Compound, Union
 from deltatune.methods.low_rank.lora import LoRA
 
 Wrap = Literal["none", "roll"]
 
 
-class ShiftedSparse(Delta):
+class ShiftedSparse(AttentionDelta):
     """S²-Attn while training: attention within groups of G tokens, in half of the heads within groups G/2 further on.
 
     At inference it is full attention, and so it is where queries and keys are not the same tokens (a cache).
     Texts that do not divide into groups are padded here, and the padding is masked.
     """
 
-    lengthens = False
-
     def __init__(self, groups: int, wrap: Wrap, factor: float) -> None:
         super().__init__()
         self.groups, self.wrap = groups, wrap
-        self.stretch = factor if factor != 1 else 0.0
-        self.merges = not self.stretch  # positions have no form in the weights
+        self.needs = Needs(interpolation=factor if factor != 1 else 0.0)
+        self.capabilities = Capabilities(merges=factor == 1)  # positions have no form in the weights
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {}  # nothing is left of it at inference
+        return {}  # at inference it changes nothing
 
-    def forward(self, call: Attention) -> Any:  # type: ignore[override]
+    def attend(self, call: AttentionCall) -> Any:
         H, T = call.q.shape[1:3]
         if not self.training or call.k.shape[2] != T:
             return call.run()
@@ -52,7 +53,7 @@ class ShiftedSparse(Delta):
         return torch.cat([grouped(halves[0], G, 0, self.wrap), grouped(halves[1], G, G // 2, self.wrap)], 2), None
 
 
-def _heads(call: Attention, mine: slice) -> Attention | None:
+def _heads(call: AttentionCall, mine: slice) -> AttentionCall | None:
     """The call for some of the query heads; None if their keys are others' too."""
     H, shared = call.q.shape[1], call.k.shape[1]
     if H % 2 or shared % 2:
@@ -68,7 +69,7 @@ def _heads(call: Attention, mine: slice) -> Attention | None:
     return replace(call, q=q, k=k, v=v, mask=cut(call.mask), options=options)
 
 
-def grouped(call: Attention, G: int, shift: int, wrap: Wrap) -> Tensor:
+def grouped(call: AttentionCall, G: int, shift: int, wrap: Wrap) -> Tensor:
     """Attention within groups of G tokens, whose borders lie `shift` tokens after 0: (B, T, H, K).
 
     wrap="none": the first and the last group are halves. wrap="roll", as the reference code without flash attention:
@@ -106,7 +107,7 @@ def grouped(call: Attention, G: int, shift: int, wrap: Wrap) -> Tensor:
     return out.index_select(1, back[torch.arange(T, device=place.device)])
 
 
-def _unmasked(call: Attention, G: int, shift: int) -> Tensor:
+def _unmasked(call: AttentionCall, G: int, shift: int) -> Tensor:
     """`grouped` where the attention underneath needs no mask: every group is a text of its own."""
     B, _, T, _ = call.q.shape
     padded = [F.pad(t, (0, 0, 0, -T % G)) for t in (call.q, call.k, call.v)]  # behind the text, where none looks
@@ -126,13 +127,13 @@ def _unmasked(call: Attention, G: int, shift: int) -> Tensor:
     return torch.cat([part(0, shift, shift), *middle, part(end - shift, end, shift)], 1)[:, :T]
 
 
-def _causal(call: Attention) -> bool:
+def _causal(call: AttentionCall) -> bool:
     """Whether the attention underneath looks back only, if it gets no mask."""
     said = call.options.get("is_causal")  # some encoders of images say so in each call, against their module
     return bool(getattr(call.module, "is_causal", True) if said is None else said)
 
 
-def _mask(call: Attention, at: Tensor, real: Tensor, G: int, rolled: bool) -> Tensor:
+def _mask(call: AttentionCall, at: Tensor, real: Tensor, G: int, rolled: bool) -> Tensor:
     """Who attends to whom in each group, (B·n, 1 or H, G, G), of bool or to be added."""
     B, n = call.q.shape[0], len(at) // G
     itself = torch.eye(G, dtype=torch.bool, device=at.device)
@@ -217,7 +218,7 @@ class _Trained(Method):
         return found
 
     def build(self, site: Site) -> Delta:
-        return Own()
+        return ModuleCopy()
 
     def cost(self, site: Site) -> int:
         return site.params

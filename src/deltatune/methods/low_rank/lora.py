@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.capabilities import Capabilities, TrainingHints
+from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
@@ -20,14 +21,14 @@ from deltatune.methods.low_rank.shared_input import SharedInput, SharedInputs
 
 
 def few_tokens(x: Tensor, A: Tensor) -> bool:
-    """Whether, as in decoding, it is cheaper to convert x to the precision of A and B than they to that of x."""
+    """Whether, as in decoding, it is cheaper to cast x to the dtype of A and B than to cast them to that of x."""
     return x.dtype != A.dtype and x.numel() <= 32 * x.shape[-1]
 
 
 class LowRank(Delta):
     """`Δ = s · B A dropout(x)`, A (r, in), B (out, r)."""
 
-    merges = True
+    capabilities = Capabilities(merges=True)
 
     def __init__(self, width_in: int, width_out: int, r: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -43,11 +44,11 @@ class LowRank(Delta):
         nn.init.zeros_(self.B)
 
     def down(self) -> Tensor:
-        """What x meets first, (r, in)."""
+        """The down projection (r, in)."""
         return self.A
 
     def up(self) -> Tensor:
-        """What comes after it, (out, r)."""
+        """The up projection (out, r)."""
         return self.B
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -83,26 +84,26 @@ class LowRankTable(Delta):
     As in the paper's code and PEFT, here A is zero at first and B drawn from N(0, 1), and there is no dropout.
     """
 
-    merges = True
+    capabilities = Capabilities(merges=True)
 
     def __init__(self, vocabulary: int, width: int, r: int, scale: float) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(r, vocabulary))
         self.B = nn.Parameter(torch.empty(width, r))
         self.scale = scale
-        self.times = 1.0
-        """Some embeddings multiply their vectors (Gemma, BART); what is merged into the table is multiplied too."""
+        self.embed_scale = 1.0
+        """Factor by which some embeddings multiply their vectors (Gemma, BART), merged ones included."""
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.zeros_(self.A)
         nn.init.normal_(self.B, generator=rng("B"))
-        self.times = float(getattr(base, "embed_scale", 1.0))
+        self.embed_scale = float(getattr(base, "embed_scale", 1.0))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         vocabulary = self.A.shape[1]
         low = F.embedding(x.clamp(max=vocabulary - 1), self.A.T)  # (B, T, r)
         low = low.masked_fill((x >= vocabulary).unsqueeze(-1), 0)
-        return F.linear(low, self.B).mul(self.scale * self.times).to(h.dtype)
+        return F.linear(low, self.B).mul(self.scale * self.embed_scale).to(h.dtype)
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = base["weight"]
@@ -126,12 +127,12 @@ class LoRA(Method):
     sites: str | tuple[str, ...] = "*.attn.{q,v}"
     """Which matrices; any linear map or embedding: `*.attn.{q,k,v,o}`, `*.ffn.{in,out}`, `embed`, `lm_head`."""
     ranks: tuple[tuple[str, int], ...] = ()
-    """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha stays."""
+    """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha is the same."""
     ratio: float = 1.0
-    """B learns with this times the learning rate: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
+    """Factor on the learning rate of B: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embed")
-    """Where it can act."""
+    """Kinds of sites it can act at."""
     size_field: ClassVar[str | None] = "r"
     view: ClassVar[View] = View("B A x", "parallel", "output of each chosen matrix", "scaled")
 
@@ -168,27 +169,27 @@ class LoRA(Method):
         return next((rank for glob, rank in self.ranks if matches(glob, site.name)), self.r)
 
     def scale(self, r: int) -> float:
-        """What the update of rank r is multiplied by."""
+        """Factor on the update of rank r."""
         return self.alpha / r
 
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
-        return self.faster(
+        return self.with_rates(
             LowRankTable(site.width_in, site.width_out, r, self.scale(r))
             if site.kind == "embed"
             else LowRank(site.width_in, site.width_out, r, self.scale(r), self.dropout)
         )
 
-    def faster(self, delta: Delta) -> Delta:
+    def with_rates(self, delta: Delta) -> Delta:
         """The same Delta, with B at its own rate."""
         if self.ratio != 1:
-            delta.rates = {"B": self.ratio}
+            delta.hints = TrainingHints(rates={"B": self.ratio})
         return delta
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
-        return None if self.dropout else SharedInputs()  # each branch has a dropout of its own
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
+        return None if self.dropout else SharedInputs()  # with dropout, the branches' inputs differ
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(shared, SharedInputs)
         if isinstance(delta, LowRank):
             delta.input = shared.join(delta, site)
@@ -197,7 +198,7 @@ class LoRA(Method):
         return self.rank(site) * (site.width_in + site.width_out)
 
     def limit(self, sites: Sites) -> int:
-        # Beyond it no site's update can become any richer: no rank is below both widths there.
+        # A larger rank adds nothing: at every site it would exceed the smaller width.
         return max(
             math.ceil(min(site.width_in, site.width_out) * self.r / self.rank(site)) for site in self.pick(sites)
         )
@@ -212,7 +213,7 @@ class LoRA(Method):
 def LoRAPlus(
     r: int = 8, ratio: float = 16.0, alpha: float = 16.0, sites: str | tuple[str, ...] = "*.attn.{q,v}"
 ) -> Method:
-    """LoRA whose B learns `ratio` times as fast as its A (Hayou et al. 2024)."""
+    """LoRA with `ratio` times the learning rate for B (Hayou et al. 2024)."""
     return LoRA(r=r, alpha=alpha, sites=sites, ratio=ratio)
 
 
@@ -220,15 +221,15 @@ def LoRAPlus(
 class RsLoRA(LoRA):
     """h ← h + (α/√r)·B A x
 
-    Kalajdzievski 2023, https://arxiv.org/abs/2312.03732. With α/r the update shrinks as r grows; with α/√r its size
-    and that of its gradients stay.
+    Kalajdzievski 2023, https://arxiv.org/abs/2312.03732. With α/r the update shrinks as r grows; with α/√r the
+    update and its gradients keep their size.
     """
 
     @property
     def learning_rate(self) -> float:  # type: ignore[override]
-        """Below LoRA's: at the default r and alpha the update is multiplied by √8 times as much."""
+        """Below LoRA's: at the default r and alpha the factor on the update is √8 times as large."""
         return 1e-3 / math.sqrt(self.ratio)
 
     def scale(self, r: int) -> float:
-        """What the update of rank r is multiplied by."""
+        """Factor on the update of rank r."""
         return self.alpha / math.sqrt(r)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
@@ -20,8 +20,8 @@ from deltatune.methods.low_rank.shared_input import SharedInputs
 class Principal(LowRank):
     """`Δ = s · (B A − B₀ A₀) x`, where s B₀ A₀ is the best rank-r part of W.
 
-    It is computed as `s · [B − B₀, B₀] [A; A − A₀] x`: exactly zero at the start, and in bfloat16 what training changed
-    is rounded, not the principal part.
+    It is computed as `s · [B − B₀, B₀] [A; A − A₀] x`: exactly zero at the start, and in bfloat16 only the trained
+    change is rounded, not the principal part.
     """
 
     A0: Tensor
@@ -77,14 +77,14 @@ def range_svd(W: Tensor, r: int, niter: int, generator: torch.Generator) -> tupl
 class PiSSA(Method):
     """h ← h + s·(B A − B₀ A₀) x, with W ≈ U S Vᵀ, A₀ = √(S_r/s) V_rᵀ, B₀ = U_r √(S_r/s), s = α/r; A and B start there
 
-    Meng et al. 2024, https://arxiv.org/abs/2404.02948. The paper takes s·B₀A₀ out of W; here W stays as it is and the
+    Meng et al. 2024, https://arxiv.org/abs/2404.02948. The paper subtracts s·B₀A₀ from W; here W is unchanged and the
     adapter's file holds A₀ and B₀, so that it fits the original base.
     """
 
     r: int = 16
     """Rank of the principal part (the paper: 128)."""
     alpha: float | None = None
-    """The update is multiplied by alpha / r; None stands for alpha = r, as in the paper."""
+    """The update is multiplied by alpha / r; None means alpha = r, as in the paper."""
     niter: int = 0
     """Rounds of a randomised SVD (16 in the paper's code); 0 computes it exactly."""
     sites: str | tuple[str, ...] = "*.attn.{q,v}"
@@ -109,10 +109,10 @@ class PiSSA(Method):
         scale = 1.0 if self.alpha is None else self.alpha / self.r
         return Principal(site.width_in, site.width_out, self.r, scale, self.niter)
 
-    def share(self, picked: object) -> nn.Module | None:
+    def share(self, picked: object) -> SharedModule | None:
         return SharedInputs()
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(delta, Principal)
         assert isinstance(shared, SharedInputs)
         delta.input = shared.join(delta, site)

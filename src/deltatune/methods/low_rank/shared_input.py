@@ -1,7 +1,7 @@
-"""Low-rank Deltas whose sites read the same `x` share one product `[A_q; A_k; A_v] x`.
+"""Shared inputs: low-rank Deltas whose sites read the same `x` share one product `[A_q; A_k; A_v] x`.
 
-Each of them alone reads x once for its product, and in the backward pass once for A's gradient, and writes a gradient
-of x's size that must be added up. For r of 8 this traffic, not the arithmetic, is what a training step pays.
+Alone, each reads x once for its product and once for A's gradient, and writes a gradient of x's size that must be
+accumulated. For r = 8 this memory traffic, not the arithmetic, dominates a training step.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Rng
+from deltatune.core.delta import SharedModule
 from deltatune.core.sites.site import Site
 
 _SAME_INPUT = ({"attn.q", "attn.k", "attn.v"}, {"cross.k", "cross.v"}, {"ffn.gate", "ffn.in"})
 
 
 def input_of(site: Site) -> str:
-    """A name that sites with the same input have in common: `layers.3.attn.k-q-v` for q, k and v of one attention."""
+    """The common name of sites with the same input: `layers.3.attn.k-q-v` for q, k and v of one attention."""
     block, _, role = site.name.rpartition(".")
     for roles in _SAME_INPUT:
         if f"{block.rpartition('.')[2]}.{role}" in roles:
@@ -28,17 +28,17 @@ def input_of(site: Site) -> str:
 
 
 class SharedInput:
-    """The first member that a training step reaches computes the product for all; each takes its part once."""
+    """The product of all members, computed by the first one that a training step reaches; each takes its part once."""
 
     def __init__(self) -> None:
         self.members: list[Any] = []
-        """The Deltas, each with an A and `down()` (r, in), made of it; in a list, so that no module owns another."""
+        """The Deltas, each with an A and its `down()` (r, in); in a list, so that no module owns another."""
         self.x: Tensor | None = None
         self.versions: list[int] = []
         self.parts: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "x": None, "parts": {}}  # what a forward has left is neither copied nor saved
+        return {**vars(self), "x": None, "parts": {}}  # intermediate values are neither copied nor saved
 
     def product(self, member: Any, x: Tensor) -> Tensor:
         """`x Aᵀ` (N, r) with one member's `down()` as A, for x (..., in), in x's precision."""
@@ -57,19 +57,16 @@ class SharedInput:
         return part
 
 
-class SharedInputs(nn.Module):
+class SharedInputs(SharedModule):
     """The shared inputs of one adapter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inputs: dict[str, SharedInput] = {}
 
-    def init_(self, rng: Rng) -> None:
-        """Nothing to set: it owns no tensors."""
-
     def join(self, member: nn.Module, site: Site) -> SharedInput:
-        """Enter a Delta with an A and `down()` at its site; returns what it shares with those that read the same."""
-        # MobileBERT's v reads something wider than its q and k do
-        found = self.inputs.setdefault(f"{input_of(site)}/{site.width_in}", SharedInput())
-        found.members.append(member)
-        return found
+        """Enter a Delta with an A and `down()` at its site; returns the product of all with the same input."""
+        # MobileBERT's v reads a wider input than its q and k
+        shared = self.inputs.setdefault(f"{input_of(site)}/{site.width_in}", SharedInput())
+        shared.members.append(member)
+        return shared

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.capabilities import Capabilities
+from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.low_rank.lora import few_tokens
 
 
-class Projection(nn.Module):
+class Projection(SharedModule):
     """A (r, largest in) and B (largest out, r), random and frozen; each site uses the corner that fits it."""
 
     A: Tensor
@@ -35,7 +36,7 @@ class Projection(nn.Module):
 class ScaledProjection(Delta):
     """`Δ = λ_b ⊙ B (λ_d ⊙ A dropout(x))`, λ_d (r,), λ_b (out,)."""
 
-    merges = True
+    capabilities = Capabilities(merges=True)
 
     def __init__(self, width_in: int, width_out: int, r: int, d_initial: float, dropout: float) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class ScaledProjection(Delta):
         self.width_in, self.width_out = width_in, width_out
         self.d_initial, self.dropout = d_initial, dropout
         self.projection: list[Projection] = []
-        """The one of all sites; in a list, so that it is saved once."""
+        """The projection of all sites; in a list, so that it is saved once."""
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.constant_(self.d, self.d_initial)
@@ -92,7 +93,7 @@ class VeRA(Method):
     r: int = 256
     """Rank: rows of A and columns of B."""
     d_initial: float = 0.1
-    """What λ_d is at first; λ_b is 0."""
+    """Initial value of λ_d; λ_b starts at 0."""
     dropout: float = 0.0
     """Dropout on the branch's input only."""
     save_projection: bool = True
@@ -113,11 +114,11 @@ class VeRA(Method):
     def build(self, site: Site) -> Delta:
         return ScaledProjection(site.width_in, site.width_out, self.r, self.d_initial, self.dropout)
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         widest_in, widest_out = max(site.width_in for site in picked), max(site.width_out for site in picked)
         return Projection(self.r, widest_in, widest_out, self.save_projection)
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(delta, ScaledProjection)
         assert isinstance(shared, Projection)
         delta.projection = [shared]

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.attention_call import AttentionCall
+from deltatune.core.capabilities import Needs
+from deltatune.core.delta import AttentionDelta, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
-from deltatune.core.seams.attention_call import Attention
 from deltatune.core.sites.site import Site, Sites
 
 
-class KeyValues(Delta):
+class KeyValues(AttentionDelta):
     """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) as they are."""
 
     def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.keys = nn.Parameter(torch.empty(length, width))
         self.values = nn.Parameter(torch.empty(length, width))
-        self.shift, self.dropout = shift, dropout
+        self.needs = Needs(longer_keys=True, position_shift=shift)
+        self.dropout = dropout
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model a lot.
@@ -32,7 +34,7 @@ class KeyValues(Delta):
         nn.init.normal_(self.values, std=0.02, generator=rng("values"))
 
     @torch.no_grad()
-    def start_(self, keys: Tensor, values: Tensor) -> None:
+    def init_from_(self, keys: Tensor, values: Tensor) -> None:
         self.keys.copy_(keys)
         self.values.copy_(values)
 
@@ -40,12 +42,12 @@ class KeyValues(Delta):
         """Keys and values (P, H_kv·K)."""
         return self.keys, self.values
 
-    def forward(self, call: Attention) -> Any:  # type: ignore[override]
+    def attend(self, call: AttentionCall) -> Any:
         return call.prefixed(*self.placed(call)).run()
 
-    def placed(self, call: Attention) -> tuple[Tensor, Tensor]:
+    def placed(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H_kv, P, K) for the rows of a call; each row drops others."""
-        keys, values = (call.spread(vectors) for vectors in self.prefix())
+        keys, values = (call.to_heads(vectors) for vectors in self.prefix())
         if self.dropout:
             keys, values = (F.dropout(vectors, self.dropout, self.training) for vectors in (keys, values))
         return keys, values
@@ -67,7 +69,7 @@ class Reparametrised(KeyValues):
         nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
         nn.init.zeros_(self.bias)
 
-    def start_(self, keys: Tensor, values: Tensor) -> None:
+    def init_from_(self, keys: Tensor, values: Tensor) -> None:
         self.trunk[0].goals.append((self, torch.cat([keys, values], -1)))
 
     def prefix(self) -> tuple[Tensor, Tensor]:
@@ -80,14 +82,14 @@ class Reparametrised(KeyValues):
 
     @torch.no_grad()
     def finished(self) -> Delta:
-        flat = KeyValues(self.length, self.width, self.shift, self.dropout).to(self.weight)
+        flat = KeyValues(self.length, self.width, self.needs.position_shift, self.dropout).to(self.weight)
         keys, values = self.prefix()
         flat.keys.copy_(keys)
         flat.values.copy_(values)
         return flat.train(self.training)
 
 
-class Trunk(nn.Module):
+class Trunk(SharedModule):
     """`tanh(W′ E + b′)` (P, middle): the part of the reparametrisation that all layers share."""
 
     def __init__(self, length: int, width: int, middle: int) -> None:
@@ -110,7 +112,7 @@ class Trunk(nn.Module):
         nn.init.zeros_(self.bias)
 
     @torch.enable_grad()
-    def settle_(self) -> None:
+    def after_init_(self) -> None:
         """Fit trunk and layers to their goals, if there are any: 500 steps of Adam at 1e-4, as in the paper."""
         goals, self.goals = [(delta, goal.to(self.embedding)) for delta, goal in self.goals], []
         fitted = [*self.parameters(), *(p for delta, _ in goals for p in delta.parameters())]
@@ -125,7 +127,7 @@ class Trunk(nn.Module):
         for parameter in fitted:
             parameter.grad = None
 
-    def begin(self) -> None:
+    def before_forward(self) -> None:
         """Compute it once for all layers, before the model runs: outside of what checkpointing computes again."""
         graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         self.now = self.computed() if graph else None
@@ -146,7 +148,7 @@ class Trunk(nn.Module):
         return torch.tanh(F.linear(self.embedding, self.weight, self.bias))
 
 
-class Trunks(nn.Module):
+class Trunks(SharedModule):
     """A trunk for each kind of attention: encoder-decoders have three, their encoder's, their decoder's and cross."""
 
     def __init__(self, trunks: Mapping[str, Trunk]) -> None:
@@ -158,15 +160,15 @@ class Trunks(nn.Module):
         for name, trunk in self.trunks():
             trunk.init_(lambda tensor, name=name: rng(f"{name}.{tensor}"))  # type: ignore[misc]
 
-    def begin(self) -> None:
+    def before_forward(self) -> None:
         """Compute each once."""
         for _, trunk in self.trunks():
-            trunk.begin()
+            trunk.before_forward()
 
-    def settle_(self) -> None:
+    def after_init_(self) -> None:
         """Fit each."""
         for _, trunk in self.trunks():
-            trunk.settle_()
+            trunk.after_init_()
 
     def trunks(self) -> Iterator[tuple[str, Trunk]]:
         """By kind of attention."""
@@ -219,7 +221,7 @@ class Prefix(Method):
         if self.dropout >= 1:
             raise DeltatuneError(f"Prefix(dropout={self.dropout!r}) leaves nothing; dropout is a share below 1")
 
-    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+    def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         if not self.words or self.ids:
             return self
         ids = tuple(tokenize(self.words))
@@ -231,7 +233,7 @@ class Prefix(Method):
         if self.words and not self.ids:
             raise DeltatuneError(
                 f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
-                "deltatune.worded(method, tokenizer), as training by the command line does"
+                "deltatune.with_token_ids(method, tokenizer), as training by the command line does"
             )
         return sites.match(self.sites, kinds=("kv",))
 
@@ -242,16 +244,16 @@ class Prefix(Method):
             if self.mlp
             else KeyValues(self.length, site.width_out, shift, self.dropout)
         )
-        delta.words = (self.ids * self.length)[: self.length]
+        delta.initial_ids = (self.ids * self.length)[: self.length]
         return delta
 
-    def share(self, picked: Sequence[Site]) -> nn.Module | None:
+    def share(self, picked: Sequence[Site]) -> SharedModule | None:
         if not self.mlp:
             return None
         trunks = {name: Trunk(self.length, width, self.mlp) for name, width in _widths(picked).items()}
         return Trunks(trunks) if len(trunks) > 1 else next(iter(trunks.values()))
 
-    def connect(self, delta: Delta, site: Site, shared: nn.Module) -> None:
+    def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         assert isinstance(delta, Reparametrised)
         trunk = shared.of[attention_of(site)] if isinstance(shared, Trunks) else shared
         assert isinstance(trunk, Trunk)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import Needs
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least
@@ -24,7 +25,8 @@ class SoftPrompt(Delta):
 
     def __init__(self, length: int, site: Site, init: str = "uniform", ids: Ids = ()) -> None:
         super().__init__()
-        self.tokens = length
+        self.length = length
+        self.needs = Needs(virtual_tokens=length)
         self.vocabulary = site.width_in
         self.prompt = nn.Parameter(torch.empty(length, site.width_out))
         self.init, self.ids = init, ids
@@ -35,9 +37,9 @@ class SoftPrompt(Delta):
         device = next(base.parameters()).device
         if self.init != "uniform":  # the first 5,000 rows are the most frequent pieces in SentencePiece's order
             first = min(5000, self.vocabulary)
-            drawn = torch.randperm(first, generator=rng("vocabulary")).repeat(1 + self.tokens // first)[: self.tokens]
+            drawn = torch.randperm(first, generator=rng("vocabulary")).repeat(1 + self.length // first)[: self.length]
             self.prompt.copy_(base(drawn.to(device)))
-        for i, ids in enumerate(self.ids[: self.tokens]):
+        for i, ids in enumerate(self.ids[: self.length]):
             given = torch.tensor([ids] if isinstance(ids, int) else ids, device=device)
             self.prompt[i] = base(given).mean(0)
 
@@ -50,8 +52,8 @@ class SoftPrompt(Delta):
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         index = x - self.vocabulary  # (B, T), negative at real tokens
-        vectors = F.embedding(index.clamp(0, self.tokens - 1), self.vectors().to(h.dtype))  # (B, T, D)
-        mine = ((index >= 0) & (index < self.tokens)).unsqueeze(-1)
+        vectors = F.embedding(index.clamp(0, self.length - 1), self.vectors().to(h.dtype))  # (B, T, D)
+        mine = ((index >= 0) & (index < self.length)).unsqueeze(-1)
         return torch.where(
             mine, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
         )
@@ -94,7 +96,7 @@ class Prompt(Method):
             what = "labels" if self.init == "labels" else "tokens"
             raise DeltatuneError(f"Prompt(length={self.length}) is too short for {len(self.ids)} {what}, a vector each")
 
-    def worded(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
+    def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         if self.ids or self.init not in ("labels", "text"):
             return self
         if self.init == "labels" and not labels:
@@ -112,7 +114,7 @@ class Prompt(Method):
         if self.init in ("labels", "text") and not self.ids:
             raise DeltatuneError(
                 f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
-                "deltatune.worded(method, tokenizer, task), as training by the command line does"
+                "deltatune.with_token_ids(method, tokenizer, task), as training by the command line does"
             )
         found = at_input(sites)
         flat = [i for ids in self.ids for i in ((ids,) if isinstance(ids, int) else ids)]

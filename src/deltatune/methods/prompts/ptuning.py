@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
@@ -53,7 +54,7 @@ class EncodedPrompt(SoftPrompt):
         super().__init__(len(encoder.embedding), site)
         del self.prompt
         self.site, self.encoder = site, encoder
-        self.compiles = encoder.lstm is None
+        self.capabilities = Capabilities(compiles=encoder.lstm is None)
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         self.encoder.init_(lambda name: rng(f"encoder.{name}"))
@@ -64,7 +65,7 @@ class EncodedPrompt(SoftPrompt):
 
     @torch.no_grad()
     def finished(self) -> Delta:
-        plain = SoftPrompt(self.tokens, self.site).to(self.encoder.embedding)
+        plain = SoftPrompt(self.length, self.site).to(self.encoder.embedding)
         modes = self.encoder.training
         plain.prompt.copy_(self.encoder.eval()())
         self.encoder.train(modes)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import Method, View
 from deltatune.core.sites.site import Site, Sites
@@ -20,7 +21,7 @@ CROSS = "*.cross.{k,v}"
 class Rescale(Delta):
     """`Δ = h ⊙ (l − 1)`, l (width,): of a map's output, or of its input."""
 
-    merges = True
+    capabilities = Capabilities(merges=True)
 
     def __init__(self, width: int, side: Literal["output", "input"]) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class Rescale(Delta):
         nn.init.ones_(self.l)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return h * (self.l - 1).to(h.dtype)  # first 1 is taken away, then rounded: l is close to it
+        return h * (self.l - 1).to(h.dtype)  # 1 is subtracted before rounding: l is close to it
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         if isinstance(weight, Tensor):

@@ -1,4 +1,4 @@
-"""ReFT: hidden states moved inside a learned subspace, at every token or at the first and last ones of the prompt."""
+"""ReFT: hidden states changed within a learned subspace, at every token or at the first and last ones of the prompt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.capabilities import Needs, TrainingHints
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
@@ -28,7 +29,7 @@ class Edit(Delta):
         self.b = nn.Parameter(torch.empty(r))
         self.form, self.init = form, init
         self.first, self.last = first, last
-        self.masked = bool(first or last)
+        self.needs = Needs(padding_mask=bool(first or last))
 
     @torch.no_grad()
     def init_(self, rng: Rng, base: nn.Module) -> None:
@@ -36,12 +37,12 @@ class Edit(Delta):
         nn.init.zeros_(self.b)
         if self.init == "identity":
             self.W.copy_(self.R if self.form == "loreft" else torch.zeros_like(self.W))
-        else:  # those of torch's linear maps
+        else:  # as torch initialises linear maps
             nn.init.kaiming_uniform_(self.W, a=math.sqrt(5), generator=rng("W"))
             nn.init.uniform_(self.b, -(self.W.shape[1] ** -0.5), self.W.shape[1] ** -0.5, generator=rng("b"))
 
     def rotation(self) -> Tensor:
-        """R (r, width) as it acts: the stored one with its rows made orthonormal, which leaves alone what is so."""
+        """R (r, width) with its rows made orthonormal; rows that are orthonormal stay the same."""
         if self.form == "direft":
             return self.R
         columns, triangle = torch.linalg.qr(self.R.T)  # (width, r), (r, r)
@@ -55,7 +56,7 @@ class Edit(Delta):
         return F.linear(h, inner.to(h.dtype), self.b.to(h.dtype)) @ R.to(h.dtype)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        if not self.masked:
+        if not self.needs.padding_mask:
             return self.change(h)
         in_front, at_end = chosen(h, self.mask, self.first, self.last)
         return self.change(h) * (in_front | at_end).unsqueeze(-1)
@@ -64,7 +65,7 @@ class Edit(Delta):
 class TwoEdits(Delta):
     """One edit for the prompt's first tokens, another for its last ones; a token that is both gets the first."""
 
-    masked = True
+    needs = Needs(padding_mask=True)
 
     def __init__(self, width: int, r: int, form: Form, init: str, first: int, last: int) -> None:
         super().__init__()
@@ -82,20 +83,20 @@ class TwoEdits(Delta):
 
 
 def chosen(h: Tensor, mask: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Which tokens of h (B, T, D) are among the first or the last real ones of the prompt, each (B, T) of bool.
+    """Masks (B, T) of the tokens of h (B, T, D) that are among the first, or the last, real ones of the prompt.
 
-    Raises DeltatuneError where nothing tells whether a token is the prompt's.
+    Raises DeltatuneError where a token may belong to the prompt or to its continuation.
     """
     rows, tokens, _ = h.shape
     if mask is None:
         if tokens == 1:
             raise DeltatuneError(
                 "ReFT at some positions got a single token without an attention_mask, which may be a prompt or a step "
-                "behind one; give the mask (B, S) of all tokens so far"
+                "after one; give the mask (B, S) of all tokens so far"
             )
         mask = torch.ones(rows, tokens, device=h.device)
     real = mask[:, -tokens:].bool()
-    if mask.shape[1] > tokens:  # a step of generation with a cache: the prompt lies behind
+    if mask.shape[1] > tokens:  # a step of generation with a cache: the prompt is in the cache
         return torch.zeros_like(real), torch.zeros_like(real)
     before = real.cumsum(1)  # (B, T) real tokens up to here
     return real & (before <= first), real & (before > before[:, -1:] - last)
@@ -105,9 +106,9 @@ def chosen(h: Tensor, mask: Tensor | None, first: int, last: int) -> tuple[Tenso
 class ReFT(Method):
     """h ← h + Rᵀ(W h + b − R h), R with orthonormal rows
 
-    Wu et al. 2024, https://arxiv.org/abs/2404.03592: LoReFT, in the residual stream behind chosen blocks; `direft` is
+    Wu et al. 2024, https://arxiv.org/abs/2404.03592: LoReFT, in the residual stream after chosen blocks; `direft` is
     the paper's h + Rᵀ(W h + b) with a free R. The paper changes some first and last tokens of the prompt; by default
-    all tokens are changed, those that are generated too. Starts as the base; the paper's code starts at random.
+    all tokens are changed, generated ones included. Starts as the base; the paper's code starts at random.
     """
 
     r: int = 4
@@ -117,14 +118,14 @@ class ReFT(Method):
     first: int = 0
     """How many of the prompt's first tokens are changed; with `last` 0 too, all tokens."""
     last: int = 0
-    """How many of the prompt's last tokens are changed. Generate with a cache: without one, each step's whole text is
-    taken for the prompt, and in training prompt and answer together are."""
+    """How many of the prompt's last tokens are changed. Generate with a cache: without one, the whole text of each step
+    counts as the prompt, and in training prompt and answer together do."""
     tied: bool = True
-    """The first and the last tokens are changed alike; otherwise by an edit each."""
+    """The first and the last tokens share one edit; otherwise each has its own."""
     init: Literal["identity", "random"] = "identity"
     """`identity`: W = R, b = 0 (direft: W = 0); `random`: W and b as the paper's code has them, not the base."""
     sites: str | tuple[str, ...] = ""
-    """Behind which blocks, `layers.{3,7}.residual`; empty for all; with positions the encoder's, if there is one."""
+    """After which blocks, `layers.{3,7}.residual`; empty for all; with positions the encoder's, if there is one."""
 
     size_field: ClassVar[str | None] = "r"
     learning_rate: ClassVar[float] = 1e-3
@@ -148,9 +149,9 @@ class ReFT(Method):
         if self.sites:
             picked = sites.match(self.sites, kinds=("residual",))
         else:
-            picked = [site for site in sites.values() if site.kind == "residual" and not self._behind(site)]
+            picked = [site for site in sites.values() if site.kind == "residual" and not self._beyond_prompt(site)]
             require(picked, "residual stream to change", sites)
-        beyond = [site.name for site in picked if self._behind(site)]
+        beyond = [site.name for site in picked if self._beyond_prompt(site)]
         if beyond:
             raise DeltatuneError(
                 f"{self!r}: positions are the prompt's, which this {sites.facts.architecture} reads in its encoder, "
@@ -163,10 +164,11 @@ class ReFT(Method):
         return picked
 
     def build(self, site: Site) -> Delta:
-        made = Edit if self.tied else TwoEdits
-        delta: Delta = made(site.width_out, self.r, self.form, self.init, self.first, self.last)
-        # Behind the last block a head may read none of the tokens changed: that of a classifier reads one alone.
-        delta.rests = delta.masked and site.layer == site.depth - 1
+        kind = Edit if self.tied else TwoEdits
+        delta: Delta = kind(site.width_out, self.r, self.form, self.init, self.first, self.last)
+        # After the last block a head may read none of the changed tokens: a classifier's reads only one.
+        last_block = site.layer == site.depth - 1
+        delta.hints = TrainingHints(skippable=delta.needs.padding_mask and last_block)
         return delta
 
     def cost(self, site: Site) -> int:
@@ -175,8 +177,8 @@ class ReFT(Method):
     def limit(self, sites: Sites) -> int:
         return min(site.width_out for site in sites.values() if site.kind == "residual")
 
-    def _behind(self, site: Site) -> bool:
-        """Whether a site does not see the prompt, but positions in it are asked for."""
+    def _beyond_prompt(self, site: Site) -> bool:
+        """Whether a site does not see the prompt, but the method names positions in it."""
         return bool(self.first or self.last) and site.name.startswith("decoder.")
 
 

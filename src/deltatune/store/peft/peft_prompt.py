@@ -47,7 +47,7 @@ def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
 
 def write(host: Host, adapter: Adapter) -> Theirs:
     """Config and tensor of type PROMPT_TUNING."""
-    site, delta = next((site, delta) for _, site, delta in adapter.entries() if delta.tokens)
+    site, delta = next((site, delta) for _, site, delta in adapter.entries() if delta.needs.virtual_tokens)
     prompt = delta.get_parameter("prompt").detach()  # (P, D)
     heads = sorted(heads_of(adapter))
     config = common_config(host, "PROMPT_TUNING", heads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.budget import fit_budget
 from deltatune.core.delta import Delta, generator_for
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import CannotMerge
 from deltatune.core.host import Host
+from deltatune.core.merging import obstacles
 from deltatune.core.method import Method
 from deltatune.testing.fixtures import (
     OTHER,
@@ -58,8 +59,8 @@ def only_its_own_gets_gradients(method: Method, kind: Kind) -> None:
     wrong = [f"{name} of the base has a gradient" for name, p in base.items() if p.grad is not None]
     wrong += [f"{name} of an idle adapter has a gradient" for name, p in idle.named_parameters() if p.grad is not None]
     wrong += [f"{name} of the base is not frozen" for name, p in base.items() if p.requires_grad]
-    resting = names_where(adapter, "rests")
-    wrong += [f"{n} has no gradient" for n, p in host.trainable("a") if p.grad is None and n not in resting]
+    skippable = names_where(adapter, lambda delta: delta.hints.skippable)
+    wrong += [f"{n} has no gradient" for n, p in host.trainable("a") if p.grad is None and n not in skippable]
     if wrong:
         raise AssertionError("; ".join(wrong))
 
@@ -119,9 +120,9 @@ def merging_equals_live(method: Method, kind: Kind) -> None:
             continue
         try:
             host.merge_("a")
-        except DeltatuneError as error:
-            # A Delta that merges in general, at maps that have no place for it or whose weight another module uses.
-            if any(words in str(error) for words in ("no bias to merge into", "is tied to")):
+        except CannotMerge:
+            # It merges in general, but a site here lacks a parameter it merges into, or shares it with another module.
+            if obstacles(adapter):
                 continue
             raise
         rounding = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
@@ -171,8 +172,8 @@ def steps_move_everything(method: Method, kind: Kind) -> None:
     """Law 10: a few optimiser steps from the initial values move every trainable tensor, and none of the base."""
     host, batch = make_host(kind, "classify"), inputs(kind, "classify")
     base = {name: (parameter, parameter.clone()) for name, parameter in host.model.named_parameters()}
-    resting = names_where(host.attach("a", method), "rests")
-    trained = {n: (p, p.detach().clone()) for n, p in host.trainable("a") if n not in resting}
+    skippable = names_where(host.attach("a", method), lambda delta: delta.hints.skippable)
+    trained = {n: (p, p.detach().clone()) for n, p in host.trainable("a") if n not in skippable}
     host.model.train()
     optimiser = torch.optim.AdamW([parameter for parameter, _ in trained.values()], lr=1e-2, weight_decay=0.0)
     for _ in range(STEPS):
@@ -188,12 +189,12 @@ def steps_move_everything(method: Method, kind: Kind) -> None:
 def gradients_are_exact(method: Method, kind: Kind) -> None:
     """Law 12: gradients agree with central differences in float64, along a random direction of all tensors.
 
-    Those of Deltas that declare `exact = False` are left out.
+    Those of Deltas that declare `Capabilities(exact=False)` are left out.
     """
     host, batch = make_host(kind, "classify", torch.float64), inputs(kind, "classify", rows=2, length=4)
-    declared = names_where(attach(host, "a", method), "exact")
+    exact = names_where(attach(host, "a", method), lambda delta: delta.capabilities.exact)
     probe_loss(list(forward(host.model, batch))).backward()  # type: ignore[no-untyped-call]
-    trained = {n: p for n, p in host.trainable("a") if n in declared or n.startswith(("head.", "shared."))}
+    trained = {n: p for n, p in host.trainable("a") if n in exact or n.startswith(("head.", "shared."))}
     if _slope_error(host, batch, trained) > 1e-6:
         wrong = {name: _slope_error(host, batch, {name: parameter}) for name, parameter in trained.items()}
         shown = [f"{name} (off by {error:.1e} of the slope)" for name, error in wrong.items() if error > 1e-6]
@@ -219,16 +220,16 @@ def _slope_error(host: Host, batch: Batch, parameters: Mapping[str, nn.Parameter
     return abs(exact - numeric) / max(1.0, abs(numeric))
 
 
-def names_where(adapter: Adapter, what: str) -> set[str]:
-    """Parameters of the Deltas of which something is declared, by name."""
-    deltas = [(path, m) for path, m in adapter.named_modules() if isinstance(m, Delta) and getattr(m, what)]
+def names_where(adapter: Adapter, condition: Callable[[Delta], bool]) -> set[str]:
+    """Names of the parameters of the Deltas that satisfy a condition."""
+    deltas = [(path, delta) for path, delta in adapter.named_deltas() if condition(delta)]
     return {f"{path}.{name}" for path, delta in deltas for name, _ in delta.named_parameters()}
 
 
 def _must_refuse_to_merge(host: Host) -> None:
     try:
         host.merge_("a")
-    except DeltatuneError:
+    except CannotMerge:
         return
     raise AssertionError("a Delta says that it does not merge, but merge_ was accepted")
 

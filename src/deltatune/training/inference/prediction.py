@@ -1,4 +1,4 @@
-"""Answers for rows: in eval mode, sorted by length inside, in row order outside."""
+"""Prediction: the answers of one adapter for rows, in row order."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
-from deltatune.tasks.collator import Collate, collate_for
+from deltatune.tasks.collator import PaddingCollator, collator_for
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
-from deltatune.training.forward import adapter_logits, tokens_of
-from deltatune.training.inference.batches import device_of, pieces
-from deltatune.training.inference.decoding import write_answers
-from deltatune.training.inference.likelihood import surprise
+from deltatune.training.forward import adapter_logits
+from deltatune.training.inference.batches import device_of, row_logits
+from deltatune.training.inference.decoding import generate_answers
+from deltatune.training.inference.likelihood import negative_log_likelihoods
 
 
 def predict(
@@ -30,25 +31,28 @@ def predict(
     batch_size: int = 64,
     precision: str = "auto",
 ) -> Any:
-    """Return a task's answers for rows, encoded or not, with one adapter: what `task.decode` and `task.score` read.
+    """Return one adapter's answers for N rows, encoded or not: the input of `task.decode` and `task.score`.
 
-    For a classification logits (N, C) in float32. Route and modes are left as found.
+    For classification these are logits (N, C) in float32. Route and modes of the model are restored.
     """
-    encoded = encoded_rows(host, name, task, rows, tokenizer, labelled=False)
+    encoded = ensure_encoded(host, name, task, rows, tokenizer, labelled=False)
     if not len(encoded):
         return task.collect([], encoded)
     bfloat16 = uses_bfloat16(host.model, precision)
     with host.using(name, training=False), torch.inference_mode():
         if task.answers == "text":
-            return write_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
-        collate = collate_on(host, name, tokenizer, encoded)
+            return generate_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
+        collate = adapter_collator(host, name, tokenizer, encoded)
         if isinstance(task, LanguageModelTask):
-            return task.collect(surprise(host, task, encoded, collate, bfloat16), encoded)
-        compute = lambda batch: adapter_logits(host, name, batch, bfloat16)  # noqa: E731
-        return task.collect(pieces(encoded, collate, batch_size, device_of(host), compute), encoded)
+            return task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
+
+        def batch_logits(batch: dict[str, Tensor]) -> Tensor:
+            return adapter_logits(host, name, batch, bfloat16)
+
+        return task.collect(row_logits(encoded, collate, batch_size, device_of(host), batch_logits), encoded)
 
 
-def encoded_rows(
+def ensure_encoded(
     host: Host,
     name: str,
     task: Task,
@@ -56,10 +60,13 @@ def encoded_rows(
     tokenizer: PreTrainedTokenizerBase,
     labelled: bool = True,
 ) -> Encoded:
-    """Encode rows that are not yet. Raises DeltatuneError for encoded ones too long for this adapter on this base."""
+    """Encode rows unless they are encoded already.
+
+    Raises DeltatuneError for encoded rows that are too long for this adapter on this base.
+    """
     if not isinstance(rows, Encoded):
         return encode_for(host, name, task, rows, tokenizer, labelled)
-    positions, taken = longest_input(host.model), room(host, name)
+    positions, taken = longest_input(host.model), positions_taken(host, name)
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if positions is not None and longest + taken > positions:
         raise DeltatuneError(
@@ -72,7 +79,10 @@ def encoded_rows(
 def encode_for(
     host: Host, name: str, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, labelled: bool = True
 ) -> Encoded:
-    """Encode rows for one adapter on this base: its virtual tokens and shifted positions take room."""
+    """Encode rows for one adapter on this base, whose virtual tokens and shifted positions shorten the longest input.
+
+    Raises DeltatuneError for a base that cannot do the task, and for rows that the task refuses.
+    """
     kind: str = family(host.model.config)  # type: ignore[arg-type]
     if kind not in task.families:
         families = " or an ".join(task.families)
@@ -80,25 +90,26 @@ def encode_for(
         raise DeltatuneError(
             f"{type(host.model).__name__} is an {kind}: {reason}{type(task).__name__} needs a {families}"
         )
-    positions, taken = longest_input(host.model), room(host, name)
+    positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
-    return task.encode(rows, tokenizer, positions=positions, room=taken, labelled=labelled, joined=joined)
+    return task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
 
 
-def collate_on(
+def adapter_collator(
     host: Host, name: str, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenRow], pack: bool = False
-) -> Collate:
-    """How these rows become batches for this base; padding leaves the adapter its positions.
+) -> PaddingCollator:
+    """The collator of rows like these for this base, with padding that leaves the adapter its positions.
 
-    Rows whose tokens have labels of their own are padded on the right, so that places mean the same in a batch.
+    Tasks that look answers up by position (tagging, extractive QA) are padded on the right.
     """
     positions = longest_input(host.model)
-    longest = None if positions is None else positions - room(host, name)
+    longest = None if positions is None else positions - positions_taken(host, name)
     left = False if isinstance(rows, Encoded) and rows.facts is not None else None
-    return collate_for(host.model, tokenizer, rows[0], longest, pack, left)
+    return collator_for(host.model, tokenizer, rows[0], longest, pack, left)
 
 
-def room(host: Host, name: str) -> int:
-    """Positions of the base that an adapter fills: its virtual tokens, and what it shifts real ones by."""
-    shift = max((int(getattr(delta, "shift", 0)) for _, _, delta in host.adapters[name].entries()), default=0)
-    return tokens_of(host, name) + (shift if host.sites.facts.position_modules else 0)
+def positions_taken(host: Host, name: str) -> int:
+    """Positions of the base that an adapter takes: its virtual tokens, and the shift of the real ones."""
+    adapter = host.adapters[name]
+    shift = adapter.needs.position_shift if host.sites.facts.position_modules else 0
+    return adapter.needs.virtual_tokens + shift

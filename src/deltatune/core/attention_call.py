@@ -1,4 +1,4 @@
-"""One call of attention as a Delta of kind `kv` sees it: queries, keys, values, mask, and what runs them."""
+"""One call of attention as an attention Delta sees it: queries, keys, values, mask, and the function that runs them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deltatune.core.errors import DeltatuneError
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionCall:
     """A call of the attention seam: after RoPE and after the cache update, for self and cross attention."""
 
     run_with: Callable[..., Any]
-    """The attention underneath, transformers' SDPA or the model's own eager one."""
+    """The attention function: transformers' SDPA or the model's own eager one."""
     module: nn.Module
     q: Tensor
     """Queries (B, H, T, K)."""
@@ -29,29 +29,29 @@ class Attention:
     mask: Tensor | None
     """True or 0 where a query attends, (B or 1, 1 or H, T, S); None if every query attends to every key."""
     options: Mapping[str, Any]
-    """What else the model passes: scaling, dropout, T5's `position_bias` (1 or B, H, T, S)."""
+    """The model's other arguments: scaling, dropout, T5's `position_bias` (1 or B, H, T, S)."""
     x: Tensor | None = None
-    """The attention's input (B, T, D), where the Delta is `tapped`."""
+    """The attention's input (B, T, D), for Deltas that need it."""
 
     def run(self) -> Any:
         """Compute the output (B, T, H, K) and the weights, or None in their place."""
         return self.run_with(self.module, self.q, self.k, self.v, self.mask, **self.options)
 
-    def rows(self, rows: Tensor | None) -> Attention:
+    def rows(self, rows: Tensor | None) -> AttentionCall:
         """The call for some rows of the batch (None: all)."""
         if rows is None:
             return self
         batch = self.q.shape[0]
 
-        def pick(tensor: Any) -> Any:
-            mine = isinstance(tensor, Tensor) and tensor.dim() > 2 and tensor.shape[0] == batch
-            return tensor.index_select(0, rows) if mine else tensor
+        def select(tensor: Any) -> Any:
+            per_row = isinstance(tensor, Tensor) and tensor.dim() > 2 and tensor.shape[0] == batch
+            return tensor.index_select(0, rows) if per_row else tensor
 
-        options = {name: pick(option) for name, option in self.options.items()}
-        q, k, v = pick(self.q), pick(self.k), pick(self.v)
-        return replace(self, q=q, k=k, v=v, mask=pick(self.mask), x=pick(self.x), options=options)
+        options = {name: select(option) for name, option in self.options.items()}
+        q, k, v = select(self.q), select(self.k), select(self.v)
+        return replace(self, q=q, k=k, v=v, mask=select(self.mask), x=select(self.x), options=options)
 
-    def prefixed(self, keys: Tensor, values: Tensor) -> Attention:
+    def prefixed(self, keys: Tensor, values: Tensor) -> AttentionCall:
         """The call with keys and values (B, H_kv, P, K) in front, which every query attends to."""
         if self.mask is None and getattr(self.module, "is_causal", False) and self.q.shape[2] > 1:
             raise DeltatuneError(
@@ -65,7 +65,7 @@ class Attention:
         k, v = torch.cat([keys, self.k], 2), torch.cat([values, self.v], 2)
         return replace(self, k=k, v=v, mask=mask, options=options)
 
-    def spread(self, prefix: Tensor) -> Tensor:
+    def to_heads(self, prefix: Tensor) -> Tensor:
         """Prefix vectors (P, H_kv·K) as (B, H_kv, P, K), in the keys' dtype."""
         rows, heads, _, width = self.k.shape
         split = prefix.view(-1, heads, width).transpose(0, 1).to(self.k.dtype)  # (H_kv, P, K)

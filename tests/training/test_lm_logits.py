@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks import Generate, Tag, collate_for
+from deltatune.tasks import Generate, Tag, collator_for
 from deltatune.tasks.task import IGNORED
 from deltatune.training import encode_for, predict
 from deltatune.training.forward import text_states
-from deltatune.training.inference.likelihood import surprise
-from deltatune.training.task_model import TaskModel, logits_of, word_outputs
+from deltatune.training.inference.likelihood import negative_log_likelihoods
+from deltatune.training.task_model import TaskModel, labelled_outputs, token_logits
 from support import models
 from support.writers import WRITERS, make_rows, wake_, writer, writing_tokenizer
 
@@ -20,7 +20,7 @@ TASK = Generate(max_length=48, new_tokens=12)
 
 def batch_of(host, rows, side="right", task=TASK):
     encoded = encode_for(host, "a", task, rows, writing_tokenizer())
-    collate = collate_for(host.model, writing_tokenizer(side), encoded[0])
+    collate = collator_for(host.model, writing_tokenizer(side), encoded[0])
     batch = collate(encoded.rows)
     if side == "left" and not host.model.config.is_encoder_decoder:  # as generate() does
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -68,10 +68,10 @@ def test_logits_are_picked_where_the_labels_are(kind, method):
         _, batch = batch_of(host, rows, side)
         labels = batch.pop("labels")
         with torch.no_grad():
-            outputs, there = word_outputs(host, batch, labels)
+            outputs, there = labelled_outputs(host, batch, labels)
             wanted = full_logits(host, batch, labels)
         assert there.tolist() == labels[labels != IGNORED].tolist()
-        torch.testing.assert_close(logits_of(outputs), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(token_logits(outputs), wanted, rtol=1e-4, atol=1e-4)
 
 
 def full_logits(host, batch, labels):
@@ -96,9 +96,9 @@ def test_how_likely_answers_are_is_the_sum_over_their_tokens(kind):
     host = writer(kind)
     encoded, batch = batch_of(host, make_rows(9))
     labels = batch.pop("labels")
-    collate = collate_for(host.model, writing_tokenizer(), encoded[0])
+    collate = collator_for(host.model, writing_tokenizer(), encoded[0])
     with torch.no_grad():
-        found = surprise(host, TASK, encoded, collate, False)
+        found = negative_log_likelihoods(host, TASK, encoded, collate, False)
         logits = full_logits(host, batch, labels)
     each = F.cross_entropy(logits, labels[labels != IGNORED], reduction="none")
     sizes = (labels != IGNORED).sum(1).tolist()
@@ -117,7 +117,7 @@ def test_a_model_without_words_is_refused():
     host = deltatune.Host(models.tiny("llama"))
     host.attach("a", deltatune.LoRA())
     _, batch = batch_of(host, make_rows(2))
-    with pytest.raises(DeltatuneError, match=r"has no language model head.*answers='text'"):
+    with pytest.raises(DeltatuneError, match=r"has no language-model head.*answers='text'"):
         TaskModel(host, "a", TASK)(**batch)
 
 
@@ -128,7 +128,7 @@ def test_after_an_error_the_model_reads_all_states_again():
     with torch.no_grad():
         before = host.model(**batch).logits
         with pytest.raises(IndexError):
-            word_outputs(host, batch, labels[:1])
+            labelled_outputs(host, batch, labels[:1])
         torch.testing.assert_close(host.model(**batch).logits, before, rtol=0, atol=0)
 
 
@@ -145,7 +145,7 @@ def test_states_of_the_text_with_prompts_of_different_lengths(kind, side):
     task, tokenizer = Tag(tags=("x", "y")), models.tiny_tokenizer()
     tokenizer.padding_side = side
     rows = task.encode([{"tokens": row["input"].split()} for row in make_rows(3, 4)], tokenizer, labelled=False)
-    batch = collate_for(host.model, tokenizer, rows[0])(rows.rows)
+    batch = collator_for(host.model, tokenizer, rows[0])(rows.rows)
     if kind == "t5":
         batch = {**batch, "decoder_input_ids": batch["input_ids"], "decoder_attention_mask": batch["attention_mask"]}
     route = ["a", None, "b"]

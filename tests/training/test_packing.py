@@ -12,11 +12,11 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.registry import registry
 from deltatune.tasks import Classify, Generate, LanguageModel, Tag
-from deltatune.tasks.collator import Collate, packed
+from deltatune.tasks.collator import PaddingCollator, pack_rows
 from deltatune.tasks.task import IGNORED
 from deltatune.testing.tiny_configs import DECODERS
 from deltatune.training import Settings, encode_for, train
-from deltatune.training.inference.prediction import collate_on
+from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.scaling.packing import check_packing
 from deltatune.training.task_model import TaskModel
 from support import models
@@ -40,7 +40,7 @@ def losses(host, encoded, training=False):
     """The loss of all rows apart, and packed."""
     tuned, found = TaskModel(host, "a", TASK).train(training), []
     for pack in (False, True):
-        batch = collate_on(host, "a", writing_tokenizer(), encoded, pack)(encoded.rows)
+        batch = adapter_collator(host, "a", writing_tokenizer(), encoded, pack)(encoded.rows)
         batch.pop("rows", None)
         with torch.no_grad():
             found.append(float(tuned(**batch)["loss"]))
@@ -48,7 +48,7 @@ def losses(host, encoded, training=False):
 
 
 def checked(host, encoded):
-    check_packing(host, "a", collate_on(host, "a", writing_tokenizer(), encoded, True), encoded.rows)
+    check_packing(host, "a", adapter_collator(host, "a", writing_tokenizer(), encoded, True), encoded.rows)
 
 
 # --- rows in one sequence ---
@@ -58,7 +58,7 @@ def checked(host, encoded):
 def test_packing_keeps_every_row_whole(lengths, more):
     width = max(lengths) + more
     rows = [{"input_ids": [i + 1] * n, "labels": [IGNORED] + [i + 1] * (n - 1)} for i, n in enumerate(lengths)]
-    found = packed(rows, width)
+    found = pack_rows(rows, width)
     assert sorted(token for row in found for token in row["input_ids"]) == sorted(
         token for row in rows for token in row["input_ids"]
     )
@@ -77,7 +77,7 @@ def test_packing_keeps_every_row_whole(lengths, more):
 
 def test_a_batch_of_mixed_lengths_becomes_few_sequences():
     rows = [{"input_ids": [5] * n, "attention_mask": [1] * n, "labels": [5] * n} for n in (16, 3, 9, 4, 2)]
-    batch = Collate({"input_ids": 1}, packed=True)(rows)
+    batch = PaddingCollator({"input_ids": 1}, packed=True)(rows)
     assert batch["input_ids"].shape == (3, 16) or batch["input_ids"].shape == (2 + 1, 16)
     assert batch["rows"] == 5
     assert "attention_mask" not in batch
@@ -97,7 +97,7 @@ def test_every_method_gives_the_same_loss_or_is_refused(kind, name):
         host = writer(kind, f"{name}()", awake=awake)
         encoded = encoded_on(host)
         if name == "LongLoRA":
-            with pytest.raises(DeltatuneError, match=r"LongLoRA\(r=8\), rows packed into one sequence see each other"):
+            with pytest.raises(DeltatuneError, match=r"packed rows attend to each other: .*LongLoRA\(r=8\)"):
                 checked(host, encoded)
             apart, together = losses(host, encoded, training=True)
             assert abs(apart - together) > 1e-5, "what is refused is different indeed"
@@ -118,7 +118,7 @@ def test_every_decoder_gives_the_same_loss_or_is_refused(kind):
         return
     apart, together = losses(host, encoded)
     if kind in MIXING:
-        with pytest.raises(DeltatuneError, match=r"see each other.*set packing off"):
+        with pytest.raises(DeltatuneError, match=r"attend to each other.*set packing=False"):
             checked(host, encoded)
         assert abs(apart - together) > 1e-5
     else:
@@ -137,7 +137,7 @@ def test_soft_prompts_are_refused(name):
 def test_encoder_decoders_are_refused(kind):
     host = writer(kind)
     task = Generate(max_length=32, new_tokens=8)
-    with pytest.raises(DeltatuneError, match=r"cannot train on packed rows.*set packing off"):
+    with pytest.raises(DeltatuneError, match=r"cannot train on packed rows.*set packing=False"):
         train(host, "a", task, make_rows(8), None, writing_tokenizer(), dataclasses.replace(QUICK, packing=True))
 
 
@@ -146,7 +146,7 @@ def test_tasks_with_a_head_are_refused(task):
     host = deltatune.Host(models.tiny("llama"))
     host.attach("a", deltatune.LoRA(), head=task.make_head(host.model.config))
     rows = [{"text": "the film", "label": "a", "tokens": ["the"], "tags": ["b"]}] * 4
-    with pytest.raises(DeltatuneError, match="packing is for tasks that are answered by"):
+    with pytest.raises(DeltatuneError, match="packing is for tasks that use the language-model head"):
         train(host, "a", task, rows, None, models.tiny_tokenizer(), dataclasses.replace(QUICK, packing=True))
 
 
@@ -155,7 +155,7 @@ def test_half_precision_is_judged_by_its_rounding(kind, mixes):
     host = writer(kind)
     host.model.to(torch.bfloat16)
     if mixes:
-        with pytest.raises(DeltatuneError, match="see each other"):
+        with pytest.raises(DeltatuneError, match="attend to each other"):
             checked(host, encoded_on(host))
     else:
         checked(host, encoded_on(host))
@@ -174,7 +174,7 @@ def test_the_check_leaves_modes_and_random_numbers_as_they_were():
 
 def test_one_row_alone_is_checked_against_itself():
     host = writer("opt")
-    with pytest.raises(DeltatuneError, match="see each other"):
+    with pytest.raises(DeltatuneError, match="attend to each other"):
         checked(host, encoded_on(host, 1))
 
 

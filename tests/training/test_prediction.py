@@ -11,7 +11,7 @@ import torch
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.hardware import native_bfloat16, uses_bfloat16
-from deltatune.tasks import Head, collate_for
+from deltatune.tasks import Head, collator_for
 from deltatune.training import encode_for, logits, predict, train
 from deltatune.training.forward import base_outputs, text_mask
 from deltatune.training.scaling import feature_cache as features_file
@@ -88,7 +88,7 @@ def test_rows_of_different_adapters_in_one_batch(tokenizer):
     route = ["a", "b", "c", "b", {"a": 0.5, "c": 1.5}]
     rows = ROWS[: len(route)]
     encoded = TASK.encode(rows, tokenizer, labelled=False)
-    collate = collate_for(host.model, tokenizer, encoded[0])
+    collate = collator_for(host.model, tokenizer, encoded[0])
     host.use(route)
     with torch.no_grad():
         mixed = logits(host, collate(encoded.rows))
@@ -109,7 +109,7 @@ def test_a_soft_prompt_is_not_pooled(side, tokenizer):
     tokenizer.padding_side = side
     host = host_with("Prompt(length=3)", kind="gpt2")
     encoded = TASK.encode(ROWS[:3], tokenizer, labelled=False)
-    batch = collate_for(host.model, tokenizer, encoded[0])(encoded.rows)
+    batch = collator_for(host.model, tokenizer, encoded[0])(encoded.rows)
     states = base_outputs(host, batch).last_hidden_state
     mask = text_mask(host, batch)
     assert mask.shape == states.shape[:2]

@@ -2,7 +2,7 @@
 
 from deltatune.training.adapter_fusion import fuse
 from deltatune.training.forward import logits
-from deltatune.training.inference.decoding import write
+from deltatune.training.inference.decoding import generate_texts
 from deltatune.training.inference.ensemble import ensemble
 from deltatune.training.inference.prediction import encode_for, predict
 from deltatune.training.settings import Settings
@@ -14,8 +14,8 @@ __all__ = [
     "encode_for",
     "ensemble",
     "fuse",
+    "generate_texts",
     "logits",
     "predict",
     "train",
-    "write",
 ]

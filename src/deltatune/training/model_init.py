@@ -18,7 +18,7 @@ from deltatune.tasks import Task
 START = "start"
 
 
-def begin(
+def initial_model(
     model: str, config: Path | None, tokenizer: str | None, objective: Task, method: str, folder: Path, seed: int
 ) -> str:
     """The model to train from: `model` itself, or `folder`/start, a model with new weights where some were missing.

@@ -1,8 +1,11 @@
-"""Logits of a language model at labelled tokens alone: most tokens have no label, and a vocabulary is wide."""
+"""TaskModel: base, adapter, head and task as one module that returns the loss, with logits at labelled tokens alone.
+
+Most tokens have no label and a vocabulary is large, so a language-model head reads the states of labelled tokens only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -18,76 +21,13 @@ from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
 from deltatune.training.forward import adapter_logits, text_states
 
 
-def word_outputs(host: Host, batch: dict[str, Tensor], labels: Tensor, bfloat16: bool = False) -> tuple[Any, Tensor]:
-    """The base's outputs, their logits (1, M, V) at the M labelled tokens alone, and the labels (M,).
-
-    A decoder's state before a token predicts it; a masked language model's state at it does; an encoder-decoder reads
-    the labels one step later, behind its start token.
-    """
-    kind = family(host.model.config)  # type: ignore[arg-type]
-    batch = dict(batch)
-    if kind == "encoder-decoder":
-        batch["decoder_input_ids"] = behind_start(host.model, labels)
-    if kind == "decoder" and "use_cache" in signature(host.model.forward).parameters:
-        batch["use_cache"] = False  # type: ignore[assignment]  # with a cache, packed rows would see each other
-    there = labels[:, 1:] if kind == "decoder" else labels
-    found = there != IGNORED
-
-    def pick(states: Tensor) -> Tensor:
-        if kind != "encoder-decoder":
-            states = text_states(host, states, batch)
-        return states[:, : found.shape[1]][found][None]  # (1, M, D)
-
-    with picking(host.model, pick), torch.autocast(labels.device.type, torch.bfloat16, enabled=bfloat16):
-        outputs = host.model(**batch)
-    return outputs, there[found]
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The words' logits (M, V) among the outputs."""
-    found = outputs.get("logits", outputs.get("prediction_logits"))
-    logits: Tensor = found[0]
-    return logits.float()
-
-
-@contextmanager
-def picking(model: nn.Module, pick: Any) -> Iterator[None]:
-    """While this lasts, the model's output embeddings read `pick(states)` instead of all states (B, T, D)."""
-    head = output_embeddings(model)
-    # first of all hooks, so that an adapter of the head sees the picked states too
-    handle = head.register_forward_pre_hook(lambda module, args: (pick(args[0]), *args[1:]), prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def output_embeddings(model: nn.Module) -> nn.Module:
-    """The layer that makes logits over the vocabulary. Raises DeltatuneError where there is none."""
-    found: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if found is None:
-        raise DeltatuneError(
-            f"{type(model).__name__} has no language model head, so it can neither write nor be trained on words; load "
-            "it with load_backbone(name, answers='text')"
-        )
-    return found
-
-
-def behind_start(model: nn.Module, labels: Tensor) -> Tensor:
-    """What the decoder reads (B, T): the labels one step later, padding where there are none."""
-    config: Any = model.config
-    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
-    shifted = torch.cat([start, labels[:, :-1]], 1)
-    return shifted.masked_fill(shifted == IGNORED, config.pad_token_id or 0)
-
-
 class TaskModel(nn.Module):
     """Base, adapter, head and task as one module that returns the loss."""
 
     def __init__(self, host: Host, name: str, task: Task, bfloat16: bool = False) -> None:
         super().__init__()
         self.model = host.model
-        self.host, self.name, self.task, self.bfloat16 = host, name, task, bfloat16
+        self.host, self.name, self.task, self.uses_bfloat16 = host, name, task, bfloat16
         self.head_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, Head)
 
     def train(self, mode: bool = True) -> TaskModel:
@@ -115,11 +55,75 @@ class TaskModel(nn.Module):
         return {**outputs, "loss": outputs["loss"] / items + penalty * (own_items / items)}
 
     def _head(self, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        values = adapter_logits(self.host, self.name, batch, self.bfloat16)
-        return {"loss": self.task.loss(values, labels), "logits": values}
+        logits = adapter_logits(self.host, self.name, batch, self.uses_bfloat16)
+        return {"loss": self.task.loss(logits, labels), "logits": logits}
 
     def _language_model(self, task: LanguageModelTask, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}
-        outputs, labelled = word_outputs(self.host, batch, labels, self.bfloat16)
-        values = logits_of(outputs)
-        return {"loss": task.model_loss(values, labelled, outputs, extra_labels), "logits": values}
+        outputs, token_labels = labelled_outputs(self.host, batch, labels, self.uses_bfloat16)
+        logits = token_logits(outputs)
+        return {"loss": task.model_loss(logits, token_labels, outputs, extra_labels), "logits": logits}
+
+
+def labelled_outputs(
+    host: Host, batch: dict[str, Tensor], labels: Tensor, bfloat16: bool = False
+) -> tuple[Any, Tensor]:
+    """Run the base; return its outputs, with logits (1, M, V) at the M labelled tokens alone, and the labels (M,).
+
+    A decoder predicts a token from the state before it, a masked language model from the state at it. The decoder of an
+    encoder-decoder reads the labels one step later, after its start token.
+    """
+    kind = family(host.model.config)  # type: ignore[arg-type]
+    batch = dict(batch)
+    if kind == "encoder-decoder":
+        batch["decoder_input_ids"] = shift_right(host.model, labels)
+    if kind == "decoder" and "use_cache" in signature(host.model.forward).parameters:
+        batch["use_cache"] = False  # type: ignore[assignment]  # with a cache, packed rows would see each other
+    targets = labels[:, 1:] if kind == "decoder" else labels
+    labelled = targets != IGNORED
+
+    def select(states: Tensor) -> Tensor:
+        if kind != "encoder-decoder":
+            states = text_states(host, states, batch)
+        return states[:, : labelled.shape[1]][labelled][None]  # (1, M, D)
+
+    with selected_states(host.model, select), torch.autocast(labels.device.type, torch.bfloat16, enabled=bfloat16):
+        outputs = host.model(**batch)
+    return outputs, targets[labelled]
+
+
+def token_logits(outputs: Any) -> Tensor:
+    """Logits (M, V) of the language-model head, out of the outputs of `labelled_outputs`."""
+    logits: Tensor = outputs.get("logits", outputs.get("prediction_logits"))[0]
+    return logits.float()
+
+
+@contextmanager
+def selected_states(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context the language-model head reads `select(states)` instead of all states (B, T, D)."""
+    head = output_embeddings(model)
+    # before all other hooks, so that an adapter of the head reads the selected states too
+    handle = head.register_forward_pre_hook(lambda module, args: (select(args[0]), *args[1:]), prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def output_embeddings(model: nn.Module) -> nn.Module:
+    """The layer that computes logits over the vocabulary. Raises DeltatuneError for a model without one."""
+    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if head is None:
+        raise DeltatuneError(
+            f"{type(model).__name__} has no language-model head, so it can neither generate text nor be trained on "
+            "tokens; load it with load_backbone(name, answers='text')"
+        )
+    return head
+
+
+def shift_right(model: nn.Module, labels: Tensor) -> Tensor:
+    """Decoder inputs (B, T): the labels one step later, with padding for tokens without a label."""
+    config: Any = model.config
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED, config.pad_token_id or 0)

@@ -23,7 +23,7 @@ from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
-from deltatune.training.inference.prediction import collate_on, encoded_rows, predict
+from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
 from deltatune.training.loop import OnStep, TrainingLoop
 from deltatune.training.reporting import Reporter, check_installed
 from deltatune.training.sampler import BatchLoader, BatchSampler
@@ -31,7 +31,7 @@ from deltatune.training.scaling.distributed import Processes, check_launch, join
 from deltatune.training.scaling.feature_cache import FeatureModel, cacheable_head, extract_features
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.packing import check_packing
-from deltatune.training.scaling.sharding import gather_root_, shard_
+from deltatune.training.scaling.sharding import shard_, unshard_root_
 from deltatune.training.settings import Settings
 from deltatune.training.task_model import TaskModel
 
@@ -85,14 +85,14 @@ def train(
     """
     settings = with_learning_rate(settings or Settings(), host, name)
     check_installed(settings.report_to)
-    rows = encoded_rows(host, name, task, rows_train, tokenizer)
+    rows = ensure_encoded(host, name, task, rows_train, tokenizer)
     if not len(rows):
         raise DeltatuneError("there are no rows to train on")
-    validation = encoded_rows(host, name, task, rows_validation or [], tokenizer)
+    validation = ensure_encoded(host, name, task, rows_validation or [], tokenizer)
     bfloat16, device = uses_bfloat16(host.model, settings.precision), device_of(host)
 
     def evaluate() -> dict[str, float]:
-        gather_root_(host.model)
+        unshard_root_(host.model)
         precision = "bfloat16" if bfloat16 else "float32"
         answers = predict(host, name, task, validation, tokenizer, precision=precision)
         return task.score(answers, validation.references)
@@ -159,7 +159,7 @@ def model_and_loader(
     processes: Processes,
 ) -> tuple[nn.Module, BatchLoader]:
     """What the loop trains, and its batches: the whole model on tokens, or only a head on cached features."""
-    collate = collate_on(host, name, tokenizer, rows, settings.packing)
+    collate = adapter_collator(host, name, tokenizer, rows, settings.packing)
     if settings.packing:
         check_packing(host, name, collate, rows.rows)
     sampler = BatchSampler(

@@ -1,4 +1,4 @@
-"""Rows through a model in batches of similar length; results come back in row order."""
+"""Batches of rows of similar length for inference, with results in row order."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltatune.core.host import Host
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.task import TokenRow
 
 
 def device_of(host: Host) -> torch.device:
-    """Where the base lives."""
+    """The device of the base."""
     return next(host.model.parameters()).device
 
 
-def in_batches(
+def length_sorted_batches(
+    rows: Sequence[TokenRow], collate: PaddingCollator, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Batches of rows of similar length, the longest first, each with the numbers of its rows."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        batch = collate([rows[number] for number in numbers])
+        yield numbers, {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def map_batches(
     rows: Sequence[TokenRow],
-    collate: Collate,
+    collate: PaddingCollator,
     batch_size: int,
     device: torch.device,
     compute: Callable[[dict[str, Tensor]], Tensor],
 ) -> Tensor:
-    """Apply `compute` to batches of rows of similar length and return its results (N, ...) in row order."""
+    """Apply `compute` to batches of rows of similar length; return its results (N, ...) in row order."""
     order, parts = [], []
-    for members, batch in batches(rows, collate, batch_size, device):
+    for numbers, batch in length_sorted_batches(rows, collate, batch_size, device):
         batch.pop("labels", None)
         parts.append(compute(batch))
-        order += members
-    found = torch.cat(parts)
-    back = torch.empty_like(found)
-    back[torch.tensor(order, device=found.device)] = found
-    return back
+        order += numbers
+    sorted_results = torch.cat(parts)
+    results = torch.empty_like(sorted_results)
+    results[torch.tensor(order, device=results.device)] = sorted_results
+    return results
 
 
-def batches(
-    rows: Sequence[TokenRow], collate: Collate, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of similar length, the longest first, with the numbers of their rows."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        batch = collate([rows[row] for row in members])
-        yield members, {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def pieces(
+def row_logits(
     rows: Sequence[TokenRow],
-    collate: Collate,
+    collate: PaddingCollator,
     batch_size: int,
     device: torch.device,
     compute: Callable[[dict[str, Tensor]], Tensor],
 ) -> list[NDArray[Any]]:
-    """Logits (C,) or (T, C) of each row in float32, its own tokens alone, in row order."""
-    found: list[Any] = [None] * len(rows)
-    for members, batch in batches(rows, collate, batch_size, device):
+    """Logits (C,) or (T, C) of each row in float32, without padding, in row order."""
+    logits: list[Any] = [None] * len(rows)
+    for numbers, batch in length_sorted_batches(rows, collate, batch_size, device):
         batch.pop("labels", None)
-        values = compute(batch).float().cpu().numpy()
-        for row, logits in zip(members, values, strict=True):
-            length = len(rows[row]["input_ids"])
-            found[row] = logits if logits.ndim == 1 else logits[-length:] if collate.left else logits[:length]
-    return found
+        batch_logits = compute(batch).float().cpu().numpy()
+        for number, values in zip(numbers, batch_logits, strict=True):
+            length = len(rows[number]["input_ids"])
+            logits[number] = values if values.ndim == 1 else values[-length:] if collate.left else values[:length]
+    return logits

@@ -1,4 +1,4 @@
-"""Answers as texts: the model writes on, greedily, by beams or by chance, for batches of prompts of any lengths."""
+"""Text generation: greedy decoding, beam search or sampling, for batches of prompts of any lengths."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.task import Encoded
 from deltatune.tasks.tokenization import padding_id
-from deltatune.training.inference.batches import batches, device_of
-from deltatune.training.inference.likelihood import surprise
+from deltatune.training.inference.batches import device_of, length_sorted_batches
+from deltatune.training.inference.likelihood import negative_log_likelihoods
 
 
-def write_answers(
+def generate_answers(
     host: Host, task: Any, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, batch_size: int, bfloat16: bool
 ) -> list[dict[str, Any]]:
-    """One `{"text"}` a row, and where the rows have answers `nll` and `tokens`: how likely the first reference is."""
+    """`{"text"}` for each row; with references also `nll` and `tokens`: the first one's negative log-likelihood."""
     prompts = [fact["prompt"] for fact in encoded.facts or ()]
-    texts = write(host, task, prompts, tokenizer, batch_size, bfloat16)
-    found: list[dict[str, Any]] = [{"text": text} for text in texts]
+    texts = generate_texts(host, task, prompts, tokenizer, batch_size, bfloat16)
+    answers: list[dict[str, Any]] = [{"text": text} for text in texts]
     if "labels" in encoded.rows[0]:
         fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
-        owners = encoded.owners or range(len(found))
-        likelihoods = surprise(host, task, encoded, Collate(fill), bfloat16)
+        owners = encoded.owners or range(len(answers))
+        likelihoods = negative_log_likelihoods(host, task, encoded, PaddingCollator(fill), bfloat16)
         for owner, (nll, tokens, *_) in zip(owners, likelihoods, strict=True):
-            before = found[owner].get("nll", 0.0), found[owner].get("tokens", 0)
-            found[owner] |= {"nll": before[0] + float(nll), "tokens": before[1] + int(tokens)}
-    return found
+            answer = answers[owner]
+            answer["nll"] = answer.get("nll", 0.0) + float(nll)
+            answer["tokens"] = answer.get("tokens", 0) + int(tokens)
+    return answers
 
 
-def write(
+def generate_texts(
     host: Host,
     task: Generate,
     prompts: Sequence[list[int]],
@@ -44,65 +45,65 @@ def write(
     batch_size: int = 32,
     bfloat16: bool = False,
 ) -> list[str]:
-    """What the model writes after each prompt (token ids), under the current route."""
+    """The text that the model generates after each prompt (token ids), under the current route."""
     decoder = family(host.model.config) == "decoder"  # type: ignore[arg-type]
     rows = [{"input_ids": prompt, "attention_mask": [1] * len(prompt)} for prompt in prompts]
-    fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
+    collate = PaddingCollator({"input_ids": padding_id(tokenizer), "attention_mask": 0}, left=decoder)
     stops = task.stops(tokenizer)
     config = generation_config(host, task, tokenizer, stops)
     texts = [""] * len(rows)
-    with seeded(task, device_of(host)), no_habits(host.model):
-        for members, batch in batches(rows, Collate(fill, left=decoder), batch_size, device_of(host)):
+    with sampling_seed(task, device_of(host)), without_generation_defaults(host.model):
+        for numbers, batch in length_sorted_batches(rows, collate, batch_size, device_of(host)):
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-                out = host.generate(**batch, generation_config=config)
-            found = out[:, batch["input_ids"].shape[1] if decoder else 1 :].tolist()
-            for row, ids in zip(members, found, strict=True):
-                texts[row] = str(tokenizer.decode(until(ids, stops), skip_special_tokens=True)).strip()
+                output_ids = host.generate(**batch, generation_config=config)
+            new_ids = output_ids[:, batch["input_ids"].shape[1] if decoder else 1 :].tolist()
+            for number, ids in zip(numbers, new_ids, strict=True):
+                texts[number] = str(tokenizer.decode(before_stop(ids, stops), skip_special_tokens=True)).strip()
     return texts
 
 
-def until(ids: list[int], stops: Collection[int]) -> list[int]:
-    """What stands before the first token that ends an answer: such a token need not be a special one."""
+def before_stop(ids: list[int], stops: Collection[int]) -> list[int]:
+    """Token ids before the first stop token, which need not be a special token."""
     return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
 
 
 @contextmanager
-def no_habits(model: Any) -> Iterator[None]:
-    """While this lasts, the model's own generation settings are empty: generate() would fill in ours from them."""
-    own = model.generation_config
+def without_generation_defaults(model: Any) -> Iterator[None]:
+    """Within this context the model's own generation_config is empty: generate() would take defaults from it."""
+    config = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = config
 
 
 def generation_config(
     host: Host, task: Generate, tokenizer: PreTrainedTokenizerBase, stops: Collection[int]
 ) -> GenerationConfig:
-    """The task's way of decoding with the model's own special tokens; nothing else of the model's habits."""
-    own: Any = getattr(host.model, "generation_config", None)
+    """The task's decoding parameters and the model's special tokens, ignoring the model's default generation_config."""
+    defaults: Any = getattr(host.model, "generation_config", None)
     config: Any = host.model.config
-    start = getattr(own, "decoder_start_token_id", None)
-    sampled = {"temperature": task.temperature, "top_p": task.top_p, "top_k": task.top_k} if task.temperature else {}
+    start = getattr(defaults, "decoder_start_token_id", None)
+    sampling = {"temperature": task.temperature, "top_p": task.top_p, "top_k": task.top_k} if task.temperature else {}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=task.new_tokens,
         num_beams=task.beams,
         length_penalty=task.length_penalty,
         no_repeat_ngram_size=task.no_repeat_ngram or None,
         do_sample=bool(task.temperature),
-        **sampled,
+        **sampling,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(stops),
         pad_token_id=padding_id(tokenizer),
-        forced_bos_token_id=getattr(own, "forced_bos_token_id", None),  # the language that a translator writes
+        forced_bos_token_id=getattr(defaults, "forced_bos_token_id", None),  # the target language of a translator
         decoder_start_token_id=start if start is not None else getattr(config, "decoder_start_token_id", None),
     )
 
 
 @contextmanager
-def seeded(task: Generate, device: torch.device) -> Iterator[None]:
-    """Sampling draws from the task's seed and leaves the global generators as they were."""
+def sampling_seed(task: Generate, device: torch.device) -> Iterator[None]:
+    """Within this context sampling draws from the task's seed; the global generators are restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(task.seed)
         yield

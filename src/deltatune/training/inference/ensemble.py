@@ -1,4 +1,4 @@
-"""Several answers to one question: majority vote and mean."""
+"""Ensembles of adapters: majority vote, or mean of the logits."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training.forward import logits
-from deltatune.training.inference.batches import device_of, in_batches
-from deltatune.training.inference.prediction import collate_on, encoded_rows, predict, room
+from deltatune.training.inference.batches import device_of, map_batches
+from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, positions_taken, predict
 
 
 def vote(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Share of the votes for each class (N, C), from logits (N, C) of each member; equal shares go by probability.
+    """Share of the votes for each class (N, C), from logits (N, C) of each member; ties go by probability.
 
     Lester et al. 2021, section 6, https://arxiv.org/abs/2104.08691
     """
     members = _checked(logits)
     classes = members.shape[-1]
     votes = np.eye(classes)[members.argmax(-1)].mean(0)
-    chances = np.stack([softmax(each) for each in members]).mean(0)
-    # Votes differ by at least one member's share; chances, below 1, decide between equal ones only.
-    result: NDArray[np.float32] = (votes + chances / (2 * len(members))).astype(np.float32)
+    probabilities = np.stack([softmax(member) for member in members]).mean(0)
+    # Shares differ by at least 1 / members; probabilities, below 1, decide between equal ones only.
+    result: NDArray[np.float32] = (votes + probabilities / (2 * len(members))).astype(np.float32)
     return result
 
 
@@ -42,9 +42,9 @@ def mean(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 
 def _checked(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    shapes = {each.shape for each in logits}
+    shapes = {member.shape for member in logits}
     if len(shapes) != 1:
-        raise DeltatuneError(f"members of an ensemble must answer alike; their logits have shapes {sorted(shapes)}")
+        raise DeltatuneError(f"members of an ensemble must have logits of one shape, not {sorted(shapes)}")
     return np.stack(list(logits))
 
 
@@ -58,26 +58,26 @@ def ensemble(
     batch_size: int = 64,
     precision: str = "auto",
 ) -> NDArray[Any]:
-    """Return what several adapters of one task answer together (N, C): shares of votes, or their mean logits.
+    """Return the combined answers (N, C) of several adapters of one task: shares of votes, or mean logits.
 
     Five prompts of a task cost one model in memory (Lester et al. 2021, section 6): each row is repeated for each
-    adapter within a batch. Adapters that cannot share one run one after another. Route and modes are left as found.
+    adapter within a batch. Adapters that cannot share a batch run one after another. Route and modes are restored.
     """
     if len(names) < 2:
         raise DeltatuneError(f"an ensemble takes two adapters or more, not {len(names)}")
-    join = {"vote": vote, "mean": mean}[how]
-    longest = max(names, key=lambda name: room(host, name))
-    encoded = encoded_rows(host, longest, task, rows, tokenizer, labelled=False)
+    combine = {"vote": vote, "mean": mean}[how]
+    longest = max(names, key=lambda name: positions_taken(host, name))
+    encoded = ensure_encoded(host, longest, task, rows, tokenizer, labelled=False)
     if not all(host.adapters[name].mixes for name in names):
-        return join([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
-    collate, bfloat16 = collate_on(host, longest, tokenizer, encoded), uses_bfloat16(host.model, precision)
+        return combine([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
+    collate, bfloat16 = adapter_collator(host, longest, tokenizer, encoded), uses_bfloat16(host.model, precision)
 
-    def together(batch: dict[str, Tensor]) -> Tensor:
-        many = {key: tensor.repeat_interleave(len(names), 0) for key, tensor in batch.items()}
+    def member_logits(batch: dict[str, Tensor]) -> Tensor:
+        repeated = {key: tensor.repeat_interleave(len(names), 0) for key, tensor in batch.items()}
         host.use(list(names) * len(batch["input_ids"]))
-        answers = torch.stack(logits(host, many, bfloat16))
-        return answers.view(-1, len(names), answers.shape[-1])  # (B, N, C)
+        rows = torch.stack(logits(host, repeated, bfloat16))
+        return rows.view(-1, len(names), rows.shape[-1])  # (B, N, C)
 
     with host.using(None, training=False), torch.inference_mode():
-        found = in_batches(encoded, collate, max(1, batch_size // len(names)), device_of(host), together)
-    return join(list(np.moveaxis(found.float().cpu().numpy(), 1, 0)))
+        all_logits = map_batches(encoded, collate, max(1, batch_size // len(names)), device_of(host), member_logits)
+    return combine(list(np.moveaxis(all_logits.float().cpu().numpy(), 1, 0)))

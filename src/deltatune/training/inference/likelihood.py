@@ -1,4 +1,4 @@
-"""How surprised a language model is by the words that are there: negative log-likelihoods of labelled tokens."""
+"""Negative log-likelihoods of labelled tokens, summed for each row."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from torch.nn import functional as F
 
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask
-from deltatune.training.inference.batches import batches, device_of
-from deltatune.training.task_model import logits_of, word_outputs
+from deltatune.training.inference.batches import device_of, length_sorted_batches
+from deltatune.training.task_model import labelled_outputs, token_logits
 
-MOST_TOKENS = 4096
+MAX_BATCH_TOKENS = 4096
 """Tokens of a batch: each has logits over the whole vocabulary."""
 
 
-def surprise(
-    host: Host, task: LanguageModelTask, encoded: Encoded, collate: Collate, bfloat16: bool
+def negative_log_likelihoods(
+    host: Host, task: LanguageModelTask, encoded: Encoded, collate: PaddingCollator, bfloat16: bool
 ) -> list[NDArray[Any]]:
-    """Of each piece the summed negative log-likelihood in nats, the labelled tokens, and those that were the likeliest.
+    """For each encoded row: negative log-likelihood in nats, labelled tokens, and tokens predicted correctly, (3,).
 
-    The numbers of `task.extra_statistics` follow, where there are any.
+    The numbers of `task.extra_statistics` follow, if there are any: (3 + K,).
     """
-    found: list[Any] = [None] * len(encoded)
-    longest = max(len(row["input_ids"]) for row in encoded)
-    for members, batch in batches(encoded, collate, max(1, MOST_TOKENS // longest), device_of(host)):
+    statistics: list[Any] = [None] * len(encoded)
+    batch_size = max(1, MAX_BATCH_TOKENS // max(len(row["input_ids"]) for row in encoded))
+    for numbers, batch in length_sorted_batches(encoded, collate, batch_size, device_of(host)):
         labels = batch.pop("labels")
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}
-        outputs, there = word_outputs(host, batch, labels, bfloat16)
-        logits = logits_of(outputs)
-        losses = F.cross_entropy(logits, there, reduction="none")  # (M,)
-        each = torch.stack([losses, torch.ones_like(losses), (logits.argmax(-1) == there).float()], 1).cpu().double()
+        outputs, targets = labelled_outputs(host, batch, labels, bfloat16)
+        logits = token_logits(outputs)  # (M, V)
+        losses = F.cross_entropy(logits, targets, reduction="none")  # (M,)
+        correct = (logits.argmax(-1) == targets).float()
+        per_token = torch.stack([losses, torch.ones_like(losses), correct], 1).cpu().double()  # (M, 3)
         predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
-        whose = (predicted != IGNORED).nonzero()[:, 0]
-        sums = torch.zeros(len(members), 3, dtype=torch.float64).index_add_(0, whose.cpu(), each)
+        row_of_token = (predicted != IGNORED).nonzero()[:, 0].cpu()  # (M,)
+        per_row = torch.zeros(len(numbers), 3, dtype=torch.float64).index_add_(0, row_of_token, per_token)
         extra = task.extra_statistics(outputs, extra_labels)
         if extra is not None:
-            sums = torch.cat([sums, extra.double().cpu()], 1)  # (B, 3 + K)
-        for row, total in zip(members, sums.numpy(), strict=True):
-            found[row] = total
-    return found
+            per_row = torch.cat([per_row, extra.double().cpu()], 1)  # (B, 3 + K)
+        for number, values in zip(numbers, per_row.numpy(), strict=True):
+            statistics[number] = values
+    return statistics

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.host import Host
-from deltatune.tasks.collator import Collate
+from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.heads import Head
 from deltatune.tasks.task import Task, TokenRow
-from deltatune.training.forward import pooled
-from deltatune.training.inference.batches import device_of, in_batches
+from deltatune.training.forward import pooled_features
+from deltatune.training.inference.batches import device_of, map_batches
 
 MOST_BYTES = 2**31
 """Features that take more memory are computed again in every epoch."""
@@ -42,10 +42,14 @@ class Features:
         return {"vectors": self.vectors[index], "labels": self.labels[index]}
 
 
-def extract_features(host: Host, head: Head, rows: Sequence[TokenRow], collate: Collate, bfloat16: bool) -> Features:
+def extract_features(
+    host: Host, head: Head, rows: Sequence[TokenRow], collate: PaddingCollator, bfloat16: bool
+) -> Features:
     """Run the base once over the rows; it is in evaluation mode, with the adapter active (`Host.using`)."""
     with torch.no_grad():  # not inference_mode: the head's backward needs these tensors
-        vectors = in_batches(rows, collate, 64, device_of(host), lambda batch: pooled(host, head, batch, bfloat16))
+        vectors = map_batches(
+            rows, collate, 64, device_of(host), lambda batch: pooled_features(host, head, batch, bfloat16)
+        )
     labels = torch.tensor([row["label"] for row in rows], device=vectors.device)
     return Features(vectors, labels)
 

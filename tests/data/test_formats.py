@@ -1,7 +1,8 @@
-"""CoNLL files, SQuAD's nesting, plain texts, chats, tables: what becomes of them."""
+"""File formats and the rows that they give: CoNLL, SQuAD, plain texts, chats, tables, a format made of one module."""
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import inputs, read, read_rows
+from deltatune.data import formats, inputs, read, read_rows
 from deltatune.data.layouts.generation_rows import as_line
 from deltatune.data.sources import hub_rows
 from deltatune.data.splits import complete_documents
@@ -25,6 +26,66 @@ def complaint(function, *args, **kwargs) -> str:
     with pytest.raises(DeltatuneError) as caught:
         function(*args, **kwargs)
     return str(caught.value)
+
+
+# --- one module a format ---
+
+KEY_VALUE = '''"""Records of "key: value" lines, a blank line after each record."""
+
+from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
+
+
+def read_records(path):
+    lines = read_text(path).split("\\n")
+    problems = [f"line {i} has no colon" for i, line in enumerate(lines, start=1) if line and ": " not in line]
+    raise_malformed(path, problems, "A line is a key and its value.")
+    records = "\\n".join(lines).strip().split("\\n\\n")
+    return [dict(line.split(": ", 1) for line in record.split("\\n")) for record in records]
+
+
+def read_reviews(path):
+    return [{**row, "source": "reviews"} for row in read_records(path)] if "stars: " in path.read_text() else None
+
+
+FORMATS = (
+    FileFormat(read_records, (".kv", ".rec")),
+    FileFormat(read_reviews, (".kv",), by_content=True),
+)
+'''
+
+
+@pytest.fixture
+def key_value_format(tmp_path, monkeypatch):
+    """A made-up format, registered by one module that lies in the folder of formats."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "key_value.py").write_text(KEY_VALUE)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "package")])
+    formats.all_formats.cache_clear()
+    yield
+    monkeypatch.undo()
+    formats.all_formats.cache_clear()
+    sys.modules.pop("deltatune.data.formats.key_value")
+
+
+def test_a_format_is_one_module(tmp_path, key_value_format):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    records = [f"text: words number {i}\nlabel: {'ab'[i % 2]}" for i in range(60)]
+    (folder / "train.kv").write_text("\n\n".join(records))
+    (folder / "test.rec").write_text("\n\n".join(records[:10]) + "\n")
+    data = read(folder)
+    assert (data.task, data.labels, len(data.test)) == ("classify", ("a", "b"), 10)
+    assert {".kv", ".rec", ".csv"} <= set(formats.suffixes())
+    (folder / "films.kv").write_text("text: a film\nstars: 3")
+    assert read_rows(folder / "films.kv") == [{"text": "a film", "stars": "3", "source": "reviews"}]
+    (folder / "films.kv").write_text("text: a film\nthree")
+    assert "films.kv is malformed:\n  line 2 has no colon\nA line is a key" in complaint(read_rows, folder / "films.kv")
+    assert "did you mean 'films.kv'?" in complaint(read_rows, folder / "film.kv")
+
+
+def test_a_format_is_gone_with_its_module(tmp_path):
+    (tmp_path / "a.kv").write_text("text: a")
+    assert "unknown format '.kv'. Known formats: .bio, .conll" in complaint(read_rows, tmp_path / "a.kv")
 
 
 # --- CoNLL ---

@@ -11,12 +11,12 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
 
-__all__ = ["file_formats", "folder_formats", "is_data_file", "missing_file", "read_rows", "suffixes"]
+__all__ = ["all_formats", "file_formats", "folder_formats", "is_data_file", "missing_file", "read_rows", "suffixes"]
 
 
 @cache
-def _formats() -> tuple[FileFormat, ...]:
-    """Every format of this folder. Formats that recognise their files by content come first."""
+def all_formats() -> tuple[FileFormat, ...]:
+    """The formats of every module in this folder; those that recognise their files by content come first."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     formats = [fmt for module in modules for fmt in getattr(module, "FORMATS", ())]
     return tuple(sorted(formats, key=lambda fmt: not fmt.by_content))
@@ -24,17 +24,17 @@ def _formats() -> tuple[FileFormat, ...]:
 
 def file_formats(path: Path) -> list[FileFormat]:
     """The formats that a file with this suffix can have, in the order in which they are tried."""
-    return [fmt for fmt in _formats() if path.suffix.lower() in fmt.suffixes]
+    return [fmt for fmt in all_formats() if path.suffix.lower() in fmt.suffixes]
 
 
 def folder_formats() -> list[FileFormat]:
     """The formats that are a whole folder."""
-    return [fmt for fmt in _formats() if not fmt.suffixes]
+    return [fmt for fmt in all_formats() if not fmt.suffixes]
 
 
 def suffixes() -> list[str]:
-    """Every suffix that can be read."""
-    return list(dict.fromkeys(suffix for fmt in _formats() for suffix in fmt.suffixes))
+    """Every suffix that can be read, sorted."""
+    return sorted({suffix for fmt in all_formats() for suffix in fmt.suffixes})
 
 
 def is_data_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The examples do what they say, on tiny models and data."""
+"""The examples on tiny models and data."""
 
 import importlib.util
 import sys
@@ -19,8 +19,8 @@ def example(name):
 
 
 @pytest.fixture
-def lessons(tmp_path):
-    """Two files, each of a task of its own."""
+def data_files(tmp_path):
+    """Two files with one task each."""
     words = {"first": {"yes": "good", "no": "bad"}, "second": {"film": "plot", "person": "actor"}}
     paths = []
     for name, classes in words.items():
@@ -30,21 +30,21 @@ def lessons(tmp_path):
     return [str(path) for path in paths]
 
 
-def test_adapters_keep_earlier_tasks_bit_for_bit_and_full_tuning_does_not(lessons, tiny_folder, monkeypatch):
+def test_adapters_keep_earlier_tasks_bit_for_bit_and_full_tuning_does_not(data_files, tiny_folder, monkeypatch):
     continual = example("continual")
-    tasks = continual.lessons(lessons, 100)
-    kept = continual.learn(str(tiny_folder), LoRA(), tasks, 2, keep=True)
-    assert [moved for *_, moved in kept] == [0.0, 0.0]
-    assert all(before == after for _, before, after, _ in kept)
-    lost = continual.learn(str(tiny_folder), Full(), tasks, 2, keep=False)
-    assert lost[0][3] > 0
-    assert lost[1][3] == 0
+    tasks = continual.read_tasks(data_files, 100)
+    separate = continual.learn(str(tiny_folder), LoRA(), tasks, 2, separate=True)
+    assert [change for *_, change in separate] == [0.0, 0.0]
+    assert all(before == after for _, before, after, _ in separate)
+    shared = continual.learn(str(tiny_folder), Full(), tasks, 2, separate=False)
+    assert shared[0][3] > 0
+    assert shared[1][3] == 0
 
 
-def test_the_example_prints_a_table(lessons, tiny_folder, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["continual.py", *lessons, "--model", str(tiny_folder), "--epochs", "1"])
+def test_the_example_prints_a_table(data_files, tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["continual.py", *data_files, "--model", str(tiny_folder), "--epochs", "1"])
     example("continual").main()
     printed = capsys.readouterr().out
-    assert "an adapter a task: LoRA(r=8)" in printed
+    assert "one adapter per task: LoRA(r=8)" in printed
     assert "full fine-tuning: Full()" in printed
     assert printed.count("first") == printed.count("second") == 2

@@ -98,7 +98,7 @@ def test_a_loss_that_explodes_stops_training(tokenizer):
         ({"batch_size": 2, "accumulation": 4}, "cannot be split into 4"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"schedule": "liner"}, "did you mean 'linear'"),
-        ({"warmup": 3.0}, "warmup is a share"),
+        ({"warmup": 3.0}, "warmup is a fraction"),
     ],
 )
 def test_bad_settings(options, message):

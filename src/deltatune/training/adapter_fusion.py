@@ -1,4 +1,4 @@
-"""Stage two of AdapterFusion: what trained adapters know, put together for a task of its own."""
+"""Stage two of AdapterFusion: attention over trained adapters, for a new task."""
 
 from __future__ import annotations
 
@@ -13,26 +13,21 @@ from deltatune.methods.adapters.fusion import AdapterFusion, load_members_
 
 
 def fuse(host: Host, name: str, of: Sequence[str], *, head: nn.Module | bool | None = None, seed: int = 0) -> Adapter:
-    """Attach an AdapterFusion of trained adapters, ready to be trained; they are copied and stay as they are.
+    """Attach an AdapterFusion of the adapters `of`, ready to be trained; it copies them and leaves them unchanged.
 
     Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247. Raises DeltatuneError for adapters that are not attached,
     and for those that cannot be fused: unions, other methods than bottlenecks, other sites.
     """
-    have = ", ".join(host.adapters) or "none"
-    raise_all(
-        [
-            f"no adapter is called {one!r}{nearest(one, host.adapters)}; attached: {have}"
-            for one in of
-            if one not in host.adapters
-        ]
-    )
-    members = [host.adapters[one] for one in of]
-    before = host.route
+    attached = ", ".join(host.adapters) or "none"
+    missing = [member for member in of if member not in host.adapters]
+    raise_all([f"no adapter is called {n!r}{nearest(n, host.adapters)}; attached: {attached}" for n in missing])
+    members = [host.adapters[member] for member in of]
+    route = host.route
     adapter = host.attach(name, AdapterFusion.of(members), head=head, seed=seed)
     try:
         load_members_(adapter, members)
     except DeltatuneError:
         host.detach(name)
-        host.use(before)
+        host.use(route)
         raise
     return adapter

@@ -1,7 +1,8 @@
-"""Where pretraining begins: a checkpoint that has the head an objective needs, or a new model that gets one."""
+"""Initialisation of a model for pretraining: new weights for a missing head, or for a whole model of a config."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,74 +17,81 @@ from deltatune.store.atomic_files import MANIFEST, check_folder, write_folder
 from deltatune.tasks import Task
 
 START = "start"
+"""Folder of the initialised model within a run."""
 
 
 def initial_model(
     model: str, config: Path | None, tokenizer: str | None, objective: Task, method: str, folder: Path, seed: int
 ) -> str:
-    """The model to train from: `model` itself, or `folder`/start, a model with new weights where some were missing.
+    """The model that pretraining starts from: `model` itself, or `folder`/start, a model with new weights.
 
-    With `config` all weights are new; else only those of a head that the checkpoint lacks. New weights depend on the
-    seed alone. Raises DeltatuneError where new weights would stay what they are because the method does not train them.
+    With `config` all weights are new; otherwise only those of a head that the checkpoint lacks. New weights depend on
+    the seed alone. Raises DeltatuneError if the method would not train the new weights.
     """
-    loads = objective.loads
     if config is None and tokenizer is not None:
-        raise DeltatuneError("--tokenizer belongs to --config; a model comes with its own")
+        raise DeltatuneError("--tokenizer requires --config; a model comes with its own tokenizer")
+    start = folder / START
     if config is not None:
         if tokenizer is None:
-            raise DeltatuneError("--config needs --tokenizer: a model folder or name whose tokenizer cuts the text")
-        return _kept(folder / START, lambda: _from_config(config, tokenizer, loads, seed), method, "the whole model is")
-    place, known = find_config(model)
-    kind = auto_class(model, known, loads)
+            raise DeltatuneError("--config requires --tokenizer: the name or folder of a model with the tokenizer")
+        check_trains_new_weights(method, "the whole model")
+        return write_once(start, lambda: model_from_config(config, tokenizer, objective.loads, seed))
+    path, model_config = find_config(model)
+    model_class = auto_class(model, model_config, objective.loads)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     with quiet():
-        _, report = kind.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        _, report = model_class.from_pretrained(path, **options, output_loading_info=True)
     # load_backbone drops the pooler of a bare model: nothing reads it
-    missing = [name for name in report["missing_keys"] if kind is not AutoModel or not name.startswith("pooler.")]
+    missing = [n for n in report["missing_keys"] if model_class is not AutoModel or not n.startswith("pooler.")]
     if not missing:
         return model
-    names = ", ".join(sorted(missing)[:3])
+    check_trains_new_weights(method, f"its head ({', '.join(sorted(missing)[:3])}, ...)")
 
-    def make() -> tuple[Any, Any]:
+    def model_with_new_head() -> tuple[Any, Any]:
         with torch.random.fork_rng([]), quiet():
             torch.manual_seed(seed)
-            return kind.from_pretrained(place, dtype=torch.float32, use_safetensors=True), load_tokenizer(model, place)
+            return model_class.from_pretrained(path, **options), load_tokenizer(model, path)
 
-    return _kept(folder / START, make, method, f"its head is ({names}, ...)")
+    return write_once(start, model_with_new_head)
 
 
-def _from_config(config: Path, tokenizer: str, loads: str, seed: int) -> tuple[Any, Any]:
+def model_from_config(config: Path, tokenizer_name: str, loads: str, seed: int) -> tuple[Any, Any]:
+    """A model with new weights, and its tokenizer. Raises DeltatuneError for a vocabulary that is too small."""
     if not config.exists():
         raise DeltatuneError(f"--config {config}: there is no such file")
-    words = load_tokenizer(tokenizer, find_config(tokenizer)[0])
-    found = AutoConfig.from_pretrained(config)
-    last = max(words.get_vocab().values())
-    if found.get_text_config().vocab_size <= last:
+    tokenizer = load_tokenizer(tokenizer_name, find_config(tokenizer_name)[0])
+    model_config = AutoConfig.from_pretrained(config)
+    vocab_size, last_id = model_config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if vocab_size <= last_id:
         raise DeltatuneError(
-            f"{config} has a vocab_size of {found.get_text_config().vocab_size:,}, but the tokenizer has ids up to "
-            f"{last:,}; set it to {last + 1} or more"
+            f"{config} has a vocab_size of {vocab_size:,}, but the tokenizer has ids up to {last_id:,}; set it to "
+            f"{last_id + 1} or more"
         )
     with torch.random.fork_rng([]), quiet():
         torch.manual_seed(seed)
-        return auto_class(str(config), found, loads).from_config(found), words
+        return auto_class(str(config), model_config, loads).from_config(model_config), tokenizer
 
 
-def _kept(place: Path, make: Any, method: str, what: str) -> str:
-    """The folder of a model with new weights, written once."""
-    trained = parse(method)
-    whole = isinstance(trained, Unfreeze) and trained.layers is None and trained.part == "all"
-    if not whole:
+def check_trains_new_weights(method: str, new_part: str) -> None:
+    """Raise DeltatuneError unless the method trains every weight: new weights must not stay random."""
+    parsed = parse(method)
+    if not (isinstance(parsed, Unfreeze) and parsed.layers is None and parsed.part == "all"):
         raise DeltatuneError(
-            f"{what} new here, and {trained!r} would leave new weights as random as they are; train Full() first"
+            f"{new_part} is newly initialised, and {parsed!r} would leave the new weights untrained; train Full() first"
         )
-    if (place / MANIFEST).is_file():
-        check_folder(place)
-        return str(place)
+
+
+def write_once(folder: Path, make: Callable[[], tuple[Any, Any]]) -> str:
+    """Write the model and the tokenizer that `make` returns, unless an earlier start of the run has done so."""
+    if (folder / MANIFEST).is_file():
+        check_folder(folder)
+        return str(folder)
     model, tokenizer = make()
 
-    def fill(work: Path) -> None:
+    def fill(draft: Path) -> None:
         with quiet():
-            model.save_pretrained(work)
-            tokenizer.save_pretrained(work)
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
 
-    write_folder(place, fill)
-    return str(place)
+    write_folder(folder, fill)
+    return str(folder)

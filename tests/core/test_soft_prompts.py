@@ -129,7 +129,7 @@ def test_left_to_right_the_answer_comes_next(tokenizer):
     ids, answer = Template("{2} {text} {1} {mask}").render({"text": "good film"}, plain, V)
     assert ids == [models.BOS, V, V + 1, *ids_of(tokenizer, "good film"), V + 2]
     assert answer == len(ids) - 1
-    with pytest.raises(DeltatuneError, match="answers at the end"):
+    with pytest.raises(DeltatuneError, match="predicts the answer at the end"):
         Template("{text} {mask} {3}").render({"text": "good"}, plain, V)
 
 

@@ -24,7 +24,7 @@ def is_decoder(config: PretrainedConfig) -> bool:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether the tokens of a loaded model see only those before them: every decoder's, and CLIP's text encoder's."""
+    """Whether the tokens of a loaded model see only those before them: a decoder's, or as its attention modules say."""
     if any(getattr(module, "is_causal", False) is True for _, module in modules_of(model)):
         return True
     return is_decoder(model.config)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ import typer
 
 from deltatune.cli.app import app
 from deltatune.cli.commands.methods import described
-from deltatune.cli.commands.run import schema_of
+from deltatune.cli.commands.run import recipe_schema
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
@@ -52,7 +52,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/map.md": map_page(),
         ROOT / "docs/methods.md": methods_page(entries),
         **{ROOT / "docs" / page_of(entry): method_page(entry) for entry in entries},
-        ROOT / "docs/recipe.schema.json": json.dumps(schema_of(), indent=2, ensure_ascii=False) + "\n",
+        ROOT / "docs/recipe.schema.json": json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deltatune.store import merged_model as whole
 from deltatune.training.recipes import read_recipe, run_recipe
-from deltatune.training.recipes import steps as vocabulary
+from deltatune.training.recipes import stages as vocabulary
 from support import models, vocabularies
 
 RECIPE = Path(__file__).parents[2] / "recipes/chinese-llama.yaml"
@@ -59,20 +59,20 @@ def recipe(place, out, *more):
 
 
 def stopping(stage, stop, after=3):
-    """A watch that stops in a stage: after that many of its steps, or at once where it trains nothing."""
+    """A callback that stops in a stage: after that many of its steps, or at once if it trains nothing."""
 
     @contextmanager
-    def watch(step):
-        if step.name == stage and step.ready is None and not step.finished:
+    def on_stage(info):
+        if info.name == stage and info.prepared is None and not info.finished:
             stop()
 
         def on_step(number, total, loss, rate):
-            if step.name == stage and number == after:
+            if info.name == stage and number == after:
                 stop()
 
         yield on_step
 
-    return watch
+    return on_stage
 
 
 def killed():
@@ -93,7 +93,7 @@ def main(place, out, stage, moment):
             write(folder, fill_and_die)
 
         module.write_folder = half
-    run_recipe(recipe(Path(place), out), "r", watch=stopping(stage if moment == "training" else None, killed))
+    run_recipe(recipe(Path(place), out), "r", on_stage=stopping(stage if moment == "training" else None, killed))
 
 
 if __name__ == "__main__":

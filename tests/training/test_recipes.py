@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltatune.cli.commands.run import schema_of
+from deltatune.cli.commands.run import recipe_schema
 from deltatune.core.errors import DeltatuneError
 from deltatune.training.recipes import as_yaml, checked_recipe, read_recipe, run_recipe
 from support.command_line import ran, reviews, write_csv
@@ -53,29 +53,29 @@ def test_of_epochs_and_steps_the_resolved_recipe_has_the_one_that_counts(tmp_pat
 
 MISTAKES = [
     ({}, "a recipe needs data, or stages"),
-    ({**ONE, "modle": "x"}, "modle: there is no such option, did you mean 'model'?; there are: data, task"),
-    ({**ONE, "settings": {"epocs": 1}}, "settings.epocs: there is no such option, did you mean 'epochs'?"),
-    ({"data": {"source": "a", "labels": "x"}}, "data.labels: there is no such option, did you mean 'label'?"),
-    ({"data": {"task": "lm"}}, "data.source: this is needed"),
+    ({**ONE, "modle": "x"}, "modle: there is no such key, did you mean 'model'?; keys: data, task"),
+    ({**ONE, "settings": {"epocs": 1}}, "settings.epocs: there is no such key, did you mean 'epochs'?"),
+    ({"data": {"source": "a", "labels": "x"}}, "data.labels: there is no such key, did you mean 'label'?"),
+    ({"data": {"task": "lm"}}, "data.source: this key is required"),
     ({"data": {"source": "a", "task": "clasify"}}, "not 'clasify', did you mean 'classify'?"),
     ({**ONE, "settings": {"schedule": "cosin"}}, "not 'cosin', did you mean 'cosine'?"),
     ({**ONE, "settings": {"batch_size": "many"}}, "settings.batch_size: input should be a valid integer"),
     ({**ONE, "settings": {"batch_size": 0}}, "settings: batch_size must be at least 1, not 0"),
     ({**ONE, "settings": {"epochs": 1, "max_steps": 2}}, "leave one out"),
-    ({**ONE, "measure": "t.txt"}, "measure belongs to a recipe with stages"),
+    ({**ONE, "measure": "t.txt"}, "measure needs stages"),
     ({**ONE, "objective": {"kind": "mlm"}, "task": {"max_length": 9}}, "move max_length from task to objective"),
     ({**ONE, "objective": {"kind": "mlm"}, "head": {"pooling": "cls"}}, "leave head out"),
-    ({"data": {"source": "a", "label": "y"}, "objective": {"kind": "mlm"}}, "there is no use for label"),
-    ({**TWO, "method": "BitFit()"}, "a recipe with stages has no use for method outside of them"),
-    ({**TWO, "measure": {"source": "a", "limit": 3}}, "measure: texts alone are read, so there is no use for limit"),
-    ({"stages": [{"name": "a", "data": "t"}] * 2}, "stages share the name a"),
+    ({"data": {"source": "a", "label": "y"}, "objective": {"kind": "mlm"}}, "texts are read, so it does not use label"),
+    ({**TWO, "method": "BitFit()"}, "a recipe with stages does not use method outside of them"),
+    ({**TWO, "measure": {"source": "a", "limit": 3}}, "measure: only texts are read, so it does not use limit"),
+    ({"stages": [{"name": "a", "data": "t"}] * 2}, "several stages have the name a"),
     ({"stages": [{"name": "a"}]}, "stages.a: a stage needs data"),
-    ({"stages": [{"data": "t"}]}, "stages.1.name: this is needed"),
+    ({"stages": [{"data": "t"}]}, "stages.1.name: this key is required"),
     ({"stages": [{"name": "1", "data": "t"}]}, "stages.1.name: string should match pattern"),
     ({"stages": [{"name": "a", "data": "t", "merge": False}, {"name": "b", "data": "t"}]}, "merge a"),
     (
         {"stages": [{"name": "a", "data": "t", "vocabulary": {"size": 9}, "method": "BitFit()", "merge": True}]},
-        "stages.a: a vocabulary stage trains nothing, so it has no use for method, merge",
+        "stages.a: a vocabulary stage trains nothing, so it does not use method, merge",
     ),
     ({"stages": [{"name": "a", "data": "t", "vocabulary": {"sise": 9}}]}, "stages.a.vocabulary.sise: there is no such"),
     ({"stages": [{"name": "a", "data": "t", "vocabulary": {"size": 0}}]}, "stages.a.vocabulary.size: input should be"),
@@ -119,14 +119,14 @@ def test_stages_are_named_in_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("settings.epochs", "'settings.epochs' is no override; it takes NAME=VALUE"),
+        ("settings.epochs", "'settings.epochs' is no override; write NAME=VALUE"),
         ("=3", "is no override"),
         ("settings..epochs=3", "is no override"),
         ("data={", "the value is not YAML"),
         ("stages.c.method=x", "stages.c: there is no 'c'; there are: a, b"),
         ("stages.3.method=x", "there is no '3'"),
         ("stages.a.name.x=3", "stages.a.name is 'a': there is nothing below it to set"),
-        ("settings.epochs=2", "a recipe with stages has no use for settings"),
+        ("settings.epochs=2", "a recipe with stages does not use settings"),
         ("stages.a.settings.epochs=two", "stages.a.settings.epochs: input should be a valid number"),
     ],
 )
@@ -140,7 +140,7 @@ def test_files_that_are_no_recipes(tmp_path):
     written(tmp_path, "a: [\n", "broken.yaml")
     with pytest.raises(DeltatuneError, match=r"did you mean 'list.yaml'\?; recipes there: broken.yaml, list.yaml"):
         read_recipe(tmp_path / "lists.yaml")
-    with pytest.raises(DeltatuneError, match="holds no recipe"):
+    with pytest.raises(DeltatuneError, match="is no recipe: it needs keys"):
         read_recipe(tmp_path / "list.yaml")
     with pytest.raises(DeltatuneError, match="is not YAML"):
         read_recipe(tmp_path / "broken.yaml")
@@ -151,7 +151,7 @@ def test_paths_are_those_of_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "there" / "train.csv").write_text("text,label\n")
     path = written(tmp_path / "there", "data: train.csv\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DeltatuneError, match=r"train.csv is not here .* but beside the recipe"):
+    with pytest.raises(DeltatuneError, match=r"train.csv does not exist in the working .* but beside the recipe"):
         read_recipe(path)
     monkeypatch.chdir(tmp_path / "there")
     assert read_recipe(path).data.source == "train.csv"
@@ -164,7 +164,7 @@ def test_paths_are_those_of_the_working_directory(tmp_path, monkeypatch):
     ("more", "message"),
     [
         ({"task": {"prompt": "plain"}}, "Classify has no 'prompt'"),
-        ({"head": {"pool": "cls"}}, "a head has no 'pool', did you mean 'pooling'?"),
+        ({"head": {"pool": "cls"}}, "a head has no option 'pool', did you mean 'pooling'?"),
         ({"method": "Lora(r=8)"}, "did you mean 'LoRA'"),
         ({"objective": {"kind": "mml"}}, "there is no objective 'mml', did you mean 'mlm'?"),
         ({"objective": {"kind": "mlm", "rat": 0.1}}, "objective mlm has no 'rat', did you mean 'rate'?"),
@@ -181,7 +181,7 @@ def test_options_that_nothing_would_read_are_errors(tmp_path, more, message):
 def test_a_head_for_a_task_without_one_is_an_error(tmp_path):
     data = write_csv(tmp_path / "t.csv", [{"input": f"the film {i}", "output": f"it is {i}"} for i in range(60)])
     recipe = checked_recipe({"data": {"source": str(data), "task": "generate"}, "head": {"pooling": "cls"}})
-    with pytest.raises(DeltatuneError, match="has no head to choose"):
+    with pytest.raises(DeltatuneError, match="head options do not apply to a task of kind text"):
         run_recipe(recipe, "r")
 
 
@@ -190,13 +190,13 @@ def test_a_head_for_a_task_without_one_is_an_error(tmp_path):
 
 def test_the_published_schema_is_that_of_the_code():
     text = (ROOT / "docs/recipe.schema.json").read_text(encoding="utf-8")
-    assert json.loads(text) == schema_of(), "stale: run `make docs`"
+    assert json.loads(text) == recipe_schema(), "stale: run `make docs`"
     done = ran("run", "--schema")
-    assert json.loads(done.out) == schema_of()
+    assert json.loads(done.out) == recipe_schema()
 
 
 def test_every_word_of_the_schema_is_described_and_no_other_is_allowed():
-    found = schema_of()
+    found = recipe_schema()
     for part in [found, *found["$defs"].values()]:
         assert part["additionalProperties"] is False
         for name, place in part["properties"].items():

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, MarianConfig, MarianMTModel
 
 from deltatune import Host, LoRA
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.tokenizer_extension import merge
-from deltatune.training.tokenizer_extension.learn_tokens import Learned, learn_tokens
-from deltatune.training.tokenizer_extension.resize_embeddings import grow_embeddings_, old_pieces
+from deltatune.training.tokenizer_extension import add_tokens
+from deltatune.training.tokenizer_extension.learn_tokens import LearnedTokens, learn_tokens
+from deltatune.training.tokenizer_extension.resize_embeddings import old_pieces, resize_embeddings_
 from support import models, vocabularies
 
 NEW = ("goodbad", "##abc", "是")
@@ -21,7 +21,7 @@ FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "gpt_neox", "gptj"
 @pytest.fixture(scope="module")
 def merged():
     """The tokenizer of the tiny models with three more tokens; the last one's text was unknown to it."""
-    return merge(models.tiny_tokenizer(), Learned("WordPiece", NEW))[0]
+    return add_tokens(models.tiny_tokenizer(), LearnedTokens("WordPiece", NEW))[0]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_old_pieces_of_new_tokens(merged, sources):
 def test_a_new_row_is_the_mean_of_the_rows_of_its_old_pieces(family, merged, sources):
     model = models.tiny(family, "lm")
     before = copies(model)
-    assert grow_embeddings_(model, merged, V) == V + 3 == model.config.vocab_size
+    assert resize_embeddings_(model, merged, V) == V + 3 == model.config.vocab_size
     for name, table in tables(model).items():
         old = before[name]
         assert len(table) == V + 3
@@ -64,7 +64,7 @@ def test_a_new_row_is_the_mean_of_the_rows_of_its_old_pieces(family, merged, sou
 def test_a_tied_head_stays_tied_and_others_stay_apart(family, merged):
     model = models.tiny(family, "lm")
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
 
@@ -85,7 +85,7 @@ def test_old_texts_are_read_as_before_and_old_logits_stay(family, init, merged):
     batch = models.inputs(family)
     with torch.no_grad():
         wanted = model(**batch).logits
-        grow_embeddings_(model, merged, V, init=init)
+        resize_embeddings_(model, merged, V, init=init)
         found = model(**batch).logits
     assert found.shape[-1] == V + 3
     torch.testing.assert_close(found[..., :V], wanted)
@@ -94,7 +94,7 @@ def test_old_texts_are_read_as_before_and_old_logits_stay(family, init, merged):
 
 def test_the_head_of_bert_has_one_bias(merged):
     model = models.tiny("bert", "lm")
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     assert model.cls.predictions.bias is model.cls.predictions.decoder.bias
     assert len(model.cls.predictions.bias) == V + 3
 
@@ -107,7 +107,7 @@ def test_a_bias_beside_the_head_grows_too(merged, sources):
     model = MarianMTModel(config)
     bias = torch.randn(1, V)
     model.final_logits_bias.copy_(bias)
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     assert torch.equal(model.final_logits_bias[:, :V], bias)
     wanted = torch.stack([bias[0, ids].mean() if ids else bias.mean() for ids in sources])
     torch.testing.assert_close(model.final_logits_bias[0, V:], wanted)
@@ -116,23 +116,23 @@ def test_a_bias_beside_the_head_grows_too(merged, sources):
 def test_a_model_without_a_head_grows(merged, sources):
     model = models.tiny("llama")
     old = model.get_input_embeddings().weight.detach().clone()
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     torch.testing.assert_close(model.get_input_embeddings().weight[V], old[sources[0]].mean(0))
 
 
 def test_mean(merged):
     model = models.tiny("llama", "lm")
     before = copies(model)
-    grow_embeddings_(model, merged, V, init="mean")
+    resize_embeddings_(model, merged, V, init="mean")
     for name, table in tables(model).items():
         torch.testing.assert_close(table[V:], before[name].mean(0).expand(3, -1))
 
 
 def test_normal_has_the_mean_and_covariance_that_transformers_uses():
-    model, many = models.tiny("llama", "lm"), merge(models.tiny_tokenizer(), _many(4000))[0]
+    model, many = models.tiny("llama", "lm"), add_tokens(models.tiny_tokenizer(), _many(4000))[0]
     model.get_input_embeddings().weight.data *= torch.linspace(0.1, 3, 32)  # unlike in its directions
     old = model.get_input_embeddings().weight.detach().clone()
-    grow_embeddings_(model, many, V, init="normal")
+    resize_embeddings_(model, many, V, init="normal")
     new = model.get_input_embeddings().weight[V:].double()
     wanted = (old - old.mean(0)).double()
     wanted = wanted.T @ wanted / V
@@ -143,7 +143,7 @@ def test_normal_has_the_mean_and_covariance_that_transformers_uses():
 
 
 def _many(count):
-    return Learned("WordPiece", tuple(chr(0x4E00 + i) for i in range(count)))
+    return LearnedTokens("WordPiece", tuple(chr(0x4E00 + i) for i in range(count)))
 
 
 def test_normal_depends_on_the_seed_alone(merged):
@@ -151,7 +151,7 @@ def test_normal_depends_on_the_seed_alone(merged):
     for seed in (0, 0, 1):
         model = models.tiny("llama", "lm")
         torch.rand(len(rows))
-        grow_embeddings_(model, merged, V, init="normal", seed=seed)
+        resize_embeddings_(model, merged, V, init="normal", seed=seed)
         rows.append(tables(model)["input"][V:])
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
@@ -161,7 +161,7 @@ def test_normal_depends_on_the_seed_alone(merged):
 def test_rows_that_fill_up_to_a_multiple_have_the_mean(merged):
     model = models.tiny("llama", "lm")
     before = copies(model)
-    assert grow_embeddings_(model, merged, V, pad_to_multiple_of=16) == 112 == model.config.vocab_size
+    assert resize_embeddings_(model, merged, V, pad_to_multiple_of=16) == 112 == model.config.vocab_size
     for name, table in tables(model).items():
         assert len(table) == 112
         torch.testing.assert_close(table[V + 3 :], before[name].mean(0).expand(8, -1))
@@ -171,7 +171,7 @@ def test_rows_that_the_model_has_already_are_used(merged, sources):
     model = models.tiny("llama", "lm")
     model.resize_token_embeddings(110, mean_resizing=False)
     before = copies(model)
-    assert grow_embeddings_(model, merged, V) == 110
+    assert resize_embeddings_(model, merged, V) == 110
     for name, table in tables(model).items():
         torch.testing.assert_close(table[V], before[name][sources[0]].mean(0))
         assert torch.equal(table[V + 3 :], before[name][V + 3 :])
@@ -180,7 +180,7 @@ def test_rows_that_the_model_has_already_are_used(merged, sources):
 def test_half_precision_stays_and_means_are_made_in_full(merged, sources):
     model = models.tiny("llama", "lm").half()
     old = model.get_input_embeddings().weight.detach().clone()
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     table = model.get_input_embeddings().weight
     assert table.dtype == torch.float16
     assert torch.equal(table[V], old[sources[0]].float().mean(0).half())
@@ -189,7 +189,7 @@ def test_half_precision_stays_and_means_are_made_in_full(merged, sources):
 @pytest.mark.parametrize("trains", [True, False])
 def test_what_trains_and_what_is_frozen_stays_so(trains, merged):
     model = models.tiny("llama", "lm").requires_grad_(trains)
-    grow_embeddings_(model, merged, V)
+    resize_embeddings_(model, merged, V)
     assert {parameter.requires_grad for parameter in model.parameters()} == {trains}
     if trains:
         ids = torch.tensor([[10, V, V + 2]])
@@ -199,7 +199,7 @@ def test_what_trains_and_what_is_frozen_stays_so(trains, merged):
 
 def test_a_grown_model_is_the_same_from_a_folder(merged, tmp_path):
     model = models.tiny("gpt2", "lm")
-    grow_embeddings_(model, merged, V, pad_to_multiple_of=8)
+    resize_embeddings_(model, merged, V, pad_to_multiple_of=8)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[10, V, V + 2]])
@@ -210,7 +210,7 @@ def test_a_grown_model_is_the_same_from_a_folder(merged, tmp_path):
 @pytest.mark.parametrize("kind", vocabularies.KINDS)
 def test_old_pieces_are_how_the_old_tokenizer_cuts_the_text(kind):
     old = vocabularies.tokenizer(kind)
-    merged, growth = merge(old, learn_tokens(vocabularies.NEW, old, 120))
+    merged, growth = add_tokens(old, learn_tokens(vocabularies.NEW, old, 120))
     pieces = old_pieces(merged, growth.old_size)
     assert len(pieces) == len(growth.added)
     cut = old.backend_tokenizer.model.tokenize
@@ -233,21 +233,21 @@ def test_an_added_token_is_made_of_its_text(merged):
 def test_what_does_not_fit_is_refused(merged):
     model = models.tiny("bert", "lm")
     with pytest.raises(DeltatuneError, match=r"init='zero'.*pieces(.|\n)*pad_to_multiple_of=0(.|\n)*old_size=999"):
-        grow_embeddings_(model, merged, 999, init="zero", pad_to_multiple_of=0)
+        resize_embeddings_(model, merged, 999, init="zero", pad_to_multiple_of=0)
     small = vocabularies.tokenizer("unigram")
-    with pytest.raises(DeltatuneError, match="fewer than the 101"):
-        grow_embeddings_(model, small, V)
+    with pytest.raises(DeltatuneError, match="fewer than the model's 101"):
+        resize_embeddings_(model, small, V)
     assert model.get_input_embeddings().num_embeddings == V
     host = Host(model)
     host.attach("a", LoRA())
     with pytest.raises(DeltatuneError, match="adapters attached"):
-        grow_embeddings_(model, merged, V)
+        resize_embeddings_(model, merged, V)
 
 
 def test_a_model_that_the_resizing_leaves_half_done_is_refused(merged, monkeypatch):
     model = models.tiny("llama", "lm")
     head = model.get_output_embeddings()
     monkeypatch.setattr(type(model), "set_output_embeddings", lambda *_: None)
-    with pytest.raises(DeltatuneError, match="not all of it: output"):
-        grow_embeddings_(model, merged, V)
+    with pytest.raises(DeltatuneError, match="except for output"):
+        resize_embeddings_(model, merged, V)
     assert len(head.weight) == V

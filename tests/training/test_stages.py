@@ -51,14 +51,14 @@ def copied(done, tmp_path):
 
 
 class Seen:
-    """A watch that notes which stages are done and which were."""
+    """A callback that notes which stages run and which were finished."""
 
     def __init__(self):
         self.done, self.finished = [], []
 
-    def __call__(self, step):
-        (self.finished if step.finished else self.done).append(step.name)
-        return stages.stopping(None, stop)(step)
+    def __call__(self, stage):
+        (self.finished if stage.finished else self.done).append(stage.name)
+        return stages.stopping(None, stop)(stage)
 
 
 # --- what comes of it
@@ -138,9 +138,9 @@ def test_the_pretraining_stage_moves_attention_and_embeddings_and_the_last_the_f
 def test_a_run_stopped_in_a_stage_goes_on_to_the_same_model(stage, world, done, tmp_path):
     out, seen = tmp_path / "out", Seen()
     with pytest.raises(Stopped):
-        run_recipe(stages.recipe(world, out), "r", watch=stages.stopping(stage, stop))
+        run_recipe(stages.recipe(world, out), "r", on_stage=stages.stopping(stage, stop))
     assert not (out / "pipeline.json").exists()
-    result = run_recipe(stages.recipe(world, out), "r", watch=seen)
+    result = run_recipe(stages.recipe(world, out), "r", on_stage=seen)
     before = stages.NAMES[: stages.NAMES.index(stage)]
     assert seen.finished == list(before)
     assert digest(out / "model" / WEIGHTS) == digest(done[0] / "model" / WEIGHTS)
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_to_the_same_model(stage, moment, world, done, tmp_
 
 def test_a_finished_run_is_not_done_again(world, copied):
     seen, before = Seen(), {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")}
-    run_recipe(stages.recipe(world, copied), "r", watch=seen)
+    run_recipe(stages.recipe(world, copied), "r", on_stage=seen)
     assert seen.finished == list(stages.NAMES)
     assert before == {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")}
 
@@ -174,7 +174,7 @@ def test_a_model_that_was_removed_is_merged_again_without_training(world, copied
     shutil.rmtree(copied / "3-pretrain/model")
     trained = (copied / "3-pretrain/metrics.json").stat().st_mtime_ns
     seen = Seen()
-    run_recipe(stages.recipe(world, copied), "r", watch=seen)
+    run_recipe(stages.recipe(world, copied), "r", on_stage=seen)
     assert (copied / "3-pretrain/metrics.json").stat().st_mtime_ns == trained
     assert digest(copied / "3-pretrain/model" / WEIGHTS) == digest(done[0] / "3-pretrain/model" / WEIGHTS)
     assert "instruct" in seen.finished, "it starts from the same model as before"
@@ -197,21 +197,21 @@ def test_a_changed_stage_is_named_and_done_again_on_request(world, copied, done)
     ):
         run_recipe(changed, "r")
     seen = Seen()
-    run_recipe(changed, "r", watch=seen, again="pretrain")
+    run_recipe(changed, "r", on_stage=seen, again="pretrain")
     assert seen.finished == ["words", "embeddings"]
     assert seen.done == ["pretrain", "instruct"]
     assert digest(copied / "model" / WEIGHTS) != digest(done[0] / "model" / WEIGHTS)
     seen = Seen()
-    run_recipe(changed, "r", watch=seen)
+    run_recipe(changed, "r", on_stage=seen)
     assert seen.finished == list(stages.NAMES)
 
 
 def test_later_stages_are_done_again_when_an_earlier_one_makes_another_model(world, copied):
     changed = stages.recipe(world, copied, "stages.embeddings.settings.seed=3")
     with pytest.raises(Stopped):  # the later stages are finished, but of the old model
-        run_recipe(changed, "r", watch=stages.stopping("pretrain", stop), again="embeddings")
+        run_recipe(changed, "r", on_stage=stages.stopping("pretrain", stop), again="embeddings")
     seen = Seen()
-    run_recipe(changed, "r", watch=seen)
+    run_recipe(changed, "r", on_stage=seen)
     assert seen.finished == ["words", "embeddings"]
     assert seen.done == ["pretrain", "instruct"]
 
@@ -233,7 +233,7 @@ def test_a_dropped_last_stage_makes_the_one_before_the_result(world, copied):
 
 def test_force_does_everything_again(world, copied):
     seen = Seen()
-    run_recipe(stages.recipe(world, copied), "r", force=True, watch=seen)
+    run_recipe(stages.recipe(world, copied), "r", force=True, on_stage=seen)
     assert seen.done == list(stages.NAMES)
 
 
@@ -264,7 +264,7 @@ def test_a_head_cannot_be_merged_but_may_be_kept_apart(world, tmp_path):
     path = tmp_path / "labels.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     over = ["stages.instruct.task=null", f"stages.instruct.data={path}", "stages.words=null", "stages.pretrain=null"]
-    with pytest.raises(DeltatuneError, match="trains a head, which is no part of a model"):
+    with pytest.raises(DeltatuneError, match="a classification head, which cannot be merged into the base model"):
         run_recipe(stages.recipe(world, tmp_path / "out", *over), "r")
     result = run_recipe(stages.recipe(world, tmp_path / "out", *over, "stages.instruct.merge=false"), "r")
     assert result["result"] == str(tmp_path / "out/1-embeddings/model")
@@ -312,7 +312,7 @@ def test_ctrl_c_says_what_is_kept(world, done, tmp_path, monkeypatch):
     monkeypatch.setattr("deltatune.cli.ui.live.TrainingProgress.__call__", on_step)
     stopped = ran("run", path, f"out={out}")
     assert stopped.code == 130
-    assert "what came before stage embeddings is finished, step 2 is kept in" in stopped.err
+    assert "the stages before embeddings are finished, step 2 is kept in" in stopped.err
     monkeypatch.undo()
     assert ran("run", path, f"out={out}").code == 0
     assert digest(out / "model" / WEIGHTS) == digest(done[0] / "model" / WEIGHTS)

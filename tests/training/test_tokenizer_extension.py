@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.tokenizer_extension import merge, tokens_per_character
-from deltatune.training.tokenizer_extension.learn_tokens import Learned, learn_tokens
-from deltatune.training.tokenizer_extension.segmentation import words_part
+from deltatune.training.tokenizer_extension import add_tokens, tokens_per_character
+from deltatune.training.tokenizer_extension.learn_tokens import LearnedTokens, learn_tokens
+from deltatune.training.tokenizer_extension.segmentation import is_boundary
 from support import models, vocabularies
 from support.vocabularies import HELD_OUT, KINDS, NEW, OLD
 
@@ -21,7 +21,7 @@ SIZE = 120
 
 @pytest.fixture(scope="module")
 def grown():
-    """`grown(kind)`: the tokenizer, what it learnt, the merged one and the growth; each made once."""
+    """`grown(kind)`: the tokenizer, the learned tokens, the extended tokenizer and the extension; each made once."""
     made, before = {}, {}
 
     def make(kind):
@@ -29,7 +29,7 @@ def grown():
             old = vocabularies.tokenizer(kind)
             before[kind] = old.backend_tokenizer.to_str()
             learned = learn_tokens(NEW, old, SIZE)
-            made[kind] = old, learned, *merge(old, learned, probes=OLD)
+            made[kind] = old, learned, *add_tokens(old, learned, known_texts=OLD)
         return made[kind]
 
     make.before = before
@@ -101,13 +101,13 @@ def test_every_added_token_is_what_its_own_text_is_cut_into(kind, grown):
 def test_growth_tells_the_share_of_old_texts_that_are_cut_as_before(kind, grown):
     old, _, merged, growth = grown(kind)
     assert growth.unchanged == sum(ids(old, text) == ids(merged, text) for text in OLD) / len(OLD) > 0.7
-    assert merge(old, grown(kind)[1])[1].unchanged is None
+    assert add_tokens(old, grown(kind)[1])[1].unchanged is None
 
 
 def test_old_texts_that_learning_touches_are_counted():
     old = vocabularies.tokenizer("bytes")
     texts = [text for text in OLD if "theatre" in text]
-    _, growth = merge(old, learn_tokens(texts, old, 40), probes=OLD)
+    _, growth = add_tokens(old, learn_tokens(texts, old, 40), known_texts=OLD)
     assert growth.unchanged < 0.8
 
 
@@ -166,13 +166,13 @@ def test_size_is_kept_to(kind, grown):
     assert len(set(learned.tokens)) == 25
 
 
-def test_what_is_rare_is_not_learnt(grown):
+def test_what_is_rare_is_not_learned(grown):
     old = grown("bytes")[0]
     texts = ["早餐早餐早餐", "饭"]
-    merged, _ = merge(old, learn_tokens(texts, old, 50))
+    merged, _ = add_tokens(old, learn_tokens(texts, old, 50))
     assert len(ids(merged, "饭", special=False)) == len(ids(old, "饭", special=False)) == 3
     assert len(ids(merged, "早餐", special=False)) == 1
-    merged, _ = merge(old, learn_tokens(texts, old, 50, min_count=1))
+    merged, _ = add_tokens(old, learn_tokens(texts, old, 50, min_count=1))
     assert len(ids(merged, "饭", special=False)) == 1
 
 
@@ -195,7 +195,7 @@ def test_the_rarest_characters_of_large_texts_stay_unknown(kind, grown):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_what_is_new_is_learnt(kind, grown):
+def test_only_what_is_new_is_learned(kind, grown):
     old, learned, _, _ = grown(kind)
     mixed = learn_tokens(NEW + OLD, old, SIZE)
     assert not set(mixed.tokens) & set(old.get_vocab())
@@ -207,14 +207,14 @@ def test_pieces_are_used_as_often_as_asked(kind, grown):
     old = grown(kind)[0]
     texts = ["unlikely likely"] * 8 + ["unlikeliest"] * 3
     learned = learn_tokens(texts, old, 40, min_count=4)
-    merged, _ = merge(old, learned)
+    merged, _ = add_tokens(old, learned)
     used = [piece for text in texts for piece in merged.tokenize(text)]
     longer = [token for token in learned.tokens if len(token.removeprefix("##")) > 1]
     assert longer
     assert not [token for token in longer if used.count(token) < 4]
 
 
-def test_a_tokenizer_that_cuts_by_chance_is_learnt_from_without_it():
+def test_a_tokenizer_that_cuts_by_chance_is_learned_from_without_it():
     made = vocabularies.tokenizer("bytes")
     spec = json.loads(made.backend_tokenizer.to_str())
     spec["model"]["dropout"] = 0.5
@@ -222,7 +222,7 @@ def test_a_tokenizer_that_cuts_by_chance_is_learnt_from_without_it():
     assert len({tuple(made.tokenize(OLD[0])) for _ in range(20)}) > 1
     learned = learn_tokens(NEW, made, 40)
     assert [learn_tokens(NEW, made, 40) for _ in range(3)] == [learned] * 3
-    merged, growth = merge(made, learned)
+    merged, growth = add_tokens(made, learned)
     assert growth.dropped == ()
     assert model_of(merged)["dropout"] == 0.5
 
@@ -241,10 +241,10 @@ def test_tokens_that_cannot_be_reached_are_left_out_with_what_is_made_of_them(gr
     assert old.tokenize("day") == ["day"]
     # In "xday" the old merges make "day" before (xd, ay) can be, so "xday" is never one token.
     made = [("x", "d"), ("a", "y"), ("xd", "ay"), ("xday", "!"), ("q", "z")]
-    learned = Learned("BPE", ("xd", "xday", "xday!", "qz"), tuple(made))
+    learned = LearnedTokens("BPE", ("xd", "xday", "xday!", "qz"), tuple(made))
     if "ay" not in old.get_vocab():
         learned = replace(learned, tokens=("xd", "ay", "xday", "xday!", "qz"))
-    merged, growth = merge(old, learned)
+    merged, growth = add_tokens(old, learned)
     assert set(growth.dropped) == {"xday", "xday!"}
     assert growth.added[-1] == "qz"
     assert merged.tokenize("xdqz xday!") == ["xd", "qz", "Ġ", "x", "day", "!"]
@@ -255,7 +255,7 @@ def test_a_piece_that_exists_is_not_added_twice_but_may_get_a_merge(grown):
     old = grown("bytes")[0]
     piece = next(piece for piece in old.get_vocab() if len(piece) == 3 and piece.isascii() and piece.isalpha())
     pair = next(tuple(pair) for pair in model_of(old)["merges"] if "".join(pair) == piece)
-    _, growth = merge(old, Learned("BPE", (piece, "qz"), (pair, ("q", "z"))))
+    _, growth = add_tokens(old, LearnedTokens("BPE", (piece, "qz"), (pair, ("q", "z"))))
     assert growth.added == ("qz",)
     assert growth.merges == 1
 
@@ -263,7 +263,7 @@ def test_a_piece_that_exists_is_not_added_twice_but_may_get_a_merge(grown):
 def test_two_languages_one_after_another(grown):
     _, _, merged, first = grown("bytes")
     greek = ["το ξενοδοχείο είναι καλό", "το δωμάτιο είναι μικρό", "το πρωινό είναι καλό"] * 3
-    again, second = merge(merged, learn_tokens(greek, merged, 30), probes=[*OLD, *NEW])
+    again, second = add_tokens(merged, learn_tokens(greek, merged, 30), known_texts=[*OLD, *NEW])
     assert second.old_size == first.size
     assert second.unchanged > 0.9
     assert tokens_per_character(again, greek) < 0.5 * tokens_per_character(merged, greek)
@@ -280,10 +280,10 @@ def test_new_unigram_pieces_are_no_likelier_than_any_old_one(grown):
     assert max(new) - min(new) == pytest.approx(max(learned.scores) - min(learned.scores), abs=1e-6)
 
 
-def test_wordpieces_inside_words_are_learnt():
+def test_wordpieces_inside_words_are_learned():
     old = vocabularies.tokenizer("wordpiece")
     words = [f"{start}berly" for start in ("bra", "cri", "dro", "fle", "gru", "pla", "ske", "tri")]
-    merged, growth = merge(old, learn_tokens([" ".join(words)], old, 3))
+    merged, growth = add_tokens(old, learn_tokens([" ".join(words)], old, 3))
     assert "##berly" in growth.added
     for word in words:
         assert merged.tokenize(word)[-1].endswith("berly")
@@ -291,7 +291,7 @@ def test_wordpieces_inside_words_are_learnt():
     assert merged.decode(ids(merged, words[0], special=False)) == words[0]
 
 
-def test_added_tokens_in_the_texts_are_not_learnt_from(grown):
+def test_added_tokens_in_the_texts_are_not_learned_from(grown):
     old = grown("bytes")[0]
     with pytest.raises(DeltatuneError, match="nothing to learn"):
         learn_tokens(["<|user|><|user|>"] * 9, old, 10)
@@ -314,12 +314,12 @@ def test_added_tokens_in_the_texts_are_not_learnt_from(grown):
         ("а", "a", True),  # Cyrillic, Latin
     ],
 )
-def test_words_part(left, right, apart):
-    assert words_part(left, right) == apart
+def test_is_boundary(left, right, apart):
+    assert is_boundary(left, right) == apart
 
 
 def test_digits_stay_alone_where_the_tokenizer_has_them_so():
-    assert words_part("2", "0", digits=False)
+    assert is_boundary("2", "0", digits=False)
     old = vocabularies.tokenizer("llama")
     assert "99" in old.get_vocab()
     texts = ["在2008年 在2008年"] * 9
@@ -352,9 +352,9 @@ def test_what_cannot_be_is_refused(grown):
         learn_tokens(["酒"], old, 10)
     with pytest.raises(DeltatuneError, match="text 1 is NoneType"):
         learn_tokens(["酒店", None], old, 10)
-    with pytest.raises(DeltatuneError, match="BPE do not fit a WordPiece"):
-        merge(models.tiny_tokenizer(), learned)
-    with pytest.raises(DeltatuneError, match="learnt with another tokenizer"):
-        merge(old, replace(learned, merges=(("nowhere", "to be found"),)))
+    with pytest.raises(DeltatuneError, match="BPE tokens do not fit a WordPiece"):
+        add_tokens(models.tiny_tokenizer(), learned)
+    with pytest.raises(DeltatuneError, match="learned with another tokenizer"):
+        add_tokens(old, replace(learned, merges=(("nowhere", "to be found"),)))
     with pytest.raises(DeltatuneError, match="fast tokenizer"):
         learn_tokens(NEW, object(), 10)

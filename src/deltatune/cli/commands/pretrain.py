@@ -103,7 +103,7 @@ def pretrain(
     record = record_of(ready, data)
     run = folder / "run"
     before = runs.open_run(run, record, force)
-    introduce(ready, start, folder)
+    introduce(ready, folder)
     metrics = watched_run(ready, run, record) if before is None else before
     report(ready.session.task, metrics, run, use=False)
     keep_model(ready, folder)

@@ -1,4 +1,4 @@
-"""`deltatune run`: a recipe file, single or in stages, from the first line to the model."""
+"""`deltatune run`: run a recipe file, with one training or several stages."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder as runs
 
 if TYPE_CHECKING:
-    from deltatune.training.recipes import Step
+    from deltatune.training.recipes import StageInfo
 
 MEASURES = {"tokens_per_char": "tokens/char", "bits_per_char": "bits/char"}
-"""What may be compared between stages: perplexity is a number a token, and the tokens change."""
+"""Scores that are comparable between stages; perplexity is not, because stages may change the tokens."""
 
 
 def run(
@@ -31,126 +31,127 @@ def run(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME=VALUE", help="Values in place of the file's; null takes one away.", show_default=False
+            metavar="NAME=VALUE", help="Values that replace the file's; null removes one.", show_default=False
         ),
     ] = None,
     force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Do everything again, also what was finished, and replace it.")
+        bool, option("--force", panel=OUTPUT, help="Run everything again, also what is finished, and replace it.")
     ] = False,
     again: Annotated[
         str | None,
-        option("--again", panel=OUTPUT, metavar="STAGE", help="Do this stage and those after it again."),
+        option("--again", panel=OUTPUT, metavar="STAGE", help="Run this stage and the later ones again."),
     ] = None,
     schema: Annotated[
         bool, option("--schema", panel=OUTPUT, help="Print the JSON schema of recipes, for editors, and stop.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Do what a recipe says: one training, or stages one after another.
+    """Run a recipe: one training, or several stages in order.
 
-    Interrupted, the same command goes on. Values of the file are changed by NAME=VALUE; stages go by their names.
+    After an interruption the same command resumes. NAME=VALUE changes a value of the file; stages go by their names.
 
       deltatune run recipes/classify.yaml data=reviews.csv settings.epochs=5
       deltatune run recipes/chinese-llama.yaml stages.instruct.settings.epochs=2 --again instruct
     """
     need_extras()
     if schema:
-        print_json(schema_of())
+        print_json(recipe_schema())
         return
     if recipe is None:
         raise DeltatuneError("name a recipe: deltatune run recipes/classify.yaml")
     from deltatune.training.recipes import as_yaml, folder_of, read_recipe, run_recipe
 
-    asked = read_recipe(recipe, overrides or [])
-    folder = folder_of(asked, recipe.stem)
-    print(as_yaml(asked), file=sys.stderr if as_json else sys.stdout, flush=True)
-    watching = Watching(quiet=as_json)
+    resolved = read_recipe(recipe, overrides or [])
+    folder = folder_of(resolved, recipe.stem)
+    print(as_yaml(resolved), file=sys.stderr if as_json else sys.stdout, flush=True)
+    progress = RecipeProgress(quiet=as_json)
     try:
-        result = run_recipe(asked, recipe.stem, force, watching, again)
+        result = run_recipe(resolved, recipe.stem, force, progress, again)
     except KeyboardInterrupt:
-        raise Interrupted(watching.kept()) from None
+        raise Interrupted(progress.kept()) from None
     if as_json:
         print_json(result)
-    elif asked.stages:
+    elif resolved.stages:
         report_stages(result, folder)
-    elif watching.last is not None and watching.last.ready is not None:
-        report(watching.last.ready.session.task, result, folder, use=asked.objective is None)
+    elif progress.stage is not None and progress.stage.prepared is not None:
+        report(progress.stage.prepared.session.task, result, folder, use=resolved.objective is None)
 
 
-class Watching:
-    """Says what each step of a recipe will do, and shows a progress line under it."""
+class RecipeProgress:
+    """Introduces each stage of a recipe, and shows a progress line under it."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.last: Step | None = None
+        self.stage: StageInfo | None = None
+        """The stage that runs, or ran last."""
 
     @contextmanager
-    def __call__(self, step: Step) -> Iterator[Any]:
-        """A context for one step."""
-        self.last = step
+    def __call__(self, stage: StageInfo) -> Iterator[Any]:
+        """A context for one stage."""
+        self.stage = stage
         if not self.quiet:
-            self._introduce(step)
-        if step.ready is None or step.finished:
+            self._introduce(stage)
+        if stage.prepared is None or stage.finished:
             yield None
             return
-        with TrainingProgress(len(step.ready.encoded["train"]), step.ready.settings.batch_size) as progress:
+        with TrainingProgress(len(stage.prepared.encoded["train"]), stage.prepared.settings.batch_size) as progress:
             yield progress
 
-    def _introduce(self, step: Step) -> None:
-        if step.number:
-            state = "finished before" if step.finished else "training" if step.ready else "new words"
-            say(f"Stage {step.number} of {step.of}, {step.name}: {state}")
-        if step.ready is not None and not step.finished:
-            introduce(step.ready, step.model, step.folder)
-        elif step.ready is not None and not step.number:
-            introduce(step.ready, step.model, step.folder)
-            show("This run was finished before; --force does it again.\n")
+    def _introduce(self, stage: StageInfo) -> None:
+        if stage.number:
+            state = "finished before" if stage.finished else "training" if stage.prepared else "vocabulary"
+            say(f"Stage {stage.number} of {stage.total}, {stage.name}: {state}")
+        if stage.prepared is not None and not stage.finished:
+            introduce(stage.prepared, stage.folder)
+        elif stage.prepared is not None and not stage.number:
+            introduce(stage.prepared, stage.folder)
+            show("This run was finished before; --force runs it again.\n")
 
     def kept(self) -> str:
-        """What an interruption leaves."""
+        """What is kept after an interruption."""
         from deltatune.training import checkpoint
 
-        if self.last is None:
-            return "nothing was done yet"
-        last = checkpoint.newest(self.last.folder / runs.CHECKPOINTS)
-        stages = f"what came before stage {self.last.name} is finished, " if self.last.number > 1 else ""
-        if last is None:
-            return f"{stages}no checkpoint of {self.last.name} yet, so the same command begins it anew"
-        step = last.name.removeprefix(checkpoint.PREFIX)
-        return f"{stages}step {step} is kept in {last}, and the same command goes on from there"
+        if self.stage is None:
+            return "nothing was run yet"
+        path = checkpoint.newest(self.stage.folder / runs.CHECKPOINTS)
+        finished = f"the stages before {self.stage.name} are finished, " if self.stage.number > 1 else ""
+        if path is None:
+            return f"{finished}no checkpoint of {self.stage.name} yet; the same command starts it again"
+        return f"{finished}step {path.name.removeprefix(checkpoint.PREFIX)} is kept in {path}; the same command resumes"
 
 
 def report_stages(result: Mapping[str, Any], folder: Path) -> None:
-    """A line for each stage: what it did, and what was measured after it."""
+    """A row for each stage: its method, and the scores after it."""
     lines = [("0 base", str(result["model"]), "")]
-    found = [result.get("measure") or {}]
+    scores = [result.get("measure") or {}]
     for number, stage in enumerate(result["stages"], start=1):
         merge = stage.get("merge")
-        lines.append((f"{number} {stage['stage']}", _did(stage), f"{merge['difference']:.1g}" if merge else ""))
-        found.append(stage.get("measure") or {})
-    shown = [name for name in MEASURES if any(name in one for one in found)]
+        lines.append((f"{number} {stage['stage']}", _summary(stage), f"{merge['difference']:.1g}" if merge else ""))
+        scores.append(stage.get("measure") or {})
+    names = [name for name in MEASURES if any(name in row for row in scores)]
     rows = [
-        [*line, *(f"{one[name]:.3f}" if name in one else "" for name in shown)]
-        for line, one in zip(lines, found, strict=True)
+        [*line, *(f"{row[name]:.3f}" if name in row else "" for name in names)]
+        for line, row in zip(lines, scores, strict=True)
     ]
-    names = ["merged within", *(MEASURES[name] for name in shown)]
-    show(table(["stage", "what", *names], rows, right=names), "")
+    headers = ["merged within", *(MEASURES[name] for name in names)]
+    show(table(["stage", "what", *headers], rows, right=headers), "")
     last = result["stages"][-1]
     if "model" not in last:
         say(f"Adapter: {folder / '-'.join([str(len(lines) - 1), last['stage']]) / runs.ADAPTER}")
     say(f"Model: {result['result']}")
 
 
-def _did(stage: Mapping[str, Any]) -> str:
-    words = stage.get("vocabulary")
-    if words is None:
+def _summary(stage: Mapping[str, Any]) -> str:
+    vocabulary = stage.get("vocabulary")
+    if vocabulary is None:
         return str(stage["method"])
-    same = words["known_unchanged"]
-    return f"{words['added']} new tokens" + ("" if same is None else f", {same:.1%} of known texts cut as before")
+    unchanged = vocabulary["known_unchanged"]
+    known = "" if unchanged is None else f", {unchanged:.1%} of known texts keep their tokens"
+    return f"{vocabulary['added']} new tokens{known}"
 
 
 def need_extras() -> None:
-    """Raise with the line that installs what recipes need."""
+    """Raise DeltatuneError with the command that installs what recipes need."""
     try:
         import pydantic
         import yaml
@@ -159,13 +160,13 @@ def need_extras() -> None:
     del pydantic, yaml
 
 
-def schema_of() -> dict[str, Any]:
-    """The JSON schema of recipes, each word with its description."""
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of recipes, each key with its description."""
     from deltatune.training.recipes import Recipe
 
-    found = Recipe.model_json_schema()
-    known = fields_of("training/settings.py", "Settings")
-    for name, place in found["$defs"]["Settings"]["properties"].items():
-        place["description"] = known[name].help
-    found["title"] = "deltatune recipe"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    schema = Recipe.model_json_schema()
+    settings = fields_of("training/settings.py", "Settings")
+    for name, entry in schema["$defs"]["Settings"]["properties"].items():
+        entry["description"] = settings[name].help
+    schema["title"] = "deltatune recipe"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -169,7 +169,7 @@ def train(
             run(ready, folder, record)
         return
     before = processes.broadcast(runs.open_run(folder, record, force))
-    introduce(ready, model, folder)
+    introduce(ready, folder)
     if before is None:
         metrics = watched_run(ready, folder, record)
     else:
@@ -178,7 +178,7 @@ def train(
     report(ready.session.task, metrics, folder)
 
 
-def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
+def introduce(ready: Prepared, folder: Path) -> None:
     """Say what was read, guessed and decided, before the long part begins."""
     from deltatune.data import remarks
     from deltatune.models.hardware import uses_bfloat16
@@ -193,7 +193,7 @@ def introduce(ready: Prepared, model_name: str, folder: Path) -> None:
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),
-        ("model", f"{model_name}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
+        ("model", f"{session.model}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
         ("method", repr(adapter.method)),
         ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
         (

@@ -1,16 +1,16 @@
-"""Recipes: a YAML file that says a whole run."""
+"""Recipes: YAML files that describe a whole run, with one training or several stages."""
 
 from deltatune.training.recipes.recipe_files import as_yaml, checked_recipe, read_recipe
 from deltatune.training.recipes.run_recipe import folder_of, run_recipe, run_stages
-from deltatune.training.recipes.schema import Recipe, Rows, Stage, Words
-from deltatune.training.recipes.steps import Step, job_of
+from deltatune.training.recipes.schema import Recipe, Rows, Stage, Vocabulary
+from deltatune.training.recipes.stages import StageInfo, job_of
 
 __all__ = [
     "Recipe",
     "Rows",
     "Stage",
-    "Step",
-    "Words",
+    "StageInfo",
+    "Vocabulary",
     "as_yaml",
     "checked_recipe",
     "folder_of",

@@ -1,4 +1,4 @@
-"""What can be found wrong with a recipe before anything runs: rows, methods, tasks, and stages far down the list."""
+"""Checks of a recipe before anything runs: its rows, methods and tasks, also those of the last stage."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from deltatune.core.registry import parse
 from deltatune.data import Data, read
 from deltatune.models.loading import empty_backbone
 from deltatune.tasks import HeadConfig, Task
-from deltatune.tasks.auto_task import check_known
+from deltatune.tasks.auto_task import check_fields_of
 from deltatune.tasks.pretraining import objective_from
 from deltatune.tasks.task_registry import DATA_TASKS
-from deltatune.training.recipes.schema import Recipe, Rows, Run, Stage
-
-NAME = "adapter"
+from deltatune.training.recipes.schema import Recipe, Rows, Stage, Training
+from deltatune.training.session import NAME
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The rows of a part, read and checked, and its objective if it has one."""
+class TrainingData:
+    """The rows of one training, read and checked, and its pretraining objective if it has one."""
 
     data: Data
     objective: Task | None = None
 
     @property
     def answers(self) -> str:
-        """What the model has to give."""
+        """The kind of output that the task needs from the model."""
         return str((self.objective or DATA_TASKS[self.data.kind]).answers)
 
     @property
     def loads(self) -> Any:
-        """As what the model is loaded: what it has to give, unless an objective needs more."""
+        """The kind of model to load, as `load_backbone` takes it."""
         return (self.objective or DATA_TASKS[self.data.kind]).loads
 
 
-def rows_of(rows: Rows, raw: bool = False) -> Data:
-    """The rows that a recipe names; `raw`: its texts alone, whatever labels stand beside them."""
+def load_rows(rows: Rows, raw: bool = False) -> Data:
+    """The rows that a recipe names; with `raw` only their texts, without labels."""
     return read(
         rows.source,
         task="lm" if raw else rows.task,
@@ -52,79 +51,83 @@ def rows_of(rows: Rows, raw: bool = False) -> Data:
     )
 
 
-def look(part: Run) -> Looked:
-    """Read what a part trains on, and check what it says of task, head and method."""
-    assert part.data is not None  # the schema sees to it
-    parse(part.method)
-    data = rows_of(part.data, raw=part.objective is not None or getattr(part, "vocabulary", None) is not None)
-    objective = None if part.objective is None else objective_from({"text": list(data.text), **part.objective})
-    found = Looked(data, objective)
+def load_training_data(training: Training) -> TrainingData:
+    """Read the rows of a training, and check its task, head and method."""
+    assert training.data is not None  # the schema requires it
+    parse(training.method)
+    raw = training.objective is not None or getattr(training, "vocabulary", None) is not None
+    data = load_rows(training.data, raw)
+    objective = None
+    if training.objective is not None:
+        objective = objective_from({"text": list(data.text), **training.objective})
+    checked = TrainingData(data, objective)
     if objective is None:
-        check_known(DATA_TASKS[found.data.kind], part.task)
-    if part.head:
-        _check_head(part, found)
-    return found
+        check_fields_of(DATA_TASKS[data.kind], training.task)
+    if training.head:
+        _check_head(training, checked)
+    return checked
 
 
-def _check_head(part: Run, found: Looked) -> None:
-    if found.answers != "row":
-        raise DeltatuneError(f"a task of kind {found.data.kind} has no head to choose: leave head out")
-    known = [field.name for field in fields(HeadConfig) if field.name not in ("outputs", "width")]
+def _check_head(training: Training, checked: TrainingData) -> None:
+    if checked.answers != "row":
+        raise DeltatuneError(f"head options do not apply to a task of kind {checked.data.kind}: leave head out")
+    names = [field.name for field in fields(HeadConfig) if field.name not in ("outputs", "width")]
     raise_all([
-        f"a head has no {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
-        for name in part.head
-        if name not in known
+        f"a head has no option {name!r}{nearest(name, names)}; it has: {', '.join(names)}"
+        for name in training.head
+        if name not in names
     ])  # fmt: skip
 
 
-def look_at_stages(recipe: Recipe) -> dict[str, Looked]:
-    """What each stage trains on, by its name, after trying every stage's method on the model's empty shape.
+def check_stages(recipe: Recipe) -> dict[str, TrainingData]:
+    """The training data of each stage by its name; each stage's method is tried on the model's empty shape.
 
-    Raises DeltatuneError with what is wrong with any of them.
+    Raises DeltatuneError with the problems of all stages.
     """
-    found, problems = {}, []
+    checked, problems = {}, []
     for stage in recipe.stages:
         try:
-            found[stage.name] = look(stage)
-            _check_merges(stage, found[stage.name])
-            _check_method(stage, found[stage.name], recipe.model)
+            checked[stage.name] = load_training_data(stage)
+            _check_head_stays(stage, checked[stage.name])
+            _check_method(stage, checked[stage.name], recipe.model)
         except DeltatuneError as error:
             problems.append(f"stage {stage.name}: {error}")
-    known = [(stage.name, stage.vocabulary.known) for stage in recipe.stages if stage.vocabulary]
-    for name, rows in [("measure", recipe.measure), *known]:
+    known_texts = [(stage.name, stage.vocabulary.known) for stage in recipe.stages if stage.vocabulary]
+    for name, rows in [("measure", recipe.measure), *known_texts]:
         try:
             if rows is not None:
-                rows_of(rows, raw=True)
+                load_rows(rows, raw=True)
         except DeltatuneError as error:
             problems.append(f"{name}: {error}")
     raise_all(problems)
-    return found
+    return checked
 
 
-def _check_merges(stage: Stage, found: Looked) -> None:
-    if stage.vocabulary is None and stage.merge and found.answers in ("row", "token"):
+def _check_head_stays(stage: Stage, checked: TrainingData) -> None:
+    """Raise DeltatuneError for a stage that would lose its classification head in the merge."""
+    if stage.vocabulary is None and stage.merge and checked.answers in ("row", "token"):
         raise DeltatuneError(
-            f"a task of kind {found.data.kind} trains a head, which is no part of a model, so it cannot be merged; "
-            "say merge: false in the last stage"
+            f"a task of kind {checked.data.kind} trains a classification head, which cannot be merged into the base "
+            "model; set merge: false in the last stage"
         )
 
 
-def _check_method(stage: Stage, found: Looked, model: str) -> None:
-    """Attach a stage's method to the model's shape. New words change the model's vocabulary, but no name in it."""
+def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
+    """Attach a stage's method to the model's shape; new tokens change the size of the vocabulary, but no site."""
     if stage.vocabulary is not None:
         return
-    host = Host(empty_backbone(model, found.loads))
+    host = Host(empty_backbone(model, checked.loads))
     method = parse(stage.method)
     if stage.budget is not None:
         method = fit_budget(method, host.sites, stage.budget)
     try:
         host.attach(NAME, method, head=False)
-    except NotImplementedError:  # it starts from the weights, and there are none: its turn will come
+    except NotImplementedError:  # it initialises from the weights, which an empty model lacks; checked when it trains
         return
     if stage.merge:
-        check_merges(stage.method, obstacles(host.adapters[NAME]))
+        check_merge(stage.method, obstacles(host.adapters[NAME]))
 
 
-def check_merges(method: str, found: list[str]) -> None:
-    """Raise DeltatuneError if something keeps a method from being written into the model."""
-    raise_all([f"{method} cannot be merged, because {one}; choose another or say merge: false" for one in found])
+def check_merge(method: str, reasons: list[str]) -> None:
+    """Raise DeltatuneError if there are reasons why a method cannot be merged."""
+    raise_all([f"{method} cannot be merged, because {why}; use another method or set merge: false" for why in reasons])

@@ -1,10 +1,10 @@
-"""Stages one after another: each starts from the model that the one before has written, and each may be gone on with.
+"""Recipe runner: one training, or stages in order, each on the model of the one before; each stage can be resumed.
 
-OUT/1-NAME/             the stage's run: adapter, metrics.json
-OUT/1-NAME/stage.json   what was asked of it, and what came of it: a stage that has both is finished
-OUT/1-NAME/model        the model with that stage's change in its weights, read back and compared
-OUT/model               the last stage's
-OUT/pipeline.json       what each stage gained
+OUT/1-NAME/             the run of a stage: adapter, metrics.json
+OUT/1-NAME/stage.json   the configuration of the stage, and its result; a stage that has both is finished
+OUT/1-NAME/model        the model with that stage's change merged, checked after reading it back
+OUT/model               the model of the last stage
+OUT/pipeline.json       the results of all stages
 """
 
 from __future__ import annotations
@@ -22,23 +22,58 @@ from deltatune.store.atomic_files import check_folder, read_json, write_file
 from deltatune.store.fingerprint import contents_of
 from deltatune.store.merged_model import RECORD, save_merged
 from deltatune.training.job import Prepared, prepare, record_of, run
-from deltatune.training.recipes.check_recipe import Looked, check_merges, look_at_stages, rows_of
+from deltatune.training.recipes.check_recipe import TrainingData, check_merge, check_stages, load_rows
 from deltatune.training.recipes.recipe_files import as_yaml
 from deltatune.training.recipes.schema import Recipe, Stage
-from deltatune.training.recipes.steps import RECIPE, Step, Watch, grown, job_of, measured, unwatched
+from deltatune.training.recipes.stages import (
+    RECIPE,
+    OnStage,
+    StageInfo,
+    evaluate_model,
+    extend_vocabulary,
+    job_of,
+    silent,
+)
 from deltatune.training.session import open_adapter
 
 MODEL, PIPELINE, STAGE, BASE = "model", "pipeline.json", "stage.json", "0-base.json"
 
 
+def folder_of(recipe: Recipe, name: str) -> Path:
+    """Folder of a recipe's run."""
+    return Path(recipe.out).expanduser() if recipe.out else Path("runs") / name
+
+
+def run_recipe(
+    recipe: Recipe, name: str, force: bool = False, on_stage: OnStage = silent, again: str | None = None
+) -> dict[str, Any]:
+    """Run a whole recipe; returns the content of metrics.json or, with stages, of pipeline.json.
+
+    Called again it resumes; what was finished is not run again, unless with `force`, or from stage `again` on.
+    Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything runs.
+    """
+    folder = folder_of(recipe, name)
+    if recipe.stages:
+        return run_stages(recipe, folder, force, on_stage, again)
+    if again is not None:
+        raise DeltatuneError(f"--again {again}: this recipe has no stages; --force runs it again")
+    prepared = prepare(job_of(recipe, recipe.model))
+    assert recipe.data is not None
+    record = record_of(prepared, recipe.data.source)
+    before = runs.open_run(folder, record, force, option="out=")
+    write_file(folder / RECIPE, as_yaml(recipe))
+    with on_stage(StageInfo(name, folder, recipe.model, prepared, before is not None)) as on_step:
+        return run(prepared, folder, record, on_step) if before is None else before
+
+
 @dataclass(frozen=True)
-class Place:
-    """One stage and where its things go."""
+class StageRun:
+    """One stage of a run, and its folders."""
 
     stage: Stage
-    found: Looked
+    training_data: TrainingData
     number: int
-    of: int
+    total: int
     out: Path
 
     @property
@@ -48,151 +83,153 @@ class Place:
 
     @property
     def target(self) -> Path:
-        """Where the model goes that the stage makes."""
-        return (self.out if self.number == self.of else self.folder) / MODEL
+        """Folder of the model that the stage writes."""
+        return (self.out if self.number == self.total else self.folder) / MODEL
 
     @property
-    def makes_model(self) -> bool:
+    def writes_model(self) -> bool:
         """Whether the stage ends in a model."""
         return self.stage.vocabulary is not None or self.stage.merge
 
-    def step(self, model: str, ready: Prepared | None = None, finished: bool = False) -> Step:
-        """What is about to be done, for who watches."""
-        return Step(self.stage.name, self.folder, model, ready, finished, self.number, self.of)
+    def info(self, model: str, prepared: Prepared | None = None, finished: bool = False) -> StageInfo:
+        """What is about to run, for the display."""
+        return StageInfo(self.stage.name, self.folder, model, prepared, finished, self.number, self.total)
 
 
 def run_stages(
-    recipe: Recipe, folder: Path, force: bool = False, watch: Watch = unwatched, again: str | None = None
+    recipe: Recipe, folder: Path, force: bool = False, on_stage: OnStage = silent, again: str | None = None
 ) -> dict[str, Any]:
-    """Do what is left of the stages and return what pipeline.json holds."""
+    """Run the stages that are left and return the content of pipeline.json."""
     names = [stage.name for stage in recipe.stages]
     if again is not None and again not in names:
         raise DeltatuneError(f"--again {again}: no such stage{nearest(again, names)}; stages: {', '.join(names)}")
-    found = look_at_stages(recipe)
-    places = [Place(stage, found[stage.name], i, len(names), folder) for i, stage in enumerate(recipe.stages, 1)]
+    checked = check_stages(recipe)
+    stages = [StageRun(stage, checked[stage.name], i, len(names), folder) for i, stage in enumerate(recipe.stages, 1)]
     _check_out(folder)
-    loads = next((place.found.loads for place in places if place.stage.vocabulary is None), "text")
-    held_out = rows_of(recipe.measure, raw=True) if recipe.measure else None
+    loads = next((run.training_data.loads for run in stages if run.stage.vocabulary is None), "text")
+    held_out = load_rows(recipe.measure, raw=True) if recipe.measure else None
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / RECIPE, as_yaml(recipe))
-    (folder / PIPELINE).unlink(missing_ok=True)  # until it is true again
-    model, content = recipe.model, contents_of(recipe.model)
-    before = measured(model, content, held_out, folder / BASE, loads) if held_out else None
-    done: list[dict[str, Any]] = []
+    (folder / PIPELINE).unlink(missing_ok=True)  # it is written again when all stages are finished
+    model, fingerprint = recipe.model, contents_of(recipe.model)
+    base_scores = evaluate_model(model, fingerprint, held_out, folder / BASE, loads) if held_out else None
+    results: list[dict[str, Any]] = []
     redo = force
-    for place in places:
-        redo = redo or place.stage.name == again
-        facts, redo = _stage(place, model, content, loads, redo, watch)
-        if place.makes_model:
-            model, content = str(place.target), contents_of(str(place.target))
+    for stage_run in stages:
+        redo = redo or stage_run.stage.name == again
+        result, redo = _run_stage(stage_run, model, fingerprint, loads, redo, on_stage)
+        if stage_run.writes_model:
+            model, fingerprint = str(stage_run.target), contents_of(str(stage_run.target))
             if held_out:
-                facts["measure"] = measured(model, content, held_out, place.folder / "measure.json", loads)
-        done.append(facts)
-    result = {"model": recipe.model, "measure": before, "stages": done, "result": model}
-    runs.write_whole(folder / PIPELINE, result)
+                path = stage_run.folder / "measure.json"
+                result["measure"] = evaluate_model(model, fingerprint, held_out, path, loads)
+        results.append(result)
+    pipeline = {"model": recipe.model, "measure": base_scores, "stages": results, "result": model}
+    runs.write_whole(folder / PIPELINE, pipeline)
+    return pipeline
+
+
+def _run_stage(
+    stage_run: StageRun, model: str, fingerprint: str | None, loads: Any, redo: bool, on_stage: OnStage
+) -> tuple[dict[str, Any], bool]:
+    """Run one stage unless it is finished. Returns its result, and whether the later stages must run again."""
+    config = {"from": fingerprint, **_config(stage_run, model)}
+    stored = _stored(stage_run)
+    changed = bool(stored) and not redo and _has_changed(stage_run, stored or {}, config)
+    result = (stored or {}).get("facts")
+    if result and not redo and not changed and _is_complete(stage_run, result):
+        with on_stage(stage_run.info(model, finished=True)):
+            return dict(result), False
+    stage_run.folder.mkdir(parents=True, exist_ok=True)
+    if redo or changed:
+        runs.clear(stage_run.folder)
+    runs.write_whole(stage_run.folder / STAGE, {"asked": config, "facts": None})
+    write_file(stage_run.folder / RECIPE, as_yaml(stage_run.stage))
+    result = {"stage": stage_run.stage.name, "from": model, **_execute(stage_run, model, loads, on_stage)}
+    if stage_run.writes_model:
+        result |= {"model": str(stage_run.target), "content": contents_of(str(stage_run.target))}
+    runs.write_whole(stage_run.folder / STAGE, {"asked": config, "facts": result})
+    return dict(read_json(stage_run.folder / STAGE)["facts"]), redo
+
+
+def _execute(stage_run: StageRun, model: str, loads: Any, on_stage: OnStage) -> dict[str, Any]:
+    """Extend the vocabulary, or train and merge."""
+    stage = stage_run.stage
+    if stage.vocabulary is not None:
+        data = stage_run.training_data.data
+        with on_stage(stage_run.info(model)):
+            return {"vocabulary": extend_vocabulary(stage.vocabulary, data, model, stage_run.target, loads)}
+    result: dict[str, Any] = {"method": stage.method, "scores": _train(stage_run, model, on_stage)}
+    if stage.merge:
+        result["merge"] = _merge(stage_run, model)
     return result
 
 
-def _stage(
-    place: Place, model: str, content: str | None, loads: Any, redo: bool, watch: Watch
-) -> tuple[dict[str, Any], bool]:
-    """Do one stage, or find it done. Returns what came of it, and whether the later ones are to be done again."""
-    asked = {"from": content, **_asked(place, model)}
-    stored = _stored(place)
-    changed = _changed(place, stored, asked) if stored and not redo else []
-    facts = (stored or {}).get("facts")
-    if facts and not redo and not changed and _whole(place, facts):
-        with watch(place.step(model, finished=True)):
-            return dict(facts), False
-    place.folder.mkdir(parents=True, exist_ok=True)
-    again = redo or bool(changed)
-    if again:
-        runs.clear(place.folder)
-    runs.write_whole(place.folder / STAGE, {"asked": asked, "facts": None})
-    write_file(place.folder / RECIPE, as_yaml(place.stage))
-    facts = {"stage": place.stage.name, "from": model, **_work(place, model, loads, watch)}
-    if place.makes_model:
-        facts |= {"model": str(place.target), "content": contents_of(str(place.target))}
-    runs.write_whole(place.folder / STAGE, {"asked": asked, "facts": facts})
-    return dict(read_json(place.folder / STAGE)["facts"]), redo
-
-
-def _work(place: Place, model: str, loads: Any, watch: Watch) -> dict[str, Any]:
-    stage = place.stage
-    if stage.vocabulary is not None:
-        with watch(place.step(model)):
-            return {"vocabulary": grown(stage.vocabulary, place.found.data, model, place.target, loads)}
-    facts: dict[str, Any] = {"method": stage.method, "scores": _trained(place, model, watch)}
+def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]:
+    """Train a stage's adapter, or resume its training."""
+    stage = stage_run.stage
+    prepared = prepare(job_of(stage, model, stage_run.training_data))
     if stage.merge:
-        facts["merge"] = _merged(place, model)
-    return facts
-
-
-def _trained(place: Place, model: str, watch: Watch) -> dict[str, Any]:
-    """The stage's training, gone on with if it was begun before."""
-    stage = place.stage
-    ready = prepare(job_of(stage, model, place.found))
-    if stage.merge:
-        check_merges(stage.method, obstacles(ready.session.adapter))
+        check_merge(stage.method, obstacles(prepared.session.adapter))
     assert stage.data is not None
-    record = record_of(ready, stage.data.source)
-    if not (place.folder / runs.RECORD).is_file():
-        runs.write_whole(place.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
-    before = runs.open_run(place.folder, record, force=False, option="out=")
-    with watch(place.step(model, ready, before is not None)) as on_step:
-        return run(ready, place.folder, record, on_step) if before is None else before
+    record = record_of(prepared, stage.data.source)
+    if not (stage_run.folder / runs.RECORD).is_file():
+        runs.write_whole(stage_run.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
+    before = runs.open_run(stage_run.folder, record, force=False, option="out=")
+    with on_stage(stage_run.info(model, prepared, before is not None)) as on_step:
+        return run(prepared, stage_run.folder, record, on_step) if before is None else before
 
 
-def _merged(place: Place, model_name: str) -> dict[str, Any]:
-    """Write a stage's adapter into the model it was trained on."""
-    session = open_adapter(place.folder, model_name)
+def _merge(stage_run: StageRun, model: str) -> dict[str, Any]:
+    """Merge a stage's adapter into the model it was trained on."""
+    session = open_adapter(stage_run.folder, model)
     with quiet():
-        save_merged(session.host, session.name, place.target, session.tokenizer)
-    return dict(read_json(place.target / RECORD))
+        save_merged(session.host, session.name, stage_run.target, session.tokenizer)
+    return dict(read_json(stage_run.target / RECORD))
 
 
-def _asked(place: Place, model: str) -> dict[str, Any]:
-    """All that a stage's result depends on, but for the content of the model."""
-    stage = place.stage
+def _config(stage_run: StageRun, model: str) -> dict[str, Any]:
+    """Everything a stage's result depends on, except the content of the model."""
+    stage = stage_run.stage
     assert stage.data is not None
-    asked = {"model": model, "rows": runs.data_record(place.found.data, stage.data.source)}
-    return asked | {"stage": stage.model_dump(mode="json", exclude={"name"})}
+    rows = runs.data_record(stage_run.training_data.data, stage.data.source)
+    return {"model": model, "rows": rows, "stage": stage.model_dump(mode="json", exclude={"name"})}
 
 
-def _stored(place: Place) -> dict[str, Any] | None:
-    path = place.folder / STAGE
+def _stored(stage_run: StageRun) -> dict[str, Any] | None:
+    path = stage_run.folder / STAGE
     return read_json(path) if path.is_file() else None
 
 
-def _changed(place: Place, stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """Names of what differs: nothing, or the model it starts from, of which an earlier stage has made another.
+def _has_changed(stage_run: StageRun, stored: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether the stage starts from another model than before, because an earlier stage was run again.
 
-    Raises DeltatuneError where it is the stage itself: what was trained before may be dear.
+    Raises DeltatuneError if the stage's own configuration differs: its old result may have been expensive.
     """
-    found = runs.differences(stored["asked"], asked)
-    own = [one for one in found if one[0] != "from" and not (one[0] == "model" and place.number > 1)]
-    if own:
-        lines = [f"  {name.removeprefix('stage.')}: it was {was!r}, now it is {now!r}" for name, was, now in own[:12]]
-        state = "finished" if stored.get("facts") else "begun"
+    different = runs.differences(stored["asked"], config)
+    changes = [row for row in different if row[0] != "from" and not (row[0] == "model" and stage_run.number > 1)]
+    if changes:
+        lines = [f"  {name.removeprefix('stage.')}: it was {old!r}, now it is {new!r}" for name, old, new in changes]
+        state, name = "finished" if stored.get("facts") else "started", stage_run.stage.name
         raise DeltatuneError(
-            "\n".join([f"stage {place.stage.name} was {state} in {place.folder} with other words:", *lines])
-            + f"\n--again {place.stage.name} does it and what follows again; out=NAME keeps both"
+            "\n".join([f"stage {name} was {state} in {stage_run.folder} with a different configuration:", *lines[:12]])
+            + f"\n--again {name} runs it and the later stages again; out=NAME keeps both"
         )
-    return [name for name, _, _ in found]
+    return bool(different)
 
 
-def _whole(place: Place, facts: dict[str, Any]) -> bool:
-    """Whether the stage's model is there, as it was written."""
-    if not place.makes_model:
-        return (place.folder / runs.METRICS).is_file()
-    if contents_of(str(place.target)) != facts.get("content"):
+def _is_complete(stage_run: StageRun, result: dict[str, Any]) -> bool:
+    """Whether the stage's result still exists as it was written."""
+    if not stage_run.writes_model:
+        return (stage_run.folder / runs.METRICS).is_file()
+    if contents_of(str(stage_run.target)) != result.get("content"):
         return False  # removed, or another stage's
-    check_folder(place.target)
+    check_folder(stage_run.target)
     return True
 
 
 def _check_out(folder: Path) -> None:
-    """Raise DeltatuneError for a folder that holds something else; remove what a killed write left."""
+    """Raise DeltatuneError for a folder that holds something else; remove the drafts of a killed process."""
     if folder.is_file():
         raise DeltatuneError(f"out={folder} is a file; choose another folder")
     names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
@@ -200,32 +237,5 @@ def _check_out(folder: Path) -> None:
         raise DeltatuneError(f"out={folder} holds files that are no run of a recipe; choose another folder")
     if runs.RECORD in names:
         raise DeltatuneError(f"out={folder} holds the run of a recipe without stages; choose another folder")
-    for left in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def folder_of(recipe: Recipe, name: str) -> Path:
-    """Where a recipe's run goes."""
-    return Path(recipe.out).expanduser() if recipe.out else Path("runs") / name
-
-
-def run_recipe(
-    recipe: Recipe, name: str, force: bool = False, watch: Watch = unwatched, again: str | None = None
-) -> dict[str, Any]:
-    """Do a whole recipe; returns what metrics.json or, with stages, pipeline.json holds.
-
-    Called again it goes on, and what was finished is not done again: unless with `force`, or from stage `again` on.
-    Raises DeltatuneError for everything that is wrong with the recipe, its data and its methods before anything runs.
-    """
-    folder = folder_of(recipe, name)
-    if recipe.stages:
-        return run_stages(recipe, folder, force, watch, again)
-    if again is not None:
-        raise DeltatuneError(f"--again {again}: this recipe has no stages; --force does it again")
-    ready = prepare(job_of(recipe, recipe.model))
-    assert recipe.data is not None
-    record = record_of(ready, recipe.data.source)
-    before = runs.open_run(folder, record, force, option="out=")
-    write_file(folder / RECIPE, as_yaml(recipe))
-    with watch(Step(name, folder, recipe.model, ready, before is not None)) as on_step:
-        return run(ready, folder, record, on_step) if before is None else before
+    for draft in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,12 +1,12 @@
-"""A new language's words for a model: tokens learnt from its texts, put behind the tokenizer's own.
+"""Tokenizer extension: tokens learned from texts of a new language or domain, added to a model's vocabulary.
 
 learned = learn_tokens(texts, tokenizer, 4000)
-merged, growth = merge(tokenizer, learned, probes=old_texts)
-grow_embeddings_(model, merged, growth.old_size)
+extended, extension = add_tokens(tokenizer, learned, known_texts=old_texts)
+resize_embeddings_(model, extended, extension.old_size)
 """
 
-from deltatune.training.tokenizer_extension.add_tokens import Growth, merge, tokens_per_character
-from deltatune.training.tokenizer_extension.learn_tokens import Learned, learn_tokens
-from deltatune.training.tokenizer_extension.resize_embeddings import grow_embeddings_
+from deltatune.training.tokenizer_extension.add_tokens import Extension, add_tokens, tokens_per_character
+from deltatune.training.tokenizer_extension.learn_tokens import LearnedTokens, learn_tokens
+from deltatune.training.tokenizer_extension.resize_embeddings import resize_embeddings_
 
-__all__ = ["Growth", "Learned", "grow_embeddings_", "learn_tokens", "merge", "tokens_per_character"]
+__all__ = ["Extension", "LearnedTokens", "add_tokens", "learn_tokens", "resize_embeddings_", "tokens_per_character"]

@@ -1,4 +1,4 @@
-"""Learnt tokens behind a tokenizer's own: every old id keeps its meaning."""
+"""Addition of learned tokens to a tokenizer; every old id keeps its meaning."""
 
 from __future__ import annotations
 
@@ -11,51 +11,53 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.training.tokenizer_extension.learn_tokens import Learned
-from deltatune.training.tokenizer_extension.segmentation import Cutter, spec_of, vocabulary_of
+from deltatune.training.tokenizer_extension.learn_tokens import LearnedTokens
+from deltatune.training.tokenizer_extension.segmentation import Segmenter, spec_of, vocabulary_of
 
 
 @dataclass(frozen=True)
-class Growth:
-    """What a merge did to a tokenizer."""
+class Extension:
+    """Changes of a tokenizer by added tokens."""
 
     old_size: int
-    """Ids before; the ids from here on are new."""
+    """Number of ids before; the ids from this one on are new."""
     size: int
-    """Ids now."""
+    """Number of ids now."""
     added: tuple[str, ...]
-    """New tokens in the order of their ids, as the vocabulary spells them."""
+    """New tokens in the order of their ids, in the alphabet of the vocabulary."""
     merges: int
-    """New merges (BPE)."""
+    """Number of new BPE merges."""
     dropped: tuple[str, ...]
-    """Learnt tokens that were left out: their own text would be cut into others."""
+    """Learned tokens that were left out, because their own text is tokenized into other tokens."""
     unchanged: float | None
-    """Share of the probe texts that are cut exactly as before; None without probes."""
+    """Share of the known texts whose tokens do not change; None without known texts."""
 
 
-def merge(tokenizer: Any, learned: Learned, *, probes: Sequence[str] = ()) -> tuple[Any, Growth]:
-    """A tokenizer with the learnt tokens behind its own, and what that changes; `tokenizer` itself stays as it is.
+def add_tokens(tokenizer: Any, learned: LearnedTokens, *, known_texts: Sequence[str] = ()) -> tuple[Any, Extension]:
+    """A copy of the tokenizer with the learned tokens after its own, and what that changes.
 
-    Every old id keeps its meaning; what exists is not added twice; special tokens, chat template and post-processor
-    stay. BPE merges come after the old ones, Unigram scores lie below the old ones, so that texts the tokenizer knew
-    are mostly cut as before: `probes`, texts of that sort, measure it. Every added token is checked: its own text is
-    that token. Raises DeltatuneError for tokens learnt with another tokenizer.
+    Every old id keeps its meaning; existing tokens are not added twice; special tokens, chat template and
+    post-processor stay. New BPE merges come after the old ones and new Unigram scores are below the old ones, so most
+    texts of the original language keep their tokens; `known_texts` are such texts, on which that is measured. Every
+    added token is checked: its own text is tokenized into that token. Raises DeltatuneError for tokens that were
+    learned with another tokenizer.
     """
     spec = spec_of(tokenizer)
     _check(spec, learned)
-    grown, dropped = _reachable(_filled(spec), learned)
-    merged = copy.deepcopy(tokenizer)
-    merged._tokenizer = Tokenizer.from_str(json.dumps(grown))
+    new_spec, dropped = _reachable(_with_added_tokens(spec), learned)
+    extended = copy.deepcopy(tokenizer)
+    extended._tokenizer = Tokenizer.from_str(json.dumps(new_spec))
     old = _size(spec)
-    added = sorted(((i, piece) for piece, i in vocabulary_of(grown).items() if i >= old))
-    merges = len(grown["model"]["merges"]) - len(spec["model"]["merges"])
-    same = [ids_of(tokenizer, text) == ids_of(merged, text) for text in probes]
-    share = sum(same) / len(same) if same else None
-    return merged, Growth(old, _size(grown), tuple(piece for _, piece in added), merges, tuple(dropped), share)
+    added = sorted(((i, piece) for piece, i in vocabulary_of(new_spec).items() if i >= old))
+    merges = len(new_spec["model"]["merges"]) - len(spec["model"]["merges"])
+    same = [ids_of(tokenizer, text) == ids_of(extended, text) for text in known_texts]
+    unchanged = sum(same) / len(same) if same else None
+    pieces = tuple(piece for _, piece in added)
+    return extended, Extension(old, _size(new_spec), pieces, merges, tuple(dropped), unchanged)
 
 
 def tokens_per_character(tokenizer: Any, texts: Iterable[str]) -> float:
-    """Tokens that texts take, special tokens aside, divided by their characters: the lower, the cheaper to read."""
+    """Number of tokens of the texts, without special tokens, divided by their number of characters."""
     tokens = characters = 0
     for text in texts:
         tokens += len(ids_of(tokenizer, text))
@@ -67,7 +69,7 @@ def tokens_per_character(tokenizer: Any, texts: Iterable[str]) -> float:
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text without special tokens."""
-    # verbose=False: the tokenizer would warn of texts longer than its model
+    # verbose=False: the tokenizer would warn about texts longer than the model's input
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
@@ -78,24 +80,24 @@ def _size(spec: dict[str, Any]) -> int:
     return max(ids, default=-1) + 1
 
 
-def _check(spec: dict[str, Any], learned: Learned) -> None:
+def _check(spec: dict[str, Any], learned: LearnedTokens) -> None:
     kind = spec["model"]["type"]
     if learned.kind != kind:
-        raise DeltatuneError(f"tokens of kind {learned.kind} do not fit a {kind} tokenizer; learn them with this one")
-    known = vocabulary_of(spec).keys() | set(learned.tokens)
-    lost = [part for pair in learned.merges for part in pair if part not in known]
-    if lost:
+        raise DeltatuneError(f"{learned.kind} tokens do not fit a {kind} tokenizer; learn them with this tokenizer")
+    pieces = vocabulary_of(spec).keys() | set(learned.tokens)
+    missing = [part for pair in learned.merges for part in pair if part not in pieces]
+    if missing:
         raise DeltatuneError(
-            f"these tokens were learnt with another tokenizer: they are made of {len(lost)} pieces that this one "
-            f"lacks, such as {lost[0]!r}; call learn_tokens with this tokenizer"
+            f"these tokens were learned with another tokenizer: they are merged from {len(missing)} pieces that this "
+            f"one lacks, such as {missing[0]!r}; call learn_tokens with this tokenizer"
         )
 
 
-def _filled(spec: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer with its added tokens in the model's vocabulary too, where ids without a piece would be holes.
+def _with_added_tokens(spec: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer with its added tokens in the model's vocabulary too.
 
-    Added tokens often have the ids behind the vocabulary. New tokens come behind those; read again, the tokenizer
-    would give added tokens that the model does not know the next free ids, which are others.
+    Added tokens often have the ids after the vocabulary, and new tokens get the ids after those. When the tokenizer is
+    loaded again, added tokens that are not in the model's vocabulary would get the next free ids, which differ.
     """
     missing = [token for token in spec["added_tokens"] if token["content"] not in vocabulary_of(spec)]
     if not missing:
@@ -106,43 +108,43 @@ def _filled(spec: dict[str, Any]) -> dict[str, Any]:
     pieces = list(spec["model"]["vocab"])
     for token in sorted(missing, key=lambda token: token["id"]):
         if token["id"] != len(pieces):
-            raise DeltatuneError(f"the added token {token['content']!r} has id {token['id']}; {len(pieces)} was due")
+            raise DeltatuneError(f"the added token {token['content']!r} has id {token['id']} instead of {len(pieces)}")
         pieces.append([token["content"], 0.0])
     return {**spec, "model": {**spec["model"], "vocab": pieces}}
 
 
-def _reachable(spec: dict[str, Any], learned: Learned) -> tuple[dict[str, Any], list[str]]:
-    """The tokenizer with those learnt tokens that their own text is cut into, and the others."""
-    known, old = vocabulary_of(spec), _size(spec)
-    keep = {token: i for i, token in enumerate(learned.tokens) if token not in known}
+def _reachable(spec: dict[str, Any], learned: LearnedTokens) -> tuple[dict[str, Any], list[str]]:
+    """The tokenizer with the learned tokens that their own text is tokenized into, and the other learned tokens."""
+    existing, old = vocabulary_of(spec), _size(spec)
+    tokens = {token: i for i, token in enumerate(learned.tokens) if token not in existing}
     dropped: list[str] = []
     while True:
-        grown = _grown(spec, learned, keep, old)
-        cutter = Cutter(grown)
-        lost = [token for token in keep if cutter.pieces(token) != [token]]
-        if not lost:
-            return grown, dropped
-        dropped += lost
-        for token in lost:  # what is made of it is lost with it, and found so in the next round
-            del keep[token]
+        new_spec = _with_tokens(spec, learned, tokens, old)
+        segmenter = Segmenter(new_spec)
+        unreachable = [token for token in tokens if segmenter.pieces(token) != [token]]
+        if not unreachable:
+            return new_spec, dropped
+        dropped += unreachable
+        for token in unreachable:  # tokens that are merged from it become unreachable in the next round
+            del tokens[token]
 
 
-def _grown(spec: dict[str, Any], learned: Learned, keep: dict[str, int], old: int) -> dict[str, Any]:
-    """The tokenizer with the kept tokens, ids from `old` on, and the merges among pieces that are there."""
+def _with_tokens(spec: dict[str, Any], learned: LearnedTokens, tokens: dict[str, int], old: int) -> dict[str, Any]:
+    """The tokenizer with these tokens, ids from `old` on, and with the merges among existing pieces."""
     model = dict(spec["model"])
     if learned.kind == "Unigram":
-        # As likely among each other as in their texts, and none likelier than the least likely old piece.
+        # Scores keep their differences, and none is above the lowest old score.
         lowest = min((score for _, score in model["vocab"]), default=0.0)
-        shift = lowest - max((learned.scores[i] for i in keep.values()), default=0.0)
-        model["vocab"] = [*model["vocab"], *([token, learned.scores[i] + shift] for token, i in keep.items())]
+        shift = lowest - max((learned.scores[i] for i in tokens.values()), default=0.0)
+        model["vocab"] = [*model["vocab"], *([token, learned.scores[i] + shift] for token, i in tokens.items())]
         return {**spec, "model": model}
-    model["vocab"] = model["vocab"] | {token: old + i for i, token in enumerate(keep)}
+    model["vocab"] = model["vocab"] | {token: old + i for i, token in enumerate(tokens)}
     if learned.kind == "BPE":
-        cutter_prefix = model.get("continuing_subword_prefix") or ""
-        there = dict.fromkeys(model["merges"])
+        prefix = model.get("continuing_subword_prefix") or ""
+        merges = dict.fromkeys(model["merges"])
         for left, right in learned.merges:
-            made = left + right.removeprefix(cutter_prefix)
-            if {left, right, made} <= model["vocab"].keys():
-                there.setdefault((left, right))
-        model["merges"] = list(there)
+            merged = left + right.removeprefix(prefix)
+            if {left, right, merged} <= model["vocab"].keys():
+                merges.setdefault((left, right))
+        model["merges"] = list(merges)
     return {**spec, "model": model}

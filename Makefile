@@ -47,7 +47,7 @@ docs: $(VENV)/installed-dev  ## write the tables and pages that are generated fr
 	@$(BIN)/python docs/families.py
 
 site: $(VENV)/installed-docs  ## build the documentation site into site/, from docs/ and the docstrings; warnings are errors
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	@echo "Built site/. To read and search it: $(BIN)/python -m http.server -d site"
 
 clean:  ## remove caches and build outputs; .venv and runs stay

@@ -76,17 +76,17 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def site_link(link: re.Match[str]) -> str:
-        target, _, anchor = link[2].partition("#")
-        if re.match(r"[a-z]+:", link[2]) or not target or page.file.src_uri.startswith("api/"):
+        target, _, anchor = link[1].partition("#")
+        if re.match(r"[a-z]+:", link[1]) or not target or page.file.src_uri.startswith("api/"):
             return link[0]
         repository_path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if repository_path.startswith("recipes/"):
             anchor, repository_path = Path(repository_path).stem, "recipes"
         place = ROOT_PAGES.get(repository_path, repository_path.removeprefix("docs/"))
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
-        return f"{link[1]}({relative}{'#' + anchor if anchor else ''})"
+        return f"]({relative}{'#' + anchor if anchor else ''})"
 
-    markdown = re.sub(r"(\[[^\]]*\])\(([^)\s]+)\)", site_link, markdown)
+    markdown = re.sub(r"\]\(([^)\s]+)\)", site_link, markdown)
     return "\n".join(_table_row(line) if line.startswith("|") else line for line in markdown.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""What `problems` refuses and `remarks` tells, on data made for one fault each."""
+"""Problems and remarks of classification and regression, on data made for one fault each."""
 
 import dataclasses
 

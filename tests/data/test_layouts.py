@@ -1,4 +1,4 @@
-"""Data for tagging, questions on a context, generation and language modelling, and how the task is told."""
+"""Rows of tagging, extractive QA, generation, language modelling and multilabel classification; the inferred task."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import Data, examples, inputs, read
+from deltatune.data import Data, examples, inputs, read, read_rows
 
 
 def write(path: Path, rows) -> Path:
@@ -21,26 +21,26 @@ def complaint(function, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-def tagged(count=60):
+def tagging_rows(count=60):
     return [{"tokens": ["Ann", "met", f"friend{i}"], "tags": ["B-person", "O", "O"]} for i in range(count)]
 
 
-def asked(count=60):
+def qa_rows(count=60):
     return [
         {"question": f"Who met {i}?", "context": f"Ann met {i}.", "answers": [{"text": "Ann", "start": 0}]}
         for i in range(count)
     ]
 
 
-def written(count=60):
+def generation_rows(count=60):
     return [{"input": f"name[{i}]", "output": f"There is {i}."} for i in range(count)]
 
 
-def raw(count=60):
+def documents(count=60):
     return [{"title": "t", "text": f"Document number {i}."} for i in range(count)]
 
 
-ALL = {"tag": tagged, "span": asked, "generate": written, "lm": raw}
+ALL = {"tag": tagging_rows, "span": qa_rows, "generate": generation_rows, "lm": documents}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_each_task(tmp_path, task, text, label, kind, told):
 
 
 def test_tags(tmp_path):
-    data = read(write(tmp_path / "a.jsonl", [*tagged(), {"tokens": "Bo saw Eve", "tags": "B-person O B-person"}]))
+    data = read(write(tmp_path / "a.jsonl", [*tagging_rows(), {"tokens": "Bo saw Eve", "tags": "B-person O B-person"}]))
     assert data.labels == ("O", "B-person")
     found = [row for rows in data.splits().values() for row in rows]
     assert {"tokens": ["Bo", "saw", "Eve"], "tags": ["B-person", "O", "B-person"]} in found
@@ -81,7 +81,7 @@ def test_tags(tmp_path):
     ],
 )
 def test_bad_tags(tmp_path, row, part):
-    assert f"train: {part}" in complaint(read, write(tmp_path / "a.jsonl", [*tagged(), row]))
+    assert f"train: {part}" in complaint(read, write(tmp_path / "a.jsonl", [*tagging_rows(), row]))
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_bad_tags(tmp_path, row, part):
 )
 def test_forms_of_answers(tmp_path, answers, found):
     row = {"question": "Who?", "context": "so Bo left.", "answers": answers}
-    data = read(write(tmp_path / "a.jsonl", [*asked(), row]))
+    data = read(write(tmp_path / "a.jsonl", [*qa_rows(), row]))
     (mine,) = [row for rows in data.splits().values() for row in rows if row["question"] == "Who?"]
     assert mine["answers"] == found
 
 
 def test_an_answer_that_occurs_twice_is_noted(tmp_path):
-    data = read(write(tmp_path / "a.jsonl", [*asked(), {"question": "Q", "context": "Bo, Bo", "answers": ["Bo"]}]))
+    data = read(write(tmp_path / "a.jsonl", [*qa_rows(), {"question": "Q", "context": "Bo, Bo", "answers": ["Bo"]}]))
     assert any("in 1 rows an answer without a start occurs more than once" in note for note in data.notes)
 
 
@@ -124,18 +124,20 @@ def test_an_answer_that_occurs_twice_is_noted(tmp_path):
 )
 def test_bad_answers(tmp_path, answers, part):
     row = {"question": "Who?", "context": "so Bo left.", "answers": answers}
-    assert part in complaint(read, write(tmp_path / "a.jsonl", [*asked(), row]))
+    assert part in complaint(read, write(tmp_path / "a.jsonl", [*qa_rows(), row]))
 
 
 def test_questions_on_one_context_stay_together(tmp_path):
-    rows = [{**row, "question": f"{row['question']} {i}"} for row in asked() for i in range(4)]
+    rows = [{**row, "question": f"{row['question']} {i}"} for row in qa_rows() for i in range(4)]
     data = read(write(tmp_path / "a.jsonl", rows))
     contexts = [{row["context"] for row in split} for split in data.splits().values()]
     assert sum(map(len, contexts)) == 60
 
 
 def test_references_are_always_there(tmp_path):
-    rows = [{**row, "references": [row["output"], "Else."]} if i % 2 else row for i, row in enumerate(written())]
+    rows = [
+        {**row, "references": [row["output"], "Else."]} if i % 2 else row for i, row in enumerate(generation_rows())
+    ]
     data = read(write(tmp_path / "a.jsonl", rows))
     for row in (row for split in data.splits().values() for row in split):
         assert row["references"][0] == row["output"]
@@ -227,7 +229,7 @@ def test_yes_or_no_is_no_text(tmp_path):
 
 
 def test_several_columns_of_tags_are_asked_about(tmp_path):
-    rows = [{**row, "ner_tags": row["tags"], "pos_tags": ["NNP", "VBD", "NN"]} for row in tagged()]
+    rows = [{**row, "ner_tags": row["tags"], "pos_tags": ["NNP", "VBD", "NN"]} for row in tagging_rows()]
     path = write(tmp_path / "a.jsonl", rows)
     assert read(path).label == "tags"
     path = write(tmp_path / "b.jsonl", [{k: v for k, v in row.items() if k != "tags"} for row in rows])
@@ -248,7 +250,7 @@ def test_several_outputs_are_asked_about(tmp_path):
 
 
 def test_named_columns_of_lists_are_tokens_and_tags(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"w": row["tokens"], "t": row["tags"]} for row in tagged()])
+    path = write(tmp_path / "a.jsonl", [{"w": row["tokens"], "t": row["tags"]} for row in tagging_rows()])
     data = read(path, text=["w"], label="t")
     assert (data.task, data.text, data.label) == ("tag", ("w",), "t")
 
@@ -379,3 +381,5 @@ def test_a_blank_cell_among_sets_of_labels_is_the_empty_set(tmp_path):
     found = [row["tags"] for rows in data.splits().values() for row in rows]
     assert len(found) == len(cells)
     assert sum(not tags for tags in found) == 10
+    rows = examples(read_rows(tmp_path / "rows.csv"), "many", ["text"], "tags")
+    assert sum(not row["tags"] for row in rows) == 10

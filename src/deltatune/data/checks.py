@@ -1,4 +1,4 @@
-"""What is wrong with data (`problems`: they cannot be trained on) and what one should know (`remarks`)."""
+"""Checks of whole data sets: problems, which stop training, and remarks, which do not. Each is one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deltatune data check SOURCE`: what data are, and everything that is wrong with them."""
+"""`deltatune data check SOURCE`: describe data, and report everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import count
 
 SHOWN = 12
-"""Labels in the table; the others are counted."""
+"""Labels in the table; the others are added up in one line."""
 
-
-group = typer.Typer(cls=Group, help="Look at data before anything is trained on them.", invoke_without_command=True)
-"""`deltatune data`: its commands."""
+group = typer.Typer(cls=Group, help="Check data before training.", invoke_without_command=True)
+"""The commands of `deltatune data`."""
 
 
 @group.callback()
 def start(context: typer.Context) -> None:
-    """What comes before a command."""
+    """Print the help where no command is named."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -42,10 +41,10 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read data as train would, and say what they are and what is wrong with them.
+    """Read data as train would, describe them, and report everything that is wrong with them.
 
-    It shows what was guessed, the rows and lengths of each split, the labels, every problem (nothing can be trained)
-    and every remark (what a score will mean less for). Exits with 1 where there are problems.
+    It shows what was inferred, the rows and the text lengths of each split, the labels, every problem (the data cannot
+    be trained on) and every remark (scores will mean less than they seem). Exits with 1 where there are problems.
 
       deltatune data check reviews.csv
       deltatune data check notes.jsonl --task generate --text note --label summary
@@ -73,28 +72,28 @@ def check(
 
 
 def _show(figures: dict[str, Any]) -> None:
-    """The screen: what was read, tables, then what is to be said."""
+    """Print what was read, tables of lengths and labels, then problems and remarks."""
     columns = ", ".join(figures["text"])
-    answer = figures["label"] if figures["label"] and figures["label"] not in figures["text"] else ""
+    label = figures["label"] if figures["label"] not in figures["text"] else ""
     pairs = [
         ("data", figures["origin"]),
         ("task", figures["task"] + (", any number of classes a row" if figures["kind"] == "many" else "")),
-        ("columns", f"{columns} → {answer}" if answer else columns),
+        ("columns", f"{columns} → {label}" if label else columns),
         *(("note", note) for note in figures["notes"]),
     ]
     show(facts(pairs), "")
     _lengths(figures["splits"])
-    _answers(figures)
-    said = [("problem", text) for text in figures["problems"]] + [("remark", text) for text in figures["remarks"]]
-    if said:
-        show(facts(said), "")
-    counted = [plural(len(figures[name]), name[:-1]) for name in ("problems", "remarks")]
-    can = "It cannot be trained on as it is" if figures["problems"] else "It can be trained on"
-    show(f"{can}: {' and '.join(counted)}.")
+    _label_statistics(figures)
+    findings = [("problem", text) for text in figures["problems"]] + [("remark", text) for text in figures["remarks"]]
+    if findings:
+        show(facts(findings), "")
+    counts = [plural(len(figures[name]), name[:-1]) for name in ("problems", "remarks")]
+    verdict = "It cannot be trained on as it is" if figures["problems"] else "It can be trained on"
+    show(f"{verdict}: {' and '.join(counts)}.")
 
 
 def _lengths(splits: dict[str, Any]) -> None:
-    """A line for each text column of each split."""
+    """Print a line for each text column of each split."""
     rows = [
         (
             split if first else "",
@@ -109,32 +108,32 @@ def _lengths(splits: dict[str, Any]) -> None:
     show(table(names, rows, right=("rows", *names[3:]), whole=("split", "column")), "")
 
 
-def _answers(figures: dict[str, Any]) -> None:
-    """How the answers are distributed."""
+def _label_statistics(figures: dict[str, Any]) -> None:
+    """Print the distribution of the labels."""
     splits: dict[str, Any] = figures["splits"]
     if figures["kind"] == "number":
-        rows = [(split, *(f"{value:g}" for value in found["values"].values())) for split, found in splits.items()]
+        rows = [(split, *(f"{value:g}" for value in part["values"].values())) for split, part in splits.items()]
         show(table(("split", "least", "median", "largest"), [row for row in rows if len(row) == 4]), "")
     elif "labels" in splits["train"]:
-        _labels({split: found["labels"] for split, found in splits.items()}, figures["kind"])
+        _labels({split: part["labels"] for split, part in splits.items()}, figures["kind"])
     elif figures["kind"] == "span":
-        none = ", ".join(f"{count(found['unanswerable'])} {split}" for split, found in splits.items())
-        show(f"Rows without an answer: {none}.\n")
+        numbers = ", ".join(f"{count(part['unanswerable'])} {split}" for split, part in splits.items())
+        show(f"Rows without an answer: {numbers}.\n")
     elif figures["kind"] == "text":
-        mean = ", ".join(f"{found['references']:.1f} {split}" for split, found in splits.items())
-        show(f"References a row, on average: {mean}.\n")
+        means = ", ".join(f"{part['references']:.1f} {split}" for split, part in splits.items())
+        show(f"References per row, on average: {means}.\n")
 
 
 def _labels(counts: dict[str, dict[str, int]], kind: str) -> None:
-    """How often each label occurs, the most frequent first."""
-    totals = {split: sum(found.values()) for split, found in counts.items()}
-    names = list(dict.fromkeys(name for found in counts.values() for name in found))
+    """Print how often each label occurs, the most frequent first."""
+    totals = {split: sum(number_of.values()) for split, number_of in counts.items()}
+    names = list(dict.fromkeys(name for number_of in counts.values() for name in number_of))
     rows = [
-        (str(name), *(_share(found.get(name, 0), totals[split]) for split, found in counts.items()))
+        (str(name), *(_share(number_of.get(name, 0), totals[split]) for split, number_of in counts.items()))
         for name in names[:SHOWN]
     ]
     if len(names) > SHOWN:
-        rest = [sum(found.get(name, 0) for name in names[SHOWN:]) for found in counts.values()]
+        rest = [sum(number_of.get(name, 0) for name in names[SHOWN:]) for number_of in counts.values()]
         rows.append((f"{len(names) - SHOWN} more", *map(_share, rest, totals.values())))
     show(table(("tag" if kind == "tags" else "label", *counts), rows, right=tuple(counts)), "")
 

@@ -1,4 +1,4 @@
-"""From files, folders, the hub and nothing to labelled splits; and what is said when that cannot be done."""
+"""Reading files, folders, data sets of the hub and the built-in data into splits; errors of unreadable sources."""
 
 import csv
 import importlib
@@ -427,6 +427,24 @@ def test_everything_wrong_is_said_once(tmp_path):
     ):
         assert part in message
     assert len(message.splitlines()) == 5
+
+
+def test_not_strict_keeps_the_rows_that_can_be_used(tmp_path):
+    bad = [{"text": "", "label": "good"}, {"text": "x", "label": None}]
+    write(tmp_path / "train.jsonl", [*ROWS[:20], *bad])
+    write(tmp_path / "dev.jsonl", ROWS[20:40])
+    write(tmp_path / "test.jsonl", ROWS[40:60])
+    data = read(tmp_path, strict=False)
+    assert data.train == ROWS[:20]
+    assert data.problems == (
+        "train: column 'text' has no text in 1 row (21). Fill in or remove them.",
+        "train: column 'label' has no label in 1 row (22). Fill in or remove them.",
+    )
+    message = complaint(read, tmp_path)
+    assert all(f"- {problem}" in message for problem in data.problems)
+    assert "no file" in complaint(read, tmp_path / "no.csv", strict=False)
+    write(tmp_path / "train.jsonl", ROWS[:20])
+    assert read(tmp_path).problems == ()
 
 
 def test_a_column_that_a_split_lacks(tmp_path):

@@ -64,6 +64,17 @@ def test_a_finished_run_is_not_repeated(tokenizer, tmp_path):
     assert outcome.evaluations == wanted.evaluations
 
 
+def test_a_run_that_ended_within_an_epoch_is_not_continued(tokenizer, tmp_path):
+    settings = dataclasses.replace(PLAIN, max_steps=7)
+    for resumed in (0, 7):
+        host = host_with()
+        outcome = train(host, "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
+        assert outcome.resumed == resumed
+        assert [step for step, _ in outcome.history] == list(range(1, 8))
+    assert (tmp_path / "checkpoint-7").is_dir()
+    assert not (tmp_path / "checkpoint-8").exists()
+
+
 def test_a_broken_checkpoint_is_passed_over(tokenizer, tmp_path):
     settings = dataclasses.replace(PLAIN, checkpoint_every=2)
     train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path)

@@ -216,6 +216,17 @@ def test_accumulation_changes_nothing(method, tokenizer):
     assert_same(first, second, rtol=1e-3, atol=1e-4)
 
 
+def test_gradients_from_before_do_not_count(tokenizer):
+    results = []
+    for value in (None, 5.0):
+        host = host_with()
+        for _, parameter in host.trainable("a"):
+            parameter.grad = None if value is None else torch.full_like(parameter, value)
+        train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+        results.append(tensors(host))
+    assert_same(*results)
+
+
 def test_two_runs_are_equal_whatever_else_is_random(tokenizer):
     results = []
     for noise in (0, 1):

@@ -112,8 +112,8 @@ class TrainingLoop:
             self.progress.history.append((step, loss))
             speed = (self.progress.rows - rows_before) / seconds if seconds else 0.0
             if self.processes.is_main:
-                figures = {"loss": loss, "learning_rate": learning_rate, "rows_per_second": speed}
-                self.reporter.log_step(step, self.epoch, figures | {"seconds": self.progress.seconds})
+                metrics = {"loss": loss, "learning_rate": learning_rate, "rows_per_second": speed}
+                self.reporter.log_step(step, self.epoch, metrics | {"seconds": self.progress.seconds})
             if self.evaluate is not None and step % self.steps_per_epoch == 0:
                 self.add_scores(self.evaluate())
             if self.on_step is not None and self.processes.is_main:
@@ -175,6 +175,7 @@ class TrainingLoop:
         if resume is not None:
             self.load_checkpoint_(resume)
         self.gradient_check.start(self.progress.step)
+        self.optimizer.zero_grad()
         if self.processes.is_main:
             self.reporter.start(self.progress.step, [step for step, _ in self.progress.evaluations])
 

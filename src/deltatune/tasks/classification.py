@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.validation import check_fields
 from deltatune.data import LabelKind
-from deltatune.models.architecture import Answers, reads_left_to_right
+from deltatune.models.architecture import Answers, sees_all_at_last_token
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
 from deltatune.tasks.metrics.corpus_score import CorpusScore
@@ -72,7 +72,7 @@ class Classify(Task):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -81,7 +81,7 @@ class Classify(Task):
         Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a max_length
         that the model has no positions for. One error lists all bad rows.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         texts = self._texts(rows)
         labels = self._labels(rows) if labelled else None
         encoded = tokenise(texts, tokenizer)
@@ -127,7 +127,7 @@ class Classify(Task):
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
         """Mean pooling on encoders, the last token on decoders and encoder-decoders."""
         text = config.get_text_config()
-        pooling = "last" if reads_left_to_right(text) else "mean"
+        pooling = "last" if sees_all_at_last_token(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

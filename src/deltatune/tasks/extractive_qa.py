@@ -82,7 +82,7 @@ class Span(Task):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -92,7 +92,7 @@ class Span(Task):
         Raises DeltatuneError for missing columns, texts without words, answers that are not in the passage, and
         questions that leave no room for it.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         need_offsets(tokenizer, "extractive question answering")
         questions, passages = (text_column(rows, name) for name in self.text)
         targets = self._targets(rows, passages) if labelled else None

@@ -1,4 +1,4 @@
-"""Generation: an input and the text to write for it, for decoders and encoder-decoders."""
+"""Text generation: an output text for each input, on decoders and encoder-decoders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.generation import generation_metrics, text_scores
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
-from deltatune.tasks.prompts.prompt_encoding import CHAT, Answering, encode_rows
+from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN, PromptEncoder
 from deltatune.tasks.prompts.prompt_format import PRESETS, check_template
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row
 
@@ -25,54 +25,50 @@ METRICS = (*(name for name in generation_metrics.METRICS if name not in generati
 
 @dataclass(frozen=True)
 class Generate(LanguageModelTask):
-    """A text for a text, learnt on the answer alone.
+    """A text for a text; the loss is on the answer alone.
 
-    The input is put into a prompt: `plain` (its columns, a line each), `alpaca`, `chat` (the tokenizer's own chat
-    template), or a template of one's own such as `"Question: {question}\\nSQL:"`.
+    The prompt has the input: `plain` (one column per line), `alpaca`, `chat` (the tokenizer's chat template), or a
+    custom template such as `"Question: {question}\\nSQL:"`.
     """
 
     name: ClassVar[str] = "generate"
     answers: ClassVar[Answers] = "text"
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
-    """Encoders do not write."""
-
     inference_fields: ClassVar[tuple[str, ...]] = (
         "new_tokens", "beams", "length_penalty", "no_repeat_ngram", "temperature", "top_p", "top_k", "seed", "metric",
         "characters",
     )  # fmt: skip
-    """Fields that may be others when a trained adapter is used."""
 
     text: tuple[str, ...] = ("input",)
-    """The input's columns; `messages` is a conversation, whose every assistant turn is learnt."""
+    """The input's columns; `messages` is a conversation, and every turn of the assistant is learned."""
     label: str = "output"
-    """The column of answers; `references`, where a row has them, are what the answer is compared with."""
+    """The column of answers. A row's `references`, if it has any, are used for scores instead."""
     prompt: str = "plain"
     """plain, alpaca, chat, or a template with the columns in braces."""
     max_length: int = 512
-    """Longest prompt and answer in tokens together; of an encoder-decoder longest prompt."""
+    """Longest prompt and answer together in tokens; for encoder-decoders the longest prompt."""
     new_tokens: int = 64
-    """Tokens that are written at most. The prompt is kept to max_length less these."""
+    """Longest generated answer in tokens. The prompt is limited to max_length less these."""
     beams: int = 1
-    """Beams of the search; 1 is greedy."""
+    """Number of beams; 1 is greedy decoding."""
     length_penalty: float = 1.0
-    """Of the beams: above 0 favours longer answers."""
+    """For beam search: values above 0 favour longer answers."""
     no_repeat_ngram: int = 0
-    """Sequences of so many tokens are never written twice; 0 allows them."""
+    """No n-gram of this length is generated twice; 0 allows all."""
     temperature: float = 0.0
-    """Above 0, words are drawn by chance; 0 takes the likeliest."""
+    """Sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0
-    """Of sampling: the likeliest words that have this probability together."""
+    """For sampling: the likeliest tokens whose probabilities sum to this."""
     top_k: int = 0
-    """Of sampling: so many of the likeliest words; 0 takes all."""
+    """For sampling: this many of the likeliest tokens; 0 takes all."""
     seed: int = 0
-    """Of sampling."""
+    """Random seed for sampling."""
     metric: str = "rougeL"
     """Primary metric."""
     characters: bool = False
-    """Whether metrics count characters as words, for texts without spaces such as Chinese."""
-
+    """Whether metrics count characters as words, for languages without spaces such as Chinese."""
     sentinel: str = ""
-    """Token that every answer begins with, such as <extra_id_0>: a T5 without LM adaptation writes nothing else first.
+    """First token of every answer, such as <extra_id_0>: a T5 without LM adaptation always starts with one.
 
     "Span corruption + sentinel" of Lester et al. 2021, https://arxiv.org/abs/2104.08691"""
 
@@ -83,12 +79,13 @@ class Generate(LanguageModelTask):
             problems += check_template(self.prompt, self.text)
         if not self.text:
             problems.append("text must name at least one column")
-        if CHAT in self.text and (len(self.text) > 1 or self.prompt not in ("plain", "chat")):
-            problems.append(f"{CHAT!r} is a whole conversation: it stands alone in text, with the prompt 'chat'")
-        low = {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "temperature": 0}
-        problems += [
-            f"{n} must be at least {v}, not {getattr(self, n)}" for n, v in low.items() if getattr(self, n) < v
-        ]
+        if CHAT_COLUMN in self.text and (len(self.text) > 1 or self.prompt not in ("plain", "chat")):
+            problems.append(
+                f"{CHAT_COLUMN!r} is a whole conversation: it must be the only column, with prompt='chat'"
+            )
+        lowest = {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "temperature": 0}
+        values = {name: getattr(self, name) for name in lowest}
+        problems += [f"{n} must be at least {lowest[n]}, not {v}" for n, v in values.items() if v < lowest[n]]
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.new_tokens >= self.max_length:
@@ -97,7 +94,7 @@ class Generate(LanguageModelTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What papers report of written text, and how likely the model found the references."""
+        """Metrics of generated text, and the perplexity of the references."""
         return METRICS
 
     @property
@@ -111,29 +108,29 @@ class Generate(LanguageModelTask):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Tokenise prompts and answers; `joined`: the model reads both as one text, as decoders do.
+        """Tokenise prompts and answers; `joined`: both are one sequence, as for decoders.
 
-        A prompt that is too long loses the end of its longest column, a conversation its oldest turns (counted);
-        the answer's first new_tokens are always kept. Raises DeltatuneError for missing columns, empty answers,
-        conversations without an answer and a max_length the model has no positions for.
+        A prompt that is too long loses the end of its longest column, and a conversation its oldest turns (counted).
+        The first new_tokens of the answer are always kept. Raises DeltatuneError for missing columns, empty answers,
+        conversations without an answer and a max_length that the model has no positions for.
         """
-        return encode_rows(Answering(self, tokenizer, joined), rows, positions, room, labelled)
+        return PromptEncoder(self, tokenizer, joined).encode(rows, positions, positions_taken, labelled)
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Token ids at which writing ends."""
-        return Answering(self, tokenizer, True).stops()
+        """Ids of the tokens that end generation."""
+        return PromptEncoder(self, tokenizer, True).stop_ids()
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
-        """Texts are written, not collected from logits: this is the answer of no rows."""
+        """No answers: texts are generated, not collected from logits."""
         return []
 
     def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`{"text"}` a row."""
-        return [{"text": one["text"]} for one in answers]
+        """`{"text"}` per row."""
+        return [{"text": answer["text"]} for answer in answers]
 
     def corpus_scores(
         self, answers: list[dict[str, Any]], references: Any, names: Sequence[str] | None = None
@@ -149,6 +146,6 @@ class Generate(LanguageModelTask):
 
     def describe(self) -> str:
         """One line."""
-        how = f"{self.beams} beams" if self.beams > 1 else "sampled" if self.temperature else "greedy"
-        what = f"the {self.label} for {' and '.join(self.text)}, up to {self.new_tokens} tokens, {how}"
-        return f"{what}, at most {self.max_length} tokens in all, judged by {self.metric}"
+        decoding = f"{self.beams} beams" if self.beams > 1 else "sampled" if self.temperature else "greedy"
+        answer = f"the {self.label} for {' and '.join(self.text)}, up to {self.new_tokens} tokens, {decoding}"
+        return f"{answer}, at most {self.max_length} tokens in all, judged by {self.metric}"

@@ -62,7 +62,7 @@ class LanguageModel(LanguageModelTask):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -71,7 +71,7 @@ class LanguageModel(LanguageModelTask):
         Raises DeltatuneError for a missing column, documents without tokens, and a max_length that the model
         has no positions for.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         texts = text_column(rows, self.text[0])
         pieces: list[TokenRow] = []
         owners: list[int] = []

@@ -86,7 +86,7 @@ class Mixture(Task):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -102,7 +102,7 @@ class Mixture(Task):
         truncated = 0
         for name, part in self.parts.items():
             indices = [i for i, row in enumerate(rows) if row[TASK_COLUMN] == name]
-            options: dict[str, Any] = {"positions": positions, "room": room, "labelled": labelled}
+            options: dict[str, Any] = {"positions": positions, "positions_taken": positions_taken, "labelled": labelled}
             encoded = part.encode([rows[i] for i in indices], tokenizer, **options)
             start, _ = self._range(name)
             truncated += encoded.truncated

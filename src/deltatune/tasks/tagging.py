@@ -75,7 +75,7 @@ class Tag(Task):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -84,7 +84,7 @@ class Tag(Task):
         Raises DeltatuneError for a missing column, rows without words, another number of tags than of words, unknown
         tags, a tokenizer without offsets, and a max_length that the model has no positions for.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         need_offsets(tokenizer, "tagging")
         words = self._words(rows)
         tags = self._tags(rows, words) if labelled else None

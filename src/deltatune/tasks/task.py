@@ -121,13 +121,13 @@ class Task(ABC):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
         """Tokenise rows.
 
-        positions: longest input the model takes, None without a limit; `room` of them are the adapter's.
+        positions: longest input the model takes, None without a limit; the adapter takes `positions_taken` of them.
         labelled: whether the rows have labels to encode.
         joined: whether prompt and answer are one sequence, as for decoders; for other tasks it has no meaning.
         """

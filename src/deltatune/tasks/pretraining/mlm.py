@@ -62,7 +62,7 @@ class MaskedLM(Objective):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -71,7 +71,7 @@ class MaskedLM(Objective):
         Raises DeltatuneError for a missing column, documents without tokens, entities outside their text, a tokenizer
         without a mask token, and a max_length without positions.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         facts = mask_facts(tokenizer)
         texts = text_column(rows, self.text[0])
         spans = self._spans(rows, texts)

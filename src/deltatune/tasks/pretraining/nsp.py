@@ -152,7 +152,7 @@ class NextSentence(Objective):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -161,7 +161,7 @@ class NextSentence(Objective):
         A text is read as BERT's code reads files: a sentence a line, and a blank line ends a document. A list of
         sentences is one document. Raises DeltatuneError for fewer than two documents, and what masking refuses.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         facts, frame = mask_facts(tokenizer), frame_of(tokenizer)
         documents = tokenised(sentences_of(column(rows, self.text[0])), tokenizer) if rows else []
         pairs: list[Pair] = []

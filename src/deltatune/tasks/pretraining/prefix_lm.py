@@ -101,7 +101,7 @@ def written_row(row: TokenRow, read: Sequence[int], written: Sequence[int]) -> T
 
 @dataclass(frozen=True)
 class PrefixLM(Objective):
-    """-Σ_{t>c} log p(x_t | x_<t), c uniform     Raffel et al. 2019, https://arxiv.org/abs/1910.10683
+    """`-Σ_{t>c} log p(x_t | x_<t)`, c uniform     Raffel et al. 2019, https://arxiv.org/abs/1910.10683
 
     With it a T5 learns to write texts instead of spans before a prompt is tuned on it: "LM adaptation" of Lester et al.
     2021, https://arxiv.org/abs/2104.08691. A decoder gets a loss on the rest alone.
@@ -116,7 +116,7 @@ class PrefixLM(Objective):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = False,
     ) -> Encoded:
@@ -124,7 +124,7 @@ class PrefixLM(Objective):
 
         Raises DeltatuneError for a missing column, documents of fewer than 2 tokens and a max_length without positions.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         ends = ends_of(tokenizer, joined)
         size = self.max_length - len(ends["start"]) - len(ends["end"])
         cut = cut_documents(text_column(rows, self.text[0]), tokenizer, size)

@@ -78,7 +78,7 @@ class ReplacedEntities(Task):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
@@ -88,7 +88,7 @@ class ReplacedEntities(Task):
         DeltatuneError for missing columns, entities outside their text or that overlap, and rows in which no entity has
         another name of its kind.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         need_offsets(tokenizer, "replacing entities")
         texts = text_column(rows, self.text[0])
         spans = column(rows, self.entities)

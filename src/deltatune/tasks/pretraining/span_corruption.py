@@ -118,7 +118,7 @@ def fill_spans(inputs: Sequence[int], targets: Sequence[int], sentinels: Sequenc
 
 
 def sentinels_of(tokenizer: PreTrainedTokenizerBase, names: Sequence[str] | None = None) -> list[int]:
-    """The ids of a tokenizer's sentinels in the order they are used: <extra_id_0>, <extra_id_1>, ... or the `names`."""
+    """The ids of a tokenizer's sentinels in order of use: `<extra_id_0>`, `<extra_id_1>`, ... or the `names`."""
     vocabulary = tokenizer.get_vocab()
     if names is not None:
         unknown = [name for name in names if name not in vocabulary]
@@ -174,7 +174,7 @@ class SpanCorruption(Objective):
         tokenizer: PreTrainedTokenizerBase,
         *,
         positions: int | None = None,
-        room: int = 0,
+        positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = False,
     ) -> Encoded:
@@ -183,7 +183,7 @@ class SpanCorruption(Objective):
         Raises DeltatuneError for a missing column, documents of fewer than 2 tokens or with sentinels in them, a
         tokenizer without sentinels or with too few for a piece, and a max_length without positions.
         """
-        check_length(self.max_length, positions, room)
+        check_length(self.max_length, positions, positions_taken)
         sentinels = sentinels_of(tokenizer, self.sentinels or None)
         ends = ends_of(tokenizer, joined)
         cut = cut_documents(text_column(rows, self.text[0]), tokenizer, self.size(ends))

@@ -1,4 +1,4 @@
-"""Rows to what a language model reads and what it has to write: plain templates, Alpaca's form, chat templates."""
+"""Prompt formats: plain templates, Alpaca's format, and chat templates of tokenizers."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ ALPACA = (
 )
 PAIRED = ", paired with an input that provides further context"
 PRESETS = ("plain", "alpaca", "chat")
-"""Forms of a prompt by name; anything else is a template with columns in braces."""
+"""Prompt formats by name; any other prompt is a template with columns in braces."""
 
 Message = Mapping[str, str]
+"""A message of a conversation: `role` and `content`."""
+
+PLACEHOLDER = "\ue000answer\ue000"
+"""Stands for an answer in a chat template, to find its position."""
 
 
-SENTINEL = "\ue000answer\ue000"
-"""Stands for an answer, to see where a chat template puts it."""
-
-
-class Said(NamedTuple):
-    """An answer of the assistant in a chat template's text: its characters, and where its end token ends."""
+class AnswerSpan(NamedTuple):
+    """An answer of the assistant in the text of a chat template, in characters."""
 
     start: int
     end: int
     stop: int
+    """End of the special token that ends the answer."""
 
 
-def plain(texts: Sequence[str]) -> str:
-    """The columns, a line each."""
+def plain_prompt(texts: Sequence[str]) -> str:
+    """The columns, one per line."""
     return "".join(f"{text}\n" for text in texts)
 
 
-def alpaca(texts: Sequence[str]) -> str:
-    """Alpaca's form (https://github.com/tatsu-lab/stanford_alpaca): an instruction, maybe an input."""
+def alpaca_prompt(texts: Sequence[str]) -> str:
+    """Alpaca's format (https://github.com/tatsu-lab/stanford_alpaca): an instruction, maybe an input."""
     instruction, *more = texts
-    given = "\n".join(text for text in more if text.strip())
-    return ALPACA.format(
-        paired=PAIRED if given else "", instruction=instruction, input=f"### Input:\n{given}\n\n" if given else ""
-    )
+    context = "\n".join(text for text in more if text.strip())
+    section = f"### Input:\n{context}\n\n" if context else ""
+    return ALPACA.format(paired=PAIRED if context else "", instruction=instruction, input=section)
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
+def fill_template(template: str, values: Mapping[str, str]) -> str:
     """A template with columns in braces, as `Question: {question}\\nAnswer:`."""
     return template.format(**values)
 
 
 def check_template(template: str, columns: Sequence[str]) -> list[str]:
-    """What is wrong with a template of the user's: columns it does not name or does not know."""
+    """What is wrong with a custom template: no column in braces, or an unknown one."""
     try:
-        named = [
+        used = [
             name
             for _, field, spec, _ in Formatter().parse(template)
             if field is not None
@@ -64,10 +64,10 @@ def check_template(template: str, columns: Sequence[str]) -> list[str]:
         ]
     except ValueError as error:
         return [f"the prompt {template!r} is no template: {error}"]
-    if not named:
+    if not used:
         near = nearest(template, PRESETS)
-        return [f"the prompt {template!r} names no column in braces{near}; or choose one of {', '.join(PRESETS)}"]
-    unknown = [name for name in named if name not in columns]
+        return [f"the prompt {template!r} names no column in braces{near}; presets: {', '.join(PRESETS)}"]
+    unknown = [name for name in used if name not in columns]
     return [
         f"the prompt names {{{name}}}{nearest(name, columns)}; its columns: {', '.join(columns)}" for name in unknown
     ]
@@ -76,44 +76,44 @@ def check_template(template: str, columns: Sequence[str]) -> list[str]:
 # ---- chats
 
 
-def last_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[str, Said]:
-    """The text of a conversation that ends with an answer, and where in it that stands.
+def last_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[str, AnswerSpan]:
+    """The text of a conversation that ends with an answer, and the span of that answer.
 
-    An answer is all that the model has to write behind its prompt, even where the template adds to what was said.
-    Raises DeltatuneError for a template that leaves out part of what the assistant says.
+    The answer is all that the model has to generate after the prompt, with what the template adds to the message.
+    Raises DeltatuneError for a template that leaves out part of the assistant's message.
     """
     content = messages[-1]["content"]
     text = _rendered(messages, tokenizer, prompt=False)
-    found, tail = _rendered([*messages[:-1], {"role": "assistant", "content": SENTINEL}], tokenizer, False).partition(
-        SENTINEL
-    )[1:]
+    separator, tail = _rendered(
+        [*messages[:-1], {"role": "assistant", "content": PLACEHOLDER}], tokenizer, False
+    ).partition(PLACEHOLDER)[1:]
     end = len(text) - len(tail)
     shown = content if text[:end].endswith(content) else content.strip()
-    if not found or not text.endswith(tail) or not text[:end].endswith(shown):
+    if not separator or not text.endswith(tail) or not text[:end].endswith(shown):
         raise DeltatuneError(
-            f"this tokenizer's chat template does not show what the assistant says as it is: {content[:80]!r}; change "
-            "it in the data (templates leave out thoughts, for one), or set another tokenizer.chat_template"
+            f"this tokenizer's chat template changes the assistant's message {content[:80]!r}: change it in the data "
+            "(some templates leave out thoughts), or set another tokenizer.chat_template"
         )
-    start, before = end - len(shown), _rendered(messages[:-1], tokenizer, prompt=True)
-    start = len(before) if text.startswith(before) and len(before) <= start else start
-    return text, Said(start, end, end + len(end_of_turn(tail, tokenizer)))
+    start, prompt = end - len(shown), _rendered(messages[:-1], tokenizer, prompt=True)
+    start = len(prompt) if text.startswith(prompt) and len(prompt) <= start else start
+    return text, AnswerSpan(start, end, end + len(end_of_turn(tail, tokenizer)))
 
 
-def earlier_answers(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[Said] | None:
-    """Where in a prompt's text the assistant's answers stand; None where the template rewrites earlier turns."""
+def earlier_answers(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[AnswerSpan] | None:
+    """The spans of the assistant's answers in a prompt; None where the template rewrites earlier turns."""
     text = chat_prompt(messages, tokenizer)
-    found = []
+    spans = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            then, said = last_answer(messages[: i + 1], tokenizer)
-            if not text.startswith(then[: said.stop]):
+            conversation, span = last_answer(messages[: i + 1], tokenizer)
+            if not text.startswith(conversation[: span.stop]):
                 return None
-            found.append(said)
-    return found
+            spans.append(span)
+    return spans
 
 
 def chat_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The conversation up to where the assistant writes."""
+    """The text of a conversation up to the assistant's next answer."""
     check_chat(tokenizer)
     return _rendered(messages, tokenizer, prompt=True)
 
@@ -140,18 +140,18 @@ def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, p
 
 
 def end_of_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The special token that ends an answer in a chat template's text behind it; "" where there is none."""
+    """The special token at the start of the text after an answer; "" where there is none."""
     special = [token for token in tokenizer.get_added_vocab() if token]
-    found = [match for token in special if (match := re.match(rf"\s*{re.escape(token)}", text))]
-    return max((match.group() for match in found), key=len, default="")
+    matches = [match for token in special if (match := re.match(rf"\s*{re.escape(token)}", text))]
+    return max((match.group() for match in matches), key=len, default="")
 
 
-def messages_of(value: Any, where: str) -> list[Message]:
-    """A conversation, checked. Raises DeltatuneError naming what is wrong."""
+def check_messages(value: Any, where: str) -> list[Message]:
+    """The messages of a conversation. Raises DeltatuneError where it is none."""
     if not isinstance(value, (list, tuple)) or not value:
         raise DeltatuneError(f"{where} is no conversation: a list of messages with role and content is needed")
     for message in value:
-        lacking = not isinstance(message, Mapping) or {"role", "content"} - set(message)
-        if lacking or not isinstance(message["content"], str):
+        incomplete = not isinstance(message, Mapping) or {"role", "content"} - set(message)
+        if incomplete or not isinstance(message["content"], str):
             raise DeltatuneError(f"{where} has a message without role and content: {str(message)[:80]}")
     return list(value)

@@ -58,7 +58,7 @@ def test_every_kind_needs_rows():
 def test_rows_in_two_splits():
     for data in (tagging_data(), qa_data(), generation_data(), text_data()):
         found = remarks(with_row(data, data.train[0], "test"))
-        assert found == ["1 of 121 test rows (121) also occur in train: scores on them show memory."]
+        assert found == ["1 of 121 test rows (121) also occur in train: scores on them measure memory."]
 
 
 # --- tags ---
@@ -86,7 +86,7 @@ def test_entities_that_do_not_begin():
     data = tagging_data()
     for tags in (["I-per", "O"], ["B-loc", "I-per"], ["O", "E-per"]):
         found = remarks(with_row(data, {"tokens": ["a", "b"], "tags": tags}))
-        assert any("begins with I-, none with B- before it, in 1 row (121)" in remark for remark in found), tags
+        assert any("an entity begins without a B- tag in 1 row (121)" in remark for remark in found), tags
     good = {"tokens": list("abcd"), "tags": ["B-per", "I-per", "I-per", "O"]}
     assert remarks(with_row(data, good)) == []
     plain = [{**row, "tags": ["O", "O", "I-per"]} for row in data.train]
@@ -105,7 +105,7 @@ def test_words_of_white_space():
 def test_faults_of_answers():
     row = {"question": "Who?", "context": "So Bo left.", "answers": [{"text": "Bo", "start": 2}]}
     assert problems(with_row(qa_data(), row, "test")) == [
-        "test: the start of an answer is wrong in 1 row (121): 'Bo' should start at 2, where ' B' stands; "
+        "test: the start of an answer is wrong in 1 row (121): 'Bo' should start at 2, where the context has ' B'; "
         "it is found at 3. Correct it, or leave it out: it is searched for."
     ]
     assert "'question' has no text in 1 row (121)" in problems(with_row(qa_data(), {**row, "question": ""}))[0]

@@ -88,8 +88,8 @@ def test_repeated_texts():
     data = make()
     data = dataclasses.replace(data, test=data.test[3:] + data.train[:2] + data.validation[:1])
     assert remarks(data) == [
-        "2 of 120 test rows (118, 119) also occur in train: scores on them show memory.",
-        "1 of 120 test rows (120) also occur in validation: scores on them show memory.",
+        "2 of 120 test rows (118, 119) also occur in train: scores on them measure memory.",
+        "1 of 120 test rows (120) also occur in validation: scores on them measure memory.",
     ]
 
 
@@ -160,5 +160,5 @@ def test_label_in_the_text():
     leaking = [{**row, "text": f"{row['label'].upper()}: {row['text']}"} for row in renamed]
     assert remarks(dataclasses.replace(data, train=renamed)) == []
     assert remarks(dataclasses.replace(data, train=leaking)) == [
-        "the label itself stands in the text of 100% of the train rows: does it leak?"
+        "the label itself occurs in the text of 100% of the train rows: does it leak?"
     ]

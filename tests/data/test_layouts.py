@@ -116,7 +116,7 @@ def test_an_answer_that_occurs_twice_is_noted(tmp_path):
     ("answers", "part"),
     [
         ([{"text": "bo", "start": 3}], "an answer is not in its context in 1 row (61): 'bo'"),
-        ([{"text": "Bo", "start": 4}], "'Bo' should start at 4, where 'o ' stands; it is found at 3"),
+        ([{"text": "Bo", "start": 4}], "'Bo' should start at 4, where the context has 'o '; it is found at 3"),
         ([{"text": " ", "start": 2}], "an answer has no text"),
         (None, "column 'answers' holds no answers in 1 row (61): None"),
         ([3], "column 'answers' holds no answers in 1 row (61): [3]"),

@@ -75,7 +75,7 @@ def _rows_in_two_splits(data: Data) -> list[str]:
             numbers = first_few([str(number) for number in shared])
             sentences.append(
                 f"{len(shared)} of {len(keys[split])} {split} rows ({numbers}) also occur in {other}: "
-                "scores on them show memory."
+                "scores on them measure memory."
             )
     return sentences
 

@@ -24,13 +24,13 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw"]
 """What the label of a row is.
 
-classes     a class name (single-label classification)
-number      a number (regression)
-many        any number of class names (multilabel classification)
-tags        a tag for each token
-span        the answers, as pieces of the context
-text        an output text
-raw         nothing: the text itself is learned
+- `classes`: a class name (single-label classification)
+- `number`: a number (regression)
+- `many`: any number of class names (multilabel classification)
+- `tags`: a tag for each token
+- `span`: the answers, as spans of the context
+- `text`: an output text
+- `raw`: nothing, the text itself is learned
 """
 
 TASK_OF: dict[LabelKind, TaskName] = {

@@ -1,7 +1,7 @@
-"""The built-in data: the documentation of the Python that runs it. No download, no licence question, on every machine.
+"""The built-in data: the documentation of the running Python, which needs no download and no licence.
 
-A row is the first paragraph of the docstring of one public function, class or method of the standard library; its label
-is the area its module belongs to. Rows differ a little between versions and platforms: compare scores within one.
+A row is the first paragraph of the docstring of one public function, class or method of the standard library. Its label
+is the area of its module. Rows differ a little between versions and platforms: compare scores within one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ AREAS: dict[str, str] = {
         tokenize types typing venv zipapp zipimport
     """,
 }
-"""Area -> standard modules, their submodules included. What is under no name here is left out."""
+"""Area -> modules of the standard library, their submodules included. Other modules are left out."""
 
 DEFINED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "os": ("posix", "nt"),
@@ -63,10 +63,12 @@ DEFINED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "collections": ("_collections_abc",),
     "importlib": ("_frozen_importlib", "_frozen_importlib_external"),
 }
-"""Modules that define what another module publishes, where the name does not show it."""
+"""Module -> other modules that define its public names, where their names do not show it."""
 
-MIN_LENGTH, MAX_LENGTH = 20, 400  # characters
-SHARES = (0.7, 0.1, 0.2)  # train, validation, test: the test split must tell methods apart
+MIN_LENGTH, MAX_LENGTH = 20, 400
+"""Characters of a row."""
+SHARES = (0.7, 0.1, 0.2)
+"""Of train, validation and test. The test split is large, to tell methods apart."""
 
 SIGNATURE = re.compile(r"^[\w.]+\s*\([^\n]*?\)(?:\s*(?:->|--|=>)\s*(?P<result>.*)|\s*:?)$")
 
@@ -76,7 +78,7 @@ def rows() -> tuple[dict[str, str], ...]:
     """Every distinct row, `{"text", "label", "name"}`, sorted by name.
 
     Collected in a fresh interpreter without site-packages: libraries patch the standard library when they are imported
-    (transformers gives `logging.Logger` new methods), and importing all of it would have its own effects here.
+    (transformers gives `logging.Logger` new methods), and importing all of it has side effects.
     """
     command = [sys.executable, "-I", "-S", "-W", "ignore", __file__]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
@@ -84,9 +86,9 @@ def rows() -> tuple[dict[str, str], ...]:
 
 
 def collect() -> list[dict[str, str]]:
-    """The rows as this interpreter has them; imports the modules in `AREAS`."""
+    """The rows of this interpreter; imports the modules in `AREAS`."""
     areas = {prefix: area for area, names in AREAS.items() for prefix in names.split()}
-    found: dict[str, dict[str, str]] = {}
+    row_of: dict[str, dict[str, str]] = {}
     conflicts: set[str] = set()
     for name, thing in sorted(
         _documented(sorted({prefix.split(".")[0] for prefix in areas})), key=lambda pair: pair[0]
@@ -95,10 +97,10 @@ def collect() -> list[dict[str, str]]:
         area = _area(name, areas)
         if area is None or len(text) < MIN_LENGTH:
             continue
-        if found.setdefault(text, {"text": text, "label": area, "name": name})["label"] != area:
+        if row_of.setdefault(text, {"text": text, "label": area, "name": name})["label"] != area:
             conflicts.add(text)
-    kept = [row for text, row in found.items() if text not in conflicts]
-    return sorted(kept, key=lambda row: row["name"])
+    rows_of_one_area = [row for text, row in row_of.items() if text not in conflicts]
+    return sorted(rows_of_one_area, key=lambda row: row["name"])
 
 
 def paragraph(doc: object) -> str:
@@ -112,7 +114,7 @@ def paragraph(doc: object) -> str:
         result = match["result"] or "" if match else result
         if (
             result and lines and lines[0][:1].islower() and not SIGNATURE.match(lines[0])
-        ):  # "D.pop(k) -> v, remove the key and" goes on in the next line
+        ):  # "D.pop(k) -> v, remove the key and" continues in the next line
             lines.insert(0, result)
             break
     text = " ".join(("\n".join(lines).split("\n\n")[0] or result).split())
@@ -151,7 +153,7 @@ def _documented(roots: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _defines(module: ModuleType, thing: object) -> bool:
-    """Whether a function or class belongs to this module's family: an imported one counts where it comes from."""
+    """Whether a function or class is defined in the family of this module, not imported from another one."""
     if not (inspect.isroutine(thing) or inspect.isclass(thing)):
         return False
     owner = getattr(thing, "__module__", None) or getattr(getattr(thing, "__self__", None), "__name__", "")

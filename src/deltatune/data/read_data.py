@@ -1,4 +1,4 @@
-"""`read`: a source and the names of its columns -> `Data`, rows in three splits, checked, with a note on every guess.
+"""`read`: a source and the names of its columns -> `Data`, checked rows in three splits with a note on every inference.
 
 source -> splits -> task -> columns -> converted rows -> missing splits -> checks
 """
@@ -36,23 +36,22 @@ def read(
 ) -> Data:
     """Read data, make the splits that are missing, and check everything before anything is trained.
 
-    source      a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, CoNLL-U, SQuAD's JSON, plain text); a folder with files
-                named train, dev (val, valid, validation) and test, or of plain texts, or with a folder for each class;
-                a data set of the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the built-in data
-    text        the text columns
-    label       the label column, or with commas between them the columns of several classes a row, which hold 1 or 0
-    kind        what a label is, where the guess is wrong: "classes", "many" or "number"
-    task        classify, regression, tag, span, generate or lm
-    validation  a further file for this split
-    test        a further file for this split
-    limit       training rows to keep, the first by hash of their text
-    strict      False returns the rows that can be used, with everything that is wrong in `Data.problems`
+    - `source`: a file (CSV, TSV, JSONL, JSON, Parquet, CoNLL, CoNLL-U, SQuAD's JSON, plain text); a folder with files
+      named train, dev (val, valid, validation) and test, or of plain texts, or with a folder for each class; a data set
+      of the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the built-in data.
+    - `text`: the text columns.
+    - `label`: the label column; or the columns of several classes, which hold 1 or 0, with commas between them.
+    - `kind`: the type of the labels, where the inferred one is wrong: "classes", "many" or "number".
+    - `task`: classify, regression, tag, span, generate or lm.
+    - `validation`, `test`: further files for these splits.
+    - `limit`: the number of training rows to keep, the first by hash of their text.
+    - `strict`: False returns the rows that can be used, and lists in `Data.problems` what is wrong with the others.
 
-    What is not named is inferred where there is no doubt; `Data.notes` has every guess. Text and label columns of the
-    returned rows have the form that `Data.kind` says; other columns are unchanged.
+    What is not given is inferred where there is no doubt; `Data.notes` has every inference. Text and label columns of
+    the returned rows have the form that `Data.kind` names; other columns are unchanged.
 
-    Raises DeltatuneError with everything that is wrong, at once. Where nothing can be read (no such file, columns that
-    are not clear) it does so whatever `strict` is.
+    Raises DeltatuneError listing everything that is wrong. With `strict=False` it does so only where nothing can be
+    read: no such file, columns that are not clear.
     """
     if limit is not None and limit < 1:
         raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")

@@ -174,7 +174,7 @@ def _alternatives(files: Sequence[Path]) -> str:
 
 
 def _match_splits(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Split -> the one of `names` that stands for it, and a problem where two do."""
+    """Split -> the one of `names` that means it, and a problem where two do."""
     names = set(names)
     matches: dict[str, str] = {}
     problems = []

@@ -16,7 +16,7 @@ from deltatune.data.columns.column_values import column_examples
 from deltatune.data.dataset import Row, TaskName, columns_of
 
 UNAMBIGUOUS = {"tags", OUTPUT, MESSAGES}
-"""Labels that are meant even where others stand beside them."""
+"""Labels that are chosen even where there are others beside them."""
 
 
 @dataclass(frozen=True)

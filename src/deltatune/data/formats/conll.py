@@ -12,7 +12,7 @@ COMMENT = re.compile(r"#\s*([\w.:-]+\s*=|newdoc|newpar)")  # "# sent_id = 3": a 
 DOCUMENT_START = "-DOCSTART-"
 TAG = re.compile(r"O|[BIES]-\S+")
 
-FIX = "A line is a token and its tag, separated by a tab or by blanks; other columns may stand between the two."
+FIX = "A line is a token and its tag, separated by a tab or by blanks; other columns may be between the two."
 
 
 def read_conll(path: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""CSV and TSV files: a header line with the column names, then one row a line."""
+"""CSV and TSV files: a header line with the column names, then one row per line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deltatune.data.formats.file_format import FileFormat, raise_malformed, read
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
-CSV_FIX = "A text with a comma or a line break in it must stand in double quotes."
-TSV_FIX = "A tab separates fields; it cannot stand in a text without double quotes."
+CSV_FIX = "A text with a comma or a line break in it must be in double quotes."
+TSV_FIX = "A tab separates fields; a text with a tab in it must be in double quotes."
 
 
 def read_csv(path: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""JSON Lines, one object a line; and JSON, a list of objects. An object is a row."""
+"""JSON Lines, one object per line; and JSON, a list of objects. An object is a row."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LINES_FIX = 'Each line must be one object such as {"text": "...", "label": "..."
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """One JSON object a line; blank lines are skipped."""
+    """One JSON object per line; blank lines are skipped."""
     return _json_lines(path, read_text(path))
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
     rows: list[Row] = []
     problems = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a JSON string
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may occur inside a JSON string
         if not line.strip():
             continue
         try:
@@ -37,7 +37,7 @@ def _json_lines(path: Path, text: str) -> list[Row]:
 
 
 def read_json(path: Path) -> list[Row]:
-    """A JSON list of objects. One object a line, which some tools name .json, is read as JSON Lines."""
+    """A JSON list of objects. One object per line, which some tools name .json, is read as JSON Lines."""
     text = read_text(path)
     try:
         value = json.loads(text)

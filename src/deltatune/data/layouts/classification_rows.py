@@ -26,8 +26,8 @@ MIN_LEAK_LENGTH = 3
 def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Converted:
     """Labels as class names, lists of them or numbers, in all rows that have text and label.
 
-    The kind of all labels together is the only one of `kinds`, or inferred; what is inferred and not allowed is
-    classes.
+    The kind is inferred from all labels together, unless `kinds` has only one. Where the inferred kind is not among
+    `kinds`, the labels are classes.
     """
     label, notes = columns.label, []
     forced = kinds[0] if len(kinds) == 1 else None
@@ -89,7 +89,7 @@ def problems(data: Data) -> list[str]:
 
 
 def remarks(data: Data) -> list[str]:
-    """Equal texts with different labels, classes of different size, labels that stand in the text."""
+    """Equal texts with different labels, classes of different size, labels that occur in the text."""
     return (
         _contradictions(data)
         + (_imbalance(data) if data.kind == "classes" else [])
@@ -163,7 +163,7 @@ def _leak(data: Data) -> list[str]:
         for row in data.train
     )
     rate = leaking / max(1, len(data.train))
-    sentence = f"the label itself stands in the text of {rate:.0%} of the train rows: does it leak?"
+    sentence = f"the label itself occurs in the text of {rate:.0%} of the train rows: does it leak?"
     return [sentence] if rate > LEAK else []
 
 

@@ -31,7 +31,7 @@ ROLES = {
 """Role in a file -> role of the returned messages."""
 
 FORM_FIX = 'A message is {"role": "user", "content": "..."}, or {"from": "human", "value": "..."}.'
-TURN_FIX = "Its last turn is what is learned: add one."
+TURN_FIX = "The last assistant turn is what is learned: add one."
 
 
 def convert_chats(rows: Sequence[Row], split: str, column: str, labelled: bool = True) -> ConvertedRows:

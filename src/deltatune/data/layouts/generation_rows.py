@@ -201,7 +201,7 @@ def _copies(data: Data, split: str, rows: list[Row]) -> list[str]:
     if len(inside) > COPIED * len(rows):
         share = f"{len(inside) / len(rows):.0%}"
         sentences.append(
-            f"{split}: the output stands in the input word for word in {share} of the rows, {in_rows(inside)}."
+            f"{split}: the input contains the output word for word in {share} of the rows, {in_rows(inside)}."
         )
     return sentences
 

@@ -160,7 +160,7 @@ BETWEEN = ","
 
 
 def indicator_columns(rows: Sequence[Row], label: str | None) -> list[str]:
-    """The columns that a label stands for, where it is several column names with commas between them; else none.
+    """The columns of a label that is several column names with commas between them; else none.
 
     Raises DeltatuneError where some of the names are columns and others are not.
     """

@@ -41,7 +41,7 @@ class Converted:
     notes: list[str] = field(default_factory=list)
     """What was inferred or changed."""
     checkable: bool = True
-    """Whether the converted rows stand for their splits; False where the labels of a split could not be converted."""
+    """Whether whole splits can be checked; not where the labels of a split could not be converted."""
 
 
 ConvertRows = Callable[[Sequence[Row], str, Sequence[str], str | None], ConvertedRows]

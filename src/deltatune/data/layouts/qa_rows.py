@@ -107,10 +107,10 @@ def _add_fault(answer: Answer, context: str, number: int, problems: RowProblems)
     if not text.strip():
         problems.add(number, "an answer has no text", "Where the context does not say, answers is [].")
     elif text not in context:
-        problems.add(number, "an answer is not in its context", "Copy it as it stands there.", short(text))
+        problems.add(number, "an answer is not in its context", "Copy it exactly from there.", short(text))
     else:
-        actual = short(context[start : start + len(text)])
-        example = f"{short(text)} should start at {start}, where {actual} stands; it is found at {context.find(text)}"
+        actual, found_at = short(context[start : start + len(text)]), context.find(text)
+        example = f"{short(text)} should start at {start}, where the context has {actual}; it is found at {found_at}"
         fix = "Correct it, or leave it out: it is searched for."
         problems.add(number, "the start of an answer is wrong", fix, example)
 
@@ -153,8 +153,8 @@ def remarks(data: Data) -> list[str]:
         ]
         if repeated:
             sentences.append(
-                f"{split}: an answer stands at several places of its context in {in_rows(repeated)}; "
-                "the one that is given is learned."
+                f"{split}: an answer occurs at several places of its context in {in_rows(repeated)}; "
+                "the given place is learned."
             )
     return sentences
 

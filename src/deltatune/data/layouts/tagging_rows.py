@@ -85,15 +85,15 @@ def remarks(data: Data) -> list[str]:
         for number, row in enumerate(rows, start=1):
             place = _inside_without_begin(row[data.label])
             if place and has_begin:
-                fault = "an entity begins with I-, none with B- before it,"
-                faults.add(number, fault, "It is scored as if it began.", place)
+                fault = "an entity begins without a B- tag"
+                faults.add(number, fault, "It is scored as a new entity.", place)
             blank = [token for token in row[data.text[0]] if not token.strip()]
             if blank:
                 fault = "there are words of white space alone"
                 faults.add(number, fault, "A model sees nothing there.", short(blank[0]))
         sentences += faults.sentences()
     if not has_begin and any(tag.startswith(INSIDE) for tag in data.labels):
-        sentences.append("no tag begins with B-: two entities of one type side by side count as one.")
+        sentences.append("no tag begins with B-: adjacent entities of one type count as one.")
     return sentences
 
 

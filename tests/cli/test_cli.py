@@ -266,7 +266,7 @@ def test_predict_keeps_the_order(trained):
 def test_predict_says_how_many_texts_were_cut(trained):
     done = ran("predict", "--adapter", trained, stdin="good " * 40 + "\ngood\n")
     assert len(objects(done)) == 2
-    assert done.err.startswith("1 texts were cut")
+    assert done.err.startswith("1 text truncated")
 
 
 def test_predict_reads_tables(trained, tmp_path):

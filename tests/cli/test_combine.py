@@ -30,7 +30,7 @@ def test_a_weighted_sum_is_what_the_route_does_live(world, tiny_folder, tmp_path
         "combine", world / "one", world / "two", "--weights", "0.5,-0.25", "--head", "mean", "--out", tmp_path / "sum"
     )
     assert done.code == 0, done.err
-    assert "nothing: exact" in done.out
+    assert "none: exact" in done.out
     scored = ran("evaluate", "--adapter", tmp_path / "sum", "--data", world / "data", "--json")
     assert scored.code == 0, scored.err
     assert 0 <= json.loads(scored.out)["scores"]["accuracy"] <= 1
@@ -56,19 +56,19 @@ def test_ties_at_a_rank_says_what_was_lost(world, tmp_path):
         *("--head", world / "two", "--out", tmp_path / "ties"),
     )
     assert done.code == 0, done.err
-    assert "% of the change (norm); most at layers." in " ".join(done.out.split())
+    assert "% of the change (norm); largest at layers." in " ".join(done.out.split())
     assert "LoRA(r=1" in done.out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "--head must say whose classifier"),
+        ((), "--head must choose the classification head"),
         (("--head", "three"), "no such folder here"),
-        (("--head", "mean", "--weights", "1"), "1 for 2 adapters"),
+        (("--head", "mean", "--weights", "1"), "1 weights for 2 adapters"),
         (("--head", "mean", "--weights", "a,b"), "write numbers"),
-        (("--head", "mean", "--how", "ties"), "say the rank of the result"),
-        (("--head", "mean", "--how", "svd", "--rank", "x"), "a number, or full"),
+        (("--head", "mean", "--how", "ties"), "set a rank, such as rank=8"),
+        (("--head", "mean", "--how", "svd", "--rank", "x"), "must be a number or full"),
         (("--head", "mean", "--how", "dare"), "needs a density"),
         (("--head", "mean", "--how", "ties", "--rank", "2", "--scope", "layer"), "it is model or tensor"),
     ],

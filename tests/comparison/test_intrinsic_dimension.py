@@ -253,4 +253,4 @@ def test_interrupted(tiny_folder, data, tmp_path, monkeypatch):
     monkeypatch.setattr(cells.CellRunner, "train", stop)
     done = ran("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--out", tmp_path / "out")
     assert done.code == 130
-    assert "the same command goes on" in done.err
+    assert "the same command resumes" in done.err

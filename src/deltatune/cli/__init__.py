@@ -1,4 +1,4 @@
-"""The command line, a file a command. Importing it imports no torch: commands do, when they run."""
+"""The command line, one file per command. Importing it does not import torch; commands do when they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `deltatune` with these arguments (by default the process's own) and return its exit code.
 
-    0 done, 1 unexpected failure, 2 a mistake that the user can mend, 130 interrupted.
+    0 success, 1 unexpected failure, 2 a mistake that the user can fix, 130 interrupted.
     """
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:

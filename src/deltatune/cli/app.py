@@ -1,4 +1,4 @@
-"""The commands in one place, and what holds for all of them: help, version, debugging."""
+"""The command-line application: its commands, and their common options for help, version and debugging."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def start(
         bool, typer.Option("--debug", help="Show tracebacks and warnings; DELTATUNE_DEBUG=1 does too.")
     ] = False,
 ) -> None:
-    """What comes before a command."""
+    """Options before a command."""
     if version:
         print(f"deltatune {metadata.version('deltatune')}")
         raise typer.Exit
@@ -73,19 +73,19 @@ def start(
         print(context.get_help())
     elif context.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DeltatuneError(
-            f"`deltatune {context.invoked_subcommand}` runs in one process; of the commands torchrun and accelerate "
-            "can start `deltatune train` alone"
+            f"`deltatune {context.invoked_subcommand}` runs in one process; torchrun and accelerate can only start "
+            "`deltatune train`"
         )
 
 
 def run(argv: list[str]) -> int:
     """Run a command line and return the exit code."""
     debug = "--debug" in argv or os.environ.get("DELTATUNE_DEBUG", "") not in ("", "0")
-    argv = [word for word in argv if word != "--debug"]  # it may stand anywhere
+    argv = [word for word in argv if word != "--debug"]  # it may be anywhere
     command = typer.main.get_command(app)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? in their place
+            stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? instead
     code = run_guarded(lambda: command.main(args=argv, prog_name="deltatune", standalone_mode=False), debug)
     sys.stdout.flush()
     return code

@@ -12,7 +12,7 @@ from deltatune.cli.ui.help_screen import fields_of
 from deltatune.core.errors import DeltatuneError
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
-"""Groups of options in the help."""
+"""Groups of options on the help screen."""
 
 SETTINGS = fields_of("training/settings.py", "Settings")
 HEAD = fields_of("tasks/heads.py", "HeadConfig")
@@ -20,8 +20,12 @@ TASK = fields_of("tasks/classification.py", "Classify")
 GENERATE = fields_of("tasks/generation.py", "Generate")
 
 
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
 def option(*names: str, panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """A typer option of a group; `[...]` in its help is text."""
+    """A typer option of a group."""
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 
@@ -39,18 +43,21 @@ SOURCE = (
     "A CSV, TSV, JSONL, JSON, Parquet, CoNLL(-U) or text file, a folder with train, dev and test files or of texts, "
     "the name of a data set on the hub, or python-docs (the documentation of this Python: texts from ten areas)."
 )
+Data = Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)]
 Kind = Annotated[
     str | None,
     option(
         "--task",
         panel=DATA,
         metavar="KIND",
-        help="classify, regression, tag, span, generate or lm. By default what the columns show.",
+        help="classify, regression, tag, span, generate or lm. Default: inferred from the columns.",
     ),
 ]
 Text = Annotated[
     list[str] | None,
-    option("--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Guessed if clear."),
+    option(
+        "--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Default: inferred."
+    ),
 ]
 Label = Annotated[
     str | None,
@@ -58,7 +65,7 @@ Label = Annotated[
         "--label",
         panel=DATA,
         metavar="COLUMN",
-        help="The label column, or A,B,C: a column for each of several classes. Guessed if clear.",
+        help="The label column, or A,B,C: a column for each of several classes. Default: inferred.",
     ),
 ]
 Limit = Annotated[int | None, option("--limit", panel=DATA, metavar="ROWS", help="Train on this many rows only.")]
@@ -69,7 +76,7 @@ MaxLength = Annotated[
         panel=DATA,
         metavar="TOKENS",
         help=f"{TASK['max_length'].help}. "
-        f"By default {TASK['max_length'].default} (spans 384, generation 512), or less if the model takes less.",
+        f"Default: {TASK['max_length'].default} (spans 384, generation 512), or what the model and the method allow.",
     ),
 ]
 Metric = Annotated[
@@ -78,9 +85,9 @@ Metric = Annotated[
         "--metric",
         panel=DATA,
         metavar="NAME",
-        help="What counts: accuracy, f1, f1_macro, f1_micro or matthews; for numbers pearson, spearman or mse; for "
-        "spans f1 or em; for written text rougeL, bleu, meteor, chrf, em and others; for raw text perplexity or "
-        "bits_per_char. By default the first of them.",
+        help="Primary metric. Classes: accuracy, f1, f1_macro, f1_micro or matthews; numbers: pearson, spearman or "
+        "mse; spans: f1 or em; generation: rougeL, bleu, meteor, chrf, em and others; raw text: perplexity or "
+        "bits_per_char. Default: the first of them.",
     ),
 ]
 Prompt = Annotated[
@@ -89,7 +96,7 @@ Prompt = Annotated[
         "--prompt",
         panel=DATA,
         metavar="FORM",
-        help="Of generation: plain, alpaca, chat (the model's own template), or a text with columns in braces.",
+        help="Prompt for generation: plain, alpaca, chat (the model's template), or a text with columns in braces.",
     ),
 ]
 NewTokens = Annotated[
@@ -98,14 +105,20 @@ NewTokens = Annotated[
         "--new-tokens",
         panel=DATA,
         metavar="NUMBER",
-        help="Of generation: longest answer in tokens. By default what the training answers need.",
+        help="Longest generated answer in tokens. Default: estimated from the lengths of the training answers.",
     ),
 ]
 Beams = Annotated[
     int | None,
-    option("--beams", panel=DATA, metavar="NUMBER", help=f"Of generation: {GENERATE['beams'].help}."),
+    option("--beams", panel=DATA, metavar="NUMBER", help=f"Generation: {_lower(GENERATE['beams'].help)}."),
 ]
-BUDGET = "Parameters that may be trained: a share of the model such as 0.5%, or a number such as 300k."
+BUDGET = "Number of trainable parameters: a share of the model such as 0.5%, or a number such as 300k."
+EpochsOrDefault = Annotated[
+    float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
+]
+BatchSizeOrDefault = Annotated[
+    int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
+]
 Epochs = Annotated[float, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")]
 BatchSize = Annotated[
     int, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
@@ -120,8 +133,16 @@ Precision = Annotated[
         "--precision", panel=TRAINING, metavar="KIND", help=f"auto, float32 or bfloat16. {SETTINGS['precision'].help}."
     ),
 ]
+PrecisionOrDefault = Annotated[
+    str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
+]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead.")]
-Adapter = Annotated[str, option("--adapter", "-a", panel=DATA, metavar="FOLDER", help="The folder that train wrote.")]
+Adapter = Annotated[
+    str,
+    option(
+        "--adapter", "-a", panel=DATA, metavar="FOLDER", help="A trained adapter, or the folder of its training run."
+    ),
+]
 OtherModel = Annotated[
     str | None,
     option(
@@ -129,22 +150,23 @@ OtherModel = Annotated[
         "-m",
         panel=DATA,
         metavar="MODEL",
-        help="The model, where it is not at the place it was trained from.",
+        help="The base model, if it was moved since training.",
     ),
 ]
 OtherBase = Annotated[
     bool,
     option(
-        "--other-base", panel=DATA, help="Accept a model of the same shape with other weights than it was trained on."
+        "--other-base", panel=DATA, help="Accept a base model of the same shape with other weights than at training."
     ),
 ]
-Answering = Annotated[
+InferenceFields = Annotated[
     list[str] | None,
     option(
         "--set",
         panel=DATA,
         metavar="NAME=VALUE",
-        help="How it answers: of generation beams, new_tokens, temperature, top_p and others, of spans threshold.",
+        help="A field of the task that may change after training: beams, new_tokens, temperature, top_p and others for "
+        "generation, threshold for spans.",
     ),
 ]
 Pooling = Annotated[
@@ -153,11 +175,11 @@ Pooling = Annotated[
         "--pooling",
         panel=METHOD,
         metavar="KIND",
-        help=f"mean, cls, last or pooler: what the classifier reads. {HEAD['pooling'].help}. "
-        "By default mean, for models that read from left to right last.",
+        help=f"Input of the classifier: mean, cls, last or pooler. {HEAD['pooling'].help}. "
+        "Default: mean; last for decoders.",
     ),
 ]
-Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help} (by default not).")]
+Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help}.")]
 
 
 def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`deltatune combine`: one adapter out of several trained ones."""
+"""`deltatune combine`: combine several trained adapters into one."""
 
 from __future__ import annotations
 
@@ -18,55 +18,78 @@ if TYPE_CHECKING:
     from deltatune.core.host import Host
     from deltatune.store.arithmetic.task_arithmetic import Combined
 
-SUM = "How"
-"""Group of options in the help."""
+COMBINATION = "Combination"
+"""Group of options on the help screen."""
 WORST = 3
-"""Sites whose error is shown."""
+"""Number of sites whose error is printed."""
 
 
 def combine(
-    adapters: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="The folders that train wrote.")],
-    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Where the new adapter goes.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="Trained adapters, or the folders of their runs.")
+    ],
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Folder of the new adapter.")],
     weights: Annotated[
         str | None,
         option(
-            "--weights", panel=SUM, metavar="NUMBERS", help="One a folder: 0.5,0.5. By default all alike, of sum 1."
+            "--weights",
+            panel=COMBINATION,
+            metavar="NUMBERS",
+            help="A weight for each folder: 0.5,0.5. Default: equal weights that sum to 1.",
         ),
     ] = None,
     how: Annotated[
         str,
-        option("--how", panel=SUM, metavar="KIND", help="linear, svd, ties, dare or dare_ties."),
+        option("--how", panel=COMBINATION, metavar="KIND", help="linear, svd, ties, dare or dare_ties."),
     ] = "linear",
     rank: Annotated[
         str | None,
-        option("--rank", panel=SUM, metavar="NUMBER", help="Rank of the result, or full; linear needs none."),
+        option("--rank", panel=COMBINATION, metavar="NUMBER", help="Rank of the result, or full; linear needs none."),
     ] = None,
     density: Annotated[
         float | None,
-        option("--density", panel=SUM, metavar="SHARE", help="Share of entries that ties and dare keep; ties: 0.2."),
+        option(
+            "--density",
+            panel=COMBINATION,
+            metavar="SHARE",
+            help="Share of entries that ties and dare keep. Default for ties: 0.2.",
+        ),
     ] = None,
     scope: Annotated[
-        str, option("--scope", panel=SUM, metavar="KIND", help="What ties trims at once: model, or each tensor.")
+        str,
+        option(
+            "--scope",
+            panel=COMBINATION,
+            metavar="KIND",
+            help="ties: trim over the whole model, or each tensor separately.",
+        ),
     ] = "model",
-    scale: Annotated[float, option("--scale", panel=SUM, metavar="NUMBER", help="Multiplies the result.")] = 1.0,
+    scale: Annotated[
+        float, option("--scale", panel=COMBINATION, metavar="NUMBER", help="Multiplies the result.")
+    ] = 1.0,
     head: Annotated[
         str | None,
-        option("--head", panel=SUM, metavar="FOLDER", help="Whose classifier it gets: a folder's, or mean, or none."),
+        option(
+            "--head",
+            panel=COMBINATION,
+            metavar="FOLDER",
+            help="Classification head of the result: a folder's, mean, or none.",
+        ),
     ] = None,
-    seed: Annotated[int, option("--seed", panel=SUM, metavar="NUMBER", help="Of what dare drops.")] = 0,
+    seed: Annotated[int, option("--seed", panel=COMBINATION, metavar="NUMBER", help="Random seed for dare.")] = 0,
     model: OtherModel = None,
     other_base: OtherBase = False,
 ) -> None:
-    """Make one adapter out of several.
+    """Combine several adapters into one.
 
-    Arithmetic on what they do to the weights; what bringing it to a rank costs is printed.
+    Task arithmetic on their weight changes; the error of the reduction to a rank is printed.
 
       deltatune combine runs/news runs/mail --head mean --out both
       deltatune combine runs/news runs/mail --how ties --rank 8 --head runs/news --out both
     """
     shares = _shares(weights, adapters)
     host, names = _loaded(adapters, model, other_base)
-    whose = _whose(head, names, host)
+    chosen_head = _head(head, names, host)
     from deltatune.store.arithmetic import task_arithmetic as arithmetic
 
     options: dict[str, Any] = {
@@ -74,7 +97,7 @@ def combine(
         "scope": scope,
         "scale": scale,
         "seed": seed,
-        "head": whose,
+        "head": chosen_head,
         "rank": _rank(rank),
     }
     made = arithmetic.combine(host, "combined", dict(zip(names.values(), shares, strict=True)), how, **options)  # type: ignore[arg-type]
@@ -83,17 +106,19 @@ def combine(
 
 
 def _shares(weights: str | None, adapters: list[str]) -> list[float]:
-    """A weight a folder."""
+    """A weight for each folder."""
     if len({str(find_adapter(folder).resolve()) for folder in adapters}) < len(adapters):
-        raise DeltatuneError(f"a folder is named twice: {', '.join(adapters)}; give it more weight instead")
+        raise DeltatuneError(f"a folder is named twice: {', '.join(adapters)}; give it a larger weight instead")
     if weights is None:
         return [1 / len(adapters)] * len(adapters)
     try:
         found = [float(word) for word in weights.split(",")]
     except ValueError:
-        raise DeltatuneError(f"--weights {weights}: write numbers with commas between them, such as 0.5,0.5") from None
+        raise DeltatuneError(f"--weights {weights}: write numbers separated by commas, such as 0.5,0.5") from None
     if len(found) != len(adapters):
-        raise DeltatuneError(f"--weights {weights}: {len(found)} for {len(adapters)} adapters; one each is needed")
+        raise DeltatuneError(
+            f"--weights {weights}: {len(found)} weights for {len(adapters)} adapters; give one for each"
+        )
     return found
 
 
@@ -103,11 +128,11 @@ def _rank(rank: str | None) -> int | str | None:
     try:
         return int(rank)
     except ValueError:
-        raise DeltatuneError(f"--rank {rank}: it is a number, or full") from None
+        raise DeltatuneError(f"--rank {rank}: must be a number or full") from None
 
 
 def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[Host, dict[str, str]]:
-    """All adapters on one model, and their names by the folders as they were given."""
+    """All adapters on one model, and the name of each by its folder."""
     from deltatune.training.session import open_adapter
 
     session = open_adapter(adapters[0], model, other_base)
@@ -122,14 +147,14 @@ def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[H
     return session.host, names
 
 
-def _whose(head: str | None, names: dict[str, str], host: Host) -> Any:
-    """The choice of a head as `combine` takes it."""
+def _head(head: str | None, names: dict[str, str], host: Host) -> Any:
+    """The choice of a head, as `combine` of the library takes it."""
     holders = [folder for folder, name in names.items() if host.adapters[name].head is not None]
     if head == "none":
         return False
     if head is None and len(holders) > 1:
         raise DeltatuneError(
-            f"--head must say whose classifier the result gets: {', '.join(holders)}, or mean, or none"
+            f"--head must choose the classification head of the result: {', '.join(holders)}, mean or none"
         )
     if head not in (None, "mean", *names):
         near = nearest(str(head), [*names, "mean", "none"])
@@ -139,14 +164,14 @@ def _whose(head: str | None, names: dict[str, str], host: Host) -> Any:
 
 def _report(made: Combined, shares: dict[str, float], out: Path) -> None:
     worst = sorted(made.errors.items(), key=lambda pair: -pair[1])[:WORST]
-    lost = f"{made.error:.2%} of the change (norm)" if made.error else "nothing: exact"
+    error = f"{made.error:.2%} of the change (norm)" if made.error else "none: exact"
     pairs = [(f"{share:g} ×", folder) for folder, share in shares.items()]
     pairs += [
         ("method", repr(made.adapter.method)),
         ("parameters", count(made.adapter.count)),
         (
-            "lost",
-            lost + (f"; most at {', '.join(f'{site} {error:.2%}' for site, error in worst)}" if made.error else ""),
+            "error",
+            error + (f"; largest at {', '.join(f'{site} {value:.2%}' for site, value in worst)}" if made.error else ""),
         ),
     ]
     show(facts(pairs), "")

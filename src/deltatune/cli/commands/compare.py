@@ -9,15 +9,16 @@ import typer
 
 from deltatune.cli.options import (
     BUDGET,
-    DATA,
     HEAD,
     METHOD,
     OUTPUT,
     SETTINGS,
-    SOURCE,
     TRAINING,
+    BatchSizeOrDefault,
     Beams,
+    Data,
     Dense,
+    EpochsOrDefault,
     Json,
     Kind,
     Label,
@@ -28,6 +29,7 @@ from deltatune.cli.options import (
     NewTokens,
     Packing,
     Pooling,
+    PrecisionOrDefault,
     Prompt,
     Text,
     head_of,
@@ -61,7 +63,7 @@ QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
 
 def compare(
     model: Model = "builtin",
-    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    data: Data = "python-docs",
     task: Kind = None,
     text: Text = None,
     label: Label = None,
@@ -78,7 +80,7 @@ def compare(
             "--methods",
             panel=METHOD,
             metavar="METHOD",
-            help=f"A method to compare; repeat the option for more. By default {', '.join(METHODS)}.",
+            help=f"A method to compare; repeat the option for more. Default: {', '.join(METHODS)}.",
         ),
     ] = None,
     budget: Annotated[
@@ -87,8 +89,8 @@ def compare(
             "--budget",
             panel=METHOD,
             metavar="SIZE",
-            help=f"{BUDGET} Every method with a size gets the largest that fits. By default {DEFAULT_BUDGET}; "
-            "if methods are named, the sizes they are written with.",
+            help=f"{BUDGET} Every method with a size gets the largest that fits. Default: "
+            f"{DEFAULT_BUDGET}; for named methods the sizes they are written with.",
         ),
     ] = None,
     pooling: Pooling = None,
@@ -99,18 +101,12 @@ def compare(
     rates: Annotated[
         int, option("--rates", panel=TRAINING, metavar="NUMBER", help="Learning rates to try for each method.")
     ] = parameter(PLAN, "make_plan", "rates"),
-    epochs: Annotated[
-        float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
-    ] = None,
+    epochs: EpochsOrDefault = None,
+    batch_size: BatchSizeOrDefault = None,
     packing: Packing = SETTINGS["packing"].default,
-    precision: Annotated[
-        str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
-    ] = None,
+    precision: PrecisionOrDefault = None,
     out: Annotated[
-        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/<data>.")
+        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
     ] = None,
     as_json: Json = False,
     more_methods: Annotated[

@@ -1,4 +1,4 @@
-"""`deltatune dimension`: how few numbers are enough for this task on this model."""
+"""`deltatune dimension`: the intrinsic dimension of a task on a model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.commands.compare import QUICK_BATCH, QUICK_EPOCHS, QUICK_ROWS
 from deltatune.cli.options import (
-    DATA,
     HEAD,
     METHOD,
     OUTPUT,
-    SETTINGS,
-    SOURCE,
     TRAINING,
+    BatchSizeOrDefault,
+    Data,
     Dense,
+    EpochsOrDefault,
     Json,
     Label,
     Limit,
@@ -24,6 +24,7 @@ from deltatune.cli.options import (
     Metric,
     Model,
     Pooling,
+    PrecisionOrDefault,
     Text,
     head_of,
     option,
@@ -49,7 +50,7 @@ def field_option(name: str, flag: str, metavar: str, panel: str = METHOD) -> Any
 
 def dimension(
     model: Model = "builtin",
-    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    data: Data = "python-docs",
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
@@ -63,25 +64,19 @@ def dimension(
     dense: Dense = HEAD["dense"].default,
     seeds: Annotated[int, field_option("seeds", "--seeds", "NUMBER", TRAINING)] = CONFIG["seeds"].default,
     rates: Annotated[int, field_option("rates", "--rates", "NUMBER", TRAINING)] = CONFIG["rates"].default,
-    epochs: Annotated[
-        float | None, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
-    ] = None,
-    precision: Annotated[
-        str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
-    ] = None,
+    epochs: EpochsOrDefault = None,
+    batch_size: BatchSizeOrDefault = None,
+    precision: PrecisionOrDefault = None,
     out: Annotated[
-        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/<data>-dimension.")
+        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>-dimension.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the intrinsic dimension: the fewest numbers that are enough for this task on this model.
+    """Find the intrinsic dimension: the smallest number of parameters that is enough for a task on a model.
 
-    All weights of the model move along random directions, as many as the dimension; the task's head is trained beside.
-    The dimension grows until a share of full fine-tuning's score is reached, then it is narrowed down. What is finished
-    is stored at once: interrupted, the same command goes on.
+    All weights of the model move along random directions, as many as the dimension; the task's head is trained too.
+    The dimension increases until a share of full fine-tuning's score is reached, then it is bisected. Finished runs are
+    stored at once; after an interruption the same command resumes.
 
       deltatune dimension
       deltatune dimension --model roberta-base --data train.csv --fraction 0.9
@@ -92,7 +87,7 @@ def dimension(
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
         limit, epochs = QUICK_ROWS, QUICK_EPOCHS
         batch_size = batch_size or QUICK_BATCH
-    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show at once
+    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show quickly
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
     from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
@@ -122,8 +117,7 @@ def dimension(
         with watching:
             points = search_dimension(plan, config, watching)
     except KeyboardInterrupt:
-        kept = f"what is finished ({plural(watching.done, 'run')}) is kept in {plan.out}"
-        raise Interrupted(f"{kept}, and the same command goes on from there") from None
+        raise Interrupted(f"{plural(watching.done, 'run')} kept in {plan.out}; the same command resumes") from None
     result = summarise_search(plan, config, points, time.perf_counter() - started)
     write_summary(plan.out / "dimension.json", result)
     write_file(plan.out / "dimension.svg", draw_curve(result))
@@ -134,7 +128,7 @@ def dimension(
 
 
 def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
-    """Say what was read and decided, before the long part begins."""
+    """Print what was read and decided, before the long part begins."""
     from deltatune.comparison.intrinsic_dimension.dimension_config import dimension_range
     from deltatune.data import remarks
 
@@ -145,8 +139,8 @@ def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
         ("data", f"{plan.data.origin}: {splits} rows"),
         ("task", plan.session.task.describe()),
         ("model", f"{plan.session.model}: {base.facts.architecture}, {count(base.base_params)} parameters"),
-        ("asked", f"{config.method} of dimension {smallest:,} to {largest:,} for {100 * config.fraction:g} % of "
-                  f"{'full fine-tuning' if config.of == 'full' else 'what full fine-tuning gains'}"),
+        ("target", f"{config.method} of dimension {smallest:,} to {largest:,} for {100 * config.fraction:g} % of "
+                  f"{'full fine-tuning' if config.of == 'full' else 'the gain of full fine-tuning'}"),
         ("runs", f"{plural(config.rates, 'learning rate')} and {plural(config.seeds, 'seed')} a dimension, "
                  f"{plural(plan.settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
@@ -157,24 +151,29 @@ def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
 
 
 def report(result: Mapping[str, Any], picture: Path) -> None:
-    """The closing screen: each dimension, the finding, methods of that many parameters."""
-    goal, full = result["target"], result["full"]
+    """The closing screen: each dimension, the result, and methods of that many parameters."""
+    target, full = result["target"], result["full"]
     rows = []
     for point in [*result["points"], full]:
         chosen = point["dimension"] is not None and point["dimension"] == result["dimension"]
         name = (
             "all weights" if point["dimension"] is None else f"{point['dimension']:,}" if point["dimension"] else "head"
         )
-        verdict = "full" if point is full else "the answer" if chosen else "reaches" if point["reaches"] else "below"
+        verdict = "full" if point is full else "result" if chosen else "reaches" if point["reaches"] else "below"
         of = f"{100 * point['score'] / full['score']:.0f} %" if full["score"] > 0 else ""
         rows.append([name, score(point["score"]), of, verdict, score(point["test"]), rate(point["rate"])])
     columns = ("dimension", f"validation {result['metric']}", "of full", "", "test", "rate")
     show(table(columns, rows, right=("dimension", columns[1], "of full", "test", "rate")), "")
-    known = (result["majority"] or {}).get("score")
-    if known is not None:
-        show(facts([("goal", f"{goal:.3f} on the validation rows"), ("majority", f"{known:.3f} on the test rows")]), "")
+    majority = (result["majority"] or {}).get("score")
+    if majority is not None:
+        show(
+            facts(
+                [("target", f"{target:.3f} on the validation rows"), ("majority", f"{majority:.3f} on the test rows")]
+            ),
+            "",
+        )
     if result["methods"]:
         rows = [[m["method"], count(m["params"]), f"{m['times']:.3g}"] for m in result["methods"]]
-        show(table(("smallest with as many", "trains", "times"), rows, right=("trains", "times")), "")
+        show(table(("smallest of at least that size", "parameters", "ratio"), rows, right=("parameters", "ratio")), "")
     show(str(result["sentence"]))
     say(f"curve: {picture}")

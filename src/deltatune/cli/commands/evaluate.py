@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import DATA, SOURCE, Adapter, Answering, Json, OtherBase, OtherModel, option, read_fields
+from deltatune.cli.options import (
+    DATA,
+    SOURCE,
+    Adapter,
+    InferenceFields,
+    Json,
+    OtherBase,
+    OtherModel,
+    option,
+    read_fields,
+)
 from deltatune.cli.ui.screen import facts, print_json, scores_table, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
@@ -26,15 +36,13 @@ def evaluate(
             "--split",
             panel=DATA,
             metavar="SPLIT",
-            help="train, validation, test or all. By default test; of a single file that was not trained on, all rows.",
+            help="train, validation, test or all. Default: test; all for a single file that was not used for training.",
         ),
     ] = None,
     model: OtherModel = None,
     other_base: OtherBase = False,
-    fields: Answering = None,
-    batch_size: Annotated[
-        int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows that run at once.", min=1)
-    ] = 64,
+    fields: InferenceFields = None,
+    batch_size: Annotated[int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1)] = 64,
     as_json: Json = False,
 ) -> None:
     """Score a trained adapter.
@@ -49,19 +57,20 @@ def evaluate(
 
     session = open_adapter(adapter, model, other_base, read_fields(fields))
     rows, name, notes = rows_of(session, data, split)
-    found = scored(session, rows, batch_size)
-    found |= {"split": name, "data": data, "adapter": adapter, "model": session.model}
+    result = scored(session, rows, batch_size)
+    result |= {"split": name, "data": data, "adapter": adapter, "model": session.model}
     if as_json:
-        print_json(found)
+        print_json(result)
         return
-    show(scores_table(session.task, {name: found["scores"]}), "")
-    cut = found["truncated"]
-    notes += [f"{cut} of {len(rows)} texts were cut because they are longer than the adapter's limit"] if cut else []
+    show(scores_table(session.task, {name: result["scores"]}), "")
+    truncated = result["truncated"]
+    if truncated:
+        notes.append(f"{truncated} of {len(rows)} texts were truncated to the adapter's limit")
     show(facts([("rows", f"{count(len(rows))} from {data}"), *(("note", note) for note in notes)]))
 
 
 def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
-    """The rows to score, what they are called, and what is to be said of them."""
+    """The rows to score, the name of their split, and notes for the user."""
     from deltatune.data import read
 
     task: Any = session.task
@@ -77,7 +86,7 @@ def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row]
 
 
 def whole_file(task: Any, kind: LabelKind, source: str) -> list[Row]:
-    """All rows of one file in the shape of the task's kind; none is held out."""
+    """All rows of one file in the layout of the task; none is held out."""
     from deltatune.data import examples, read_rows
     from deltatune.data.layouts.label_values import convert_labels, join_indicators
 
@@ -85,20 +94,20 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> list[Row]:
     if kind not in ("classes", "number"):
         return examples(rows, kind, task.text, task.label)
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]
-    if len(labels) == len(rows):  # else the task's own check names the rows without one
+    if len(labels) == len(rows):  # else the task's own check names the rows without a label
         values = convert_labels(labels, task.label, kind)
         rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
     return rows
 
 
 def _trained_on(session: Session, source: str) -> bool:
-    """Whether a file is the one the adapter was trained on: then only its test rows are new to it."""
+    """Whether the adapter was trained on this file: then only its test rows are new to it."""
     trained = str((session.extra.get("data") or {}).get("source") or "")
     return bool(trained) and Path(trained).resolve() == Path(source).resolve()
 
 
 def scored(session: Session, rows: list[Row], batch_size: int) -> dict[str, Any]:
-    """Scores of the rows, their number, and how many were cut."""
+    """Scores of the rows, their number, and the number of truncated rows."""
     encoded = session.encode(rows)
     answers = session.predict(encoded, batch_size)
     return {

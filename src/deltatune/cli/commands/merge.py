@@ -1,4 +1,4 @@
-"""`deltatune merge`: an adapter written into its model's weights, as a model folder that anything can load."""
+"""`deltatune merge`: merge an adapter into its model's weights, as a model folder that any library can load."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def merge(
     adapter: Adapter,
-    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Where the model is written.")],
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Folder of the merged model.")],
     model: OtherModel = None,
     other_base: OtherBase = False,
     dtype: Annotated[
         str | None,
         option(
-            "--dtype", panel=OUTPUT, metavar="TYPE", help="float32, bfloat16 or float16. By default float32, as loaded."
+            "--dtype", panel=OUTPUT, metavar="TYPE", help="float32, bfloat16 or float16. Default: float32, as loaded."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a trained adapter into its model's weights, and check the file that was written.
+    """Merge a trained adapter into its model's weights, and check the file that was written.
 
-    The folder is a model as any other: transformers, vLLM and llama.cpp's converter load it. The outputs of the model
-    read back from disk are compared with the live adapter's. A classifier has no place in the model: it is kept in
-    FOLDER/adapter, which `deltatune predict` and `evaluate` take.
+    transformers, vLLM and llama.cpp's converter can load the folder. The outputs of the model read back from disk are
+    compared with the unmerged adapter's. A classification head is not part of the model: it is kept in FOLDER/adapter,
+    which `deltatune predict` and `evaluate` can use.
 
       deltatune merge --adapter runs/train-chats-lora-r-8 --out merged
     """
@@ -50,14 +50,17 @@ def merge(
     with quiet():
         done = save_merged(session.host, session.name, out, session.tokenizer, getattr(torch, dtype) if dtype else None)
     head = save_head(session, out)
-    found: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
+    result: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
     if as_json:
-        print_json(found)
+        print_json(result)
         return
     pairs = [
         ("model", session.model),
         ("adapter", repr(session.adapter.method)),
-        ("difference", f"{done.difference:.2g}, live against the file read back, on probe inputs"),
+        (
+            "difference",
+            f"{done.difference:.2g} between the unmerged adapter and the file read back, on verification inputs",
+        ),
     ]
     show(facts(pairs))
     say(f"Model: {out}")
@@ -66,7 +69,7 @@ def merge(
 
 
 def save_head(session: Session, out: Path) -> str | None:
-    """Keep the adapter's head as an adapter of the merged model that has nothing else."""
+    """Keep the adapter's head, as an adapter of the merged model without anything else."""
     head = session.adapter.head
     if head is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows to predict, read as they come: one text a line, or rows of a table with the task's columns."""
+"""`deltatune predict`: use a trained adapter on a stream of rows, texts or a table with the task's columns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Adapter, Answering, OtherBase, OtherModel, option, read_fields
+from deltatune.cli.options import OUTPUT, Adapter, InferenceFields, OtherBase, OtherModel, option, read_fields
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
+from deltatune.cli.ui.screen import plural
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-WHOLE = (".json", ".parquet")
-"""Formats that are read at once."""
+WHOLE_FILE = (".json", ".parquet")
+"""Formats that are not read line by line."""
 
 
 def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
-    """Rows of a file, or of stdin for "-"; each has all of the columns, or where not `every` one of them.
+    """Rows of a file, or of stdin for "-"; each has all of the columns, or without `every` at least one of them.
 
     Raises DeltatuneError naming the line that cannot be used.
     """
@@ -40,7 +41,7 @@ def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator
         yield from parsed(_decoded(sys.stdin), "stdin", None, columns, every)
         return
     path = Path(file).expanduser()
-    if not path.is_file() or path.suffix.lower() in WHOLE:
+    if not path.is_file() or path.suffix.lower() in WHOLE_FILE:
         from deltatune.data import read_rows
 
         yield from _with_columns(read_rows(path), file, columns, every)  # raises where there is no such file
@@ -59,12 +60,12 @@ def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
 def parsed(
     lines: Iterator[str], name: str, kind: str | None, columns: Sequence[str], every: bool = True
 ) -> Iterator[Row]:
-    """Rows of lines; without a kind the first line tells: an object is JSONL, the columns' names are a CSV header."""
+    """Rows of lines. Without a kind the first line decides: an object is JSONL, the columns' names are a CSV header."""
     first = next(lines, None)
     if first is None:
         return
     lines = itertools.chain([first], lines)
-    kind = kind or sniffed(first, columns)
+    kind = kind or format_of_line(first, columns)
     if kind == "jsonl":
         yield from _with_columns(_objects(lines, name), name, columns, every)
     elif kind in ("csv", "tsv"):
@@ -73,7 +74,7 @@ def parsed(
         yield from _texts(lines, name, columns)
 
 
-def sniffed(line: str, columns: Sequence[str]) -> str:
+def format_of_line(line: str, columns: Sequence[str]) -> str:
     """jsonl, csv, tsv or text."""
     if line.lstrip().startswith("{"):
         return "jsonl"
@@ -133,13 +134,15 @@ def _table(lines: Iterator[str], name: str, separator: str) -> Iterator[Row]:
 
 
 def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
-    """The rows, each of which must have the texts, or one of them."""
+    """The rows, after a check that each has all of the texts, or one of them."""
     for number, row in enumerate(rows, 1):
-        lacking = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
-        if lacking and (every or len(lacking) == len(columns)):
-            have = ", ".join(row) or "none"
-            near = nearest(lacking[0], row)
-            raise DeltatuneError(f"{name} row {number} has no text in column {lacking[0]!r}{near}; its columns: {have}")
+        missing = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
+        if missing and (every or len(missing) == len(columns)):
+            names = ", ".join(row) or "none"
+            near = nearest(missing[0], row)
+            raise DeltatuneError(
+                f"{name} row {number} has no text in column {missing[0]!r}{near}; its columns: {names}"
+            )
         yield row
 
 
@@ -149,29 +152,36 @@ DIGITS = 6
 
 def predict(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Texts, one a line, or a CSV, TSV, JSONL or Parquet file; - is stdin.")
+        str,
+        typer.Argument(metavar="FILE", help="Texts, one per line, or a CSV, TSV, JSONL or Parquet file; - is stdin."),
     ] = "-",
     *,
     adapter: Adapter,
     model: OtherModel = None,
     other_base: OtherBase = False,
-    fields: Answering = None,
+    fields: InferenceFields = None,
     batch_size: Annotated[
         int,
-        option("--batch-size", panel=OUTPUT, metavar="ROWS", help="Rows that run, and are written, at once.", min=1),
+        option("--batch-size", panel=OUTPUT, metavar="ROWS", help="Rows of a batch.", min=1),
     ] = 32,
     out: Annotated[
         Path | None,
-        option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Write there, once all is done, not to stdout."),
+        option(
+            "--out",
+            "-o",
+            panel=OUTPUT,
+            metavar="FILE",
+            help="Output file, written when all rows are done. Default: stdout.",
+        ),
     ] = None,
 ) -> None:
-    """Use a trained adapter: texts in, JSON lines out, in the same order.
+    """Use a trained adapter: reads texts, prints JSON lines in the same order.
 
-    A line of input is one text; for an adapter that reads pairs, two with a tab between them. Rows of CSV or JSONL must
-    have the columns it was trained on; their other columns are passed on. A line of output has the texts, `label`,
-    `score` (its probability) and `scores` (of every label); of a regression only `score`, the number itself; of tagging
-    `tags`, of questions `answer` and where it stands, of generation `output`, of language modelling `perplexity`. An
-    input column that has one of these names comes out as `given_label`, and so on.
+    A line of input is one text; for an adapter that reads pairs, two texts with a tab between them. Rows of CSV or
+    JSONL need the columns of the training; their other columns are copied. A line of output has the texts, `label`,
+    `score` (its probability) and `scores` (of every label); for regression only `score`, the number; for tagging
+    `tags`, for questions `answer` and its position, for generation `output`, for language modelling `perplexity`. An
+    input column with one of these names becomes `given_label`, and so on.
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
@@ -181,25 +191,25 @@ def predict(
 
     session = open_adapter(adapter, model, other_base, read_fields(fields))
     if file == "-" and sys.stdin.isatty():
-        print("Type texts, one a line; Ctrl-D ends.", file=sys.stderr)
+        print("Type texts, one per line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
     columns = list(session.task.text)
-    done, cut = 0, 0
+    done, truncated = 0, 0
     draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     try:
         with ExitStack() as stack:
             target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
-            every = session.task.answers != "text"  # an instruction may come without an input
+            every = session.task.answers != "text"  # the input of an instruction may be empty
             for rows in batched(rows_from(file, columns, every), batch_size):
-                cut += write(session, rows, target)
+                truncated += write(session, rows, target)
                 done += len(rows)
         if draft and out:
             draft.replace(out)
             print(f"{count(done)} rows: {out}", file=sys.stderr)
-        if cut:
-            print(f"{count(cut)} texts were cut because they are longer than the adapter's limit", file=sys.stderr)
+        if truncated:
+            print(f"{plural(truncated, 'text')} truncated to the adapter's limit", file=sys.stderr)
     except BrokenPipeError:
-        silence_stdout()  # the reader has enough
+        silence_stdout()  # the reader has closed the pipe
     except KeyboardInterrupt:
         raise Interrupted(f"{count(done)} rows were {'labelled, none kept' if out else 'written'}") from None
     finally:
@@ -214,7 +224,7 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 
 def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
-    """Label some rows and write them; returns how many were longer than the adapter's limit and cut."""
+    """Predict some rows and write them; returns the number of truncated rows."""
     encoded = session.encode(shaped(session, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
@@ -225,7 +235,7 @@ def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
 
 
 def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the shape that the task reads: words in lists, tables in one line."""
+    """Rows in the layout that the task reads: words in lists, tables in one line."""
     from deltatune.data import inputs
     from deltatune.data.dataset import TASK_OF
 
@@ -243,7 +253,7 @@ def rounded(value: Any) -> Any:
 
 
 def joined(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """A row with its answer; its own columns give way."""
+    """A row with its answer; columns of the row with the same name are renamed."""
     if "value" in answer:
         answer = {"score": answer["value"]}
     elif "text" in answer:

@@ -1,4 +1,4 @@
-"""`deltatune pretrain`: a pretraining objective on raw text, from a checkpoint or from a config."""
+"""`deltatune pretrain`: train on raw text with a pretraining objective, from a checkpoint or from a config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from deltatune.cli.options import (
 from deltatune.cli.ui.screen import say, show
 from deltatune.store import run_folder as runs
 
-OBJECTIVES = "mlm, wwm (whole words), entity, nsp (next sentences), lm, spans (T5's), prefix-lm or replaced (entities)"
+OBJECTIVES = (
+    "mlm, wwm (whole words), entity, nsp (next sentence), lm, spans (span corruption), prefix-lm or replaced (entities)"
+)
 MODEL = "model"
 
 
@@ -33,52 +35,55 @@ def pretrain(
     model: Model = "builtin",
     config: Annotated[
         Path | None,
-        option("--config", panel=DATA, metavar="FILE", help="Start from random weights of this config.json instead."),
+        option("--config", panel=DATA, metavar="FILE", help="Start from random weights of this config.json."),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        option("--tokenizer", panel=DATA, metavar="MODEL", help="With --config: the model whose tokenizer is used."),
+        option("--tokenizer", panel=DATA, metavar="MODEL", help="With --config: the model that the tokenizer is from."),
     ] = None,
     data: Annotated[
-        str, option("--data", "-d", panel=DATA, metavar="DATA", help="Raw text: files, folders, JSONL, a data set.")
+        str, option("--data", "-d", panel=DATA, metavar="DATA", help="Raw text: a file, a folder, JSONL or a data set.")
     ] = "python-docs",
     text: Annotated[
-        str | None, option("--text", panel=DATA, metavar="COLUMN", help="The text column. Guessed if clear.")
+        str | None, option("--text", panel=DATA, metavar="COLUMN", help="The text column. Default: inferred.")
     ] = None,
     limit: Limit = None,
     objective: Annotated[
-        str, option("--objective", panel=METHOD, metavar="KIND", help=f"What is hidden and asked for: {OBJECTIVES}.")
+        str, option("--objective", panel=METHOD, metavar="KIND", help=f"Pretraining objective: {OBJECTIVES}.")
     ] = "mlm",
     fields: Annotated[
         list[str] | None,
         option("--set", panel=METHOD, metavar="NAME=VALUE", help="A field of the objective, such as max_length=128."),
     ] = None,
     method: Annotated[
-        str, option("--method", panel=METHOD, metavar="METHOD", help="What to train; Full() trains the whole model.")
+        str, option("--method", panel=METHOD, metavar="METHOD", help="The method; Full() trains the whole model.")
     ] = "Full()",
     epochs: Epochs = SETTINGS["epochs"].default,
     lr: Annotated[
-        float | None, option("--lr", panel=TRAINING, metavar="RATE", help="Peak rate. By default the method's.")
+        float | None, option("--lr", panel=TRAINING, metavar="RATE", help="Peak learning rate. Default: the method's.")
     ] = None,
     batch_size: BatchSize = SETTINGS["batch_size"].default,
     accumulation: Accumulation = SETTINGS["accumulation"].default,
     packing: Packing = SETTINGS["packing"].default,
     seed: Annotated[
-        int, option("--seed", panel=TRAINING, metavar="NUMBER", help="Of new weights, what is hidden, and the order.")
+        int,
+        option(
+            "--seed", panel=TRAINING, metavar="NUMBER", help="Random seed for initialisation, masking and shuffling."
+        ),
     ] = SETTINGS["seed"].default,
     precision: Precision = SETTINGS["precision"].default,
     out: Annotated[
-        Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/pretrain-<data>-...")
+        Path | None,
+        option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/pretrain-<data>-<objective>."),
     ] = None,
     force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Replace a run of other settings in that folder.")
+        bool, option("--force", panel=OUTPUT, help="Replace a run with other settings in that folder.")
     ] = False,
 ) -> None:
     """Train on raw text with a pretraining objective, and write the model.
 
-    What is hidden of a text is drawn anew in every epoch. The folder gets the adapter, metrics.json and, where the
-    method can be written into the weights, the model itself (in model/), read back and compared. Interrupted, the same
-    command goes on.
+    Masks are sampled again in every epoch. The folder gets the adapter, metrics.json and, if the method can be merged,
+    the merged model (in model/), checked after reading it back. After an interruption the same command resumes.
 
       deltatune pretrain --model bert-base-uncased --data texts/ --objective wwm
       deltatune pretrain --config config.json --tokenizer gpt2 --data texts.jsonl --objective lm
@@ -87,8 +92,8 @@ def pretrain(
     from deltatune.tasks.pretraining import objective_from
 
     found = read(data, task="lm", text=[text] if text else [], limit=limit)
-    wanted: Any = {"kind": objective, "text": list(found.text), **read_fields(fields)}
-    task = objective_from(wanted)
+    objective_config: Any = {"kind": objective, "text": list(found.text), **read_fields(fields)}
+    task = objective_from(objective_config)
     from deltatune.training import Settings
     from deltatune.training.job import Job, prepare, record_of
     from deltatune.training.model_init import initial_model
@@ -110,17 +115,17 @@ def pretrain(
 
 
 def keep_model(ready: Any, folder: Path) -> None:
-    """Write the trained model, where the method has a form in the weights."""
+    """Write the merged model, if the method can be merged."""
     from deltatune.core.merging import obstacles
     from deltatune.models.loading import quiet
     from deltatune.store.merged_model import save_merged
 
     session, host = ready.session, ready.session.host
     if obstacles(session.adapter):
-        show(f"{session.adapter.method!r} has no form in the weights, so there is the adapter alone.")
+        show(f"{session.adapter.method!r} cannot be merged, so only the adapter was written.")
         return
     session.detach()
-    host.load(folder / "run" / runs.ADAPTER, name=session.name)  # also where the run was finished before
+    host.load(folder / "run" / runs.ADAPTER, name=session.name)  # also if the run was finished before
     with quiet():
         done = save_merged(host, session.name, folder / MODEL, session.tokenizer)
-    say(f"Model: {done.folder} (differs from the live one by {done.difference:.1g} after reading it back)")
+    say(f"Model: {done.folder} (after reading it back it differs from the unmerged model by {done.difference:.1g})")

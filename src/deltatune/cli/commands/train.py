@@ -1,4 +1,4 @@
-"""`--export-for`: making sure before training that another library will open the adapter."""
+"""`deltatune train`: train one adapter and score it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import (
     BUDGET,
-    DATA,
     HEAD,
     METHOD,
     OUTPUT,
     SETTINGS,
-    SOURCE,
     TRAINING,
     Accumulation,
     BatchSize,
     Beams,
+    Data,
     Dense,
     Epochs,
     Kind,
@@ -61,13 +60,13 @@ ExportFor = Annotated[
         "--export-for",
         panel=OUTPUT,
         metavar="LIBRARY",
-        help="peft: refuse before training what HF PEFT could not open; its files are in the adapter's folder.",
+        help="peft: refuse before training what HF PEFT cannot load; its files are in the adapter's folder.",
     ),
 ]
 
 
 def check_peer(name: str | None) -> None:
-    """Raise unless the library is one that adapters can be exported for."""
+    """Raise DeltatuneError for a library that adapters cannot be exported for."""
     if name is not None and name not in PEERS:
         raise DeltatuneError(
             f"--export-for {name}: adapters can be exported for {', '.join(PEERS)}{nearest(name, PEERS)}"
@@ -75,7 +74,7 @@ def check_peer(name: str | None) -> None:
 
 
 def check_export(name: str | None, method: Method, host: Host, head: nn.Module | bool | None) -> list[str]:
-    """Raise with every reason why the library could not hold this adapter; returns what is to be said otherwise."""
+    """Raise DeltatuneError with every reason against an export; returns notes on what an export leaves out."""
     if name is None:
         return []
     from deltatune.store.peft import left_out, obstacles
@@ -87,7 +86,7 @@ def check_export(name: str | None, method: Method, host: Host, head: nn.Module |
 
 def train(
     model: Model = "builtin",
-    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)] = "python-docs",
+    data: Data = "python-docs",
     task: Kind = None,
     text: Text = None,
     label: Label = None,
@@ -99,9 +98,7 @@ def train(
     beams: Beams = None,
     method: Annotated[
         str,
-        option(
-            "--method", panel=METHOD, metavar="METHOD", help="What to train; `deltatune methods` lists what there is."
-        ),
+        option("--method", panel=METHOD, metavar="METHOD", help="The method; `deltatune methods` lists all of them."),
     ] = "LoRA(r=8)",
     budget: Annotated[
         str | None,
@@ -113,7 +110,7 @@ def train(
     lr: Annotated[
         float | None,
         option(
-            "--lr", panel=TRAINING, metavar="RATE", help="Peak learning rate. By default the method's recommended one."
+            "--lr", panel=TRAINING, metavar="RATE", help="Peak learning rate. Default: the method's recommended one."
         ),
     ] = None,
     batch_size: BatchSize = SETTINGS["batch_size"].default,
@@ -122,23 +119,23 @@ def train(
     seed: Annotated[
         int,
         option(
-            "--seed", panel=TRAINING, metavar="NUMBER", help="Of the initial values, the order of rows and dropout."
+            "--seed", panel=TRAINING, metavar="NUMBER", help="Random seed for initialisation, shuffling and dropout."
         ),
     ] = SETTINGS["seed"].default,
     precision: Precision = SETTINGS["precision"].default,
     out: Annotated[
         Path | None,
-        option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="By default runs/train-<data>-<method>."),
+        option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/train-<data>-<method>."),
     ] = None,
     export_for: ExportFor = None,
     force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Replace a run of other settings in that folder.")
+        bool, option("--force", panel=OUTPUT, help="Replace a run with other settings in that folder.")
     ] = False,
 ) -> None:
     """Train one adapter and score it.
 
     The folder gets the adapter (in adapter/) and metrics.json with the scores on the validation and the test split.
-    Interrupted, the same command goes on from the last checkpoint.
+    After an interruption the same command resumes from the last checkpoint.
 
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
@@ -147,7 +144,7 @@ def train(
     from deltatune.data import read
 
     check_peer(export_for)
-    # before torch is imported: mistakes in the data show at once
+    # before torch is imported: mistakes in the data show quickly
     found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
@@ -164,7 +161,7 @@ def train(
     folder = out or runs.default_folder(ready.data.name, repr(ready.session.adapter.method))
     record = record_of(ready, data)
     processes = join_processes(device_of(ready.session.host))
-    if not processes.is_main:  # one of torchrun's other processes: it helps, the first does all that is seen
+    if not processes.is_main:  # one of torchrun's other processes: only the first one prints and writes
         if processes.broadcast(None) is None:
             run(ready, folder, record)
         return
@@ -179,7 +176,7 @@ def train(
 
 
 def introduce(ready: Prepared, folder: Path) -> None:
-    """Say what was read, guessed and decided, before the long part begins."""
+    """Print what was read, inferred and decided, before the long part begins."""
     from deltatune.data import remarks
     from deltatune.models.hardware import uses_bfloat16
 
@@ -210,30 +207,26 @@ def introduce(ready: Prepared, folder: Path) -> None:
 
 
 def _length(settings: Settings) -> str:
-    """How long is trained: epochs, or steps where they are given."""
+    """Length of the training: epochs, or steps if they are set."""
     if settings.max_steps is not None:
         return plural(settings.max_steps, "step")
     return plural(settings.epochs, "epoch")
 
 
 def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Train, score and save under a progress line; interrupted, say what is kept."""
+    """Train, score and save under a progress line; after an interruption, print what is kept."""
     from deltatune.training import checkpoint
     from deltatune.training.job import run
 
-    place = folder / runs.CHECKPOINTS
     try:
         with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
             return run(ready, folder, record, progress)
     except KeyboardInterrupt:
-        last = checkpoint.newest(place)
-        kept = (
-            f"step {last.name.removeprefix(checkpoint.PREFIX)} is kept in {last}, and"
-            if last
-            else "no checkpoint yet, so"
-        )
-        again = "goes on from there" if last else "starts anew"
-        raise Interrupted(f"{kept} the same command {again}") from None
+        path = checkpoint.newest(folder / runs.CHECKPOINTS)
+        if path is None:
+            raise Interrupted("no checkpoint yet; the same command starts again") from None
+        step = path.name.removeprefix(checkpoint.PREFIX)
+        raise Interrupted(f"step {step} is kept in {path}; the same command resumes") from None
 
 
 def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
@@ -250,6 +243,6 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
 
 
 def example_file(task: Task) -> str:
-    """What a file to predict may be called."""
+    """Example of a file name for `deltatune predict`."""
     one = len(task.text) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"

@@ -84,7 +84,7 @@ def test_a_peft_folder_loads_here(kind, targets, head, rslora, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_dora": True}, "has tensors A, B, A, B, m are needed"),
+        ({"use_dora": True}, "has tensors A, B, A, B, m are required"),
         ({"use_qalora": True}, "use_qalora"),
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"bias": "all"}, "biases"),
@@ -218,7 +218,7 @@ def test_unknown_methods_and_options_of_a_folder_are_named(tmp_path):
     hosted("bert", "LoRA()").save("a", tmp_path / "a")
     path = tmp_path / "a/adapter.json"
     config = json.loads(path.read_text())
-    for change, words in (({"name": "Lora2"}, "not installed here"), ({"sparkle": 3}, "sparkle")):
+    for change, words in (({"name": "Lora2"}, "method is not installed"), ({"sparkle": 3}, "sparkle")):
         path.write_text(json.dumps(config | {"method": config["method"] | change}))
         manifest = json.loads((tmp_path / "a/manifest.json").read_text())
         manifest["files"]["adapter.json"] = atomic.digest(path)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from deltatune import Host, LoRA
 from deltatune.store.arithmetic.task_arithmetic import combine
-from deltatune.store.arithmetic.ties_dare import agreeing_mean, dropped, elected, largest
+from deltatune.store.arithmetic.ties_dare import disjoint_mean, drop_and_rescale, elect_signs, trim
 from deltatune.store.loralib import load_loralib
 from support.golden_cases import PROVENANCE, base, close, run, tensors
 
@@ -14,20 +14,20 @@ from support.golden_cases import PROVENANCE, base, close, run, tensors
 def test_ties():
     t = tensors("ties")
     # Of 40 entries 20 % are 8; the reference keeps one more, the ninth.
-    trimmed = [largest(change, 9 / 40) for change in t["input.tau"]]
+    trimmed = [trim(change, 9 / 40) for change in t["input.tau"]]
     close(torch.stack(trimmed), t["output.trimmed"], "trimmed")
-    kept = torch.stack([largest(change, 0.2) for change in t["input.tau"]])
+    kept = torch.stack([trim(change, 0.2) for change in t["input.tau"]])
     assert (kept != 0).sum(1).tolist() == [8, 8, 8]
     assert torch.equal(kept[kept != 0], t["output.trimmed"][kept != 0])
-    signs = elected(trimmed, "model")
+    signs = elect_signs(trimmed, "model")
     close(signs, t["output.sign"], "sign")
-    close(agreeing_mean(trimmed, signs), t["output"])
+    close(disjoint_mean(trimmed, signs), t["output"])
 
 
 def test_dare(monkeypatch):
     t = tensors("dare")
     monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda self, p, generator: self.copy_(1 - t["input.dropped"]))
-    close(dropped(t["input.tau"], 1 - PROVENANCE["dare"]["settings"]["p"], torch.Generator()), t["output"])
+    close(drop_and_rescale(t["input.tau"], 1 - PROVENANCE["dare"]["settings"]["p"], torch.Generator()), t["output"])
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,12 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"h.0.attn.c_attn.lora_B": drawn(60, 3)}, "are no pair for a map of 32 to 96"),
-        ({"h.0.attn.c_attn.lora_A": drawn(9, 32)}, "are no pair for a map of 32 to 96"),
+        ({"h.0.attn.c_attn.lora_B": drawn(60, 3)}, "do not fit a map of 32 to 96"),
+        ({"h.0.attn.c_attn.lora_A": drawn(9, 32)}, "do not fit a map of 32 to 96"),
         ({"h.7.attn.c_attn.lora_A": drawn(6, 32)}, "h.7.attn.c_attn has no lora_B"),
-        ({"h.7.attn.c_attn.lora_A": drawn(6, 32), "h.7.attn.c_attn.lora_B": drawn(64, 3)}, "which is no linear map"),
-        ({"h.0.ln_1.weight": drawn(32)}, "of another base, or trained more than LoRA"),
-        ({"h.0.ln_9.weight": drawn(32)}, "is nothing of this GPT2LMHeadModel"),
+        ({"h.7.attn.c_attn.lora_A": drawn(6, 32), "h.7.attn.c_attn.lora_B": drawn(64, 3)}, "which is not a linear map"),
+        ({"h.0.ln_1.weight": drawn(32)}, "has another base, or more than LoRA was trained"),
+        ({"h.0.ln_9.weight": drawn(32)}, "is not a tensor of this GPT2LMHeadModel"),
     ],
 )
 def test_what_does_not_fit_is_named(change, words, tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.merging import bound
-from deltatune.store import merged_model as whole
+from deltatune.store import merged_model
 from deltatune.store.atomic_files import check_folder
 from deltatune.store.merged_model import save_merged
 from deltatune.tasks import Tag
@@ -37,7 +37,7 @@ def test_the_folder_holds_what_the_live_adapter_computes(kind, method, tmp_path)
     again = auto.from_pretrained(done.folder)
     torch.testing.assert_close(logits(again, kind), live, rtol=1e-4, atol=1e-4)
     assert 0 < done.difference <= bound(live, torch.float32)
-    record = json.loads((done.folder / whole.RECORD).read_text())
+    record = json.loads((done.folder / merged_model.RECORD).read_text())
     assert record["difference"] == done.difference
     assert record["dtype"] == "torch.float32"
     assert record["method"] == repr(host.adapters["a"].method)
@@ -96,7 +96,7 @@ def test_a_base_in_half_precision_stays_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)"])
-def test_what_has_no_weight_form_is_refused_and_nothing_is_left(method, tmp_path):
+def test_methods_without_a_weight_form_are_refused_and_nothing_is_left(method, tmp_path):
     host = writer("llama", method)
     with pytest.raises(DeltatuneError, match="no exact weight form"):
         save_merged(host, "a", tmp_path / "out")
@@ -113,16 +113,16 @@ def test_a_file_that_differs_leaves_nothing_behind(tmp_path, monkeypatch):
         name = "model.layers.0.mlp.down_proj.weight"
         return {**found, name: found[name] + 0.05}
 
-    real = whole.weights
-    monkeypatch.setattr(whole, "weights", wrong)
-    with pytest.raises(DeltatuneError, match=r"read back, differs by .* nothing was kept"):
+    real = merged_model.weights_of
+    monkeypatch.setattr(merged_model, "weights_of", wrong)
+    with pytest.raises(DeltatuneError, match=r"read back, differs by .* nothing was written"):
         save_merged(host, "a", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     assert not host.merged
     assert torch.equal(logits(host.model, "llama"), live)
 
 
-def test_a_failure_while_writing_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_folder(tmp_path, monkeypatch):
     host = writer("llama")
     save_merged(host, "a", tmp_path / "out")
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
@@ -134,14 +134,14 @@ def test_a_failure_while_writing_keeps_what_was_there(tmp_path, monkeypatch):
     assert not host.merged
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DeltatuneError, match="not written here"):
         save_merged(writer("llama"), "a", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_route_is_afterwards_as_it_was(tmp_path):
+def test_the_route_is_restored(tmp_path):
     host = writer("llama")
     host.attach("b", deltatune.LoRA(r=2), head=False)
     host.use({"b": 0.5, "a": 1.0}, stacked=True)
@@ -162,7 +162,7 @@ def test_a_task_head_stays_with_the_adapter(tmp_path):
     assert again.state_dict().keys() == models.tiny("bert").state_dict().keys()
 
 
-def test_a_model_of_no_family_is_refused(tmp_path):
+def test_a_model_outside_transformers_is_refused(tmp_path):
     class Mine(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -171,5 +171,5 @@ def test_a_model_of_no_family_is_refused(tmp_path):
 
     host = deltatune.Host(models.tiny("llama"))
     host.model = Mine()
-    with pytest.raises(DeltatuneError, match="Mine is no model of transformers"):
+    with pytest.raises(DeltatuneError, match="Mine is not a model of transformers"):
         save_merged(host, "a", tmp_path / "out")

@@ -269,18 +269,18 @@ def test_veras_matrices_are_drawn_again_by_their_key(tmp_path):
     [
         ("bert", None, "LoRA() + Prefix()", "several methods at once"),
         ("bert", None, "Bottleneck()", "PEFT has no Bottleneck; it has: "),
-        ("bert", None, "Prefix(shift_positions=False)", "PEFT moves the positions"),
+        ("bert", None, "Prefix(shift_positions=False)", "PEFT shifts the positions"),
         ("bert", None, "Prefix(sites='layers.1.attn.kv')", "PEFT prefixes every attention"),
-        ("t5", "lm", "Prefix()", "reach only the decoder's own attention"),
-        ("t5", "lm", "Prefix(sites='decoder.*.attn.kv')", "reach only the decoder's own attention"),
-        ("roberta", "classify", "Prefix()", "go round the head"),
-        ("distilbert", "classify", "Prefix()", "go round the head"),
+        ("t5", "lm", "Prefix()", "reach only the decoder's self attention"),
+        ("t5", "lm", "Prefix(sites='decoder.*.attn.kv')", "reach only the decoder's self attention"),
+        ("roberta", "classify", "Prefix()", "bypass the head"),
+        ("distilbert", "classify", "Prefix()", "bypass the head"),
         ("distilbert", None, "Prefix()", "takes no past_key_values"),
         ("roberta", "lm", "Prefix()", "takes no past_key_values"),
         ("t5", "classify", "Prompt()", "does not take"),
         ("llama", "classify", "Prompt()", "from padding"),
-        ("gpt2", None, "VeRA(r=9, sites='layers.1.attn.q')", "sites='*.attn.qkv' would do"),
-        ("gpt2", None, "DoRA(r=3, sites='layers.1.attn.{q,qkv}')", "which DoRA changes as a whole too"),
+        ("gpt2", None, "VeRA(r=9, sites='layers.1.attn.q')", "use sites='*.attn.qkv'"),
+        ("gpt2", None, "DoRA(r=3, sites='layers.1.attn.{q,qkv}')", "which DoRA also changes as a whole"),
         ("bert", None, "IA3(sites=('*.ffn.act', 'layers.1.ffn.out'))", "at its input and at its output"),
         ("gpt2", "classify", "Prompt()", "from padding"),
     ],
@@ -312,7 +312,7 @@ def test_a_folder_of_peft_alone(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "head", "config", "words"),
     [
-        ("t5", "lm", peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5), "half of its layers"),
+        ("t5", "lm", peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5), "half of the layers"),
         (
             "llama",
             "classify",
@@ -321,14 +321,14 @@ def test_a_folder_of_peft_alone(tmp_path):
         ),
         ("bert", None, peft.LoraConfig(target_modules=["query"], init_lora_weights="pissa"), "base's weights"),
         ("bert", None, peft.LoraConfig(target_modules=["query"], bias="lora_only"), "biases"),
-        ("bert", None, peft.LoHaConfig(target_modules=["query"]), "LOHA adapter; what can be read: LORA"),
+        ("bert", None, peft.LoHaConfig(target_modules=["query"]), "its type is LOHA; supported types: LORA"),
         (
             "bert",
             None,
             peft.LoraConfig(target_modules=["query"], modules_to_save=["pooler.dense"]),
             "pooler.dense.weight is a trained copy",
         ),
-        ("bert", None, peft.LoraConfig(target_modules=["position_embeddings"]), "no linear site"),
+        ("bert", None, peft.LoraConfig(target_modules=["position_embeddings"]), "not a linear site"),
     ],
 )
 def test_what_means_something_else_is_not_read(kind, head, config, words, tmp_path):
@@ -410,7 +410,7 @@ def test_training_for_peft_is_refused_before_it_begins(tiny_folder, tmp_path):
     assert "did you mean 'peft'" in done.err
     done = ran("train", *options, "peft", "--method", "LoRA(r=2)", "--lr", "1e-2", *QUICK)
     assert done.code == 0, done.err
-    assert "the head would read" in " ".join(done.out.split())
+    assert "the head of the task is not exported" in " ".join(done.out.split())
     bases = [AutoModel.from_pretrained(tiny_folder, add_pooling_layer=False).eval() for _ in range(2)]
     host = Host(bases[0])
     host.load(out / "adapter", name="a")

@@ -13,7 +13,7 @@ from torch import nn
 
 from deltatune import DeltatuneError, Host, parse
 from deltatune.store.arithmetic.task_arithmetic import combine
-from deltatune.store.arithmetic.ties_dare import agreeing_mean, dropped, elected, largest, ties
+from deltatune.store.arithmetic.ties_dare import disjoint_mean, drop_and_rescale, elect_signs, ties, trim
 from deltatune.tasks.heads import Head, HeadConfig
 from support import models
 
@@ -185,7 +185,7 @@ def test_a_lora_out_of_whole_weights(transposed):
     assert type(made.adapter.method).__name__ == "LoRA"
     with torch.no_grad():
         next(d for k, _, d in host.adapters["a"].entries() if "ln" in k.lower() or "norm" in k.lower()).value += 1
-    with pytest.raises(DeltatuneError, match="which has no rank"):
+    with pytest.raises(DeltatuneError, match="has no rank"):
         combine(host, "low2", {"a": 1.0}, rank=4)
 
 
@@ -193,7 +193,7 @@ def test_ties_step_by_step():
     """By hand: 10 entries, the largest 4 of each, signs by sum, the mean of those that agree."""
     a = torch.tensor([5.0, -4, 3, 2, 0.1, 0.2, 0.3, 0.1, 0, 0])
     b = torch.tensor([-1.0, -6, 4, 0.5, 7, 0, 0, 0, 0, 0])
-    assert largest(a, 0.4).tolist() == [5, -4, 3, 2, 0, 0, 0, 0, 0, 0]
+    assert trim(a, 0.4).tolist() == [5, -4, 3, 2, 0, 0, 0, 0, 0, 0]
     found = ties([a, b], 0.4, "tensor")
     assert found.tolist() == [5, -5, 3.5, 2, 7, 0, 0, 0, 0, 0]
 
@@ -201,18 +201,18 @@ def test_ties_step_by_step():
 def test_ties_is_the_reference():
     golden = load_file(GOLDEN / "ties.safetensors")
     tau = list(golden["input.tau"])
-    trimmed = [largest(one, 9 / 40) for one in tau]  # the reference keeps one more than 20 % of 40
+    trimmed = [trim(one, 9 / 40) for one in tau]  # the reference keeps one more than 20 % of 40
     assert torch.equal(torch.stack(trimmed), golden["output.trimmed"])
-    signs = elected(trimmed, "model")
+    signs = elect_signs(trimmed, "model")
     assert torch.equal(signs, golden["output.sign"])
-    torch.testing.assert_close(agreeing_mean(trimmed, signs), golden["output"])
+    torch.testing.assert_close(disjoint_mean(trimmed, signs), golden["output"])
     torch.testing.assert_close(ties(tau, 9 / 40, "model"), golden["output"])
 
 
 def test_where_the_sum_is_zero():
     even = [torch.tensor([1.0, -2, -3]), torch.tensor([-1.0, -2, -3])]
-    assert elected(even, "model").tolist() == [-1, -1, -1]
-    assert elected(even, "tensor").tolist() == [1, -1, -1]
+    assert elect_signs(even, "model").tolist() == [-1, -1, -1]
+    assert elect_signs(even, "tensor").tolist() == [1, -1, -1]
 
 
 def test_dare_keeps_the_mean_and_a_share():
@@ -220,10 +220,10 @@ def test_dare_keeps_the_mean_and_a_share():
     tau, gone = golden["input.tau"], golden["input.dropped"].bool()
     torch.testing.assert_close(golden["output"], torch.where(gone, 0, tau / 0.6))
     ones = torch.ones(200, 200)
-    found = dropped(ones, 0.3, torch.Generator().manual_seed(0))
+    found = drop_and_rescale(ones, 0.3, torch.Generator().manual_seed(0))
     assert found.unique().tolist() == [0.0, pytest.approx(1 / 0.3)]
     assert float(found.mean()) == pytest.approx(1, abs=0.03)
-    assert torch.equal(found, dropped(ones, 0.3, torch.Generator().manual_seed(0)))
+    assert torch.equal(found, drop_and_rescale(ones, 0.3, torch.Generator().manual_seed(0)))
 
 
 def test_ties_over_the_whole_model_and_tensor_by_tensor():
@@ -363,14 +363,14 @@ def test_copies_of_the_models_own_head():
     ("methods", "options", "words"),
     [
         (("Bottleneck(size=4)", "LoRA(r=2)"), {}, r"TwoLayer has no weight form"),
-        (("Prefix(length=4)", "LoRA(r=2)"), {}, r"mix them live with host.use\(\{'a': 1, 'b': 1\}\)"),
-        (("LoRA(r=2)", "LoRA(r=2)"), {"how": "ties"}, "say the rank of the result"),
-        (("DoRA(r=2)", "LoRA(r=2)"), {}, "say the rank of the result"),
-        (("IA3()", "LoRA(r=2, sites='*.ffn.out')"), {"rank": 2}, "multiplies and is no sum"),
+        (("Prefix(length=4)", "LoRA(r=2)"), {}, r"use them together, unmerged: host.use\(\{'a': 1, 'b': 1\}\)"),
+        (("LoRA(r=2)", "LoRA(r=2)"), {"how": "ties"}, "set a rank, such as rank=8"),
+        (("DoRA(r=2)", "LoRA(r=2)"), {}, "set a rank, such as rank=8"),
+        (("IA3()", "LoRA(r=2, sites='*.ffn.out')"), {"rank": 2}, "which is not a sum"),
         (("DoRA(r=2)", "DoRA(r=2)"), {"how": "svd"}, "svd of Decomposed needs a rank"),
         (("BitFit()", "BitFit()"), {"how": "svd"}, "have no rank"),
         (("BitFit()", "BitFit()"), {"rank": 3}, "have no rank"),
-        (("Full()", "LoRA(r=2)"), {}, "only at a rank"),
+        (("Full()", "LoRA(r=2)"), {}, "only add up at a rank"),
         (("LoRA(r=2)", "LoRA(r=2)"), {"how": "dare"}, "needs a density"),
         (("LoRA(r=2)", "LoRA(r=2)"), {"density": 0.5}, "linear keeps every entry"),
         (("LoRA(r=2)", "LoRA(r=2)"), {"how": "ties", "density": 1.5}, "above 0 and at most 1"),

@@ -1,1 +1,1 @@
-"""An adapter on disk: our folder, and HF PEFT's in and out."""
+"""Adapters and models on disk: adapter folders, HF PEFT and loralib, merged models, task arithmetic."""

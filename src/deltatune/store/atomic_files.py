@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all: temporary folder, fsync, rename; a manifest with hashes comes last."""
+"""Atomic writes of files and folders: a temporary copy, fsync, rename; a folder gets a manifest with hashes last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write files into a temporary folder beside `folder`, add the manifest, and put it in place.
+    """Write a folder atomically: `fill` writes into a temporary folder beside it, which is then renamed.
 
     An existing folder is replaced only if it is empty or holds a manifest, that is, if it was written here.
     """
@@ -39,7 +39,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write one text file whole or not at all: a draft beside it, fsync, rename."""
+    """Write a text file atomically: a draft beside it, fsync, rename."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with draft.open("w", encoding="utf-8", newline="\n") as file:
@@ -52,7 +52,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise DeltatuneError unless every file of the manifest is there with its hash."""
+    """Raise DeltatuneError unless every file of the manifest exists with its hash."""
     path = folder / MANIFEST
     if not path.is_file():
         raise DeltatuneError(
@@ -64,27 +64,27 @@ def check_folder(folder: Path) -> None:
             problems.append(f"{name} is missing")
         elif digest(folder / name) != expected:
             problems.append(f"{name} was changed or damaged: its hash is not the one in {MANIFEST}")
-    raise_all(problems, f"{folder} is broken; save the adapter again or fetch a fresh copy:" if problems else "")
+    raise_all(problems, f"{folder} is damaged; save it again or restore a copy:" if problems else "")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write pretty JSON with sorted keys, so that equal content gives equal bytes."""
+    """Write indented JSON with sorted keys, so that equal content gives equal bytes."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DeltatuneError naming the file if it is none."""
+    """Read a JSON object. Raises DeltatuneError naming the file if it holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise DeltatuneError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):
-        raise DeltatuneError(f"{path} holds no JSON object")
+        raise DeltatuneError(f"{path} does not hold a JSON object")
     return content
 
 
 def digest(path: Path) -> str:
-    """BLAKE2b hash of a file."""
+    """The BLAKE2b hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -98,15 +98,15 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _replace(work: Path, folder: Path) -> None:
-    if folder.exists():  # a full folder cannot be renamed over: the old one steps aside first
-        aside = work.with_name(work.name + ".old")
-        os.replace(folder, aside)
+    if folder.exists():  # rename cannot replace a folder with content: the old one is moved away first
+        old = work.with_name(work.name + ".old")
+        os.replace(folder, old)
         try:
             os.replace(work, folder)
         except BaseException:
-            os.replace(aside, folder)
+            os.replace(old, folder)
             raise
-        shutil.rmtree(aside)
+        shutil.rmtree(old)
     else:
         os.replace(work, folder)
     _sync(folder.parent)

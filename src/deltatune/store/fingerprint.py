@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: name, shapes, and a fingerprint of the weights' content."""
+"""Fingerprints: the identity of a base (name, shapes, sampled weights), and a hash of a model folder."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from deltatune.core.host import Host
 from deltatune.store.atomic_files import MANIFEST, digest, read_json
 
 _SAMPLE = 1024
-_known: WeakKeyDictionary[Host, dict[str, Any]] = WeakKeyDictionary()
+"""Entries per tensor that are hashed."""
+_identities: WeakKeyDictionary[Host, dict[str, Any]] = WeakKeyDictionary()
 
 
 def base_identity(host: Host) -> dict[str, Any]:
-    """Identity of a Host's base, free of adapters: `name`, `revision`, `architecture`, `shapes`, `content`.
+    """The identity of a Host's base without adapters: `name`, `revision`, `architecture`, `shapes`, `content`.
 
-    The content is hashed in float32 from an even sample of each tensor, so it is the same in every dtype that holds
-    the values exactly, and costs the same for any size of model.
+    The content is hashed in float32 from evenly spaced entries of each tensor, so it is the same in every dtype that
+    holds the values exactly, and its cost does not depend on the size of the model.
     """
-    if host in _known:
-        return dict(_known[host])
+    if host in _identities:
+        return dict(_identities[host])
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     prefix = _prefix(host)
     for path, tensor in host.base_tensors():
-        plain = path.removeprefix(prefix)  # the same body with or without a head around it
-        shapes.update(f"{plain}{tuple(tensor.shape)}".encode())
+        name = path.removeprefix(prefix)  # the same with and without a head
+        shapes.update(f"{name}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
-        content.update(plain.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
+        content.update(name.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
     return {
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": str(getattr(config, "_commit_hash", "") or ""),
@@ -45,12 +46,12 @@ def base_identity(host: Host) -> dict[str, Any]:
 
 
 def remember(host: Host) -> None:
-    """Keep a base's identity: its weights are about to be spread over processes, none of which has them all."""
-    _known[host] = base_identity(host)
+    """Store a base's identity before its weights are sharded, because then no process has all of them."""
+    _identities[host] = base_identity(host)
 
 
 def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[str]:
-    """What is wrong with loading an adapter trained on base `saved` onto this Host's base."""
+    """List why an adapter trained on the base `saved` does not fit this Host's base."""
     here = base_identity(host)
     if saved.get("shapes") != here["shapes"]:
         return [
@@ -61,52 +62,52 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
     if saved.get("content") != here["content"] and not other_base:
         return [
             f"the base has the right shapes but other weights than {saved.get('name')!r}, which it was trained on; "
-            "load that base, or say other_base=True (--other-base) if you mean it"
+            "load that base, or pass other_base=True (--other-base) to accept this one"
         ]
     return []
 
 
 def _prefix(host: Host) -> str:
-    """Path of the bare body within a model with a head, with a dot; empty for a bare model."""
+    """The path of the body in a model with a head, with a final dot; empty for a model without a head."""
     base = getattr(host.model, "base_model", host.model)
     if not isinstance(base, torch.nn.Module) or base is host.model:
         return ""
-    found = [path for path, module in host.model.named_modules() if module is base]
-    if not found:
+    paths = [path for path, module in host.model.named_modules() if module is base]
+    if not paths:
         raise DeltatuneError(f"{type(host.model).__name__} names a base model that is not one of its modules")
-    return f"{found[0]}."
+    return f"{paths[0]}."
 
 
-SMALL = 1 << 20
-"""Bytes up to which a file is read whole; of others this much at even distances is."""
-SAMPLES = 64
+SAMPLED_BYTES = 1 << 20
+"""Files up to this size are hashed completely; of larger ones, this many bytes in evenly spaced parts."""
+SAMPLED_PARTS = 64
 
 
 def contents_of(model: str) -> str | None:
-    """A hash of a model's folder; None for a name on the hub, for builtin and where there is no such folder.
+    """Return a hash of a model's folder; None for a hub name, for builtin, and if there is no such folder.
 
-    A folder written here has the hashes of its files already; of others large files are sampled.
+    A folder written here has the hashes of its files in its manifest; in others, large files are sampled.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
-    found = hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     if (folder / MANIFEST).is_file():
-        found.update(str(sorted(read_json(folder / MANIFEST).get("files", {}).items())).encode())
-        return found.hexdigest()
+        content.update(str(sorted(read_json(folder / MANIFEST).get("files", {}).items())).encode())
+        return content.hexdigest()
     for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
-        found.update(f"{path.name} {path.stat().st_size} {_sample(path)}".encode())
-    return found.hexdigest()
+        content.update(f"{path.name} {path.stat().st_size} {_sampled_hash(path)}".encode())
+    return content.hexdigest()
 
 
-def _sample(path: Path) -> str:
+def _sampled_hash(path: Path) -> str:
     size = path.stat().st_size
-    if size <= SMALL:
+    if size <= SAMPLED_BYTES:
         return digest(path)
-    found = hashlib.blake2b(digest_size=16)
-    part = SMALL // SAMPLES
+    content = hashlib.blake2b(digest_size=16)
+    part = SAMPLED_BYTES // SAMPLED_PARTS
     with path.open("rb") as file:
-        for i in range(SAMPLES):
-            file.seek((size - part) * i // (SAMPLES - 1))
-            found.update(file.read(part))
-    return found.hexdigest()
+        for i in range(SAMPLED_PARTS):
+            file.seek((size - part) * i // (SAMPLED_PARTS - 1))
+            content.update(file.read(part))
+    return content.hexdigest()

@@ -1,4 +1,4 @@
-"""A model with an adapter written into its weights, saved as a model of its own and checked as it lies on disk."""
+"""Saving a model with an adapter merged into its weights, verified on the model read back from disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONFIG, RECORD = "config.json", "merge.json"
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging did."""
+    """The result of saving a merged model."""
 
     folder: Path
-    """The model's folder: `from_pretrained` takes it."""
+    """The model's folder, for `from_pretrained`."""
     difference: float
-    """Largest difference of the outputs on probe inputs between the live adapter and the model read back from disk."""
+    """Largest difference of the outputs on test inputs between the unmerged adapter and the model read back."""
 
 
 def save_merged(
@@ -34,74 +34,76 @@ def save_merged(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: torch.dtype | None = None,
 ) -> Merged:
-    """Write the base with adapter `name` merged into it as a model folder, whole or not at all.
+    """Write the base with adapter `name` merged into it as a model folder, atomically.
 
-    The model is read back and compared with the live adapter; the difference stands in merge.json. `dtype` stores the
-    weights in another type. The host is afterwards as it was. A task head is no part of the model and stays with the
-    adapter. Raises DeltatuneError for an adapter without a weight form, a folder that holds something else, and a
-    difference that rounding does not explain: then nothing is left in the folder.
+    The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
+    the weights in another type. The host is unchanged afterwards. A task head is not part of the model and stays with
+    the adapter. Raises DeltatuneError for an adapter without a weight form, a folder with other content, and a
+    difference larger than rounding errors; then no folder is written.
     """
     model = host.model
     if not isinstance(model, PreTrainedModel):
-        raise DeltatuneError(f"{type(model).__name__} is no model of transformers, so it has no folder form")
-    kind = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    live = outputs(host, name)
+        raise DeltatuneError(f"{type(model).__name__} is not a model of transformers and has no folder format")
+    stored_dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
+    unmerged = outputs(host, name)
     before = host.route
     host.merge_(name)
     try:
-        state = weights(model, kind)
-        worst = 0.0
+        state = weights_of(model, stored_dtype)
+        largest = 0.0
 
         def fill(work: Path) -> None:
-            nonlocal worst
+            nonlocal largest
             model.save_pretrained(work, state_dict=state)
             config = read_json(work / CONFIG)
-            write_json(work / CONFIG, typed(config, str(kind).removeprefix("torch.")))
+            write_json(work / CONFIG, with_dtype(config, str(stored_dtype).removeprefix("torch.")))
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
-            worst = checked(host, work, live, kind)
+            largest = verify(host, work, unmerged, stored_dtype)
             method = repr(host.adapters[name].method)
-            write_json(work / RECORD, {"adapter": name, "method": method, "dtype": str(kind), "difference": worst})
+            write_json(
+                work / RECORD, {"adapter": name, "method": method, "dtype": str(stored_dtype), "difference": largest}
+            )
 
         write_folder(Path(folder), fill)
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), worst)
+    return Merged(Path(folder), largest)
 
 
-def weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The model's own tensors by name, floating ones as `dtype`; those that share memory go on sharing it."""
+def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the model's own tensors by name, floating ones as `dtype`; tied tensors stay tied."""
     cast: dict[int, torch.Tensor] = {}
-    found = {}
+    state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not name.startswith("deltatune."):
-            own = cast.setdefault(id(tensor), tensor.detach().to(dtype) if tensor.is_floating_point() else tensor)
-            found[name] = own
-    return found
+            converted = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+            state[name] = cast.setdefault(id(tensor), converted)
+    return state
 
 
-def typed(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A config, and those of the model's parts in it, that name the type the weights are stored in."""
-    found = {name: typed(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
-    return {name: dtype if name in ("dtype", "torch_dtype") else value for name, value in found.items()}
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a config, with the configs of its parts, that names the dtype of the stored weights."""
+    parts = {name: with_dtype(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
+    return {name: dtype if name in ("dtype", "torch_dtype") else value for name, value in parts.items()}
 
 
 def outputs(host: Host, name: str) -> Any:
-    """What the model gives on the probe inputs with one adapter live."""
+    """Return the model's outputs on the test inputs with one adapter unmerged."""
     with host.using(name, training=False):
         return verification_output(host.model, host.sites.facts)
 
 
-def checked(host: Host, folder: Path, live: Any, dtype: torch.dtype) -> float:
-    """The difference between the live outputs and those of the model in a folder, which is raised if too large."""
+def verify(host: Host, folder: Path, unmerged: Any, dtype: torch.dtype) -> float:
+    """Return the difference of the outputs of the model in a folder. Raises DeltatuneError if it is too large."""
     device = next(host.model.parameters()).device
-    again: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
-    worst = difference(live, verification_output(again.to(device).float(), host.sites.facts))
-    most = bound(live, dtype)
-    if not worst <= most:
+    reloaded: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
+    largest = difference(unmerged, verification_output(reloaded.to(device).float(), host.sites.facts))
+    limit = bound(unmerged, dtype)
+    if not largest <= limit:
         raise DeltatuneError(
-            f"the merged model, read back, differs by {worst:.2g} from the live adapter, more than {dtype} rounding "
-            f"explains ({most:.2g}); nothing was kept"
+            f"the merged model, read back, differs by {largest:.2g} from the unmerged adapter, more than {dtype} "
+            f"rounding explains ({limit:.2g}); nothing was written"
         )
-    return worst
+    return largest

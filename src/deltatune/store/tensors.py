@@ -1,4 +1,4 @@
-"""Tensors of an adapter: read from a file, checked against what the adapter has, put in place all or not at all."""
+"""Tensors of an adapter: read from a file, checked against the adapter, loaded all or not at all."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
-    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(whole, path, metadata={"format": "pt"})
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
 
 
 def check_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise DeltatuneError naming every tensor that is empty or not finite."""
     problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
     problems += [f"{key} has values that are not finite" for key, t in tensors.items() if not torch.isfinite(t).all()]
-    raise_all(problems, f"adapter {name!r} is not worth saving:" if problems else "")
+    raise_all(problems, f"adapter {name!r} cannot be saved:" if problems else "")
 
 
 def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, extra or misshapen in tensors meant for an adapter."""
-    wanted = adapter.tensors()
-    problems = [f"tensor {key} is missing from the file" for key in wanted if key not in tensors]
-    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in wanted]
-    for key in wanted.keys() & tensors.keys():
-        have, want = tuple(tensors[key].shape), tuple(wanted[key].shape)
-        if have != want:
-            problems.append(f"tensor {key} has shape {have} in the file, {want} here")
+    """List tensors that are missing, extra or misshapen for an adapter."""
+    expected = adapter.tensors()
+    problems = [f"tensor {key} is missing from the file" for key in expected if key not in tensors]
+    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in expected]
+    for key in expected.keys() & tensors.keys():
+        in_file, here = tuple(tensors[key].shape), tuple(expected[key].shape)
+        if in_file != here:
+            problems.append(f"tensor {key} has shape {in_file} in the file, {here} here")
     return sorted(problems)
 
 
@@ -55,19 +55,19 @@ def attach_filled(
     name: str,
     method: Method,
     tensors: Mapping[str, Tensor],
-    about: str,
+    error_heading: str,
     *,
     seed: int = 0,
     head: nn.Module | bool | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """Attach a method's adapter with these tensors, or raise one error that begins with `about` and change nothing."""
+    """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing."""
     before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
     problems = mismatches(adapter, tensors)
     if problems:
         host.detach(name)
         host.use(before)
-        raise_all(problems, about)
+        raise_all(problems, error_heading)
     adapter.load_tensors(tensors)
     return adapter

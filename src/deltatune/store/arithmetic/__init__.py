@@ -1,1 +1,1 @@
-"""Task arithmetic: sums of trained adapters."""
+"""Task arithmetic: weighted sums of trained adapters, TIES and DARE."""

@@ -216,9 +216,7 @@ def _product_problems(groups: Mapping[Key, list[DeltaTerm]]) -> list[str]:
     ]
 
 
-def _add_biases(
-    combined: CombinedTensors, host: Host, sums: Mapping[Key, Tensor], sites: Mapping[str, Site]
-) -> None:
+def _add_biases(combined: CombinedTensors, host: Host, sums: Mapping[Key, Tensor], sites: Mapping[str, Site]) -> None:
     """Add the changes of biases. Raises DeltatuneError for other vectors, which a low-rank adapter cannot hold."""
     vectors = {(site, name): change for (site, name), change in sums.items() if change.any()}
     vectors = {

@@ -1,4 +1,4 @@
-"""Merging changes of several adapters, tensor by tensor: TIES and DARE.
+"""TIES and DARE: merging the changes of several adapters tensor by tensor.
 
 TIES: Yadav et al. 2023, https://arxiv.org/abs/2306.01708; DARE: Yu et al. 2024, https://arxiv.org/abs/2311.03099.
 """
@@ -12,36 +12,37 @@ import torch
 from torch import Tensor
 
 Scope = Literal["model", "tensor"]
+"""Whether TIES trims and elects over the whole model or in each tensor."""
 
 
-def largest(change: Tensor, density: float) -> Tensor:
-    """The change with all but its int(density · size) largest entries set to 0."""
+def trim(change: Tensor, density: float) -> Tensor:
+    """Set all but the int(density · size) largest entries to 0."""
     flat = change.flatten()
-    kept = torch.topk(flat.abs(), int(density * flat.numel()), sorted=False).indices
-    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(change)
+    largest = torch.topk(flat.abs(), int(density * flat.numel()), sorted=False).indices
+    return torch.zeros_like(flat).index_copy_(0, largest, flat[largest]).view_as(change)
 
 
-def dropped(change: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """The change with each entry kept with probability `density` and then divided by it, so that its mean stays."""
-    kept = torch.empty(change.shape).bernoulli_(density, generator=generator)
-    return change * kept.to(change) / density
+def drop_and_rescale(change: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Keep each entry with probability `density` and divide it by `density`, so that the mean stays."""
+    mask = torch.empty(change.shape).bernoulli_(density, generator=generator)
+    return change * mask.to(change) / density
 
 
-def elected(changes: Sequence[Tensor], scope: Scope) -> Tensor:
-    """The sign of each entry's sum, ±1. Where the sum is 0: `model` the sign most entries have, `tensor` +1."""
+def elect_signs(changes: Sequence[Tensor], scope: Scope) -> Tensor:
+    """Return the sign of each entry's sum, ±1. For a sum of 0: `model` takes the majority sign, `tensor` +1."""
     signs = torch.stack(list(changes)).sum(0).sign()
-    most = signs.sum().sign() if scope == "model" else signs.new_ones(())
-    return torch.where(signs == 0, torch.where(most == 0, torch.ones_like(most), most), signs)
+    majority = signs.sum().sign() if scope == "model" else signs.new_ones(())
+    return torch.where(signs == 0, torch.where(majority == 0, torch.ones_like(majority), majority), signs)
 
 
-def agreeing_mean(changes: Sequence[Tensor], signs: Tensor) -> Tensor:
-    """The mean of the entries that have the elected sign; 0 where none has it."""
+def disjoint_mean(changes: Sequence[Tensor], signs: Tensor) -> Tensor:
+    """Return the mean of the entries that have the elected sign; 0 if none has it."""
     stack = torch.stack(list(changes))
     agree = stack.sign() == signs
     return (stack * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
 def ties(changes: Sequence[Tensor], density: float, scope: Scope) -> Tensor:
-    """Trim, elect, and take the mean of those that agree."""
-    trimmed = [largest(change, density) for change in changes]
-    return agreeing_mean(trimmed, elected(trimmed, scope))
+    """Trim, elect signs, and take the disjoint mean."""
+    trimmed = [trim(change, density) for change in changes]
+    return disjoint_mean(trimmed, elect_signs(trimmed, scope))

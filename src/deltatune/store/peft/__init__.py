@@ -1,6 +1,6 @@
-"""HF PEFT's folders, both ways: a file a family of methods, each with what it writes, what it reads and what it cannot.
+"""HF PEFT's adapter folders, written and read: a file per family of methods, with what PEFT cannot hold.
 
-`obstacles` says before training why a method would not be readable by PEFT.
+`obstacles` says before training why PEFT could not read an adapter of a method.
 """
 
 from deltatune.store.peft.peft_folder import knows, left_out, load, obstacles, save

@@ -1,4 +1,4 @@
-"""Reading PEFT's type LORA: LoRA, rsLoRA, DoRA and converted PiSSA, with a rank and an alpha for each module."""
+"""LoRA, rsLoRA, DoRA and PiSSA as PEFT's type LORA, with a rank and an alpha for each module."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ from deltatune.core.method import Method
 from deltatune.core.registry import registry
 from deltatune.core.sites.fused_projections import put
 from deltatune.core.sites.site import Site
-from deltatune.store.peft.peft_files import ROOT, Foreign, Ours, Theirs, by_module, modules_config, whole_of
+from deltatune.store.peft.peft_format import (
+    MODULE_PREFIX,
+    Exported,
+    Imported,
+    PeftFolder,
+    deltas_by_module,
+    modules_config,
+    whole_projection,
+)
 
-_MUST_BE_OFF = (
+_UNSUPPORTED = (
     "lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora",
     "alora_invocation_tokens", "arrow_config", "megatron_config", "use_bdlora", "kasa_config", "velora_config",
 )  # fmt: skip
+"""PEFT options that change what the adapter computes."""
 _INIT_AS_LORA = (True, False, "gaussian", "eva", "orthogonal", None)
+"""Initial values that leave the base's weights unchanged."""
 _SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -32,41 +42,88 @@ _SUFFIXES = {
     ".lora_embedding_B": "B",
     ".lora_magnitude_vector": "m",
 }
+MAGNITUDE = ".lora_magnitude_vector"
 
 
-def read(host: Host, foreign: Foreign) -> Ours:
-    """The method and its tensors."""
-    _refuse(foreign)
-    found: dict[str, dict[str, Tensor]] = {}
-    used = set()
-    for key, tensor in foreign.tensors.items():
-        for suffix, name in _SUFFIXES.items():
-            if key.endswith(suffix):
-                found.setdefault(key.removesuffix(suffix), {})[name] = tensor
-                used.add(key)
-    sites = _sites(host, foreign, found)
-    ranks = {path: len(parts["A"]) for path, parts in found.items()}
-    theirs = {path: _scale(foreign, path, rank) for path, rank in ranks.items()}
-    r, scale = Counter((ranks[path], theirs[path]) for path in found).most_common(1)[0][0]
-    label, power = _class(foreign)
-    alpha = scale * r**power
-    tensors = {}
-    for path, parts in found.items():
-        here = alpha / ranks[path] ** power
-        for name, tensor in parts.items():  # where this module has an alpha of its own, B takes the difference in
-            other = name == "B" and not math.isclose(here, theirs[path], rel_tol=1e-12)
-            tensors[f"{label.lower()}.{sites[path].name}.{name}"] = tensor * (theirs[path] / here) if other else tensor
-    options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": float(foreign.config.get("lora_dropout", 0.0))}
-    if odd := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
-        options["ranks"] = odd
-    named = tuple(sites[path].name for path in sorted(found))
-    method: Method = registry()[label](sites=named, **options)
-    return Ours(method, tensors, used)
+class LoRAFormat:
+    """PEFT type LORA, for LoRA, RsLoRA, DoRA and PiSSA."""
+
+    prefix = MODULE_PREFIX
+
+    def obstacles(self, method: Method, host: Host, heads: Sequence[str]) -> list[str]:
+        """DoRA has one magnitude per row, so it cannot act on a fused projection and on its slice at once."""
+        if type(method).__name__ != "DoRA":
+            return []
+        whole_modules = {site.module for site in method.pick(host.sites) if site.slice is None}
+        slices = [site for site in method.pick(host.sites) if site.slice is not None]
+        if any(hasattr(host.model.get_submodule(site.module).weight, "full_tensor") for site in slices):
+            return [
+                f"the norms of {slices[0].module}, of which only a slice is changed, cannot be read while the base is "
+                "sharded (FSDP); load the adapter in one process and save it again"
+            ]
+        return [
+            f"{site.name} is a slice of {site.module}, which DoRA also changes as a whole"
+            for site in slices
+            if site.module in whole_modules
+        ]
+
+    def write(self, host: Host, adapter: Adapter) -> Exported:
+        """Convert to config and tensors of type LORA."""
+        modules = deltas_by_module(adapter)
+        tensors: dict[str, Tensor] = {}
+        pairs: dict[str, tuple[int, float]] = {}
+        for path, deltas in modules.items():
+            a, b, scale = _module_factors(host, deltas)
+            suffix = ".lora_embedding_{}" if deltas[0][0].kind == "embed" else ".lora_{}.weight"
+            tensors[path + suffix.format("A")], tensors[path + suffix.format("B")] = a, b
+            pairs[path] = (a.shape[0], scale)
+            if hasattr(deltas[0][1], "m"):
+                tensors[path + MAGNITUDE] = _magnitude(deltas)
+        config = modules_config(host, "LORA", adapter, modules)
+        config |= {
+            "bias": "none",
+            "lora_dropout": float(getattr(adapter.method, "dropout", 0.0)),
+            **_rank_config(pairs),
+        }
+        if any(key.endswith(MAGNITUDE) for key in tensors):
+            config["use_dora"] = True
+        return Exported(config, tensors)
+
+    def read(self, host: Host, folder: PeftFolder) -> Imported:
+        """Convert to LoRA, RsLoRA or DoRA and its tensors."""
+        _check_config(folder)
+        modules: dict[str, dict[str, Tensor]] = {}
+        used = set()
+        for key, tensor in folder.tensors.items():
+            for suffix, factor in _SUFFIXES.items():
+                if key.endswith(suffix):
+                    modules.setdefault(key.removesuffix(suffix), {})[factor] = tensor
+                    used.add(key)
+        sites = _sites(host, folder, modules)
+        ranks = {path: len(parts["A"]) for path, parts in modules.items()}
+        scales = {path: _scale(folder, path, rank) for path, rank in ranks.items()}
+        r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
+        name, power = _method_name(folder)
+        alpha = scale * r**power
+        tensors = {}
+        for path, parts in modules.items():
+            scale_here = alpha / ranks[path] ** power
+            for factor, tensor in parts.items():
+                if factor == "B" and not math.isclose(scale_here, scales[path], rel_tol=1e-12):
+                    tensor = tensor * (scales[path] / scale_here)  # a module with another alpha: B takes the difference
+                tensors[f"{name.lower()}.{sites[path].name}.{factor}"] = tensor
+        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": float(folder.config.get("lora_dropout", 0.0))}
+        if exceptions := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
+            options["ranks"] = exceptions
+        site_names = tuple(sites[path].name for path in sorted(modules))
+        method: Method = registry()[name](sites=site_names, **options)
+        return Imported(method, tensors, used)
 
 
-def _refuse(foreign: Foreign) -> None:
-    config = foreign.config
-    problems = [f"option {key} is on" for key in _MUST_BE_OFF if config.get(key)]
+def _check_config(folder: PeftFolder) -> None:
+    """Raise DeltatuneError for options that change what the adapter computes."""
+    config = folder.config
+    problems = [f"option {key} is not supported" for key in _UNSUPPORTED if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"bias={config['bias']!r} also changed the base's biases")
     if config.get("init_lora_weights", True) not in _INIT_AS_LORA:
@@ -74,84 +131,46 @@ def _refuse(foreign: Foreign) -> None:
             f"init_lora_weights={config['init_lora_weights']!r} changed the base's weights; convert it with PEFT first "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    raise_all(problems, f"cannot read the PEFT adapter {foreign.place}:" if problems else "")
+    raise_all(problems, f"cannot read the PEFT adapter {folder.path}:" if problems else "")
 
 
-def _sites(host: Host, foreign: Foreign, found: dict[str, dict[str, Tensor]]) -> dict[str, Site]:
-    """Site of each module path."""
-    known = {site.module: site for site in host.sites.values() if site.kind in ("linear", "embed") and not site.slice}
-    lost = [path for path in found if path not in known]
-    problems = [f"it adapts {path}, which is no linear site of this {host.sites.facts.architecture}" for path in lost]
-    for path, parts in found.items():
-        wanted = {"A", "B", "m"} if foreign.config.get("use_dora") else {"A", "B"}
-        if path in known and parts.keys() != wanted:
-            problems.append(f"{path} has tensors {', '.join(sorted(parts))}, {', '.join(sorted(wanted))} are needed")
-    if not found:
-        problems.append("it holds no pair lora_A, lora_B")
-    raise_all(problems[:8], f"the PEFT adapter {foreign.place} does not fit this model:" if problems else "")
-    return known
+def _sites(host: Host, folder: PeftFolder, modules: dict[str, dict[str, Tensor]]) -> dict[str, Site]:
+    """Return the site of each module path. Raises DeltatuneError for modules and tensors that do not fit."""
+    sites = {site.module: site for site in host.sites.values() if site.kind in ("linear", "embed") and not site.slice}
+    architecture = host.sites.facts.architecture
+    unknown = [path for path in modules if path not in sites]
+    problems = [f"it adapts {path}, which is not a linear site of this {architecture}" for path in unknown]
+    for path, parts in modules.items():
+        required = {"A", "B", "m"} if folder.config.get("use_dora") else {"A", "B"}
+        if path in sites and parts.keys() != required:
+            problems.append(
+                f"{path} has tensors {', '.join(sorted(parts))}, {', '.join(sorted(required))} are required"
+            )
+    if not modules:
+        problems.append("it has no pair lora_A, lora_B")
+    raise_all(problems[:8], f"the PEFT adapter {folder.path} does not fit this model:" if problems else "")
+    return sites
 
 
-def _class(foreign: Foreign) -> tuple[str, float]:
-    """Our class, and the power of the rank by which it divides alpha."""
-    if foreign.config.get("use_dora"):
+def _method_name(folder: PeftFolder) -> tuple[str, float]:
+    """Return the method, and the power of the rank by which it divides alpha."""
+    if folder.config.get("use_dora"):
         return "DoRA", 1.0
-    return ("RsLoRA", 0.5) if foreign.config.get("use_rslora") else ("LoRA", 1.0)
+    return ("RsLoRA", 0.5) if folder.config.get("use_rslora") else ("LoRA", 1.0)
 
 
-def _scale(foreign: Foreign, path: str, rank: int) -> float:
-    """What PEFT multiplies a module's BA by; the first pattern that names the module gives its alpha."""
-    alpha = foreign.config.get("lora_alpha", 8)
-    for pattern, value in (foreign.config.get("alpha_pattern") or {}).items():
+def _scale(folder: PeftFolder, path: str, rank: int) -> float:
+    """The scale of a module's BA in PEFT; the first pattern that matches the module gives its alpha."""
+    alpha = folder.config.get("lora_alpha", 8)
+    for pattern, value in (folder.config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
             alpha = value
             break
-    return float(alpha) / (math.sqrt(rank) if foreign.config.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if folder.config.get("use_rslora") else rank)
 
 
-root = ROOT
-MAGNITUDE = ".lora_magnitude_vector"
-
-
-def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
-    """DoRA needs one magnitude a row, so it cannot act on a fused projection and on its part at once."""
-    if type(method).__name__ != "DoRA":
-        return []
-    whole = {site.module for site in method.pick(host.sites) if site.slice is None}
-    parts = [site for site in method.pick(host.sites) if site.slice is not None]
-    if any(hasattr(host.model.get_submodule(site.module).weight, "full_tensor") for site in parts):
-        return [
-            f"the norms of {parts[0].module}, of which only a part is changed, cannot be read while FSDP spreads the "
-            "base over processes; load the adapter in one process and save it again"
-        ]
-    return [
-        f"{site.name} is a part of {site.module}, which DoRA changes as a whole too"
-        for site in method.pick(host.sites)
-        if site.slice is not None and site.module in whole
-    ]
-
-
-def write(host: Host, adapter: Adapter) -> Theirs:
-    """Config and tensors of type LORA."""
-    modules = by_module(adapter)
-    tensors: dict[str, Tensor] = {}
-    pairs: dict[str, tuple[int, float]] = {}
-    for path, parts in modules.items():
-        a, b, scale = _pair(host, parts)
-        middle = ".lora_embedding_{}" if parts[0][0].kind == "embed" else ".lora_{}.weight"
-        tensors[path + middle.format("A")], tensors[path + middle.format("B")] = a, b
-        pairs[path] = (a.shape[0], scale)
-        if hasattr(parts[0][1], "m"):
-            tensors[path + MAGNITUDE] = _magnitude(parts)
-    config = modules_config(host, "LORA", adapter, modules)
-    config |= {"bias": "none", "lora_dropout": float(getattr(adapter.method, "dropout", 0.0)), **_sizes(pairs)}
-    if any(key.endswith(MAGNITUDE) for key in tensors):
-        config["use_dora"] = True
-    return Theirs(config, tensors)
-
-
-def _sizes(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
-    """Rank and alpha that most modules have, and patterns for the others; PEFT's scale is alpha / rank."""
+def _rank_config(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    """The most frequent rank and alpha, and patterns for the other modules; PEFT's scale is alpha / rank."""
     r, scale = Counter(pairs.values()).most_common(1)[0][0]
     return {
         "r": r,
@@ -162,33 +181,33 @@ def _sizes(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def factors(delta: Any) -> tuple[Tensor, Tensor, float]:
-    """(A, B, s) of a low-rank Delta, so that its change of the weight is s·BA; PiSSA's of rank 2r."""
-    made = hasattr(delta, "down")
-    a, b = (delta.down(), delta.up()) if made else (delta.A, delta.B)
+    """Return (A, B, s) of a low-rank Delta with ΔW = s·BA; PiSSA's have rank 2r."""
+    computed = hasattr(delta, "down")
+    a, b = (delta.down(), delta.up()) if computed else (delta.A, delta.B)
     return a.detach(), b.detach(), float(delta.scale)
 
 
-def _pair(host: Host, parts: Sequence[tuple[Site, Any]]) -> tuple[Tensor, Tensor, float]:
-    """One (A, B, s) for a module: A (sum of ranks, in), B (out, sum of ranks)."""
-    if parts[0][0].slice is None and len(parts) == 1:
-        return factors(parts[0][1])
-    whole = whole_of(host, parts[0][0]).width_out
-    downs, ups, scale = [], [], float(parts[0][1].scale)
-    for site, delta in parts:
+def _module_factors(host: Host, deltas: Sequence[tuple[Site, Any]]) -> tuple[Tensor, Tensor, float]:
+    """Return one (A, B, s) for a module: A (sum of ranks, in), B (out, sum of ranks)."""
+    if deltas[0][0].slice is None and len(deltas) == 1:
+        return factors(deltas[0][1])
+    width_out = whole_projection(host, deltas[0][0]).width_out
+    downs, ups, scale = [], [], float(deltas[0][1].scale)
+    for site, delta in deltas:
         a, b, s = factors(delta)
         downs.append(a)
-        ups.append(put(b.new_zeros(b.shape[1], whole), site.slice, b.T * (s / scale)).T)
+        ups.append(put(b.new_zeros(b.shape[1], width_out), site.slice, b.T * (s / scale)).T)
     return torch.cat(downs), torch.cat(ups, 1), scale
 
 
-def _magnitude(parts: Sequence[tuple[Site, Any]]) -> Tensor:
-    """DoRA's m (out,) of a module; rows that no part changes keep the norms that they have."""
-    site, delta = parts[0]
+def _magnitude(deltas: Sequence[tuple[Site, Any]]) -> Tensor:
+    """Return DoRA's m (out,) of a module; rows without a Delta keep the norms of the base."""
+    site, delta = deltas[0]
     m: Tensor = delta.m.detach()
     if site.slice is None:
         return m
     weight: Tensor = delta.base.stored()["weight"].detach().float()
     m = weight.norm(dim=0 if site.transposed else 1)
-    for site, delta in parts:
+    for site, delta in deltas:
         m = put(m, site.slice, delta.m.detach().to(m))
     return m

@@ -1,7 +1,7 @@
 """Prefixes as PEFT's type PREFIX_TUNING: one tensor (P, layers · 2 · H_kv·K), keys before values in every layer.
 
-PEFT moves the real tokens' positions by P. In encoder-decoders it cuts one tensor up so that only the decoder's own
-attention is prefixed, odd layers' vectors are unused, and half of the layers share theirs: refused both ways.
+PEFT shifts the positions of real tokens by P. In encoder-decoders it splits one tensor so that only the decoder's self
+attention has a prefix, vectors of odd layers are unused, and half of the layers share theirs: neither written nor read.
 """
 
 from __future__ import annotations
@@ -19,47 +19,94 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import registry
 from deltatune.core.sites.site import Site
-from deltatune.store.peft.peft_files import (
-    PROMPT_ROOT,
-    Foreign,
-    Ours,
-    Theirs,
+from deltatune.store.peft.peft_format import (
+    PROMPT_PREFIX,
+    Exported,
+    Imported,
+    PeftFolder,
     common_config,
-    heads_of,
+    head_copies,
     stored_heads,
     task_type,
 )
 from deltatune.store.peft.peft_prompt import KEY
 
-root = PROMPT_ROOT
 
+class PrefixFormat:
+    """PEFT type PREFIX_TUNING."""
 
-def obstacles(method: Method, host: Host, heads: Sequence[str]) -> list[str]:
-    """PEFT prefixes every attention, shifts positions, and goes round some heads."""
-    facts, kind = host.sites.facts, task_type(host, heads)
-    if facts.encoder_decoder:
-        return [
-            "PEFT's prefixes of encoder-decoders reach only the decoder's own attention, half of its layers sharing "
-            "vectors: not this method"
-        ]
-    found = []
-    if kind is None:
-        found.append(f"PEFT has no task type for {facts.architecture}, and without one it leaves prefixes out silently")
-    if not getattr(method, "shift_positions", True):
-        found.append("shift_positions=False, but PEFT moves the positions of real tokens by the prefix's length")
-    if getattr(method, "position", "prefix") != "prefix":
-        found.append("keys and values within the text, but PEFT puts them in front")
-    every = [site for site in host.sites.values() if site.kind == "kv"]
-    if len(method.pick(host.sites)) != len(every):
-        found.append(f"sites={getattr(method, 'sites', '')!r}, but PEFT prefixes every attention")
-    if len({site.width_out for site in every}) > 1:
-        found.append("the layers' keys differ in width, which PEFT's one tensor cannot hold")
-    if kind and not _takes_past(host.model):
-        if kind != "SEQ_CLS":
-            found.append(f"{facts.architecture} takes no past_key_values, in which PEFT hands prefixes over")
-        elif not _plain_head(host.model, heads):
-            found.append(f"PEFT's prefixes go round the head of {facts.architecture}, so that its outputs differ")
-    return found
+    prefix = PROMPT_PREFIX
+
+    def obstacles(self, method: Method, host: Host, heads: Sequence[str]) -> list[str]:
+        """PEFT prefixes every attention layer, shifts positions, and bypasses some heads."""
+        facts, kind = host.sites.facts, task_type(host, heads)
+        if facts.encoder_decoder:
+            return [
+                "PEFT's prefixes of encoder-decoders reach only the decoder's self attention, and half of the layers "
+                "share vectors, which no method here does"
+            ]
+        problems = []
+        if kind is None:
+            problems.append(
+                f"PEFT has no task type for {facts.architecture}, and without one it silently leaves them out"
+            )
+        if not getattr(method, "shift_positions", True):
+            problems.append(
+                "shift_positions=False, but PEFT shifts the positions of real tokens by the length of the prefix"
+            )
+        if getattr(method, "position", "prefix") != "prefix":
+            problems.append("position is not 'prefix', but PEFT puts keys and values before the text")
+        all_sites = [site for site in host.sites.values() if site.kind == "kv"]
+        if len(method.pick(host.sites)) != len(all_sites):
+            problems.append(f"sites={getattr(method, 'sites', '')!r}, but PEFT prefixes every attention layer")
+        if len({site.width_out for site in all_sites}) > 1:
+            problems.append("the keys of the layers differ in width, which PEFT's single tensor cannot hold")
+        if kind and not _takes_past(host.model):
+            if kind != "SEQ_CLS":
+                problems.append(f"{facts.architecture} takes no past_key_values, through which PEFT passes prefixes")
+            elif not _plain_head(host.model, heads):
+                problems.append(f"PEFT's prefixes bypass the head of {facts.architecture}, so that its outputs differ")
+        return problems
+
+    def write(self, host: Host, adapter: Adapter) -> Exported:
+        """Convert to config and tensor of type PREFIX_TUNING."""
+        layers: list[tuple[Site, nn.Module]] = []
+        layers += [(site, delta) for _, site, delta in adapter.entries() if site.kind == "kv"]
+        tensors = [delta.get_parameter(name).detach() for _, delta in layers for name in ("keys", "values")]
+        heads = sorted(head_copies(adapter))
+        width = layers[0][0].width_out
+        config = common_config(host, "PREFIX_TUNING", heads) | {
+            "num_virtual_tokens": len(tensors[0]),
+            "token_dim": width,
+            "num_transformer_submodules": 1,
+            "num_layers": len(layers),
+            "num_attention_heads": width // _head_width(host),
+            "encoder_hidden_size": width,
+            "prefix_projection": False,
+        }
+        if heads:
+            config["modules_to_save"] = heads
+        return Exported(config, unprefixed={KEY: torch.cat(tensors, 1)})
+
+    def read(self, host: Host, folder: PeftFolder) -> Imported:
+        """Convert to `Prefix` and its keys and values."""
+        length = int(folder.config.get("num_virtual_tokens") or 0)
+        if KEY not in folder.tensors or length < 1:
+            raise DeltatuneError(f"the PEFT adapter {folder.path} has no tensor {KEY} or no num_virtual_tokens")
+        method: Method = registry()["Prefix"](length=length)
+        problems = self.obstacles(method, host, stored_heads(host, folder))
+        raise_all(problems, f"cannot read the PEFT adapter {folder.path}:" if problems else "")
+        layers = method.pick(host.sites)
+        stored = folder.tensors[KEY]
+        expected = (length, 2 * sum(site.width_out for site in layers))
+        if tuple(stored.shape) != expected:
+            raise DeltatuneError(
+                f"the PEFT adapter {folder.path} does not fit this model: {KEY} has shape {tuple(stored.shape)}, "
+                f"{expected} would fit"
+            )
+        parts = torch.split(stored, [site.width_out for site in layers for _ in range(2)], dim=1)
+        names = [f"prefix.{site.name}.{name}" for site in layers for name in ("keys", "values")]
+        return Imported(method, dict(zip(names, parts, strict=True)), {KEY})
 
 
 def _takes_past(model: nn.Module) -> bool:
@@ -67,7 +114,7 @@ def _takes_past(model: nn.Module) -> bool:
 
 
 def _plain_head(model: nn.Module, heads: Sequence[str]) -> bool:
-    """Whether the model is a body with a pooler, a dropout and a linear head: so PEFT computes it itself."""
+    """Whether the model is a body with a pooler, dropout and a linear head, which PEFT computes itself."""
     parts = {name: child for name, child in model.named_children() if name != "deltatune"}
     linear = {type(child) for name, child in parts.items() if name in heads} == {nn.Linear}
     body = [child for name, child in parts.items() if name not in {*heads, "dropout"}]
@@ -75,48 +122,6 @@ def _plain_head(model: nn.Module, heads: Sequence[str]) -> bool:
     return linear and pooled and _takes_past(body[0])
 
 
-def write(host: Host, adapter: Adapter) -> Theirs:
-    """Config and tensor of type PREFIX_TUNING."""
-    layers: list[tuple[Site, nn.Module]] = []
-    layers += [(site, delta) for _, site, delta in adapter.entries() if site.kind == "kv"]
-    both = [delta.get_parameter(name).detach() for _, delta in layers for name in ("keys", "values")]
-    heads = sorted(heads_of(adapter))
-    width = layers[0][0].width_out
-    config = common_config(host, "PREFIX_TUNING", heads) | {
-        "num_virtual_tokens": len(both[0]),
-        "token_dim": width,
-        "num_transformer_submodules": 1,
-        "num_layers": len(layers),
-        "num_attention_heads": width // _head_width(host),
-        "encoder_hidden_size": width,
-        "prefix_projection": False,
-    }
-    if heads:
-        config["modules_to_save"] = heads
-    return Theirs(config, whole={KEY: torch.cat(both, 1)})
-
-
 def _head_width(host: Host) -> int:
     config: Any = host.model.config
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def read(host: Host, foreign: Foreign) -> Ours:
-    """A `Prefix` and its keys and values."""
-    length = int(foreign.config.get("num_virtual_tokens") or 0)
-    if KEY not in foreign.tensors or length < 1:
-        raise DeltatuneError(f"the PEFT adapter {foreign.place} has no tensor {KEY} or no num_virtual_tokens")
-    method: Method = registry()["Prefix"](length=length)
-    problems = obstacles(method, host, stored_heads(host, foreign))
-    raise_all(problems, f"cannot read the PEFT adapter {foreign.place}:" if problems else "")
-    layers = method.pick(host.sites)
-    stored = foreign.tensors[KEY]
-    wanted = (length, 2 * sum(site.width_out for site in layers))
-    if tuple(stored.shape) != wanted:
-        raise DeltatuneError(
-            f"the PEFT adapter {foreign.place} does not fit this model: {KEY} has shape {tuple(stored.shape)}, "
-            f"{wanted} would fit"
-        )
-    parts = torch.split(stored, [site.width_out for site in layers for _ in range(2)], dim=1)
-    names = [f"prefix.{site.name}.{name}" for site in layers for name in ("keys", "values")]
-    return Ours(method, dict(zip(names, parts, strict=True)), {KEY})

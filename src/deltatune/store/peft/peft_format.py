@@ -1,4 +1,4 @@
-"""PEFT's two files: what they are called, the keys that every type has, and the model's own heads in them."""
+"""The format of HF PEFT's adapter folders: file names, common config keys, and the interface of one PEFT type."""
 
 from __future__ import annotations
 
@@ -15,63 +15,63 @@ from deltatune.core.method import Method
 from deltatune.core.sites.site import Site
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-ROOT = "base_model.model."
-"""What names of the base's modules begin with in the file."""
-PROMPT_ROOT = "base_model."
+MODULE_PREFIX = "base_model.model."
+"""Prefix of the base's module names in the file."""
+PROMPT_PREFIX = "base_model."
 """The same in folders of prompts and prefixes."""
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A folder of PEFT's as it was read."""
+class PeftFolder:
+    """Config and tensors of a PEFT folder as they were read."""
 
-    place: str
+    path: str
     """The folder, for messages."""
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    """By their names without `root`."""
+    """By their names without the prefix."""
 
 
 @dataclass(frozen=True)
-class Ours:
-    """What a foreign folder is here."""
+class Imported:
+    """A PEFT adapter as a method and its tensors here."""
 
     method: Method
     tensors: dict[str, Tensor]
-    """Under the names of our adapter."""
+    """By their names in our adapter."""
     used: set[str]
-    """Names of the foreign tensors that these stand for."""
+    """Names of the PEFT tensors that these replace."""
 
 
 @dataclass
-class Theirs:
+class Exported:
     """An adapter as PEFT's config and tensors."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """By their names without `root`."""
-    whole: dict[str, Tensor] = field(default_factory=dict)
-    """By their names in the file: what belongs to no module of the base."""
+    """By their names without the prefix."""
+    unprefixed: dict[str, Tensor] = field(default_factory=dict)
+    """By their names in the file: tensors that belong to no module of the base."""
 
 
-class Family(Protocol):
-    """One file here: a family of PEFT types that are written and read alike."""
+class PeftFormat(Protocol):
+    """How PEFT types of one family are written and read."""
 
-    root: str
-    """What names of the base's modules begin with in the file."""
+    prefix: str
+    """Prefix of the base's module names in the file."""
 
     def obstacles(self, method: Method, host: Host, heads: Sequence[str]) -> list[str]:
-        """Why PEFT could not hold an adapter of this method that trains the model's own `heads`; empty if it can."""
+        """Reasons why PEFT cannot hold an adapter of this method that trains the model's own `heads`."""
 
-    def write(self, host: Host, adapter: Adapter) -> Theirs:
-        """The adapter as PEFT would have saved it, heads and `root` left out."""
+    def write(self, host: Host, adapter: Adapter) -> Exported:
+        """Convert an adapter to what PEFT would have saved, without heads and prefix."""
 
-    def read(self, host: Host, foreign: Foreign) -> Ours:
-        """A folder of PEFT's as a method and tensors of ours. Raises DeltatuneError for what means something else."""
+    def read(self, host: Host, folder: PeftFolder) -> Imported:
+        """Convert a PEFT folder. Raises DeltatuneError if its meaning differs from any method here."""
 
 
-def by_module(adapter: Adapter) -> dict[str, list[tuple[Site, Any]]]:
-    """The Deltas of each module of the base, heads left out."""
+def deltas_by_module(adapter: Adapter) -> dict[str, list[tuple[Site, Any]]]:
+    """The Deltas of each module of the base, without heads."""
     modules: dict[str, list[tuple[Site, Any]]] = {}
     for _, site, delta in adapter.entries():
         if site.kind != "head":
@@ -79,37 +79,37 @@ def by_module(adapter: Adapter) -> dict[str, list[tuple[Site, Any]]]:
     return modules
 
 
-def whole_of(host: Host, site: Site) -> Site:
-    """The site of the whole map that a site is, or is a part of."""
+def whole_projection(host: Host, site: Site) -> Site:
+    """The site of the whole module that a site is or is a slice of."""
     return next(s for s in host.sites.values() if s.module == site.module and s.kind == "linear" and s.slice is None)
 
 
-def heads_of(adapter: Adapter) -> dict[str, Delta]:
-    """The copies of the model's own heads by module path."""
+def head_copies(adapter: Adapter) -> dict[str, Delta]:
+    """The adapter's copies of the model's own heads by module path."""
     return {site.module: delta for _, site, delta in adapter.entries() if site.kind == "head"}
 
 
-def stored_heads(host: Host, foreign: Foreign) -> list[str]:
-    """Paths of the model's own heads that a folder of PEFT's has tensors of."""
+def stored_heads(host: Host, folder: PeftFolder) -> list[str]:
+    """Paths of the model's own heads whose tensors are in a PEFT folder."""
     heads = [site.module for site in host.sites.values() if site.kind == "head"]
-    return [path for path in heads if any(key.startswith(path + ".") for key in foreign.tensors)]
+    return [path for path in heads if any(key.startswith(path + ".") for key in folder.tensors)]
 
 
 def modules_config(
     host: Host, kind: str, adapter: Adapter, modules: Mapping[str, Sequence[tuple[Site, Any]]]
 ) -> dict[str, Any]:
-    """Config of a type that changes modules."""
-    heads = sorted(heads_of(adapter))
+    """The config of a type that changes modules."""
+    heads = sorted(head_copies(adapter))
     return {
         **common_config(host, kind, heads),
         "target_modules": sorted(modules),
-        "fan_in_fan_out": any(site.transposed for pairs in modules.values() for site, _ in pairs),
+        "fan_in_fan_out": any(site.transposed for deltas in modules.values() for site, _ in deltas),
         "modules_to_save": heads or None,
     }
 
 
 def common_config(host: Host, kind: str, heads: Sequence[str]) -> dict[str, Any]:
-    """The keys that every type has."""
+    """The config keys that every type has."""
     return {
         "peft_type": kind,
         "task_type": task_type(host, heads),
@@ -122,7 +122,7 @@ _TASKS = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS
 
 
 def task_type(host: Host, heads: Sequence[str]) -> str | None:
-    """PEFT's name of what the model does; with a task's name, PEFT expects that its head was trained."""
+    """PEFT's name of the task; with a name of a task that has a head, PEFT expects a trained head."""
     facts, architecture = host.sites.facts, host.sites.facts.architecture
     if heads:
         return next((name for part, name in _TASKS.items() if part in architecture), None)
@@ -130,4 +130,4 @@ def task_type(host: Host, heads: Sequence[str]) -> str | None:
         return "SEQ_2_SEQ_LM"
     if facts.decoder and ("CausalLM" in architecture or "LMHead" in architecture):
         return "CAUSAL_LM"
-    return "FEATURE_EXTRACTION"  # PEFT hands on whatever the model gives
+    return "FEATURE_EXTRACTION"  # PEFT returns the model's outputs unchanged

@@ -1,6 +1,8 @@
-"""The snippets of the documentation run, on a tiny model in place of the named one."""
+"""The snippets of the documentation run on a tiny model in place of the named one."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,14 +22,14 @@ def snippets(page):
     """The Python blocks of a page, each with the number of its first line."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [
-        (text[: found.start()].count("\n") + 2, found.group(1))
-        for found in re.finditer(r"```python\n(.*?)```", text, re.S)
+        (text[: match.start()].count("\n") + 2, match.group(1))
+        for match in re.finditer(r"```python\n(.*?)```", text, re.S)
     ]
 
 
 @pytest.fixture
 def small_world(monkeypatch, tmp_path):
-    """Named models are tiny ones, training is short, files go to a folder of the test's own."""
+    """Named models are tiny, training is short, and files are written to a temporary folder."""
     monkeypatch.chdir(tmp_path)
     makers = {"AutoModel": None, "AutoModelForSequenceClassification": "classify", "AutoModelForMaskedLM": "lm"}
     for maker, head in makers.items():
@@ -44,7 +46,32 @@ def small_world(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run_one_after_another(page, small_world):
     names: dict = {}
-    found = snippets(page)
-    assert found
-    for line, code in found:
+    blocks = snippets(page)
+    assert blocks
+    for line, code in blocks:
         exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+
+
+USE_OF_SHIFT = """
+import deltatune, shift, torch
+from deltatune.testing import inputs, tiny
+
+model = tiny("bert").eval()
+batch = inputs(model)
+before = model(**batch)[0]
+host = deltatune.Host(model)
+adapter = host.attach("a", deltatune.parse("Shift()"), head=False)
+assert adapter.count == shift.Shift().count(host.sites) > 0
+assert torch.equal(before, model(**batch)[0])
+"""
+
+
+def test_the_method_of_contributing_is_a_method(tmp_path):
+    """In another process: importing a method registers it."""
+    (_, code), *others = snippets("CONTRIBUTING.md")
+    assert not others
+    (tmp_path / "shift.py").write_text(code, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", USE_OF_SHIFT], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -7,6 +7,9 @@ import pytest
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import Data, examples, inputs, read, read_rows
+from deltatune.data.columns.column_rules import RULES
+from deltatune.data.dataset import TASK_OF, TASKS
+from deltatune.data.layouts import LAYOUTS
 
 
 def write(path: Path, rows) -> Path:
@@ -59,6 +62,10 @@ def test_each_task(tmp_path, task, text, label, kind, told):
     assert (data.task, data.kind, data.text, data.label) == (task, kind, text, label)
     assert sum(map(len, data.splits().values())) == 60
     assert any(f"the task is {task}, inferred from the names" in note for note in data.notes) != told
+
+
+def test_every_task_has_a_layout_and_rules_for_its_columns():
+    assert set(LAYOUTS) == set(RULES) == set(TASKS) == set(TASK_OF.values())
 
 
 def test_tags(tmp_path):

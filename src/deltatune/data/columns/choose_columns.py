@@ -78,7 +78,7 @@ def _named_problems(task: TaskName, names: list[str], text: Sequence[str], label
         if name not in names
     ]
     if text and not rules.fewest <= len(text) <= rules.most:
-        problems.append(f"--task {task} needs {rules.needed}; given were {', '.join(text)}.")
+        problems.append(f"the task {task} needs {rules.needed}; --text names {', '.join(text)}.")
     if len(set(text)) < len(text):
         problems.append(f"--text names a column twice: {', '.join(text)}.")
     if label and label in text and not (task == "generate" and len(text) == 1):

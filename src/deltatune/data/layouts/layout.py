@@ -41,7 +41,7 @@ class Converted:
     notes: list[str] = field(default_factory=list)
     """What was inferred or changed."""
     checkable: bool = True
-    """Whether whole splits can be checked; not where the labels of a split could not be converted."""
+    """False where the labels of a split could not be converted, so that checks of whole splits would mislead."""
 
 
 ConvertRows = Callable[[Sequence[Row], str, Sequence[str], str | None], ConvertedRows]
@@ -53,7 +53,7 @@ def by_text(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
     return complete(splits, columns.text)
 
 
-def no_labels(splits: Splits, data_kind: LabelKind, label: str) -> tuple[str, ...]:
+def no_labels(splits: Splits, kind: LabelKind, label: str) -> tuple[str, ...]:
     """No label names."""
     return ()
 
@@ -68,13 +68,13 @@ class Layout:
     """What the rows of one task look like. Each task's layout is the last thing in its file."""
 
     convert: Callable[[Splits, Columns, Sequence[LabelKind]], Converted]
-    """Converts the rows of all splits; the last argument has the kinds of label that are allowed."""
+    """(splits, columns, allowed kinds of label) -> all splits in the form of the task."""
     convert_rows: ConvertRows
-    """Converts the rows of one split, labelled or not."""
+    """The same for the rows of one split, labelled or not."""
     complete: Callable[[Splits, Columns], tuple[Splits, list[str]]] = by_text
-    """All three splits and notes: makes the missing ones."""
+    """(converted splits, columns) -> all three splits, and notes on those that were made."""
     label_names: Callable[[Splits, LabelKind, str], tuple[str, ...]] = no_labels
-    """The class names or tags of the splits, from the kind and the label column."""
+    """(all splits, kind, label column) -> the class names or tags."""
     problems: Callable[[Data], list[str]] = nothing
     """What makes training or scoring on converted rows impossible or meaningless."""
     remarks: Callable[[Data], list[str]] = nothing

@@ -34,7 +34,13 @@ def test_no_page_is_left_of_a_method_that_is_gone():
     assert pages == {path for path in tables.generated() if path.parent.name == "methods"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/composing.md", "docs/interchange.md", "docs/methods/lora.md"])
+PAGES_WITH_NAMES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("composing", "interchange", "training", "methods/lora")),
+]
+
+
+@pytest.mark.parametrize("document", PAGES_WITH_NAMES)
 def test_public_names_in_documents_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     names = set(re.findall(r"deltatune\.([A-Za-z_]\w*)\(", text))

@@ -2,14 +2,12 @@
 
 from deltatune.data.checks import problems, remarks
 from deltatune.data.dataset import Data, LabelKind, Row, TaskName
-from deltatune.data.dataset import LabelKind as Kind
 from deltatune.data.formats import read_rows
 from deltatune.data.layouts import examples, inputs
 from deltatune.data.read_data import read
 
 __all__ = [
     "Data",
-    "Kind",
     "LabelKind",
     "Row",
     "TaskName",

@@ -308,7 +308,7 @@ def test_equal_parameters_go_to_the_faster():
 def test_a_reference_that_nothing_reaches_is_named_with_the_best_that_fits():
     found = recommend(summary(row("LoRA(r=8)", 0.65, 330, False), row("Full()", 0.79, 100_000, True, reference=True)))
     assert found["method"] == "Full()"
-    assert "no method that was fitted to the budget reaches it" in found["sentence"]
+    assert "no method fitted to the budget reaches it" in found["sentence"]
     assert "LoRA(r=8) comes closest with 0.650 and 0.33 % of its trained parameters" in found["sentence"]
 
 
@@ -321,7 +321,7 @@ def test_a_clear_winner_and_a_head_alone_and_one_method():
     assert probe["method"] == "Probe()"
     assert "trains the head alone" in probe["sentence"]
     assert recommend(summary(row("A()", 0.9, 9, True)))["sentence"] == (
-        "Use A(): 0.900 accuracy (95 % CI 0.600-0.800); it is the only method with a score, so nothing is compared."
+        "Use A(): 0.900 accuracy (95 % CI 0.600-0.800); it is the only method with a score, so there is no comparison."
     )
 
 

@@ -1,1 +1,1 @@
-"""Methods compared on one model, one data set, one budget: plan, run, judge, report."""
+"""Comparison of methods on one model, one data set and one budget: plan, run, statistics, report."""

@@ -1,4 +1,4 @@
-"""Which method to take, in one sentence: of those tied with the best, the one with the fewest trained parameters."""
+"""Recommendation of a method in one sentence: the fewest trained parameters among those tied with the best."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ Row = Mapping[str, Any]
 
 
 def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
-    """Choose a method from a comparison's summary and say why.
+    """Choose a method from a comparison's summary, with the reason.
 
-    Returns {"method", "sentence"}; method is None when none has a score. Equal parameters go to the faster training.
+    Returns {"method", "sentence"}; method is None if none has a score. Among equal parameters the faster training wins.
     """
     rows = list(summary["methods"])
     scored = [row for row in rows if has_score(row)]
@@ -32,12 +32,12 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def has_score(row: Row) -> bool:
-    """Whether a method ended with a number."""
+    """Whether a method finished with a score."""
     return row.get("score") is not None and not math.isnan(row["score"])
 
 
 def percent(share: float) -> str:
-    """0.0033 -> "0.33 %", 0.5 -> "50 %": two significant digits, no more than a reader needs."""
+    """0.0033 -> "0.33 %", 0.5 -> "50 %": two significant digits."""
     value = 100 * share
     digits = 0 if value >= 10 or value == 0 else 1 if value >= 1 else min(6, 1 - math.floor(math.log10(value)))
     return f"{value:.{digits}f} %"
@@ -50,7 +50,7 @@ def _claim(row: Row, metric: str) -> str:
 
 def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> str:
     if len(scored) == 1:
-        return "; it is the only method with a score, so nothing is compared"
+        return "; it is the only method with a score, so there is no comparison"
     if chosen is not best:
         cost = _cost(chosen, best)
         return f", statistically tied with the best ({best['method']}, {best['score']:.3f}) {cost}"
@@ -58,7 +58,7 @@ def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> 
     if chosen.get("reference") and fitted and not any(row["tied_with_best"] for row in fitted):
         near = max(fitted, key=lambda row: sign * float(row["score"]))
         return (
-            "; no method that was fitted to the budget reaches it: "
+            "; no method fitted to the budget reaches it: "
             f"{near['method']} comes closest with {near['score']:.3f} and {_share(near, chosen)}"
         )
     if tied > 1:
@@ -68,20 +68,20 @@ def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> 
 
 def _cost(chosen: Row, best: Row) -> str:
     if chosen["params"] == 0:
-        return "though it trains the head alone"
+        return "although it trains only the head"
     if chosen["params"] == best["params"]:
-        return "with as many trained parameters and the shorter training"
+        return "with as many trained parameters and a shorter training"
     return f"with {_share(chosen, best)}"
 
 
 def _share(row: Row, of: Row) -> str:
-    if not of["params"]:  # a probe trains the head alone: there is nothing to take a share of
+    if not of["params"]:  # a probe trains only the head: a share is undefined
         return f"{row['params']:,} trained parameters against none"
     return f"{percent(row['params'] / of['params'])} of its trained parameters"
 
 
 def _warning(best: Row, majority: Mapping[str, Any] | None, lower: bool = False) -> str:
-    """Said when even the best may be no better than what nothing was learnt for."""
+    """A warning if even the best method may be no better than the baseline without training."""
     if not majority or majority.get("score") is None or not best.get("ci95"):
         return ""
     if best["ci95"][1] < majority["score"] if lower else best["ci95"][0] > majority["score"]:

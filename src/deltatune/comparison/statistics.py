@@ -1,7 +1,7 @@
-"""What the scores can and cannot tell apart: intervals, ties with the best, the Pareto front, one published number.
+"""Statistics of scores: confidence intervals, ties with the best method, the Pareto front, and PSCP.
 
 The bootstrap is hierarchical and paired. A resample draws test examples with replacement and seeds with replacement;
-all methods see the same draws, so a difference between two is judged on the same examples and the same seeds.
+all methods get the same resamples, so two methods are compared on the same examples and the same seeds.
 """
 
 import math
@@ -21,7 +21,7 @@ Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
 
 CELLS = 2_000_000
-"""Resample weights held in memory at once (numbers, 8 bytes each)."""
+"""Largest number of resample weights in memory (8 bytes each)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Draws:
 
     metric: str
     mean: dict[str, float]
-    """Mean over seeds on the examples as they are."""
+    """Mean over seeds on the original examples."""
     resampled: dict[str, Floats]
     """Mean over seeds on each resample, (B,)."""
 
@@ -55,9 +55,9 @@ def resample(
 ) -> Draws:
     """Score all methods on the same B resamples of examples and seeds.
 
-    references: (n,) class numbers, or values for a correlation. Methods may have different numbers of seeds.
-    labels: how many classes the task has, where the test rows may not show all of them.
-    Raises ValueError where there is nothing to resample or the shapes do not agree.
+    references: (n,) class indices, or values for a correlation. Methods may have different numbers of seeds.
+    labels: the number of classes of the task, some of which the test rows may lack.
+    Raises ValueError if there is nothing to resample or the shapes do not agree.
     """
     if not len(references) or not all(len(seeds) for seeds in predictions.values()):
         raise ValueError("a bootstrap needs at least one test example, and one array of predictions for each method")
@@ -67,21 +67,21 @@ def resample(
 def draw(
     metric: str, scorers: Mapping[str, Sequence[Scorer]], examples: int, resamples: int = 2000, seed: int = 0
 ) -> Draws:
-    """As `resample`, for scores of any kind: each method has one Scorer a seed, over the same n examples."""
-    everything = np.ones((1, examples))
-    plain = {method: np.array([score(everything)[0] for score in each]) for method, each in scorers.items()}
+    """Like `resample`, for any score: each method has one Scorer per seed, over the same n examples."""
+    all_examples = np.ones((1, examples))
+    seed_scores = {method: np.array([score(all_examples)[0] for score in each]) for method, each in scorers.items()}
     rng = np.random.default_rng(seed)
-    luck = rng.random((resamples, max((len(each) for each in plain.values()), default=1)))
+    uniform = rng.random((resamples, max((len(each) for each in seed_scores.values()), default=1)))
     parts: dict[str, list[Floats]] = {method: [] for method in scorers}
     step = max(1, CELLS // examples)
     for start in range(0, resamples, step):
-        drawn = luck[start : start + step]
-        weights = _weights(rng, len(drawn), examples)
+        chunk = uniform[start : start + step]
+        weights = _weights(rng, len(chunk), examples)
         for method, each in scorers.items():
             mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
-            parts[method].append(mean + _luck_of_seeds(plain[method], drawn))
+            parts[method].append(mean + _seed_deviation(seed_scores[method], chunk))
     resampled = {method: np.clip(np.concatenate(each), *bounds(metric)) for method, each in parts.items()}
-    return Draws(metric, {method: float(scores.mean()) for method, scores in plain.items()}, resampled)
+    return Draws(metric, {method: float(scores.mean()) for method, scores in seed_scores.items()}, resampled)
 
 
 def intervals(
@@ -94,7 +94,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """Mean score and 95 % percentile interval of each method.
 
-    The interval is over examples and seeds together; with one seed it is over examples alone.
+    The interval covers examples and seeds; with one seed it covers examples alone.
     """
     return intervals_of(resample(metric, predictions, references, resamples, seed, labels))
 
@@ -107,17 +107,17 @@ def tied_with_best(
     seed: int = 0,
     labels: int = 0,
 ) -> dict[str, bool]:
-    """Whether a method's difference to the best mean may be chance: its paired two-sided 95 % interval contains 0."""
+    """Whether the paired two-sided 95 % interval of the difference to the best method contains 0, for each method."""
     return ties_of(resample(metric, predictions, references, resamples, seed, labels))
 
 
 def intervals_of(draws: Draws) -> dict[str, Interval]:
-    """`intervals` of resamples that were drawn already."""
+    """`intervals` of existing resamples."""
     return {method: Interval(mean, *_ninety_five(draws.resampled[method])) for method, mean in draws.mean.items()}
 
 
 def ties_of(draws: Draws) -> dict[str, bool]:
-    """`tied_with_best` of resamples that were drawn already."""
+    """`tied_with_best` of existing resamples."""
     if not draws.mean:
         return {}
     sign = -1.0 if draws.metric in LOWER_IS_BETTER else 1.0
@@ -130,16 +130,16 @@ def ties_of(draws: Draws) -> dict[str, bool]:
 
 
 def pareto(points: Sequence[tuple[float, float | None]], lower: bool = False) -> list[int]:
-    """Positions of the (cost, score) points that no other beats, cheapest first.
+    """Indices of the (cost, score) points that no other point dominates, cheapest first.
 
-    Low cost is good and so is high score, or low score where `lower`. A point without a score is never on the front;
-    of equal points only the first is.
+    A lower cost is better, and a higher score, or a lower score with `lower`. A point without a score is never on the
+    front; of equal points only the first is.
     """
     sign = -1.0 if lower else 1.0
-    known = [(cost, sign * s, i) for i, (cost, s) in enumerate(points) if s is not None and not math.isnan(s)]
+    scored = [(cost, sign * s, i) for i, (cost, s) in enumerate(points) if s is not None and not math.isnan(s)]
     front: list[int] = []
     best = -math.inf
-    for _, score, i in sorted(known, key=lambda point: (point[0], -point[1], point[2])):
+    for _, score, i in sorted(scored, key=lambda point: (point[0], -point[1], point[2])):
         if score > best:
             front.append(i)
             best = score
@@ -187,9 +187,9 @@ def _scorers(
 ) -> dict[str, list[Scorer]]:
     classes = labels
     if metric in CLASS_METRICS:
-        # One number of classes for all methods, or F1 would be binary for one and macro for the next.
-        seen = [references, *(array for seeds in predictions.values() for array in seeds)]
-        classes = max(labels, int(max(np.max(array.astype(np.int64)) for array in seen)) + 1)
+        # The same number of classes for all methods, or F1 would be binary for some and macro for others.
+        arrays = [references, *(array for seeds in predictions.values() for array in seeds)]
+        classes = max(labels, int(max(np.max(array.astype(np.int64)) for array in arrays)) + 1)
     return {
         method: [weighted_score(metric, array, references, classes).resampled for array in seeds]
         for method, seeds in predictions.items()
@@ -202,17 +202,17 @@ def _weights(rng: np.random.Generator, rows: int, n: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
-def _luck_of_seeds(scores: Floats, luck: Floats) -> Floats:
-    """How far the mean of S seeds drawn with replacement lies from the mean of all, (B,).
+def _seed_deviation(scores: Floats, uniform: Floats) -> Floats:
+    """Difference between the mean of S seeds drawn with replacement and the mean of all, (B,).
 
-    scores: (S,), each seed on the examples as they are. luck: (B, >= S) numbers in [0, 1), the same for all methods.
+    scores: (S,), each seed on the original examples. uniform: (B, >= S) numbers in [0, 1), the same for all methods.
     """
     seeds = len(scores)
     if seeds == 1:
-        return np.zeros(len(luck))
-    drawn = scores[(luck[:, :seeds] * seeds).astype(np.int64)].mean(1)
-    # Drawing from S things shows (S-1)/S of their variance, a third too little for 3 seeds: scaled up to match.
-    return np.asarray((drawn - scores.mean()) * math.sqrt(seeds / (seeds - 1)), dtype=np.float64)
+        return np.zeros(len(uniform))
+    means = scores[(uniform[:, :seeds] * seeds).astype(np.int64)].mean(1)
+    # Resampling S values shows (S-1)/S of their variance, a third too little for 3 seeds: scaled up to match.
+    return np.asarray((means - scores.mean()) * math.sqrt(seeds / (seeds - 1)), dtype=np.float64)
 
 
 def _ninety_five(values: Floats) -> tuple[float, float]:

@@ -319,7 +319,7 @@ def test_a_clear_winner_and_a_head_alone_and_one_method():
     )
     probe = recommend(summary(row("Probe()", 0.7, 0, True, reference=True), row("B()", 0.71, 5, True)))
     assert probe["method"] == "Probe()"
-    assert "trains the head alone" in probe["sentence"]
+    assert "trains only the head" in probe["sentence"]
     assert recommend(summary(row("A()", 0.9, 9, True)))["sentence"] == (
         "Use A(): 0.900 accuracy (95 % CI 0.600-0.800); it is the only method with a score, so there is no comparison."
     )

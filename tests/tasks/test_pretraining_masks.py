@@ -15,19 +15,19 @@ from transformers import DataCollatorForLanguageModeling
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining import (
-    after_sentinel,
     causal_labels,
     corrupt_spans,
     fill_spans,
     mask_tokens,
     noise_counts,
-    pieces,
     prefix_labels,
-    sentinels_of,
+    prepend_sentinel,
+    sentinel_ids,
     span_lengths,
+    split_document,
     split_prefix,
 )
-from deltatune.tasks.pretraining.random_draws import order, parts
+from deltatune.tasks.pretraining.random_draws import permutation, random_partition
 from deltatune.tasks.task import IGNORED
 from support.models import MASK, VOCABULARY
 
@@ -303,7 +303,7 @@ def test_every_way_to_lay_spans_is_equally_likely():
 @pytest.mark.parametrize(("total", "count"), [(5, 2), (6, 3), (4, 4), (7, 1)])
 def test_every_partition_is_equally_likely(total, count):
     draws = generator()
-    found = Counter(tuple(parts(total, count, draws)) for _ in range(2000))
+    found = Counter(tuple(random_partition(total, count, draws)) for _ in range(2000))
     possible = math.comb(total - 1, count - 1)
     assert len(found) == possible
     assert all(sum(p) == total and min(p) > 0 for p in found)
@@ -311,7 +311,7 @@ def test_every_partition_is_equally_likely(total, count):
 
 
 def test_order_is_a_permutation():
-    assert sorted(order(50, generator())) == list(range(50)) != order(50, generator())
+    assert sorted(permutation(50, generator())) == list(range(50)) != permutation(50, generator())
 
 
 def test_spans_depend_on_the_generator_alone():
@@ -325,12 +325,12 @@ def test_sentinels_by_name(tiny_tokenizer):
 
     other = models.tiny_tokenizer()
     with pytest.raises(DeltatuneError, match=r"no sentinels.*add_tokens"):
-        sentinels_of(other)
+        sentinel_ids(other)
     with pytest.raises(DeltatuneError, match=r"no token '<s9>'.*add_tokens"):
-        sentinels_of(other, ["good", "<s9>"])
-    assert sentinels_of(other, ["good", "bad"]) == other.convert_tokens_to_ids(["good", "bad"])
+        sentinel_ids(other, ["good", "<s9>"])
+    assert sentinel_ids(other, ["good", "bad"]) == other.convert_tokens_to_ids(["good", "bad"])
     other.add_tokens([f"<extra_id_{i}>" for i in (2, 11, 0, 1)], special_tokens=True)  # as the error says
-    assert sentinels_of(other) == other.convert_tokens_to_ids([f"<extra_id_{i}>" for i in (0, 1, 2, 11)])
+    assert sentinel_ids(other) == other.convert_tokens_to_ids([f"<extra_id_{i}>" for i in (0, 1, 2, 11)])
 
 
 def test_corruption_that_cannot_be_is_refused():
@@ -349,7 +349,7 @@ def test_an_answer_without_a_span_or_with_words_before_the_first_one():
 
 
 def test_targets_behind_a_sentinel():
-    assert after_sentinel([4, 5, 1], 32099) == [32099, 4, 5, 1]
+    assert prepend_sentinel([4, 5, 1], 32099) == [32099, 4, 5, 1]
 
 
 # --- prefixes and whole texts ---
@@ -372,7 +372,7 @@ def test_prefixes_are_cut_uniformly():
 def test_labels_of_a_causal_model_and_documents_apart():
     assert causal_labels([4, 5, 6]) == [4, 5, 6]
     assert causal_labels([4, 5, 6, 7], starts=[0, 2]) == [IGNORED, 5, IGNORED, 7]
-    assert pieces(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert pieces([], 3) == []
+    assert split_document(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert split_document([], 3) == []
     with pytest.raises(DeltatuneError, match="pieces of 0"):
-        pieces([1], 0)
+        split_document([1], 0)

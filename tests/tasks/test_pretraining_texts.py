@@ -15,17 +15,17 @@ from transformers import PreTrainedTokenizerFast
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining import (
     Entity,
-    entities_of,
+    add_disjoint,
+    entity_names,
     mask_tokens,
-    names_by_kind,
     pair_documents,
-    places_of,
+    parse_entities,
     replace_entities,
-    singles,
-    units_at,
-    with_rest,
-    words_by_marks,
-    words_of,
+    token_units,
+    units_of_spans,
+    word_offsets,
+    word_units,
+    word_units_by_marks,
 )
 from deltatune.tasks.task import IGNORED
 
@@ -69,11 +69,11 @@ def read(tokenizer, *texts):
 
 
 def by_ids(encoding, tokenizer):
-    return words_of(encoding, tokenizer)[0]
+    return word_units(encoding, tokenizer)[0]
 
 
 def by_marks(encoding, tokenizer):
-    return words_by_marks(encoding["input_ids"], tokenizer)[0]
+    return word_units_by_marks(encoding["input_ids"], tokenizer)[0]
 
 
 # --- words ---
@@ -98,14 +98,14 @@ def test_words_of_sentencepiece_with_and_without_a_pre_tokenizer(split):
 
 def test_words_of_several_rows_hold_no_special_token(tiny_tokenizer):
     encoding = tiny_tokenizer(["good boat", "film"], ["is", "very bad"])
-    for words, ids in zip(words_of(encoding, tiny_tokenizer), encoding["input_ids"], strict=True):
+    for words, ids in zip(word_units(encoding, tiny_tokenizer), encoding["input_ids"], strict=True):
         ordinary = [at for at, id in enumerate(ids) if id not in tiny_tokenizer.all_special_ids]
         assert [place for unit in words for place in unit] == ordinary
 
 
 def test_whole_words_are_masked_together(tiny_tokenizer):
     encoding = tiny_tokenizer(["good boat is abcd the film was not very xy and this plot is bad it is awful"])
-    ids, words = encoding["input_ids"][0], words_of(encoding, tiny_tokenizer)[0]
+    ids, words = encoding["input_ids"][0], word_units(encoding, tiny_tokenizer)[0]
     special = [id in tiny_tokenizer.all_special_ids for id in ids]
     draws, seen = generator(), Counter()
     for _ in range(200):
@@ -121,13 +121,13 @@ def test_whole_words_are_masked_together(tiny_tokenizer):
 
 def test_words_of_a_segmentation():
     text = "使用语言模型"
-    assert places_of(["使用", "语言", "模型"], text) == [(0, 2), (2, 4), (4, 6)]
-    assert places_of(["the", "the"], "the other the") == [(0, 3), (5, 8)]
+    assert word_offsets(["使用", "语言", "模型"], text) == [(0, 2), (2, 4), (4, 6)]
+    assert word_offsets(["the", "the"], "the other the") == [(0, 3), (5, 8)]
     with pytest.raises(DeltatuneError, match=r"'模具'.*after character 4"):
-        places_of(["使用", "语言", "模具"], text)
+        word_offsets(["使用", "语言", "模具"], text)
     offsets = [(0, 0), *((at, at + 1) for at in range(6)), (0, 0)]
     special = [True, *[False] * 6, True]
-    assert units_at(places_of(["使用", "语言", "模型"], text), offsets, special) == [[1, 2], [3, 4], [5, 6]]
+    assert units_of_spans(word_offsets(["使用", "语言", "模型"], text), offsets, special) == [[1, 2], [3, 4], [5, 6]]
 
 
 # --- entities ---
@@ -139,21 +139,21 @@ SPANS = [[17, 32, "person"], [0, 12, "person"], [36, 42, "place"]]
 def test_entities_become_units_of_all_their_tokens(tiny_tokenizer):
     encoding = tiny_tokenizer([TEXT], return_offsets_mapping=True, return_special_tokens_mask=True)
     special = [bool(flag) for flag in encoding["special_tokens_mask"][0]]
-    units = units_at(entities_of(TEXT, SPANS), encoding["offset_mapping"][0], special)
+    units = units_of_spans(parse_entities(TEXT, SPANS), encoding["offset_mapping"][0], special)
     pieces = tiny_tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
     letters = ["".join(pieces[place].removeprefix("##") for place in unit) for unit in units]
     assert letters == ["adalovelace", "charlesbabbage", "london"]
-    words = words_of(encoding, tiny_tokenizer)[0]
-    both = with_rest(units, words)
+    words = word_units(encoding, tiny_tokenizer)[0]
+    both = add_disjoint(units, words)
     assert sorted(place for unit in both for place in unit) == [
         at for at, is_special in enumerate(special) if not is_special
     ]
     assert [unit for unit in both if unit not in units] == [words[2], words[5], words[7]]  # met, in, the full stop
-    assert singles([True, False, False]) == [[1], [2]]
+    assert token_units([True, False, False]) == [[1], [2]]
 
 
 def test_an_entity_that_was_cut_off_is_no_unit():
-    assert units_at([(0, 3), (20, 30)], [(0, 2), (2, 4), (4, 8)], [False] * 3) == [[0, 1]]
+    assert units_of_spans([(0, 3), (20, 30)], [(0, 2), (2, 4), (4, 8)], [False] * 3) == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -169,19 +169,19 @@ def test_an_entity_that_was_cut_off_is_no_unit():
 )
 def test_wrong_entities_are_refused(spans, words):
     with pytest.raises(DeltatuneError, match=rf"row 3.*{words}"):
-        entities_of(TEXT, spans, "row 3")
+        parse_entities(TEXT, spans, "row 3")
 
 
 def test_names_of_a_corpus():
-    corpus = [(TEXT, entities_of(TEXT, SPANS)), ("Paris is old", entities_of("Paris is old", [[0, 5, "place"]]))]
-    assert names_by_kind(corpus) == {"person": ("Ada Lovelace", "Charles Babbage"), "place": ("London", "Paris")}
+    corpus = [(TEXT, parse_entities(TEXT, SPANS)), ("Paris is old", parse_entities("Paris is old", [[0, 5, "place"]]))]
+    assert entity_names(corpus) == {"person": ("Ada Lovelace", "Charles Babbage"), "place": ("London", "Paris")}
 
 
 NAMES = {"person": ("Ada Lovelace", "Alan Turing", "Charles Babbage"), "place": ("London", "Paris")}
 
 
 def test_entities_are_replaced_by_others_of_their_kind():
-    entities, draws, counts = entities_of(TEXT, SPANS), generator(), Counter()
+    entities, draws, counts = parse_entities(TEXT, SPANS), generator(), Counter()
     for _ in range(2000):
         new = replace_entities(TEXT, entities, NAMES, draws)
         for old, moved, changed in zip(entities, new.entities, new.replaced, strict=True):
@@ -203,8 +203,8 @@ def test_entities_are_replaced_by_others_of_their_kind():
 
 
 def test_an_entity_without_another_name_of_its_kind_stays():
-    new = replace_entities(TEXT, entities_of(TEXT, SPANS), {"place": ("London",)}, generator(), rate=1.0)
-    assert new == (TEXT, entities_of(TEXT, SPANS), [False] * 3)
+    new = replace_entities(TEXT, parse_entities(TEXT, SPANS), {"place": ("London",)}, generator(), rate=1.0)
+    assert new == (TEXT, parse_entities(TEXT, SPANS), [False] * 3)
     assert replace_entities(TEXT, [Entity(36, 42)], {"": ("London", "Rome")}, generator(), 1.0).text.endswith(
         "in Rome."
     )

@@ -80,9 +80,7 @@ class Generate(LanguageModelTask):
         if not self.text:
             problems.append("text must name at least one column")
         if CHAT_COLUMN in self.text and (len(self.text) > 1 or self.prompt not in ("plain", "chat")):
-            problems.append(
-                f"{CHAT_COLUMN!r} is a whole conversation: it must be the only column, with prompt='chat'"
-            )
+            problems.append(f"{CHAT_COLUMN!r} is a whole conversation: it must be the only column, with prompt='chat'")
         lowest = {"new_tokens": 1, "beams": 1, "no_repeat_ngram": 0, "top_k": 0, "temperature": 0}
         values = {name: getattr(self, name) for name in lowest}
         problems += [f"{n} must be at least {lowest[n]}, not {v}" for n, v in values.items() if v < lowest[n]]

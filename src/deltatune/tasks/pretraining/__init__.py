@@ -1,38 +1,38 @@
-"""Pretraining objectives: what is hidden of a text and asked for, drawn from generators that are handed in."""
+"""Pretraining objectives, and the functions that make their inputs and targets from a given random generator."""
 
 from __future__ import annotations
 
 from deltatune.tasks.collator import DynamicCollator
-from deltatune.tasks.pretraining.entity_spans import (
-    Entity,
-    Replaced,
-    Tagger,
-    entities_of,
-    names_by_kind,
-    replace_entities,
-)
 from deltatune.tasks.pretraining.masking import (
+    Entity,
+    Tagger,
+    add_disjoint,
     mask_tokens,
-    places_of,
-    singles,
-    units_at,
-    with_rest,
-    words_by_marks,
-    words_of,
+    parse_entities,
+    token_units,
+    units_of_spans,
+    word_offsets,
+    word_units,
+    word_units_by_marks,
 )
 from deltatune.tasks.pretraining.mlm import MaskedLM, with_entities
-from deltatune.tasks.pretraining.nsp import NextSentence, Pair, pair_documents
+from deltatune.tasks.pretraining.nsp import NextSentence, SentencePair, pair_documents
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.objective_registry import objective_from
-from deltatune.tasks.pretraining.prefix_lm import PrefixLM, causal_labels, pieces, prefix_labels, split_prefix
-from deltatune.tasks.pretraining.replaced_entities import ReplacedEntities
+from deltatune.tasks.pretraining.prefix_lm import PrefixLM, causal_labels, prefix_labels, split_document, split_prefix
+from deltatune.tasks.pretraining.replaced_entities import (
+    ReplacedEntities,
+    ReplacedText,
+    entity_names,
+    replace_entities,
+)
 from deltatune.tasks.pretraining.span_corruption import (
     SpanCorruption,
-    after_sentinel,
     corrupt_spans,
     fill_spans,
     noise_counts,
-    sentinels_of,
+    prepend_sentinel,
+    sentinel_ids,
     span_lengths,
 )
 
@@ -42,33 +42,33 @@ __all__ = [
     "MaskedLM",
     "NextSentence",
     "Objective",
-    "Pair",
     "PrefixLM",
-    "Replaced",
     "ReplacedEntities",
+    "ReplacedText",
+    "SentencePair",
     "SpanCorruption",
     "Tagger",
-    "after_sentinel",
+    "add_disjoint",
     "causal_labels",
     "corrupt_spans",
-    "entities_of",
+    "entity_names",
     "fill_spans",
     "mask_tokens",
-    "names_by_kind",
     "noise_counts",
     "objective_from",
     "pair_documents",
-    "pieces",
-    "places_of",
+    "parse_entities",
     "prefix_labels",
+    "prepend_sentinel",
     "replace_entities",
-    "sentinels_of",
-    "singles",
+    "sentinel_ids",
     "span_lengths",
+    "split_document",
     "split_prefix",
-    "units_at",
+    "token_units",
+    "units_of_spans",
     "with_entities",
-    "with_rest",
-    "words_by_marks",
-    "words_of",
+    "word_offsets",
+    "word_units",
+    "word_units_by_marks",
 ]

@@ -1,4 +1,4 @@
-"""What pretraining objectives do alike: words of a text are asked for, and scored by how surprising they were."""
+"""Base of the pretraining objectives: the likelihood of target tokens of a text."""
 
 from __future__ import annotations
 
@@ -23,42 +23,40 @@ from deltatune.tasks.task import Encoded, LanguageModelTask, TokenRow
 
 @dataclass(frozen=True)
 class Objective(LanguageModelTask):
-    """-log p of the words that are asked for, summed over them."""
+    """-log p of the target tokens, summed over them."""
 
     answers: ClassVar[Answers] = "words"
     dynamic: ClassVar[bool] = True
-    name: ClassVar[str] = ""
-    """Under which a stored task is found again."""
-    known: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
-    least: ClassVar[int] = 2
+    metric_names: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
+    shortest: ClassVar[int] = 2
     """Smallest max_length."""
 
     text: tuple[str, ...] = ("text",)
     """The column of documents."""
     max_length: int = 256
-    """Longest input in tokens; longer documents are read in pieces, and no piece holds parts of two."""
+    """Longest input in tokens; longer documents are split, and no piece has text of two documents."""
     metric: str = "perplexity"
-    """Primary metric, of the words that are asked for."""
+    """Primary metric, of the target tokens."""
     seed: int = 0
-    """Of what is asked for in rows that are scored. In training it is drawn anew in every epoch, by its own seed."""
+    """Random seed of the targets in evaluation. Training draws others in every epoch, by its own seed."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("this objective", self.known)
+        problems = self.metric_problems("this objective", self.metric_names)
         if len(self.text) != 1:
             problems.append(f"text must name the one column of documents, not {len(self.text)}")
-        if self.max_length < self.least:
-            problems.append(f"max_length must be at least {self.least}, not {self.max_length}")
+        if self.max_length < self.shortest:
+            problems.append(f"max_length must be at least {self.shortest}, not {self.max_length}")
         self.check()
         raise_all(problems)
 
     def check(self) -> None:
-        """Raise DeltatuneError for fields of its own that cannot be used."""
+        """Raise DeltatuneError for invalid fields of the subclass."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Of the words that are asked for."""
-        return self.known
+        """Metrics of the target tokens."""
+        return self.metric_names
 
     @property
     def label_kind(self) -> LabelKind:
@@ -70,7 +68,7 @@ class Objective(LanguageModelTask):
         """Another random version of an encoded row."""
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> DynamicCollator:
-        """For other loops: encoded rows to a batch, drawn anew each time, with labels as transformers names them.
+        """A collator for other training loops: draws targets for each batch, with the label names of transformers.
 
         `DataLoader(task.encode(rows, tokenizer), collate_fn=task.collator(tokenizer))`, or transformers' Trainer with
         `data_collator=` and `remove_unused_columns=False`.
@@ -78,22 +76,23 @@ class Objective(LanguageModelTask):
         return DynamicCollator(self.draw, tokenizer, seed)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
-        """`{"nll", "tokens", "right"}` of each row: nats, tokens asked for, and those that were the likeliest."""
+        """`{"nll", "tokens", "right"}` of each row: nats, number of targets, and how many were the likeliest token."""
         sums: list[dict[str, Any]] = [{"nll": 0.0, "tokens": 0, "right": 0} for _ in encoded.facts or ()]
-        for owner, (nll, tokens, right, *_) in zip(encoded.owners or range(len(pieces)), pieces, strict=True):
+        for owner, (nll, tokens, hits, *_) in zip(encoded.owners or range(len(pieces)), pieces, strict=True):
             sums[owner]["nll"] += float(nll)
             sums[owner]["tokens"] += int(tokens)
-            sums[owner]["right"] += int(right)
+            sums[owner]["right"] += int(hits)
         return sums
 
     def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`{"perplexity", "loss", "accuracy", "tokens"}` a row."""
-        found = []
-        for one in answers:
-            loss = one["nll"] / max(1, one["tokens"])
-            accuracy = one["right"] / max(1, one["tokens"])
-            found.append({"perplexity": perplexity(loss), "loss": loss, "accuracy": accuracy, "tokens": one["tokens"]})
-        return found
+        """`{"perplexity", "loss", "accuracy", "tokens"}` per row."""
+        decoded = []
+        for answer in answers:
+            tokens = max(1, answer["tokens"])
+            loss, accuracy = answer["nll"] / tokens, answer["right"] / tokens
+            scores = {"perplexity": perplexity(loss), "loss": loss, "accuracy": accuracy}
+            decoded.append({**scores, "tokens": answer["tokens"]})
+        return decoded
 
     def corpus_scores(
         self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
@@ -104,8 +103,8 @@ class Objective(LanguageModelTask):
 
     def describe(self) -> str:
         """One line."""
-        return f"{self.asked()} of the {self.text[0]}, at most {self.max_length} tokens, judged by {self.metric}"
+        return f"{self.target()} of the {self.text[0]}, at most {self.max_length} tokens, judged by {self.metric}"
 
-    def asked(self) -> str:
-        """What is asked for, in words."""
-        return "words"
+    @abstractmethod
+    def target(self) -> str:
+        """What the model predicts, as the start of `describe`."""

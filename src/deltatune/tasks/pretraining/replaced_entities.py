@@ -1,12 +1,13 @@
-"""Replaced entities: which names in a text are the true ones."""
+"""Replaced-entity detection: which entities of a text were replaced by others of their kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -18,11 +19,10 @@ from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, ratio, ratio_score
-from deltatune.tasks.pretraining.entity_spans import Entity, entities_of, names_by_kind, replace_entities
-from deltatune.tasks.pretraining.masking import units_at
-from deltatune.tasks.pretraining.mlm import tokens_of
+from deltatune.tasks.pretraining.masking import Entity, parse_entities, units_of_spans
+from deltatune.tasks.pretraining.random_draws import random_integer, uniform
 from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, text_column, token_loss
-from deltatune.tasks.tokenization import check_length, need_offsets
+from deltatune.tasks.tokenization import check_length, need_offsets, token_row
 
 METRICS = ("f1", "accuracy", "precision", "recall")
 
@@ -32,7 +32,7 @@ class ReplacedEntities(Task):
     """-log p(replaced | text, entity) for each entity     Xiong et al. 2020 (WKLM), https://arxiv.org/abs/1912.09637
 
     About a third of the entities are replaced by others of their kind, never two in a row, in `copies` versions of each
-    text. It is read at an entity's first token, by a head on every token; WKLM reads the two tokens around an entity.
+    text. A head on every token predicts it at an entity's first token; WKLM uses the two tokens around an entity.
     """
 
     name: ClassVar[str] = "replaced"
@@ -41,17 +41,17 @@ class ReplacedEntities(Task):
     text: tuple[str, ...] = ("text",)
     """The column of texts."""
     entities: str = "entities"
-    """The column of places, [[start, end, kind], ...] in characters; `with_entities` makes one."""
+    """The column of spans, [[start, end, kind], ...] in characters; `with_entities` adds one."""
     max_length: int = 256
     """Longest input in tokens; entities beyond it are left out."""
     metric: str = "f1"
-    """Primary metric, of the replaced ones."""
+    """Primary metric, of the replaced entities."""
     rate: float = 0.5
-    """With what probability an entity is replaced that may be."""
+    """Probability with which an entity that can be replaced is."""
     copies: int = 10
-    """Versions of each text that are made."""
+    """Number of versions of each text."""
     seed: int = 0
-    """Of the replacements."""
+    """Random seed of the replacements."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,7 +64,7 @@ class ReplacedEntities(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Of finding the replaced ones."""
+        """Metrics of the detection of replaced entities."""
         return METRICS
 
     @property
@@ -82,59 +82,59 @@ class ReplacedEntities(Task):
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Replace entities and tokenise; the names of a kind are those in these rows.
+        """Replace entities in `copies` versions of each text and tokenise them; without labels, the texts as they are.
 
-        With `labelled=False` texts stay as they are: the model is asked which of their own names are wrong. Raises
-        DeltatuneError for missing columns, entities outside their text or that overlap, and rows in which no entity has
-        another name of its kind.
+        Raises DeltatuneError for missing columns, a tokenizer without offsets, a max_length that the model has no
+        positions for, entities outside their text or that overlap, and rows in which no entity can be replaced.
         """
         check_length(self.max_length, positions, positions_taken)
         need_offsets(tokenizer, "replacing entities")
         texts = text_column(rows, self.text[0])
         spans = column(rows, self.entities)
-        found = [
-            entities_of(text, own or (), f"row {i}") for i, (text, own) in enumerate(zip(texts, spans, strict=True))
+        entities = [
+            parse_entities(text, row or (), f"row {i}") for i, (text, row) in enumerate(zip(texts, spans, strict=True))
         ]
-        names = names_by_kind(zip(texts, found, strict=True))
-        if labelled and rows and all(len(own) < 2 for own in names.values()):
+        names = entity_names(zip(texts, entities, strict=True))
+        if labelled and rows and all(len(of_kind) < 2 for of_kind in names.values()):
             raise DeltatuneError(
                 f"no entity can be replaced: no kind has two names in the column {self.entities!r} of these rows"
             )
         pieces: list[TokenRow] = []
-        places: list[list[int | None]] = []
+        first_tokens: list[list[int | None]] = []
         truth: list[list[bool]] = []
-        cut = 0
+        truncated = 0
         for copy in range(self.copies if labelled else 1):
-            for i, (text, own) in enumerate(zip(texts, found, strict=True)):
-                entities, replaced = own, [False] * len(own)
+            for i, (text, row) in enumerate(zip(texts, entities, strict=True)):
+                version = ReplacedText(text, row, [False] * len(row))
                 if labelled:
-                    generator = generator_for(self.seed, f"draw.{copy}.{i}")
-                    text, entities, replaced = replace_entities(text, own, names, generator, self.rate)
-                tokens, at = self._row(text, entities, tokenizer)
-                cut += None in at
+                    version = replace_entities(
+                        text, row, names, generator_for(self.seed, f"draw.{copy}.{i}"), self.rate
+                    )
+                tokens, firsts = self._row(version.text, version.entities, tokenizer)
+                truncated += None in firsts
                 tokens["labels"] = [IGNORED] * len(tokens["input_ids"])
-                for place, changed in zip(at, replaced, strict=True):
-                    if place is not None:
-                        tokens["labels"][place] = int(changed)
+                for index, replaced in zip(firsts, version.replaced, strict=True):
+                    if index is not None:
+                        tokens["labels"][index] = int(replaced)
                 pieces.append(tokens)
-                places.append(at)
-                truth.append(replaced)
-        return Encoded(pieces, cut, range(len(pieces)), places, truth)
+                first_tokens.append(firsts)
+                truth.append(version.replaced)
+        return Encoded(pieces, truncated, range(len(pieces)), first_tokens, truth)
 
     def _row(
         self, text: str, entities: Sequence[Entity], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[TokenRow, list[int | None]]:
-        """Tokens of a text, and the first one of each entity (None: it was cut off)."""
-        found = tokenizer(
+        """Tokens of a text, and the index of the first token of each entity (None: it was cut off)."""
+        encoding = tokenizer(
             [text], truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,
             return_special_tokens_mask=True, return_attention_mask=True,
         )  # fmt: skip
-        special = [bool(flag) for flag in found["special_tokens_mask"][0]]
-        firsts = [units_at([entity], found["offset_mapping"][0], special) for entity in entities]
-        return tokens_of(found, 0), [units[0][0] if units else None for units in firsts]
+        special = [bool(flag) for flag in encoding["special_tokens_mask"][0]]
+        units = [units_of_spans([entity], encoding["offset_mapping"][0], special) for entity in entities]
+        return token_row(encoding, 0), [unit[0][0] if unit else None for unit in units]
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """The head for this task: every token is judged."""
+        """A head that classifies every token."""
         width = config.get_text_config().hidden_size
         return HeadConfig(**{**over, "pooling": "none", "outputs": 2, "width": width})
 
@@ -147,32 +147,31 @@ class ReplacedEntities(Task):
         return int((labels != IGNORED).sum())
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[list[float | None]]:
-        """Of each entity of each text how probable it is that it was replaced; None where it was cut off."""
-        found: list[list[float | None]] = []
-        for logits, places in zip(pieces, encoded.facts or (), strict=True):
+        """For each entity of each text the probability that it was replaced; None where it was cut off."""
+        answers: list[list[float | None]] = []
+        for logits, firsts in zip(pieces, encoded.facts or (), strict=True):
             if not np.isfinite(logits).all():
                 raise DeltatuneError("a row has logits that are not finite; was the learning rate too high?")
-            odds = logits[:, 1] - logits[:, 0]
-            found.append([None if at is None else float(1 / (1 + np.exp(-odds[at]))) for at in places])
-        return found
+            log_odds = logits[:, 1] - logits[:, 0]
+            answers.append([None if index is None else float(1 / (1 + np.exp(-log_odds[index]))) for index in firsts])
+        return answers
 
     def decode(self, answers: list[list[float | None]]) -> list[dict[str, Any]]:
-        """`{"replaced": [probabilities]}` a text."""
-        return [{"replaced": own} for own in answers]
+        """`{"replaced": [probabilities]}` per text."""
+        return [{"replaced": probabilities} for probabilities in answers]
 
     def corpus_scores(
         self, answers: list[list[float | None]], references: Any, names: Sequence[str] | None = None
     ) -> Mapping[str, CorpusScore]:
         """Every metric; entities that were cut off are not counted."""
         sums = np.zeros((len(answers), 4))
-        for row, (own, truth) in enumerate(zip(answers, references, strict=True)):
-            for odds, replaced in zip(own, truth, strict=True):
-                if odds is not None:
-                    sums[row, 2 * (odds > 0.5) + replaced] += 1
+        for row, (probabilities, truth) in enumerate(zip(answers, references, strict=True)):
+            for probability, replaced in zip(probabilities, truth, strict=True):
+                if probability is not None:
+                    sums[row, 2 * (probability > 0.5) + replaced] += 1
         missed, false, hit = sums[:, 1], sums[:, 2], sums[:, 3]
-        f1 = AdditiveScore(sums, lambda s: ratio(2 * s[..., 3], 2 * s[..., 3] + s[..., 1] + s[..., 2]))
         return {
-            "f1": f1,
+            "f1": AdditiveScore(sums, lambda s: ratio(2 * s[..., 3], 2 * s[..., 3] + s[..., 1] + s[..., 2])),
             "accuracy": ratio_score(sums[:, 0] + hit, sums.sum(1)),
             "precision": ratio_score(hit, hit + false),
             "recall": ratio_score(hit, hit + missed),
@@ -180,5 +179,57 @@ class ReplacedEntities(Task):
 
     def describe(self) -> str:
         """One line."""
-        what = f"which names in the {self.text[0]} were replaced"
-        return f"{what}, at most {self.max_length} tokens, judged by {self.metric}"
+        answer = f"which entities in the {self.text[0]} were replaced"
+        return f"{answer}, at most {self.max_length} tokens, judged by {self.metric}"
+
+
+# ---- replacement
+
+
+class ReplacedText(NamedTuple):
+    """A text in which some entities are replaced, their spans in it, and whether each is replaced."""
+
+    text: str
+    entities: list[Entity]
+    replaced: list[bool]
+
+
+def entity_names(texts: Iterable[tuple[str, Sequence[Entity]]]) -> dict[str, tuple[str, ...]]:
+    """The distinct names of each kind in a corpus, sorted; replacements are drawn from them."""
+    names: dict[str, set[str]] = {}
+    for text, entities in texts:
+        for entity in entities:
+            names.setdefault(entity.kind, set()).add(text[entity.start : entity.end])
+    return {kind: tuple(sorted(of_kind)) for kind, of_kind in sorted(names.items())}
+
+
+def replace_entities(
+    text: str,
+    entities: Sequence[Entity],
+    names: Mapping[str, Sequence[str]],
+    generator: torch.Generator,
+    rate: float = 0.5,
+) -> ReplacedText:
+    """Replace entities, each with probability `rate`, by another name of their kind.
+
+    As in WKLM the entity after a replaced one is kept, so that replaced entities have original neighbours. An entity
+    whose kind has no other name is kept too. Spans are those in the new text.
+    """
+    pieces: list[str] = []
+    moved: list[Entity] = []
+    replaced: list[bool] = []
+    copied = length = 0  # characters of the old text that are copied, and of the new text
+    for entity in entities:
+        name = text[entity.start : entity.end]
+        others = [other for other in names.get(entity.kind, ()) if other != name]
+        changes = uniform(generator) < rate and bool(others) and not (replaced and replaced[-1])
+        if changes:
+            name = others[random_integer(0, len(others) - 1, generator)]
+        before = text[copied : entity.start]
+        pieces += [before, name]
+        length += len(before)
+        moved.append(Entity(length, length + len(name), entity.kind))
+        length += len(name)
+        copied = entity.end
+        replaced.append(changes)
+    return ReplacedText("".join(pieces) + text[copied:], moved, replaced)

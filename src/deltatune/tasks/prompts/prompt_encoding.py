@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks.pretraining.span_corruption import after_sentinel
+from deltatune.tasks.pretraining.span_corruption import prepend_sentinel
 from deltatune.tasks.prompts.prompt_format import (
     Message,
     alpaca_prompt,
@@ -173,7 +173,7 @@ class PromptEncoder:
         if self.joined or name not in vocabulary:
             why = "decoders were not trained with sentinels" if self.joined else "its tokenizer has no such token"
             raise DeltatuneError(f"sentinel={name!r} cannot be used with this model: {why}; leave it out")
-        return after_sentinel(answer, vocabulary[name])
+        return prepend_sentinel(answer, vocabulary[name])
 
     def prompt_labels(self, example: Example, prompt: list[int]) -> list[int] | None:
         """Labels of the assistant's earlier answers in a prompt; None where the template rewrites earlier turns."""

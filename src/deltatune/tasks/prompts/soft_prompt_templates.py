@@ -52,9 +52,7 @@ class Template:
 
     def __post_init__(self) -> None:
         masks = sum(part.kind == "mask" for part in self.parts)
-        problems = (
-            [] if masks == 1 else [f"a template has one {{mask}}, for the answer; this one has {masks}"]
-        )
+        problems = [] if masks == 1 else [f"a template has one {{mask}}, for the answer; this one has {masks}"]
         if not self.columns:
             problems.append("a template names at least one column of the rows, such as {text}")
         raise_all(problems, f"cannot use the template {self.text!r}:" if problems else "")

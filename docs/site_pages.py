@@ -33,7 +33,10 @@ ROOT_PAGES = {
 API = {
     "": "Models, adapters and functions.",
     "methods": "The methods that `deltatune` exports, each a frozen dataclass; [methods](../methods.md) compares them.",
-    "core.method": "What a method of your own is made of, with `deltatune.Method` and `deltatune.Delta`.",
+    "core.method": "Parts of your own method, with `deltatune.Method` and `deltatune.Delta` "
+    "([how to add a method](../contributing.md#add-a-method)).",
+    "core.delta": "Kinds of Deltas besides `deltatune.Delta`, and generators for their initial values.",
+    "core.capabilities": "",
     "data": "",
     "tasks": "",
     "tasks.pretraining": "",
@@ -82,6 +85,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         repository_path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if repository_path.startswith("recipes/"):
             anchor, repository_path = Path(repository_path).stem, "recipes"
+        if repository_path.startswith("src/"):
+            repository_path = "docs/map.md"  # source files are not on the site; the map has a line on each
         place = ROOT_PAGES.get(repository_path, repository_path.removeprefix("docs/"))
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
         return f"]({relative}{'#' + anchor if anchor else ''})"
@@ -108,7 +113,7 @@ def api_pages() -> dict[str, str]:
     pages = {}
     for package, intro in API.items():
         module = ".".join(filter(None, ["deltatune", package]))
-        title = "deltatune methods" if package == "methods" else module
+        title = "deltatune: methods" if package == "methods" else module
         names = api_names(package)
         lines = [f"# {title}", "", intro or _docstring(package), ""]
         for name in names:
@@ -149,5 +154,6 @@ def _exports(folder: Path) -> dict[str, str]:
 
 
 def _docstring(package: str) -> str:
-    init = PACKAGE / package.replace(".", "/") / "__init__.py"
-    return ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    path = PACKAGE / package.replace(".", "/")
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""

@@ -23,7 +23,7 @@ import click
 import typer
 
 from deltatune.cli.app import app
-from deltatune.cli.commands.methods import described
+from deltatune.cli.commands.methods import describe_methods
 from deltatune.cli.commands.run import recipe_schema
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def main() -> None:
 
 def generated() -> dict[Path, str]:
     """Path -> the text that the file should have."""
-    entries = described()
+    entries = describe_methods()
     readme, commands = ROOT / "README.md", ROOT / "docs/commands.md"
     text = between(readme.read_text(encoding="utf-8"), "map", f"```text\n{readme_tree()}\n```")
     return {

@@ -176,7 +176,7 @@ def test_another_run_is_not_overwritten_unless_forced(tmp_path, trained, tiny_fo
     other = ("train", "--model", tiny_folder, "--data", data, "--lr", "1e-3", *QUICK, "--out", out)
     done = ran(*other)
     assert done.code == 2
-    assert "settings.learning_rate: it had 0.01, asked for is 0.001" in done.err
+    assert "settings.learning_rate: it was 0.01, now it is 0.001" in done.err
     assert "--force" in done.err
     assert ran(*other, "--force").code == 0
     assert json.loads((out / "run.json").read_text())["settings"]["learning_rate"] == 1e-3
@@ -186,7 +186,7 @@ def test_foreign_files_are_left_alone(tmp_path, tiny_folder, data):
     (tmp_path / "thesis.tex").write_text("x")
     done = ran("train", "--model", tiny_folder, "--data", data, *QUICK, "--out", tmp_path, "--force")
     assert done.code == 2
-    assert "no run of deltatune" in done.err
+    assert "not a run of deltatune" in done.err
     assert (tmp_path / "thesis.tex").exists()
 
 

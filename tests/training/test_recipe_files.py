@@ -143,7 +143,7 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_way_out(world, tmp
     assert ran(*argv).code == 0
     other = ran(*argv, "settings.seed=1")
     assert other.code == 2
-    assert "settings.seed: it had 0, asked for is 1" in other.err
+    assert "settings.seed: it was 0, now it is 1" in other.err
     assert "out=NAME keeps both, --force replaces it" in other.err
     assert ran(*argv, "settings.seed=1", "--force").code == 0
     assert ran(*argv, "--again", "x").code == 2

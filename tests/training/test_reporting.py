@@ -166,7 +166,7 @@ def test_a_run_in_its_folder_goes_on_with_another_tracker_and_takes_its_figures_
     runs.finish(tmp_path, {"test": {}})
     free = {"settings": record["settings"] | {"report_to": ("wandb",), "checkpointing": True}}
     assert runs.open_run(tmp_path, record | free, force=False) == {"test": {}}
-    with pytest.raises(DeltatuneError, match=r"method: it had 'LoRA\(r=4\)', asked for is 'Full\(\)'"):
+    with pytest.raises(DeltatuneError, match=r"method: it was 'LoRA\(r=4\)', now it is 'Full\(\)'"):
         runs.open_run(tmp_path, record | {"method": "Full()"}, force=False)
     (tmp_path / FILE).write_text("{}\n")
     (tmp_path / "tensorboard").mkdir()

@@ -14,13 +14,13 @@ from torch import nn
 
 from deltatune.core.errors import raise_all
 from deltatune.store.atomic_files import write_file
-from deltatune.store.run_folder import FIGURES, TENSORBOARD
+from deltatune.store.run_folder import STEP_METRICS, TENSORBOARD
 from deltatune.training.settings import TRACKERS, Settings
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainingArguments
 
-FILE = FIGURES
+FILE = STEP_METRICS
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -13,13 +13,13 @@ from deltatune.models.versions import versions
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions and the device, for bug reports."""
-    found = environment()
+    info = environment()
     if as_json:
-        print_json(found)
+        print_json(info)
         return
-    flat = {"deltatune": found["deltatune"], "python": found["python"], "system": found["system"]}
-    flat |= {name: number or "not installed" for name, number in found["packages"].items()}
-    show(facts([*flat.items(), *_device_facts(found["device"])]))
+    flat = {name: info[name] for name in ("deltatune", "python", "system")}
+    flat |= {name: version or "not installed" for name, version in info["packages"].items()}
+    show(facts([*flat.items(), *_device_facts(info["device"])]))
 
 
 def environment() -> dict[str, Any]:
@@ -35,40 +35,40 @@ def environment() -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """What models run on here."""
+    """The device that models run on."""
     try:
         import torch
-    except (ImportError, OSError) as error:  # a broken torch is what one reports
+    except (ImportError, OSError) as error:  # a bug report may be about a broken torch
         return {"error": f"torch cannot be imported: {error}"}
     from deltatune.models.hardware import native_bfloat16
 
     cuda = torch.cuda.is_available()
-    where = torch.device("cuda" if cuda else "cpu")
+    torch_device = torch.device("cuda" if cuda else "cpu")
     return {
-        "kind": where.type,
+        "kind": torch_device.type,
         "name": torch.cuda.get_device_name(0) if cuda else _processor(),
         "count": torch.cuda.device_count() if cuda else 1,
         "memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "threads": torch.get_num_threads(),
-        "fast_bfloat16": native_bfloat16(where),
+        "fast_bfloat16": native_bfloat16(torch_device),
     }
 
 
-def _device_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    if "error" in found:
-        return [("device", found["error"])]
-    many = f"{found['count']} x " if found["count"] > 1 else ""
-    memory = f", {found['memory_bytes'] / 1e9:.0f} GB" if found["memory_bytes"] else ""
-    half = "faster than float32" if found["fast_bfloat16"] else "no faster than float32, so not used by itself"
+def _device_facts(info: dict[str, Any]) -> list[tuple[str, str]]:
+    if "error" in info:
+        return [("device", info["error"])]
+    number = f"{info['count']} x " if info["count"] > 1 else ""
+    memory = f", {info['memory_bytes'] / 1e9:.0f} GB" if info["memory_bytes"] else ""
+    half = "faster than float32" if info["fast_bfloat16"] else "not faster than float32, so not the default"
     return [
-        ("device", f"{found['kind']}: {many}{found['name']}{memory}"),
-        ("threads", str(found["threads"])),
+        ("device", f"{info['kind']}: {number}{info['name']}{memory}"),
+        ("threads", str(info["threads"])),
         ("bfloat16", half),
     ]
 
 
 def _processor() -> str:
-    """The processor's name where Linux tells it, else its kind."""
+    """The name of the processor on Linux, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""`deltatune methods`: every method as a point of the unified view, and the options of one."""
+"""`deltatune methods`: all methods in the unified view, or the options of one."""
 
 from __future__ import annotations
 
@@ -25,34 +25,33 @@ def methods(
 ) -> None:
     """List the methods, or the options of one.
 
-    Each is described by four facts: the change it computes, what that change reads (parallel: the input of a part of
-    the model, sequential: its output), what it modifies, and how the change joins what is there.
+    Four facts describe a method: the functional form of its change, the insertion (parallel: it reads the input of a
+    module, sequential: its output), the representation it modifies, and the composition with that representation.
     """
-    found = described()
-    if name is not None and name not in {entry["method"] for entry in found}:
-        known = [entry["method"] for entry in found]
-        raise DeltatuneError(f"no method is called {name!r}{nearest(name, known)}\nmethods: {', '.join(known)}")
-    chosen = [entry for entry in found if name in (None, entry["method"])]
+    descriptions = describe_methods()
+    names = [method["method"] for method in descriptions]
+    if name is not None and name not in names:
+        raise DeltatuneError(f"no method is called {name!r}{nearest(name, names)}\nmethods: {', '.join(names)}")
     if as_json:
-        print_json(chosen if name is None else chosen[0])
-    elif name is not None:
-        _show_one(chosen[0])
+        print_json(descriptions if name is None else descriptions[names.index(name)])
+    elif name is None:
+        _show_all(descriptions)
     else:
-        _show_all(chosen)
+        _show_one(descriptions[names.index(name)])
 
 
-def described() -> list[dict[str, Any]]:
-    """Every registered method and short form as plain data, sorted by name."""
+def describe_methods() -> list[dict[str, Any]]:
+    """All registered methods and short forms as plain data, sorted by name."""
     from deltatune.core.registry import registry
 
-    return [_described(maker) for maker in registry().values()]
+    return [_describe(maker) for maker in registry().values()]
 
 
-def _described(maker: Callable[..., Method]) -> dict[str, Any]:
-    """A method class or a short form; the facts are those of its defaults."""
-    made = maker()
+def _describe(maker: Callable[..., Method]) -> dict[str, Any]:
+    """Describe a method class or a short form with its default options."""
+    method = maker()
     short = not isinstance(maker, type)
-    options = _options(type(made))
+    options = _options(type(method))
     if short:
         docs = {option["name"]: option["help"] for option in options}
         parameters = inspect.signature(maker).parameters.values()
@@ -60,26 +59,27 @@ def _described(maker: Callable[..., Method]) -> dict[str, Any]:
     return {
         "method": maker.__name__,
         "summary": _first_line(maker),
-        "short_for": _written_out(made) if short else None,
-        "view": dataclasses.asdict(made.view),
-        "size_field": _size_field(made, options),
-        "learning_rate": made.learning_rate,
+        "short_for": _call(method) if short else None,
+        "view": dataclasses.asdict(method.view),
+        "size_field": _size_field(method, options),
+        "learning_rate": method.learning_rate,
         "options": options,
         "about": inspect.getdoc(maker) or "",
     }
 
 
-def _size_field(made: Method, options: list[dict[str, Any]]) -> str | None:
-    """The option that a budget sets, or words where it sets those of the methods within."""
-    if made.size_field is None and made.size is not None:
+def _size_field(method: Method, options: list[dict[str, Any]]) -> str | None:
+    """The option that a budget sets; "theirs" if it sets those of the methods inside."""
+    if method.size_field is None and method.size is not None:
         return "theirs"
-    return next((option["name"] for option in options if option["name"] == made.size_field), None)
+    return next((option["name"] for option in options if option["name"] == method.size_field), None)
 
 
-def _written_out(made: Method) -> str:
-    """The call of the class itself, whatever short form its `repr` prefers."""
-    changed = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if getattr(made, f.name) != f.default}
-    return f"{type(made).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+def _call(method: Method) -> str:
+    """The call of the class itself, even if its `repr` is a short form."""
+    fields = dataclasses.fields(method)
+    changed = {f.name: getattr(method, f.name) for f in fields if getattr(method, f.name) != f.default}
+    return f"{type(method).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
 
 def _first_line(maker: Callable[..., Any]) -> str:
@@ -88,7 +88,7 @@ def _first_line(maker: Callable[..., Any]) -> str:
 
 def _options(maker: type[Any]) -> list[dict[str, Any]]:
     documented: dict[str, Any] = {}
-    for owner in reversed(maker.__mro__):  # what a method inherits is documented there
+    for owner in reversed(maker.__mro__):  # inherited options are documented in the parent class
         if dataclasses.is_dataclass(owner):
             documented |= _documented(owner)
     return [
@@ -109,45 +109,45 @@ def _option(name: str, default: Any, text: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A default as plain data: a method as its text."""
+    """A default as plain data; a method becomes its text."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
-def _show_all(found: list[dict[str, Any]]) -> None:
-    papers = [entry for entry in found if not entry["short_for"]]
+def _show_all(descriptions: list[dict[str, Any]]) -> None:
+    classes = [method for method in descriptions if not method["short_for"]]
     rows = [
         (
-            entry["method"],
-            entry["view"]["form"],
-            entry["view"]["insertion"].replace("none", "–"),
-            entry["view"]["modifies"],
-            entry["view"]["composition"],
-            entry["size_field"] or "–",
-            rate(entry["learning_rate"]),
+            method["method"],
+            method["view"]["form"],
+            method["view"]["insertion"].replace("none", "–"),
+            method["view"]["modifies"],
+            method["view"]["composition"],
+            method["size_field"] or "–",
+            rate(method["learning_rate"]),
         )
-        for entry in papers
+        for method in classes
     ]
-    columns = ("method", "change", "reads", "modifies", "joins by", "size", "rate")
-    show(table(columns, rows, right=["rate"], whole=["method", "reads", "size"]))
-    show("\nEach as an equation", facts((f"  {entry['method']}", entry["summary"]) for entry in papers))
-    short = [(f"  {e['method']}()", f"= {e['short_for']}. {e['summary']}") for e in found if e["short_for"]]
+    columns = ("method", "form", "insertion", "modifies", "composition", "size", "lr")
+    show(table(columns, rows, right=["lr"], whole=["method", "insertion", "size"]))
+    show("\nEquations", facts((f"  {method['method']}", method["summary"]) for method in classes))
+    short = [(f"  {m['method']}()", f"= {m['short_for']}. {m['summary']}") for m in descriptions if m["short_for"]]
     show("\nShort forms", facts(short))
     show(
-        "\nsize is the option that --budget sets, rate the recommended learning rate.\n"
-        'A method is written as a call, "LoRA(r=8)"; a sum of them, "LoRA(r=8) + Prefix(length=30)", is one too.\n'
-        "`deltatune methods LoRA` shows the options of one."
+        "\nsize is the option that --budget sets, lr the recommended learning rate.\n"
+        'A method is written as a call, "LoRA(r=8)"; a sum, "LoRA(r=8) + Prefix(length=30)", is a method too.\n'
+        "`deltatune methods LoRA` shows the options of LoRA."
     )
 
 
-def _show_one(entry: dict[str, Any]) -> None:
-    show(f"{entry['method']}   {entry['about']}\n")
-    if entry["options"]:
-        rows = [(option["name"], option["written"], option["help"]) for option in entry["options"]]
+def _show_one(method: dict[str, Any]) -> None:
+    show(f"{method['method']}   {method['about']}\n")
+    if method["options"]:
+        rows = [(option["name"], option["written"], option["help"]) for option in method["options"]]
         short = max(len(row[1]) for row in rows) < 30
-        show(table(("option", "default", "meaning"), rows, whole=["option", *(["default"] if short else [])]), "")
-    pairs = [("short for", entry["short_for"])] if entry["short_for"] else []
-    named = {"theirs": "the sizes of its methods", None: "nothing: it has no size"}
-    pairs.append(("set by --budget", named.get(entry["size_field"], entry["size_field"])))
-    show(facts([*pairs, ("recommended rate", rate(entry["learning_rate"]))]))
+        show(table(("option", "default", "description"), rows, whole=["option", *(["default"] if short else [])]), "")
+    pairs = [("short for", method["short_for"])] if method["short_for"] else []
+    sizes = {"theirs": "the sizes of its methods", None: "nothing: it has no size"}
+    pairs.append(("set by --budget", sizes.get(method["size_field"], method["size_field"])))
+    show(facts([*pairs, ("recommended learning rate", rate(method["learning_rate"]))]))

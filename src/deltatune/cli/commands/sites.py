@@ -1,4 +1,4 @@
-"""`deltatune sites MODEL`: the places of a model that methods can read and change."""
+"""`deltatune sites MODEL`: the sites of a model, where methods read and change representations."""
 
 from __future__ import annotations
 
@@ -24,58 +24,60 @@ KINDS = {
     "norm": "norm",
     "head": "task head",
 }
-"""Kinds of sites in words."""
+"""Descriptions of the kinds of sites."""
 GROUPS = ("attn", "cross", "ffn", "norm", "residual")
-"""The order of a block's parts in the table."""
+"""Order of the parts of a block in the table."""
 
 
 def sites(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a name on the hub, or builtin.")] = "builtin",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show where methods can act in a model: names, sizes, and what share of its parameters they reach.
+    """Show the sites of a model: names, sizes, and their share of the parameters.
 
-    Only the model's config is read; its weights are neither downloaded nor loaded. The names are what a method's option
-    `sites` selects by patterns: LoRA(sites="*.attn.{q,v}").
+    Only the config is read; weights are neither downloaded nor loaded. The option `sites` of a method selects names by
+    patterns: LoRA(sites="*.attn.{q,v}").
     """
     from deltatune.core.sites.discovery import find_sites
     from deltatune.models.loading import empty_backbone
 
     backbone = empty_backbone(model)
-    found = summarise(backbone, find_sites(backbone), model)
+    summary = summarise(backbone, find_sites(backbone), model)
     if as_json:
-        print_json(found)
+        print_json(summary)
     else:
-        _show(found)
+        _show(summary)
 
 
-def summarise(backbone: nn.Module, found: Sites, model: str) -> dict[str, Any]:
-    """Sites by generic name, and how much of the base they cover, as plain data."""
+def summarise(backbone: nn.Module, all_sites: Sites, model: str) -> dict[str, Any]:
+    """Group sites by generic name, and compute how much of the base they cover; plain data."""
     from deltatune.core.sites.discovery import uneven
     from deltatune.core.sites.site import generic
 
     groups: dict[str, list[Site]] = {}
-    for site in found.values():
+    for site in all_sites.values():
         groups.setdefault(generic(site.name), []).append(site)
-    modules = {site.module for site in found.values() if site.params}
-    at_sites = {id(parameter) for path in modules for parameter in backbone.get_submodule(path).parameters()}
+    modules = {site.module for site in all_sites.values() if site.params}
+    parameters_at_sites = {id(parameter) for path in modules for parameter in backbone.get_submodule(path).parameters()}
     rest: dict[str, int] = {}
-    for weight in found.weights.values():
-        if id(backbone.get_parameter(weight.name)) not in at_sites:  # by identity: tied weights have two paths
+    for weight in all_sites.weights.values():
+        if (
+            id(backbone.get_parameter(weight.name)) not in parameters_at_sites
+        ):  # by identity: tied weights have two paths
             rest[generic(weight.name)] = rest.get(generic(weight.name), 0) + weight.params
-    named = found.base_params - sum(rest.values())
+    covered = all_sites.base_params - sum(rest.values())
     return {
         "model": model,
-        "architecture": found.facts.architecture,
-        "params": found.base_params,
+        "architecture": all_sites.facts.architecture,
+        "params": all_sites.base_params,
         "layers": len(
-            {(site.name.partition("layers.")[0], site.layer) for site in found.values() if site.layer is not None}
+            {(site.name.partition("layers.")[0], site.layer) for site in all_sites.values() if site.layer is not None}
         ),
-        "sites": [_group(name, members, found.base_params) for name, members in groups.items()],
-        "coverage": named / found.base_params if found.base_params else 0.0,
+        "sites": [_group(name, members, all_sites.base_params) for name, members in groups.items()],
+        "coverage": covered / all_sites.base_params if all_sites.base_params else 0.0,
         "elsewhere": rest,
-        "unnamed": list(found.unnamed),
-        "uneven": {name: list(counts) for name, counts in uneven(found).items()},
+        "unnamed": list(all_sites.unnamed),
+        "uneven": {name: list(counts) for name, counts in uneven(all_sites).items()},
     }
 
 
@@ -94,62 +96,63 @@ def _group(name: str, members: list[Site], base: int) -> dict[str, Any]:
     }
 
 
-def _show(found: dict[str, Any]) -> None:
-    show(f"{found['architecture']} ({found['model']}): {count(found['params'])} parameters, {found['layers']} layers\n")
+def _show(summary: dict[str, Any]) -> None:
+    size = f"{count(summary['params'])} parameters, {summary['layers']} layers"
+    show(f"{summary['architecture']} ({summary['model']}): {size}\n")
     rows = [
         (
-            entry["site"],
-            _kind(entry),
-            str(entry["count"]),
-            f"{_widths(entry['width_in'])} → {_widths(entry['width_out'])}" if entry["width_out"] != [0] else "–",
-            count(entry["params"]) if entry["params"] else "–",
-            f"{100 * entry['share']:.1f} %" if entry["params"] else "–",
+            group["site"],
+            _kind(group),
+            str(group["count"]),
+            f"{_widths(group['width_in'])} → {_widths(group['width_out'])}" if group["width_out"] != [0] else "–",
+            count(group["params"]) if group["params"] else "–",
+            f"{100 * group['share']:.1f} %" if group["params"] else "–",
         )
-        for entry in _in_order(found["sites"])
+        for group in _in_order(summary["sites"])
     ]
     columns = ("site", "kind", "count", "width", "parameters", "share")
     show(table(columns, rows, right=["count", "width", "parameters", "share"], whole=["site", "kind"]))
-    show(f"\n{100 * found['coverage']:.1f} % of the parameters are at sites.")
-    if found["elsewhere"]:
-        rest = ", ".join(f"{name} {count(params)}" for name, params in found["elsewhere"].items())
-        show(f"Elsewhere, reached by Unfreeze alone: {rest}.")
-    for (some, of), names in _by_count(found["uneven"]).items():
-        show(f"In {some} of {of} layers only: {', '.join(names)}.")
-    if found["unnamed"]:
+    show(f"\n{100 * summary['coverage']:.1f} % of the parameters are at sites.")
+    if summary["elsewhere"]:
+        rest = ", ".join(f"{name} {count(params)}" for name, params in summary["elsewhere"].items())
+        show(f"Elsewhere, only trainable with Unfreeze: {rest}.")
+    for (layers, total), names in _by_count(summary["uneven"]).items():
+        show(f"In {layers} of {total} layers only: {', '.join(names)}.")
+    if summary["unnamed"]:
         show(
-            f"Matrices without a name: {', '.join(found['unnamed'])}.\n"
+            f"Matrices without a name: {', '.join(summary['unnamed'])}.\n"
             'From Python, name them with roles: find_sites(model, roles={"leaf": "attn.q"}).'
         )
     else:
         show("Every matrix has a name.")
 
 
-def _kind(entry: dict[str, Any]) -> str:
-    if entry["part"]:
-        return "part of it"
-    kind = KINDS.get(entry["kind"], entry["kind"])
-    return f"{kind}, tied" if entry["tied"] and entry["kind"] == "linear" else kind
+def _kind(group: dict[str, Any]) -> str:
+    if group["part"]:
+        return "slice of it"
+    kind = KINDS.get(group["kind"], group["kind"])
+    return f"{kind}, tied" if group["tied"] and group["kind"] == "linear" else kind
 
 
-def _in_order(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Embeddings, each stack with the parts of its blocks side by side, the rest."""
-    stacks = list(dict.fromkeys(entry["site"].rpartition("layers.*.")[0] for entry in entries))
+def _in_order(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort: embeddings, then each stack with the parts of its blocks, then the rest."""
+    stacks = list(dict.fromkeys(group["site"].rpartition("layers.*.")[0] for group in groups))
 
-    def place(entry: dict[str, Any]) -> tuple[int, int]:
-        stack, inside, name = entry["site"].rpartition("layers.*.")
-        if not inside:
+    def position(group: dict[str, Any]) -> tuple[int, int]:
+        stack, in_layers, name = group["site"].rpartition("layers.*.")
+        if not in_layers:
             return (-1 if ".embed" in f".{name}" else len(stacks)), 0
-        group = name.partition(".")[0]
-        return stacks.index(stack), GROUPS.index(group) if group in GROUPS else len(GROUPS)
+        part = name.partition(".")[0]
+        return stacks.index(stack), GROUPS.index(part) if part in GROUPS else len(GROUPS)
 
-    return sorted(entries, key=place)
+    return sorted(groups, key=position)
 
 
 def _by_count(uneven: dict[str, list[int]]) -> dict[tuple[int, int], list[str]]:
-    found: dict[tuple[int, int], list[str]] = {}
-    for name, (some, of) in uneven.items():
-        found.setdefault((some, of), []).append(name)
-    return found
+    names: dict[tuple[int, int], list[str]] = {}
+    for name, (layers, total) in uneven.items():
+        names.setdefault((layers, total), []).append(name)
+    return names
 
 
 def _widths(widths: list[int]) -> str:

@@ -125,7 +125,7 @@ def run_stages(
                 result["measure"] = evaluate_model(model, fingerprint, held_out, path, loads)
         results.append(result)
     pipeline = {"model": recipe.model, "measure": base_scores, "stages": results, "result": model}
-    runs.write_whole(folder / PIPELINE, pipeline)
+    runs.write_record(folder / PIPELINE, pipeline)
     return pipeline
 
 
@@ -143,12 +143,12 @@ def _run_stage(
     stage_run.folder.mkdir(parents=True, exist_ok=True)
     if redo or changed:
         runs.clear(stage_run.folder)
-    runs.write_whole(stage_run.folder / STAGE, {"asked": config, "facts": None})
+    runs.write_record(stage_run.folder / STAGE, {"asked": config, "facts": None})
     write_file(stage_run.folder / RECIPE, as_yaml(stage_run.stage))
     result = {"stage": stage_run.stage.name, "from": model, **_execute(stage_run, model, loads, on_stage)}
     if stage_run.writes_model:
         result |= {"model": str(stage_run.target), "content": contents_of(str(stage_run.target))}
-    runs.write_whole(stage_run.folder / STAGE, {"asked": config, "facts": result})
+    runs.write_record(stage_run.folder / STAGE, {"asked": config, "facts": result})
     return dict(read_json(stage_run.folder / STAGE)["facts"]), redo
 
 
@@ -174,7 +174,7 @@ def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]
     assert stage.data is not None
     record = record_of(prepared, stage.data.source)
     if not (stage_run.folder / runs.RECORD).is_file():
-        runs.write_whole(stage_run.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
+        runs.write_record(stage_run.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
     before = runs.open_run(stage_run.folder, record, force=False, option="out=")
     with on_stage(stage_run.info(model, prepared, before is not None)) as on_step:
         return run(prepared, stage_run.folder, record, on_step) if before is None else before

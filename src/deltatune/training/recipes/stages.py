@@ -93,7 +93,7 @@ def evaluate_model(
         encoded = session.encode(data.test)
         scores |= session.task.score(session.predict(encoded), encoded.references)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_whole(path, {"asked": config, "found": scores})
+    runs.write_record(path, {"asked": config, "found": scores})
     return scores
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from deltatune.prompting.self_instruct.seed_tasks import Example
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
-from deltatune.tasks.metrics.generation.rouge import AnyLetters
+from deltatune.tasks.metrics.generation.rouge import UnicodeWords
 from deltatune.tasks.metrics.generation.tokenizers import IDEOGRAPH
 
 PUNCTUATION = frozenset(string.punctuation + "。，、；：！？…")
@@ -91,7 +91,7 @@ def filter_examples(examples: Sequence[Example]) -> tuple[list[Example], list[tu
     return kept, rejected
 
 
-tokens = AnyLetters().tokenize
+tokens = UnicodeWords().tokenize
 """Split into lower-case words; each Chinese or Japanese character is one. English words are those of rouge-score."""
 
 

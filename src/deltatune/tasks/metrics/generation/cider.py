@@ -1,4 +1,4 @@
-"""CIDEr-D: how much a text says what its references agree on, with common n-grams weighing less."""
+"""CIDEr-D: similarity of the n-grams of a text and its references, weighted by TF-IDF."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from deltatune.tasks.metrics.generation.tokenizers import Words, caption_words, 
 ORDERS = 4
 """Longest n-gram."""
 SIGMA = 6.0
-"""Words by which lengths may differ before it costs much."""
+"""Standard deviation of the length penalty, in words."""
 
 
 def cider(predictions: Sequence[str], references: Sequence[Sequence[str]], characters: bool = False) -> AdditiveScore:
     """10 · meanₙ mean over references e^{-(l-lʳ)²/2σ²} min(g, gʳ)·gʳ / ‖g‖‖gʳ‖     https://arxiv.org/abs/1411.5726.
 
-    g: counts of n-grams times log (examples / examples whose references have it), all references of this corpus
-    counted; so a corpus of one example scores 0. Mean over the texts, between 0 and 10, as coco-caption has it.
+    g: counts of n-grams times log (examples / examples whose references have it), over all references of this corpus,
+    so a corpus of one example scores 0. Mean over the texts, between 0 and 10, as in coco-caption.
     """
-    known = [[ngrams(caption_words(one, characters), ORDERS) for one in own] for own in references]
-    frequency = Counter(ngram for own in known for ngram in set().union(*own))
-    examples = math.log(len(known))
-    rarity = {ngram: examples - math.log(times) for ngram, times in frequency.items()}
+    counts = [[ngrams(caption_words(text, characters), ORDERS) for text in row] for row in references]
+    frequency = Counter(ngram for row in counts for ngram in set().union(*row))
+    log_examples = math.log(len(counts))
+    idf = {ngram: log_examples - math.log(times) for ngram, times in frequency.items()}
     scores = []
-    for text, own in zip(predictions, known, strict=True):
-        found = Vector.of(ngrams(caption_words(text, characters), ORDERS), rarity, examples)
-        alike = [similarity(found, Vector.of(one, rarity, examples)) for one in own]
-        scores.append(10 * sum(alike) / len(alike))
+    for text, row in zip(predictions, counts, strict=True):
+        predicted = TfIdf.of(ngrams(caption_words(text, characters), ORDERS), idf, log_examples)
+        similarities = [similarity(predicted, TfIdf.of(reference, idf, log_examples)) for reference in row]
+        scores.append(10 * sum(similarities) / len(similarities))
     return mean_score(scores)
 
 
 @dataclass(frozen=True)
-class Vector:
-    """The weighted n-grams of a text."""
+class TfIdf:
+    """The TF-IDF vectors of a text, one for each order of n-grams."""
 
     weights: tuple[dict[Words, float], ...]
-    """Of each order."""
+    """Weight of each n-gram, by order."""
     norms: tuple[float, ...]
     length: int
-    """In pairs of words, as the reference code has it."""
+    """Number of bigrams, the length in the reference code."""
 
     @classmethod
-    def of(cls, counts: Mapping[Words, int], rarity: Mapping[Words, float], unseen: float) -> Vector:
-        """From counts of n-grams; those in no reference are as rare as those in one."""
+    def of(cls, counts: Mapping[Words, int], idf: Mapping[Words, float], unseen: float) -> TfIdf:
+        """From counts of n-grams; those in no reference have the weight of those in one."""
         weights: tuple[dict[Words, float], ...] = tuple({} for _ in range(ORDERS))
         for ngram, times in counts.items():
-            weights[len(ngram) - 1][ngram] = times * rarity.get(ngram, unseen)
-        norms = tuple(math.sqrt(sum(weight**2 for weight in own.values())) for own in weights)
+            weights[len(ngram) - 1][ngram] = times * idf.get(ngram, unseen)
+        norms = tuple(math.sqrt(sum(weight**2 for weight in order.values())) for order in weights)
         return cls(weights, norms, sum(times for ngram, times in counts.items() if len(ngram) == 2))
 
 
-def similarity(found: Vector, reference: Vector) -> float:
-    """Mean cosine of the orders, clipped to the reference's weights, less for another length: 0 to 1."""
+def similarity(predicted: TfIdf, reference: TfIdf) -> float:
+    """Mean cosine over the orders, with weights clipped to the reference's and a length penalty: 0 to 1."""
     total = 0.0
-    for own, true, a, b in zip(found.weights, reference.weights, found.norms, reference.norms, strict=True):
-        if a and b:
-            total += sum(min(weight, true[ngram]) * true[ngram] for ngram, weight in own.items() if ngram in true) / (
-                a * b
-            )
-    return total / ORDERS * math.exp(-((found.length - reference.length) ** 2) / (2 * SIGMA**2))
+    orders = zip(predicted.weights, reference.weights, predicted.norms, reference.norms, strict=True)
+    for weights, true, norm, true_norm in orders:
+        if norm and true_norm:
+            shared = (min(weight, true[ngram]) * true[ngram] for ngram, weight in weights.items() if ngram in true)
+            total += sum(shared) / (norm * true_norm)
+    return total / ORDERS * math.exp(-((predicted.length - reference.length) ** 2) / (2 * SIGMA**2))

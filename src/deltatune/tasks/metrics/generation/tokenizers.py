@@ -1,4 +1,4 @@
-"""Texts to words, as mteval-13a (and so sacrebleu) splits them."""
+"""Tokenizers of the generation metrics: mteval-13a, Chinese characters, and the words of captions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0
 """Han characters and kana: scripts without spaces. (Korean has spaces.)"""
 MARKS = "".join(mark for mark in map(chr, range(0x300, 0x2000)) if unicodedata.category(mark).startswith("M"))
 LETTER = rf"(?:[^\W_]|[{MARKS}])"
-"""A letter or digit of any script; vowel signs are part of their word, which \\w does not know."""
+"""A letter or digit of any script; vowel signs are part of their word, which \\w does not match."""
 
 
 def splitter(characters: bool = False) -> Callable[[str], list[str]]:
-    """The function that splits a text: sacrebleu's 13a, or its zh, where each Chinese character is a word.
+    """A function from a text to its words: sacrebleu's 13a, or its zh, in which each Chinese character is a word.
 
-    Kana, which zh leaves together, are split one by one as well.
+    Kana, which zh does not split, are words of one character too.
     """
     tokenizer = sacrebleu_tokenizer(characters)
     if characters:
@@ -37,9 +37,9 @@ def sacrebleu_tokenizer(characters: bool) -> Callable[[str], str]:
         from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
     except ImportError as error:
         raise missing("sacrebleu") from error
-    kind: Any = TokenizerZh if characters else Tokenizer13a
-    found: Callable[[str], str] = kind()
-    return found
+    tokenizer: Any = TokenizerZh if characters else Tokenizer13a
+    split: Callable[[str], str] = tokenizer()
+    return split
 
 
 def ngrams(words: Sequence[str], longest: int) -> Counter[Words]:
@@ -50,27 +50,27 @@ def ngrams(words: Sequence[str], longest: int) -> Counter[Words]:
 
 
 def guess_characters(references: Iterable[Sequence[str]]) -> bool:
-    """Whether a third of the letters or more are Chinese or Japanese, which are written without spaces."""
+    """Whether at least a third of the letters are Chinese or Japanese, which are written without spaces."""
     letters = ideographs = 0
-    for own in references:
-        for text in own:
+    for row in references:
+        for text in row:
             letters += sum(map(str.isalpha, text))
             ideographs += len(IDEOGRAPH.findall(text))
     return letters > 0 and 3 * ideographs >= letters
 
 
 def missing(package: str) -> DeltatuneError:
-    """The error of a package that is not installed."""
+    """The error for a package that is not installed."""
     return DeltatuneError(f'this metric needs the package {package}: pip install "deltatune[metrics]"')
 
 
 QUOTES = str.maketrans("‘’`“”", "''''\"")
 TWO = ("can not", "gon na", "got ta", "wan na", "lem me", "gim me")
-"""What single words are split into."""
-JOINED = {one.replace(" ", ""): one for one in TWO}
+"""Contractions as two words."""
+JOINED = {pair.replace(" ", ""): pair for pair in TWO}
 TOKEN = re.compile(
     rf"""
-    n't\b | '(?:s|m|d|re|ve|ll)\b                     # what contractions end with
+    n't\b | '(?:s|m|d|re|ve|ll)\b                     # endings of contractions
     | '\d\ds\b                                        # '90s
     | (?:[^\W\d_]\.){{2,}}                            # u.s., a.m.
     | \d+(?:[.,:/-]\d+)+(?!{LETTER})                  # 3.50, 1,000, 10:30, 1/2, 20-25
@@ -89,5 +89,5 @@ def caption_words(text: str, characters: bool = False) -> list[str]:
     text = text.lower().translate(QUOTES)
     if characters:
         text = IDEOGRAPH.sub(r" \g<0> ", text)
-    found = (part for word in TOKEN.findall(text) for part in JOINED.get(word, word).split())
-    return [word for word in found if word not in DROPPED and word.strip("-.")]
+    words = (part for word in TOKEN.findall(text) for part in JOINED.get(word, word).split())
+    return [word for word in words if word not in DROPPED and word.strip("-.")]

@@ -28,7 +28,7 @@ from deltatune.cli.commands.run import recipe_schema
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
-MOST_FILES = 15
+MOST_FILES = 20
 """The README's tree leaves out the files of a room that has more of them than this."""
 CAPTION = 90
 """Characters; a longer first sentence is cut at its last colon or semicolon before this, else at its last comma."""

@@ -62,7 +62,7 @@ def tree_of(document):
     """The lines of a document's file trees, the package's own line left out."""
     text = (ROOT / document).read_text(encoding="utf-8")
     blocks = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks if "delta.py" in text for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if not line.startswith("src/")]
 
 

@@ -35,7 +35,7 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_undone(monkeypatch):
     attach(host, "a", LoRA(r=2))
     state = {key: tensor.clone() for key, tensor in host.model.state_dict().items()}
     monkeypatch.setattr("deltatune.core.host.bound", lambda unmerged, dtype: -1.0)
-    with pytest.raises(CannotMerge, match="more than torch.float32 rounding explains; it was undone"):
+    with pytest.raises(CannotMerge, match=r"more than torch\.float32 rounding explains; it was undone"):
         host.merge_("a")
     assert not host.merged
     assert all(torch.equal(tensor, state[key]) for key, tensor in host.model.state_dict().items())

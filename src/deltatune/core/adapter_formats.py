@@ -1,6 +1,6 @@
-"""Ways of keeping an adapter in a folder, found through the entry points `deltatune.formats`.
+"""Formats of adapter folders, found through the entry points `deltatune.formats`.
 
-The Host saves in every format that can hold the adapter and loads with the first that knows the folder.
+The Host saves in deltatune's own format and loads with the first format that recognises the folder.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from deltatune.core.errors import DeltatuneError
 
 
 class Format(Protocol):
-    """One way of keeping an adapter of a Host in a folder. Entry points name a module with these functions."""
+    """One format of an adapter folder. Entry points name a module with these functions."""
 
     def save(self, host: Any, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
-        """Write the adapter; the folder appears whole or not at all."""
+        """Write the adapter; the folder appears complete or not at all."""
 
     def knows(self, folder: Path) -> bool:
         """Whether the folder holds an adapter of this format."""
 
     def load(self, host: Any, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
-        """Attach the adapter that the folder holds."""
+        """Attach the adapter in the folder."""
 
 
 def formats() -> dict[str, Format]:
-    """Known formats by name; deltatune's own is `deltatune`, the others read foreign folders."""
-    found = {point.name: point.load() for point in entry_points(group="deltatune.formats")}
-    if "deltatune" not in found:
+    """Formats by name; deltatune's own is `deltatune`, the others read folders of other libraries."""
+    modules = {point.name: point.load() for point in entry_points(group="deltatune.formats")}
+    if "deltatune" not in modules:
         raise DeltatuneError(
             "deltatune is not installed properly (its entry points are missing); run pip install again"
         )
-    return {"deltatune": found.pop("deltatune"), **found}
+    return {"deltatune": modules.pop("deltatune"), **modules}
 
 
 def format_of(folder: Path) -> Format:
-    """The format of a folder. Raises DeltatuneError when there is none, naming what lies there."""
-    for known in formats().values():
-        if known.knows(folder):
-            return known
+    """The format of a folder. Raises DeltatuneError when there is none, naming the folder's files."""
+    for adapter_format in formats().values():
+        if adapter_format.knows(folder):
+            return adapter_format
     if not folder.is_dir():
         raise DeltatuneError(f"no adapter folder at {folder}")
     have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -1,4 +1,4 @@
-"""A budget in, a configuration out: the largest size of a method that fits into so many parameters."""
+"""Budgets: the largest size of a method that fits into a number of parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltatune.core.sites.site import Sites
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of trainable parameters, heads left out, with the text it was asked for by."""
+    """A number of trainable parameters, heads left out, with the text that gave it."""
 
     text: str
     params: int
@@ -24,17 +24,17 @@ def read_budget(budget: str | int, sites: Sites) -> Budget:
     Raises DeltatuneError for anything else and for less than one parameter.
     """
     text = str(budget).strip()
-    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
+    if not match:
         raise DeltatuneError(
             f"cannot read the budget {text!r}; write a share of the base such as 0.5% or a number such as 300k"
         )
-    number, unit = float(found.group(1)), found.group(2).lower()
+    number, unit = float(match.group(1)), match.group(2).lower()
     scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": sites.base_params / 100}[unit]
     params = int(number * scale)
     if params < 1:
         raise DeltatuneError(
-            f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; ask for more"
+            f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; give a larger one"
         )
     return Budget(text, params)
 
@@ -42,10 +42,9 @@ def read_budget(budget: str | int, sites: Sites) -> Budget:
 def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:
     """Return the method with the largest size whose closed-form count fits the budget.
 
-    Methods without a size come back unchanged. Raises DeltatuneError when even the smallest size is too large.
+    Methods without a size are returned unchanged. Raises DeltatuneError when even the smallest size is too large.
     """
-    size_of = method.size
-    if size_of is None:
+    if method.size is None:
         return method
     allowed = read_budget(budget, sites)
     smallest = method.sized(1)

@@ -32,7 +32,7 @@ class View:
 
 @dataclass(frozen=True)
 class Method:
-    """Hyper-parameters of one paper's method: which sites it wants and the Delta it builds for each.
+    """Hyper-parameters of one paper's method: the sites it acts on and the Delta it builds for each.
 
     Subclasses are frozen dataclasses whose docstring begins with the equation and names the paper. Methods add:
     `Prefix(length=30) + Bottleneck(size=512, form="parallel")`.
@@ -120,12 +120,12 @@ class Method:
         return join(self, other)
 
     def __repr__(self) -> str:
-        shown = []
+        options = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default or field.name == self.size_field:
-                shown.append(f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                options.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def __post_init__(self) -> None:
         check_fields(self)

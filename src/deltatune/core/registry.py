@@ -1,4 +1,4 @@
-"""The text form of a method: its constructor call, parsed without evaluating anything; and the names that are known."""
+"""Registry of methods by name, and their text form: a constructor call, parsed without evaluating anything."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _loaded: list[bool] = []
 
 
 def registry() -> dict[str, Callable[..., Method]]:
-    """Every known method class and short form by name.
+    """Every registered method class and short form by name.
 
-    Built-in methods use the same road as third parties': each entry point of the group `deltatune.methods` names a
-    module, and importing it registers what it defines.
+    Built-in methods are registered as third parties' are: each entry point of the group `deltatune.methods` names a
+    module, and importing it registers the methods it defines.
     """
     if not _loaded:
         _loaded.append(True)
@@ -28,7 +28,7 @@ def registry() -> dict[str, Callable[..., Method]]:
                 point.load()
             except Exception as error:
                 raise DeltatuneError(
-                    f"the methods {point.name!r} ({point.value}) cannot be imported: {error}; mend or uninstall them"
+                    f"the methods {point.name!r} ({point.value}) cannot be imported: {error}; fix or uninstall them"
                 ) from error
     return dict(sorted(REGISTRY.items()))
 
@@ -36,7 +36,7 @@ def registry() -> dict[str, Callable[..., Method]]:
 def parse(text: str | Method) -> Method:
     """Read a method from text such as `"LoRA(r=8) + Prefix(length=30)"`; `repr` of the result reads back equal.
 
-    Raises DeltatuneError for unknown methods or options (with the nearest name) and values of a wrong kind.
+    Raises DeltatuneError for unknown methods or options (with the nearest name) and values of a wrong type.
     """
     if isinstance(text, Method):
         return text
@@ -86,15 +86,15 @@ def _is_method(node: ast.expr) -> bool:
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.Add) and _is_method(node.left)
     called = node.func if isinstance(node, ast.Call) else node
-    known = isinstance(called, ast.Name) and called.id in registry()
-    return known or (isinstance(node, ast.Call) and isinstance(called, ast.Name) and called.id[:1].isupper())
+    registered = isinstance(called, ast.Name) and called.id in registry()
+    return registered or (isinstance(node, ast.Call) and isinstance(called, ast.Name) and called.id[:1].isupper())
 
 
 def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:
-    known = registry()
-    if name not in known:
-        raise DeltatuneError(f"no method is called {name!r}{nearest(name, known)}\nmethods: {', '.join(known)}")
-    maker = known[name]
+    methods = registry()
+    if name not in methods:
+        raise DeltatuneError(f"no method is called {name!r}{nearest(name, methods)}\nmethods: {', '.join(methods)}")
+    maker = methods[name]
     names = option_names(maker)
     unknown = [option for option in options if option not in names]
     if unknown or len(values) > len(names):

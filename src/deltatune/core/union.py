@@ -22,7 +22,7 @@ class Union(Method):
 
     @property
     def view(self) -> View:  # type: ignore[override]
-        """The members' facts side by side."""
+        """The facts of all members."""
         views = [member.view for member in self.members]
         return View(
             " + ".join(view.form for view in views),
@@ -90,7 +90,7 @@ class Compound(Method):
 
     @property
     def union(self) -> Method:
-        """The methods it stands for."""
+        """The methods that it stands for."""
         raise NotImplementedError(f"{type(self).__name__} names no methods")
 
     @property

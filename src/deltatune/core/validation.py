@@ -1,4 +1,4 @@
-"""Checking the fields of a frozen dataclass against their annotations: a wrong value is caught where it is given."""
+"""Validation of a frozen dataclass's fields against their annotations, on construction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from deltatune.core.errors import DeltatuneError, nearest
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of a dataclass instance; ints become floats and lists tuples where the annotation wants them.
+    """Check every field of a dataclass instance; ints become floats and lists tuples where annotated so.
 
-    Raises DeltatuneError naming the field, the value and what is allowed.
+    Raises DeltatuneError naming the field, the value and the allowed ones.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):

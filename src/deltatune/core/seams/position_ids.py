@@ -22,11 +22,15 @@ class PositionShift:
         """Prefix length by active adapter."""
         self.factors: Mapping[str, float] = {}
         """Factor by which an active adapter divides positions, where it is not 1."""
+        self.shift, self.factor = 0, 1.0
+        """The largest of these, computed beforehand: `torch.compile` traces no max() with a default."""
         self.route = Route()
 
     def follow(self, route: Route, shifts: Mapping[str, int], factors: Mapping[str, float]) -> None:
         """Follow a route; the hooks are installed when a prefix or an interpolation is first used."""
         self.route, self.shifts, self.factors = route, shifts, factors
+        self.shift = max(shifts.values(), default=0)
+        self.factor = max(factors.values(), default=1.0)
         if (shifts or factors) and not self.hooked:
             self.hooked = True
             for path in self.modules:
@@ -46,16 +50,15 @@ class PositionShift:
 
     def moved(self, module: nn.Module, ids: Tensor) -> Tensor:
         """Position ids (B or 1, T) with each row's prefix length added, divided by its factor."""
-        shift = max(self.shifts.values(), default=0)
         most = _positions(module) if isinstance(module, nn.Embedding) else None
-        if most is not None and ids.shape[-1] + shift > most:
+        if most is not None and ids.shape[-1] + self.shift > most:
             raise DeltatuneError(
-                f"{ids.shape[-1]} tokens and a prefix of {shift} exceed the model's {most} positions; "
+                f"{ids.shape[-1]} tokens and a prefix of {self.shift} exceed the model's {most} positions; "
                 "shorten the texts or the prefix, or use Prefix(shift_positions=False)"
             )
         if self.route.rows is None:
-            ids = ids + shift
-            return ids / max(self.factors.values()) if self.factors else ids
+            ids = ids + self.shift
+            return ids / self.factor if self.factors else ids
         rows = self.route.weights(max(ids.shape[0], len(self.route.rows)))
         ids = ids + torch.tensor([_largest_of(self.shifts, row, 0) for row in rows], device=ids.device)[:, None]
         if not self.factors:

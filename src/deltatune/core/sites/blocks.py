@@ -15,7 +15,7 @@ from deltatune.core.sites.module_names import in_attention, names_embeddings
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer layer: where it lies, what its sites are called, and how many its stack has."""
+    """One transformer layer: its path, the prefix of its sites' names, its number, and the depth of its stack."""
 
     path: str
     name: str
@@ -25,9 +25,9 @@ class Block:
 
 
 def task_heads(model: nn.Module) -> list[str]:
-    """Paths of the children beside the base model that make a task head.
+    """Paths of the children beside the base model that make up a task head.
 
-    A language-model head is none, nor what leads to it (DistilBERT's and ELECTRA's lie in several children).
+    A language-model head does not count, nor do the layers before it (DistilBERT's and ELECTRA's are several children).
     """
     base = getattr(model, "base_model", model)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -45,7 +45,7 @@ def task_heads(model: nn.Module) -> list[str]:
             and not any(isinstance(part, plain) for part in child.modules())
         ]
     table = input_embeddings(model)
-    # DINOv3's base is its encoder alone: embeddings and the last norm lie beside it, and are no head
+    # DINOv3's base is its encoder alone: embeddings and the last norm are beside it, and are no head
     return [
         name
         for name, child in model.named_children()
@@ -58,12 +58,12 @@ def task_heads(model: nn.Module) -> list[str]:
 
 
 def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The module that makes vectors of what comes in (tokens, patches), if the model names one."""
+    """The module that embeds the input (tokens, patches), if the model names one."""
     try:
-        found = model.get_input_embeddings()  # type: ignore[operator]
+        module = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         return None
-    return found if isinstance(found, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def body(model: nn.Module) -> nn.Module:
@@ -74,7 +74,7 @@ def body(model: nn.Module) -> nn.Module:
 
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The base's own modules: what a Host has put in is left out."""
+    """The base's own modules, without a Host's adapters."""
     return ((path, module) for path, module in model.named_modules() if path.partition(".")[0] != "deltatune")
 
 
@@ -92,12 +92,12 @@ def _block_classes(model: nn.Module) -> tuple[type, ...]:
 def find_blocks(model: nn.Module) -> list[Block]:
     """All transformer blocks in model order; a model that declares none is searched for lists of attention layers."""
     classes = _block_classes(model)
-    known = [path for path, module in modules_of(model) if path and isinstance(module, classes) and maps_of(module)]
+    declared = [path for path, module in modules_of(model) if path and isinstance(module, classes) and maps_of(module)]
     stages = {
-        path for path in known if any(other.startswith(path + ".") and _is_whole(model, other) for other in known)
+        path for path in declared if any(other.startswith(path + ".") and _is_whole(model, other) for other in declared)
     }
     paths: list[str] = []
-    for path in known:
+    for path in declared:
         if path not in stages and not any(path.startswith(outer + ".") for outer in paths):
             paths.append(path)
     if not paths:  # models that declare nothing: the items of the outermost module lists
@@ -109,7 +109,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def _is_whole(model: nn.Module, path: str) -> bool:
-    """Whether a module has attention and more: what holds such modules is a stage of blocks, no block (Swin)."""
+    """Whether a module has attention and more: a module that holds such modules is a stage of blocks (Swin)."""
     return {in_attention(name) for name in maps_of(model.get_submodule(path))} == {True, False}
 
 
@@ -121,7 +121,9 @@ def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
     for key, members in stacks.items():
         stack = _distinct(key, list(stacks))
         post = not _final_norm(model, stack.rstrip("."), paths)
-        if hasattr(model.config, "do_stable_layer_norm"):  # wav2vec 2.0: its norm beside the blocks comes first or last
+        if hasattr(
+            model.config, "do_stable_layer_norm"
+        ):  # wav2vec 2.0: the norm beside its blocks is the first or the last layer
             post = not model.config.do_stable_layer_norm
         blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
     return blocks
@@ -131,11 +133,11 @@ def _distinct(key: str, keys: list[str]) -> str:
     """`"encoder."` for the stack `model.encoder.layers` beside a `model.decoder.layers`; `""` for a lone stack."""
     if len(keys) == 1:
         return ""
-    mine, others = key.split("."), [other.split(".") for other in keys if other != key]
-    for i, part in enumerate(mine):
+    parts, others = key.split("."), [other.split(".") for other in keys if other != key]
+    for i, part in enumerate(parts):
         if all(i >= len(other) or other[i] != part for other in others):
             return part + "."
-    return ".".join(mine) + "."
+    return ".".join(parts) + "."
 
 
 def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
@@ -155,12 +157,12 @@ def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
 
 
 def of_distances(model: nn.Module, path: str) -> bool:
-    """Whether a norm acts on embeddings of relative positions, which lie beside it (DeBERTa)."""
+    """Whether a norm acts on embeddings of relative positions, which are beside it (DeBERTa)."""
     return hasattr(model.get_submodule(path.rpartition(".")[0]), "rel_embeddings")
 
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Linear maps within a module by path."""
+    """Linear maps inside a module, by path."""
     return {path: leaf for path, leaf in modules_of(module) if isinstance(leaf, (nn.Linear, Conv1D))}
 
 

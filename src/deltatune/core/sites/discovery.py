@@ -1,4 +1,4 @@
-"""Finding the sites of a model from what transformers declares about it."""
+"""Discovery of a model's sites, from what transformers declares about it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     sites: list[Site] = [*embeddings(model, blocks)]
     unnamed: list[str] = []
     for block in blocks:
-        found, left = _block_sites(model, block, roles)
-        sites += found
-        unnamed += left
+        of_block, without_role = _block_sites(model, block, roles)
+        sites += of_block
+        unnamed += without_role
     sites += outside(model, blocks, heads)
     unnamed += unnamed_outside(model, blocks, heads, {site.module for site in sites})
     _check_roles(model, roles)
     weights = list(_weights(model, blocks, heads))
     facts = _facts(model, sites, weights)
-    # A prefix at some of the attentions only would be another method: all of them, or none
+    # A prefix at only some of the attentions would be another method: all of them, or none
     attentions: set[type] = {type(model.get_submodule(site.module)) for site in sites if site.kind == "kv"}
     if not reaches_attention(model) or not all(dispatches(kind) for kind in attentions):
         sites = [site for site in sites if site.kind != "kv"]
@@ -68,7 +68,7 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
         seen.add(role)
         site = linear_site(f"{block.name}.{role}", f"{block.path}.{path}", leaf, block)
         named[role] = site
-        named |= {part: one for part, one in parts_of(model, site, role).items() if part not in named}
+        named |= {part: cut for part, cut in parts_of(model, site, role).items() if part not in named}
     sites = list(named.values())
     for group in ("attn", "cross", "ffn"):
         sites += list(_sublayer(model, block, group, named))
@@ -81,7 +81,7 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
 
 
 def _mixture(block: Block, module: nn.Module, named: Mapping[str, Site]) -> Iterator[Site]:
-    """A mixture of experts as one sublayer: its experts see some tokens each, the whole sees all."""
+    """A mixture of experts as one sublayer: each expert sees some tokens, the mixture sees all."""
     at = next((_parent(path) for path, _ in module.named_modules() if is_expert(path)), "")
     if at and "attn.o" in named and "ffn.out" not in named:
         path, width = f"{block.path}.{at}", named["attn.o"].width_out
@@ -91,7 +91,7 @@ def _mixture(block: Block, module: nn.Module, named: Mapping[str, Site]) -> Iter
 
 
 def _residual(block: Block, sites: list[Site], narrow: bool) -> Iterator[Site]:
-    """The residual stream behind a block: what ReFT changes. `narrow`: its sublayers are narrower (MobileBERT)."""
+    """The residual stream after a block, for ReFT. `narrow`: its sublayers are narrower (MobileBERT)."""
     entry = next((site for site in sites if site.kind == "sublayer"), None)
     if entry is not None and not narrow:
         yield Site(
@@ -111,7 +111,7 @@ def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Si
             entry, name=f"{block.name}.{group}.kv", kind="kv", module=_parent(entry.module), width_out=key.width_out,
             params=0, bias=False, transposed=False, slice=None,
         )  # fmt: skip
-    if end is not None:  # what the last map reads: the FFN's activations, the heads' outputs side by side
+    if end is not None:  # the last map's input: the FFN's activations, the concatenated outputs of the heads
         inner = f"{block.name}.ffn.act" if group == "ffn" else f"{block.name}.{group}.heads"
         yield replace(end, name=inner, kind="input", width_out=end.width_in, params=0, slice=None)
     if entry is None or end is None:
@@ -124,13 +124,13 @@ def _sublayer(model: nn.Module, block: Block, group: str, named: Mapping[str, Si
 
 
 def _post_norm(module: nn.Module, block: Block, end: Site) -> str | None:
-    """The norm behind the FFN's residual sum: beside its last map (BERT), or the block's last outside attention."""
+    """The norm after the FFN's residual sum: beside its last map (BERT), or the block's last outside attention."""
     if not block.post_norm:
         return None
     norms = [f"{block.path}.{path}" for path, leaf in module.named_modules() if is_norm(leaf)]
     beside = [path for path in norms if _parent(path) == _parent(end.module) != block.path]
-    mine = [path for path in norms if not in_attention(path.removeprefix(block.path) + ".") and ".sa_" not in path]
-    return next(reversed(beside or mine), None)
+    outside = [path for path in norms if not in_attention(path.removeprefix(block.path) + ".") and ".sa_" not in path]
+    return next(reversed(beside or outside), None)
 
 
 def _norms(module: nn.Module, block: Block) -> Iterator[Site]:
@@ -151,7 +151,7 @@ def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
 
 
 def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
-    """Every distinct base parameter; `layer`: its block's number, `depth` for what lies above the blocks, or None."""
+    """Every distinct base parameter; `layer`: its block's number, `depth` for those above the blocks, or None."""
     for path, parameter in model.named_parameters():
         if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not parameter.numel():
             continue
@@ -188,23 +188,23 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
 
 
 def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
-    """Whether position ids pass through a module: a known name, or a table that counts them from the mask (OPT)."""
+    """Whether a module takes position ids: a listed name, or a table that counts them from the mask (OPT)."""
     counts = isinstance(module, nn.Embedding) and {"attention_mask", "position_ids"} <= set(
         signature(module.forward).parameters
     )
     leaf = path.rpartition(".")[2]
-    # CLIP's and SigLIP's images have a table of the same name, for patches
+    # CLIP's and SigLIP's image encoders have a table of the same name, for patches
     text = leaf == "position_embedding" and getattr(module, "num_embeddings", None) == longest
     return counts or text or leaf in POSITIONS
 
 
 def uneven(sites: Sites) -> dict[str, tuple[int, int]]:
     """Names that only some blocks of a stack have, with how many do, of how many: `{"layers.*.attn.q": (1, 2)}`."""
-    mine: dict[str, set[int]] = {}
+    layers: dict[str, set[int]] = {}
     depths: dict[str, int] = {}
     for site in sites.values():
         if site.layer is not None and site.kind != "norm":
             name = generic(site.name)
-            mine.setdefault(name, set()).add(site.layer)
+            layers.setdefault(name, set()).add(site.layer)
             depths[name] = site.depth
-    return {name: (len(layers), depths[name]) for name, layers in mine.items() if len(layers) < depths[name]}
+    return {name: (len(numbers), depths[name]) for name, numbers in layers.items() if len(numbers) < depths[name]}

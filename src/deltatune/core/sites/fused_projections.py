@@ -1,4 +1,4 @@
-"""Cutting the parts of a fused projection out of its output, and putting them back."""
+"""Fused projections: slices of one map's output (q, k and v; gate and up), taken out and put back."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parts_of(model: nn.Module, site: Site, role: str) -> dict[str, Site]:
 
 
 def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
-    """Slices by part; none for a layout that is not known for sure (CodeGen's is q, v, k in four runs).
+    """Slices by part; none for a layout that is not certain (CodeGen's is q, v, k in four runs).
 
     The whole can still be adapted as `qkv`.
     """
@@ -65,15 +65,17 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or (1 if getattr(config, "multi_query", False) else heads)
     leaf = site.module.rpartition(".")[2]
-    if getattr(config, "new_decoder_architecture", False):  # Falcon 40B: the queries of a group, their key, their value
+    if getattr(config, "new_decoder_architecture", False):  # Falcon 40B: each group's queries, key and value
         return _grouped(heads // config.num_kv_heads, head, config.num_kv_heads)
     if leaf in INTERLEAVED and site.width_out == 3 * heads * head:
         return _grouped(1, head, heads)
     if leaf in INTERLEAVED and not getattr(config, "multi_query", False):
         return {}
-    sure = config.model_type in CONTIGUOUS or leaf in INTERLEAVED  # Falcon 7B: all queries, then the one key and value
+    certain = (
+        config.model_type in CONTIGUOUS or leaf in INTERLEAVED
+    )  # Falcon 7B: all queries, then the one key and value
     heads_first = leaf == "c_attn" and groups == heads and not site.transposed  # GPTBigCode
-    if site.width_out != (heads + 2 * groups) * head or heads_first or not (sure or reaches_attention(model)):
+    if site.width_out != (heads + 2 * groups) * head or heads_first or not (certain or reaches_attention(model)):
         return {}
     return {
         "q": Slice(0, heads * head),
@@ -83,7 +85,7 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
 
 
 def _grouped(queries: int, head: int, groups: int) -> dict[str, Slice]:
-    """Each group holds its queries side by side, then a key, then a value."""
+    """Each group holds its queries, then a key, then a value."""
     return {
         "q": Slice(0, queries * head, groups),
         "k": Slice(queries * head, head, groups),
@@ -99,8 +101,8 @@ def reaches_attention(model: nn.Module) -> bool:
 
 @cache
 def dispatches(attention: type) -> bool:
-    """Whether an attention class itself goes through the interface: in one model some may, and some not (LongT5)."""
+    """Whether an attention class itself goes through the interface: in one model some may and others not (LongT5)."""
     try:
         return "ALL_ATTENTION_FUNCTIONS" in getsource(unwrap(attention.forward))  # type: ignore[attr-defined]
-    except (OSError, TypeError):  # no source: the model's own word counts
+    except (OSError, TypeError):  # no source: the model's own declaration counts
         return True

@@ -1,4 +1,4 @@
-"""The one table of module names: which leaf of a block plays which role.
+"""Module names: the one table of which leaf of a block plays which role.
 
 With `blocks` and `discovery` it holds all that depends on Hugging Face's names.
 """
@@ -46,30 +46,30 @@ POSITIONS = frozenset({"position_embeddings", "wpe", "rotary_emb"})
 INTERLEAVED = frozenset({"query_key_value", "in_proj"})
 """Fused projections whose output is stored head by head, (q k v) in each."""
 CONTIGUOUS = frozenset({"mpt"})
-"""Model types with attention code of their own that still stores all q, then all k, then all v."""
+"""Model types with their own attention code that still store all q, then all k, then all v."""
 BIDIRECTIONAL = frozenset({"bert-generation"})
 """Model types with a causal and without a masked language model that still are encoders, unless `is_decoder=True`."""
 EMBED_PROJECT = frozenset(
     {"embeddings_project", "embedding_hidden_mapping_in", "embedding_transformation", "project_in"}
     | {"feature_projection.projection", "embeddings.projection"}
 )
-"""Maps from the embeddings' width to the blocks'."""
+"""Projections from the embeddings' width to the blocks'."""
 FINAL_NORMS = frozenset({"embedding_norm", "emb_layer_norm_after"})
-"""Norms behind the last block whose names speak of embeddings: LFM2's, ESM's."""
+"""Norms after the last block whose names suggest embeddings: LFM2's, ESM's."""
 EMBED_NORMS = frozenset({"pre_layrnorm", "pre_layernorm", "feature_projection.layer_norm"})
-"""Norms in front of the first block whose names do not speak of embeddings: CLIP's (its spelling), wav2vec 2.0's."""
+"""Norms before the first block whose names do not suggest embeddings: CLIP's (its spelling), wav2vec 2.0's."""
 
 
 def is_expert(path: str) -> bool:
-    """Whether a path leads into a mixture of experts, of which each sees some tokens only."""
+    """Whether a path leads into a mixture of experts, each of which sees only some tokens."""
     return any("expert" in part.lower() for part in path.split("."))
 
 
 def names_embeddings(path: str) -> bool:
-    """Whether the norm at `path`, outside the blocks, belongs to the embeddings and not behind the last block."""
+    """Whether the norm at `path`, outside the blocks, belongs to the embeddings and does not follow the last block."""
     parts = path.split(".")
-    known = ".".join(parts[-2:]) in EMBED_NORMS or parts[-1] in EMBED_NORMS
-    return known or ("emb" in path.lower() and parts[-1] not in FINAL_NORMS)
+    listed = ".".join(parts[-2:]) in EMBED_NORMS or parts[-1] in EMBED_NORMS
+    return listed or ("emb" in path.lower() and parts[-1] not in FINAL_NORMS)
 
 
 def in_attention(path: str) -> bool:
@@ -90,9 +90,9 @@ def role_of(path: str, roles: Mapping[str, str]) -> str | None:
     """
     parts = path.split(".")
     leaf, pair = parts[-1], ".".join(parts[-2:])
-    for own in (pair, leaf):
-        if own in roles:
-            return roles[own]
+    for name in (pair, leaf):
+        if name in roles:
+            return roles[name]
     if is_expert(path):
         return None
     if in_attention(path):

@@ -1,4 +1,4 @@
-"""The sites outside the blocks: embeddings, norms, the pooler, the language-model head, task heads."""
+"""Sites outside the blocks: embeddings, norms, the pooler, the language-model head, task heads."""
 
 from __future__ import annotations
 
@@ -57,27 +57,27 @@ def embeddings(model: nn.Module, blocks: list[Block]) -> Iterator[Site]:
 
 
 def _pools_by_id(model: nn.Module) -> bool:
-    """Whether the model looks for the largest token id: CLIP's with eos_token_id 2, which would find a virtual one."""
+    """Whether the model pools at the largest token id, which would be a virtual one: CLIP with eos_token_id 2."""
     config: Any = model.config
     config = getattr(config, "text_config", None) or config
     return "clip" in str(config.model_type) and getattr(config, "eos_token_id", None) == 2
 
 
 def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str) -> str | None:
-    """Path of the table a stack calls: encoder-decoders call one of their own, tied to the one the model hands out."""
+    """Path of the table a stack calls: encoder-decoders call their own, tied to the one that the model returns."""
     tables = {
         path: leaf for path, leaf in model.named_modules(remove_duplicate=False) if isinstance(leaf, nn.Embedding)
     }
     if not prefix:
         same = [path for path, leaf in tables.items() if leaf is table or leaf.weight is table.weight]
-        stack = block.split(".")[:-2]  # T5's encoder alone has one of its own too
-        mine = [path for path in same if stack and path.split(".")[: len(stack)] == stack]
-        return next(iter(mine or [path for path in same if tables[path] is table]), None)
+        stack = block.split(".")[:-2]  # T5's encoder alone has its own table too
+        in_stack = [path for path in same if stack and path.split(".")[: len(stack)] == stack]
+        return next(iter(in_stack or [path for path in same if tables[path] is table]), None)
     root = block[: block.index(prefix.rstrip("."))] + prefix
-    own = [
+    in_stack = [
         path for path, leaf in tables.items() if path.startswith(root) and leaf.num_embeddings == table.num_embeddings
     ]
-    return own[0] if own else None
+    return in_stack[0] if in_stack else None
 
 
 def _tied(model: nn.Module, module: nn.Module) -> bool:
@@ -93,12 +93,12 @@ def _lm_head(model: nn.Module) -> Iterator[Site]:
             yield replace(linear_site("lm_head", path, module, None), tied=_tied(model, module))
 
 
-def _place(model: nn.Module, path: str, module: nn.Module) -> str | None:
-    """What a norm or a linear map outside the blocks is called, None for what has no name."""
+def _name_outside(model: nn.Module, path: str, module: nn.Module) -> str | None:
+    """Name of a norm or a linear map outside the blocks; None if it has none."""
     norm, linear = is_norm(module), isinstance(module, (nn.Linear, Conv1D))
     if not (norm or linear) or module is output_embeddings(model):
         return None
-    if output_embeddings(model) is not None and all(module is not mine for mine in body(model).modules()):
+    if output_embeddings(model) is not None and all(module is not part for part in body(model).modules()):
         return "lm_head.norm" if norm else "lm_head.dense"
     if norm:
         if of_distances(model, path):
@@ -112,8 +112,8 @@ def _place(model: nn.Module, path: str, module: nn.Module) -> str | None:
 
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The output embedding of a language model."""
-    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    return found if isinstance(found, nn.Module) else None
+    module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return module if isinstance(module, nn.Module) else None
 
 
 def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
@@ -125,7 +125,7 @@ def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator
         if path.startswith(inside) or path.split(".")[0] in heads:
             continue
         stack = next((stack for stack in stacks if stack and stack in path + "."), "")
-        place = _place(model, path, module)
+        place = _name_outside(model, path, module)
         if place is not None:
             name = place if place.startswith("lm_head") else stack + place
             numbers[name] += 1

@@ -1,8 +1,8 @@
-"""Where: the places of a transformer that can be read and changed, found without per-model tables.
+"""Sites: the places of a transformer that can be read and changed.
 
-A `Site` is one such place under a name that is the same in every family (`layers.3.attn.q`, `layers.3.ffn`, `embed`).
-`find_sites` works from what transformers declares about itself (block classes, input embeddings, base model) and from
-the one table of leaf names in `core.roles`. Methods see Sites only, never module names.
+A `Site` has the same name in every family (`layers.3.attn.q`, `layers.3.ffn`, `embed`). `find_sites` derives them from
+transformers' own declarations (block classes, input embeddings, base model) and from the one table of leaf names in
+`module_names`. Methods see Sites only, never module names.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from torch import nn
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
@@ -34,7 +32,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Site:
-    """One named place: what is read (`read`), what is changed (`module`), and the widths a Delta must have."""
+    """One named place: the module that is read, the module that is changed, and the widths a Delta must have."""
 
     name: str
     kind: Kind
@@ -47,7 +45,7 @@ class Site:
     width_out: int
     """Width of `h`; at `kv` the width of the keys, H_kv * K."""
     params: int = 0
-    """Base parameters that live here (of the slice only, where there is one)."""
+    """Number of base parameters here (of the slice only, where there is one)."""
     bias: bool = False
     """Whether the module has a bias."""
     transposed: bool = False
@@ -62,9 +60,9 @@ class Site:
     attribute: str = ""
     """Kind `weight`: the parameter's attribute name."""
     causal: bool = False
-    """Whether a token here knows only those before it."""
+    """Whether a token here sees only those before it."""
     tied: bool = False
-    """Whether the weight here is another module's too, as that of a tied language-model head."""
+    """Whether another module shares the weight here, as a tied language-model head does."""
 
 
 class Sites(Mapping[str, Site]):
@@ -82,7 +80,7 @@ class Sites(Mapping[str, Site]):
         self.weights = {site.name: site for site in weights}
         """Every distinct base parameter as a site of kind `weight`."""
         self.unnamed = tuple(unnamed)
-        """Linear maps for which no role was found."""
+        """Linear maps without a role."""
         self.facts = facts
         self.heads = tuple(labels)
         """Paths of the model's own task heads (not of its language-model head)."""
@@ -105,7 +103,7 @@ class Sites(Mapping[str, Site]):
         """Return the sites that match any of the globs, in model order.
 
         `*` stands for one or more whole components and `{a,b}` for alternatives: `"*.attn.{q,v}"`. Every alternative
-        must match at least one site (of the `kinds` asked for), otherwise one error names each that did not.
+        must match at least one site (of the given `kinds`), otherwise one error names each that did not.
         """
         wanted = [single for pattern in _as_list(patterns) for single in expand(pattern)]
         pool = [site for site in self._sites.values() if not kinds or site.kind in kinds]
@@ -113,9 +111,9 @@ class Sites(Mapping[str, Site]):
         missing: list[str] = []
         for pattern in wanted:
             matches = _compile(pattern)
-            found = [site for site in pool if matches.fullmatch(site.name)]
-            chosen.update((site.name, site) for site in found)
-            if not found:
+            matched = [site for site in pool if matches.fullmatch(site.name)]
+            chosen.update((site.name, site) for site in matched)
+            if not matched:
                 missing.append(pattern)
         if missing:
             raise DeltatuneError(self._explain(missing, pool))
@@ -130,7 +128,7 @@ class Sites(Mapping[str, Site]):
             + (seam if closed and p.endswith("kv") else "")
             for p in missing
         ]
-        lines.append("sites that can be asked for here: " + (", ".join(kinds) if kinds else "none"))
+        lines.append("sites of this model: " + (", ".join(kinds) if kinds else "none"))
         if self.unnamed:
             lines.append(
                 "linear maps without a role (name them with roles={'leaf': 'attn.q'}): " + ", ".join(self.unnamed[:8])
@@ -140,7 +138,7 @@ class Sites(Mapping[str, Site]):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the Host must know of the model beside its sites."""
+    """Properties of the model beside its sites."""
 
     architecture: str
     hidden: int
@@ -156,11 +154,11 @@ class Facts:
 
 def expand(pattern: str) -> list[str]:
     """Expand `{a,b}` alternatives: `"*.{q,v}"` becomes `["*.q", "*.v"]`."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
         return [pattern]
-    head, tail = pattern[: found.start()], pattern[found.end() :]
-    return [single for part in found.group(1).split(",") for single in expand(head + part.strip() + tail)]
+    head, tail = pattern[: braces.start()], pattern[braces.end() :]
+    return [single for part in braces.group(1).split(",") for single in expand(head + part.strip() + tail)]
 
 
 def generic(name: str) -> str:
@@ -169,19 +167,14 @@ def generic(name: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a glob as `Sites.match` takes it names a site."""
+    """Whether a glob of `Sites.match` matches a site's name."""
     return any(_compile(single).fullmatch(name) for single in expand(pattern))
 
 
-def require(found: Sequence[Site], what: str, sites: Sites) -> None:
-    """Raise if nothing was found, naming what was wanted and what this model has."""
+def require(picked: Sequence[Site], what: str, sites: Sites) -> None:
+    """Raise if no site was picked, naming what is missing and the sites of this model."""
     have = sorted({generic(site.name) for site in sites.values()})
-    raise_all([] if found else [f"this {sites.facts.architecture} has no {what}; it has: {', '.join(have)}"])
-
-
-def submodule(model: nn.Module, path: str) -> nn.Module:
-    """Return the module at a dotted path (`""` is the model)."""
-    return model.get_submodule(path)
+    raise_all([] if picked else [f"this {sites.facts.architecture} has no {what}; it has: {', '.join(have)}"])
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
@@ -199,13 +192,13 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def brief(names: Sequence[str], sites: Sites, kinds: Sequence[Kind]) -> tuple[str, ...]:
-    """Globs that match just these sites: `layers.*.attn.q` for all of a kind, the full names otherwise."""
+    """Globs that match exactly these sites: `layers.*.attn.q` for all of a kind, the full names otherwise."""
     wanted = set(names)
-    found: list[str] = []
+    globs: list[str] = []
     for pattern in dict.fromkeys(generic(name) for name in names):
         matched = {site.name for site in sites.match(pattern, kinds=kinds)}
-        found += [pattern] if matched <= wanted else [name for name in names if generic(name) == pattern]
-    return tuple(found)
+        globs += [pattern] if matched <= wanted else [name for name in names if generic(name) == pattern]
+    return tuple(globs)
 
 
 def common_rank(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
@@ -216,8 +209,8 @@ def common_rank(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 
 def brief_ranks(odd: Mapping[str, int], ranks: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     """Pairs of a glob and a rank for `LoRA(ranks=...)`, where `ranks` are those of all sites of the method."""
-    found: dict[str, int] = {}
+    globs: dict[str, int] = {}
     for name, rank in odd.items():
-        alike = {ranks[other] for other in ranks if generic(other) == generic(name)}
-        found[generic(name) if len(alike) == 1 else name] = rank
-    return tuple(found.items())
+        of_kind = {ranks[other] for other in ranks if generic(other) == generic(name)}
+        globs[generic(name) if len(of_kind) == 1 else name] = rank
+    return tuple(globs.items())

@@ -19,7 +19,7 @@ UNTRAINED = "untouched"
 def baseline(plan: Plan, records: Records) -> dict[str, Any] | None:
     """The primary metric of a baseline on the test rows and its description; None for tasks without one."""
     task = plan.session.task
-    if task.answers not in ("text", "words"):
+    if task.answers not in ("text", "likelihood"):
         return majority(plan)
     if not records.answered(UNTRAINED):
         records.keep(UNTRAINED, untrained_answers(plan))

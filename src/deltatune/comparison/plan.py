@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltatune.comparison.candidates import Candidate, make_candidates
+from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method
@@ -100,6 +101,11 @@ class Plan:
             "settings": settings,
         }
 
+    def notes(self) -> list[str]:
+        """Notes for the user: on the data, on methods left out, on results in the folder that cannot be used."""
+        first = Cell("search", self.candidates[0], self.candidates[0].rates[0], self.seeds[0])
+        return [*self.data.notes, *unused_results(self.out, self.identity(first))]
+
     def key(self, cell: Cell) -> str:
         """Hash of a cell's identity: equal for equal runs, in every session."""
         return _hash(self.identity(cell))
@@ -179,7 +185,7 @@ def _check_candidates(
     for candidate in candidates:
         session.attach(candidate.method, 0, head=False)
         try:
-            if session.task.answers in ("text", "words") and not session.host.trainable(session.name):
+            if session.task.answers in ("text", "likelihood") and not session.host.trainable(session.name):
                 raise DeltatuneError("it trains only a head, and this task uses the language-model head")
             positions = session.free_positions()
             (session.limited(positions) if limited else session).encode(data.train[:1])

@@ -14,10 +14,10 @@ from transformers.models.auto.modeling_auto import (
 from deltatune.core.sites.decoders import is_decoder
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
-Answers = Literal["row", "token", "text", "words"]
-"""What a model outputs for a task: logits per row, logits per token, generated text, or likelihoods of the input."""
+Answers = Literal["row", "token", "text", "likelihood"]
+"""What a model outputs for a task: logits per row, logits per token, generated text, or likelihoods of tokens."""
 Loads = Literal[Answers, "mask", "pairs"]
-"""Kind of model to load: "row" and "token" a bare transformer, "text" and "words" a language model that generates,
+"""Kind of model to load: "row" and "token" a bare transformer, "text" and "likelihood" a language model,
 "mask" a masked language model, "pairs" a masked language model with next-sentence prediction."""
 
 

@@ -44,8 +44,8 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in float32 and eval mode, and its tokenizer from a folder, the hub, or `builtin`, the package.
 
-    answers: "row" or "token" loads the bare transformer (AutoModel), "text" or "words" a language model that generates,
-    "mask" a masked language model, "pairs" one with next-sentence prediction.
+    answers: "row" or "token" loads the bare transformer (AutoModel), "text" or "likelihood" a causal or seq2seq
+    language model, "mask" a masked language model, "pairs" one with next-sentence prediction.
     pooler: keep the pooler of a bare transformer. By default it is dropped: nothing uses it, and under full fine-tuning
     it would get no gradient.
     A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no

@@ -26,7 +26,7 @@ class LanguageModel(LanguageModelTask):
     """-log p of each token of a document, its end included. Long documents are cut into blocks."""
 
     name: ClassVar[str] = "lm"
-    answers: ClassVar[Answers] = "words"
+    answers: ClassVar[Answers] = "likelihood"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     """Encoders and encoder-decoders see the tokens that they would have to predict."""
 

@@ -155,7 +155,7 @@ class Task(ABC):
         """Loss summed over the batch, a scalar. The trainer divides it by `items` of the whole effective batch.
 
         By `answers`: for rows logits (B, C) and labels (B, ...); for tokens (B, T, C) and (B, T) or (B, ...); for text
-        and words logits (M, V) and labels (M,) of the M labelled tokens alone.
+        and likelihood logits (M, V) and labels (M,) of the M labelled tokens alone.
         """
 
     @abstractmethod
@@ -228,7 +228,7 @@ class Task(ABC):
 class LanguageModelTask(Task):
     """A task of the language-model head: cross-entropy of the labelled tokens."""
 
-    loads: ClassVar[Loads] = "words"
+    loads: ClassVar[Loads] = "text"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the labelled tokens: logits (M, V), labels (M,) -> scalar."""
@@ -247,7 +247,7 @@ class LanguageModelTask(Task):
         return self.loss(logits, labels)
 
     def extra_statistics(self, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor | None:
-        """More numbers of each row (B, K) for `collect`, which get their place behind nll, tokens and hits; or None."""
+        """More numbers of each row (B, K), which `collect` gets after nll, tokens and hits; None if there are none."""
         return None
 
 

@@ -25,7 +25,7 @@ from deltatune.tasks.task import Encoded, LanguageModelTask, TokenRow
 class Objective(LanguageModelTask):
     """-log p of the target tokens, summed over them."""
 
-    answers: ClassVar[Answers] = "words"
+    answers: ClassVar[Answers] = "likelihood"
     dynamic: ClassVar[bool] = True
     metric_names: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
     shortest: ClassVar[int] = 2

@@ -86,7 +86,7 @@ def evaluate_model(
     host, tokenizer = open_host(model, loads)
     texts = [row[data.text[0]] for row in data.test]
     scores = {"tokens_per_char": float(tokens_per_character(tokenizer, texts))}
-    if loads in ("text", "words") and not host.sites.facts.encoder_decoder:
+    if loads == "text" and not host.sites.facts.encoder_decoder:
         session = Session(model, host, tokenizer, LanguageModel(text=data.text, max_length=BLOCK))
         session.attach(Probe(), 0, head=False)  # the model as it is
         session = session.limited(session.free_positions())

@@ -61,11 +61,14 @@ def choose_columns(
             " If the first line of the file is data already, put a line with column names above it." if header else ""
         )
         raise DeltatuneError("\n".join([*problems, f"The columns are: {column_examples(rows, names)}.{hint}"]))
-    inferred = {} if text else {"the text": " + ".join(map(repr, chosen_text))}
+    inferred = []
+    if not text:
+        are = "column is" if len(chosen_text) == 1 else "columns are"
+        inferred.append(f"the text {are} {' + '.join(map(repr, chosen_text))}")
     if label is None and chosen_label and chosen_label not in chosen_text:
-        inferred["the label"] = repr(chosen_label)
-    notes = [f"{role} is {columns}, inferred from the columns {', '.join(names)}" for role, columns in inferred.items()]
-    return Columns(chosen_text, chosen_label, tuple(notes))
+        inferred.append(f"the label column is {chosen_label!r}")
+    notes = tuple(f"{choice}, inferred from the columns {', '.join(names)}" for choice in inferred)
+    return Columns(chosen_text, chosen_label, notes)
 
 
 def _named_problems(task: TaskName, names: list[str], text: Sequence[str], label: str | None) -> list[str]:

@@ -147,7 +147,7 @@ def _imbalance(data: Data) -> list[str]:
     rate = sum(row[data.label] == most for row in data.test) / max(1, len(data.test))
     return [
         f"classes differ in size: {most!r} has {count(largest, 'train row')}, {least!r} has {smallest}. "
-        f"Always answering {most!r} is right on {rate:.1%} of test."
+        f"Always predicting {most!r} is right on {rate:.1%} of test."
     ]
 
 

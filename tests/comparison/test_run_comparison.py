@@ -234,3 +234,17 @@ def test_a_method_that_leaves_no_positions_is_refused(tiny_folder, long_texts, t
         plan_for(
             tiny_folder, long_texts, tmp_path, methods=("LoRA()", "Prefix(length=900)"), max_length=None, budget=None
         )
+
+
+def test_results_of_another_configuration_are_kept_and_announced(tiny_folder, table, tmp_path):
+    options = {"methods": ("BitFit()",), "seeds": 1, "rates": 1}
+    first = run(plan_for(tiny_folder, table, tmp_path / "run", **options))
+    same = plan_for(tiny_folder, table, tmp_path / "run", **options)
+    assert not any("another configuration" in note for note in same.notes())
+    other = plan_for(tiny_folder, table, tmp_path / "run", max_length=12, **options)
+    assert any("another configuration (task.max_length was 16, now it is 12)" in note for note in other.notes())
+    run(other)
+    again = run(plan_for(tiny_folder, table, tmp_path / "run", **options))
+    assert again["methods"][0]["seed_scores"] == first["methods"][0]["seed_scores"]
+    assert not plan_for(tiny_folder, table, tmp_path / "new", **options).notes()[len(same.data.notes) :]
+    assert not (tmp_path / "new").exists()

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from deltatune.store.atomic_files import write_file
+from deltatune.store.run_folder import differences
 
 RESULTS = "results.jsonl"
+FREE = ("method", "settings.learning_rate", "settings.seed")
+"""Keys of a cell's configuration that differ within one comparison."""
 
 
 class Records:
@@ -78,6 +81,26 @@ class Records:
 
     def _file(self, key: str, suffix: str = ".npy") -> Path:
         return self.folder / "predictions" / f"{key}{suffix}"
+
+
+def unused_results(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """A note if a folder holds results of another configuration only; they are kept but not used.
+
+    `config` is the identity of any cell of the plan.
+    """
+    if not (folder / RESULTS).is_file():
+        return []
+    records = list(Records(folder).cells.values())
+    changes = [
+        [change for change in differences(record["config"], config) if change[0] not in FREE] for record in records
+    ]
+    if not all(changes) or not records:
+        return []
+    name, old, new = min(changes[-1], key=lambda change: change[0] == "data.digest")  # tokens depend on the task
+    return [
+        f"{folder} holds {len(records)} results of another configuration ({name} was {old!r}, now it is {new!r}), "
+        "which are not used; --out NAME keeps both"
+    ]
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

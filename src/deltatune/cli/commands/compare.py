@@ -183,7 +183,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
-    notes = [*data.notes, *remarks(data), *truncation_notes(session.task, plan.splits)]
+    notes = [*plan.notes(), *remarks(data), *truncation_notes(session.task, plan.splits)]
     show(facts(pairs), "", stderr=quiet)
     if notes:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)

@@ -146,7 +146,7 @@ def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
         ("folder", str(plan.out)),
     ]  # fmt: skip
     show(facts(pairs), "", stderr=quiet)
-    if notes := [*plan.data.notes, *remarks(plan.data)]:
+    if notes := [*plan.notes(), *remarks(plan.data)]:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)
 
 

@@ -109,7 +109,11 @@ def tree_line(path: Path, depth: int) -> tuple[str, str]:
     caption = re.split(r"\.\s", " ".join(docstring.partition("\n\n")[0].split()))[0].removesuffix(".")
     if len(caption) > CAPTION:
         colons, commas = (
-            [match.start() for match in re.finditer(mark, caption) if 20 <= match.start() <= CAPTION]
+            [
+                match.start()
+                for match in re.finditer(mark, caption)
+                if 20 <= match.start() <= CAPTION and "(" not in caption[: match.start()].rpartition(")")[2]
+            ]
             for mark in (r"[:;] ", ", ")
         )
         caption = caption[: (colons or commas or [None])[-1]]

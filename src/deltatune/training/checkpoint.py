@@ -104,7 +104,7 @@ def digest_of(rows: Sequence[TokenRow]) -> str:
 
 def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise DeltatuneError if the checkpoint in `folder` is of another run, naming every difference."""
-    stored = read_record(folder, "run")["identity"]
+    stored = read_json(folder / "run.json")["identity"]
     different = [
         f"\n  {name}: the checkpoint has {stored.get(name)!r}, this run has {identity.get(name)!r}"
         for name in dict.fromkeys([*stored, *identity])
@@ -124,31 +124,60 @@ NEWEST_KEPT = 2
 """Checkpoints that are kept: the older one is for a disk that lost part of the newer one."""
 
 
-def write(
+def save(
     out: Path,
     step: int,
     host: Host,
     adapter: str,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    records: Mapping[str, Any],
-) -> Path:
-    """Write `checkpoint-STEP`: the adapter, a safetensors file per entry of `tensors`, a JSON file per record."""
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    progress: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    processes: Processes,
+) -> None:
+    """Write `checkpoint-STEP`; process 0 writes, with the random states of every process.
+
+    names: the optimizer's parameters in its order. progress, identity: plain data; see `check_same_run`.
+    """
+    states = processes.all_gather((random_tensors(), random_record()))
+    if not processes.is_main:
+        return
     folder = out / f"{PREFIX}{step}"
     shutil.rmtree(folder, ignore_errors=True)  # an incomplete one: a complete one would have been resumed
 
     def fill(draft: Path) -> None:
         host.save(adapter, draft / ADAPTER, training=True)
-        for name, values in tensors.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in values.items()}, draft / f"{name}.safetensors"
-            )
-        for name, record in records.items():
-            write_json(draft / f"{name}.json", record)
+        _save_tensors(draft / "optimizer.safetensors", optimizer_tensors(optimizer, names))
+        _save_tensors(draft / "random.safetensors", tensors_by_rank([tensors for tensors, _ in states]))
+        random_records = [record for _, record in states]
+        write_json(draft / "run.json", {"identity": identity, "progress": progress, "random": random_records})
 
     write_folder(folder, fill)
     for _, old in [entry for entry in listed(out) if entry[0] <= step][NEWEST_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-    return folder
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_(
+    folder: Path,
+    host: Host,
+    adapter: str,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    processes: Processes,
+) -> dict[str, Any]:
+    """Restore the adapter, the optimizer and this process's random generators; return the stored progress."""
+    host.adapters[adapter].load_tensors(read_tensors(folder / ADAPTER / TENSORS))
+    load_optimizer_(optimizer, names, read_tensors(folder / "optimizer.safetensors"))
+    record = read_json(folder / "run.json")
+    if processes.rank < len(record["random"]):  # a process that the stopped run did not have keeps its seed
+        tensors = tensors_of_rank(read_tensors(folder / "random.safetensors"), processes.rank)
+        restore_random(tensors, record["random"][processes.rank])
+    progress: dict[str, Any] = record["progress"]
+    return progress
 
 
 def to_resume(out: Path, processes: Processes) -> Path | None:
@@ -185,24 +214,9 @@ def step_of(folder: Path) -> int:
 
 
 def complete(folder: Path) -> bool:
-    """Whether every file is there and has the hash that the manifest says."""
+    """Whether no file is missing and every file has the hash in the manifest."""
     try:
         check_folder(folder)
     except DeltatuneError:
         return False
     return True
-
-
-def load_adapter_(host: Host, name: str, folder: Path) -> None:
-    """Copy the tensors of a checkpoint into an adapter of the same shape."""
-    host.adapters[name].load_tensors(read_tensors(folder / ADAPTER / TENSORS))
-
-
-def read_checkpoint_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Tensors of one file of a checkpoint."""
-    return read_tensors(folder / f"{name}.safetensors")
-
-
-def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """One record of a checkpoint."""
-    return read_json(folder / f"{name}.json")

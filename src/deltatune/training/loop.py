@@ -185,38 +185,21 @@ class TrainingLoop:
         return self.settings.checkpoint_every or self.steps_per_epoch
 
     def save_checkpoint(self, out: Path) -> None:
-        """Write the adapter and all that resuming needs; process 0 writes, with the random states of every process."""
-        states = self.processes.all_gather((checkpoint.random_tensors(), checkpoint.random_record()))
-        if not self.processes.is_main:
-            return
-        tensors = {
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.optimizer_names),
-            "random": checkpoint.tensors_by_rank([tensors for tensors, _ in states]),
-        }
-        record = {
-            "identity": self.identity,
-            "progress": vars(self.progress),
-            "random": [record for _, record in states],
-        }
-        checkpoint.write(out, self.progress.step, self.host, self.name, tensors, {"run": record})
+        """Write the adapter and all that resuming needs."""
+        optimizer, names, progress = self.optimizer, self.optimizer_names, self.progress
+        checkpoint.save(
+            out, progress.step, self.host, self.name, optimizer, names, vars(progress), self.identity, self.processes
+        )
 
     def load_checkpoint_(self, folder: Path) -> None:
-        """Restore the adapter, the optimizer, the progress and this process's random generators."""
-        checkpoint.load_adapter_(self.host, self.name, folder)
-        record = checkpoint.read_record(folder, "run")
-        stored = record["progress"]
+        """Restore the adapter, the optimizer, the random generators and the progress."""
+        stored = checkpoint.load_(folder, self.host, self.name, self.optimizer, self.optimizer_names, self.processes)
         self.progress = Progress(
             [(int(step), float(loss)) for step, loss in stored["history"]],
             [(int(step), dict(scores)) for step, scores in stored["evaluations"]],
             self.progress.seconds + stored["seconds"],
             stored["rows"],
         )
-        optimizer_tensors = checkpoint.read_checkpoint_tensors(folder, "optimizer")
-        checkpoint.load_optimizer_(self.optimizer, self.optimizer_names, optimizer_tensors)
-        rank = self.processes.rank
-        if rank < len(record["random"]):  # a process that the stopped run did not have keeps its seed
-            random_tensors = checkpoint.read_checkpoint_tensors(folder, "random")
-            checkpoint.restore_random(checkpoint.tensors_of_rank(random_tensors, rank), record["random"][rank])
 
 
 def schedule_factor(schedule: str, step: int, warmup_steps: int, total_steps: int) -> float:

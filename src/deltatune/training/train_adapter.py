@@ -41,7 +41,7 @@ class Outcome:
     """What a training run did."""
 
     history: list[tuple[int, float]]
-    """(step, loss) of every optimiser step."""
+    """(step, loss) of every optimizer step."""
     evaluations: list[tuple[int, dict[str, float]]]
     """(step, scores on the validation rows); the last one is the trained adapter's. Empty without validation rows."""
     seconds: float

@@ -1,4 +1,4 @@
-"""From data to a task: fields that suit the data, the model and the tokenizer."""
+"""Task inference: fields that suit the data, the model and the tokenizer."""
 
 import numpy as np
 import pytest

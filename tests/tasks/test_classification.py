@@ -1,4 +1,4 @@
-"""The classification task: texts to tokens, labels to numbers, batches, scores, and its errors."""
+"""Classification: texts to tokens, labels to numbers, batches, scores, and errors."""
 
 import json
 
@@ -221,7 +221,7 @@ def test_loss_is_a_sum(tokenizer):
     torch.testing.assert_close(pair.loss(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])), torch.tensor(5.0))
 
 
-def test_numbers_are_learnt_around_their_center_and_given_in_their_own_units(tokenizer):
+def test_numbers_are_learned_around_their_center_and_given_in_their_own_units(tokenizer):
     prices = Classify(center=250_000.0, scale=50_000.0)
     logits, labels = torch.tensor([[0.0], [1.0], [-2.0]]), torch.tensor([250_000.0, 310_000.0, 150_000.0])
     torch.testing.assert_close(prices.loss(logits, labels), torch.tensor(0.2**2))

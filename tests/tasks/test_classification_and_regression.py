@@ -85,3 +85,32 @@ def test_extreme_scores():
         assert score(name, labels, labels) == pytest.approx(1.0)
     assert score("pearson", -labels, labels) == pytest.approx(-1.0)
     assert score("mse", labels + 2.0, labels) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_correlation_does_not_depend_on_the_unit(name):
+    rng = np.random.default_rng(0)
+    references = rng.normal(size=50)
+    predictions = references + rng.normal(size=50)
+    weights = rng.multinomial(50, np.full(50, 1 / 50), size=4)
+    expected = weighted_score(name, predictions, references).resampled(weights)
+    for unit in (1e-15, 1e12):
+        scaled = weighted_score(name, predictions * unit, references * unit)
+        np.testing.assert_allclose(scaled.resampled(weights), expected, atol=1e-9)
+        assert scaled.score() == pytest.approx(score(name, predictions, references), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [*CLASS_METRICS, *REGRESSION_METRICS])
+def test_no_rows_score_nothing(name):
+    assert score(name, np.zeros(0), np.zeros(0)) == 0.0
+
+
+@pytest.mark.parametrize("name", CLASS_METRICS)
+@pytest.mark.parametrize("classes", [2, 5])
+def test_one_resample_equals_several(name, classes):
+    rng = np.random.default_rng(0)
+    predictions, references = rng.integers(classes, size=(2, 30))
+    weights = rng.multinomial(30, np.full(30, 1 / 30), size=3)
+    metric = weighted_score(name, predictions, references, classes)
+    rows = [metric.resampled(row[None])[0] for row in weights]
+    np.testing.assert_allclose(rows, metric.resampled(weights), atol=1e-12)

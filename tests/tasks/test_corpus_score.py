@@ -1,4 +1,4 @@
-"""A metric resamples what it scores: counts as weights equal copied examples."""
+"""Corpus scores: row counts as weights equal copied rows."""
 
 import numpy as np
 import pytest

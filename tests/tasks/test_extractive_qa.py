@@ -1,4 +1,4 @@
-"""Answers in passages: windows, where answers stand in them, the best span, the loss, and that models learn from it."""
+"""Extractive question answering: windows, answer positions, the best span, the loss, and learning."""
 
 import random
 

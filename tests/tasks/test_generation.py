@@ -1,4 +1,4 @@
-"""Writing: learnt end to end, the same alone and in a batch, by beams and by chance, scored against references."""
+"""Text generation: learning, batches equal single rows, beams, sampling, scores against references."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def test_every_family_learns_to_write_and_to_stop(kind):
     assert TASK.decode(answers) == [{"text": row["output"]} for row in rows[:4]]
 
 
-def test_chats_are_learnt_and_answered():
+def test_chats_are_learned_and_answered():
     tokenizer = writing_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["(", ")"]})
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "(").replace("<|im_end|>", ")")

@@ -1,4 +1,4 @@
-"""Scores of written text equal the libraries', and the reference programs' where their figures were noted."""
+"""Generation metrics equal the libraries', and the reference programs' where their figures were noted."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""Language modelling: every token once, documents apart, scores by hand."""
+"""Language modelling: every token counts once, documents are separate, scores by hand."""
 
 import math
 from itertools import pairwise

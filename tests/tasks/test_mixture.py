@@ -1,4 +1,4 @@
-"""Several tasks at once: one adapter, one head, and each row judged among the classes of its own task."""
+"""Mixtures: one adapter and one head for several tasks; each row is classified among its task's classes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Any number of labels: against sklearn, the loss, and labels as lists and strings."""
+"""Multi-label classification: scores equal scikit-learn's, the loss, labels as lists and strings."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What pretraining objectives hide and ask for: counts, shares and places against the published ones.
+"""Inputs and targets of pretraining objectives: counts, shares and positions against the published ones.
 
 Tolerances are six standard deviations of the binomial law at the number of draws, at fixed seeds.
 """

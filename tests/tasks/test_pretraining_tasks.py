@@ -1,4 +1,4 @@
-"""Objectives as tasks: rows that are drawn anew, what a loop trains on, how they are scored and stored."""
+"""Pretraining objectives as tasks: dynamic targets, the loss in a loop, scores, storage."""
 
 import dataclasses
 import math
@@ -164,7 +164,7 @@ LEARNT = [
 
 
 @pytest.mark.parametrize(("task", "kind", "rows"), LEARNT, ids=lambda value: getattr(value, "name", None))
-def test_an_objective_is_learnt_and_scored(task, kind, rows, tokenizer):
+def test_an_objective_is_learned_and_scored(task, kind, rows, tokenizer):
     host = host_of(for_pairs() if kind == "pairs" else models.tiny(kind, "lm"))
     settings = Settings(epochs=4, batch_size=8, learning_rate=3e-3, evaluate="end")
     before = task.score(predict(host, "a", task, rows, tokenizer), None)
@@ -358,7 +358,7 @@ def test_replaced_entities_are_asked_for_at_their_first_token(tokenizer):
     assert [row["input_ids"] for row in asked] == tokenizer([row["text"] for row in PEOPLE])["input_ids"]
 
 
-def test_replaced_entities_are_learnt_and_scored(tokenizer):
+def test_replaced_entities_are_learned_and_scored(tokenizer):
     task = ReplacedEntities(copies=20, max_length=64)
     host = Host(models.tiny("bert"))
     host.attach("a", parse("Full()"), head=task.make_head(host.model.config))

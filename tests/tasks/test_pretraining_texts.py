@@ -1,4 +1,4 @@
-"""Words, entities and pairs of passages: what an objective chooses among."""
+"""Words, entities and sentence pairs, the units of pretraining objectives."""
 
 import itertools
 import math

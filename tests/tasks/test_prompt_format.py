@@ -1,4 +1,4 @@
-"""Prompts and answers as tokens: what is read, what is learnt, and that both are the same in training and in use."""
+"""Prompts and answers as tokens: inputs, labels, and equality of training and generation."""
 
 import json
 
@@ -33,7 +33,7 @@ def labelled(row):
 
 
 def said(row, tokenizer):
-    """The runs of learnt tokens as texts."""
+    """The runs of learned tokens as texts."""
     runs, before = [], IGNORED
     for token, label in zip(row["input_ids"], row["labels"], strict=True):
         assert label in (IGNORED, token)
@@ -144,14 +144,14 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "thinking"])
 @pytest.mark.parametrize("name", TALKS)
-def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(template, name):
+def test_every_answer_of_a_conversation_is_learned_and_nothing_else(template, name):
     tokenizer, messages = chat_tokenizer(template), TALKS[name]
     (row,) = both(Generate(text=("messages",), new_tokens=32), [{"messages": messages}], tokenizer)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     end = {"inst": "</s>", "no end": ""}.get(template, "<|im_end|>")
-    learnt = said(row, tokenizer)
-    assert len(learnt) == len(answers)
-    for i, (text, content) in enumerate(zip(learnt, answers, strict=True)):
+    learned = said(row, tokenizer)
+    assert len(learned) == len(answers)
+    for i, (text, content) in enumerate(zip(learned, answers, strict=True)):
         assert text.endswith(end or ("<|end|>" if i == len(answers) - 1 else ""))
         text = text.removesuffix("<|end|>").removesuffix(end)
         text = text.removeprefix("<|im_start|>assistant\n") if template == "no prompt" else text

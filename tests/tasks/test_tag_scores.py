@@ -1,4 +1,4 @@
-"""Scores of tags equal seqeval's and scikit-learn's, also on resamples."""
+"""Tag scores equal seqeval's and scikit-learn's, also on resamples."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Tags of words: which token speaks for a word, the loss, the scores, and that models learn from it."""
+"""Token tagging: the token of each word, the loss, the scores, and learning."""
 
 import random
 

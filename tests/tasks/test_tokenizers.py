@@ -1,4 +1,4 @@
-"""What counts as a word: captions, Chinese and Japanese, other scripts."""
+"""Tokenizers of metrics: captions, Chinese and Japanese, other scripts."""
 
 from itertools import zip_longest
 

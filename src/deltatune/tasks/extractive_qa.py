@@ -18,11 +18,9 @@ from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
-from deltatune.tasks.metrics.qa_scores import span_scores
+from deltatune.tasks.metrics.qa_scores import SPAN_METRICS, span_scores
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow, column, raise_listed, text_column
 from deltatune.tasks.tokenization import check_length, need_offsets
-
-METRICS = ("f1", "em")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Span(Task):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("spans", METRICS)
+        problems = self.metric_problems("spans", SPAN_METRICS)
         if len(self.text) != 2:
             problems.append(f"text must name the question's column and the passage's, not {len(self.text)}")
         if not 0 <= self.stride < self.max_length:
@@ -67,7 +65,7 @@ class Span(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         """F1 and exact match, as in SQuAD's script."""
-        return METRICS
+        return SPAN_METRICS
 
     @property
     def label_kind(self) -> LabelKind:

@@ -1,1 +1,1 @@
-"""Metrics of every task."""
+"""Metrics of every task, and their direction and range."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from deltatune.tasks.metrics.corpus_score import CorpusScore, check_pairs, mean_score
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+SPAN_METRICS = ("f1", "em")
+"""Metrics of every data set; the others depend on whether it has questions without an answer."""
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 

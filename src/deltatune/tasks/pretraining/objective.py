@@ -1,4 +1,4 @@
-"""Base of the pretraining objectives: the likelihood of target tokens of a text."""
+"""Pretraining objective: the likelihood of target tokens of a text."""
 
 from __future__ import annotations
 

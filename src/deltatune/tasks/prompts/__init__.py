@@ -1,1 +1,1 @@
-"""Prompts: how rows become the text, and the tokens, that a language model continues."""
+"""Prompts: rows as text and as tokens for language models, and templates with soft prompts."""

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatune.comparison.recommend import recommend
+from deltatune.comparison.records import Records
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.label_layout import Box, Point, place_labels, spread
 from deltatune.comparison.report.method_results import method_results
@@ -154,6 +155,13 @@ def test_a_summary_with_earlier_keys_is_rendered_the_same():
         row["latency_ratio_folded"] = row.pop("latency_ratio_merged")
     assert render(summary) == render(sample_summary())
     assert any(result.number("latency_ratio_merged") == 1.0 for result in method_results(summary))
+
+
+def test_records_with_earlier_keys_are_read(tmp_path):
+    line = {"cell": "a", "status": "ok", "latency_ratio": 1.5, "latency_ratio_folded": 1.1}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert Records(tmp_path).cells["a"]["latency_ratio_merged"] == 1.1
+    assert json.loads((tmp_path / "results.jsonl").read_text()) == line
 
 
 def test_latency_has_an_unmerged_and_a_merged_number(page):

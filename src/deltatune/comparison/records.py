@@ -16,6 +16,13 @@ from deltatune.store.run_folder import differences
 RESULTS = "results.jsonl"
 FREE = ("method", "settings.learning_rate", "settings.seed")
 """Keys of a cell's configuration that differ within one comparison."""
+EARLIER_KEYS = {"latency_ratio_folded": "latency_ratio_merged"}
+"""Keys that earlier versions wrote into results.jsonl and summary.json, and their current names."""
+
+
+def current_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the current names of its keys."""
+    return {EARLIER_KEYS.get(key, key): value for key, value in record.items()}
 
 
 class Records:
@@ -38,7 +45,7 @@ class Records:
                 continue  # the run was stopped while it wrote this line
             complete.append(line)
             if record["status"] == "ok":
-                self.cells[record["cell"]] = record
+                self.cells[record["cell"]] = current_keys(record)
         write_file(path, "".join(line + "\n" for line in complete))
 
     def get(self, key: str, adapter: bool) -> dict[str, Any] | None:

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deltatune.comparison.records import current_keys
 from deltatune.comparison.report.number_format import number, short_labels
 from deltatune.comparison.report.svg import MarkerStyle, marker_styles
 from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
-
-EARLIER_KEYS = {"latency_ratio_merged": "latency_ratio_folded"}
-"""Keys of a summary under the names that earlier versions wrote."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,13 @@ class MethodResult:
 
     def number(self, key: str) -> float | None:
         """A finite number of the row, or None."""
-        return number(self.row, key if key in self.row else EARLIER_KEYS.get(key, key))
+        return number(self.row, key)
 
 
 def method_results(summary: Mapping[str, Any]) -> list[MethodResult]:
     """All methods: those fitted to the budget, then the references, each from best to worst score, failed ones last."""
     sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
-    rows = sorted(summary["methods"], key=lambda row: _rank(row, sign))
+    rows = sorted(map(current_keys, summary["methods"]), key=lambda row: _rank(row, sign))
     labels = short_labels(rows)
     styles = marker_styles([bool(row.get("reference")) for row in rows])
     return [MethodResult(row, labels[str(row["method"])], style) for row, style in zip(rows, styles, strict=True)]

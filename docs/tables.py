@@ -158,8 +158,8 @@ def methods_table(entries: list[dict[str, Any]]) -> str:
 def methods_page(entries: list[dict[str, Any]]) -> str:
     """The list of the pages."""
     intro = (
-        "# Methods\n\nGenerated from the classes by `make docs`, a page each. Options are written in the call: "
-        '`"LoRA(r=16, sites=\'*.attn.{q,k,v,o}\')"`; methods add up: `"LoRA(r=4) + Prefix(length=8)"`.\n'
+        "# Methods\n\nGenerated from the classes by `make docs`, one page per method. Options are arguments of the\n"
+        'constructor: `"LoRA(r=16, sites=\'*.attn.{q,k,v,o}\')"`. Methods can be added: `"LoRA(r=4) + Prefix(length=8)"`.\n'
     )
     lines = [f"- [`{e['method']}`]({page_of(e)}): {e['summary']}" for e in entries]
     return "\n".join([intro, *lines]) + "\n"
@@ -171,7 +171,7 @@ def page_of(entry: dict[str, Any]) -> str:
 
 
 def method_page(entry: dict[str, Any]) -> str:
-    """The page of one method: what its class says, its options, and an example that a test runs."""
+    """The page of one method: its docstring, its options, and an example that a test runs."""
     lines = [f"# {entry['method']}", ""]
     if entry["short_for"]:
         lines += [f"Short for `{entry['short_for']}`. {entry['about']}", ""]
@@ -185,7 +185,7 @@ def method_page(entry: dict[str, Any]) -> str:
         cells = (view["form"], view["insertion"], view["modifies"], view["composition"])
         lines += [f"| {' | '.join(map(_cell, cells))} | {_size(entry)} | {entry['learning_rate']:g} |", ""]
     if entry["options"]:
-        lines += ["| option | default | what it sets |", "|---|---|---|"]
+        lines += ["| option | default | description |", "|---|---|---|"]
         lines += [f"| `{o['name']}` | `{o['written']}` | {_cell(o['help'])} |" for o in entry["options"]]
         lines.append("")
     return "\n".join([*lines, "```python", *_example(entry["method"]), "```", ""])
@@ -207,7 +207,7 @@ def _example(name: str) -> list[str]:
 
 
 def _size(entry: dict[str, Any]) -> str:
-    """The option that a budget sets."""
+    """The size field, which a budget sets."""
     if entry["size_field"] in (None, "theirs"):
         return entry["size_field"] or "–"
     return f"`{entry['size_field']}`"

@@ -159,7 +159,8 @@ def methods_page(entries: list[dict[str, Any]]) -> str:
     """The list of the pages."""
     intro = (
         "# Methods\n\nGenerated from the classes by `make docs`, one page per method. Options are arguments of the\n"
-        'constructor: `"LoRA(r=16, sites=\'*.attn.{q,k,v,o}\')"`. Methods can be added: `"LoRA(r=4) + Prefix(length=8)"`.\n'
+        "constructor: `\"LoRA(r=16, sites='*.attn.{q,k,v,o}')\"`. "
+        'Methods can be added: `"LoRA(r=4) + Prefix(length=8)"`.\n'
     )
     lines = [f"- [`{e['method']}`]({page_of(e)}): {e['summary']}" for e in entries]
     return "\n".join([intro, *lines]) + "\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
 
-Row = Mapping[str, Any]
+MethodEntry = Mapping[str, Any]
 """One entry of `summary["methods"]`."""
 
 
@@ -31,7 +31,7 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
 
 
-def has_score(row: Row) -> bool:
+def has_score(row: MethodEntry) -> bool:
     """Whether a method finished with a score."""
     return row.get("score") is not None and not math.isnan(row["score"])
 
@@ -43,12 +43,12 @@ def percent(share: float) -> str:
     return f"{value:.{digits}f} %"
 
 
-def _claim(row: Row, metric: str) -> str:
+def _claim(row: MethodEntry, metric: str) -> str:
     interval = f" (95 % CI {row['ci95'][0]:.3f}-{row['ci95'][1]:.3f})" if row.get("ci95") else ""
     return f"{row['method']}: {row['score']:.3f} {metric}{interval}"
 
 
-def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> str:
+def _reason(chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], tied: int, sign: int) -> str:
     if len(scored) == 1:
         return "; it is the only method with a score, so there is no comparison"
     if chosen is not best:
@@ -62,11 +62,13 @@ def _reason(chosen: Row, best: Row, scored: list[Row], tied: int, sign: int) -> 
             f"{near['method']} comes closest with {near['score']:.3f} and {_share(near, chosen)}"
         )
     if tied > 1:
-        return f", the best score; {tied - 1} more are statistically tied with it but train more parameters"
+        others = "1 other is" if tied == 2 else f"{tied - 1} others are"
+        more = "trains" if tied == 2 else "train"
+        return f", the best score; {others} statistically tied with it but {more} more parameters"
     return ", significantly better than all the others"
 
 
-def _cost(chosen: Row, best: Row) -> str:
+def _cost(chosen: MethodEntry, best: MethodEntry) -> str:
     if chosen["params"] == 0:
         return "although it trains only the head"
     if chosen["params"] == best["params"]:
@@ -74,13 +76,13 @@ def _cost(chosen: Row, best: Row) -> str:
     return f"with {_share(chosen, best)}"
 
 
-def _share(row: Row, of: Row) -> str:
+def _share(row: MethodEntry, of: MethodEntry) -> str:
     if not of["params"]:  # a probe trains only the head: a share is undefined
         return f"{row['params']:,} trained parameters against none"
     return f"{percent(row['params'] / of['params'])} of its trained parameters"
 
 
-def _warning(best: Row, majority: Mapping[str, Any] | None, lower: bool = False) -> str:
+def _warning(best: MethodEntry, majority: Mapping[str, Any] | None, lower: bool = False) -> str:
     """A warning if even the best method may be no better than the baseline without training."""
     if not majority or majority.get("score") is None or not best.get("ci95"):
         return ""

@@ -55,7 +55,7 @@ def test_a_text_starts_as_its_tokens(tokenizer):
 
 def test_words_that_are_no_ids_yet_are_refused(tokenizer):
     host = Host(models.tiny("bert"))
-    with pytest.raises(DeltatuneError, match="its words are not token ids yet on this BertModel"):
+    with pytest.raises(DeltatuneError, match="its initial text has no token ids yet on this BertModel"):
         host.attach("a", Prompt(init="labels"))
     with pytest.raises(DeltatuneError, match="needs a task with classes"):
         with_token_ids(Prompt(init="labels"), tokenizer)

@@ -393,7 +393,7 @@ def test_what_cannot_be_fused():
         ((Bottleneck(norms=True), Bottleneck()), "changes more than sublayers"),
         ((Compacter(norms=False), Compacter(norms=False)), "share parameters"),
         ((Bottleneck(), Bottleneck(form="pfeiffer")), "have other sites"),
-        ((Bottleneck(sites="*.ffn"), Bottleneck(form="pfeiffer")), "read different things: normed, output"),
+        ((Bottleneck(sites="*.ffn"), Bottleneck(form="pfeiffer")), "read different inputs: normed, output"),
     ):
         with pytest.raises(DeltatuneError, match=why):
             host.attach("f", AdapterFusion(members))

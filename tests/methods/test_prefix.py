@@ -83,7 +83,7 @@ def test_what_a_forward_left_is_not_used_after_a_step():
     live = delta.prefix()[0]  # outside of a forward of the model, with gradients
     assert torch.equal(live, delta.finished().keys)
     live.sum().backward()
-    assert copy.deepcopy(adapter).shared["prefix"].now is None, "a copy has no graph"
+    assert copy.deepcopy(adapter).shared["prefix"].cached is None, "a copy has no graph"
 
 
 # ---- dropout
@@ -224,7 +224,7 @@ def test_words_become_ids_by_the_tokenizer():
     assert found == replace(method, ids=ids) + UniPELT(replace(method, ids=ids))
     assert parse(repr(found)) == found
     host.attach("a", found)
-    with pytest.raises(DeltatuneError, match=r"not token ids yet on this GPT2Model; attach deltatune\.with_token_ids"):
+    with pytest.raises(DeltatuneError, match=r"no token ids yet on this GPT2Model; attach deltatune\.with_token_ids"):
         host.attach("b", method)
     with pytest.raises(DeltatuneError, match="makes no tokens"):
         with_token_ids(Prefix(words=" "), tokenizer)

@@ -1,1 +1,1 @@
-"""The five nouns: Site (where), Delta and Method (what), Adapter, Host, and the Route between them."""
+"""The five nouns: Site, Delta, Method, Adapter and Host; and the Route, which adapters act on which rows."""

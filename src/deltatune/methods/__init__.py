@@ -1,4 +1,4 @@
-"""One file a paper, in rooms by family. A file put here is found by being here; importing it registers its methods."""
+"""Methods: one file per paper, in folders by family. Every file in them is imported, which registers its methods."""
 
 from importlib import import_module
 from pkgutil import walk_packages

@@ -1,9 +1,9 @@
-"""The laws every method keeps, for ours and for third parties: `check_method(MyMethod)` in a test of your package.
+"""Conformance tests for methods, also those of other packages: `check_method(MyMethod)` in your test suite.
 
     from deltatune.testing import check_method
     check_method(MyMethod(r=4))
 
-Nothing is downloaded: the laws are tried on tiny random models.
+Nothing is downloaded: the laws are checked on tiny random models.
 """
 
 from deltatune.testing.conformance import LAWS, MODELS, SLOW_LAWS, applies, check_method, demand

@@ -1,4 +1,4 @@
-"""The law of compiling: an adapter leaves the model one graph. Slow, so it is not among the quick laws."""
+"""Conformance of a method: all laws, on every tiny model it applies to; and the slow law of `torch.compile`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.sites.discovery import find_sites
-from deltatune.testing import conformance as compiling
 from deltatune.testing.fixtures import assert_close, attach, forward, gradients, make_host, outputs, probe_loss
 from deltatune.testing.laws import adapter_laws as laws
 from deltatune.testing.laws import generation_laws as generating
@@ -25,18 +24,18 @@ def compiled_equals_eager(method: Method, kind: Kind) -> None:
         host.finish_("a")
     wanted = outputs(host, batch)
     torch.compiler.reset()
-    # The backend without code generation: what may break is tracing, and no compiler has to be there.
+    # The backend without code generation: it tests tracing and needs no compiler.
     compiled: Any = torch.compile(host.model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert_close(compiled(**batch)[0], wanted, "compiled and eager", within=1e-5)
     loss = probe_loss(list(forward(host.model, batch)))
-    if not loss.requires_grad:  # a probe of a model without a head trains nothing
+    if not loss.requires_grad:  # Probe() on a model without a head trains nothing
         return
     loss.backward()  # type: ignore[no-untyped-call]
     expected = gradients(host, "a")
     probe_loss(list(forward(compiled, batch))).backward()  # type: ignore[no-untyped-call]
-    for name, found in gradients(host, "a").items():
-        assert_close(found, expected[name], f"gradient of {name}, compiled and eager", within=1e-4)
+    for name, gradient in gradients(host, "a").items():
+        assert_close(gradient, expected[name], f"gradient of {name}, compiled and eager", within=1e-4)
 
 
 Law = Callable[[Method, Kind], None]
@@ -62,41 +61,41 @@ LAWS: dict[str, Law] = {
         laws.gradients_are_exact,
     )
 }
-"""The laws by name. Each takes a method and the kind of a tiny model, and raises AssertionError where it is broken."""
+"""The laws by name. Each takes a method and the kind of a tiny model, and raises AssertionError if it is broken."""
 
-SLOW_LAWS: dict[str, Law] = {compiling.compiled_equals_eager.__name__: compiling.compiled_equals_eager}
-"""Laws that take seconds each; `check_method(..., slow=True)` tries them too."""
+SLOW_LAWS: dict[str, Law] = {compiled_equals_eager.__name__: compiled_equals_eager}
+"""Laws that take seconds each; `check_method(..., slow=True)` includes them."""
 
 MODELS: tuple[Kind, ...] = ("bert", "gpt2", "llama", "t5")
 """An encoder, a decoder with fused and transposed projections, one with grouped key-value heads, an encoder-decoder."""
 
 
 def check_method(method: Method | type[Method], models: Sequence[Kind] | None = None, *, slow: bool = False) -> None:
-    """Hold a method (a class: with its defaults) to every law on every model that it applies to.
+    """Check a method (a class: with its defaults) against every law on every model that it applies to.
 
     Raises AssertionError listing each broken law with the model and the reason, also when no model has the sites.
     """
-    made = method if isinstance(method, Method) else method()
+    instance = method if isinstance(method, Method) else method()
     broken: list[str] = []
     refusals: list[str] = []
     for kind in MODELS if models is None else models:
-        refusal = applies(made, kind)
+        refusal = applies(instance, kind)
         if refusal is not None:
             refusals.append(f"{kind}: {refusal}")
             continue
         for name in {**LAWS, **(SLOW_LAWS if slow else {})}:
             try:
-                demand(name, made, kind)
+                demand(name, instance, kind)
             except Exception as error:
                 broken.append(f"{name} on {kind}: {type(error).__name__}: {str(error).strip()}")
     if len(refusals) == len(MODELS if models is None else models):
-        broken = [f"{made!r} applies to none of the models", *refusals]
+        broken = [f"{instance!r} applies to none of the models", *refusals]
     if broken:
-        raise AssertionError(f"{made!r} breaks {len(broken)} laws:\n" + "\n".join(f"- {line}" for line in broken))
+        raise AssertionError(f"{instance!r} breaks {len(broken)} laws:\n" + "\n".join(f"- {line}" for line in broken))
 
 
 def applies(method: Method, kind: Kind) -> str | None:
-    """Return None if a tiny model has the sites that a method wants, else the method's own refusal."""
+    """Return None if a tiny model has the sites that a method needs, else the method's own refusal."""
     try:
         method.pick(find_sites(tiny(kind)))
     except DeltatuneError as error:
@@ -105,5 +104,5 @@ def applies(method: Method, kind: Kind) -> str | None:
 
 
 def demand(law: str, method: Method, kind: Kind) -> None:
-    """Try one law. Raises AssertionError, or whatever the method raises, where it is broken."""
+    """Check one law. Raises AssertionError, or the method's own exception, if it is broken."""
     {**LAWS, **SLOW_LAWS}[law](method, kind)

@@ -1,4 +1,4 @@
-"""Does a method work on a family? Attached, run, trained, merged where it merges, detached: or refused in words."""
+"""Coverage: every method on every family, attached, run, trained, merged and detached, or refused with a message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Batch = Mapping[str, Any]
 
 
 class Family:
-    """A tiny model of one family, on which methods are tried one after the other."""
+    """A tiny model of one family, on which methods are tried in turn."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -30,12 +30,12 @@ class Family:
         self.base = list(self.host.model.parameters())
         self.plain = _outputs(self.host, self.batch)
         self.unused = _without_gradient(self.host, self.batch)
-        """How the names of values end that stand for parameters no output depends on, such as a mask token's."""
+        """Suffixes of the names of values for parameters that no output depends on, such as a mask token's."""
 
     def try_(self, method: Method) -> str | None:
         """Return None if a method works here, else the first line of its refusal.
 
-        Raises AssertionError where it attaches but does not do what it should, and whatever else it raises.
+        Raises AssertionError where it attaches but fails a check; other exceptions pass through.
         """
         try:
             self._start(method)
@@ -53,7 +53,7 @@ class Family:
         return None
 
     def _start(self, method: Method) -> None:
-        """A new adapter changes nothing, or says that it does."""
+        """A new adapter changes nothing, or declares that it does."""
         self.host.attach("a", method)
         if method.starts_as_base:
             new = _outputs(self.host, self.batch)
@@ -62,7 +62,7 @@ class Family:
         self.host.detach("a")
 
     def _train(self, method: Method) -> None:
-        """Off its initial values it changes the outputs, and every tensor of it gets a gradient."""
+        """Moved off its initial values it changes the outputs, and each of its tensors gets a gradient."""
         adapter = attach(self.host, "a", method)
         trained = [(name, p) for name, p in adapter.named_parameters() if p.requires_grad]
         if not trained:
@@ -82,20 +82,20 @@ class Family:
         self.host.model.eval()
 
     def _merge(self) -> None:
-        """Merged, it computes the same on the host's own probe inputs and on these."""
+        """Merged, it computes the same on the host's verification inputs and on this batch."""
         adapter = self.host.adapters["a"]
         if not adapter.merges or obstacles(adapter):
             return
-        live = _outputs(self.host, self.batch)
+        unmerged = _outputs(self.host, self.batch)
         self.host.merge_("a")
         merged = _outputs(self.host, self.batch)
         self.host.unmerge_("a")
-        for name, tensor in live.items():
+        for name, tensor in unmerged.items():
             assert_close(merged[name], tensor, f"{name} merged", within=1e-4)
 
 
 def _floats(output: Any) -> dict[str, Tensor]:
-    """The tensors of numbers among a model's outputs."""
+    """The floating-point tensors among a model's outputs."""
     return {name: t for name, t in output.items() if isinstance(t, Tensor) and t.is_floating_point()}
 
 
@@ -112,37 +112,37 @@ def _without_gradient(host: Host, batch: Batch) -> tuple[str, ...]:
     base = dict(host.model.named_parameters())
     host.model.requires_grad_(True)
     probe_loss(list(_floats(host.model(**batch)).values())).backward()  # type: ignore[no-untyped-call]
-    found = tuple(f".{name}.value" for name, parameter in base.items() if parameter.grad is None)
+    unused = tuple(f".{name}.value" for name, parameter in base.items() if parameter.grad is None)
     host.model.requires_grad_(False)
     for parameter in base.values():
         parameter.grad = None
-    return found
+    return unused
 
 
 def families() -> list[str]:
-    """Every family that is tried, those of the laws first."""
+    """Every family, those of the laws first."""
     return [*CONFIGS, *FAMILIES]
 
 
 def defaults() -> dict[str, Method]:
-    """Every registered method with its defaults, by name; names for the same method once."""
+    """Every registered method with its defaults, by name; of several names for one method only the first."""
     made = {name: maker() for name, maker in registry().items() if not name.startswith("_")}
     first = {repr(method): name for name, method in reversed(made.items())}
     return {name: method for name, method in made.items() if first[repr(method)] == name}
 
 
 def cover(kind: str) -> dict[str, str | None]:
-    """What becomes of each method on one family: None if it works, else the first line of its refusal.
+    """Each method on one family: None if it works, else the first line of its refusal.
 
     Raises AssertionError listing every method that attaches but fails.
     """
-    family, found, broken = Family(kind), {}, []
+    family, outcomes, broken = Family(kind), {}, []
     for name, method in defaults().items():
         try:
-            found[name] = family.try_(method)
+            outcomes[name] = family.try_(method)
         except Exception as error:  # all of them in one error
             broken.append(f"{name} on {kind}: {type(error).__name__}: {str(error).strip()}")
             family = Family(kind)
     if broken:
         raise AssertionError("\n".join(broken))
-    return found
+    return outcomes

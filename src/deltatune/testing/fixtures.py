@@ -1,4 +1,4 @@
-"""What the laws have in common: a fresh host, an adapter off its initial values, outputs row by row."""
+"""Fixtures of the laws: a fresh host, an adapter moved off its initial values, outputs row by row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_host(kind: Kind | str, head: Head = None, dtype: torch.dtype = torch.fl
 
 
 def _widen_norms_(model: nn.Module) -> None:
-    """Let RMS norms compute in their weight's dtype: transformers' compute in float32, too coarse for differences."""
+    """Let RMS norms compute in their weight's dtype: transformers' float32 is too coarse for finite differences."""
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.forward = partial(_rms_norm, module)
@@ -45,7 +45,7 @@ def _rms_norm(module: Any, x: Tensor) -> Tensor:
 
 
 def attach(host: Host, name: str, method: Method, *, seed: int = 0) -> Adapter:
-    """Attach a method and move every tensor off its initial value, so that nothing is hidden behind zeros."""
+    """Attach a method and move every tensor off its initial value, so that zeros hide nothing."""
     adapter = host.attach(name, method, seed=seed)
     with torch.no_grad():
         for key, parameter in adapter.named_parameters():
@@ -71,14 +71,14 @@ def real_rows(host: Host, out: Tensor) -> list[Tensor]:
     mask = host.mask
     if mask is None or host.sites.facts.encoder_decoder:
         return list(out)
-    return [row[kept.bool()] for row, kept in zip(out, mask, strict=True)]
+    return [row[real.bool()] for row, real in zip(out, mask, strict=True)]
 
 
 def row_alone(batch: Batch, row: int) -> dict[str, Tensor]:
     """One row of a batch as a batch of its own, without its padding."""
-    kept = batch["attention_mask"][row].bool()
-    fed = {"input_ids", "attention_mask", "position_ids"}
-    return {name: (t[row : row + 1, kept] if name in fed else t[row : row + 1]) for name, t in batch.items()}
+    real = batch["attention_mask"][row].bool()
+    per_token = {"input_ids", "attention_mask", "position_ids"}
+    return {name: (t[row : row + 1, real] if name in per_token else t[row : row + 1]) for name, t in batch.items()}
 
 
 def probe_loss(rows: list[Tensor]) -> Tensor:
@@ -92,30 +92,30 @@ def probe_loss(rows: list[Tensor]) -> Tensor:
 
 def gradients(host: Host, *names: str) -> dict[str, Tensor]:
     """Gradients of some adapters' parameters, zeros where there are none yet; they are cleared."""
-    found = {}
+    collected = {}
     for name in names:
         for key, parameter in host.trainable(name):
-            found[f"{name}.{key}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            collected[f"{name}.{key}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = None
-    return found
+    return collected
 
 
-def assert_equal(found: Tensor, wanted: Tensor, what: str) -> None:
+def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
     """Raise AssertionError unless two tensors have the same bits."""
-    if not torch.equal(found, wanted):
-        raise AssertionError(f"{what}: {_difference(found, wanted)}")
+    if not torch.equal(actual, expected):
+        raise AssertionError(f"{what}: {_difference(actual, expected)}")
 
 
-def assert_close(found: Tensor, wanted: Tensor, what: str, within: float = 2e-5) -> None:
+def assert_close(actual: Tensor, expected: Tensor, what: str, within: float = 2e-5) -> None:
     """Raise AssertionError unless the largest difference is below `within` times the largest value (at least 1)."""
-    if found.shape != wanted.shape:
-        raise AssertionError(f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
-    scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
-    if not float((found - wanted).abs().max() if wanted.numel() else 0.0) <= within * scale:
-        raise AssertionError(f"{what}: {_difference(found, wanted)}, allowed {within * scale:.1e}")
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    if not float((actual - expected).abs().max() if expected.numel() else 0.0) <= within * scale:
+        raise AssertionError(f"{what}: {_difference(actual, expected)}, allowed {within * scale:.1e}")
 
 
-def _difference(found: Tensor, wanted: Tensor) -> str:
-    if found.shape != wanted.shape:
-        return f"shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
-    return f"they differ by up to {float((found.double() - wanted.double()).abs().max()):.1e}"
+def _difference(actual: Tensor, expected: Tensor) -> str:
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
+    return f"they differ by up to {float((actual.double() - expected.double()).abs().max()):.1e}"

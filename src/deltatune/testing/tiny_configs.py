@@ -1,9 +1,9 @@
-"""Settings of tiny models of further families, beside those that the laws are tried on.
+"""Configurations of tiny models of further families, for coverage.
 
     model = tiny("whisper")
     model(**inputs("whisper"))
 
-A name is transformers' model type, or a variant's own with `model_type` among its settings.
+A name is transformers' model type, or that of a variant with `model_type` among its settings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAVES: dict[str, Any] = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
     "num_feat_extract_layers": 2,
-    "mask_time_prob": 0.0,  # else it hides random frames in training mode
+    "mask_time_prob": 0.0,  # otherwise it masks random frames in training mode
 }
 GPT: dict[str, Any] = {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS}
 T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
@@ -236,7 +236,7 @@ SENSES: dict[str, dict[str, Any]] = {
 """Images and sounds."""
 
 FAMILIES: dict[str, dict[str, Any]] = {**ENCODERS, **DECODERS, **SEQ2SEQ, **SENSES}
-"""All of them by name."""
+"""All of them, by name."""
 
 READS: dict[str, Input] = {
     **dict.fromkeys(SENSES, "pixels"),
@@ -245,7 +245,7 @@ READS: dict[str, Input] = {
     "audio-spectrogram-transformer": "spectrogram",
     "whisper": "mel",
 }
-"""What families read that read no tokens."""
+"""Input of the families that read no tokens."""
 SHAPES: dict[Input, tuple[str, tuple[int, ...]]] = {
     "pixels": ("pixel_values", (3, 16, 16)),
     "waves": ("input_values", (64,)),

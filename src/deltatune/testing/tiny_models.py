@@ -3,7 +3,7 @@
     model = tiny("llama", "lm")
     model(**inputs("llama"))
 
-Every size differs where a mix-up of axes could hide: width 32, ffn 48, 4 heads of 8 (Llama: 2 key-value heads).
+Sizes differ, so that swapped axes fail: width 32, ffn 48, 4 heads of 8 (Llama: 2 key-value heads).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deltatune.testing.tiny_configs import FAMILIES, READS, SEQ2SEQ, SHAPES
 Kind = Literal[
     "bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2", "gpt_neox", "opt", "t5", "bart", "mpnet"
 ]
-"""Families that the laws are tried on; `tiny` and `inputs` also know those of `testing.families`."""
+"""Families on which the laws are checked; `tiny` and `inputs` also take those of `testing.tiny_configs`."""
 Head = Literal["classify", "lm"] | None
 
 PAD, BOS, EOS, UNK, MASK = range(5)
@@ -36,7 +36,7 @@ LABELS = 3
 
 ENCODER_DECODERS = {"t5", "bart", "whisper", *SEQ2SEQ}
 RIGHT_PADDED = {"bart"}
-"""Kinds with learned positions and no way to say where a row begins: padding on the left moves their tokens."""
+"""Kinds with learned positions and no position ids: padding on the left moves their tokens."""
 ENCODERS = {"bert", "roberta", "distilbert", "mpnet"}
 
 _SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
@@ -115,8 +115,8 @@ def tiny(kind: Kind | str, head: Head = None, seed: int = 0, dropout: bool = Tru
         torch.manual_seed(seed)
         model = _class(kind, head).from_config(settings)
         _wake_(model)
-    made: PreTrainedModel = model.eval()
-    return made
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
 
 
 def _class(kind: Kind | str, head: Head) -> Any:
@@ -131,7 +131,7 @@ def _class(kind: Kind | str, head: Head) -> Any:
 
 @torch.no_grad()
 def _wake_(model: PreTrainedModel) -> None:
-    """Moves biases and norms off 0 and 1: a forgotten or doubled bias must change the output."""
+    """Move biases and norms off 0 and 1: a forgotten or doubled bias must change the output."""
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -148,8 +148,8 @@ def inputs(
 ) -> dict[str, Any]:
     """Make random tokens and their mask, both (rows, length); every row but the first is shorter by some padding.
 
-    Encoder-decoders get decoder tokens too, (rows, 4), except to classify: those read the input once more. Images
-    or sounds stand in place of tokens for families that read those.
+    Encoder-decoders get decoder tokens too, (rows, 4), except to classify: their decoder reads the input again. Image
+    and audio families get images or sounds in place of tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     if kind in READS:

@@ -1,1 +1,1 @@
-"""The places where adapters enter a forward pass: module hooks, attention, the embedding, positions, weights."""
+"""Seams: where adapters enter a forward pass (module hooks, attention, embedding, positions, weights)."""

@@ -1,1 +1,1 @@
-"""Where a transformer can be read and changed: its sites, found without per-model tables."""
+"""Sites: where a transformer can be read and changed, derived without per-model tables."""

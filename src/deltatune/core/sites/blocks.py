@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from deltatune.core.sites.module_names import in_attention, names_embeddings
+from deltatune.core.sites.module_names import RELATIVE_EMBEDDINGS, flag, in_attention, names_embeddings
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,8 @@ def _name_blocks(model: nn.Module, paths: list[str]) -> list[Block]:
     for key, members in stacks.items():
         stack = _distinct(key, list(stacks))
         post = not _final_norm(model, stack.rstrip("."), paths)
-        if hasattr(
-            model.config, "do_stable_layer_norm"
-        ):  # wav2vec 2.0: the norm beside its blocks is the first or the last layer
-            post = not model.config.do_stable_layer_norm
+        pre = flag(model.config, "pre_norm")
+        post = post if pre is None else not pre
         blocks += [Block(path, f"{stack}layers.{i}", i, len(members), post) for i, path in enumerate(members)]
     return blocks
 
@@ -158,7 +156,7 @@ def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
 
 def of_distances(model: nn.Module, path: str) -> bool:
     """Whether a norm acts on embeddings of relative positions, which are beside it (DeBERTa)."""
-    return hasattr(model.get_submodule(path.rpartition(".")[0]), "rel_embeddings")
+    return hasattr(model.get_submodule(path.rpartition(".")[0]), RELATIVE_EMBEDDINGS)
 
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -13,7 +13,16 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.sites.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.sites.decoders import is_causal
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
-from deltatune.core.sites.module_names import POSITIONS, in_attention, is_expert, names_embeddings, role_of
+from deltatune.core.sites.module_names import (
+    ATTENTION_NORMS,
+    POSITIONS,
+    TEXT_POSITIONS,
+    flag,
+    in_attention,
+    is_expert,
+    names_embeddings,
+    role_of,
+)
 from deltatune.core.sites.non_block_sites import embeddings, linear_site, norm_site, outside, unnamed_outside
 from deltatune.core.sites.site import Facts, Site, Sites, generic
 
@@ -76,7 +85,7 @@ def _block_sites(model: nn.Module, block: Block, roles: Mapping[str, str]) -> tu
     return [
         *sites,
         *_norms(module, block),
-        *_residual(block, sites, getattr(model.config, "use_bottleneck", False)),
+        *_residual(block, sites, flag(model.config, "narrow_sublayers") is True),
     ], unnamed
 
 
@@ -91,7 +100,7 @@ def _mixture(block: Block, module: nn.Module, named: Mapping[str, Site]) -> Iter
 
 
 def _residual(block: Block, sites: list[Site], narrow: bool) -> Iterator[Site]:
-    """The residual stream after a block, for ReFT. `narrow`: its sublayers are narrower (MobileBERT)."""
+    """The residual stream after a block, for ReFT. `narrow`: its sublayers are narrower."""
     entry = next((site for site in sites if site.kind == "sublayer"), None)
     if entry is not None and not narrow:
         yield Site(
@@ -129,7 +138,11 @@ def _post_norm(module: nn.Module, block: Block, end: Site) -> str | None:
         return None
     norms = [f"{block.path}.{path}" for path, leaf in module.named_modules() if is_norm(leaf)]
     beside = [path for path in norms if _parent(path) == _parent(end.module) != block.path]
-    outside = [path for path in norms if not in_attention(path.removeprefix(block.path) + ".") and ".sa_" not in path]
+    outside = [
+        path
+        for path in norms
+        if not in_attention(path.removeprefix(block.path) + ".") and not any(part in path for part in ATTENTION_NORMS)
+    ]
     return next(reversed(beside or outside), None)
 
 
@@ -193,8 +206,7 @@ def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:
         signature(module.forward).parameters
     )
     leaf = path.rpartition(".")[2]
-    # CLIP's and SigLIP's image encoders have a table of the same name, for patches
-    text = leaf == "position_embedding" and getattr(module, "num_embeddings", None) == longest
+    text = leaf == TEXT_POSITIONS and getattr(module, "num_embeddings", None) == longest
     return counts or text or leaf in POSITIONS
 
 

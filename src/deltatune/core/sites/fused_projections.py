@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.sites.module_names import CONTIGUOUS, INTERLEAVED
+from deltatune.core.sites.module_names import CONTIGUOUS, INTERLEAVED, flag
 from deltatune.core.sites.site import Site, Slice
 
 
@@ -63,13 +63,13 @@ def _qkv(model: nn.Module, site: Site) -> dict[str, Slice]:
     config: Any = model.config
     heads: int = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = getattr(config, "num_key_value_heads", None) or (1 if getattr(config, "multi_query", False) else heads)
+    groups = getattr(config, "num_key_value_heads", None) or (1 if flag(config, "multi_query") else heads)
     leaf = site.module.rpartition(".")[2]
-    if getattr(config, "new_decoder_architecture", False):  # Falcon 40B: each group's queries, key and value
+    if flag(config, "grouped_qkv"):
         return _grouped(heads // config.num_kv_heads, head, config.num_kv_heads)
     if leaf in INTERLEAVED and site.width_out == 3 * heads * head:
         return _grouped(1, head, heads)
-    if leaf in INTERLEAVED and not getattr(config, "multi_query", False):
+    if leaf in INTERLEAVED and not flag(config, "multi_query"):
         return {}
     certain = (
         config.model_type in CONTIGUOUS or leaf in INTERLEAVED

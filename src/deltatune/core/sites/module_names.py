@@ -6,6 +6,7 @@ With `blocks` and `discovery` it holds all that depends on Hugging Face's names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 ATTENTION: dict[str, frozenset[str]] = {
     "q": frozenset({"q", "query", "q_proj", "q_lin", "query_proj", "wq", "to_q"}),
@@ -58,6 +59,49 @@ FINAL_NORMS = frozenset({"embedding_norm", "emb_layer_norm_after"})
 """Norms after the last block whose names suggest embeddings: LFM2's, ESM's."""
 EMBED_NORMS = frozenset({"pre_layrnorm", "pre_layernorm", "feature_projection.layer_norm"})
 """Norms before the first block whose names do not suggest embeddings: CLIP's (its spelling), wav2vec 2.0's."""
+
+
+ATTENTION_NORMS = (".sa_",)
+"""Parts of the paths of norms that follow attention without being inside it: DistilBERT's `sa_layer_norm`."""
+RELATIVE_EMBEDDINGS = "rel_embeddings"
+"""Attribute of the modules that hold embeddings of relative positions, with a norm beside them: DeBERTa's."""
+TEXT_POSITIONS = "position_embedding"
+"""A position table that takes position ids if it has the model's longest sequence: in CLIP and SigLIP the image
+encoder's table has the same name, and counts patches."""
+
+Flag = Literal["pre_norm", "narrow_sublayers", "grouped_qkv", "multi_query"]
+
+
+class ConfigKey(NamedTuple):
+    """A boolean key of some families' configurations that decides how their modules are read."""
+
+    key: str
+    families: str
+    reason: str
+
+
+CONFIG_KEYS: dict[Flag, ConfigKey] = {
+    "pre_norm": ConfigKey(
+        "do_stable_layer_norm",
+        "wav2vec 2.0, HuBERT, WavLM",
+        "the norm beside the blocks is their last layer if set, else it comes before the first block",
+    ),
+    "narrow_sublayers": ConfigKey(
+        "use_bottleneck", "MobileBERT", "the sublayers are narrower than the residual stream, so it is no site"
+    ),
+    "grouped_qkv": ConfigKey(
+        "new_decoder_architecture", "Falcon 40B", "the fused projection holds each group's queries, key and value"
+    ),
+    "multi_query": ConfigKey(
+        "multi_query", "Falcon 7B, GPTBigCode", "all queries come first, then the one key and value of all heads"
+    ),
+}
+
+
+def flag(config: Any, name: Flag) -> bool | None:
+    """Value of a configuration key, or None in families without it."""
+    value = getattr(config, CONFIG_KEYS[name].key, None)
+    return None if value is None else bool(value)
 
 
 def is_expert(path: str) -> bool:

@@ -1,1 +1,1 @@
-"""Bottleneck adapters and what is made of them."""
+"""Bottleneck adapters and methods built on them."""

@@ -122,13 +122,13 @@ class AdapterDrop(Method):
                 if self.drop >= depth
             ]
         )
-        kept = [site for site in picked if self.robust or _layer(site) >= self.drop]
-        if not kept:
+        upper = [site for site in picked if self.robust or _layer(site) >= self.drop]
+        if not upper:
             raise DeltatuneError(
                 f"{self!r}: all of the {len(picked)} sites chosen are in the first {self.drop} layers; "
                 "leave out fewer, or choose sites in upper layers"
             )
-        return kept
+        return upper
 
     def build(self, site: Site) -> Delta:
         if not self.robust:

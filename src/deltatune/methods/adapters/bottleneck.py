@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small two-layer network in series with a sublayer, or beside it."""
+"""Bottleneck adapters: a small two-layer network in series with a sublayer, or in parallel to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compacter: bottleneck adapters whose matrices are sums of Kronecker products: one rule for all, thin factors."""
+"""Compacter: bottleneck adapters whose matrices are sums of Kronecker products of shared and low-rank factors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from deltatune.methods.adapters.bottleneck import ACTIVATIONS, READS, SITES, Act
 
 
 class Rule(SharedModule):
-    """A (n, n, n): how blocks multiply, learned once for all layers and both projections."""
+    """A (n, n, n): the first Kronecker factors, shared by all layers and both projections."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(n, n, n))
 
     def init_(self, rng: Rng) -> None:
-        nn.init.normal_(self.A, std=1e-4, generator=rng("A"))  # the paper's code: so small that nothing is added
+        nn.init.normal_(
+            self.A, std=1e-4, generator=rng("A")
+        )  # as in the paper's code: a negligible change at the start
 
 
 class PHM(nn.Module):
     """`W x`, Wᵀ = Σ_i A_i ⊗ (s_i t_iᵀ), s (n, in/n, 1), t (n, 1, out/n).
 
-    W is never made: n³ + n (in + out) products a token in place of in · out.
+    W is never materialised: n³ + n (in + out) products per token instead of in · out.
     """
 
     def __init__(self, width_in: int, width_out: int, n: int) -> None:
@@ -82,15 +84,15 @@ class Compacter(Method):
     """h ← h + U f(D x + b) + b′, with D and U of the form Σ_i A_i ⊗ (s_i t_iᵀ)
 
     Karimi Mahabadi et al. 2021, https://arxiv.org/abs/2106.04647. The n matrices A_i (n, n) are shared by all layers
-    and both projections; the vectors s_i and t_i are each layer's own. After attention and FFN; after the FFN alone it
+    and both projections; each layer has its own vectors s_i and t_i. After attention and FFN; after the FFN alone it
     is Compacter++. LayerNorms are trained too, as in the paper.
-    The start is the base but for rounding: A is drawn with deviation 1e-4, and the change has its square as a factor.
+    The start is the base up to rounding: A is drawn with deviation 1e-4, and the change has its square as a factor.
     """
 
     size: int = 24
     """Bottleneck width m, a multiple of n."""
     n: int = 4
-    """Number of Kronecker products; all widths must be multiples of it. The paper has 4, 8 and 12."""
+    """Number of Kronecker products; all widths must be multiples of it. The paper uses 4, 8 and 12."""
     form: Form = "houlsby"
     """Where it reads, as in Bottleneck: `houlsby`, `pfeiffer` or `parallel`."""
     activation: Activation = "gelu_new"

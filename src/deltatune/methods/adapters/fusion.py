@@ -1,4 +1,4 @@
-"""AdapterFusion: frozen adapters of several tasks, and attention that learns which of them each token heeds."""
+"""AdapterFusion: frozen adapters of several tasks, and attention by which each token selects among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltatune.methods.adapters.bottleneck import Bottleneck
 
 
 class Trained(Protocol):
-    """What fusion asks of an adapter to fuse: a `deltatune.Adapter`."""
+    """The part of `deltatune.Adapter` that fusion needs."""
 
     method: Method
 
@@ -29,9 +29,9 @@ class Trained(Protocol):
 
 
 class Fusion(Delta):
-    """`Δ = Σ_i softmax_i((Q x + b)·K u_i) V u_i`, u_i what the i-th member would add; members are not trained.
+    """`Δ = Σ_i softmax_i((Q x + b)·K u_i) V u_i`, u_i the change of the i-th member; members are not trained.
 
-    Keys have no bias: b_k would add the same to the scores of all members, which a softmax does not see.
+    Keys have no bias: b_k would add the same to the scores of all members, which the softmax cancels.
     """
 
     hints = TrainingHints(frozen=("members",))
@@ -61,9 +61,9 @@ class Fusion(Delta):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         u = torch.stack([member(x, h) for member in self.members], dim=-2)  # (..., N, D)
         query = F.linear(x, self.Q.to(x.dtype), self.b.to(x.dtype))
-        # q·K u_i is Kᵀq·u_i, and Σ p_i V u_i is V Σ p_i u_i: two products a token in place of two for each member.
-        sought = query @ self.K.to(x.dtype)  # (..., D)
-        p = torch.softmax((u @ sought.unsqueeze(-1)).squeeze(-1), dim=-1)  # (..., N); no 1/√D, as in the paper
+        # q·K u_i is Kᵀq·u_i, and Σ p_i V u_i is V Σ p_i u_i: two products per token instead of two per member.
+        projected = query @ self.K.to(x.dtype)  # (..., D)
+        p = torch.softmax((u @ projected.unsqueeze(-1)).squeeze(-1), dim=-1)  # (..., N); no 1/√D, as in the paper
         return F.linear((p.unsqueeze(-2) @ u).squeeze(-2), self.V.to(x.dtype))
 
     def penalty(self) -> Tensor:
@@ -79,9 +79,9 @@ _MEMBER = Bottleneck(size=48, form="pfeiffer", init="small")
 class AdapterFusion(Method):
     """h ← h + Σ_i softmax_i(Q x · K u_i) V u_i, u_i = U_i f(D_i x + b_i) + b′_i
 
-    Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247. The members are adapters trained before, each for a task of
-    its own; they are copied into this one and stay as they are, while Q, K and V are trained. Members that were never
-    trained are random, and fusing them is of no use: see `AdapterFusion.of` and `load_members_`.
+    Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247. The members are trained adapters, each for its own
+    task; they are copied into the fusion and stay fixed, while Q, K and V are trained. Members that were never trained
+    are random, so fusing them is useless: see `AdapterFusion.of` and `load_members_`.
     """
 
     members: tuple[Method, ...] = (_MEMBER, _MEMBER)
@@ -112,17 +112,17 @@ class AdapterFusion(Method):
     def pick(self, sites: Sites) -> list[Site]:
         picked = [member.pick(sites) for member in self.members]
         problems = []
-        for member, own in zip(self.members, picked, strict=True):
-            other = sorted({site.kind for site in own if site.kind != "sublayer"})
+        for member, sites_of_member in zip(self.members, picked, strict=True):
+            other = sorted({site.kind for site in sites_of_member if site.kind != "sublayer"})
             if other:
                 problems.append(f"{member!r} changes more than sublayers ({', '.join(other)})")
-            elif member.share(own) is not None:
+            elif member.share(sites_of_member) is not None:
                 problems.append(f"the layers of {member!r} share parameters")
-            elif [site.name for site in own] != [site.name for site in picked[0]]:
+            elif [site.name for site in sites_of_member] != [site.name for site in picked[0]]:
                 problems.append(f"{member!r} and {self.members[0]!r} have other sites")
-        reads = {self.members[i].build(own[0]).reads for i, own in enumerate(picked) if not problems}
+        reads = {m.build(p[0]).reads for m, p in zip(self.members, picked, strict=True) if not problems}
         if len(reads) > 1:
-            problems.append(f"members read different things: {', '.join(sorted(reads))}")
+            problems.append(f"members read different inputs: {', '.join(sorted(reads))}")
         raise_all(
             [f"AdapterFusion: {problem}; fuse bottlenecks of one form, at the same sites" for problem in problems]
         )
@@ -150,11 +150,11 @@ def load_members_(fused: Trained, adapters: Sequence[Trained]) -> None:
     problems, copies = [], []
     for name, fusion in fusions:
         for adapter, source, member in zip(adapters, sources, fusion.parts, strict=True):
-            theirs = source[name].state_dict() if name in source else {}
-            mine = member.state_dict()
-            if {key: t.shape for key, t in mine.items()} != {key: t.shape for key, t in theirs.items()}:
+            trained = source[name].state_dict() if name in source else {}
+            target = member.state_dict()
+            if {key: t.shape for key, t in target.items()} != {key: t.shape for key, t in trained.items()}:
                 problems.append(f"at {name}, {adapter.method!r} has no tensors that fit its member of the fusion")
-            copies += [(tensor, theirs.get(key)) for key, tensor in mine.items()]
+            copies += [(tensor, trained.get(key)) for key, tensor in target.items()]
     raise_all(problems)
     for tensor, given in copies:
         assert given is not None

@@ -1,1 +1,1 @@
-"""Methods that train the base's own weights, or move them in a subspace."""
+"""Methods that train the base's own weights, in full or within a subspace."""

@@ -1,4 +1,4 @@
-"""Fastfood: a dense random projection that is never written out, made of two Hadamard transforms."""
+"""Fastfood: a dense random projection that is never materialised, made of two Hadamard transforms."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Fastfood(nn.Module):
         super().__init__()
         self.d, self.D, self.LL = min(d, LL), D, LL
         self.narrow = 2 ** math.ceil(math.log2(self.d))
-        """Of pad(v) only the first d numbers are not 0, so that H B pad(v) is this long vector again and again."""
+        """Of pad(v) only the first d numbers are not 0, so H B pad(v) repeats a vector of this length."""
         self.register_buffer("B", torch.empty(self.d), persistent=False)
         self.register_buffer("G", torch.empty(LL), persistent=False)
-        # Π into the vector that repeats: 32 bits are enough, and half the memory
+        # Π into the repeated vector: 32 bits are enough, and half the memory
         self.register_buffer("index", torch.empty(LL, dtype=torch.int32), persistent=False)
         self.scale = 1.0
         self.check = 0.0
-        """A number that two projections have in common only if they were drawn alike."""
+        """A checksum of the random numbers."""
 
     @torch.no_grad()
     def draw_(self, rng: Rng) -> None:
-        """Draw B, Π and G; nothing of them needs to be stored, as the generators give the same again."""
+        """Draw B, Π and G; they need not be stored, as the generators draw the same again."""
         signs = torch.randint(0, 2, (self.d,), generator=rng("B"))
         permuted = torch.randperm(self.LL, generator=rng("Π"), dtype=torch.int32)
         drawn = torch.randn(self.LL, generator=rng("G"))
@@ -57,10 +57,10 @@ class Fastfood(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """(d,) to (D,)."""
-        if torch.compiler.is_compiling():  # the compiler derives it itself, and does not look into _Map
+        if torch.compiler.is_compiling():  # the compiler differentiates it itself, and cannot trace _Map
             return self.project(v)
-        found: Tensor = _Map.apply(v, self, False)  # type: ignore[no-untyped-call]
-        return found
+        projected: Tensor = _Map.apply(v, self, False)  # type: ignore[no-untyped-call]
+        return projected
 
     def project(self, v: Tensor) -> Tensor:
         """P v (D,), without a graph."""
@@ -70,7 +70,7 @@ class Fastfood(nn.Module):
         return hadamard(z, columns=rows, first=first)[: self.D].mul_(self.scale)
 
     def transposed(self, g: Tensor, length: int) -> Tensor:
-        """Pᵀ g (length,), where `length` numbers came in; those that were cropped get 0."""
+        """Pᵀ g (length,) for an input of `length` numbers; those that were cropped get 0."""
         first, block, rows = self._shape()
         padded = F.pad(g, (0, rows * block - self.D))
         z = hadamard(padded, rows=rows, first=first).mul_(self.G)  # (LL,)
@@ -79,19 +79,19 @@ class Fastfood(nn.Module):
         return F.pad(v * self.scale, (0, length - self.d))
 
     def _shape(self) -> tuple[int, int, int]:
-        """Rows of the first Kronecker factor, numbers in a block of it, and how many blocks the D kept ones fill."""
+        """Rows of the first Kronecker factor, numbers in a block of it, and how many blocks D numbers fill."""
         first = factors(self.LL)[0]
         block = self.LL // first
         return first, block, -(-self.D // block)
 
 
 class _Map(torch.autograd.Function):
-    """P or its transpose: linear, so each is the other's derivative, to every order, and nothing is kept for it."""
+    """P or its transpose: linear, so each is the other's derivative, to every order, and saves no tensors."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, fastfood: Fastfood, transposed: bool, length: int = 0) -> Tensor:
         ctx.fastfood, ctx.transposed, ctx.length = fastfood, transposed, len(v)
-        with torch.autocast(v.device.type, enabled=False):  # the sums of H are exact in no half precision
+        with torch.autocast(v.device.type, enabled=False):  # in half precision the sums of H would not be exact
             return fastfood.transposed(v, length) if transposed else fastfood.project(v)
 
     @staticmethod
@@ -105,14 +105,14 @@ class _Map(torch.autograd.Function):
 def hadamard(x: Tensor, *, columns: int | None = None, rows: int | None = None, first: int | None = None) -> Tensor:
     """H x for the unnormalised Walsh-Hadamard matrix, by Kronecker factors; the size is a power of two.
 
-    Of the first factor, of `first` rows, only `columns` are computed (the rest of the result is not wanted), or only
-    `rows` are there (the rest of x is 0). Each product turns its axis to the end, so that after all of them the order
-    is the old one.
+    Of the first factor, of `first` rows, only `columns` are computed (the rest of the result is not needed), or only
+    `rows` are given (the rest of x is 0). Each product moves its axis to the end, so that after all of them the order
+    is restored.
     """
     size = x.numel() // rows * first if rows and first else x.numel()
-    written = sylvester if torch.compiler.is_compiling() else _kept
+    matrix = sylvester if torch.compiler.is_compiling() else _cached
     for i, factor in enumerate(factors(size)):
-        H = written(factor, x.dtype, x.device)
+        H = matrix(factor, x.dtype, x.device)
         if i == 0:
             H = H[:rows, :columns]
         x = x.reshape(len(H), -1).T @ H
@@ -127,7 +127,7 @@ def factors(size: int) -> tuple[int, ...]:
 
 
 def sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """H of a small size, written out."""
+    """H of a small size, as a matrix."""
     with torch.inference_mode(False):
         H = torch.ones(1, 1, dtype=dtype, device=device)
         while len(H) < size:
@@ -135,4 +135,4 @@ def sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return H
 
 
-_kept = cache(sylvester)
+_cached = cache(sylvester)

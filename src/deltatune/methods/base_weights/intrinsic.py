@@ -1,4 +1,4 @@
-"""Training in a random subspace of all weights: few numbers move everything, and how few are enough can be measured."""
+"""Intrinsic dimension: training in a random subspace of all weights, whose smallest sufficient size can be measured."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deltatune.methods.base_weights.fastfood import Fastfood
 
 
 class Subspace(SharedModule):
-    """θ_d and, for SAID, the λ's: all that one adapter trains; its Deltas' projections are drawn from here."""
+    """θ_d and, for SAID, the λ's: all trained parameters of one adapter; it also draws its Deltas' projections."""
 
     drawn: Tensor
 
     def __init__(self, dimension: int, places: Mapping[str, int], picked: Sequence[Site]) -> None:
-        """`places`: of each parameter's λ, by the name of its site."""
+        """`places`: index of each parameter's λ, by the name of its site."""
         super().__init__()
         m = len(set(places.values()))
         self.theta = nn.Parameter(torch.zeros(dimension - m))
@@ -34,7 +34,7 @@ class Subspace(SharedModule):
         self.places = dict(places)
         self.register_buffer("drawn", torch.zeros(()))
         self.prefix = _common([site.name for site in picked])
-        """What all names begin with: a model and the same model with a head differ in it."""
+        """Common prefix of all names: a model and the same model with a head differ in it."""
         self.members: dict[str, Projected] = {}
         self.check = 0.0
         self.checked: tuple[int, int] | None = None
@@ -48,18 +48,18 @@ class Subspace(SharedModule):
             member.projection.draw_(partial(_drawing, rng, name))
         self.check = sum(member.projection.check for member in self.members.values())
         self.drawn.fill_(self.check)
-        self.members.clear()  # they know this subspace; both would outlive their adapter until Python looks for circles
+        self.members.clear()  # they refer to this subspace: a cycle would outlive the adapter
 
     def verify(self) -> None:
         """Raise unless the projections are those that θ_d was trained with: only their seed is in an adapter's file."""
-        now = id(self.drawn), self.drawn._version
-        if now != self.checked and not bool(self._as_trained()):
+        version = id(self.drawn), self.drawn._version
+        if version != self.checked and not bool(self._as_trained()):
             raise DeltatuneError(
                 "the random projections drawn here are not those that this adapter was trained with: another version "
-                f"of torch draws other numbers, and here it is {torch.__version__}; load the adapter where it was "
+                f"of torch draws other numbers, and this one is {torch.__version__}; load the adapter where it was "
                 "trained, and merge it there"
             )
-        self.checked = now
+        self.checked = version
 
     def _as_trained(self) -> Tensor:
         return (self.drawn - self.check).abs() <= 1e-4 * max(1.0, abs(self.check))
@@ -87,10 +87,10 @@ class Projected(ComputedWeight):
         self.size, self.reach = size, reach
         self.subspace: list[Subspace] = []  # in a list, so that the shared module is registered once, with the adapter
         self.place: int | None = None
-        """Of its λ."""
+        """Index of its λ."""
 
     def join(self, subspace: Subspace, name: str) -> None:
-        """Become a part of what an adapter shares; `name` is that of the site."""
+        """Join an adapter's subspace; `name` is that of the site."""
         self.subspace, self.place = [subspace], subspace.places.get(name)
         subspace.members[name.removeprefix(subspace.prefix)] = self
         d = len(subspace.theta)
@@ -98,12 +98,12 @@ class Projected(ComputedWeight):
         self.projection = Fastfood(d, self.size, 2 ** (widest - 1).bit_length())
 
     def weight(self, original: Tensor) -> Tensor:
-        """θ, of the original's shape: what the model reads in place of the original."""
+        """θ, of the original's shape, which the model reads in place of the original."""
         change: Tensor = self.projection(self.subspace[0].vector(self.place))
         return original + change.view_as(original)
 
     def sources(self) -> Sequence[Tensor]:
-        """What `weight` is made from: θ_d and the λ's."""
+        """The tensors from which `weight` is computed: θ_d and the λ's."""
         return tuple(self.subspace[0].parameters())
 
     @torch.no_grad()
@@ -122,13 +122,13 @@ class DID(Method):
     Direct intrinsic dimension, Li et al. 2018, https://arxiv.org/abs/1804.08838; of language models Aghajanyan et al.
     2020, https://arxiv.org/abs/2012.13255. P is a Fastfood transform for each weight tensor of the base, drawn from the
     seed and not trained; every tensor changes by a norm of about ‖θ_d‖, whatever its size. The task's head is trained
-    beside and not counted. It runs alone: it cannot share a batch.
+    too and not counted. It runs alone: it cannot share a batch.
     """
 
     dimension: int = 1000
-    """Length d of θ_d: all that is trained."""
+    """Length d of θ_d: the number of trained parameters."""
     reach: Literal["all", "first"] = "all"
-    """Weights with fewer than d numbers: moved by all of θ_d, or by its first part only, as in reference code."""
+    """Weights with fewer than d numbers: changed by all of θ_d, or by its first part only, as in reference code."""
 
     size_field: ClassVar[str | None] = "dimension"
     view: ClassVar[View] = View("P(θ_d) x", "none", "weights", "add")
@@ -152,11 +152,11 @@ class DID(Method):
         least, most = len(set(places.values())) + 1, sum(site.params for site in picked)
         if not least <= self.dimension <= most:
             inside = f", {least - 1} λ's among them" if places else ""
-            raise DeltatuneError(f"{self!r} cannot be had here: the dimension must be {least} to {most:,}{inside}")
+            raise DeltatuneError(f"{self!r} does not fit this model: the dimension must be {least} to {most:,}{inside}")
         return Subspace(self.dimension, places, picked)
 
     def scaled(self, picked: Sequence[Site]) -> dict[str, int]:
-        """Place of each parameter's λ, by the name of its site; empty without λ's."""
+        """Index of each parameter's λ, by the name of its site; empty without λ's."""
         return {}
 
     def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
@@ -175,17 +175,17 @@ class DID(Method):
 class SAID(DID):
     """θᵢ = θ₀ᵢ + λᵢ Pᵢ(θ_{d−m})
 
-    Structure-aware intrinsic dimension, Aghajanyan et al. 2020, https://arxiv.org/abs/2012.13255: as DID, and how far
-    each layer moves is learned too. The m numbers λ are counted in the dimension; they start at 1.
+    Structure-aware intrinsic dimension, Aghajanyan et al. 2020, https://arxiv.org/abs/2012.13255: as DID, with a
+    learned scale λ for each layer. The m numbers λ count towards the dimension; they start at 1.
     """
 
     dimension: int = 1000
-    """How many numbers are trained: the λ's, and θ_d, of length d − m."""
+    """Number of trained parameters: the λ's, and θ_d, of length d − m."""
     reach: Literal["all", "first"] = "all"
-    """Weights with fewer than d numbers: moved by all of θ_d, or by its first part only, as in reference code."""
+    """Weights with fewer than d numbers: changed by all of θ_d, or by its first part only, as in reference code."""
     scales: Literal["layer", "tensor"] = "layer"
-    """A λ for each layer, as in the paper (what lies below all blocks is one, and what lies above), or for each weight
-    tensor, as in reference code."""
+    """A λ for each layer, as in the paper (the weights below all blocks are one, those above another), or for each
+    weight tensor, as in reference code."""
 
     view: ClassVar[View] = View("λ P(θ_d) x", "none", "weights", "scaled")
 
@@ -196,7 +196,7 @@ class SAID(DID):
 
     def count(self, sites: Sites) -> int:
         least = len(set(self.scaled(self.pick(sites)).values())) + 1
-        return max(self.dimension, least)  # a budget asks for the smallest there is
+        return max(self.dimension, least)  # a budget tries the smallest there is
 
 
 def _layer(site: Site) -> str:
@@ -208,6 +208,6 @@ def _layer(site: Site) -> str:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The components that all names begin with, with a dot at the end."""
+    """The common leading components of all names, with a dot at the end."""
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return "".join(f"{column[0]}." for column in takewhile(lambda column: len(set(column)) == 1, columns))

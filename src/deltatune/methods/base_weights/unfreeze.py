@@ -1,4 +1,4 @@
-"""Training the base's own weights: all of them, those of the top layers, or none but the head."""
+"""Fine-tuning of the base's own weights: all of them, those of the top layers, or the head alone."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Weight(WeightDelta):
 
 @dataclass(frozen=True)
 class Unfreeze(Method):
-    """W ← W′ for the weights of the top `layers` blocks and what lies above them
+    """W ← W′ for the weights of the top `layers` blocks and those above them
 
-    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), training of the head on fixed features (`Probe()`), and
-    of the vocabulary alone (`Embeddings()`), as a model learns new words.
-    The base's own values are kept, so the adapter detaches like any other. It runs alone: it cannot share a batch.
+    Full fine-tuning (`Full()`), top-k layers (`TopLayers(2)`), a linear probe that trains the head alone (`Probe()`),
+    and the vocabulary alone (`Embeddings()`), for new tokens.
+    The base's values are kept, so the adapter detaches like any other. It runs alone: it cannot share a batch.
     """
 
     layers: int | None = None
     """Number of blocks from the top, of each stack; None for every weight, 0 for none (only the task's head)."""
     part: Literal["all", "embeddings"] = "all"
-    """embeddings: the token embeddings and the language model's head alone; tied ones stay one tensor."""
+    """embeddings: the token embeddings and the language-model head alone; tied ones stay one tensor."""
 
     view: ClassVar[View] = View("W′ x − W x", "none", "weights", "replace")
 
@@ -93,13 +93,13 @@ class Unfreeze(Method):
 
 def _vocabulary(sites: Sites) -> list[Site]:
     """Weights that map token ids to vectors, or vectors to logits of tokens, each tensor once."""
-    words = [site for site in sites.values() if site.kind == "embed"]
-    words += [site for site in sites.values() if site.layer is None and site.width_out == sites.facts.vocabulary]
+    tables = [site for site in sites.values() if site.kind == "embed"]
+    tables += [site for site in sites.values() if site.layer is None and site.width_out == sites.facts.vocabulary]
     outside = [site for site in sites.weights.values() if site.layer is None and site.attribute == "weight"]
-    own = {site.module for site in outside}
-    # Embeddings that encoder and decoder share are listed under a third name: there, the size tells.
-    sizes = {site.width_in * site.width_out for site in words if site.module not in own}
-    modules = {site.module for site in words}
+    outside_modules = {site.module for site in outside}
+    # Embeddings that encoder and decoder share are listed under a third name: they are recognised by size.
+    sizes = {site.width_in * site.width_out for site in tables if site.module not in outside_modules}
+    modules = {site.module for site in tables}
     return [site for site in outside if site.module in modules or site.params in sizes]
 
 
@@ -111,17 +111,17 @@ def Full() -> Unfreeze:
 
 @short_form
 def TopLayers(layers: int = 2) -> Unfreeze:
-    """The top `layers` blocks and what lies above them."""
+    """The top `layers` blocks and the weights above them."""
     return Unfreeze(layers=layers)
 
 
 @short_form
 def Embeddings() -> Unfreeze:
-    """The token embeddings and the language model's head, as new words need them."""
+    """The token embeddings and the language-model head, for new tokens."""
     return Unfreeze(part="embeddings")
 
 
 @short_form
 def Probe() -> Unfreeze:
-    """Only the task's head, on the frozen base's features."""
+    """Linear probe: only the task's head, on the frozen base's features."""
     return Unfreeze(layers=0)

@@ -1,1 +1,1 @@
-"""Gates, unions and the unified view."""
+"""Combinations: gates, unions and the unified view."""

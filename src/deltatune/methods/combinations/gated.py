@@ -19,7 +19,7 @@ from deltatune.methods.prompts.prefix import KeyValues
 
 
 class Gate(nn.Module):
-    """`g = mean_t σ(w·x_t + b)` over a row's real tokens; where tokens know only the past, `g_t = σ(w·x_t + b)`."""
+    """`g = mean_t σ(w·x_t + b)` over a row's real tokens; with causal attention, `g_t = σ(w·x_t + b)`."""
 
     def __init__(self, width: int, causal: bool) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Gate(nn.Module):
         self.causal = causal
 
     def init_(self, rng: Rng) -> None:
-        """Half open: N(0, 0.02) and no bias."""
+        """Half open: weights from N(0, 0.02), bias 0."""
         nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
         nn.init.zeros_(self.bias)
 
@@ -156,7 +156,7 @@ class _GatedMethod(Method):
         stuck = sorted({site.kind for site in picked if site.kind in ("weight", "embed", "head")})
         if stuck:
             raise DeltatuneError(
-                f"{self.method!r} acts at sites of kind {', '.join(stuck)}, where there is nothing a gate could read "
+                f"{self.method!r} acts at sites of kind {', '.join(stuck)}, which have no input for a gate "
                 f"in this {sites.facts.architecture}; gate LoRA, bottlenecks and prefixes"
             )
         return picked

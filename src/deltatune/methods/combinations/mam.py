@@ -16,7 +16,7 @@ class MAM(Compound):
     """a ← softmax(q [P_k; K]ᵀ/√d) [P_v; V] in attention; h ← h + s·U relu(D x) over the FFN
 
     He et al. 2022, https://arxiv.org/abs/2110.04366
-    Their finding: a small budget serves best in attention (a prefix of 30), a large one over the FFN (width 512).
+    Their finding: a small budget is best spent in attention (a prefix of 30), a large one on the FFN (width 512).
     """
 
     length: int = 30
@@ -40,7 +40,7 @@ class MAM(Compound):
         return Prefix(length=self.length, mlp=self.mlp) + Bottleneck(self.size, form="parallel", scale=self.scale)
 
     def sized(self, size: int) -> Method:
-        """Both parts scale together, as the paper's proportion has it."""
+        """The same with both parts scaled, in the paper's proportion."""
         return replace(self, size=size, length=max(1, round(self.length * size / self.size)))
 
     def finished(self) -> Method:

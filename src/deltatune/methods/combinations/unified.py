@@ -67,8 +67,8 @@ class Unified(Method):
 
     He et al. 2022, https://arxiv.org/abs/2110.04366
     LoRA is `linear`, parallel, at matrices; an adapter `relu`, sequential, at sublayers; a prefix is `softmax`,
-    parallel, at attention, gated, with D and U in place of its keys (after the query map) and values. What the paper's
-    table left open is free to try: a scaled parallel relu at `*.attn.{q,v}`, a gated one over the FFN.
+    parallel, at attention, gated, with D and U in place of its keys (after the query map) and values. Combinations
+    outside the paper's table work too: a scaled parallel relu at `*.attn.{q,v}`, a gated one over the FFN.
     """
 
     r: int = 16
@@ -96,7 +96,7 @@ class Unified(Method):
 
     @property
     def view(self) -> View:  # type: ignore[override]
-        """As its fields say."""
+        """From its fields."""
         inner = {"linear": "D x", "softmax": "softmax(D x)"}.get(self.form, f"{self.form}(D x)")
         joins: dict[str, Literal["add", "scaled", "gated"]] = {"add": "add", "gated": "gated"}
         return View(f"U {inner}", self.insertion, f"{self.sites}", joins.get(self.composition, "scaled"))

@@ -1,4 +1,4 @@
-"""UniPELT: several methods at once, each with a gate that decides by the text how much of it acts."""
+"""UniPELT: several methods at once, each with a gate computed from the text."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class UniPELT(Compound):
     """h ← h + Σ_i g_i(x)·Δ_i(x, h), g_i(x) = mean_t σ(w_i·x_t + b_i)
 
     Mao et al. 2022, https://arxiv.org/abs/2110.07577
-    Any union can be gated: `UniPELT(LoRA() + Prefix())`. A gate a method and site. The paper's prefix runs through an
-    MLP while it is trained (`Prefix(length=10, mlp=512)`), and its gate stands in for LoRA's α/r, which is 1 here.
-    The mean is over real tokens (the reference counts padding too). Where a token knows only those before it, as in
-    decoders, a mean over the text would look into the future: there each token has a gate of its own.
+    Any union can be gated: `UniPELT(LoRA() + Prefix())`. Each method has a gate at each site. The paper's prefix runs
+    through an MLP while it is trained (`Prefix(length=10, mlp=512)`), and LoRA's gate replaces its α/r, 1 here.
+    The mean is over real tokens (the reference counts padding too). In decoders a mean over the text would look into
+    the future, so each token has its own gate.
     """
 
     methods: Method = _PAPER

@@ -1,4 +1,4 @@
-"""LongLoRA: long contexts are learned in groups of tokens, half of the heads with groups shifted by half of one."""
+"""LongLoRA: attention within groups of tokens while training, shifted by half a group in half of the heads."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Wrap = Literal["none", "roll"]
 
 
 class ShiftedSparse(AttentionDelta):
-    """S²-Attn while training: attention within groups of G tokens, in half of the heads within groups G/2 further on.
+    """S²-Attn while training: attention within groups of G tokens, shifted by G/2 tokens in half of the heads.
 
-    At inference it is full attention, and so it is where queries and keys are not the same tokens (a cache).
-    Texts that do not divide into groups are padded here, and the padding is masked.
+    At inference, and where queries and keys are not the same tokens (a cache), it is full attention.
+    Texts whose length is not a multiple of G are padded here, and the padding is masked.
     """
 
     def __init__(self, groups: int, wrap: Wrap, factor: float) -> None:
@@ -47,44 +47,44 @@ class ShiftedSparse(AttentionDelta):
             raise DeltatuneError("LongLoRA shifts the groups of half of the heads, and attention here has one head")
         G = 2 * -(-T // (2 * self.groups))  # even, so that it can be halved
         halves = _heads(call, slice(0, H // 2)), _heads(call, slice(H // 2, H))
-        if halves[0] is None or halves[1] is None:  # keys that both halves share
+        if halves[0] is None or halves[1] is None:  # both halves share keys
             whole = grouped(call, G, 0, self.wrap), grouped(call, G, G // 2, self.wrap)
             return torch.cat([whole[0][:, :, : H // 2], whole[1][:, :, H // 2 :]], 2), None
         return torch.cat([grouped(halves[0], G, 0, self.wrap), grouped(halves[1], G, G // 2, self.wrap)], 2), None
 
 
-def _heads(call: AttentionCall, mine: slice) -> AttentionCall | None:
-    """The call for some of the query heads; None if their keys are others' too."""
+def _heads(call: AttentionCall, heads: slice) -> AttentionCall | None:
+    """The call for some of the query heads; None if other heads share their keys."""
     H, shared = call.q.shape[1], call.k.shape[1]
     if H % 2 or shared % 2:
         return None
-    theirs = slice(mine.start * shared // H, mine.stop * shared // H)
+    key_heads = slice(heads.start * shared // H, heads.stop * shared // H)
 
     def cut(t: Tensor | None) -> Tensor | None:
-        return t[:, mine] if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == H else t
+        return t[:, heads] if isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == H else t
 
     options = {**call.options, "position_bias": cut(call.options.get("position_bias"))}
     options = options if "position_bias" in call.options else dict(call.options)
-    q, k, v = call.q[:, mine], call.k[:, theirs], call.v[:, theirs]
+    q, k, v = call.q[:, heads], call.k[:, key_heads], call.v[:, key_heads]
     return replace(call, q=q, k=k, v=v, mask=cut(call.mask), options=options)
 
 
 def grouped(call: AttentionCall, G: int, shift: int, wrap: Wrap) -> Tensor:
-    """Attention within groups of G tokens, whose borders lie `shift` tokens after 0: (B, T, H, K).
+    """Attention (B, T, H, K) within groups of G tokens, the first of which begins `shift` tokens after 0.
 
     wrap="none": the first and the last group are halves. wrap="roll", as the reference code without flash attention:
-    the last group is the text's end and its beginning, in this order, so that the beginning sees the end.
+    the last group is the text's end followed by its beginning, so that the beginning sees the end.
     """
     T = call.q.shape[2]
     rolled = shift > 0 and wrap == "roll"
     causal = _causal(call)
     if call.mask is None and not rolled and call.options.get("position_bias") is None and (causal or T % G == 0):
         return _unmasked(call, G, shift)
-    in_front = shift if shift and not rolled else 0
-    behind = -(T + in_front) % G
+    before = shift if shift and not rolled else 0
+    after = -(T + before) % G
     if rolled:
-        behind = -T % G
-    place = torch.arange(-in_front, T + behind, device=call.q.device)  # of each token of the padded text
+        after = -T % G
+    place = torch.arange(-before, T + after, device=call.q.device)  # of each token of the padded text
     if rolled:
         place = place.roll(-shift)
     at, real = place.clamp(0, T - 1), (place >= 0) & (place < T)
@@ -108,9 +108,9 @@ def grouped(call: AttentionCall, G: int, shift: int, wrap: Wrap) -> Tensor:
 
 
 def _unmasked(call: AttentionCall, G: int, shift: int) -> Tensor:
-    """`grouped` where the attention underneath needs no mask: every group is a text of its own."""
+    """`grouped` where the inner attention needs no mask: every group is a sequence of its own."""
     B, _, T, _ = call.q.shape
-    padded = [F.pad(t, (0, 0, 0, -T % G)) for t in (call.q, call.k, call.v)]  # behind the text, where none looks
+    padded = [F.pad(t, (0, 0, 0, -T % G)) for t in (call.q, call.k, call.v)]  # after the text, which no token sees
 
     def part(start: int, stop: int, size: int) -> Tensor:
         q, k, v = (
@@ -128,13 +128,13 @@ def _unmasked(call: AttentionCall, G: int, shift: int) -> Tensor:
 
 
 def _causal(call: AttentionCall) -> bool:
-    """Whether the attention underneath looks back only, if it gets no mask."""
-    said = call.options.get("is_causal")  # some encoders of images say so in each call, against their module
-    return bool(getattr(call.module, "is_causal", True) if said is None else said)
+    """Whether the inner attention is causal without a mask."""
+    option = call.options.get("is_causal")  # some image encoders pass it in each call, against their module's
+    return bool(getattr(call.module, "is_causal", True) if option is None else option)
 
 
 def _mask(call: AttentionCall, at: Tensor, real: Tensor, G: int, rolled: bool) -> Tensor:
-    """Who attends to whom in each group, (B·n, 1 or H, G, G), of bool or to be added."""
+    """Attention mask of each group, (B·n, 1 or H, G, G), boolean or additive."""
     B, n = call.q.shape[0], len(at) // G
     itself = torch.eye(G, dtype=torch.bool, device=at.device)
     allowed = real.view(n, 1, 1, G) | itself  # padding sees itself
@@ -142,26 +142,26 @@ def _mask(call: AttentionCall, at: Tensor, real: Tensor, G: int, rolled: bool) -
         return (allowed & (itself.new_ones(G, G).tril() if _causal(call) else True)).repeat(B, 1, 1, 1)
     mask = call.mask.expand(B, -1, -1, -1)
     if rolled and getattr(call.module, "is_causal", False):
-        # The reference's mask goes by the order within a group; which keys are padding shows the last token.
+        # The reference's mask follows the order within a group; the last token's row shows which keys are padding.
         keys = (mask[:, :, -1:, :] if mask.dtype == torch.bool else mask[:, :, -1:, :] >= 0).index_select(3, at)
-        own = keys.view(B, keys.shape[1], 1, n, G).permute(0, 3, 1, 2, 4)  # (B, n, 1, 1, G)
-        whole = (own & itself.new_ones(G, G).tril() & allowed).flatten(0, 1)
-        return whole if mask.dtype == torch.bool else _added(whole, mask.dtype)
+        in_group = keys.view(B, keys.shape[1], 1, n, G).permute(0, 3, 1, 2, 4)  # (B, n, 1, 1, G)
+        whole = (in_group & itself.new_ones(G, G).tril() & allowed).flatten(0, 1)
+        return whole if mask.dtype == torch.bool else _additive(whole, mask.dtype)
     blocks, padding = _blocks(mask, at, G), itself & ~real.view(n, 1, 1, G)
     if mask.dtype == torch.bool:
         return ((blocks & allowed) | padding).flatten(0, 1)
-    # What is added may be more than a mask: Swin's holds a learned bias.
+    # An additive mask may hold more: Swin's has a learned bias.
     return blocks.masked_fill(~allowed, torch.finfo(mask.dtype).min).masked_fill(padding, 0).flatten(0, 1)
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of bool as one to be added."""
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as an additive one."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _blocks(square: Tensor, at: Tensor, G: int) -> Tensor:
     """The blocks (B, n, H, G, G) on the diagonal of (B, H, T, T), its tokens taken in the order `at`."""
-    square = square.expand(-1, -1, square.shape[-1], -1)  # some masks are the same for every query, and have one
+    square = square.expand(-1, -1, square.shape[-1], -1)  # some masks have one row for all queries
     groups = at.view(-1, G)
     rows = square[:, :, groups[:, :, None], groups[:, None, :]]  # (B, H, n, G, G)
     return rows.transpose(1, 2)
@@ -183,7 +183,7 @@ class _Sparse(Method):
         rotary = any("rotary" in path for path in sites.facts.position_modules)
         if self.factor != 1 and not rotary:
             raise DeltatuneError(
-                f"LongLoRA(factor={self.factor:g}) brings the positions of rotary embeddings together, and this "
+                f"LongLoRA(factor={self.factor:g}) interpolates the positions of rotary embeddings, and this "
                 f"{sites.facts.architecture} has none; leave factor at 1"
             )
         return [site for site in sites.match("*.kv", kinds=("kv",)) if ".cross." not in site.name]
@@ -197,7 +197,7 @@ class _Sparse(Method):
 
 @dataclass(frozen=True)
 class _Trained(Method):
-    """Copies of norms and embeddings in place of the base's"""
+    """Trained copies of norms and embeddings in place of the base's"""
 
     norms: bool = True
     embeddings: bool = True
@@ -208,14 +208,14 @@ class _Trained(Method):
 
     def pick(self, sites: Sites) -> list[Site]:
         wanted = [kind for kind, on in (("norm", self.norms), ("embed", self.embeddings)) if on]
-        found = [site for site in sites.values() if site.kind in wanted]
-        missing = [kind for kind in wanted if not any(site.kind == kind for site in found)]
+        picked = [site for site in sites.values() if site.kind in wanted]
+        missing = [kind for kind in wanted if not any(site.kind == kind for site in picked)]
         if missing:
             raise DeltatuneError(
                 f"this {sites.facts.architecture} has no {' and no '.join(missing)} to train; LongLoRA(norms=False, "
                 "embeddings=False) leaves them out"
             )
-        return found
+        return picked
 
     def build(self, site: Site) -> Delta:
         return ModuleCopy()
@@ -229,9 +229,9 @@ class LongLoRA(Compound):
     """a ← softmax(q kᵀ/√d) v within groups while training, in full afterwards; h ← h + (α/r)·B A x
 
     Chen et al. 2023, https://arxiv.org/abs/2309.12307: LoRA at all maps of attention, trained norms and embeddings, and
-    S²-Attn: the text is cut into groups, in half of the heads shifted by half a group, so that neighbours exchange
-    what they know. `wrap="none"` is the paper's flash-attention code; its other code rolls the text (`wrap="roll"`), in
-    which the first tokens see the last ones. `factor` interpolates positions (Chen et al. 2023,
+    S²-Attn: the text is cut into groups, in half of the heads shifted by half a group, so that information passes
+    between neighbouring groups. `wrap="none"` is the paper's flash-attention code; its other code rolls the text
+    (`wrap="roll"`), so that the first tokens see the last ones. `factor` interpolates positions (Chen et al. 2023,
     https://arxiv.org/abs/2306.15595): 8 for a context eight times as long.
     Embeddings that are tied to the language-model head are untied: the head keeps the base's.
     """
@@ -245,9 +245,9 @@ class LongLoRA(Compound):
     sites: str | tuple[str, ...] = "*.attn.{q,k,v,o}"
     """LoRA's matrices."""
     groups: int = 4
-    """Groups a text; the paper's are a quarter of it."""
+    """Number of groups per text; 4 in the paper."""
     wrap: Wrap = "none"
-    """What the shifted groups do at both ends: halves of a group, or one group of both."""
+    """Shifted groups at both ends of the text: two half groups (`none`), or one group of both ends (`roll`)."""
     norms: bool = True
     """Train the norms."""
     embeddings: bool = True
@@ -271,7 +271,7 @@ class LongLoRA(Compound):
 
     @property
     def starts_as_base(self) -> bool:  # type: ignore[override]
-        """At inference, and unless positions are brought together."""
+        """At inference, and unless positions are interpolated."""
         return self.factor == 1
 
     def limit(self, sites: Sites) -> int:

@@ -1,4 +1,4 @@
-"""Prefix tuning: trained keys and values in front of every attention's own."""
+"""Prefix tuning: trained keys and values in front of each attention's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltatune.core.sites.site import Site, Sites
 
 
 class KeyValues(AttentionDelta):
-    """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) as they are."""
+    """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) trained directly."""
 
     def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class KeyValues(AttentionDelta):
         self.dropout = dropout
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
-        # P-tuning v2 gets N(0, 0.02) from the model's initialiser; N(0, 1), PEFT's default, disturbs the model a lot.
+        # P-tuning v2 draws N(0, 0.02), as the model's initialiser does; PEFT's default N(0, 1) disturbs the model.
         nn.init.normal_(self.keys, std=0.02, generator=rng("keys"))
         nn.init.normal_(self.values, std=0.02, generator=rng("values"))
 
@@ -46,7 +46,7 @@ class KeyValues(AttentionDelta):
         return call.prefixed(*self.placed(call)).run()
 
     def placed(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H_kv, P, K) for the rows of a call; each row drops others."""
+        """Keys and values (B, H_kv, P, K) for the rows of a call, with dropout drawn for each row."""
         keys, values = (call.to_heads(vectors) for vectors in self.prefix())
         if self.dropout:
             keys, values = (F.dropout(vectors, self.dropout, self.training) for vectors in (keys, values))
@@ -63,21 +63,21 @@ class Reparametrised(KeyValues):
         self.bias = nn.Parameter(torch.empty(2 * width))
         self.length, self.width = length, width
         self.trunk: list[Trunk] = []
-        """The one of its kind of attention; in a list, so that it is registered once, with the adapter."""
+        """The trunk of its kind of attention; in a list, so that it is registered once, with the adapter."""
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.normal_(self.weight, std=0.02, generator=rng("weight"))
         nn.init.zeros_(self.bias)
 
     def init_from_(self, keys: Tensor, values: Tensor) -> None:
-        self.trunk[0].goals.append((self, torch.cat([keys, values], -1)))
+        self.trunk[0].targets.append((self, torch.cat([keys, values], -1)))
 
     def prefix(self) -> tuple[Tensor, Tensor]:
-        keys, values = self.grown(self.trunk[0]()).chunk(2, dim=-1)  # each (P, H_kv·K)
+        keys, values = self.expanded(self.trunk[0]()).chunk(2, dim=-1)  # each (P, H_kv·K)
         return keys, values
 
-    def grown(self, trunk: Tensor) -> Tensor:
-        """Keys and values side by side, (P, 2·H_kv·K), of the trunk (P, middle)."""
+    def expanded(self, trunk: Tensor) -> Tensor:
+        """Concatenated keys and values (P, 2·H_kv·K) of the trunk (P, middle)."""
         return F.linear(trunk, self.weight, self.bias)
 
     @torch.no_grad()
@@ -97,14 +97,14 @@ class Trunk(SharedModule):
         self.embedding = nn.Parameter(torch.empty(length, width))
         self.weight = nn.Parameter(torch.empty(middle, width))
         self.bias = nn.Parameter(torch.empty(middle))
-        self.now: Tensor | None = None
-        """What it is in the forward that runs, with its graph."""
+        self.cached: Tensor | None = None
+        """Its output in the current forward, with its graph."""
         self.versions: list[int] = []
-        self.goals: list[tuple[Reparametrised, Tensor]] = []
-        """Keys and values that the layers are to start from."""
+        self.targets: list[tuple[Reparametrised, Tensor]] = []
+        """Initial keys and values of the layers."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "now": None}  # what a forward has left is neither copied nor saved
+        return {**self.__dict__, "cached": None}  # intermediate values are neither copied nor saved
 
     def init_(self, rng: Rng) -> None:
         nn.init.normal_(self.embedding, generator=rng("embedding"))
@@ -113,13 +113,13 @@ class Trunk(SharedModule):
 
     @torch.enable_grad()
     def after_init_(self) -> None:
-        """Fit trunk and layers to their goals, if there are any: 500 steps of Adam at 1e-4, as in the paper."""
-        goals, self.goals = [(delta, goal.to(self.embedding)) for delta, goal in self.goals], []
-        fitted = [*self.parameters(), *(p for delta, _ in goals for p in delta.parameters())]
+        """Fit the trunk and the layers to their targets, if any: 500 steps of Adam at 1e-4, as in the paper."""
+        targets, self.targets = [(delta, target.to(self.embedding)) for delta, target in self.targets], []
+        fitted = [*self.parameters(), *(p for delta, _ in targets for p in delta.parameters())]
         optimiser = torch.optim.Adam(fitted, lr=1e-4)
-        for _ in range(500 if goals else 0):
+        for _ in range(500 if targets else 0):
             trunk = self.computed()
-            losses = [F.mse_loss(delta.grown(trunk), goal) for delta, goal in goals]
+            losses = [F.mse_loss(delta.expanded(trunk), target) for delta, target in targets]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), fitted)
             for parameter, gradient in zip(fitted, gradients, strict=True):
                 parameter.grad = gradient
@@ -128,35 +128,35 @@ class Trunk(SharedModule):
             parameter.grad = None
 
     def before_forward(self) -> None:
-        """Compute it once for all layers, before the model runs: outside of what checkpointing computes again."""
+        """Compute it once for all layers, before the model runs: outside the blocks that checkpointing recomputes."""
         graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        self.now = self.computed() if graph else None
+        self.cached = self.computed() if graph else None
         self.versions = [p._version for p in self.parameters()]
 
     def forward(self) -> Tensor:
-        if self.now is None or torch.compiler.is_compiling():
+        if self.cached is None or torch.compiler.is_compiling():
             return self.computed()
         if not torch.is_grad_enabled() or self.versions != [p._version for p in self.parameters()]:
-            # Re-entrant checkpointing runs without gradients first, and then backward through each block on its own:
-            # blocks cannot have one graph in common. Nor can steps.
-            self.now = None
+            # Re-entrant checkpointing runs without gradients first, and then backward through each block alone: blocks
+            # cannot share one graph, nor can steps.
+            self.cached = None
             return self.computed()
-        return self.now
+        return self.cached
 
     def computed(self) -> Tensor:
-        """The same from its parameters as they are."""
+        """Its output from the current parameters."""
         return torch.tanh(F.linear(self.embedding, self.weight, self.bias))
 
 
 class Trunks(SharedModule):
-    """A trunk for each kind of attention: encoder-decoders have three, their encoder's, their decoder's and cross."""
+    """A trunk for each kind of attention: encoder-decoders have three (encoder, decoder, cross)."""
 
     def __init__(self, trunks: Mapping[str, Trunk]) -> None:
         super().__init__()
         self.of = nn.ModuleDict(trunks)
 
     def init_(self, rng: Rng) -> None:
-        """Each from generators of its own name."""
+        """Each from the generators of its name."""
         for name, trunk in self.trunks():
             trunk.init_(lambda tensor, name=name: rng(f"{name}.{tensor}"))  # type: ignore[misc]
 
@@ -171,7 +171,7 @@ class Trunks(SharedModule):
             trunk.after_init_()
 
     def trunks(self) -> Iterator[tuple[str, Trunk]]:
-        """By kind of attention."""
+        """(kind of attention, trunk)."""
         for name, trunk in self.of.items():
             assert isinstance(trunk, Trunk)
             yield name, trunk
@@ -196,18 +196,18 @@ class Prefix(Method):
     """
 
     length: int = 16
-    """Positions P put in front."""
+    """Prefix length P."""
     mlp: int = 0
     """Width of the reparametrising network while training (512 for GPT-2, 800 for BART); 0 trains the vectors alone."""
     shift_positions: bool = True
     """Real tokens start at position P, as in the paper, P-tuning v2 and PEFT; encoder-decoders never shift."""
     dropout: float = 0.0
-    """Dropped from keys and values while training; 0.1 in P-tuning v2."""
+    """Dropout on keys and values while training; 0.1 in P-tuning v2."""
     words: str = ""
-    """A text whose keys and values in the base are what it starts from, repeated or cut to the length: better than
-    random ones where there are few examples."""
+    """Initial text: the prefix starts from its keys and values in the base, repeated or cut to the length. Better than
+    random values where examples are few."""
     ids: tuple[int, ...] = ()
-    """The same as token ids; from words they are filled in where the tokenizer is known, before training."""
+    """Initial token ids; those of `words` are filled in before training, by the tokenizer."""
     sites: str | tuple[str, ...] = "*.kv"
     """Which attentions: `*.kv`, or for encoder-decoders a part such as `decoder.*.cross.kv`."""
 
@@ -232,7 +232,7 @@ class Prefix(Method):
     def pick(self, sites: Sites) -> list[Site]:
         if self.words and not self.ids:
             raise DeltatuneError(
-                f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
+                f"{self!r}: its initial text has no token ids yet on this {sites.facts.architecture}; attach "
                 "deltatune.with_token_ids(method, tokenizer), as training by the command line does"
             )
         return sites.match(self.sites, kinds=("kv",))

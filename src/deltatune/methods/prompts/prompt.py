@@ -17,7 +17,7 @@ from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites, require
 
 Ids = tuple[int | tuple[int, ...], ...]
-"""Token ids that vectors start from, one or the mean of several for each."""
+"""Token ids that initialise the vectors, one or the mean of several for each."""
 
 
 class SoftPrompt(Delta):
@@ -53,9 +53,9 @@ class SoftPrompt(Delta):
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         index = x - self.vocabulary  # (B, T), negative at real tokens
         vectors = F.embedding(index.clamp(0, self.length - 1), self.vectors().to(h.dtype))  # (B, T, D)
-        mine = ((index >= 0) & (index < self.length)).unsqueeze(-1)
+        virtual = ((index >= 0) & (index < self.length)).unsqueeze(-1)
         return torch.where(
-            mine, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
+            virtual, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
         )
 
 
@@ -71,11 +71,11 @@ class Prompt(Method):
     """Virtual tokens P; 100 in the paper."""
     init: Literal["vocabulary", "uniform", "labels", "text", "ids"] = "vocabulary"
     """`vocabulary`: drawn from the first 5,000 rows; `uniform`: U(-0.5, 0.5); `labels`: a vector for each class, the
-    mean of its name's tokens; `text`: a text's tokens; `ids`: given ids. Vectors left over are drawn."""
+    mean of its name's tokens; `text`: a text's tokens; `ids`: given ids. The remaining vectors are drawn."""
     text: str = ""
-    """The text to start from."""
+    """The initial text."""
     ids: Ids = ()
-    """Token ids to start from; those of labels and texts are filled in before training, by the tokenizer."""
+    """Initial token ids; those of labels and texts are filled in before training, by the tokenizer."""
 
     size_field: ClassVar[str | None] = "length"
     learning_rate: ClassVar[float] = 2e-2
@@ -87,7 +87,7 @@ class Prompt(Method):
         if self.ids and self.init in ("vocabulary", "uniform"):
             raise DeltatuneError(f"Prompt(init={self.init!r}) takes no ids; Prompt(init='ids', ids=(2023, 2003)) does")
         if self.init == "ids" and not self.ids:
-            raise DeltatuneError("Prompt(init='ids') needs the ids to start from: Prompt(init='ids', ids=(2023, 2003))")
+            raise DeltatuneError("Prompt(init='ids') needs initial ids: Prompt(init='ids', ids=(2023, 2003))")
         if bool(self.text) != (self.init == "text"):
             raise DeltatuneError(
                 "Prompt: init='text' and text='...' go together: Prompt(init='text', text='Classify:')"
@@ -101,28 +101,30 @@ class Prompt(Method):
             return self
         if self.init == "labels" and not labels:
             raise DeltatuneError("Prompt(init='labels') needs a task with classes; this one has none")
-        words = labels if self.init == "labels" else [self.text]
-        ids = [tuple(tokenize(word)) for word in words]
-        raise_all([f"{word!r} makes no tokens to start from" for word, own in zip(words, ids, strict=True) if not own])
+        texts = labels if self.init == "labels" else [self.text]
+        ids = [tuple(tokenize(text)) for text in texts]
+        raise_all(
+            [f"the tokenizer makes no tokens of {t!r}" for t, of_text in zip(texts, ids, strict=True) if not of_text]
+        )
         return replace(self, ids=tuple(ids) if self.init == "labels" else ids[0])
 
     def sized(self, size: int) -> Method:
-        """What it starts from is the least it can have."""
+        """The same with another length, at least the number of initial ids."""
         return replace(self, length=max(size, len(self.ids)))
 
     def pick(self, sites: Sites) -> list[Site]:
         if self.init in ("labels", "text") and not self.ids:
             raise DeltatuneError(
-                f"{self!r}: its words are not token ids yet on this {sites.facts.architecture}; attach "
+                f"{self!r}: its initial text has no token ids yet on this {sites.facts.architecture}; attach "
                 "deltatune.with_token_ids(method, tokenizer, task), as training by the command line does"
             )
-        found = at_input(sites)
+        picked = at_input(sites)
         flat = [i for ids in self.ids for i in ((ids,) if isinstance(ids, int) else ids)]
-        wrong = [i for i in flat if not 0 <= i < found[0].width_in]
+        wrong = [i for i in flat if not 0 <= i < picked[0].width_in]
         if wrong:
-            have = f"{sites.facts.architecture} has {found[0].width_in:,} tokens"
+            have = f"{sites.facts.architecture} has {picked[0].width_in:,} tokens"
             raise DeltatuneError(f"Prompt: {have}, and no token {wrong[0]} to start from")
-        return found
+        return picked
 
     def build(self, site: Site) -> Delta:
         return SoftPrompt(self.length, site, self.init, self.ids)
@@ -131,19 +133,19 @@ class Prompt(Method):
         return self.length * site.width_out
 
     def limit(self, sites: Sites) -> int:
-        return room_for(sites)
+        return longest_prompt(sites)
 
 
 def at_input(sites: Sites) -> list[Site]:
-    """The token embeddings that a prompt goes to: the encoder's where there is one."""
-    found = [site for site in sites.values() if site.kind == "embed"]
-    require(found, "token embeddings to put a prompt at", sites)
+    """The token embeddings where a prompt is inserted: the encoder's where there is one."""
+    tables = [site for site in sites.values() if site.kind == "embed"]
+    require(tables, "token embeddings to put a prompt at", sites)
     if sites.facts.encoder_decoder:
-        found = [site for site in found if site.name.startswith("encoder.")]
-        require(found, "token embeddings in its encoder", sites)
-    return found[:1]
+        tables = [site for site in tables if site.name.startswith("encoder.")]
+        require(tables, "token embeddings in its encoder", sites)
+    return tables[:1]
 
 
-def room_for(sites: Sites) -> int:
+def longest_prompt(sites: Sites) -> int:
     """The longest prompt that leaves half of the model's positions to the text."""
     return max(1, (sites.facts.positions or 1024) // 2)

@@ -1,4 +1,4 @@
-"""P-tuning: virtual tokens whose vectors a small network computes while they are trained."""
+"""P-tuning: virtual tokens whose vectors a small network computes during training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def init_(self, rng: Rng) -> None:
-        """As torch draws them, from generators of their own names."""
+        """Drawn as torch does, each tensor from the generator of its name."""
         nn.init.normal_(self.embedding, generator=rng("embedding"))
         if self.lstm is not None:
             bound = self.lstm.hidden_size**-0.5
@@ -60,15 +60,15 @@ class EncodedPrompt(SoftPrompt):
         self.encoder.init_(lambda name: rng(f"encoder.{name}"))
 
     def vectors(self) -> Tensor:
-        found: Tensor = self.encoder()
-        return found
+        vectors: Tensor = self.encoder()
+        return vectors
 
     @torch.no_grad()
     def finished(self) -> Delta:
         plain = SoftPrompt(self.length, self.site).to(self.encoder.embedding)
-        modes = self.encoder.training
+        training = self.encoder.training
         plain.prompt.copy_(self.encoder.eval()())
-        self.encoder.train(modes)
+        self.encoder.train(training)
         return plain.train(self.training)
 
 
@@ -78,20 +78,20 @@ class PTuning(Method):
 
     Liu et al. 2021, https://arxiv.org/abs/2103.10385
     `deltatune.Template("{3} {text} {3} {mask} {3}")` places them: between words that stay words (anchors), before,
-    between and behind the columns of a row. Without a template they stand in front. Once trained, only their vectors
+    between and after the columns of a row. Without a template they come first. After training, only their vectors
     are kept. Not the identity at the start: the model sees more tokens.
     """
 
     length: int = 9
-    """Virtual tokens, of all places in a template together."""
+    """Virtual tokens, summed over all places in a template."""
     encoder: Literal["lstm", "mlp", "none"] = "lstm"
-    """`lstm`: a bidirectional LSTM and an MLP; `mlp`: the MLP alone; `none`: plain vectors, as they are kept."""
+    """`lstm`: a bidirectional LSTM and an MLP; `mlp`: the MLP alone; `none`: plain vectors."""
     hidden: int = 0
-    """LSTM cells a direction; 0 for half of the model's width, as in the paper's LAMA code (all for SuperGLUE)."""
+    """LSTM cells per direction; 0 for half of the model's width, as in the paper's LAMA code (full for SuperGLUE)."""
     layers: int = 2
     """LSTM layers."""
     dropout: float = 0.0
-    """Between LSTM layers."""
+    """Dropout between LSTM layers."""
 
     learning_rate: ClassVar[float] = 1e-3
     starts_as_base: ClassVar[bool] = False

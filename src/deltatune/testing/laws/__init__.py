@@ -1,1 +1,1 @@
-"""The laws, by what they are about."""
+"""The laws, by topic."""

@@ -31,13 +31,13 @@ from deltatune.testing.fixtures import (
 from deltatune.testing.tiny_models import Kind, inputs
 
 STEPS = 3
-"""Optimiser steps in which every tensor must move: LoRA's A has gradient zero at the first, as B is zero."""
+"""Optimiser steps in which every tensor must change: LoRA's A has gradient zero at the first, as B is zero."""
 EPSILON = 1e-5
 """Step of the central differences."""
 
 
 def starts_as_the_base(method: Method, kind: Kind) -> None:
-    """Law 1: an adapter just attached changes nothing, unless `starts_as_base` says otherwise."""
+    """Law 1: an adapter just attached changes nothing, unless `starts_as_base` is False."""
     host, batch = make_host(kind, "classify"), inputs(kind, "classify")
     base = outputs(host, batch)
     host.attach("a", method)
@@ -48,7 +48,7 @@ def starts_as_the_base(method: Method, kind: Kind) -> None:
 
 
 def only_its_own_gets_gradients(method: Method, kind: Kind) -> None:
-    """Law 2: every trainable tensor of the active adapter gets a gradient, nothing else does."""
+    """Law 2: every trainable tensor of the active adapter gets a gradient, and nothing else."""
     host = make_host(kind, "classify")
     base = dict(host.model.named_parameters())
     adapter = attach(host, "a", method)
@@ -66,7 +66,7 @@ def only_its_own_gets_gradients(method: Method, kind: Kind) -> None:
 
 
 def detaching_restores_the_base(method: Method, kind: Kind) -> None:
-    """Law 3: after detaching, outputs, parameters and state-dict keys are what they were, bit for bit."""
+    """Law 3: detaching restores outputs, parameters and state-dict keys bit for bit."""
     host, batch = make_host(kind, "classify"), inputs(kind, "classify")
     config: Any = host.model.config
     attention = config._attn_implementation
@@ -95,12 +95,12 @@ def files_keep_it(method: Method, kind: Kind) -> None:
     attach(host, "a", method)
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder) / "first", Path(folder) / "second"
-        live = outputs(host, batch)
+        before = outputs(host, batch)
         host.save("a", first)
-        assert_equal(outputs(host, batch), live, "outputs after saving")
+        assert_equal(outputs(host, batch), before, "outputs after saving")
         again = make_host(kind, "classify")
         again.load(first, name="a")
-        assert_close(outputs(again, batch), live, "outputs after loading", within=1e-6)
+        assert_close(outputs(again, batch), before, "outputs after loading", within=1e-6)
         again.save("a", second)
         if _bytes(first) != _bytes(second):
             ours, theirs = _bytes(first), _bytes(second)
@@ -109,12 +109,12 @@ def files_keep_it(method: Method, kind: Kind) -> None:
 
 
 def merging_equals_live(method: Method, kind: Kind) -> None:
-    """Law 5: merged equals live within rounding; unmerging restores the bits. Others refuse to merge."""
+    """Law 5: merged equals unmerged within rounding; unmerging restores the bits. Others refuse to merge."""
     for dtype in (torch.float32, torch.bfloat16):
         host, batch = make_host(kind, "classify", dtype), inputs(kind, "classify")
         state = {key: tensor.clone() for key, tensor in host.model.state_dict().items()}
         adapter = attach(host, "a", method)
-        live = outputs(host, batch)
+        unmerged = outputs(host, batch)
         if not adapter.merges:
             _must_refuse_to_merge(host)
             continue
@@ -126,9 +126,9 @@ def merging_equals_live(method: Method, kind: Kind) -> None:
                 continue
             raise
         rounding = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
-        assert_close(outputs(host, batch), live, f"merged and live in {dtype}", within=rounding)
+        assert_close(outputs(host, batch), unmerged, f"merged and unmerged in {dtype}", within=rounding)
         host.unmerge_("a")
-        assert_equal(outputs(host, batch), live, f"live again after unmerging in {dtype}")
+        assert_equal(outputs(host, batch), unmerged, f"outputs after unmerging in {dtype}")
         host.detach("a")
         after = host.model.state_dict()
         for key, tensor in state.items():
@@ -149,7 +149,7 @@ def counts_what_it_trains(method: Method, kind: Kind) -> None:
 
 
 def a_budget_is_met_from_below(method: Method, kind: Kind) -> None:
-    """Law 9: a budget gives the largest size that fits it; a method without a size comes back as it is."""
+    """Law 9: a budget gives the largest size that fits it; a method without a size is returned unchanged."""
     sites = make_host(kind).sites
     if method.size is None:
         if fit_budget(method, sites, 1) != method:
@@ -169,7 +169,7 @@ def a_budget_is_met_from_below(method: Method, kind: Kind) -> None:
 
 
 def steps_move_everything(method: Method, kind: Kind) -> None:
-    """Law 10: a few optimiser steps from the initial values move every trainable tensor, and none of the base."""
+    """Law 10: a few optimiser steps from the initial values change every trainable tensor, and none of the base."""
     host, batch = make_host(kind, "classify"), inputs(kind, "classify")
     base = {name: (parameter, parameter.clone()) for name, parameter in host.model.named_parameters()}
     skippable = names_where(host.attach("a", method), lambda delta: delta.hints.skippable)
@@ -231,7 +231,7 @@ def _must_refuse_to_merge(host: Host) -> None:
         host.merge_("a")
     except CannotMerge:
         return
-    raise AssertionError("a Delta says that it does not merge, but merge_ was accepted")
+    raise AssertionError("a Delta declares that it does not merge, but merge_ was accepted")
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:

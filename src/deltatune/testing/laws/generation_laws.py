@@ -1,4 +1,4 @@
-"""Laws of generation: the cache, padding and beams change nothing that the rows alone would give."""
+"""Laws of generation: with a cache, padding or beams, each row is generated as it is alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltatune.testing.fixtures import OTHER, Batch, assert_close, attach, make_
 from deltatune.testing.tiny_models import ENCODERS, RIGHT_PADDED, VOCABULARY, Kind, inputs
 
 TOKENS = 4
-"""New tokens a row; the end token is put off until then."""
+"""New tokens per row; the end token is suppressed until then."""
 
 
 def cached_equals_uncached(method: Method, kind: Kind) -> None:
@@ -79,5 +79,5 @@ def _logits(host: Host, batch: Batch, **options: Any) -> Tensor:
 
 
 def _sequences(host: Host, batch: Batch, **options: Any) -> Tensor:
-    found: Tensor = _generate(host, batch, **options)
-    return found
+    sequences: Tensor = _generate(host, batch, **options)
+    return sequences

@@ -28,7 +28,7 @@ from deltatune.testing.fixtures import (
 from deltatune.testing.tiny_models import ENCODER_DECODERS, RIGHT_PADDED, Kind, inputs
 
 ROUTE: list[str | dict[str, float] | None] = ["a", "other", None, {"a": 0.7, "other": 0.4}, "a", {"a": -0.5}]
-"""The adapter under test, another, the bare base, a weighted mix, and the first again, negated at last."""
+"""The adapter under test, another, the bare base, a weighted mix, and the first again, last with weight -0.5."""
 
 
 def mixed_rows_equal_rows_alone(method: Method, kind: Kind) -> None:
@@ -54,7 +54,7 @@ def mixed_gradients_equal_rows_alone(method: Method, kind: Kind) -> None:
         return
     host.model.train()
     for adapter in host.adapters.values():
-        adapter.eval()  # without its dropout, which draws other numbers for a row alone
+        adapter.eval()  # without dropout, which draws other numbers for a row alone
     batch = _batch(kind, "right")
     host.use(ROUTE)
     _backward(host, batch)
@@ -94,9 +94,9 @@ def the_order_of_attaching_is_free(method: Method, kind: Kind) -> None:
         hosts.append(host)
     first, second = hosts
     for name in ("a", "other"):
-        mine = second.adapters[name].tensors()
+        tensors = second.adapters[name].tensors()
         for key, tensor in first.adapters[name].tensors().items():
-            assert_equal(mine[key], tensor, f"initial {key} depends on the order of attaching")
+            assert_equal(tensors[key], tensor, f"initial {key} depends on the order of attaching")
     for host, names in ((first, ("a", "other")), (second, ("other", "a"))):
         for name in names:
             host.detach(name)
@@ -128,7 +128,7 @@ def _batch(kind: Kind, padding: str) -> Batch:
 def _backward(host: Host, batch: Batch) -> None:
     out: Tensor = forward(host.model, batch)
     loss = probe_loss(real_rows(host, out))
-    if loss.requires_grad:  # a probe of a model without a head trains nothing
+    if loss.requires_grad:  # Probe() on a model without a head trains nothing
         loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -146,4 +146,4 @@ def _must_refuse_to_mix(host: Host) -> None:
             host.use(route)
         except DeltatuneError:
             continue
-        raise AssertionError(f"a Delta says that it does not mix, but the route {route!r} was accepted")
+        raise AssertionError(f"a Delta declares that it does not mix, but the route {route!r} was accepted")

@@ -114,7 +114,7 @@ def api_pages() -> dict[str, str]:
     for package, intro in API.items():
         module = ".".join(filter(None, ["deltatune", package]))
         title = "deltatune: methods" if package == "methods" else module
-        names = api_names(package)
+        names = sorted(api_names(package), key=str.lower)
         lines = [f"# {title}", "", intro or _docstring(package), ""]
         for name in names:
             lines += [f"::: {'deltatune' if package == 'methods' else module}.{name}", ""]

@@ -5,18 +5,16 @@ all methods get the same resamples, so two methods are compared on the same exam
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, weighted_score
+from deltatune.tasks.metrics.corpus_score import Floats, Scorer
 from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER, bounds
 
-Floats = NDArray[np.float64]
-Scorer = Callable[[Floats], Floats]
-"""Example weights (B, n) -> one score per row of weights (B,)."""
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
 

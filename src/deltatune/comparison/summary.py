@@ -16,9 +16,8 @@ from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.sample_predictions import samples
-from deltatune.comparison.statistics import Interval, PscpConstants, Scorer, draw, intervals_of, pscp, ties_of
+from deltatune.comparison.statistics import Interval, PscpConstants, draw, intervals_of, pscp, ties_of
 from deltatune.models.versions import versions
-from deltatune.tasks.task import Task
 
 RESAMPLES = 2000
 
@@ -79,21 +78,16 @@ def _limits(plan: Plan) -> dict[str, Any]:
 def _intervals_and_ties(
     plan: Plan, finals: Mapping[str, list[Record]], records: Records
 ) -> tuple[dict[str, Interval], dict[str, bool]]:
-    references = plan.splits["test"].references
+    task, references = plan.session.task, plan.splits["test"].references
     scorers = {
-        text: [_scorer(plan.session.task, records.answers(record["cell"]), references) for record in each]
+        text: [task.primary_score(records.answers(record["cell"]), references).resampled for record in each]
         for text, each in finals.items()
         if each
     }
     if not scorers:
         return {}, {}
-    draws = draw(plan.session.task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
+    draws = draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
     return intervals_of(draws), ties_of(draws)
-
-
-def _scorer(task: Task, answers: Any, references: Any) -> Scorer:
-    """Scores resamples of one cell; sums over the rows are computed once, since some take long."""
-    return task.primary_score(answers, references).resampled
 
 
 def _entry(

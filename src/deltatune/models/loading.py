@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.models.architecture import Answers, Loads, can_generate, has_masked_lm
+from deltatune.models.architecture import Loads, can_generate, has_masked_lm
 
 BUILTIN = "builtin"
 """Name of the built-in model, which comes as a package."""
@@ -65,7 +65,7 @@ def load_backbone(
     return model, tokenizer
 
 
-def empty_backbone(model_name: str, answers: Answers = "row") -> PreTrainedModel:
+def empty_backbone(model_name: str, answers: Loads = "row") -> PreTrainedModel:
     """The model without weights, on the meta device, from its config: shapes, but no memory."""
     _, config = find_config(model_name)
     with quiet(), torch.device("meta"):

@@ -8,7 +8,7 @@ import pytest
 from support import models
 from support.chats import CHATML
 from support.command_line import QUICK, ran
-from support.writers import make_rows, writing_tokenizer
+from support.language_models import generation_tokenizer, make_rows
 
 FILMS = ["great", "awful", "good", "bad"]
 
@@ -120,7 +120,7 @@ def folders(tmp_path_factory):
     found = {}
     for kind in ("bert", "gpt2", "llama", "t5"):
         found[kind] = tmp_path_factory.mktemp(kind)
-        tokenizer = writing_tokenizer()
+        tokenizer = generation_tokenizer()
         if kind in ("gpt2", "llama"):
             tokenizer.bos_token = "[CLS]"
             tokenizer.add_special_tokens({"additional_special_tokens": ["(", ")"]})

@@ -19,7 +19,7 @@ from deltatune.data import read
 from deltatune.training import Settings
 from deltatune.training import session as session_module
 from support import models
-from support.writers import make_rows, writing_tokenizer
+from support.language_models import generation_tokenizer, make_rows
 
 FILMS = ("great", "awful", "good", "bad")
 
@@ -81,7 +81,7 @@ def folders(tmp_path_factory):
         if (kind, head) not in made:
             made[kind, head] = tmp_path_factory.mktemp(f"{kind}-{head}")
             models.tiny(kind, head).save_pretrained(made[kind, head])
-            writing_tokenizer().save_pretrained(made[kind, head])
+            generation_tokenizer().save_pretrained(made[kind, head])
         return made[kind, head]
 
     return folder

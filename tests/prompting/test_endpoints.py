@@ -90,7 +90,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     found.http.server_close()
 
 
-def asking(server: Server, **more: Any) -> OpenAICompatible:
+def endpoint_of(server: Server, **more: Any) -> OpenAICompatible:
     """The endpoint of a server, with a short backoff."""
     return OpenAICompatible(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, **more})
 
@@ -101,16 +101,16 @@ def asking(server: Server, **more: Any) -> OpenAICompatible:
 def test_a_request_has_the_format_that_servers_read(server, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     server.answer = lambda body, number: (200, text_of("hello"))
-    ask = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
-    assert asking(server, key="MY_KEY").generate(["hi"], ask) == ["hello"]
+    params = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9, stop=("\n\n", "END"), seed=3)
+    assert endpoint_of(server, key="MY_KEY").generate(["hi"], params) == ["hello"]
     fields = {"model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
     message = [{"role": "user", "content": "hi"}]
     chat = {"path": "/v1/chat/completions", "key": "Bearer secret", "messages": message, "stop": ["END"], **fields}
     assert server.requests == [chat]
-    assert asking(server, form="plain").generate(["hi"], ask) == ["hello"]
+    assert endpoint_of(server, form="plain").generate(["hi"], params) == ["hello"]
     plain = {"path": "/v1/completions", "key": None, "prompt": "hi", "stop": ["\n\n", "END"], **fields}
     assert server.requests[1] == plain
-    asking(server, request_fields=("max_tokens",)).generate(["hi"], ask)
+    endpoint_of(server, request_fields=("max_tokens",)).generate(["hi"], params)
     assert set(server.requests[2]) == {"path", "key", "model", "messages", "max_tokens"}
 
 
@@ -121,37 +121,37 @@ def test_answers_keep_the_order_and_run_at_once(server):
         return 200, text_of(prompt)
 
     server.answer = slow
-    asked = [str(number) for number in range(6)]
-    assert asking(server, concurrency=3)(asked) == asked
+    prompts = [str(number) for number in range(6)]
+    assert endpoint_of(server, concurrency=3)(prompts) == prompts
     assert 1 < server.most <= 3
 
 
 def test_truncated_texts_are_marked(server):
     answers = {1: text_of("half", "length"), 2: text_of(None, "length"), 3: text_of(None, "content_filter")}
     server.answer = lambda body, number: (200, answers[number])
-    found = [asking(server)(["x"])[0] for _ in range(3)]
+    found = [endpoint_of(server)(["x"])[0] for _ in range(3)]
     assert found == ["half", "", ""]
     assert [isinstance(text, Truncated) for text in found] == [True, True, False]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
-def test_a_busy_server_is_asked_again(server, status):
+def test_a_busy_server_is_retried(server, status):
     server.answer = lambda body, number: (status, "busy") if number < 3 else (200, text_of("at last"))
-    assert asking(server)(["x"]) == ["at last"]
+    assert endpoint_of(server)(["x"]) == ["at last"]
     assert len(server.requests) == 3
 
 
 def test_the_server_says_how_long_to_wait(server):
     server.answer = lambda body, n: (429, "busy", {"Retry-After": "0.4"}) if n == 1 else (200, text_of("ok"))
     start = time.monotonic()
-    assert asking(server, backoff=30.0)(["x"]) == ["ok"]
+    assert endpoint_of(server, backoff=30.0)(["x"]) == ["ok"]
     assert 0.4 <= time.monotonic() - start < 20
 
 
 def test_a_server_that_stays_busy_is_an_error(server):
     server.answer = lambda body, number: (429, {"error": {"message": "rate limit reached"}})
     with pytest.raises(DeltatuneError, match=r"answered 429: rate limit reached; tried 3 times"):
-        asking(server, retries=2)(["x"])
+        endpoint_of(server, retries=2)(["x"])
     assert len(server.requests) == 3
 
 
@@ -162,7 +162,7 @@ def test_a_slow_server_is_an_error(server):
 
     server.answer = slow
     with pytest.raises(DeltatuneError, match=r"too slow \(timed out\); tried 2 times"):
-        asking(server, timeout=0.1, retries=1)(["x"])
+        endpoint_of(server, timeout=0.1, retries=1)(["x"])
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ def test_refusals_and_odd_answers_are_clear_errors(server, monkeypatch, status, 
     monkeypatch.setenv("MY_KEY", "secret")
     server.answer = lambda body, number: (status, content, {"Location": "http://elsewhere"})
     with pytest.raises(DeltatuneError, match=message):
-        asking(server, key="MY_KEY")(["x"])
+        endpoint_of(server, key="MY_KEY")(["x"])
     assert len(server.requests) == 1
 
 
 def test_no_server_no_key_and_no_address_are_errors(server, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(DeltatuneError, match="environment variable MY_KEY is not set"):
-        asking(server, key="MY_KEY")(["x"])
+        endpoint_of(server, key="MY_KEY")(["x"])
     url = server.url
     server.http.shutdown()
     server.http.server_close()
@@ -210,7 +210,7 @@ def test_no_server_no_key_and_no_address_are_errors(server, monkeypatch):
 @pytest.mark.parametrize("form", ["chat", "plain"])
 def test_a_server_generates_what_a_function_generates(server, form):
     settings = SelfInstruct(total=8, prompts=3)
-    assert generate_instructions(SEEDS, asking(server, form=form), settings) == generate_instructions(
+    assert generate_instructions(SEEDS, endpoint_of(server, form=form), settings) == generate_instructions(
         SEEDS, echo, settings
     )
 
@@ -265,26 +265,26 @@ def test_the_snippets_of_the_page_run(server, monkeypatch, tmp_path, tiny_gpt2, 
 
 
 @pytest.fixture
-def writer(tiny_gpt2, tiny_tokenizer) -> LocalModel:
+def local_model(tiny_gpt2, tiny_tokenizer) -> LocalModel:
     return LocalModel(tiny_gpt2("lm"), tiny_tokenizer, batch_size=2)
 
 
 PROMPTS = ["the film", "a very good plot and", "it was", "this actor is not bad"]
 
 
-def test_a_batch_generates_what_each_prompt_does_alone(writer):
-    ask = SamplingParams(max_tokens=12)
-    texts = writer.generate(PROMPTS, ask)
-    assert texts == [writer.generate([prompt], ask)[0] for prompt in PROMPTS]
+def test_a_batch_generates_what_each_prompt_does_alone(local_model):
+    params = SamplingParams(max_tokens=12)
+    texts = local_model.generate(PROMPTS, params)
+    assert texts == [local_model.generate([prompt], params)[0] for prompt in PROMPTS]
     assert len(set(texts)) > 1
-    ids = writer.tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"][:, :-1]  # without [SEP]
-    out = writer.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
-    assert texts[1] == writer.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    ids = local_model.tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"][:, :-1]  # without [SEP]
+    out = local_model.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2)
+    assert texts[1] == local_model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_samples_depend_on_the_seed_alone(writer):
+def test_samples_depend_on_the_seed_alone(local_model):
     def sampled(seed: int) -> list[str]:
-        return writer.generate(PROMPTS, SamplingParams(10, temperature=1.0, seed=seed))
+        return local_model.generate(PROMPTS, SamplingParams(10, temperature=1.0, seed=seed))
 
     state = torch.random.get_rng_state()
     one = sampled(1)
@@ -293,16 +293,16 @@ def test_samples_depend_on_the_seed_alone(writer):
     assert sampled(1) == one != sampled(2)
 
 
-def test_a_text_ends_at_a_stop_string(writer):
-    whole = [str(text) for text in writer.generate(PROMPTS, SamplingParams(24))]
+def test_a_text_ends_at_a_stop_string(local_model):
+    whole = [str(text) for text in local_model.generate(PROMPTS, SamplingParams(24))]
     word = next(word for word in whole[0].split()[3:] if word.isalpha())
     at = whole[0].index(word, 1)
-    texts = writer.generate(PROMPTS, SamplingParams(24, stop=(word,)))
+    texts = local_model.generate(PROMPTS, SamplingParams(24, stop=(word,)))
     assert texts[0] == whole[0][:at]
     assert not isinstance(texts[0], Truncated)
     for text, free in zip(texts, whole, strict=True):
         assert text == free.split(word)[0] or free.startswith(word)
-    assert all(isinstance(text, Truncated) for text in writer.generate(PROMPTS, SamplingParams(3)))
+    assert all(isinstance(text, Truncated) for text in local_model.generate(PROMPTS, SamplingParams(3)))
 
 
 @pytest.mark.parametrize("method", [LoRA(r=2), Prompt(length=4)], ids=["LoRA", "Prompt"])
@@ -313,34 +313,36 @@ def test_a_host_generates_with_its_adapter(tiny_gpt2, tiny_tokenizer, method):
         for _, tensor in host.trainable("style"):
             tensor.add_(torch.randn(tensor.shape))
     host.use(None)
-    writer = LocalModel(host, tiny_tokenizer)
-    bare = writer.generate(PROMPTS, SamplingParams(12))
+    local_model = LocalModel(host, tiny_tokenizer)
+    bare = local_model.generate(PROMPTS, SamplingParams(12))
     assert bare == LocalModel(host.model, tiny_tokenizer).generate(PROMPTS, SamplingParams(12))
     host.use("style")
-    styled = writer.generate(PROMPTS, SamplingParams(12))
+    styled = local_model.generate(PROMPTS, SamplingParams(12))
     assert styled != bare
-    assert styled == [writer.generate([prompt], SamplingParams(12))[0] for prompt in PROMPTS]
-    assert writer.name.endswith("+ style")
+    assert styled == [local_model.generate([prompt], SamplingParams(12))[0] for prompt in PROMPTS]
+    assert local_model.name.endswith("+ style")
 
 
-def test_a_chat_template_wraps_the_prompt(writer):
+def test_a_chat_template_wraps_the_prompt(local_model):
     with pytest.raises(DeltatuneError, match="no chat template"):
-        LocalModel(writer.model, writer.tokenizer, "chat")
-    writer.tokenizer.chat_template = "{% for m in messages %}it is {{ m['content'] }} and {% endfor %}"
-    chat = LocalModel(writer.model, writer.tokenizer, "chat")
-    assert chat.generate(["good"], SamplingParams(8)) != writer.generate(["good"], SamplingParams(8))
-    bare = writer.tokenizer("it is good and", add_special_tokens=False, return_tensors="pt")["input_ids"]
-    out = writer.model.generate(bare, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
-    assert chat.generate(["good"], SamplingParams(8)) == [writer.tokenizer.decode(out[0, 4:], skip_special_tokens=True)]
+        LocalModel(local_model.model, local_model.tokenizer, "chat")
+    local_model.tokenizer.chat_template = "{% for m in messages %}it is {{ m['content'] }} and {% endfor %}"
+    chat = LocalModel(local_model.model, local_model.tokenizer, "chat")
+    assert chat.generate(["good"], SamplingParams(8)) != local_model.generate(["good"], SamplingParams(8))
+    bare = local_model.tokenizer("it is good and", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    out = local_model.model.generate(bare, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=2)
+    assert chat.generate(["good"], SamplingParams(8)) == [
+        local_model.tokenizer.decode(out[0, 4:], skip_special_tokens=True)
+    ]
 
 
-def test_models_that_cannot_continue_a_text_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, writer):
+def test_models_that_cannot_continue_a_text_are_refused(tiny_bert, tiny_t5, tiny_gpt2, tiny_tokenizer, local_model):
     for model in (tiny_bert("lm"), tiny_t5("lm"), tiny_gpt2()):
         with pytest.raises(DeltatuneError, match="cannot continue a text"):
             LocalModel(model, tiny_tokenizer)
     with pytest.raises(DeltatuneError, match=r"prompt has 121 tokens .* takes 128"):
-        writer.generate(["good " * 120], SamplingParams(64))
-    assert isinstance(writer.generate(["good " * 60], SamplingParams(500))[0], str)
+        local_model.generate(["good " * 120], SamplingParams(64))
+    assert isinstance(local_model.generate(["good " * 60], SamplingParams(500))[0], str)
 
 
 def test_a_tiny_model_really_generates(tiny_gpt2, tiny_tokenizer, tmp_path):

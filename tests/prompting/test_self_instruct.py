@@ -65,9 +65,9 @@ def talk(prompt: str, size: int) -> str:
     return " ".join(random.Random(prompt).choices(WORDS, k=size))
 
 
-def echo(asked: list[str]) -> list[str]:
+def echo(sent: list[str]) -> list[str]:
     """A writer that is a function of each prompt: good ones, and one for every reason not to keep."""
-    return [_echoed(prompt) for prompt in asked]
+    return [_echoed(prompt) for prompt in sent]
 
 
 def _echoed(prompt: str) -> str:
@@ -272,7 +272,7 @@ def test_steps_keep_what_is_new_and_count_the_rest():
     castles = last.rejected[filters.NO_EXAMPLE]
     assert castles > 0
     assert last.rejected[filters.CONTRADICTION] == 2 * castles
-    # every prompt's first instruction is new: it is kept, without example, or more than was asked for
+    # every prompt's first instruction is new: it is kept, without example, or over the total
     assert last.kept + castles + last.rejected.get(filters.OVER_TOTAL, 0) == written
     plain = sum(not row["is_classification"] for row in rows)
     assert last.rejected[filters.REPEATS_INPUT] >= plain
@@ -298,9 +298,9 @@ def test_whole_tasks_come_from_one_prompt():
 def test_prompts_show_six_seeds_and_two_generated_tasks():
     seen = []
 
-    def spy(asked: list[str]) -> list[str]:
-        seen.extend(prompt for prompt in asked if prompt.startswith(prompts.LIST))
-        return echo(asked)
+    def spy(sent: list[str]) -> list[str]:
+        seen.extend(prompt for prompt in sent if prompt.startswith(prompts.LIST))
+        return echo(sent)
 
     rows = generate_instructions(SEEDS, spy, SMALL)
     own = {row["instruction"] for row in rows}
@@ -327,24 +327,24 @@ def test_another_seed_generates_other_rows():
 
 
 def test_an_endpoint_gets_sampling_parameters():
-    class Teller:
-        name = "teller"
+    class Recorder:
+        name = "recorder"
 
         def __init__(self) -> None:
-            self.asks: list[SamplingParams] = []
+            self.calls: list[SamplingParams] = []
 
-        def generate(self, asked: list[str], ask: SamplingParams) -> list[str]:
-            self.asks.append(ask)
-            return echo(asked)
+        def generate(self, sent: list[str], params: SamplingParams) -> list[str]:
+            self.calls.append(params)
+            return echo(sent)
 
-    one, two = Teller(), Teller()
+    one, two = Recorder(), Recorder()
     generate_instructions(SEEDS, one, SMALL)
     generate_instructions(SEEDS, two, SMALL)
-    assert one.asks == two.asks
-    assert {ask.temperature for ask in one.asks} == {0.7, 0.0}
-    free = [ask for ask in one.asks if ask.temperature]
-    assert len({ask.seed for ask in free}) == len(free) > 1
-    assert {(ask.max_tokens, ask.stop) for ask in one.asks} == {
+    assert one.calls == two.calls
+    assert {call.temperature for call in one.calls} == {0.7, 0.0}
+    free = [call for call in one.calls if call.temperature]
+    assert len({call.seed for call in free}) == len(free) > 1
+    assert {(call.max_tokens, call.stop) for call in one.calls} == {
         (1024, ("\n\n", "\n17.")),
         (3, ("\n",)),
         (350, ("Example 6", "\nTask:")),
@@ -353,16 +353,16 @@ def test_an_endpoint_gets_sampling_parameters():
 
 def test_an_endpoint_without_an_answer_is_an_error():
     with pytest.raises(DeltatuneError, match=r"no new instruction in 4 rounds \(12 malformed\)"):
-        generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, patience=4))
-    assert generate_instructions(SEEDS, lambda asked: [""] * len(asked), SelfInstruct(prompts=3, rounds=2)) == []
+        generate_instructions(SEEDS, lambda sent: [""] * len(sent), SelfInstruct(prompts=3, patience=4))
+    assert generate_instructions(SEEDS, lambda sent: [""] * len(sent), SelfInstruct(prompts=3, rounds=2)) == []
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda asked: [], "given 5 prompts and returned 0 texts"),
-        (lambda asked: "text", "returned a str"),
-        (lambda asked: [None] * len(asked), "returned a NoneType among its texts"),
+        (lambda sent: [], "given 5 prompts and returned 0 texts"),
+        (lambda sent: "text", "returned a str"),
+        (lambda sent: [None] * len(sent), "returned a NoneType among its texts"),
     ],
 )
 def test_an_endpoint_that_returns_something_else_is_an_error(answer, message):
@@ -394,9 +394,9 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from test_self_instruct import SEEDS, SMALL, echo
 from deltatune.prompting import generate_instructions
-def slow(asked):
+def slow(sent):
     time.sleep(0.15)
-    return echo(asked)
+    return echo(sent)
 slow.__qualname__ = "echo"
 generate_instructions(SEEDS, slow, SMALL, sys.argv[1])
 """
@@ -445,7 +445,7 @@ def test_a_finished_run_sends_nothing_and_a_larger_total_resumes(tmp_path):
     out = tmp_path / "instructions.jsonl"
     rows = generate_instructions(SEEDS, echo, SMALL, out)
 
-    def echo_(asked: list[str]) -> list[str]:
+    def echo_(sent: list[str]) -> list[str]:
         raise AssertionError("asked again")
 
     echo_.__qualname__ = "echo"
@@ -483,12 +483,12 @@ def test_two_runs_that_write_one_file_are_refused(tmp_path):
     out = tmp_path / "instructions.jsonl"
     tried = []
 
-    def nested(asked: list[str]) -> list[str]:
+    def nested(sent: list[str]) -> list[str]:
         if not tried:
             tried.append(True)
             with pytest.raises(DeltatuneError, match="another run is writing"):
                 generate_instructions(SEEDS, nested, SMALL, out)
-        return echo(asked)
+        return echo(sent)
 
     assert generate_instructions(SEEDS, nested, SMALL, out)
     assert tried
@@ -496,7 +496,7 @@ def test_two_runs_that_write_one_file_are_refused(tmp_path):
 
 def test_an_endpoint_that_fails_at_once_leaves_no_files(tmp_path):
     with pytest.raises(DeltatuneError, match="returned 0 texts"):
-        generate_instructions(SEEDS, lambda asked: [], SMALL, tmp_path / "instructions.jsonl")
+        generate_instructions(SEEDS, lambda sent: [], SMALL, tmp_path / "instructions.jsonl")
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from deltatune.store.atomic_files import check_folder
 from deltatune.store.merged_model import save_merged
 from deltatune.tasks import Tag
 from support import models
-from support.writers import wake_, writer, writing_tokenizer
+from support.language_models import generation_tokenizer, lm_host, randomize_
 
 METHODS = ["LoRA(r=4)", "DoRA(r=4)", "IA3()", "LoRA(r=4) + Embeddings()"]
 
@@ -28,10 +28,10 @@ def logits(model, kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_folder_holds_what_the_live_adapter_computes(kind, method, tmp_path):
-    host = writer(kind, method)
+    host = lm_host(kind, method)
     live = logits(host.model, kind)
     names = {name: tensor.clone() for name, tensor in host.model.state_dict().items()}
-    done = save_merged(host, "a", tmp_path / "out", writing_tokenizer())
+    done = save_merged(host, "a", tmp_path / "out", generation_tokenizer())
     assert done.folder == tmp_path / "out"
     auto = AutoModelForSeq2SeqLM if kind in models.ENCODER_DECODERS else AutoModelForCausalLM
     again = auto.from_pretrained(done.folder)
@@ -52,7 +52,7 @@ def test_the_folder_holds_what_the_live_adapter_computes(kind, method, tmp_path)
 def test_an_encoder_with_a_head_of_its_own_keeps_it(tmp_path):
     host = deltatune.Host(models.tiny("bert", "classify"))
     host.attach("a", deltatune.LoRA(r=4))
-    wake_(host)
+    randomize_(host)
     batch = models.inputs("bert", "classify")
     with torch.no_grad():
         live = host.model(**batch).logits
@@ -64,7 +64,7 @@ def test_an_encoder_with_a_head_of_its_own_keeps_it(tmp_path):
 
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Embeddings()"])
 def test_tied_weights_stay_tied(method, tmp_path):
-    host = writer("gpt2", method)
+    host = lm_host("gpt2", method)
     assert host.model.config.tie_word_embeddings
     save_merged(host, "a", tmp_path / "out")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -78,7 +78,7 @@ def test_tied_weights_stay_tied(method, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_are_stored_in_another_type_and_the_config_says_so(dtype, tmp_path):
-    host = writer("llama")
+    host = lm_host("llama")
     done = save_merged(host, "a", tmp_path / "out", dtype=dtype)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert again.dtype == dtype, "what loads it by its config loads it as it is"
@@ -89,7 +89,7 @@ def test_weights_are_stored_in_another_type_and_the_config_says_so(dtype, tmp_pa
 
 
 def test_a_base_in_half_precision_stays_in_it(tmp_path):
-    host = writer("llama")
+    host = lm_host("llama")
     host.model.to(torch.bfloat16)
     save_merged(host, "a", tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
@@ -97,7 +97,7 @@ def test_a_base_in_half_precision_stays_in_it(tmp_path):
 
 @pytest.mark.parametrize("method", ["Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)"])
 def test_methods_without_a_weight_form_are_refused_and_nothing_is_left(method, tmp_path):
-    host = writer("llama", method)
+    host = lm_host("llama", method)
     with pytest.raises(DeltatuneError, match="no exact weight form"):
         save_merged(host, "a", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +105,7 @@ def test_methods_without_a_weight_form_are_refused_and_nothing_is_left(method, t
 
 def test_a_file_that_differs_leaves_nothing_behind(tmp_path, monkeypatch):
     """As if the disk, or the library that writes, had changed a weight."""
-    host = writer("llama")
+    host = lm_host("llama")
     live = logits(host.model, "llama")
 
     def wrong(model, dtype):
@@ -123,7 +123,7 @@ def test_a_file_that_differs_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_keeps_the_old_folder(tmp_path, monkeypatch):
-    host = writer("llama")
+    host = lm_host("llama")
     save_merged(host, "a", tmp_path / "out")
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out").iterdir())
     monkeypatch.setattr(type(host.model), "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
@@ -137,12 +137,12 @@ def test_a_failed_write_keeps_the_old_folder(tmp_path, monkeypatch):
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DeltatuneError, match="not written here"):
-        save_merged(writer("llama"), "a", tmp_path)
+        save_merged(lm_host("llama"), "a", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_the_route_is_restored(tmp_path):
-    host = writer("llama")
+    host = lm_host("llama")
     host.attach("b", deltatune.LoRA(r=2), head=False)
     host.use({"b": 0.5, "a": 1.0}, stacked=True)
     save_merged(host, "a", tmp_path / "out")
@@ -156,7 +156,7 @@ def test_a_task_head_stays_with_the_adapter(tmp_path):
     host = deltatune.Host(models.tiny("bert"))
     task = Tag(tags=("a", "b"))
     host.attach("a", deltatune.LoRA(r=4), head=task.make_head(host.model.config))
-    wake_(host)
+    randomize_(host)
     save_merged(host, "a", tmp_path / "out")
     again = type(host.model).from_pretrained(tmp_path / "out")
     assert again.state_dict().keys() == models.tiny("bert").state_dict().keys()

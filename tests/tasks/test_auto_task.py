@@ -9,7 +9,7 @@ from deltatune.tasks import Classify, Generate, LanguageModel, ManyLabels, Span,
 from deltatune.tasks.auto_task import shorter, task_for
 from support import models
 from support.chats import chat_tokenizer
-from support.writers import writing_tokenizer
+from support.language_models import generation_tokenizer
 
 
 def data(kind, rows, text, label="label", labels=()):
@@ -18,7 +18,7 @@ def data(kind, rows, text, label="label", labels=()):
 
 def chosen(kind, rows, text, label="label", labels=(), tokenizer=None, model="bert", **over):
     found = task_for(
-        data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or writing_tokenizer(), over
+        data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or generation_tokenizer(), over
     )
     assert found.task.label_kind == kind
     return found
@@ -63,7 +63,7 @@ def test_spans_may_be_none_where_some_rows_have_none():
     ],
 )
 def test_prompts_follow_the_columns(text, template, prompt):
-    tokenizer = chat_tokenizer(template) if template else writing_tokenizer()
+    tokenizer = chat_tokenizer(template) if template else generation_tokenizer()
     found = chosen("text", WRITTEN, text, "output", tokenizer=tokenizer, model="llama")
     assert found.task.prompt == prompt
     assert any(f"the prompt is {prompt}" in note for note in found.notes)

@@ -16,7 +16,7 @@ from deltatune.training.inference.decoding import before_stop, generate_texts
 from deltatune.training.inference.likelihood import negative_log_likelihoods
 from support import models, vocabularies
 from support.chats import CHATML
-from support.writers import WRITERS, make_rows, writer, writing_tokenizer
+from support.language_models import LM_KINDS, generation_tokenizer, lm_host, make_rows
 
 TASK = Generate(max_length=48, new_tokens=12)
 QUICK = Settings(epochs=1, batch_size=8, learning_rate=1e-2, precision="float32", max_grad_norm=0.0)
@@ -27,21 +27,21 @@ LOUD = {"t5": {"initializer_factor": 2.0}, "bart": {"init_std": 1.0}}
 # --- training ---
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_pieces_of_a_batch_do_not_change_the_loss(kind):
     """Mixed lengths: the mean is over the tokens of the whole batch, not of means."""
     histories = []
     for accumulation in (1, 4):
-        host = writer(kind)
+        host = lm_host(kind)
         settings = dataclasses.replace(QUICK, accumulation=accumulation, schedule="constant", warmup=0.0)
-        histories.append(train(host, "a", TASK, make_rows(40), None, writing_tokenizer(), settings).history)
+        histories.append(train(host, "a", TASK, make_rows(40), None, generation_tokenizer(), settings).history)
     np.testing.assert_allclose(histories[0], histories[1], rtol=1e-5, atol=1e-6)
     assert len(histories[0]) == 5
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_every_family_learns_to_write_and_to_stop(kind):
-    host, tokenizer = writer(kind, "Full()", awake=False), writing_tokenizer()
+    host, tokenizer = lm_host(kind, "Full()", randomize=False), generation_tokenizer()
     draw = [("good" if i % 2 else "bad", "the film" if i % 3 else "it") for i in range(12)]
     rows = [{"input": f"{one} {other}", "output": f"{other} is {one}"} for one, other in draw * 12]
     settings = Settings(epochs=8, batch_size=16, learning_rate=5e-3, precision="float32")
@@ -55,7 +55,7 @@ def test_every_family_learns_to_write_and_to_stop(kind):
 
 
 def test_chats_are_learned_and_answered():
-    tokenizer = writing_tokenizer()
+    tokenizer = generation_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["(", ")"]})
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "(").replace("<|im_end|>", ")")
     task = Generate(text=("messages",), max_length=96, new_tokens=8)
@@ -64,7 +64,7 @@ def test_chats_are_learned_and_answered():
         one, other = models.WORDS[i % 2], models.WORDS[5 + i % 2]
         turns = [("user", one), ("assistant", other), ("user", other), ("assistant", one)]
         rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
-    host = writer("llama", "Full()", awake=False)
+    host = lm_host("llama", "Full()", randomize=False)
     settings = Settings(epochs=8, batch_size=16, learning_rate=5e-3, precision="float32")
     assert task.stops(tokenizer) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(")")}
     scores = train(host, "a", task, rows, rows[:8], tokenizer, settings).evaluations[-1][1]
@@ -74,23 +74,23 @@ def test_chats_are_learned_and_answered():
 # --- writing ---
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Prefix(length=3)", "Prompt(length=3)"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_row_is_written_alike_alone_and_in_a_batch(kind, method, beams):
-    host = writer(kind, method, **LOUD.get(kind, {}))
+    host = lm_host(kind, method, **LOUD.get(kind, {}))
     task = dataclasses.replace(TASK, beams=beams)
     found = []
     for side, size in (("right", 7), ("left", 7), ("right", 1)):
-        tokenizer = writing_tokenizer(side)
+        tokenizer = generation_tokenizer(side)
         found.append([a["text"] for a in predict(host, "a", task, make_rows(7), tokenizer, size, "float32")])
     assert found[0] == found[1] == found[2]
     assert len(set(found[0])) > 1
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_the_base_and_its_adapter_write_what_generate_writes(kind):
-    host, tokenizer = writer(kind), writing_tokenizer()
+    host, tokenizer = lm_host(kind), generation_tokenizer()
     (text,) = [a["text"] for a in predict(host, "a", TASK, make_rows(1), tokenizer, 1, "float32")]
     encoded = encode_for(host, "a", TASK, make_rows(1), tokenizer, labelled=False)
     ids = torch.tensor([encoded.facts[0]["prompt"]])
@@ -101,7 +101,7 @@ def test_the_base_and_its_adapter_write_what_generate_writes(kind):
 
 def test_the_models_habits_change_nothing():
     """A model folder may say to sample, to repeat nothing or to write at least 56 tokens; the task decides."""
-    host, tokenizer = writer("llama"), writing_tokenizer()
+    host, tokenizer = lm_host("llama"), generation_tokenizer()
     before = predict(host, "a", TASK, make_rows(5), tokenizer, precision="float32")
     own = host.model.generation_config
     own.update(repetition_penalty=1.9, min_length=40, suppress_tokens=list(range(5, 60)), do_sample=True, top_k=3)
@@ -112,7 +112,7 @@ def test_the_models_habits_change_nothing():
 
 
 def test_sampling_draws_from_its_seed_and_leaves_the_global_generator_alone():
-    host, tokenizer = writer("llama"), writing_tokenizer()
+    host, tokenizer = lm_host("llama"), generation_tokenizer()
     task = dataclasses.replace(TASK, temperature=1.5)
 
     def texts(task):
@@ -137,9 +137,9 @@ def test_top_k_0_takes_all_words():
 
 
 def written_ids(task, rows):
-    tokenizer = writing_tokenizer()
+    tokenizer = generation_tokenizer()
     tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))
-    found = predict(writer("llama"), "a", task, rows, tokenizer, precision="float32")
+    found = predict(lm_host("llama"), "a", task, rows, tokenizer, precision="float32")
     return [[int(token) for token in answer["text"].split()] for answer in found]
 
 
@@ -150,7 +150,7 @@ def test_no_sequence_is_written_twice():
 
 
 def test_more_beams_find_likelier_texts():
-    host, tokenizer = writer("llama"), writing_tokenizer()
+    host, tokenizer = lm_host("llama"), generation_tokenizer()
     rows, sums = make_rows(6), []
     for beams in (1, 6):
         task = dataclasses.replace(TASK, beams=beams, new_tokens=4, length_penalty=0.0)
@@ -166,16 +166,16 @@ def test_an_answer_ends_before_the_first_token_that_ends_it():
 
 
 def test_no_prompt_gives_no_text():
-    assert predict(writer("llama"), "a", TASK, [], writing_tokenizer()) == []
-    assert generate_texts(writer("llama"), TASK, [], writing_tokenizer()) == []
+    assert predict(lm_host("llama"), "a", TASK, [], generation_tokenizer()) == []
+    assert generate_texts(lm_host("llama"), TASK, [], generation_tokenizer()) == []
 
 
 # --- scores ---
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_perplexity_is_that_of_the_reference(kind):
-    host, tokenizer, rows = writer(kind), writing_tokenizer(), make_rows(6)
+    host, tokenizer, rows = lm_host(kind), generation_tokenizer(), make_rows(6)
     encoded = encode_for(host, "a", TASK, rows, tokenizer)
     answers = predict(host, "a", TASK, encoded, tokenizer, precision="float32")
     scores = TASK.score(answers, encoded.references)
@@ -190,7 +190,7 @@ def test_perplexity_is_that_of_the_reference(kind):
 
 def test_an_answer_is_compared_with_all_its_references():
     rows = [{"input": "a", "output": "good film", "references": ["good film", "great film"]}]
-    encoded = TASK.encode(rows, writing_tokenizer())
+    encoded = TASK.encode(rows, generation_tokenizer())
     assert encoded.references == [["good film", "great film"]]
     one, other = ({"text": text, "nll": 2.0, "tokens": 2} for text in ("great film", "bad"))
     assert TASK.score([one], encoded.references)["em"] == 1.0
@@ -220,8 +220,8 @@ def test_bad_fields_are_named():
 
 
 def test_prompts_leave_room_for_an_adapter_and_the_answer():
-    host = writer("gpt2", "Prompt(length=5)")
-    tokenizer = writing_tokenizer()
+    host = lm_host("gpt2", "Prompt(length=5)")
+    tokenizer = generation_tokenizer()
     full = Generate(max_length=models.POSITIONS, new_tokens=12)
     with pytest.raises(DeltatuneError, match=f"set max_length to {models.POSITIONS - 5} or less"):
         predict(host, "a", full, make_rows(1), tokenizer)

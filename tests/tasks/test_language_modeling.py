@@ -14,14 +14,14 @@ from deltatune.tasks.task import IGNORED
 from deltatune.training import Settings, encode_for, predict, train
 from support import models, vocabularies
 from support.chats import chat_tokenizer
-from support.writers import make_rows, writer, writing_tokenizer
+from support.language_models import generation_tokenizer, lm_host, make_rows
 
 TEXTS = ["the film is good and it was a great plot " * 6, "bad", "", "it is 12 % naïve"]
 ROWS = [{"text": text} for text in TEXTS]
 
 
 def bos_tokenizer():
-    tokenizer = writing_tokenizer()
+    tokenizer = generation_tokenizer()
     tokenizer.bos_token = "[CLS]"
     return tokenizer
 
@@ -49,7 +49,7 @@ def test_every_token_is_predicted_once_whatever_the_blocks(length, name):
 
 
 def test_without_a_start_token_the_first_token_is_not_predicted():
-    tokenizer = writing_tokenizer()
+    tokenizer = generation_tokenizer()
     assert tokenizer.bos_token_id is None
     (piece,) = LanguageModel().encode([{"text": "the film"}], tokenizer)
     assert tokenizer.convert_ids_to_tokens(piece["input_ids"]) == ["the", "film", "[SEP]"]
@@ -59,14 +59,14 @@ def test_without_a_start_token_the_first_token_is_not_predicted():
 @pytest.mark.parametrize("text", ["", " "])
 def test_a_document_without_tokens_is_refused_where_nothing_could_be_predicted(text):
     with pytest.raises(DeltatuneError, match="row 1 has no tokens"):
-        LanguageModel().encode([{"text": "a"}, {"text": text}], writing_tokenizer())
+        LanguageModel().encode([{"text": "a"}, {"text": text}], generation_tokenizer())
     end = LanguageModel().encode([{"text": text}], bos_tokenizer())
     assert end[0]["labels"] == [IGNORED, bos_tokenizer().eos_token_id], "its end can be predicted"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_likelihoods_are_those_of_one_pass(kind):
-    host, tokenizer = writer(kind), bos_tokenizer()
+    host, tokenizer = lm_host(kind), bos_tokenizer()
     encoded = encode_for(host, "a", LanguageModel(max_length=96), ROWS, tokenizer)
     answers = predict(host, "a", LanguageModel(max_length=96), encoded, tokenizer, 3, "float32")
     total = 0.0
@@ -94,7 +94,7 @@ def test_likelihoods_are_those_of_one_pass(kind):
 @pytest.mark.parametrize("length", [8, 9])
 def test_a_document_in_blocks_is_read_block_by_block(length):
     """Each block's tokens are predicted from those of their block alone; their number stays the same."""
-    host, tokenizer, task = writer("llama"), bos_tokenizer(), LanguageModel(max_length=length)
+    host, tokenizer, task = lm_host("llama"), bos_tokenizer(), LanguageModel(max_length=length)
     (answer,) = predict(host, "a", task, ROWS[:1], tokenizer, 2, "float32")
     ids = [tokenizer.bos_token_id, *tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     nll = 0.0
@@ -107,7 +107,7 @@ def test_a_document_in_blocks_is_read_block_by_block(length):
 
 
 def test_documents_do_not_see_each_other():
-    host, tokenizer, task = writer("llama"), bos_tokenizer(), LanguageModel(max_length=40)
+    host, tokenizer, task = lm_host("llama"), bos_tokenizer(), LanguageModel(max_length=40)
     rows = [{"text": row["input"]} for row in make_rows(9)]
     together = predict(host, "a", task, rows, tokenizer, 9, "float32")
     alone = [predict(host, "a", task, [row], tokenizer, 1, "float32")[0] for row in rows]
@@ -127,7 +127,7 @@ def test_answers_as_users_want_them():
 
 
 def test_it_learns_a_text():
-    host, tokenizer, task = writer("llama", "Full()", awake=False), bos_tokenizer(), LanguageModel(max_length=32)
+    host, tokenizer, task = lm_host("llama", "Full()", randomize=False), bos_tokenizer(), LanguageModel(max_length=32)
     rows = [{"text": "good film and great plot"}] * 64
     settings = Settings(epochs=8, batch_size=8, learning_rate=5e-3, precision="float32")
     outcome = train(host, "a", task, rows, rows[:2], tokenizer, settings)
@@ -137,7 +137,7 @@ def test_it_learns_a_text():
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_models_that_would_read_what_they_predict_are_refused(kind):
     """A masked language model sees the token it predicts, an encoder-decoder has read it."""
-    host = writer(kind)
+    host = lm_host(kind)
     if kind == "bert":
         with pytest.raises(
             DeltatuneError, match=r"BertForMaskedLM is an encoder: .*Generate needs a decoder or an enc"
@@ -161,4 +161,4 @@ def test_bad_fields_are_named():
     assert task_from_json(task.to_json()) == task
     assert models.POSITIONS == 128
     with pytest.raises(DeltatuneError, match="max_length=500 cannot be used"):
-        predict(writer("gpt2"), "a", LanguageModel(max_length=500), ROWS[:1], bos_tokenizer())
+        predict(lm_host("gpt2"), "a", LanguageModel(max_length=500), ROWS[:1], bos_tokenizer())

@@ -11,7 +11,7 @@ import pytest
 from deltatune.store.adapter_folder import TENSORS
 from support import models
 from support.command_line import review_folder
-from support.writers import make_rows, writing_tokenizer
+from support.language_models import generation_tokenizer, make_rows
 
 SUPPORT = Path(__file__).parents[1] / "support"
 QUICK = ["--epochs", "3", "--lr", "1e-2", "--batch-size", "16", "--accumulation", "2", "--precision", "float32"]
@@ -33,7 +33,7 @@ def prepared(case: str, folder: Path) -> list[str]:
     else:
         review_folder(data)
     (models.tiny("bert") if case == "classify" else models.tiny("llama", "lm")).save_pretrained(model)
-    writing_tokenizer().save_pretrained(model)
+    generation_tokenizer().save_pretrained(model)
     return ["train", "--model", str(model), "--data", str(data), *QUICK, *CASES[case]]
 
 

@@ -13,26 +13,26 @@ from deltatune.training.forward import text_states
 from deltatune.training.inference.likelihood import negative_log_likelihoods
 from deltatune.training.task_model import TaskModel, labelled_outputs, token_logits
 from support import models
-from support.writers import WRITERS, make_rows, wake_, writer, writing_tokenizer
+from support.language_models import LM_KINDS, generation_tokenizer, lm_host, make_rows, randomize_
 
 TASK = Generate(max_length=48, new_tokens=12)
 
 
 def batch_of(host, rows, side="right", task=TASK):
-    encoded = encode_for(host, "a", task, rows, writing_tokenizer())
-    collate = collator_for(host.model, writing_tokenizer(side), encoded[0])
+    encoded = encode_for(host, "a", task, rows, generation_tokenizer())
+    collate = collator_for(host.model, generation_tokenizer(side), encoded[0])
     batch = collate(encoded.rows)
     if side == "left" and not host.model.config.is_encoder_decoder:  # as generate() does
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return encoded, batch
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_loss_is_the_models_own(kind, side):
     if (kind, side) == ("bart", "left"):
         pytest.skip("positions that are learned move with padding on the left, and BART takes none")
-    host = writer(kind)
+    host = lm_host(kind)
     _, batch = batch_of(host, make_rows(), side)
     labels = batch["labels"]
     with torch.no_grad():
@@ -42,9 +42,9 @@ def test_the_loss_is_the_models_own(kind, side):
     assert 0 < TASK.items(labels) < labels.numel()
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_gradients_are_the_models_own(kind):
-    host = writer(kind)
+    host = lm_host(kind)
     _, batch = batch_of(host, make_rows(5))
     found = []
     for compute in (lambda: TaskModel(host, "a", TASK)(**batch)["loss"], lambda: host.model(**batch).loss):
@@ -57,11 +57,11 @@ def test_gradients_are_the_models_own(kind):
         assert one.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 @pytest.mark.parametrize("method", ["Prompt(length=3)", "PTuning(length=3)", "Prefix(length=3)", "LoRA(r=2)"])
 def test_logits_are_picked_where_the_labels_are(kind, method):
     """With prompts the states are longer than the labels."""
-    host = writer(kind, method)
+    host = lm_host(kind, method)
     for rows, side in ((make_rows(1), "right"), (make_rows(7), "right"), (make_rows(7), "left")):
         if (kind, side) == ("bart", "left"):
             continue
@@ -91,12 +91,12 @@ def full_logits(host, batch, labels):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", LM_KINDS)
 def test_how_likely_answers_are_is_the_sum_over_their_tokens(kind):
-    host = writer(kind)
+    host = lm_host(kind)
     encoded, batch = batch_of(host, make_rows(9))
     labels = batch.pop("labels")
-    collate = collator_for(host.model, writing_tokenizer(), encoded[0])
+    collate = collator_for(host.model, generation_tokenizer(), encoded[0])
     with torch.no_grad():
         found = negative_log_likelihoods(host, TASK, encoded, collate, False)
         logits = full_logits(host, batch, labels)
@@ -122,7 +122,7 @@ def test_a_model_without_words_is_refused():
 
 
 def test_after_an_error_the_model_reads_all_states_again():
-    host = writer("llama")
+    host = lm_host("llama")
     _, batch = batch_of(host, make_rows(2))
     labels = batch.pop("labels")
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_states_of_the_text_with_prompts_of_different_lengths(kind, side):
     host = deltatune.Host(models.tiny(kind, dropout=False))
     for name, length in (("a", 2), ("b", 5)):
         host.attach(name, deltatune.Prompt(length=length), head=False)
-        wake_(host, name, 0.5)
+        randomize_(host, name, 0.5)
     task, tokenizer = Tag(tags=("x", "y")), models.tiny_tokenizer()
     tokenizer.padding_side = side
     rows = task.encode([{"tokens": row["input"].split()} for row in make_rows(3, 4)], tokenizer, labelled=False)
@@ -161,8 +161,8 @@ def test_states_of_the_text_with_prompts_of_different_lengths(kind, side):
 
 
 def test_prediction_leaves_a_stacked_route_as_it_was():
-    host = writer("llama")
+    host = lm_host("llama")
     host.attach("b", deltatune.LoRA(r=2), head=False)
     host.use({"b": 1.0, "a": 0.5}, stacked=True)
-    predict(host, "a", TASK, make_rows(1), writing_tokenizer(), precision="float32")
+    predict(host, "a", TASK, make_rows(1), generation_tokenizer(), precision="float32")
     assert (dict(host.route.uniform), host.route.order) == ({"b": 1.0, "a": 0.5}, ("b", "a"))

@@ -20,7 +20,7 @@ from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.scaling.packing import check_packing
 from deltatune.training.task_model import TaskModel
 from support import models
-from support.writers import make_rows, writer, writing_tokenizer
+from support.language_models import generation_tokenizer, lm_host, make_rows
 
 TASK = LanguageModel(max_length=32)
 QUICK = Settings(epochs=1, batch_size=8, learning_rate=1e-2, precision="float32", schedule="constant", warmup=0.0)
@@ -33,14 +33,14 @@ MIXING = {"opt", "opt-350m", "falcon-7b", "falcon-40b", "falcon-rw", "lfm2"}
 
 def encoded_on(host, count=7, task=TASK):
     rows = [{"text": row["input"], **row} for row in make_rows(count, longest=20)]
-    return encode_for(host, "a", task, rows, writing_tokenizer())
+    return encode_for(host, "a", task, rows, generation_tokenizer())
 
 
 def losses(host, encoded, training=False):
     """The loss of all rows apart, and packed."""
     tuned, found = TaskModel(host, "a", TASK).train(training), []
     for pack in (False, True):
-        batch = adapter_collator(host, "a", writing_tokenizer(), encoded, pack)(encoded.rows)
+        batch = adapter_collator(host, "a", generation_tokenizer(), encoded, pack)(encoded.rows)
         batch.pop("rows", None)
         with torch.no_grad():
             found.append(float(tuned(**batch)["loss"]))
@@ -48,7 +48,7 @@ def losses(host, encoded, training=False):
 
 
 def checked(host, encoded):
-    check_packing(host, "a", adapter_collator(host, "a", writing_tokenizer(), encoded, True), encoded.rows)
+    check_packing(host, "a", adapter_collator(host, "a", generation_tokenizer(), encoded, True), encoded.rows)
 
 
 # --- rows in one sequence ---
@@ -93,8 +93,8 @@ def test_a_batch_of_mixed_lengths_becomes_few_sequences():
 def test_every_method_gives_the_same_loss_or_is_refused(kind, name):
     if (kind, name) == ("llama", "BitFit"):
         pytest.skip("a Llama has no biases")
-    for awake in (False, True):
-        host = writer(kind, f"{name}()", awake=awake)
+    for randomize in (False, True):
+        host = lm_host(kind, f"{name}()", randomize=randomize)
         encoded = encoded_on(host)
         if name == "LongLoRA":
             with pytest.raises(DeltatuneError, match=r"packed rows attend to each other: .*LongLoRA\(r=8\)"):
@@ -110,7 +110,7 @@ def test_every_method_gives_the_same_loss_or_is_refused(kind, name):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", "gpt_neox", "opt", *DECODERS])
 def test_every_decoder_gives_the_same_loss_or_is_refused(kind):
     where = BY_HAND.get(kind, "*.attn.q")
-    host = writer(kind, f"LoRA(r=4, sites={where!r})")
+    host = lm_host(kind, f"LoRA(r=4, sites={where!r})")
     encoded = encoded_on(host)
     if kind in ("bloom", "mpt"):
         with pytest.raises(DeltatuneError, match="only decoders that take position_ids"):
@@ -128,17 +128,17 @@ def test_every_decoder_gives_the_same_loss_or_is_refused(kind):
 
 @pytest.mark.parametrize("name", sorted(PROMPTS))
 def test_soft_prompts_are_refused(name):
-    host = writer("llama", f"{name}(length=3)")
+    host = lm_host("llama", f"{name}(length=3)")
     with pytest.raises(DeltatuneError, match="has a soft prompt"):
         checked(host, encoded_on(host))
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_encoder_decoders_are_refused(kind):
-    host = writer(kind)
+    host = lm_host(kind)
     task = Generate(max_length=32, new_tokens=8)
     with pytest.raises(DeltatuneError, match=r"cannot train on packed rows.*set packing=False"):
-        train(host, "a", task, make_rows(8), None, writing_tokenizer(), dataclasses.replace(QUICK, packing=True))
+        train(host, "a", task, make_rows(8), None, generation_tokenizer(), dataclasses.replace(QUICK, packing=True))
 
 
 @pytest.mark.parametrize("task", [Classify(labels=("a", "b"), max_length=64), Tag(tags=("a", "b"), max_length=64)])
@@ -152,7 +152,7 @@ def test_tasks_with_a_head_are_refused(task):
 
 @pytest.mark.parametrize(("kind", "mixes"), [("llama", False), ("gpt2", False), ("opt", True)])
 def test_half_precision_is_judged_by_its_rounding(kind, mixes):
-    host = writer(kind)
+    host = lm_host(kind)
     host.model.to(torch.bfloat16)
     if mixes:
         with pytest.raises(DeltatuneError, match="attend to each other"):
@@ -162,7 +162,7 @@ def test_half_precision_is_judged_by_its_rounding(kind, mixes):
 
 
 def test_the_check_leaves_modes_and_random_numbers_as_they_were():
-    host = writer("llama", "LoRA(r=4, dropout=0.5)")
+    host = lm_host("llama", "LoRA(r=4, dropout=0.5)")
     host.model.train()
     host.model.model.layers[0].eval()
     modes = [module.training for module in host.model.modules()]
@@ -173,7 +173,7 @@ def test_the_check_leaves_modes_and_random_numbers_as_they_were():
 
 
 def test_one_row_alone_is_checked_against_itself():
-    host = writer("opt")
+    host = lm_host("opt")
     with pytest.raises(DeltatuneError, match="attend to each other"):
         checked(host, encoded_on(host, 1))
 
@@ -187,9 +187,9 @@ def test_training_on_packed_rows_is_training_on_rows(kind, task):
     rows = [{"text": row["input"], **row} for row in make_rows(40, longest=20)]
     found = []
     for packing, accumulation in ((False, 1), (True, 1), (True, 2)):
-        host = writer(kind)
+        host = lm_host(kind)
         settings = dataclasses.replace(QUICK, packing=packing, accumulation=accumulation)
-        outcome = train(host, "a", task, rows, None, writing_tokenizer(), settings)
+        outcome = train(host, "a", task, rows, None, generation_tokenizer(), settings)
         found.append((outcome.history, [p.detach().clone() for _, p in host.trainable("a")]))
     for history, tensors in found[1:]:
         np.testing.assert_allclose(history, found[0][0], rtol=2e-5)

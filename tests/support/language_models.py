@@ -1,4 +1,4 @@
-"""What the tests of written text share: tiny models that write, rows for them, and adapters that do something."""
+"""Tiny language models with adapters, a tokenizer and rows, for tests of generation."""
 
 import random
 
@@ -7,10 +7,10 @@ import torch
 import deltatune
 from support import models
 
-WRITERS = ["llama", "gpt2", "t5", "bart"]
+LM_KINDS = ["llama", "gpt2", "t5", "bart"]
 
 
-def writing_tokenizer(side="right"):
+def generation_tokenizer(side="right"):
     tokenizer = models.tiny_tokenizer()
     tokenizer.eos_token = "[SEP]"
     tokenizer.padding_side = side
@@ -18,7 +18,7 @@ def writing_tokenizer(side="right"):
 
 
 def make_rows(count=12, seed=0, longest=9):
-    """Inputs of different lengths, answers of different lengths: the first words, backwards."""
+    """Inputs and answers of different lengths; an answer is the first words in reverse order."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -27,17 +27,17 @@ def make_rows(count=12, seed=0, longest=9):
     return rows
 
 
-def writer(kind, method="LoRA(r=4)", awake=True, **config):
-    """A host of a tiny language model without dropout, with an adapter "a" that is no longer zero."""
+def lm_host(kind, method="LoRA(r=4)", randomize=True, **config):
+    """A host of a tiny language model without dropout, with an adapter "a" whose values are random."""
     host = deltatune.Host(models.tiny(kind, "lm", dropout=False, **config))
     host.attach("a", deltatune.parse(method), head=False)
-    if awake:
-        wake_(host)
+    if randomize:
+        randomize_(host)
     return host
 
 
 @torch.no_grad()
-def wake_(host, name="a", std=0.1):
+def randomize_(host, name="a", std=0.1):
     generator = torch.Generator().manual_seed(1)
     for _, parameter in host.trainable(name):
         parameter.add_(std * torch.randn(parameter.shape, generator=generator))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -185,6 +185,11 @@ Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD[
 def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     """The fields of the head that the options set."""
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
+
+
+def set_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are set."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def read_fields(assignments: Sequence[str] | None) -> dict[str, Any]:

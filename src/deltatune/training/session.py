@@ -206,8 +206,8 @@ def _check_head(answers: str, head: Mapping[str, Any]) -> None:
     if answers == "row":
         return
     why = "classifies every token" if answers == "token" else "uses the language-model head"
-    given = [name for name, value in head.items() if value]
-    raise_all([f"{name}={head[name]!r}: this task {why}; head options do not apply" for name in given])
+    names = [name for name, value in head.items() if value]
+    raise_all([f"{name}={head[name]!r}: this task {why}; head options do not apply" for name in names])
 
 
 def _check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Any]) -> None:

@@ -112,14 +112,14 @@ def _shares(weights: str | None, adapters: list[str]) -> list[float]:
     if weights is None:
         return [1 / len(adapters)] * len(adapters)
     try:
-        found = [float(word) for word in weights.split(",")]
+        numbers = [float(word) for word in weights.split(",")]
     except ValueError:
         raise DeltatuneError(f"--weights {weights}: write numbers separated by commas, such as 0.5,0.5") from None
-    if len(found) != len(adapters):
+    if len(numbers) != len(adapters):
         raise DeltatuneError(
-            f"--weights {weights}: {len(found)} weights for {len(adapters)} adapters; give one for each"
+            f"--weights {weights}: {len(numbers)} weights for {len(adapters)} adapters; give one for each"
         )
-    return found
+    return numbers
 
 
 def _rank(rank: str | None) -> int | str | None:
@@ -139,11 +139,11 @@ def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[H
     session.detach()
     names: dict[str, str] = {}
     for folder in adapters:
-        place = find_adapter(folder)
-        plain = re.sub(r"\W+", "_", (place.parent if place.name == "adapter" else place).resolve().name)
+        path = find_adapter(folder)
+        plain = re.sub(r"\W+", "_", (path.parent if path.name == "adapter" else path).resolve().name)
         name = plain if plain.isidentifier() and plain not in (*names.values(), "combined", "mean") else f"a_{plain}"
         names[folder] = name if name not in names.values() else f"{name}_{len(names)}"
-        session.host.load(place, name=names[folder], other_base=other_base)
+        session.host.load(path, name=names[folder], other_base=other_base)
     return session.host, names
 
 
@@ -158,7 +158,7 @@ def _head(head: str | None, names: dict[str, str], host: Host) -> Any:
         )
     if head not in (None, "mean", *names):
         near = nearest(str(head), [*names, "mean", "none"])
-        raise DeltatuneError(f"--head {head}: no such folder here{near}; given: {', '.join(names)}, mean, none")
+        raise DeltatuneError(f"--head {head}: no such folder here{near}; folders: {', '.join(names)}, mean, none")
     return names.get(head, head) if head is not None else None
 
 

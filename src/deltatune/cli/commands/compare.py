@@ -34,6 +34,7 @@ from deltatune.cli.options import (
     Text,
     head_of,
     option,
+    set_values,
 )
 from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.error_screen import Interrupted
@@ -50,7 +51,7 @@ METHODS = constant(PLAN, "DEFAULT_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
 LEGEND = (
     ("95 %", "half the interval of the score, over seeds and test rows"),
-    ("tied", "cannot be told from the best (paired bootstrap)"),
+    ("tied", "statistically tied with the best (paired bootstrap)"),
     ("trained", "parameters without the head, and their share of the model"),
     ("time", "of one training"),
     ("latency", "inference time of a batch, bare model = 1; merged: after merging into the weights"),
@@ -126,20 +127,17 @@ def compare(
     from deltatune.data import read
 
     methods = _all_methods(methods, more_methods)
-    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs = QUICK_ROWS, QUICK_EPOCHS
-        batch_size = batch_size or QUICK_BATCH
+    limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
-    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings
 
-    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
-    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = Settings(**changed)
+    options = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
+    settings = Settings(**set_values(options))
     plan = make_plan(
-        found,
+        dataset,
         model=model,
         methods=methods or METHODS,
         budget=budget if budget is not None or methods else DEFAULT_BUDGET,
@@ -158,12 +156,21 @@ def compare(
         with watching:
             summary = run(plan, watching)
     except KeyboardInterrupt:
-        kept = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
-        raise Interrupted(f"{kept}; the same command resumes") from None
+        finished = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
+        raise Interrupted(f"{finished}; the same command resumes") from None
     if as_json:
         print_json(summary)
     else:
         report(summary, plan.out / "report.html")
+
+
+def quick_defaults(
+    model: str, data: str, limit: int | None, epochs: float | None, batch_size: int | None
+) -> tuple[int | None, float | None, int | None]:
+    """Rows, epochs and batch size; small ones for the built-in model and data if none are set."""
+    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
+        return QUICK_ROWS, QUICK_EPOCHS, batch_size or QUICK_BATCH
+    return limit, epochs, batch_size
 
 
 def introduce(plan: Plan, quiet: bool) -> None:

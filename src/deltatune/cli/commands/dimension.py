@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.commands.compare import QUICK_BATCH, QUICK_EPOCHS, QUICK_ROWS
+from deltatune.cli.commands.compare import quick_defaults
 from deltatune.cli.options import (
     HEAD,
     METHOD,
@@ -28,6 +28,7 @@ from deltatune.cli.options import (
     Text,
     head_of,
     option,
+    set_values,
 )
 from deltatune.cli.ui.comparison_live import ComparisonProgress
 from deltatune.cli.ui.error_screen import Interrupted
@@ -84,10 +85,9 @@ def dimension(
     """
     from deltatune.data import read
 
-    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        limit, epochs = QUICK_ROWS, QUICK_EPOCHS
-        batch_size = batch_size or QUICK_BATCH
-    found = read(data, text=text or [], label=label, limit=limit)  # before torch is imported: mistakes show quickly
+    limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
+    # before torch is imported: mistakes in the data show quickly
+    dataset = read(data, text=text or [], label=label, limit=limit)
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
     from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
@@ -97,14 +97,13 @@ def dimension(
     from deltatune.training import Settings
 
     config = DimensionConfig(method, fraction, of, largest, rates, seeds)  # type: ignore[arg-type]  # it checks what it gets
-    given = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
-    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    folder = out or Path(f"{folder_for(model, found)}-dimension")
+    options = {"epochs": epochs, "batch_size": batch_size, "precision": precision}
+    folder = out or Path(f"{folder_for(model, dataset)}-dimension")
     plan = plan_search(
-        found,
+        dataset,
         config,
         model=model,
-        settings=Settings(**changed),
+        settings=Settings(**set_values(options)),
         max_length=max_length,
         metric=metric or "",
         head=head_of(pooling, dense),

@@ -91,20 +91,20 @@ def pretrain(
     from deltatune.data import read
     from deltatune.tasks.pretraining import objective_from
 
-    found = read(data, task="lm", text=[text] if text else [], limit=limit)
-    objective_config: Any = {"kind": objective, "text": list(found.text), **read_fields(fields)}
+    dataset = read(data, task="lm", text=[text] if text else [], limit=limit)
+    objective_config: Any = {"kind": objective, "text": list(dataset.text), **read_fields(fields)}
     task = objective_from(objective_config)
     from deltatune.training import Settings
     from deltatune.training.job import Job, prepare, record_of
     from deltatune.training.model_init import initial_model
 
-    folder = out or Path("runs") / f"pretrain-{found.name}-{objective}"
+    folder = out or Path("runs") / f"pretrain-{dataset.name}-{objective}"
     start = initial_model(model, config, tokenizer, task, method, folder, seed)
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    ready = prepare(Job(start, found, method, settings=settings, objective=task))
+    ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
     record = record_of(ready, data)
     run = folder / "run"
     before = runs.open_run(run, record, force)

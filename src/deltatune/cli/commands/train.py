@@ -79,8 +79,8 @@ def check_export(name: str | None, method: Method, host: Host, head: nn.Module |
         return []
     from deltatune.store.peft import left_out, obstacles
 
-    found = obstacles(method, host, head)
-    raise_all(found, f"{method!r} cannot be exported for {name}; nothing was trained:" if found else "")
+    reasons = obstacles(method, host, head)
+    raise_all(reasons, f"{method!r} cannot be exported for {name}; nothing was trained:" if reasons else "")
     return left_out(head)
 
 
@@ -145,18 +145,18 @@ def train(
 
     check_peer(export_for)
     # before torch is imported: mistakes in the data show quickly
-    found = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import Job, prepare, record_of, run
     from deltatune.training.scaling.distributed import join_processes
 
-    wanted = Settings(
+    settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    over = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
-    job = Job(model, found, method, budget, over, head_of(pooling, dense), wanted)
+    fields = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    job = Job(model, dataset, method, budget, fields, head_of(pooling, dense), settings)
     ready = prepare(job, partial(check_export, export_for))
     folder = out or runs.default_folder(ready.data.name, repr(ready.session.adapter.method))
     record = record_of(ready, data)

@@ -103,11 +103,11 @@ class Training(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length(cls, given: Any) -> Any:
-        settings = given.get("settings") if isinstance(given, Mapping) else None
+    def _one_length(cls, content: Any) -> Any:
+        settings = content.get("settings") if isinstance(content, Mapping) else None
         if isinstance(settings, Mapping) and {"epochs", "max_steps"} <= settings.keys():
             raise ValueError("settings have both epochs and max_steps, and only max_steps would be used: leave one out")
-        return given
+        return content
 
     @model_validator(mode="after")
     def _own_fields(self) -> Self:

@@ -184,7 +184,7 @@ class Classify(Task):
     def describe(self) -> str:
         """One sentence."""
         answer = f"one of {len(self.labels)} labels" if self.labels else "a number"
-        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, judged by {self.metric}"
+        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, scored by {self.metric}"
 
 
 def is_number(value: Any) -> bool:

@@ -171,7 +171,7 @@ class Span(Task):
         """One line."""
         none = ", or none" if self.abstains else ""
         answer = f"a part of the {self.text[1]} that answers the {self.text[0]}{none}"
-        return f"{answer}, windows of {self.max_length} tokens, judged by {self.metric}"
+        return f"{answer}, windows of {self.max_length} tokens, scored by {self.metric}"
 
 
 # --- windows ---

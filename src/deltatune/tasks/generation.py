@@ -146,4 +146,4 @@ class Generate(LanguageModelTask):
         """One line."""
         decoding = f"{self.beams} beams" if self.beams > 1 else "sampled" if self.temperature else "greedy"
         answer = f"the {self.label} for {' and '.join(self.text)}, up to {self.new_tokens} tokens, {decoding}"
-        return f"{answer}, at most {self.max_length} tokens in all, judged by {self.metric}"
+        return f"{answer}, at most {self.max_length} tokens in all, scored by {self.metric}"

@@ -109,7 +109,7 @@ class LanguageModel(LanguageModelTask):
 
     def describe(self) -> str:
         """One line."""
-        return f"every next token of the {self.text[0]}, blocks of {self.max_length} tokens, judged by {self.metric}"
+        return f"every next token of the {self.text[0]}, blocks of {self.max_length} tokens, scored by {self.metric}"
 
 
 def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

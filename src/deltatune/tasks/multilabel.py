@@ -99,7 +99,7 @@ class ManyLabels(Classify):
         """One line."""
         columns = " and ".join(self.text)
         return (
-            f"any of {len(self.labels)} labels for {columns}, at most {self.max_length} tokens, judged by {self.metric}"
+            f"any of {len(self.labels)} labels for {columns}, at most {self.max_length} tokens, scored by {self.metric}"
         )
 
 

@@ -197,4 +197,4 @@ class Tag(Task):
     def describe(self) -> str:
         """One line."""
         answer = f"one of {len(self.tags)} tags for each of the {self.text[0]}"
-        return f"{answer}, at most {self.max_length} tokens a text, judged by {self.metric}"
+        return f"{answer}, at most {self.max_length} tokens a text, scored by {self.metric}"

@@ -103,7 +103,7 @@ class Objective(LanguageModelTask):
 
     def describe(self) -> str:
         """One line."""
-        return f"{self.target()} of the {self.text[0]}, at most {self.max_length} tokens, judged by {self.metric}"
+        return f"{self.target()} of the {self.text[0]}, at most {self.max_length} tokens, scored by {self.metric}"
 
     @abstractmethod
     def target(self) -> str:

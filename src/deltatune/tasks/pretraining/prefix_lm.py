@@ -26,7 +26,7 @@ class PrefixLM(Objective):
     """
 
     name: ClassVar[str] = "prefix-lm"
-    shortest: ClassVar[int] = 5
+    shortest: ClassVar[int] = 5  # start, end, and three tokens, of which a last piece of one token takes one
 
     def encode(
         self,
@@ -100,7 +100,6 @@ def split_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, si
     """Documents in pieces of 2 to `size` tokens, without special ones, and the number of each piece's document.
 
     A piece needs two tokens to be split, so a last piece of one token takes one from the piece before.
-
     Raises DeltatuneError listing the documents of fewer than 2 tokens.
     """
     documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -180,7 +180,7 @@ class ReplacedEntities(Task):
     def describe(self) -> str:
         """One line."""
         answer = f"which entities in the {self.text[0]} were replaced"
-        return f"{answer}, at most {self.max_length} tokens, judged by {self.metric}"
+        return f"{answer}, at most {self.max_length} tokens, scored by {self.metric}"
 
 
 # ---- replacement

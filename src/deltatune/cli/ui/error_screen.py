@@ -99,7 +99,7 @@ def _usage_message(error: Exception) -> str:
             text = f"the command {command!r} is now {RENAMED_COMMANDS[command]!r}"
         else:
             text = f"no command {command!r}{nearest(command, context.command.commands)}"
-    return f"{text[0].lower()}{text[1:]}\n`{path} --help` lists what there is"
+    return f"{text[0].lower()}{text[1:]}; see `{path} --help`"
 
 
 def _options(context: Any) -> list[str]:

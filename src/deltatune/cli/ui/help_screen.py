@@ -85,8 +85,8 @@ def _entry(name: str, text: str, column: int, width: int) -> str:
 
 
 def _arguments(command: Any) -> dict[str, Entries]:
-    found = [p for p in command.params if p.param_type_name == "argument" and getattr(p, "help", None) and not p.hidden]
-    return {"Arguments": [(p.make_metavar() if not p.metavar else p.metavar, _text(p)) for p in found]}
+    arguments = [p for p in command.params if p.param_type_name == "argument" and p.help and not p.hidden]
+    return {"Arguments": [(p.make_metavar() if not p.metavar else p.metavar, _text(p)) for p in arguments]}
 
 
 def _options(command: Any, ctx: Any) -> dict[str, Entries]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltatune import AdapterFusion, DeltatuneError, Host, LoRA, Pfeiffer, Prefix, UniPELT
+from deltatune import AdapterFusion, DeltatuneError, Host, LoRA, Pfeiffer, Prefix, UniPELT, parse
 from deltatune.core.adapter import Adapter
 from deltatune.core.capabilities import Capabilities, Needs, TrainingHints, combine
 from deltatune.core.delta import AttentionDelta, Delta, relay_declarations_
@@ -18,7 +18,7 @@ from deltatune.methods.adapters.fusion import Fusion
 from deltatune.methods.combinations.gated import Gated, GatedPrefix
 from deltatune.methods.low_rank.lora import LowRank
 from deltatune.methods.prompts.prefix import KeyValues
-from deltatune.testing.fixtures import make_host
+from deltatune.testing.fixtures import attach, make_host
 
 GROUPS = {"capabilities": Capabilities, "needs": Needs, "hints": TrainingHints}
 FIELDS = [(group, f.name) for group, kind in GROUPS.items() for f in fields(kind)]
@@ -132,6 +132,22 @@ def test_a_shared_part_is_a_shared_module():
     with pytest.raises(DeltatuneError, match=r"_Sharing.share returns a Linear; it must be a .*SharedModule or None"):
         make_host("bert").attach("a", _Sharing())
     assert "_Sharing" not in REGISTRY
+
+
+@pytest.mark.parametrize("text", ["LoRA(r=2)", "LoRA(r=2, sites='embed')", "PiSSA(r=2)", "VeRA(r=3)", "RsLoRA(r=2)"])
+def test_low_rank_factors_are_the_change_of_the_weight(text):
+    for _, site, delta in attach(make_host("bert"), "a", parse(text)).entries():
+        A, B, s = delta.low_rank_factors()
+        base = {"weight": delta.base.weight.detach().double()}
+        change = delta.merge(base)["weight"] - base["weight"]
+        product = s * (B.double() @ A.double())
+        assert torch.allclose(change, product.T if site.kind == "embed" else product, atol=1e-6)
+        assert not A.requires_grad
+        assert not B.requires_grad
+
+
+def test_most_deltas_have_no_low_rank_factors():
+    assert two_layer().low_rank_factors() is None
 
 
 class _Negated(AttentionDelta):

@@ -45,6 +45,8 @@ class Delta(nn.Module):
     or in a decoder behind an encoder."""
     base: BaseWeights
     """The base's parameters at its site, set before `init_`."""
+    dropout: float = 0.0
+    """Probability of its dropout while training, if it has any."""
     forward: Callable[..., Any]
 
     def __init_subclass__(cls) -> None:
@@ -62,6 +64,10 @@ class Delta(nn.Module):
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return changed copies of the base's parameters: `weight` (out, in) and `bias` (out,), sliced to the site."""
         raise NotImplementedError(f"{type(self).__name__} has no weight form")
+
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float] | None:
+        """(A, B, s) of its update s·B A of the weight, A (r, in), B (out, r), without gradients; None for most."""
+        return None
 
     def penalty(self) -> Tensor | None:
         """The regulariser that its paper adds to the loss of each step; None for most."""

@@ -72,6 +72,9 @@ class LowRank(Delta):
         flat = torch.addmm(h.flatten(0, -2).to(x.dtype), low, self.up().to(x.dtype).T, alpha=weight * self.scale)
         return flat.view_as(h).to(h.dtype)
 
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
+        return self.down().detach(), self.up().detach(), self.scale
+
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = base["weight"]
         change = self.scale * (self.B.double() @ self.A.double())
@@ -104,6 +107,9 @@ class LowRankTable(Delta):
         low = F.embedding(x.clamp(max=vocabulary - 1), self.A.T)  # (B, T, r)
         low = low.masked_fill((x >= vocabulary).unsqueeze(-1), 0)
         return F.linear(low, self.B).mul(self.scale * self.embed_scale).to(h.dtype)
+
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
+        return self.A.detach(), self.B.detach(), self.scale
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = base["weight"]

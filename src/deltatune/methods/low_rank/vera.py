@@ -77,6 +77,9 @@ class ScaledProjection(Delta):
         up = (self.b.unsqueeze(1) * self.B).to(x.dtype)  # (out, r)
         return torch.addmm(h.flatten(0, -2).to(x.dtype), low, up.T, alpha=weight).view_as(h).to(h.dtype)
 
+    def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
+        return self.d.detach().unsqueeze(1) * self.A, self.b.detach().unsqueeze(1) * self.B, 1.0
+
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weight = base["weight"]
         change = (self.b.double().unsqueeze(1) * self.B.double()) @ (self.d.double().unsqueeze(1) * self.A.double())

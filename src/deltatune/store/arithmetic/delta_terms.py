@@ -40,12 +40,8 @@ class DeltaTerm:
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         """Return (A, B, s) of a `low_rank` term, with ΔW = s·BA."""
-        delta = self.delta
-        if hasattr(delta, "d"):  # VeRA: diag(λ_b) B diag(λ_d) A
-            return delta.d.detach().unsqueeze(1) * delta.A, delta.b.detach().unsqueeze(1) * delta.B, 1.0
-        computed = hasattr(delta, "down")  # PiSSA's factors are differences
-        a, b = (delta.down(), delta.up()) if computed else (delta.A, delta.B)
-        return a.detach(), b.detach(), float(delta.scale)
+        factors: tuple[Tensor, Tensor, float] = self.delta.low_rank_factors()
+        return factors
 
     def difference(self) -> Tensor:
         """Return the tensor of a `bias`, `scaling` or `weight` term as a difference from the base."""

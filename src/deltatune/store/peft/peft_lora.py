@@ -14,7 +14,7 @@ from torch import Tensor
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method
+from deltatune.core.method import Method, fields_of
 from deltatune.core.registry import registry
 from deltatune.core.sites.fused_projections import put
 from deltatune.core.sites.site import Site
@@ -77,12 +77,12 @@ class LoRAFormat:
             suffix = ".lora_embedding_{}" if deltas[0][0].kind == "embed" else ".lora_{}.weight"
             tensors[path + suffix.format("A")], tensors[path + suffix.format("B")] = a, b
             pairs[path] = (a.shape[0], scale)
-            if hasattr(deltas[0][1], "m"):
+            if "m" in dict(deltas[0][1].named_parameters()):
                 tensors[path + MAGNITUDE] = _magnitude(deltas)
         config = modules_config(host, "LORA", adapter, modules)
         config |= {
             "bias": "none",
-            "lora_dropout": float(getattr(adapter.method, "dropout", 0.0)),
+            "lora_dropout": float(fields_of(adapter.method).get("dropout", 0.0)),
             **_rank_config(pairs),
         }
         if any(key.endswith(MAGNITUDE) for key in tensors):
@@ -182,9 +182,8 @@ def _rank_config(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
 
 def factors(delta: Any) -> tuple[Tensor, Tensor, float]:
     """Return (A, B, s) of a low-rank Delta with ΔW = s·BA; PiSSA's have rank 2r."""
-    computed = hasattr(delta, "down")
-    a, b = (delta.down(), delta.up()) if computed else (delta.A, delta.B)
-    return a.detach(), b.detach(), float(delta.scale)
+    of_delta: tuple[Tensor, Tensor, float] = delta.low_rank_factors()
+    return of_delta
 
 
 def _module_factors(host: Host, deltas: Sequence[tuple[Site, Any]]) -> tuple[Tensor, Tensor, float]:

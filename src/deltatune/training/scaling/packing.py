@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.collator import PaddingCollator, concatenate_rows
@@ -43,7 +44,8 @@ def check_packing(host: Host, name: str, collate: PaddingCollator, rows: Sequenc
     try:
         worst = _difference(host, row_pair)
         for _, _, delta in host.adapters[name].entries():
-            delta.train(not getattr(delta, "dropout", 0.0))
+            parts = (part for part in delta.modules() if isinstance(part, Delta))
+            delta.train(not any(part.dropout for part in parts))
         worst = max(worst, _difference(host, row_pair))
     finally:
         for module, mode in modes:

@@ -1,10 +1,10 @@
-"""A made-up summary.json with everything a real one may hold, for the tests of the report."""
+"""A sample summary.json with every kind of content, for the tests of the report."""
 
 import math
 import random
 from typing import Any
 
-# method, name, reference, parameters, score, rate, seconds, latency live, merged
+# method, name, reference, parameters, score, learning rate, seconds, latency unmerged, merged
 METHODS = [
     ("LoRA(r=12)", "LoRA", False, 110_592, 0.712, 1e-3, 21.4, 1.09, 1.0),
     ("Bottleneck(size=11, form='houlsby')", "Bottleneck", False, 106_000, 0.721, 1e-3, 22.8, 1.14, None),
@@ -22,7 +22,7 @@ BASE = 22_713_216
 
 
 def sample_summary(hostile: bool = False) -> dict[str, Any]:
-    """Eleven methods with scores, one that failed; `hostile` puts markup into every text."""
+    """Eleven methods with scores and a failed one; `hostile` puts markup into every text."""
     rng = random.Random(0)
     methods = [_method(rng, *row) for row in METHODS]
     methods.append(_failed("Prefix(length=12, hidden=512)", "Prefix", "OutOfMemoryError: 1.9 GB asked, 0.4 GB left"))
@@ -82,7 +82,7 @@ def _method(
     score: float,
     rate: float,
     seconds: float,
-    live: float,
+    unmerged: float,
     merged: float | None,
 ) -> dict[str, Any]:
     seeds = [round(score + rng.gauss(0, 0.006), 4) for _ in range(3)]
@@ -107,7 +107,7 @@ def _method(
         "examples_per_second": 3 * 2829 / seconds,
         "peak_memory_bytes": int(0.7e9 + params * 14 + rng.random() * 1e8),
         "adapter_bytes": params * 4 + 18_000,
-        "latency_ratio": live,
+        "latency_ratio": unmerged,
         "latency_ratio_merged": merged,
         "pscp": mean * 0.99,
         "curves": [_curve(rng, seed, score) for seed in range(3)],
@@ -136,7 +136,7 @@ EVIL = "<script>document.title='owned'</script>\"'&<img src=x onerror=alert(1)>"
 
 
 def _poisoned(value: Any, key: str = "") -> Any:
-    """Every text, also keys of settings and versions, with markup in it; numbers and the structure stay."""
+    """Add markup to every text, also to keys of settings and versions; numbers and structure stay."""
     if isinstance(value, dict):
         free = key in ("settings", "versions")
         return {(name + EVIL if free else name): _poisoned(each, name) for name, each in value.items()}

@@ -25,7 +25,7 @@ def explanations(summary: Mapping[str, Any]) -> str:
 LIMITS = (
     "The ranking holds for these data, this model and this budget; a longer search may change it. With few seeds the "
     "seed variance is only roughly estimated, and with many methods one may seem best by chance. An interval of width "
-    "0 only means that no test row was wrong. Times were measured on this machine."
+    "0 only means that no test row was wrong. Times were measured on one machine."
 )
 
 
@@ -45,10 +45,10 @@ def _score(summary: Mapping[str, Any]) -> str:
     score = formats.number(baseline, "score")
     description = baseline.get("words") or "Always predicting the most frequent label"
     without_training = f" {description} scores {score:.3f}." if score is not None else ""
-    mean = f"the mean of {seeds} seeds" if seeds != 1 else "of one seed"
+    mean = f"mean of {seeds} seeds" if seeds != 1 else "one seed"
     return (
-        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, which were used once, after the "
-        f"learning rate was chosen on the validation rows with all its seeds; {mean}.{without_training}"
+        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, {mean}. The test rows were used "
+        f"once, after the learning rate was chosen by the validation scores of all its seeds.{without_training}"
     )
 
 
@@ -56,10 +56,11 @@ def _interval(summary: Mapping[str, Any]) -> str:
     resamples = formats.number(summary.get("settings") or {}, "resamples")
     count = f"{formats.count(resamples)} times" if resamples else "many times"
     several = len(summary.get("seeds") or []) > 1
-    over = "test examples and seeds" if several else "test examples; a single seed does not measure seed variance"
+    resampled = "test rows and seeds" if several else "test rows"
+    single = "" if several else " A single seed does not measure seed variance."
     return (
-        f"Two-sided 95 % bootstrap interval, resampling {over}, {count}; all methods use the same resamples. “Tied” "
-        "means that the interval of the difference to the best method contains 0."
+        f"Two-sided 95 % bootstrap interval: {resampled} are resampled {count}, with the same resamples for all "
+        f"methods. “Tied” means that the interval of the difference to the best method contains 0.{single}"
     )
 
 

@@ -10,7 +10,6 @@ import torch
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.models.hardware import native_bfloat16, uses_bfloat16
 from deltatune.tasks import Head, collator_for
 from deltatune.training import encode_for, logits, predict, train
 from deltatune.training.forward import base_outputs, text_mask
@@ -118,14 +117,6 @@ def test_a_soft_prompt_is_not_pooled(side, tokenizer):
 
 
 # --- precision ---
-
-
-def test_half_precision_only_where_it_helps():
-    base = models.tiny("bert")
-    assert uses_bfloat16(base, "auto") == native_bfloat16(torch.device("cpu"))
-    assert uses_bfloat16(base, "bfloat16")
-    assert not uses_bfloat16(base, "float32")
-    assert not uses_bfloat16(base.to(torch.bfloat16), "bfloat16")  # it is in half precision already
 
 
 def test_half_precision_keeps_adapters_in_float32(tokenizer):

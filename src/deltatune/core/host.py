@@ -18,12 +18,9 @@ from deltatune.core.merging import MergedAdapters, bound, check_merges, differen
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.route import Route, RouteSpec, read_route
-from deltatune.core.seams.attention import AttentionSeam
-from deltatune.core.seams.hook_points import BatchContext
-from deltatune.core.seams.hook_registry import HookRegistry
-from deltatune.core.seams.position_ids import PositionShift
-from deltatune.core.seams.soft_prompts import PromptSeam, generate
-from deltatune.core.seams.weight_override import WeightSeam, check_exclusive
+from deltatune.core.seams.model_seams import ModelSeams
+from deltatune.core.seams.soft_prompts import generate
+from deltatune.core.seams.weight_override import check_exclusive
 from deltatune.core.sites.discovery import find_sites
 
 
@@ -43,17 +40,8 @@ class Host:
         self.adapters: dict[str, Adapter] = {}
         self.route = Route()
         model.requires_grad_(False)
-        self._context = BatchContext()
-        self._hooks = HookRegistry(model, self.sites, self._context)
-        self._weights = WeightSeam(model)
+        self._seams = ModelSeams(model, self.sites)
         self._merging = MergedAdapters(model)
-        self._positions = PositionShift(model, self.sites.facts.position_modules)
-        self._prompts = PromptSeam(model, self.sites.facts, self._context)
-        self._attention = AttentionSeam(model)
-        model.register_forward_pre_hook(self._before_forward)
-        if self.sites.facts.encoder_decoder and hasattr(model, "get_encoder"):
-            encoder: Any = model.get_encoder()  # type: ignore[operator]
-            encoder.register_forward_pre_hook(self._context.see_encoder, with_kwargs=True)
 
     @property
     def merged(self) -> Mapping[str, float]:
@@ -63,16 +51,16 @@ class Host:
     @property
     def mask(self) -> Tensor | None:
         """Attention mask (B, T') of the last forward as the model saw it, virtual tokens included; None if none was."""
-        return self._context.mask
+        return self._seams.context.mask
 
     @property
     def prompts(self) -> Mapping[str, int]:
         """Virtual tokens of each active adapter that has any."""
-        return self._prompts.lengths
+        return self._seams.prompts.lengths
 
     def prompt_lengths(self, batch: int) -> Sequence[int]:
         """Virtual tokens of each row of a batch under the current route."""
-        return self._prompts.of_rows(batch)
+        return self._seams.prompts.of_rows(batch)
 
     # ---- attaching
 
@@ -99,14 +87,14 @@ class Host:
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
-        with self._weights.put_back():
+        with self._seams.weights.put_back():
             adapter = build_adapter(
                 method, self.sites, self.model, self._init_prefixes_, seed=seed, head=head, extra=extra or {}
             )
         adapter.train(self.model.training)
         self.adapters[name] = adapter
         self._children()[name] = adapter
-        self._hooks.plug(name, adapter)
+        self._seams.hooks.plug(name, adapter)
         if not self.route.names:
             self.use(name)
         return adapter
@@ -116,7 +104,7 @@ class Host:
         adapter = self._adapter(name)
         if name in self.merged:
             self.unmerge_(name)
-        self._hooks.unplug(name)
+        self._seams.hooks.unplug(name)
         self.route = self.route.without([name])
         del self.adapters[name], self._children()[name]
         self._arrange()
@@ -172,8 +160,8 @@ class Host:
     def finish_(self, name: str) -> None:
         """Drop the parts that only training needs (a prefix's MLP); outputs stay the same."""
         self.adapters[name] = self._children()[name] = adapter = self._adapter(name).finished()
-        self._hooks.unplug(name)
-        self._hooks.plug(name, adapter)
+        self._seams.hooks.unplug(name)
+        self._seams.hooks.plug(name, adapter)
         self._arrange()
 
     # ---- merging
@@ -241,7 +229,7 @@ class Host:
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The base's own parameters by path, without any adapter, even if currently replaced or merged."""
         for path in self.sites.weights:
-            yield path, self._merging.original(self._weights.original(path))
+            yield path, self._merging.original(self._seams.weights.original(path))
 
     # ---- inside
 
@@ -266,11 +254,6 @@ class Host:
 
     def _init_prefixes_(self, adapter: Adapter) -> None:
         init_prefixes_(self.model, adapter, lambda: self.using(None))
-
-    def _before_forward(self, module: nn.Module, args: object) -> None:
-        """Pre-hook of the whole model."""
-        for name in self.route.names - set(self.merged):
-            self.adapters[name].before_forward()
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)
@@ -301,22 +284,14 @@ class Host:
                 module.training = mode
 
     def _arrange(self) -> None:
-        """Make the hooks, prompts, positions and the seams follow the route."""
-        active = {name: self.adapters[name] for name in self.route.names if name not in self.merged}
-        needs = {name: adapter.needs for name, adapter in active.items()}
-        prompts = {name: need.virtual_tokens for name, need in needs.items() if need.virtual_tokens}
-        shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}
-        factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
-        self._hooks.follow(self.route, set(active))
-        self._prompts.route, self._prompts.lengths = self.route, prompts
-        self._positions.follow(self.route, shifts, factors)
-        self._weights.follow(active.values())
-        self._attention.follow(*self._hooks.attention)
+        """Make the seams follow the route."""
+        active = {name: self.adapters[name] for name in sorted(self.route.names) if name not in self.merged}
+        self._seams.follow(self.route, active)
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> Any:
         """`model.generate` under the current route, soft prompts included; the result holds no virtual ids."""
-        return generate(self.model, self._prompts, inputs)
+        return generate(self.model, self._seams.prompts, inputs)
 
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""

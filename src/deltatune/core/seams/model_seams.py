@@ -1,0 +1,54 @@
+"""All seams of one model: together they make its forward pass follow a route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.route import Route
+from deltatune.core.seams.attention import AttentionSeam
+from deltatune.core.seams.hook_points import BatchContext
+from deltatune.core.seams.hook_registry import HookRegistry
+from deltatune.core.seams.position_ids import PositionShift
+from deltatune.core.seams.soft_prompts import PromptSeam
+from deltatune.core.seams.weight_override import WeightSeam
+from deltatune.core.sites.site import Sites
+
+
+class ModelSeams:
+    """Hooks, soft prompts, position ids, replaced weights and attention of one model, installed once."""
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        self.context = BatchContext()
+        self.hooks = HookRegistry(model, sites, self.context)
+        self.weights = WeightSeam(model)
+        self.positions = PositionShift(model, sites.facts.position_modules)
+        self.prompts = PromptSeam(model, sites.facts, self.context)
+        self.attention = AttentionSeam(model)
+        self.active: Mapping[str, Adapter] = {}
+        """Adapters that the forward pass calls: those of the route that are not merged."""
+        model.register_forward_pre_hook(self._before_forward)
+        if sites.facts.encoder_decoder and hasattr(model, "get_encoder"):
+            encoder: Any = model.get_encoder()  # type: ignore[operator]
+            encoder.register_forward_pre_hook(self.context.see_encoder, with_kwargs=True)
+
+    def follow(self, route: Route, active: Mapping[str, Adapter]) -> None:
+        """Make every seam follow a route; `active` are its adapters that are not merged."""
+        self.active = active
+        needs = {name: adapter.needs for name, adapter in active.items()}
+        prompts = {name: need.virtual_tokens for name, need in needs.items() if need.virtual_tokens}
+        shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}
+        factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
+        self.hooks.follow(route, set(active))
+        self.prompts.route, self.prompts.lengths = route, prompts
+        self.positions.follow(route, shifts, factors)
+        self.weights.follow(active.values())
+        self.attention.follow(*self.hooks.attention)
+
+    def _before_forward(self, module: nn.Module, args: object) -> None:
+        """Pre-hook of the whole model."""
+        for adapter in self.active.values():
+            adapter.before_forward()

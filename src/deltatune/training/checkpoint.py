@@ -45,9 +45,10 @@ def load_optimizer_(optimizer: torch.optim.Optimizer, names: Sequence[str], tens
 
 
 def seed_process(seed: int, rank: int) -> None:
-    """Give each process its own dropout; process 0 draws what a single process would."""
-    if rank:
-        torch.manual_seed(generator_for(seed, f"process.{rank}").initial_seed())
+    """Seed all generators. Each process draws its own dropout; process 0 draws that of a single process."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(generator_for(seed, f"process.{rank}").initial_seed() if rank else seed)
 
 
 def random_tensors() -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
@@ -170,7 +169,6 @@ class TrainingLoop:
             checkpoint.check_same_run(resume, self.identity)
         self.processes.check_equal(self.identity)
         self.processes.broadcast_tensors_([*self.host.adapters[self.name].state_dict().values()])
-        set_seed(self.settings.seed)
         checkpoint.seed_process(self.settings.seed, self.processes.rank)
         if resume is not None:
             self.load_checkpoint_(resume)

@@ -17,11 +17,11 @@ def data(kind, rows, text, label="label", labels=()):
 
 
 def chosen(kind, rows, text, label="label", labels=(), tokenizer=None, model="bert", **over):
-    found = task_for(
+    inferred = task_for(
         data(kind, rows, text, label, labels), models.tiny(model).config, tokenizer or generation_tokenizer(), over
     )
-    assert found.task.label_kind == kind
-    return found
+    assert inferred.task.label_kind == kind
+    return inferred
 
 
 TAGGED = [{"tokens": ["a"], "tags": ["O"]}]
@@ -30,16 +30,16 @@ WRITTEN = [{"instruction": "a", "input": "b", "output": "good film " * 4} for _ 
 
 @pytest.mark.parametrize(("model", "piece"), [("bert", "first"), ("gpt2", "last"), ("llama", "last"), ("t5", "last")])
 def test_tags_are_read_where_the_word_is_known(model, piece):
-    found = chosen("tags", TAGGED, ("tokens",), "tags", ("O", "B-x"), model=model)
-    assert found.task == Tag(tags=("O", "B-x"), piece=piece)
+    inferred = chosen("tags", TAGGED, ("tokens",), "tags", ("O", "B-x"), model=model)
+    assert inferred.task == Tag(tags=("O", "B-x"), piece=piece)
 
 
 def test_classes_numbers_sets_and_documents():
     rows = [{"text": "a", "label": "x"}]
     assert chosen("classes", rows, ("text",), labels=("x", "y")).task == Classify(labels=("x", "y"))
     numbers = [{"text": "a", "label": label} for label in ("10", 20, 60.0)]
-    found = chosen("number", numbers, ("text",)).task
-    assert (found.center, found.scale) == (30.0, pytest.approx(np.std([10, 20, 60]), rel=1e-5))
+    inferred = chosen("number", numbers, ("text",)).task
+    assert (inferred.center, inferred.scale) == (30.0, pytest.approx(np.std([10, 20, 60]), rel=1e-5))
     assert chosen("number", numbers[:1], ("text",)).task == Classify(center=10.0), "what never varies has no scale"
     assert chosen("many", rows, ("text",), labels=("x", "y")).task == ManyLabels(labels=("x", "y"))
     assert chosen("raw", rows, ("text",), "").task == LanguageModel()
@@ -64,23 +64,23 @@ def test_spans_may_be_none_where_some_rows_have_none():
 )
 def test_prompts_follow_the_columns(text, template, prompt):
     tokenizer = chat_tokenizer(template) if template else generation_tokenizer()
-    found = chosen("text", WRITTEN, text, "output", tokenizer=tokenizer, model="llama")
-    assert found.task.prompt == prompt
-    assert any(f"the prompt is {prompt}" in note for note in found.notes)
+    inferred = chosen("text", WRITTEN, text, "output", tokenizer=tokenizer, model="llama")
+    assert inferred.task.prompt == prompt
+    assert any(f"the prompt is {prompt}" in note for note in inferred.notes)
 
 
 def test_the_length_of_answers_is_that_of_the_training_answers():
-    found = chosen("text", WRITTEN, ("input",), "output", model="llama")
-    assert found.task == Generate(text=("input",), new_tokens=16)
-    assert "answers may have 16 tokens: 100% of the training answers have fewer" in found.notes
+    inferred = chosen("text", WRITTEN, ("input",), "output", model="llama")
+    assert inferred.task == Generate(text=("input",), new_tokens=16)
+    assert "answers may have 16 tokens: 100% of the training answers have fewer" in inferred.notes
     long = [{**row, "output": "film " * 400} for row in WRITTEN]
-    found = chosen("text", long, ("input",), "output", model="llama")
-    assert found.task.new_tokens == 256
-    assert "answers may have 256 tokens: 0% of the training answers have fewer" in found.notes
-    found = chosen("text", WRITTEN, ("input",), "output", model="llama", max_length=20)
-    assert (found.task.max_length, found.task.new_tokens) == (20, 10)
-    found = chosen("text", WRITTEN, ("input",), "output", model="llama", new_tokens=600)
-    assert (found.task.max_length, found.task.new_tokens) == (1200, 600)
+    inferred = chosen("text", long, ("input",), "output", model="llama")
+    assert inferred.task.new_tokens == 256
+    assert "answers may have 256 tokens: 0% of the training answers have fewer" in inferred.notes
+    inferred = chosen("text", WRITTEN, ("input",), "output", model="llama", max_length=20)
+    assert (inferred.task.max_length, inferred.task.new_tokens) == (20, 10)
+    inferred = chosen("text", WRITTEN, ("input",), "output", model="llama", new_tokens=600)
+    assert (inferred.task.max_length, inferred.task.new_tokens) == (1200, 600)
 
 
 def test_texts_without_spaces_are_counted_in_characters_and_several_references_by_bleu():
@@ -107,6 +107,6 @@ def test_fields_of_another_task_are_refused():
     "task", [Span(), Generate(), LanguageModel(), Tag(tags=("a", "b")), Generate(max_length=2048, new_tokens=1000)]
 )
 def test_tasks_become_short_enough_for_a_model(task, positions):
-    found = shorter(task, positions)
-    assert found.max_length <= positions
+    inferred = shorter(task, positions)
+    assert inferred.max_length <= positions
     assert shorter(task, None) == shorter(task, 10_000) == task

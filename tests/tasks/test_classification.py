@@ -236,11 +236,11 @@ def test_numbers_are_learned_around_their_center_and_given_in_their_own_units(to
 
 
 def test_decode():
-    found = single.decode(np.array([[0.0, np.log(3.0)], [800.0, 0.0]], np.float32))
-    assert [answer["label"] for answer in found] == ["good", "bad"]
-    assert found[0]["score"] == pytest.approx(0.75)
-    assert found[0]["scores"] == pytest.approx({"bad": 0.25, "good": 0.75})
-    assert found[1]["score"] == 1.0
+    decoded = single.decode(np.array([[0.0, np.log(3.0)], [800.0, 0.0]], np.float32))
+    assert [answer["label"] for answer in decoded] == ["good", "bad"]
+    assert decoded[0]["score"] == pytest.approx(0.75)
+    assert decoded[0]["scores"] == pytest.approx({"bad": 0.25, "good": 0.75})
+    assert decoded[1]["score"] == 1.0
     assert pair.decode(np.array([[2.5]])) == [{"value": 2.5}]
 
 

@@ -42,10 +42,10 @@ def window_of(offsets):
 def test_windows_cover_the_passage_and_share_the_stride(kind):
     tokenizer, stride, longest = tokenizers(kind), 5, 40
     pairs = [("who liked it", passage) for passage in PASSAGES]
-    found = make_windows(pairs, tokenizer, longest, stride)
-    assert [window.owner for window in found] == sorted(window.owner for window in found)
+    result = make_windows(pairs, tokenizer, longest, stride)
+    assert [window.owner for window in result] == sorted(window.owner for window in result)
     for i, passage in enumerate(PASSAGES):
-        mine = [window for window in found if window.owner == i]
+        mine = [window for window in result if window.owner == i]
         assert [window.first for window in mine] == [True] + [False] * (len(mine) - 1)
         whole = tokenizer("who liked it", passage, return_offsets_mapping=True)
         ids = [id for id, side in zip(whole["input_ids"], whole.sequence_ids(), strict=True) if side == 1]
@@ -95,13 +95,13 @@ def test_the_answer_is_where_the_label_says(kind, answer):
             own[begin, 0], own[end, 1], seen = 5, 5, seen + 1
         logits.append(own)
     assert seen
-    (found,) = task.collect(logits, encoded)
-    said = PASSAGES[0][found["start"] : found["end"]]
-    assert said == found["text"]
-    assert answer in found["text"]
-    assert len(found["text"].split()) == len(answer.split())  # whole words where tokens do not end inside them
+    (result,) = task.collect(logits, encoded)
+    chosen = PASSAGES[0][result["start"] : result["end"]]
+    assert chosen == result["text"]
+    assert answer in result["text"]
+    assert len(result["text"].split()) == len(answer.split())  # whole words where tokens do not end inside them
     assert encoded.truth == [[answer]]
-    assert start - 4 <= found["start"] <= start
+    assert start - 4 <= result["start"] <= start
 
 
 @pytest.mark.parametrize("answer", ["🙂👩‍👩‍👧", "nai\u0308ve", "酒店", "12.5%"])
@@ -113,8 +113,8 @@ def test_answers_of_odd_characters_are_exact(kind, answer):
     own = np.zeros((len(piece["input_ids"]), 2))
     own[place[0], 0] = own[place[1], 1] = 9
     rest = [np.zeros((len(other["input_ids"]), 2)) for other in encoded.rows[1:]]
-    (found,) = task.collect([own, *rest], encoded)
-    assert (found["text"], found["start"]) == (answer, PASSAGES[1].find(answer))
+    (result,) = task.collect([own, *rest], encoded)
+    assert (result["text"], result["start"]) == (answer, PASSAGES[1].find(answer))
 
 
 def test_an_answer_across_a_border_is_whole_in_the_next_window_only():
@@ -189,12 +189,12 @@ def test_the_best_span_is_the_best_of_all(real, longest, draw):
         for j in range(i, min(len(real), i + longest))
         if real[i] and real[j]
     ]
-    found = best_span(logits, window_of(offsets), longest)
+    result = best_span(logits, window_of(offsets), longest)
     if not spans:
-        assert found == (-np.inf, 0, 0)
+        assert result == (-np.inf, 0, 0)
         return
-    assert found.score == max(score for score, _, _ in spans)
-    assert tuple(found) in spans  # of equally good ones, any
+    assert result.score == max(score for score, _, _ in spans)
+    assert tuple(result) in spans  # of equally good ones, any
 
 
 def test_no_span_of_logits_that_are_not_finite():
@@ -207,17 +207,17 @@ def test_no_answer_must_be_better_by_the_threshold():
     logits = np.zeros((6, 2), np.float32)  # [CLS] is [SEP] the film [SEP]
     logits[0] = 1.0  # no answer: 2
     logits[3, 0], logits[4, 1] = 0.5, 0.25
-    said = {}
+    chosen = {}
     for threshold in (-5.0, 1.0, 1.5):
         task = Span(max_length=64, stride=8, abstains=True, threshold=threshold)
         encoded = task.encode(rows, models.tiny_tokenizer())
-        (said[threshold],) = task.collect([logits], encoded)
-    assert said[-5.0] == said[1.0] == {"text": "", "start": -1, "end": -1, "score": 1.25}
-    assert said[1.5] == {"text": "the film", "start": 0, "end": 8, "score": 0.75}
+        (chosen[threshold],) = task.collect([logits], encoded)
+    assert chosen[-5.0] == chosen[1.0] == {"text": "", "start": -1, "end": -1, "score": 1.25}
+    assert chosen[1.5] == {"text": "the film", "start": 0, "end": 8, "score": 0.75}
     task = Span(max_length=64, stride=8)
-    (found,) = task.collect([logits], task.encode(rows, models.tiny_tokenizer(), labelled=False))
-    assert found["text"] == "the film"
-    assert task.decode([found]) == [{"answer": "the film", "start": 0, "end": 8, "score": 0.75}]
+    (result,) = task.collect([logits], task.encode(rows, models.tiny_tokenizer(), labelled=False))
+    assert result["text"] == "the film"
+    assert task.decode([result]) == [{"answer": "the film", "start": 0, "end": 8, "score": 0.75}]
 
 
 def test_no_answer_is_what_the_least_sure_window_says():
@@ -325,14 +325,14 @@ def test_a_row_is_answered_alike_alone_and_among_others_padded_on_either_side(ki
     for name, parameter in host.trainable("a"):
         if "head" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    rows, found = rule_rows(4, 5) + rule_rows(3, 6, long=True), []
+    rows, result = rule_rows(4, 5) + rule_rows(3, 6, long=True), []
     for side, size in (("right", 9), ("left", 9), ("right", 1)):
         tokenizer = models.tiny_tokenizer()
         tokenizer.padding_side = side
         encoded = encode_for(host, "a", task, rows, tokenizer, labelled=False)
-        found.append(predict(host, "a", task, encoded, tokenizer, size, "float32"))
-    places = [[(one["start"], one["end"]) for one in own] for own in found]
+        result.append(predict(host, "a", task, encoded, tokenizer, size, "float32"))
+    places = [[(one["start"], one["end"]) for one in own] for own in result]
     assert places[0] == places[1] == places[2]
-    for own, row in zip(found[0], rows, strict=True):
+    for own, row in zip(result[0], rows, strict=True):
         assert own["text"] == row["context"][own["start"] : own["end"]]
-    np.testing.assert_allclose([one["score"] for one in found[0]], [one["score"] for one in found[2]], atol=1e-4)
+    np.testing.assert_allclose([one["score"] for one in result[0]], [one["score"] for one in result[2]], atol=1e-4)

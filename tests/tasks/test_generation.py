@@ -80,12 +80,12 @@ def test_chats_are_learned_and_answered():
 def test_a_row_is_written_alike_alone_and_in_a_batch(kind, method, beams):
     host = lm_host(kind, method, **LOUD.get(kind, {}))
     task = dataclasses.replace(TASK, beams=beams)
-    found = []
+    results = []
     for side, size in (("right", 7), ("left", 7), ("right", 1)):
         tokenizer = generation_tokenizer(side)
-        found.append([a["text"] for a in predict(host, "a", task, make_rows(7), tokenizer, size, "float32")])
-    assert found[0] == found[1] == found[2]
-    assert len(set(found[0])) > 1
+        results.append([a["text"] for a in predict(host, "a", task, make_rows(7), tokenizer, size, "float32")])
+    assert results[0] == results[1] == results[2]
+    assert len(set(results[0])) > 1
 
 
 @pytest.mark.parametrize("kind", LM_KINDS)
@@ -139,8 +139,8 @@ def test_top_k_0_takes_all_words():
 def written_ids(task, rows):
     tokenizer = generation_tokenizer()
     tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))
-    found = predict(lm_host("llama"), "a", task, rows, tokenizer, precision="float32")
-    return [[int(token) for token in answer["text"].split()] for answer in found]
+    results = predict(lm_host("llama"), "a", task, rows, tokenizer, precision="float32")
+    return [[int(token) for token in answer["text"].split()] for answer in results]
 
 
 def test_no_sequence_is_written_twice():

@@ -121,7 +121,7 @@ class NoSynonyms:
 def peers(predictions, references):
     rouges = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     scorer = rouge_scorer.RougeScorer(rouges)
-    found = [scorer.score_multi(own, text) for text, own in zip(predictions, references, strict=True)]
+    measured = [scorer.score_multi(own, text) for text, own in zip(predictions, references, strict=True)]
     split = tokenizer_13a.Tokenizer13a()
     meteors = [
         meteor_score([split(one).split() for one in own], split(text).split(), wordnet=NoSynonyms())
@@ -131,7 +131,7 @@ def peers(predictions, references):
         "bleu": sacrebleu.corpus_bleu(predictions, streams(references)).score / 100,
         "chrf": sacrebleu.corpus_chrf(predictions, streams(references)).score / 100,
         "ter": sacrebleu.corpus_ter(predictions, streams(references)).score / 100,
-        **{name: np.mean([one[name].fmeasure for one in found]) for name in rouges},
+        **{name: np.mean([one[name].fmeasure for one in measured]) for name in rouges},
         "meteor": np.mean(meteors),
     }
 
@@ -213,20 +213,20 @@ def test_what_is_undefined_is_zero():
 @pytest.mark.parametrize(("text", "own"), [("", [""]), ("", ["a b"]), ("a b", [""]), ("a", ["b", ""]), ("?", ["!"])])
 def test_hardly_a_text(text, own):
     expected = peers([text], [own])
-    found = scores([text], [own])
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
-    assert found["cider"] == found["nist"] == 0.0
-    assert found["em"] == float(text in own)
+    measured = scores([text], [own])
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert measured["cider"] == measured["nist"] == 0.0
+    assert measured["em"] == float(text in own)
 
 
 def test_the_right_text():
     texts = ["The cat sat on the mat today.", "Dogs do not like the rain at all."]
-    found = scores(texts, [[text] for text in texts])
+    measured = scores(texts, [[text] for text in texts])
     ones = ("bleu", "rouge1", "rouge2", "rougeL", "rougeLsum", "chrf", "em")
-    assert {name: found[name] for name in ones} == pytest.approx(dict.fromkeys(ones, 1.0))
-    assert found["ter"] == 0.0
-    assert found["cider"] == pytest.approx(10.0)
-    assert 0.99 < found["meteor"] < 1.0  # one chunk costs γ / matches³
+    assert {name: measured[name] for name in ones} == pytest.approx(dict.fromkeys(ones, 1.0))
+    assert measured["ter"] == 0.0
+    assert measured["cider"] == pytest.approx(10.0)
+    assert 0.99 < measured["meteor"] < 1.0  # one chunk costs γ / matches³
 
 
 def test_exact_match_ignores_white_space_alone():

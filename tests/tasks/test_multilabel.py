@@ -32,13 +32,13 @@ def drawn(rows=40, seed=0):
 
 def test_scores_are_sklearns():
     logits, truth = drawn()
-    found = (logits > 0).astype(int)
+    decoded = (logits > 0).astype(int)
     scores = TASK.score(logits, truth)
     assert scores == {
-        "f1_micro": pytest.approx(f1_score(truth, found, average="micro")),
-        "f1_macro": pytest.approx(f1_score(truth, found, average="macro", zero_division=0)),
-        "accuracy": pytest.approx(accuracy_score(truth, found)),
-        "hamming": pytest.approx(1 - hamming_loss(truth, found)),
+        "f1_micro": pytest.approx(f1_score(truth, decoded, average="micro")),
+        "f1_macro": pytest.approx(f1_score(truth, decoded, average="macro", zero_division=0)),
+        "accuracy": pytest.approx(accuracy_score(truth, decoded)),
+        "hamming": pytest.approx(1 - hamming_loss(truth, decoded)),
     }
     assert len({round(value, 6) for value in scores.values()}) == 4
 

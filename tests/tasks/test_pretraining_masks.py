@@ -39,9 +39,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def near(found, share, draws):
+def near(results, share, draws):
     """Whether a count is what `draws` draws with this probability give."""
-    return abs(found - share * draws) <= 6 * math.sqrt(draws * share * (1 - share)) + 1e-9
+    return abs(results - share * draws) <= 6 * math.sqrt(draws * share * (1 - share)) + 1e-9
 
 
 def masked(ids, draws=None, **options):
@@ -132,18 +132,18 @@ def test_each_against_the_collator_of_hugging_face(tiny_tokenizer):
         assert torch.tensor(row[0]).shape == torch.tensor(row[1]).shape == shape
         _count(ids, special, *row, counts["ours"])
     chosen = rounds * (len(ids) - 2)
-    for found in counts.values():
-        assert near(found.total(), 0.15, chosen)
-        assert near(found["mask"], 0.15 * (0.8 + 0.1 / VOCABULARY), chosen)
-        assert near(found["random"], 0.15 * 0.1 * (1 - 2 / VOCABULARY), chosen)
+    for results in counts.values():
+        assert near(results.total(), 0.15, chosen)
+        assert near(results["mask"], 0.15 * (0.8 + 0.1 / VOCABULARY), chosen)
+        assert near(results["random"], 0.15 * 0.1 * (1 - 2 / VOCABULARY), chosen)
 
 
-def _count(ids, special, inputs, labels, found):
+def _count(ids, special, inputs, labels, results):
     for id, is_special, token, label in zip(ids, special, inputs, labels, strict=True):
         assert label == IGNORED or (label == id and not is_special)
         assert label != IGNORED or token == id
         if label != IGNORED:
-            found["mask" if token == MASK else "kept" if token == id else "random"] += 1
+            results["mask" if token == MASK else "kept" if token == id else "random"] += 1
 
 
 # --- units ---
@@ -183,11 +183,11 @@ def test_units_with_special_tokens_are_never_chosen():
 def test_masked_random_or_kept_is_decided_for_each_piece_or_once_for_a_unit():
     ids, units = [0, 10, 11, 0], [[1, 2]]
     kinds = {False: Counter(), True: Counter()}
-    for alike, found in kinds.items():
+    for alike, results in kinds.items():
         draws = generator()
         for _ in range(2000):
             inputs = masked(ids, draws, rate=1.0, units=units, alike=alike)[0]
-            found[inputs[1] == MASK, inputs[2] == MASK] += 1
+            results[inputs[1] == MASK, inputs[2] == MASK] += 1
     lucky = 0.1 / VOCABULARY
     assert near(kinds[False][True, True], (0.8 + lucky) ** 2, 2000)
     assert near(kinds[False][True, False], (0.8 + lucky) * (0.2 - lucky), 2000)
@@ -196,11 +196,11 @@ def test_masked_random_or_kept_is_decided_for_each_piece_or_once_for_a_unit():
 
 
 def test_each_unit_is_chosen_with_the_rate_whatever_its_length():
-    draws, found = generator(), Counter()
+    draws, results = generator(), Counter()
     for _ in range(3000):
         labels = masked(list(range(1000, 1020)), draws, units=UNITS, choose="each")[1]
-        found.update(at for at, unit in enumerate(UNITS) if labels[unit[0]] != IGNORED)
-    assert all(near(found[at], 0.15, 3000) for at in range(len(UNITS)))
+        results.update(at for at, unit in enumerate(UNITS) if labels[unit[0]] != IGNORED)
+    assert all(near(results[at], 0.15, 3000) for at in range(len(UNITS)))
 
 
 def test_masks_depend_on_the_generator_alone():
@@ -293,21 +293,21 @@ def test_spans_are_three_tokens_long_on_average():
 
 def test_every_way_to_lay_spans_is_equally_likely():
     assert noise_counts(10, 0.3, 1.5) == (3, 2)  # 6 partitions of 7 kept tokens and 2 of 3 lost ones
-    draws, found = generator(), Counter()
+    draws, results = generator(), Counter()
     for _ in range(3000):
-        found[tuple(corrupt_spans(list(range(10)), [99, 98], None, draws, 0.3, 1.5)[1])] += 1
-    assert len(found) == 12
-    assert all(near(times, 1 / 12, 3000) for times in found.values())
+        results[tuple(corrupt_spans(list(range(10)), [99, 98], None, draws, 0.3, 1.5)[1])] += 1
+    assert len(results) == 12
+    assert all(near(times, 1 / 12, 3000) for times in results.values())
 
 
 @pytest.mark.parametrize(("total", "count"), [(5, 2), (6, 3), (4, 4), (7, 1)])
 def test_every_partition_is_equally_likely(total, count):
     draws = generator()
-    found = Counter(tuple(random_partition(total, count, draws)) for _ in range(2000))
+    results = Counter(tuple(random_partition(total, count, draws)) for _ in range(2000))
     possible = math.comb(total - 1, count - 1)
-    assert len(found) == possible
-    assert all(sum(p) == total and min(p) > 0 for p in found)
-    assert all(near(times, 1 / possible, 2000) for times in found.values())
+    assert len(results) == possible
+    assert all(sum(p) == total and min(p) > 0 for p in results)
+    assert all(near(times, 1 / possible, 2000) for times in results.values())
 
 
 def test_order_is_a_permutation():

@@ -46,9 +46,9 @@ MARKS = ("?", "!", ":")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    found = models.tiny_tokenizer()
-    found.bos_token, found.eos_token = "[CLS]", "[SEP]"
-    return found
+    results = models.tiny_tokenizer()
+    results.bos_token, results.eos_token = "[CLS]", "[SEP]"
+    return results
 
 
 def whole(row):
@@ -205,13 +205,13 @@ def test_scores_of_masked_words_against_the_model_itself(tokenizer):
         count += int(there.sum())
     host = host_of(model)
     answers = predict(host, "a", task, encoded, tokenizer, precision="float32")
-    found = task.score(answers, encoded.references)
-    assert found["loss"] == pytest.approx(nll / count, abs=1e-5)
-    assert found["accuracy"] == right / count
+    results = task.score(answers, encoded.references)
+    assert results["loss"] == pytest.approx(nll / count, abs=1e-5)
+    assert results["accuracy"] == right / count
     assert sum(one["tokens"] for one in task.decode(answers)) == count
     weights = np.array([[1, 1, 1], [3, 0, 0]])
     alone = task.score(answers[:1], None)
-    assert task.resampled(answers, None, weights) == pytest.approx([found["perplexity"], alone["perplexity"]])
+    assert task.resampled(answers, None, weights) == pytest.approx([results["perplexity"], alone["perplexity"]])
 
 
 def test_losses_and_scores_of_pairs_against_the_model_itself(tokenizer):
@@ -229,9 +229,9 @@ def test_losses_and_scores_of_pairs_against_the_model_itself(tokenizer):
         with torch.no_grad():
             theirs = model(**inputs, labels=torch.tensor([row["labels"]]), next_sentence_label=label).loss
         assert float(theirs) == pytest.approx(float(losses[-1]) + pair_losses[-1], abs=1e-5)
-    found = task.score(predict(host_of(model), "a", task, encoded, tokenizer, precision="float32"), None)
-    assert found["pair_loss"] == pytest.approx(np.mean(pair_losses), abs=1e-5)
-    assert found["pair_accuracy"] == right / len(encoded)
+    results = task.score(predict(host_of(model), "a", task, encoded, tokenizer, precision="float32"), None)
+    assert results["pair_loss"] == pytest.approx(np.mean(pair_losses), abs=1e-5)
+    assert results["pair_accuracy"] == right / len(encoded)
 
 
 # --- next sentences ---
@@ -365,8 +365,8 @@ def test_replaced_entities_are_learned_and_scored(tokenizer):
     outcome = train(host, "a", task, PEOPLE, PEOPLE, tokenizer, Settings(epochs=8, batch_size=8, learning_rate=3e-3))
     assert tuple(outcome.evaluations[-1][1]) == task.metrics
     assert outcome.evaluations[-1][1]["accuracy"] > 0.6
-    found = task.decode(predict(host, "a", task, PEOPLE, tokenizer))
-    assert [len(one["replaced"]) for one in found] == [2, 2, 2]
+    results = task.decode(predict(host, "a", task, PEOPLE, tokenizer))
+    assert [len(one["replaced"]) for one in results] == [2, 2, 2]
 
 
 def test_scores_of_replaced_entities():

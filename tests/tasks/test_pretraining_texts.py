@@ -34,8 +34,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def near(found, share, draws):
-    return abs(found - share * draws) <= 6 * math.sqrt(draws * share * (1 - share)) + 1e-9
+def near(results, share, draws):
+    return abs(results - share * draws) <= 6 * math.sqrt(draws * share * (1 - share)) + 1e-9
 
 
 def unigram(split: bool) -> PreTrainedTokenizerFast:
@@ -228,8 +228,8 @@ def corpus(documents=30, sentences=12, seed=0):
 def test_pairs_as_in_bert():
     documents, draws, randoms, total = corpus(), generator(), 0, 0
     for _ in range(20):
-        found = pair_documents(documents, draws, max_tokens=60)
-        for a, b, is_random in found:
+        results = pair_documents(documents, draws, max_tokens=60)
+        for a, b, is_random in results:
             assert a
             assert b
             assert len(a) + len(b) <= 60
@@ -256,11 +256,11 @@ def _runs_on(tokens):
 def test_half_of_the_pairs_are_random_where_no_passage_is_one_sentence():
     documents = [[[d * 100 + s] * 5 for s in range(2)] for d in range(40)]
     draws = generator()
-    found = [pair for _ in range(50) for pair in pair_documents(documents, draws, max_tokens=10, short=0.0)]
-    first = [pair for pair in found if pair.a[0] % 100 == 0]
+    results = [pair for _ in range(50) for pair in pair_documents(documents, draws, max_tokens=10, short=0.0)]
+    first = [pair for pair in results if pair.a[0] % 100 == 0]
     assert len(first) == 2000  # each document begins one pair
     assert near(sum(pair.is_random for pair in first), 0.5, 2000)
-    again = [pair for pair in found if pair.a[0] % 100 == 1]  # the sentence that was put back, alone
+    again = [pair for pair in results if pair.a[0] % 100 == 1]  # the sentence that was put back, alone
     assert len(again) == sum(pair.is_random for pair in first)
     assert all(pair.is_random for pair in again)
 
@@ -268,10 +268,10 @@ def test_half_of_the_pairs_are_random_where_no_passage_is_one_sentence():
 def test_random_passages_come_from_every_other_document():
     documents = [[[d] * 4] for d in range(6)]  # one sentence each: always random
     draws = generator()
-    found = [pair for _ in range(500) for pair in pair_documents(documents, draws, 8)]
-    assert all(pair.is_random and pair.a[0] != pair.b[0] for pair in found)
-    assert len(found) == 3000
-    drawn = Counter((pair.a[0], pair.b[0]) for pair in found)
+    results = [pair for _ in range(500) for pair in pair_documents(documents, draws, 8)]
+    assert all(pair.is_random and pair.a[0] != pair.b[0] for pair in results)
+    assert len(results) == 3000
+    drawn = Counter((pair.a[0], pair.b[0]) for pair in results)
     assert len(drawn) == 30
     assert all(near(times, 1 / 5, 500) for times in drawn.values())
 
@@ -279,10 +279,10 @@ def test_random_passages_come_from_every_other_document():
 def test_what_was_not_used_is_put_back():
     documents = corpus(4, 9)
     for seed in range(20):
-        found = pair_documents(documents, generator(seed), max_tokens=10_000, short=0.0)
+        results = pair_documents(documents, generator(seed), max_tokens=10_000, short=0.0)
         for number, document in enumerate(documents):
             read = [
-                token for a, b, is_random in found if a[0] // 10000 == number for token in (a if is_random else a + b)
+                token for a, b, is_random in results if a[0] // 10000 == number for token in (a if is_random else a + b)
             ]
             assert read == [token for sentence in document for token in sentence]
 
@@ -291,8 +291,8 @@ def test_short_pairs():
     documents = [[[1]] * 400, [[2]] * 400]
     draws = generator()
     lengths = [
-        max(len(a) + len(b) for a, b, _ in found)
-        for found in ([pair for pair in pair_documents(documents, draws, 50) if pair.a[0] == 1] for _ in range(600))
+        max(len(a) + len(b) for a, b, _ in results)
+        for results in ([pair for pair in pair_documents(documents, draws, 50) if pair.a[0] == 1] for _ in range(600))
     ]
     short = sum(length < 50 for length in lengths)
     assert near(short, 0.1 * 48 / 49, 600)  # of the drawn lengths 2 to 50 one is not shorter

@@ -32,7 +32,7 @@ def labelled(row):
     return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
 
 
-def said(row, tokenizer):
+def learned_texts(row, tokenizer):
     """The runs of learned tokens as texts."""
     runs, before = [], IGNORED
     for token, label in zip(row["input_ids"], row["labels"], strict=True):
@@ -149,7 +149,7 @@ def test_every_answer_of_a_conversation_is_learned_and_nothing_else(template, na
     (row,) = both(Generate(text=("messages",), new_tokens=32), [{"messages": messages}], tokenizer)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     end = {"inst": "</s>", "no end": ""}.get(template, "<|im_end|>")
-    learned = said(row, tokenizer)
+    learned = learned_texts(row, tokenizer)
     assert len(learned) == len(answers)
     for i, (text, content) in enumerate(zip(learned, answers, strict=True)):
         assert text.endswith(end or ("<|end|>" if i == len(answers) - 1 else ""))
@@ -184,7 +184,7 @@ def test_where_a_template_rewrites_earlier_turns_every_answer_has_a_row_of_its_o
     messages = talk("a?", "<think>\nhm\n</think>\n\nfirst", "b?", "second")
     encoded = both(Generate(text=("messages",)), [{"messages": messages}, {"messages": TALKS["one"]}], tokenizer)
     assert encoded.owners == [0, 0, 1]
-    assert [said(row, tokenizer) for row in encoded] == [
+    assert [learned_texts(row, tokenizer) for row in encoded] == [
         ["<think>\nhm\n</think>\n\nfirst<|im_end|>"],
         ["<think>\n\n</think>\n\nsecond<|im_end|>"],
         ["<think>\n\n</think>\n\nWell, thanks.<|im_end|>"],
@@ -222,7 +222,7 @@ def test_columns_become_a_turn_of_the_user():
     assert tokenizer.decode(row["input_ids"]) == (
         "<|im_start|>user\nCount {to} {{3}}\nnow<|im_end|>\n<|im_start|>assistant\n1 2 3 {x}<|im_end|>"
     )
-    assert said(row, tokenizer) == ["1 2 3 {x}<|im_end|>"]
+    assert learned_texts(row, tokenizer) == ["1 2 3 {x}<|im_end|>"]
 
 
 def test_writing_stops_at_the_end_token_and_at_the_templates_own():
@@ -289,7 +289,9 @@ def test_sentencepiece_learns_every_answer_too(template):
         (row,) = both(Generate(text=("messages",), new_tokens=99), [{"messages": messages}], tokenizer)
         answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
         ends = ("</s>", "<|im_end|>")
-        assert [text.removesuffix(ends[0]).removesuffix(ends[1]).strip() for text in said(row, tokenizer)] == answers
+        assert [
+            text.removesuffix(ends[0]).removesuffix(ends[1]).strip() for text in learned_texts(row, tokenizer)
+        ] == answers
 
 
 # --- too long ---
@@ -330,7 +332,7 @@ def test_a_long_conversation_loses_its_oldest_turns():
         text = tokenizer.decode(encoded[0]["input_ids"])
         assert "Be kind." in text
         assert text.endswith("last answer<|im_end|>")
-        sizes[size] = (len(said(encoded[0], tokenizer)), encoded.truncated)
+        sizes[size] = (len(learned_texts(encoded[0], tokenizer)), encoded.truncated)
     assert sizes[400] == (3, 0)
     assert sizes[90] == (1, 1)
     assert 1 in {answers for answers, _ in sizes.values()}

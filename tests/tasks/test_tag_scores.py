@@ -57,9 +57,9 @@ def peer_words(predictions, references):
 def test_equal_the_libraries(scheme, seed):
     predictions, references = texts(SCHEMES.get(scheme, PLAIN), seed=seed, agreement=0.3 + 0.2 * seed)
     peer = (peer_words if scheme == "plain" else peer_entities)(predictions, references)
-    found = {name: metric.score() for name, metric in tag_scores(predictions, references).items()}
-    assert found == pytest.approx(peer, abs=1e-12)
-    assert 0 < found["f1_macro"] < 1
+    measured = {name: metric.score() for name, metric in tag_scores(predictions, references).items()}
+    assert measured == pytest.approx(peer, abs=1e-12)
+    assert 0 < measured["f1_macro"] < 1
 
 
 @pytest.mark.parametrize("scheme", ["IOB", "IOBES", "plain"])
@@ -82,8 +82,8 @@ def test_resamples_equal_copies(scheme):
 
 
 def test_an_example_by_hand():
-    found = tag_scores([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "B-LOC", "I-LOC"]])
-    scores = {name: metric.score() for name, metric in found.items()}
+    measured = tag_scores([["B-PER", "I-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "B-LOC", "I-LOC"]])
+    scores = {name: metric.score() for name, metric in measured.items()}
     assert scores == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "f1_macro": 0.5, "accuracy": 0.5}
 
 

@@ -36,13 +36,13 @@ def speaking(words, tokenizer, piece):
     """The place of each word's first or last token, from the characters that every token covers."""
     text = " ".join(words)
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    found, start = [], 0
+    predicted, start = [], 0
     for word in words:
         span = {i for i in range(start, start + len(word)) if not text[i].isspace()}
         mine = [at for at, (a, b) in enumerate(offsets) if span & set(range(a, b))]
-        found.append((mine[0] if piece == "first" else mine[-1]) if mine else None)
+        predicted.append((mine[0] if piece == "first" else mine[-1]) if mine else None)
         start += len(word) + 1
-    return found
+    return predicted
 
 
 # --- words to tokens ---
@@ -191,21 +191,21 @@ def test_the_loss_is_that_of_a_token_classifier():
 def test_scores_are_seqevals_and_sklearns():
     draw = random.Random(3)
     truth = [[draw.choice(TAGS) for _ in range(draw.randint(1, 9))] for _ in range(20)]
-    found = [[tag if draw.random() < 0.6 else draw.choice(TAGS) for tag in tags] for tags in truth]
-    scores = TASK.score(found, truth)
+    predicted = [[tag if draw.random() < 0.6 else draw.choice(TAGS) for tag in tags] for tags in truth]
+    scores = TASK.score(predicted, truth)
     assert list(scores) == ["f1", "precision", "recall", "f1_macro", "accuracy"]
-    assert scores["f1"] == pytest.approx(seqeval.metrics.f1_score(truth, found), abs=1e-12)
-    assert scores["precision"] == pytest.approx(seqeval.metrics.precision_score(truth, found), abs=1e-12)
-    assert scores["recall"] == pytest.approx(seqeval.metrics.recall_score(truth, found), abs=1e-12)
+    assert scores["f1"] == pytest.approx(seqeval.metrics.f1_score(truth, predicted), abs=1e-12)
+    assert scores["precision"] == pytest.approx(seqeval.metrics.precision_score(truth, predicted), abs=1e-12)
+    assert scores["recall"] == pytest.approx(seqeval.metrics.recall_score(truth, predicted), abs=1e-12)
     plain = Tag(tags=("noun", "verb", "rest"))
     names = dict(zip(TAGS, plain.tags, strict=True))
-    truth, found = ([[names[tag] for tag in tags] for tags in side] for side in (truth, found))
-    flat = [tag for tags in truth for tag in tags], [tag for tags in found for tag in tags]
-    scores = plain.score(found, truth)
+    truth, predicted = ([[names[tag] for tag in tags] for tags in side] for side in (truth, predicted))
+    flat = [tag for tags in truth for tag in tags], [tag for tags in predicted for tag in tags]
+    scores = plain.score(predicted, truth)
     assert scores["accuracy"] == pytest.approx(np.mean(np.array(flat[0]) == np.array(flat[1])))
     assert scores["f1_macro"] == pytest.approx(f1_score(*flat, average="macro"))
     weights = np.ones((1, len(truth)))
-    assert plain.resampled(found, truth, weights)[0] == pytest.approx(scores["accuracy"])
+    assert plain.resampled(predicted, truth, weights)[0] == pytest.approx(scores["accuracy"])
 
 
 # --- the whole road ---
@@ -228,12 +228,12 @@ def test_a_row_is_tagged_alike_alone_and_among_others_padded_on_either_side(kind
         if "head" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
     rows = rule_rows(7, 5)
-    found = []
+    predicted = []
     for side, size in (("right", 7), ("left", 7), ("right", 1)):
         tokenizer = models.tiny_tokenizer()
         tokenizer.padding_side = side
         encoded = encode_for(host, "a", TASK, rows, tokenizer, labelled=False)
-        found.append(predict(host, "a", TASK, encoded, tokenizer, size, "float32"))
-    assert found[0] == found[1] == found[2]
-    assert len({tag for tags in found[0] for tag in tags}) > 1
-    assert [len(tags) for tags in found[0]] == [len(row["tokens"]) for row in rows]
+        predicted.append(predict(host, "a", TASK, encoded, tokenizer, size, "float32"))
+    assert predicted[0] == predicted[1] == predicted[2]
+    assert len({tag for tags in predicted[0] for tag in tags}) > 1
+    assert [len(tags) for tags in predicted[0]] == [len(row["tokens"]) for row in rows]

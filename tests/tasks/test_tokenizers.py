@@ -26,22 +26,22 @@ CHINESE = ["我喜欢吃苹果。", "他今天去北京了"], [["我爱吃苹果
 
 def test_characters():
     predictions, references = CHINESE
-    found = scores(predictions, references, characters=True)
+    measured = scores(predictions, references, characters=True)
     bleu = sacrebleu.corpus_bleu(predictions, list(zip_longest(*references)), tokenize="zh").score
     ter = sacrebleu.corpus_ter(predictions, list(zip_longest(*references)), normalized=True, asian_support=True).score
-    assert found["bleu"] == pytest.approx(bleu / 100, abs=1e-9)
-    assert found["ter"] == pytest.approx(ter / 100, abs=1e-9)
-    # 5 of 6 characters are found in the first reference's 5; all 7 in the second row's, where 6 are in order.
-    assert found["rouge1"] == pytest.approx((2 * 5 / (6 + 5) + 1) / 2)
-    assert found["rougeL"] == pytest.approx((2 * 5 / (6 + 5) + 6 / 7) / 2)
+    assert measured["bleu"] == pytest.approx(bleu / 100, abs=1e-9)
+    assert measured["ter"] == pytest.approx(ter / 100, abs=1e-9)
+    # 5 of 6 characters are measured in the first reference's 5; all 7 in the second row's, where 6 are in order.
+    assert measured["rouge1"] == pytest.approx((2 * 5 / (6 + 5) + 1) / 2)
+    assert measured["rougeL"] == pytest.approx((2 * 5 / (6 + 5) + 6 / 7) / 2)
     whole = scores(predictions, references)
     for name in ("meteor", "nist", "cider", "bleu"):
-        assert found[name] > whole[name], name
+        assert measured[name] > whole[name], name
 
 
 def test_other_scripts_have_words_too():
-    found = scores(["кошка сидит дома"], [["кошка спит дома"]], names=["rouge1", "rougeL"])
-    assert found == pytest.approx({"rouge1": 2 / 3, "rougeL": 2 / 3})
+    measured = scores(["кошка сидит дома"], [["кошка спит дома"]], names=["rouge1", "rougeL"])
+    assert measured == pytest.approx({"rouge1": 2 / 3, "rougeL": 2 / 3})
 
 
 def test_guessing_characters():
@@ -53,6 +53,6 @@ def test_guessing_characters():
 
 
 def test_vowel_signs_belong_to_words():
-    found = scores(["बिल्ली घर में सोती है"], [["बिल्ली घर में बैठी है"]], names=["rouge1"])
-    assert found == pytest.approx({"rouge1": 4 / 5})
+    measured = scores(["बिल्ली घर में सोती है"], [["बिल्ली घर में बैठी है"]], names=["rouge1"])
+    assert measured == pytest.approx({"rouge1": 4 / 5})
     assert caption_words("बिल्ली घर में") == ["बिल्ली", "घर", "में"]

@@ -14,7 +14,7 @@ from deltatune.core.attention_call import AttentionCall
 from deltatune.core.delta import AttentionDelta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import RowsAndWeight
-from deltatune.core.seams.attention import HOOK_POINT, inner_attention, registered_name
+from deltatune.core.seams.attention import HOOK_POINT, inner_attention, register_seam
 from deltatune.core.seams.hook_points import ActiveDelta
 
 
@@ -119,7 +119,7 @@ def _recording(model: Any, recorders: dict[str, _Recorder]) -> Iterator[None]:
     """The seam open, with a recorder in place of each hook point."""
     before, modules = model.config._attn_implementation, {path: model.get_submodule(path) for path in recorders}
     points = {path: getattr(module, HOOK_POINT, None) for path, module in modules.items()}
-    model.set_attn_implementation(registered_name(inner_attention(model), True))
+    model.set_attn_implementation(register_seam(inner_attention(model), True))
     try:
         for path, module in modules.items():
             setattr(module, HOOK_POINT, recorders[path])

@@ -11,9 +11,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.sites.discovery import find_sites
 from deltatune.testing.fixtures import assert_close, attach, forward, gradients, make_host, outputs, probe_loss
-from deltatune.testing.laws import adapter_laws as laws
-from deltatune.testing.laws import generation_laws as generating
-from deltatune.testing.laws import mixing_laws as mixing
+from deltatune.testing.laws import adapter_laws, generation_laws, mixing_laws
 from deltatune.testing.tiny_models import Kind, inputs, tiny
 
 
@@ -43,22 +41,22 @@ Law = Callable[[Method, Kind], None]
 LAWS: dict[str, Law] = {
     law.__name__: law
     for law in (
-        laws.starts_as_the_base,
-        laws.only_its_own_gets_gradients,
-        laws.detaching_restores_the_base,
-        laws.files_keep_it,
-        laws.merging_equals_live,
-        mixing.mixed_rows_equal_rows_alone,
-        mixing.mixed_gradients_equal_rows_alone,
-        mixing.checkpointing_changes_no_gradient,
-        generating.cached_equals_uncached,
-        generating.padding_changes_nothing,
-        generating.rows_keep_their_routes,
-        laws.counts_what_it_trains,
-        laws.a_budget_is_met_from_below,
-        laws.steps_move_everything,
-        mixing.the_order_of_attaching_is_free,
-        laws.gradients_are_exact,
+        adapter_laws.starts_as_the_base,
+        adapter_laws.only_its_own_gets_gradients,
+        adapter_laws.detaching_restores_the_base,
+        adapter_laws.files_keep_it,
+        adapter_laws.merging_equals_live,
+        mixing_laws.mixed_rows_equal_rows_alone,
+        mixing_laws.mixed_gradients_equal_rows_alone,
+        mixing_laws.checkpointing_changes_no_gradient,
+        generation_laws.cached_equals_uncached,
+        generation_laws.padding_changes_nothing,
+        generation_laws.rows_keep_their_routes,
+        adapter_laws.counts_what_it_trains,
+        adapter_laws.a_budget_is_met_from_below,
+        adapter_laws.steps_move_everything,
+        mixing_laws.the_order_of_attaching_is_free,
+        adapter_laws.gradients_are_exact,
     )
 }
 """The laws by name. Each takes a method and the kind of a tiny model, and raises AssertionError if it is broken."""

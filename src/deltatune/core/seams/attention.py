@@ -60,25 +60,25 @@ class AttentionSeam:
             self.inner, self.name = None, None
             return
         self.inner = inner_attention(self.model)
-        name = registered_name(self.inner, longer)
+        name = register_seam(self.inner, longer)
         if name != self.name:
             self.name = name
             self._set(name)
 
     def check(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Pre-hook of the model. Raises DeltatuneError if the attention was changed under an acting prefix."""
+        """Pre-hook of the model. Raises DeltatuneError if the attention was changed while a prefix is active."""
         config: Any = self.model.config
         if self.name is not None and config._attn_implementation != self.name:
             raise DeltatuneError(
-                f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix acts, "
-                "which would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
+                f"the model's attention was set to {config._attn_implementation!r} while a key-value prefix is "
+                "active, which would drop the prefix; call host.use(None), set the attention, then host.use(...) again"
             )
 
     def _set(self, name: str) -> None:
         self.model.set_attn_implementation(name)  # type: ignore[operator]
 
 
-def registered_name(inner: str, longer: bool) -> str:
+def register_seam(inner: str, longer: bool) -> str:
     """Register the seam over an attention and return its name. Without longer keys, the model's own masks are right."""
     name = f"deltatune_{inner}" if longer else f"deltatune_{inner}_as_long"
     AttentionInterface.register(name, _function(inner))

@@ -209,7 +209,7 @@ def _example(name: str) -> list[str]:
 
 def _size(entry: dict[str, Any]) -> str:
     """The size field, which a budget sets."""
-    if entry["size_field"] in (None, "theirs"):
+    if entry["size_field"] in (None, "members"):
         return entry["size_field"] or "–"
     return f"`{entry['size_field']}`"
 

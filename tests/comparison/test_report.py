@@ -69,7 +69,7 @@ def page():
     return render(sample_summary())
 
 
-def test_the_page_holds_what_the_comparison_found(page):
+def test_the_page_contains_the_results(page):
     words = " ".join(outline(page).words)
     summary = sample_summary()
     for row in summary["methods"]:
@@ -323,8 +323,8 @@ def test_labels_of_the_main_figure_are_apart(page, class_):
     assert all(box.left >= 0 and box.right <= width for box in boxes)
 
 
-def test_no_mark_crosses_the_budget():
-    """Side-by-side marks may move, but what fits the budget stays left of its line and what does not stays right."""
+def test_no_marker_crosses_the_budget():
+    """Overlapping markers may move, but those within the budget stay left of its line and the others right."""
     for class_ in ("wide", "narrow"):
         picture = re.search(rf'<svg [^>]*class="{class_}".*?</svg>', render(sample_summary()), re.DOTALL)[0]
         root = ET.fromstring(picture)
@@ -336,7 +336,7 @@ def test_no_mark_crosses_the_budget():
                 assert (float(group.find("line").get("x1")) < budget) == (params <= 113_566), title.text
 
 
-def test_smoothing_keeps_the_course_and_thins():
+def test_smoothing_keeps_the_shape_and_thins():
     curve = [[step, 2.0 - step / 1000] for step in range(1000)]
     found = smooth(curve)
     assert 70 <= len(found) <= 90
@@ -417,7 +417,7 @@ addEventListener("load", () => {
 
 
 def browse(file, tmp_path, *options, fragment=""):
-    """What the browser makes of a file, as text of its page."""
+    """Return the page that the browser makes of a file, as text."""
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
     command += ["--virtual-time-budget=3000", *options, "--dump-dom", file.as_uri() + fragment]

@@ -66,7 +66,7 @@ def talk(prompt: str, size: int) -> str:
 
 
 def echo(sent: list[str]) -> list[str]:
-    """A writer that is a function of each prompt: good ones, and one for every reason not to keep."""
+    """An endpoint that depends on each prompt alone: good texts, and one for every reason to reject."""
     return [_echoed(prompt) for prompt in sent]
 
 
@@ -120,7 +120,7 @@ def test_the_most_similar_one_is_found_without_comparing_all():
         assert pool.most_similar(text) == (max(scores), texts[scores.index(max(scores))])
 
 
-def test_a_pool_loses_what_came_last():
+def test_a_pool_is_truncated():
     pool = InstructionPool(SEED["instruction"] for SEED in SEEDS)
     before = pool.most_similar("Tell me of the winter")
     pool.add_("tell me of the winter")
@@ -135,7 +135,7 @@ def test_chinese_is_compared_by_characters():
     assert InstructionPool(["写一首关于春天的诗"]).most_similar("写一首关于秋天的诗")[0] == pytest.approx(2 * 8 / 18)
 
 
-def test_a_large_pool_is_judged_fast():
+def test_a_large_pool_is_searched_fast():
     rng = random.Random(0)
     vocabulary = [f"word{n}" for n in range(3000)]
     weights = [1 / (n + 1) for n in range(3000)]  # as in language, few words are in most texts
@@ -220,15 +220,15 @@ def test_examples_are_read():
         ("写首诗", filters.TOO_SHORT),
     ],
 )
-def test_instructions_are_refused_for_a_reason(text, reason):
+def test_instructions_are_rejected_for_a_reason(text, reason):
     assert filters.reject_instruction(text.strip(), SelfInstruct()) == reason
 
 
-def test_words_of_scripts_without_spaces_are_avoided_anywhere():
+def test_words_of_scripts_without_spaces_are_blocked_anywhere():
     assert filters.reject_instruction("请画一张图片给我", SelfInstruct(blocked_words=("图片",))) == filters.BLOCKED_WORD
 
 
-def test_examples_are_refused_for_a_reason():
+def test_examples_are_rejected_for_a_reason():
     good = Example("a", "b")
     bad = {
         filters.NO_OUTPUT: Example("a", ""),
@@ -403,7 +403,7 @@ generate_instructions(SEEDS, slow, SMALL, sys.argv[1])
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything that a run wrote."""
+    """All files that a run wrote."""
     return {path.name.removeprefix(out.stem): path.read_bytes() for path in out.parent.glob(f"{out.stem}*")}
 
 
@@ -455,7 +455,7 @@ def test_a_finished_run_sends_nothing_and_a_larger_total_resumes(tmp_path):
     assert len({row["instruction"] for row in more}) == 15
 
 
-def test_another_runs_file_is_not_touched(tmp_path):
+def test_the_file_of_another_run_is_not_changed(tmp_path):
     out = tmp_path / "instructions.jsonl"
     generate_instructions(SEEDS, echo, SMALL, out)
     before = files(out)

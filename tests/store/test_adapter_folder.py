@@ -1,4 +1,4 @@
-"""Adapters on disk: equal outputs after loading, PEFT both ways, and nothing broken or foreign is let in."""
+"""Adapter folders: equal outputs after loading, PEFT in both directions, damaged and foreign folders are refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])
 BATCH = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}
 
 
-def moved(host: Host, name: str) -> None:
-    """Give an adapter values of its own, as training would."""
+def randomize_(host: Host, name: str) -> None:
+    """Randomize an adapter, as if it were trained."""
     torch.manual_seed(3)
     for _, parameter in host.trainable(name):
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -36,7 +36,7 @@ def outputs(model: nn.Module) -> torch.Tensor:
 def hosted(kind: str, method: str, head: str | None = None) -> Host:
     host = Host(models.tiny(kind, head))
     host.attach("a", parse(method))
-    moved(host, "a")
+    randomize_(host, "a")
     return host
 
 
@@ -91,7 +91,7 @@ def test_a_peft_folder_loads_here(kind, targets, head, rslora, tmp_path):
         ({"init_lora_weights": "pissa"}, "changed the base's weights"),
     ],
 )
-def test_peft_settings_that_mean_something_else_are_refused(change, words, tmp_path):
+def test_unsupported_peft_settings_are_refused(change, words, tmp_path):
     hosted("bert", "LoRA(r=4)").save("a", tmp_path / "a")
     for name in ("adapter.json", "adapter.safetensors", "manifest.json"):
         (tmp_path / "a" / name).unlink()
@@ -101,11 +101,11 @@ def test_peft_settings_that_mean_something_else_are_refused(change, words, tmp_p
         Host(models.tiny("bert")).load(tmp_path / "a")
 
 
-def test_a_task_head_travels_with_its_adapter(tmp_path):
+def test_a_task_head_is_saved_with_its_adapter(tmp_path):
     host = Host(models.tiny("bert"))
     config = HeadConfig(outputs=3, width=32, dense=True)
     host.attach("a", parse("BitFit()"), head=Head(config, seed=1), extra={"labels": ["x", "y", "z"]})
-    moved(host, "a")
+    randomize_(host, "a")
     host.save("a", tmp_path / "a", extra={"note": 1})
     other = Host(models.tiny("bert"))
     adapter = other.load(tmp_path / "a")
@@ -115,7 +115,7 @@ def test_a_task_head_travels_with_its_adapter(tmp_path):
         assert torch.equal(tensor, adapter.tensors()[name])
 
 
-def test_a_module_of_the_users_own_as_head(tmp_path):
+def test_a_custom_module_as_head(tmp_path):
     host = Host(models.tiny("bert"))
     host.attach("a", parse("BitFit()"), head=nn.Linear(32, 2))
     host.save("a", tmp_path / "a")
@@ -140,7 +140,7 @@ def test_another_base_is_refused(tmp_path):
     assert list(host.adapters) == ["a"]
 
 
-def test_the_base_is_recognised_with_and_without_a_head_around_it(tmp_path):
+def test_the_base_is_recognised_with_and_without_a_head(tmp_path):
     headed = models.tiny("bert", "classify")
     plain = models.tiny("bert")
     headed.bert.load_state_dict(plain.state_dict())
@@ -150,7 +150,7 @@ def test_the_base_is_recognised_with_and_without_a_head_around_it(tmp_path):
     Host(headed).load(tmp_path / "a")
 
 
-def test_a_flipped_bit_is_found(tmp_path):
+def test_a_flipped_bit_is_detected(tmp_path):
     hosted("bert", "LoRA()").save("a", tmp_path / "a")
     path = tmp_path / "a/adapter.safetensors"
     content = bytearray(path.read_bytes())
@@ -181,11 +181,11 @@ def test_missing_extra_and_misshapen_tensors_are_listed_at_once(tmp_path):
     assert host.route.names == set()
 
 
-def test_an_unfinished_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_an_unfinished_write_keeps_the_old_folder(tmp_path, monkeypatch):
     host = hosted("bert", "LoRA()")
     host.save("a", tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
-    moved(host, "a")
+    randomize_(host, "a")
     for call in ("replace", "fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, lambda *a: (_ for _ in ()).throw(OSError("no space left")))
@@ -195,7 +195,7 @@ def test_an_unfinished_write_leaves_what_was_there(tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["a"], "no temporary folder is left"
 
 
-def test_folders_of_others_are_not_overwritten(tmp_path):
+def test_foreign_folders_are_not_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     with pytest.raises(DeltatuneError, match="not written here"):

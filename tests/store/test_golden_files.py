@@ -1,4 +1,4 @@
-"""Merging and reading others' files, against numbers that implementations of others computed: see golden/README.md."""
+"""TIES, DARE and loralib against values computed by reference implementations: see golden/README.md."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints of microsoft/LoRA: what they compute, by its own formula, from the names it gives its tensors."""
+"""Checkpoints of microsoft/LoRA: outputs by its formula, from tensors with its names."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from support import models
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
     return 0.2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @torch.no_grad()
-def same(host: Host, changes: dict[str, torch.Tensor], kind: str, head: str | None) -> None:
-    """The host computes what a base does whose parameters have these changes."""
+def assert_computes(host: Host, changes: dict[str, torch.Tensor], kind: str, head: str | None) -> None:
+    """Assert that the host computes the assert_computes as a base with these changes of its parameters."""
     model = models.tiny(kind, head)
     for name, change in changes.items():
         model.get_parameter(name).add_(change)
@@ -35,12 +35,12 @@ def same(host: Host, changes: dict[str, torch.Tensor], kind: str, head: str | No
 
 @pytest.mark.parametrize("prefix", ["", "module.", "transformer."])
 @pytest.mark.parametrize("enabled", [(True, False, True), (True, True, True), (False, True, False)])
-def test_gpt2_with_a_pair_for_each_part(prefix, enabled, tmp_path):
+def test_gpt2_with_a_pair_for_each_slice(prefix, enabled, tmp_path):
     """ΔW of part j is (α/r) B_j A_j; the other rows of the fused weight stay."""
     r, parts = 3, sum(enabled)
     tensors, changes = {}, {}
     for layer in range(2):
-        a, b = drawn(parts * r, 32, seed=layer), drawn(parts * 32, r, seed=layer)
+        a, b = random_tensor(parts * r, 32, seed=layer), random_tensor(parts * 32, r, seed=layer)
         path = f"transformer.h.{layer}.attn.c_attn"
         there = path.removeprefix("transformer.") if prefix == "transformer." else prefix + path
         tensors |= {f"{there}.lora_A": a, f"{there}.lora_B": b}
@@ -53,13 +53,13 @@ def test_gpt2_with_a_pair_for_each_part(prefix, enabled, tmp_path):
     save_file(tensors, tmp_path / "e2e.safetensors")
     host = Host(models.tiny("gpt2", "lm"))
     adapter = load_loralib(host, tmp_path / "e2e.safetensors", alpha=6, enabled=enabled)
-    same(host, changes, "gpt2", "lm")
+    assert_computes(host, changes, "gpt2", "lm")
     assert list(host.adapters) == ["e2e"]
     assert adapter.method.alpha == 6
     assert (adapter.method.sites == ("layers.*.attn.q", "layers.*.attn.v")) == (enabled == (True, False, True))
 
 
-def test_the_reference_stacks_its_parts_this_way():
+def test_the_reference_stacks_its_parts_the_same_way():
     """`loralib_merged_linear` was computed by loralib: part j has rows j·r of A and j·out/3 of B."""
     golden = load_file(GOLDEN / "loralib_merged_linear.safetensors")
     a, b, r = golden["adapter.lora_A"], golden["adapter.lora_B"], 3
@@ -76,12 +76,12 @@ def test_a_classifier_with_biases_and_its_head(tmp_path):
     for layer in range(2):
         for j, name in enumerate(("query", "value")):
             path = f"bert.encoder.layer.{layer}.attention.self.{name}"
-            a, b = drawn(4, 32, seed=j), drawn(32, 4, seed=layer + j)
-            moved = base[f"{path}.bias"] + drawn(32, seed=j)
+            a, b = random_tensor(4, 32, seed=j), random_tensor(32, 4, seed=layer + j)
+            moved = base[f"{path}.bias"] + random_tensor(32, seed=j)
             tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b, f"{path}.bias": moved}
-            changes |= {f"{path}.weight": 4.0 * b @ a, f"{path}.bias": drawn(32, seed=j)}
+            changes |= {f"{path}.weight": 4.0 * b @ a, f"{path}.bias": random_tensor(32, seed=j)}
     for name in ("weight", "bias"):
-        change = drawn(*base[f"classifier.{name}"].shape)
+        change = random_tensor(*base[f"classifier.{name}"].shape)
         tensors[f"classifier.{name}"] = base[f"classifier.{name}"] + change
         changes[f"classifier.{name}"] = change
     tensors["bert.embeddings.position_ids"] = torch.arange(9)
@@ -89,24 +89,24 @@ def test_a_classifier_with_biases_and_its_head(tmp_path):
     save_file(tensors, tmp_path / "mnli.safetensors")
     host = Host(models.tiny("bert", "classify"))
     adapter = load_loralib(host, tmp_path / "mnli.safetensors", alpha=16, name="a")
-    same(host, changes, "bert", "classify")
+    assert_computes(host, changes, "bert", "classify")
     assert repr(adapter.method).startswith("LoRA(r=4, sites=('layers.*.attn.q', 'layers.*.attn.v')) + BitFit(")
 
 
 def test_embeddings(tmp_path):
-    a, b = drawn(3, models.VOCABULARY), drawn(32, 3)
+    a, b = random_tensor(3, models.VOCABULARY), random_tensor(32, 3)
     path = "model.embed_tokens"
     save_file({f"{path}.lora_A": a, f"{path}.lora_B": b}, tmp_path / "a.safetensors")
     host = Host(models.tiny("llama", "lm"))
     load_loralib(host, tmp_path / "a.safetensors", alpha=3)
-    same(host, {f"{path}.weight": (b @ a).T}, "llama", "lm")
+    assert_computes(host, {f"{path}.weight": (b @ a).T}, "llama", "lm")
 
 
-def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
+def test_a_pickle_is_refused_with_a_command_to_convert_it(tmp_path):
     tensors = {
         f"transformer.h.{layer}.attn.c_attn.lora_{letter}": tensor
         for layer in range(2)
-        for letter, tensor in (("A", drawn(6, 32)), ("B", drawn(64, 3)))
+        for letter, tensor in (("A", random_tensor(6, 32)), ("B", random_tensor(64, 3)))
     }
     torch.save({"model_state_dict": tensors}, tmp_path / "model.pt")
     host = Host(models.tiny("gpt2", "lm"))
@@ -122,16 +122,19 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"h.0.attn.c_attn.lora_B": drawn(60, 3)}, "do not fit a map of 32 to 96"),
-        ({"h.0.attn.c_attn.lora_A": drawn(9, 32)}, "do not fit a map of 32 to 96"),
-        ({"h.7.attn.c_attn.lora_A": drawn(6, 32)}, "h.7.attn.c_attn has no lora_B"),
-        ({"h.7.attn.c_attn.lora_A": drawn(6, 32), "h.7.attn.c_attn.lora_B": drawn(64, 3)}, "which is not a linear map"),
-        ({"h.0.ln_1.weight": drawn(32)}, "has another base, or more than LoRA was trained"),
-        ({"h.0.ln_9.weight": drawn(32)}, "is not a tensor of this GPT2LMHeadModel"),
+        ({"h.0.attn.c_attn.lora_B": random_tensor(60, 3)}, "do not fit a map of 32 to 96"),
+        ({"h.0.attn.c_attn.lora_A": random_tensor(9, 32)}, "do not fit a map of 32 to 96"),
+        ({"h.7.attn.c_attn.lora_A": random_tensor(6, 32)}, "h.7.attn.c_attn has no lora_B"),
+        (
+            {"h.7.attn.c_attn.lora_A": random_tensor(6, 32), "h.7.attn.c_attn.lora_B": random_tensor(64, 3)},
+            "which is not a linear map",
+        ),
+        ({"h.0.ln_1.weight": random_tensor(32)}, "has another base, or more than LoRA was trained"),
+        ({"h.0.ln_9.weight": random_tensor(32)}, "is not a tensor of this GPT2LMHeadModel"),
     ],
 )
-def test_what_does_not_fit_is_named(change, words, tmp_path):
-    tensors = {"h.0.attn.c_attn.lora_A": drawn(6, 32), "h.0.attn.c_attn.lora_B": drawn(64, 3)}
+def test_tensors_that_do_not_fit_are_named(change, words, tmp_path):
+    tensors = {"h.0.attn.c_attn.lora_A": random_tensor(6, 32), "h.0.attn.c_attn.lora_B": random_tensor(64, 3)}
     save_file({**tensors, **change}, tmp_path / "a.safetensors")
     host = Host(models.tiny("gpt2", "lm"))
     with pytest.raises(DeltatuneError, match=words):

@@ -1,4 +1,4 @@
-"""An adapter written into its model: a folder that anything loads, checked as it lies on disk."""
+"""Merged models: a folder that any library loads, verified on disk."""
 
 import json
 
@@ -27,16 +27,16 @@ def logits(model, kind):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_folder_holds_what_the_live_adapter_computes(kind, method, tmp_path):
+def test_the_folder_computes_what_the_unmerged_adapter_does(kind, method, tmp_path):
     host = lm_host(kind, method)
-    live = logits(host.model, kind)
+    unmerged = logits(host.model, kind)
     names = {name: tensor.clone() for name, tensor in host.model.state_dict().items()}
     done = save_merged(host, "a", tmp_path / "out", generation_tokenizer())
     assert done.folder == tmp_path / "out"
     auto = AutoModelForSeq2SeqLM if kind in models.ENCODER_DECODERS else AutoModelForCausalLM
     again = auto.from_pretrained(done.folder)
-    torch.testing.assert_close(logits(again, kind), live, rtol=1e-4, atol=1e-4)
-    assert 0 < done.difference <= bound(live, torch.float32)
+    torch.testing.assert_close(logits(again, kind), unmerged, rtol=1e-4, atol=1e-4)
+    assert 0 < done.difference <= bound(unmerged, torch.float32)
     record = json.loads((done.folder / merged_model.RECORD).read_text())
     assert record["difference"] == done.difference
     assert record["dtype"] == "torch.float32"
@@ -45,21 +45,21 @@ def test_the_folder_holds_what_the_live_adapter_computes(kind, method, tmp_path)
     check_folder(done.folder)
     assert {n: t for n, t in host.model.state_dict().items()}.keys() == names.keys()
     assert all(torch.equal(tensor, names[n]) for n, tensor in host.model.state_dict().items()), "the host is as it was"
-    assert torch.equal(logits(host.model, kind), live)
+    assert torch.equal(logits(host.model, kind), unmerged)
     assert not [name for name in again.state_dict() if "deltatune" in name]
 
 
-def test_an_encoder_with_a_head_of_its_own_keeps_it(tmp_path):
+def test_an_encoder_keeps_its_own_head(tmp_path):
     host = deltatune.Host(models.tiny("bert", "classify"))
     host.attach("a", deltatune.LoRA(r=4))
     randomize_(host)
     batch = models.inputs("bert", "classify")
     with torch.no_grad():
-        live = host.model(**batch).logits
+        unmerged = host.model(**batch).logits
     done = save_merged(host, "a", tmp_path / "out")
     again = type(host.model).from_pretrained(done.folder)
     with torch.no_grad():
-        torch.testing.assert_close(again(**batch).logits, live, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again(**batch).logits, unmerged, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Embeddings()"])
@@ -77,7 +77,7 @@ def test_tied_weights_stay_tied(method, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_are_stored_in_another_type_and_the_config_says_so(dtype, tmp_path):
+def test_weights_are_stored_in_another_dtype_and_the_config_names_it(dtype, tmp_path):
     host = lm_host("llama")
     done = save_merged(host, "a", tmp_path / "out", dtype=dtype)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -103,10 +103,10 @@ def test_methods_without_a_weight_form_are_refused_and_nothing_is_left(method, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_differs_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_model_that_differs_on_disk_is_not_kept(tmp_path, monkeypatch):
     """As if the disk, or the library that writes, had changed a weight."""
     host = lm_host("llama")
-    live = logits(host.model, "llama")
+    unmerged = logits(host.model, "llama")
 
     def wrong(model, dtype):
         found = real(model, dtype)
@@ -119,7 +119,7 @@ def test_a_file_that_differs_leaves_nothing_behind(tmp_path, monkeypatch):
         save_merged(host, "a", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     assert not host.merged
-    assert torch.equal(logits(host.model, "llama"), live)
+    assert torch.equal(logits(host.model, "llama"), unmerged)
 
 
 def test_a_failed_write_keeps_the_old_folder(tmp_path, monkeypatch):

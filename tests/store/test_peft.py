@@ -1,4 +1,4 @@
-"""HF PEFT both ways: it opens our folders with our outputs, we open its folders with its outputs, or say why not."""
+"""HF PEFT in both directions: it reads our folders with equal outputs, we read its folders, or both refuse."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from support.command_line import QUICK, ran, review_folder
 TASKS = {"classify": "SEQ_CLS", "lm": None, None: None}
 
 
-def moved(host: Host, name: str, scale: float = 0.1) -> None:
-    """Give an adapter values of its own, as training would."""
+def randomize_(host: Host, name: str, scale: float = 0.1) -> None:
+    """Randomize an adapter, as if it were trained."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, parameter in host.trainable(name):
@@ -36,8 +36,8 @@ def moved(host: Host, name: str, scale: float = 0.1) -> None:
 
 
 @torch.no_grad()
-def shown(model: nn.Module, kind: str, head: str | None, padding: str) -> torch.Tensor:
-    """What the model gives at its real tokens, the last as many as a row has; all of a classifier's or a decoder's."""
+def outputs_of(model: nn.Module, kind: str, head: str | None, padding: str) -> torch.Tensor:
+    """The outputs at real tokens, as many from the end as a row has; all outputs of a classifier or a decoder."""
     batch = models.inputs(kind, head, padding=padding)
     output = model(**batch)
     values = output["logits"] if "logits" in output else output["last_hidden_state"]
@@ -48,7 +48,7 @@ def shown(model: nn.Module, kind: str, head: str | None, padding: str) -> torch.
 
 
 def opened(kind: str, head: str | None, folder) -> nn.Module:
-    """Our folder, opened by PEFT."""
+    """Open our folder with PEFT."""
     return peft.PeftModel.from_pretrained(models.tiny(kind, head), str(folder)).eval()
 
 
@@ -121,25 +121,25 @@ PREFIXES = [
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *DORA, *PISSA, *SCALING, *VERA, *PROMPTS, *PREFIXES])
-def test_peft_opens_our_folder(kind, method, head, tmp_path):
+def test_peft_reads_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
     adapter = host.attach("a", parse(method))
-    moved(host, "a")
+    randomize_(host, "a")
     # PEFT puts a prompt in front of the padding of a row, so that padding at the left changes its outputs
     both = kind not in models.ENCODER_DECODERS and not method.startswith(("Prompt", "PTuning"))
     paddings = ["right", "left"] if both else ["right"]
-    mine = [shown(host.model, kind, head, padding) for padding in paddings]
+    mine = [outputs_of(host.model, kind, head, padding) for padding in paddings]
     host.save("a", tmp_path / "a")
     assert obstacles(adapter.method, host) == []
     theirs = opened(kind, head, tmp_path / "a")
     for found, padding in zip(mine, paddings, strict=True):
-        torch.testing.assert_close(shown(theirs, kind, head, padding), found, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs_of(theirs, kind, head, padding), found, rtol=1e-4, atol=1e-5)
     host.use(None)
-    assert (shown(host.model, kind, head, "right") - mine[0]).abs().max() > 1e-3
+    assert (outputs_of(host.model, kind, head, "right") - mine[0]).abs().max() > 1e-3
 
 
 def saved(kind: str, head: str | None, config: peft.PeftConfig, folder) -> nn.Module:
-    """A model of PEFT's with values of its own in every adapter tensor, and its folder."""
+    """Save a PEFT model with random values in every adapter tensor, and return it."""
     theirs = peft.get_peft_model(models.tiny(kind, head), config).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -188,14 +188,14 @@ LORA_CONFIGS = [
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize(("kind", "head", "options", "name"), LORA_CONFIGS)
-def test_we_open_a_lora_of_theirs(kind, head, options, name, tmp_path):
+def test_a_peft_lora_is_read(kind, head, options, name, tmp_path):
     options = {"task_type": TASKS[head], **options}
     config = peft.LoraConfig(r=4, lora_alpha=12, init_lora_weights=False, lora_dropout=0.1, **options)
     theirs = saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
     adapter = host.load(tmp_path / "a")
     torch.testing.assert_close(
-        shown(host.model, kind, head, "right"), shown(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
+        outputs_of(host.model, kind, head, "right"), outputs_of(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
     )
     assert type(adapter.method).__name__ == name
     assert adapter.method.dropout == 0.1
@@ -241,26 +241,26 @@ def test_we_open_a_lora_of_theirs(kind, head, options, name, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_we_open_what_else_is_theirs(kind, head, config, tmp_path):
+def test_other_peft_types_are_read(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
     host.load(tmp_path / "a")
     torch.testing.assert_close(
-        shown(host.model, kind, head, "right"), shown(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
+        outputs_of(host.model, kind, head, "right"), outputs_of(theirs, kind, head, "right"), rtol=1e-4, atol=1e-5
     )
     host.use(None)
-    bare = shown(host.model, kind, head, "right")
-    assert (bare - shown(theirs, kind, head, "right")).abs().max() > 1e-3
+    bare = outputs_of(host.model, kind, head, "right")
+    assert (bare - outputs_of(theirs, kind, head, "right")).abs().max() > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:Specified to not save vera_A and vera_B")
-def test_veras_matrices_are_drawn_again_by_their_key(tmp_path):
+def test_vera_matrices_are_generated_from_their_key(tmp_path):
     config = peft.VeraConfig(r=9, target_modules=["q_proj", "v_proj"], save_projection=False, projection_prng_key=7)
     theirs = saved("llama", "lm", config, tmp_path / "a")
     host = Host(models.tiny("llama", "lm"))
     host.load(tmp_path / "a")
     torch.testing.assert_close(
-        shown(host.model, "llama", "lm", "right"), shown(theirs, "llama", "lm", "right"), rtol=1e-4, atol=1e-5
+        outputs_of(host.model, "llama", "lm", "right"), outputs_of(theirs, "llama", "lm", "right"), rtol=1e-4, atol=1e-5
     )
 
 
@@ -285,7 +285,7 @@ def test_veras_matrices_are_drawn_again_by_their_key(tmp_path):
         ("gpt2", "classify", "Prompt()", "from padding"),
     ],
 )
-def test_what_peft_cannot_hold_is_known_before_training(kind, head, method, words, tmp_path):
+def test_obstacles_are_known_before_training(kind, head, method, words, tmp_path):
     host = Host(models.tiny(kind, head))
     wanted = parse(method)
     (reason,) = obstacles(wanted, host)
@@ -297,16 +297,16 @@ def test_what_peft_cannot_hold_is_known_before_training(kind, head, method, word
     assert not (tmp_path / "a/adapter_config.json").exists()
 
 
-def test_a_folder_of_peft_alone(tmp_path):
+def test_a_folder_with_peft_files_only(tmp_path):
     host = Host(models.tiny("bert"))
     host.attach("a", parse("LoRA(r=4)"))
-    moved(host, "a")
+    randomize_(host, "a")
     save(host, "a", tmp_path / "a", {})
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
     again = Host(models.tiny("bert"))
     again.load(tmp_path / "a")
-    assert torch.equal(shown(again.model, "bert", None, "right"), shown(host.model, "bert", None, "right"))
+    assert torch.equal(outputs_of(again.model, "bert", None, "right"), outputs_of(host.model, "bert", None, "right"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_folder_of_peft_alone(tmp_path):
         ("bert", None, peft.LoraConfig(target_modules=["position_embeddings"]), "not a linear site"),
     ],
 )
-def test_what_means_something_else_is_not_read(kind, head, config, words, tmp_path):
+def test_unsupported_folders_are_not_read(kind, head, config, words, tmp_path):
     saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
     with pytest.raises(DeltatuneError, match=words):
@@ -341,7 +341,7 @@ def test_what_means_something_else_is_not_read(kind, head, config, words, tmp_pa
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_pissa_that_peft_converted_is_a_lora_here(tmp_path):
-    """PEFT's own conversion: [A; A0], [B, -B0] for the base as it was, of rank 2r and alpha 2·alpha."""
+    """PEFT's own conversion: [A; A0], [B, -B0] for the original base, of rank 2r and alpha 2·alpha."""
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
     theirs = peft.get_peft_model(models.tiny("llama", "lm"), config).eval()
     theirs.peft_config["default"].init_lora_weights = True
@@ -351,12 +351,12 @@ def test_a_pissa_that_peft_converted_is_a_lora_here(tmp_path):
         for name, parameter in theirs.named_parameters():
             if "lora_" in name:
                 parameter += 0.05
-    expected = shown(theirs, "llama", "lm", "right")
+    expected = outputs_of(theirs, "llama", "lm", "right")
     theirs.save_pretrained(tmp_path / "a", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     host = Host(models.tiny("llama", "lm"))
     adapter = host.load(tmp_path / "a")
     assert (adapter.method.r, adapter.method.alpha) == (6, 12)
-    torch.testing.assert_close(shown(host.model, "llama", "lm", "right"), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs_of(host.model, "llama", "lm", "right"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_prefix_of_another_shape_is_not_read(tmp_path):
@@ -378,12 +378,12 @@ def test_a_prefix_of_another_shape_is_not_read(tmp_path):
         (BertForQuestionAnswering, "bert", "IA3()"),
     ],
 )
-def test_heads_of_other_tasks_go_along(maker, kind, method, tmp_path):
+def test_heads_of_other_tasks_are_included(maker, kind, method, tmp_path):
     sizes = {"vocab_size": models.VOCABULARY, "num_labels": 2, "pad_token_id": 0, **models.CONFIGS[kind]}
     start = maker(AutoConfig.for_model(kind, **sizes)).eval()
     hosts = [Host(copy.deepcopy(start)) for _ in range(2)]
     hosts[0].attach("a", parse(method))
-    moved(hosts[0], "a")
+    randomize_(hosts[0], "a")
     save(hosts[0], "a", tmp_path / "a", {})
     hosts[1].load(tmp_path / "a")
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(start), str(tmp_path / "a")).eval()
@@ -416,7 +416,7 @@ def test_training_for_peft_is_refused_before_it_begins(tiny_folder, tmp_path):
     host.load(out / "adapter", name="a")
     theirs = peft.PeftModel.from_pretrained(bases[1], str(out / "adapter")).eval()
     torch.testing.assert_close(
-        shown(theirs, "bert", None, "right"), shown(host.model, "bert", None, "right"), rtol=1e-4, atol=1e-5
+        outputs_of(theirs, "bert", None, "right"), outputs_of(host.model, "bert", None, "right"), rtol=1e-4, atol=1e-5
     )
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic of adapters on ΔW: sums are exact, what a rank costs is reported, TIES and DARE are the papers'."""
+"""Task arithmetic on ΔW: sums are exact, the error of a rank is reported, TIES and DARE follow their papers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def hosted(kind: str, *methods: str, head: str | None = None, scale: float = 0.1) -> Host:
-    """A host with adapters a, b, c, ... of these methods, each with values of its own."""
+    """A host with adapters a, b, c, ... of these methods, each with random values."""
     host = Host(models.tiny(kind, head))
     for name, method in zip("abcd", methods, strict=False):
         host.attach(name, parse(method))
@@ -33,7 +33,7 @@ def hosted(kind: str, *methods: str, head: str | None = None, scale: float = 0.1
 
 
 @torch.no_grad()
-def shown(host: Host, kind: str, route) -> torch.Tensor:
+def outputs_of(host: Host, kind: str, route) -> torch.Tensor:
     before = host.route
     host.use(route)
     output = host.model(**models.inputs(kind, "lm" if hasattr(host.model, "lm_head") else None))
@@ -42,7 +42,7 @@ def shown(host: Host, kind: str, route) -> torch.Tensor:
 
 
 def weights_of(host: Host, name: str) -> dict[str, torch.Tensor]:
-    """The base's weights with an adapter merged in, less the base's."""
+    """The change of the base's weights by a merged adapter."""
     base = {key: tensor.clone() for key, tensor in host.base_tensors()}
     host.use(None)
     host.merge_(name)
@@ -67,16 +67,16 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("kind", "methods", "text"), EXACT)
-def test_a_sum_is_exact_and_is_what_the_route_does_live(kind, methods, text):
+def test_a_sum_is_exact_and_equals_the_route(kind, methods, text):
     host = hosted(kind, *methods)
     weights = dict(zip("abc", (0.7, -0.4, 1.3), strict=False)) if len(methods) == 3 else {"a": 0.7, "b": -0.4}
-    live = shown(host, kind, weights)
+    live = outputs_of(host, kind, weights)
     made = combine(host, "sum", weights)
     assert made.error == 0
     assert text in repr(made.adapter.method)
     assert parse(repr(made.adapter.method)) == made.adapter.method
-    torch.testing.assert_close(shown(host, kind, "sum"), live, rtol=1e-4, atol=2e-5)
-    assert (live - shown(host, kind, None)).abs().max() > 1e-3
+    torch.testing.assert_close(outputs_of(host, kind, "sum"), live, rtol=1e-4, atol=2e-5)
+    assert (live - outputs_of(host, kind, None)).abs().max() > 1e-3
     assert host.route.uniform == {"a": 1.0}, "combining changes no route"
 
 
@@ -95,15 +95,15 @@ def test_whole_weights_add_up(tmp_path):
 @pytest.mark.parametrize(
     "method", ["LoRA(r=4)", "RsLoRA(r=4, alpha=7)", "BitFit()", "IA3()", "LoRA(r=4, sites='*.ffn.*')"]
 )
-def test_one_adapter_of_weight_one_is_itself_to_the_bit(method):
-    """Facts, A25: peers get it wrong for rsLoRA."""
+def test_one_adapter_of_weight_one_stays_equal_to_the_bit(method):
+    """Other libraries get this wrong for rsLoRA."""
     host = hosted("bert", method)
     combine(host, "again", {"a": 1.0})
-    assert torch.equal(shown(host, "bert", "again"), shown(host, "bert", "a"))
+    assert torch.equal(outputs_of(host, "bert", "again"), outputs_of(host, "bert", "a"))
 
 
 def test_the_sum_of_factors_is_not_the_factors_of_the_sum():
-    """Facts, A26: stacking gives Σ ΔW; adding A's and B's (peers' `linear`) has cross terms."""
+    """Concatenating factors gives Σ ΔW; adding the factors (`linear` of other libraries) has cross terms."""
     host = hosted("bert", "LoRA(r=4)", "LoRA(r=4)")
     a, b = (weights_of(host, name) for name in "ab")
     combine(host, "sum", {"a": 1.0, "b": 1.0})
@@ -118,7 +118,7 @@ def test_the_sum_of_factors_is_not_the_factors_of_the_sum():
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("rank", [None, 3, 100])
-def test_svd_is_the_best_of_its_rank_and_says_what_it_cost(kind, rank):
+def test_svd_is_the_best_of_its_rank_and_reports_its_error(kind, rank):
     host = hosted(kind, "LoRA(r=4, sites=('*.attn.{q,o}', '*.ffn.in'))", "LoRA(r=2, sites='*.attn.{q,k}')")
     made = combine(host, "small", {"a": 0.5, "b": 0.5}, how="svd", rank=rank)
     combine(host, "whole", {"a": 0.5, "b": 0.5})
@@ -154,17 +154,17 @@ MATRICES = [
 def test_any_methods_with_a_weight_form_add_up_at_full_rank(kind, methods):
     host = hosted(kind, *methods)
     weights = {"a": 0.8, "b": -0.5}
-    live = shown(host, kind, weights)
+    live = outputs_of(host, kind, weights)
     made = combine(host, "sum", weights, rank="full")
     assert made.error == 0
-    torch.testing.assert_close(shown(host, kind, "sum"), live, rtol=1e-3, atol=5e-5)
+    torch.testing.assert_close(outputs_of(host, kind, "sum"), live, rtol=1e-3, atol=5e-5)
     small = combine(host, "small", weights, rank=2)
     assert 0.01 < small.error < 1
     assert small.adapter.count < made.adapter.count
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_lora_out_of_whole_weights(transposed):
+def test_a_lora_from_whole_weights(transposed):
     """Task vectors of full fine-tuning, where only matrices changed, brought to a rank."""
     kind = "gpt2" if transposed else "bert"
     host = hosted(kind, "Full()", scale=0.0)
@@ -178,10 +178,10 @@ def test_a_lora_out_of_whole_weights(transposed):
                 and "pooler" not in key
             ):
                 delta.value += 0.1 * torch.randn(delta.value.shape, generator=torch.Generator().manual_seed(len(key)))
-    live = shown(host, kind, "a")
+    live = outputs_of(host, kind, "a")
     made = combine(host, "low", {"a": 1.0}, rank="full")
     host.use(None)
-    torch.testing.assert_close(shown(host, kind, "low"), live, rtol=1e-3, atol=5e-5)
+    torch.testing.assert_close(outputs_of(host, kind, "low"), live, rtol=1e-3, atol=5e-5)
     assert type(made.adapter.method).__name__ == "LoRA"
     with torch.no_grad():
         next(d for k, _, d in host.adapters["a"].entries() if "ln" in k.lower() or "norm" in k.lower()).value += 1
@@ -190,7 +190,7 @@ def test_a_lora_out_of_whole_weights(transposed):
 
 
 def test_ties_step_by_step():
-    """By hand: 10 entries, the largest 4 of each, signs by sum, the mean of those that agree."""
+    """By hand: 10 entries, the largest 4 of each, signs of the sums, the mean of entries that agree."""
     a = torch.tensor([5.0, -4, 3, 2, 0.1, 0.2, 0.3, 0.1, 0, 0])
     b = torch.tensor([-1.0, -6, 4, 0.5, 7, 0, 0, 0, 0, 0])
     assert trim(a, 0.4).tolist() == [5, -4, 3, 2, 0, 0, 0, 0, 0, 0]
@@ -198,7 +198,7 @@ def test_ties_step_by_step():
     assert found.tolist() == [5, -5, 3.5, 2, 7, 0, 0, 0, 0, 0]
 
 
-def test_ties_is_the_reference():
+def test_ties_equals_the_reference():
     golden = load_file(GOLDEN / "ties.safetensors")
     tau = list(golden["input.tau"])
     trimmed = [trim(one, 9 / 40) for one in tau]  # the reference keeps one more than 20 % of 40
@@ -209,7 +209,7 @@ def test_ties_is_the_reference():
     torch.testing.assert_close(ties(tau, 9 / 40, "model"), golden["output"])
 
 
-def test_where_the_sum_is_zero():
+def test_a_sum_of_zero():
     even = [torch.tensor([1.0, -2, -3]), torch.tensor([-1.0, -2, -3])]
     assert elect_signs(even, "model").tolist() == [-1, -1, -1]
     assert elect_signs(even, "tensor").tolist() == [1, -1, -1]
@@ -253,7 +253,7 @@ def test_a_negative_weight_votes_against():
 
 
 @pytest.mark.parametrize("how", ["dare", "dare_ties"])
-def test_dare_is_drawn_from_the_seed(how):
+def test_dare_depends_on_the_seed(how):
     host = hosted("bert", "LoRA(r=4)", "LoRA(r=4)")
     options = {"how": how, "density": 0.5, "rank": "full"}
     made = {seed: combine(host, f"s{i}", {"a": 0.5, "b": 0.5}, seed=seed, **options) for i, seed in enumerate((1, 2))}
@@ -297,7 +297,7 @@ def peft_pair(host: Host) -> peft.PeftModel:
         ),
     ],
 )
-def test_where_peft_works_on_the_weights_it_finds_the_same(theirs, mine):
+def test_peft_on_the_weights_gives_the_same(theirs, mine):
     host = hosted("bert", "LoRA(r=4)", "LoRA(r=4)")
     other = peft_pair(host)
     other.base_model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both", **theirs)
@@ -316,7 +316,7 @@ def test_a_combined_adapter_is_saved_like_any_other(tmp_path):
     other = Host(models.tiny("llama"))
     adapter = other.load(tmp_path / "c")
     assert adapter.extra["combined"]["of"]["b"] == {"weight": 0.25, "method": "LoRA(r=2, sites='*.attn.k')"}
-    assert torch.equal(shown(other, "llama", "c"), shown(host, "llama", "c"))
+    assert torch.equal(outputs_of(other, "llama", "c"), outputs_of(host, "llama", "c"))
     assert (tmp_path / "c/adapter_config.json").exists(), "PEFT can hold it too"
 
 
@@ -328,7 +328,7 @@ def headed(outputs: tuple[int, int] = (3, 3)) -> Host:
     return host
 
 
-def test_whose_head_it_is_must_be_said():
+def test_the_head_must_be_chosen():
     host = headed()
     with pytest.raises(DeltatuneError, match="have a head each"):
         combine(host, "c", {"a": 1, "b": 1})
@@ -379,7 +379,7 @@ def test_copies_of_the_models_own_head():
         (("LoRA(r=2)", "LoRA(r=2)"), {"scope": "layer"}, "model or tensor"),
     ],
 )
-def test_what_cannot_be_combined_says_why(methods, options, words):
+def test_impossible_combinations_say_why(methods, options, words):
     host = hosted("bert", *methods)
     with pytest.raises(DeltatuneError, match=words):
         combine(host, "c", {"a": 1, "b": 1}, **options)

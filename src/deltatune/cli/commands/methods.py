@@ -69,9 +69,9 @@ def _describe(maker: Callable[..., Method]) -> dict[str, Any]:
 
 
 def _size_field(method: Method, options: list[dict[str, Any]]) -> str | None:
-    """The option that a budget sets; "theirs" if it sets those of the methods inside."""
+    """The option that a budget sets; "members" if it sets those of the methods inside."""
     if method.size_field is None and method.size is not None:
-        return "theirs"
+        return "members"
     return next((option["name"] for option in options if option["name"] == method.size_field), None)
 
 
@@ -148,6 +148,6 @@ def _show_one(method: dict[str, Any]) -> None:
         short = max(len(row[1]) for row in rows) < 30
         show(table(("option", "default", "description"), rows, whole=["option", *(["default"] if short else [])]), "")
     pairs = [("short for", method["short_for"])] if method["short_for"] else []
-    sizes = {"theirs": "the sizes of its methods", None: "nothing: it has no size"}
+    sizes = {"members": "the sizes of its methods", None: "nothing: it has no size"}
     pairs.append(("set by --budget", sizes.get(method["size_field"], method["size_field"])))
     show(facts([*pairs, ("recommended learning rate", rate(method["learning_rate"]))]))

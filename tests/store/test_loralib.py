@@ -24,7 +24,7 @@ def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def assert_computes(host: Host, changes: dict[str, torch.Tensor], kind: str, head: str | None) -> None:
-    """Assert that the host computes the assert_computes as a base with these changes of its parameters."""
+    """Assert that the host computes the same as a base with these changes of its parameters."""
     model = models.tiny(kind, head)
     for name, change in changes.items():
         model.get_parameter(name).add_(change)

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import deltatune
 from benchmarks.measure import ALL_LINEARS, append, interleaved_times, options, report
 from benchmarks.step import fill_zeros_
-from deltatune.models import hardware
+from deltatune.models import environment as hardware
 from deltatune.tasks import Generate
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.task import IGNORED, TokenRow

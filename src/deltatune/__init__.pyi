@@ -27,7 +27,7 @@ from deltatune.methods.base_weights.unfreeze import Full as Full
 from deltatune.methods.base_weights.unfreeze import Probe as Probe
 from deltatune.methods.base_weights.unfreeze import TopLayers as TopLayers
 from deltatune.methods.base_weights.unfreeze import Unfreeze as Unfreeze
-from deltatune.methods.combinations.mam import MAM as MAM
+from deltatune.methods.combinations.unified import MAM as MAM
 from deltatune.methods.combinations.unified import Unified as Unified
 from deltatune.methods.combinations.unipelt import UniPELT as UniPELT
 from deltatune.methods.low_rank.dora import DoRA as DoRA

@@ -15,7 +15,7 @@ from deltatune.core.method import REGISTRY, Method, View
 from deltatune.core.sites.site import Site
 from deltatune.methods.adapters.bottleneck import TwoLayer
 from deltatune.methods.adapters.fusion import Fusion
-from deltatune.methods.combinations.gated import Gated, GatedPrefix
+from deltatune.methods.combinations.unipelt import Gated, GatedPrefix
 from deltatune.methods.low_rank.lora import LowRank
 from deltatune.methods.prompts.prefix import KeyValues
 from deltatune.testing.fixtures import attach, make_host

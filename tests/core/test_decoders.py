@@ -4,7 +4,7 @@ import pytest
 from transformers import BertConfig, BertGenerationConfig, BertGenerationEncoder, BertLMHeadModel, BertModel
 
 from deltatune import find_sites
-from deltatune.core.sites.decoders import is_causal, is_decoder
+from deltatune.core.sites.blocks import is_causal, is_decoder
 from deltatune.models.architecture import family
 from deltatune.testing.coverage import families
 from support import models

@@ -11,7 +11,7 @@ from deltatune import DeltatuneError, Host, Prompt, PTuning, Template, with_toke
 from deltatune.tasks import Head
 from deltatune.testing.fixtures import attach
 from deltatune.training import predict
-from deltatune.training.inference.ensemble import vote
+from deltatune.training.inference.prediction import vote
 from support import models
 from support.runs import ROWS, TASK
 

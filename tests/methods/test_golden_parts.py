@@ -9,7 +9,7 @@ from deltatune.methods.adapters.compacter import PHM
 from deltatune.methods.adapters.fusion import Fusion
 from deltatune.methods.base_weights.fastfood import Fastfood
 from deltatune.methods.base_weights.intrinsic import Projected, Subspace
-from deltatune.methods.combinations.gated import Gated
+from deltatune.methods.combinations.unipelt import Gated
 from deltatune.methods.low_rank.lora import LowRank, LowRankTable
 from deltatune.methods.prompts.prefix import Reparametrised, Trunk
 from deltatune.methods.prompts.ptuning import Encoder

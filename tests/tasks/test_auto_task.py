@@ -5,7 +5,7 @@ import pytest
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import Data
-from deltatune.tasks import Classify, Generate, LanguageModel, ManyLabels, Span, Tag
+from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, MultiLabel, Tag
 from deltatune.tasks.auto_task import shorter, task_for
 from support import models
 from support.chats import chat_tokenizer
@@ -41,16 +41,16 @@ def test_classes_numbers_sets_and_documents():
     inferred = chosen("number", numbers, ("text",)).task
     assert (inferred.center, inferred.scale) == (30.0, pytest.approx(np.std([10, 20, 60]), rel=1e-5))
     assert chosen("number", numbers[:1], ("text",)).task == Classify(center=10.0), "what never varies has no scale"
-    assert chosen("many", rows, ("text",), labels=("x", "y")).task == ManyLabels(labels=("x", "y"))
+    assert chosen("many", rows, ("text",), labels=("x", "y")).task == MultiLabel(labels=("x", "y"))
     assert chosen("raw", rows, ("text",), "").task == LanguageModel()
 
 
 def test_spans_may_be_none_where_some_rows_have_none():
     rows = [{"question": "a", "context": "b", "answers": [{"text": "b", "start": 0}]}]
     text = ("question", "context")
-    assert chosen("span", rows, text, "answers").task == Span()
-    assert chosen("span", [*rows, {**rows[0], "answers": []}], text, "answers").task == Span(abstains=True)
-    assert chosen("span", rows, text, "answers", max_length=32).task == Span(max_length=32, stride=10)
+    assert chosen("span", rows, text, "answers").task == ExtractiveQA()
+    assert chosen("span", [*rows, {**rows[0], "answers": []}], text, "answers").task == ExtractiveQA(abstains=True)
+    assert chosen("span", rows, text, "answers", max_length=32).task == ExtractiveQA(max_length=32, stride=10)
     assert chosen("span", rows, text, "answers", max_length=512).task.stride == 128
 
 
@@ -104,7 +104,8 @@ def test_fields_of_another_task_are_refused():
 
 @pytest.mark.parametrize("positions", [2, 3, 8, 64, 128])
 @pytest.mark.parametrize(
-    "task", [Span(), Generate(), LanguageModel(), Tag(tags=("a", "b")), Generate(max_length=2048, new_tokens=1000)]
+    "task",
+    [ExtractiveQA(), Generate(), LanguageModel(), Tag(tags=("a", "b")), Generate(max_length=2048, new_tokens=1000)],
 )
 def test_tasks_become_short_enough_for_a_model(task, positions):
     inferred = shorter(task, positions)

@@ -11,7 +11,7 @@ from transformers import BertForQuestionAnswering
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks import Span, collator_for, task_from_json
+from deltatune.tasks import ExtractiveQA, collator_for, task_from_json
 from deltatune.tasks.extractive_qa import Window, best_span, make_windows
 from deltatune.tasks.metrics.qa_scores import span_scores
 from deltatune.tasks.task import TokenRow
@@ -83,7 +83,7 @@ def test_every_token_knows_its_characters(kind):
 @pytest.mark.parametrize("answer", ["1998", "nobody was reading", "the old theatre in 1998", "long story again"])
 def test_the_answer_is_where_the_label_says(kind, answer):
     tokenizer = tokenizers(kind)
-    task = Span(max_length=48, stride=16)
+    task = ExtractiveQA(max_length=48, stride=16)
     start = PASSAGES[0].find(answer, 100)
     rows = [{"question": "who", "context": PASSAGES[0], "answers": [{"text": answer, "start": start}]}]
     encoded = task.encode(rows, tokenizer)
@@ -107,7 +107,7 @@ def test_the_answer_is_where_the_label_says(kind, answer):
 @pytest.mark.parametrize("answer", ["🙂👩‍👩‍👧", "nai\u0308ve", "酒店", "12.5%"])
 @pytest.mark.parametrize("kind", ["bytes", "llama"])
 def test_answers_of_odd_characters_are_exact(kind, answer):
-    task, tokenizer = Span(max_length=200, stride=50), tokenizers(kind)
+    task, tokenizer = ExtractiveQA(max_length=200, stride=50), tokenizers(kind)
     encoded = task.encode([{"question": "who", "context": PASSAGES[1], "answers": [answer]}], tokenizer)
     piece, place = encoded[0], encoded[0]["label"]
     own = np.zeros((len(piece["input_ids"]), 2))
@@ -122,7 +122,7 @@ def test_an_answer_across_a_border_is_whole_in_the_next_window_only():
     passage = "film " * 10 + "good great " + "film " * 10
     rows = [{"question": "the", "context": passage, "answers": ["good great"]}]
     # windows of 4 + 11 tokens: the first ends between the two words
-    encoded = Span(max_length=15, stride=3).encode(rows, tokenizer)
+    encoded = ExtractiveQA(max_length=15, stride=3).encode(rows, tokenizer)
     places = [piece["label"] for piece in encoded]
     assert places[0] == [0, 0]
     assert places[1][1] == places[1][0] + 1
@@ -146,7 +146,7 @@ def test_an_answer_across_a_border_is_whole_in_the_next_window_only():
 )
 def test_answers_are_given_in_many_ways(given, place):
     passage = "the film is a film ."
-    encoded = Span(max_length=64, stride=8).encode(
+    encoded = ExtractiveQA(max_length=64, stride=8).encode(
         [{"question": "is", "context": passage, "answers": given}], models.tiny_tokenizer()
     )
     offsets = encoded.facts[0]["windows"][0].offsets
@@ -167,7 +167,7 @@ def test_answers_are_given_in_many_ways(given, place):
     ],
 )
 def test_bad_rows_are_named(row, message):
-    task = Span(max_length=64, stride=8, abstains="context" in row and row["context"] == " ")
+    task = ExtractiveQA(max_length=64, stride=8, abstains="context" in row and row["context"] == " ")
     with pytest.raises(DeltatuneError, match=message):
         task.encode([row], models.tiny_tokenizer())
 
@@ -209,12 +209,12 @@ def test_no_answer_must_be_better_by_the_threshold():
     logits[3, 0], logits[4, 1] = 0.5, 0.25
     chosen = {}
     for threshold in (-5.0, 1.0, 1.5):
-        task = Span(max_length=64, stride=8, abstains=True, threshold=threshold)
+        task = ExtractiveQA(max_length=64, stride=8, abstains=True, threshold=threshold)
         encoded = task.encode(rows, models.tiny_tokenizer())
         (chosen[threshold],) = task.collect([logits], encoded)
     assert chosen[-5.0] == chosen[1.0] == {"text": "", "start": -1, "end": -1, "score": 1.25}
     assert chosen[1.5] == {"text": "the film", "start": 0, "end": 8, "score": 0.75}
-    task = Span(max_length=64, stride=8)
+    task = ExtractiveQA(max_length=64, stride=8)
     (result,) = task.collect([logits], task.encode(rows, models.tiny_tokenizer(), labelled=False))
     assert result["text"] == "the film"
     assert task.decode([result]) == [{"answer": "the film", "start": 0, "end": 8, "score": 0.75}]
@@ -222,7 +222,7 @@ def test_no_answer_must_be_better_by_the_threshold():
 
 def test_no_answer_is_what_the_least_sure_window_says():
     """As BERT's run_squad.py: the null score of a passage is its windows' smallest."""
-    task = Span(max_length=12, stride=2, abstains=True)
+    task = ExtractiveQA(max_length=12, stride=2, abstains=True)
     encoded = task.encode([{"question": "is", "context": "film " * 12, "answers": []}], models.tiny_tokenizer())
     assert len(encoded) > 1
     logits = [np.zeros((len(piece["input_ids"]), 2)) for piece in encoded]
@@ -240,7 +240,7 @@ def test_the_loss_is_that_of_question_answering():
     config = models.tiny("bert", dropout=False).config
     config.num_labels = 2
     model = BertForQuestionAnswering(config).eval()
-    host, task = deltatune.Host(model.bert), Span(max_length=24, stride=6)
+    host, task = deltatune.Host(model.bert), ExtractiveQA(max_length=24, stride=6)
     head = task.make_head(model.config)
     host.attach("a", deltatune.LoRA(), head=head)
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_the_loss_is_that_of_question_answering():
 
 
 def test_scores_are_squads():
-    task = Span(abstains=True)
+    task = ExtractiveQA(abstains=True)
     answers = [{"text": text, "start": 0, "end": 1, "score": 0.0} for text in ("the Film!", "good film", "", "plot")]
     truth = [["film"], ["good plot", "the good film was"], [], []]
     scores = task.score(answers, truth)
@@ -273,7 +273,7 @@ def test_scores_are_squads():
 
 
 def test_it_becomes_plain_data_and_comes_back():
-    task = Span(abstains=True, stride=64, threshold=0.5, metric="em")
+    task = ExtractiveQA(abstains=True, stride=64, threshold=0.5, metric="em")
     assert task_from_json(task.to_json()) == task
     for fields, message in [
         ({"metric": "f2"}, "no metric of spans"),
@@ -282,7 +282,7 @@ def test_it_becomes_plain_data_and_comes_back():
         ({"longest": 0}, "at least 1"),
     ]:
         with pytest.raises(DeltatuneError, match=message):
-            Span(**fields)
+            ExtractiveQA(**fields)
 
 
 # --- the whole road ---
@@ -308,7 +308,7 @@ def host_for(kind, method, task):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 def test_every_family_learns_a_rule(kind):
-    task, tokenizer = Span(max_length=36, stride=8, longest=6), models.tiny_tokenizer()
+    task, tokenizer = ExtractiveQA(max_length=36, stride=8, longest=6), models.tiny_tokenizer()
     host = host_for(kind, "Full()", task)
     settings = Settings(epochs=5, batch_size=16, learning_rate=3e-3, precision="float32")
     outcome = train(
@@ -320,7 +320,7 @@ def test_every_family_learns_a_rule(kind):
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Prefix(length=3)", "Prompt(length=3)"])
 def test_a_row_is_answered_alike_alone_and_among_others_padded_on_either_side(kind, method):
-    task = Span(max_length=36, stride=8, longest=6)
+    task = ExtractiveQA(max_length=36, stride=8, longest=6)
     host = host_for(kind, method, task)
     for name, parameter in host.trainable("a"):
         if "head" not in name:

@@ -11,14 +11,14 @@ from sklearn.metrics import accuracy_score, f1_score, hamming_loss
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
-from deltatune.tasks import ManyLabels, task_from_json
+from deltatune.tasks import MultiLabel, task_from_json
 from deltatune.tasks.auto_task import task_for
 from deltatune.training import Settings, predict, train
 from support import models
 from support.command_line import write_csv
 
 LABELS = ("sad", "glad", "mad", "never")
-TASK = ManyLabels(labels=LABELS, max_length=64)
+TASK = MultiLabel(labels=LABELS, max_length=64)
 
 
 def drawn(rows=40, seed=0):
@@ -45,7 +45,7 @@ def test_scores_are_sklearns():
 
 @pytest.mark.parametrize("metric", ["f1_micro", "f1_macro", "accuracy", "hamming"])
 def test_resamples_are_scores_of_copied_rows(metric):
-    task = ManyLabels(labels=LABELS, metric=metric)
+    task = MultiLabel(labels=LABELS, metric=metric)
     logits, truth = drawn()
     weights = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), 5)
     for weight, score in zip(weights, task.resampled(logits, truth, weights), strict=True):
@@ -98,9 +98,9 @@ def test_bad_labels_are_named(value, message):
 
 def test_it_becomes_plain_data_and_comes_back():
     assert task_from_json(TASK.to_json()) == TASK
-    assert type(task_from_json(TASK.to_json())) is ManyLabels
+    assert type(task_from_json(TASK.to_json())) is MultiLabel
     with pytest.raises(DeltatuneError, match="no metric of"):
-        ManyLabels(labels=LABELS, metric="mcc")
+        MultiLabel(labels=LABELS, metric="mcc")
 
 
 def emotions(count=120):
@@ -115,7 +115,7 @@ def emotions(count=120):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 def test_every_family_learns_sets_of_labels(kind):
-    task = ManyLabels(labels=LABELS[:3], max_length=64)
+    task = MultiLabel(labels=LABELS[:3], max_length=64)
     host = deltatune.Host(models.tiny(kind, dropout=False))
     host.attach("a", deltatune.parse("Full()"), head=task.make_head(host.model.config))
     settings = Settings(epochs=15, batch_size=16, learning_rate=3e-3, precision="float32")
@@ -131,6 +131,6 @@ def test_files_with_sets_of_labels_become_this_task(write, tmp_path):
     data = read(write_csv(tmp_path / "data.csv", rows))
     assert data.kind == "many"
     chosen = task_for(data, models.tiny("bert").config, models.tiny_tokenizer())
-    assert type(chosen.task) is ManyLabels
+    assert type(chosen.task) is MultiLabel
     assert set(chosen.task.labels) == set(LABELS[:3])
     assert len(chosen.task.encode(data.train, models.tiny_tokenizer())) == len(data.train)

@@ -6,7 +6,7 @@ import pytest
 
 import deltatune
 from deltatune.core.method import REGISTRY
-from deltatune.tasks import Classify, Generate, LanguageModel, ManyLabels, Span, Tag
+from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, MultiLabel, Tag
 from deltatune.training import Settings, predict, train
 from support import models
 
@@ -43,9 +43,9 @@ def written_row():
 
 CASES = {
     "classify": (Classify(labels=("a", "b"), max_length=32), text_row, ("bert", None)),
-    "many": (ManyLabels(labels=("a", "b"), label="some", max_length=32), text_row, ("bert", None)),
+    "many": (MultiLabel(labels=("a", "b"), label="some", max_length=32), text_row, ("bert", None)),
     "tag": (Tag(tags=("O", "B-x"), max_length=32), tag_row, ("bert", None)),
-    "span": (Span(max_length=32, stride=8), span_row, ("bert", None)),
+    "span": (ExtractiveQA(max_length=32, stride=8), span_row, ("bert", None)),
     "generate": (Generate(max_length=32, new_tokens=4), written_row, ("llama", "lm")),
     "sequence": (Generate(max_length=32, new_tokens=4), written_row, ("t5", "lm")),
     "lm": (LanguageModel(max_length=16), text_row, ("gpt2", "lm")),

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from deltatune.core.sites.decoders import is_decoder
+from deltatune.core.sites.blocks import is_decoder
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Answers = Literal["row", "token", "text", "likelihood"]

@@ -3,14 +3,14 @@
 from deltatune.tasks.classification import Classify as Classify
 from deltatune.tasks.collator import PaddingCollator as PaddingCollator
 from deltatune.tasks.collator import collator_for as collator_for
-from deltatune.tasks.extractive_qa import Span as Span
+from deltatune.tasks.extractive_qa import ExtractiveQA as ExtractiveQA
 from deltatune.tasks.generation import Generate as Generate
 from deltatune.tasks.heads import Head as Head
 from deltatune.tasks.heads import HeadConfig as HeadConfig
 from deltatune.tasks.heads import head_from_json as head_from_json
 from deltatune.tasks.language_modeling import LanguageModel as LanguageModel
 from deltatune.tasks.mixture import Mixture as Mixture
-from deltatune.tasks.multilabel import ManyLabels as ManyLabels
+from deltatune.tasks.multilabel import MultiLabel as MultiLabel
 from deltatune.tasks.tagging import Tag as Tag
 from deltatune.tasks.task import Encoded as Encoded
 from deltatune.tasks.task import LanguageModelTask as LanguageModelTask

@@ -13,9 +13,9 @@ from deltatune.core.errors import nearest, raise_all
 from deltatune.data import Data
 from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
-from deltatune.tasks.extractive_qa import Span
+from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
-from deltatune.tasks.multilabel import ManyLabels
+from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.prompts.prompt_format import PRESETS
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task, default_of
@@ -51,16 +51,16 @@ def task_for(
     if data.kind != "raw":
         inferred["label"] = data.label
     notes: list[str] = []
-    if task in (Classify, ManyLabels):
+    if task in (Classify, MultiLabel):
         inferred["labels"] = data.labels
         inferred |= _standardisation(data) if data.kind == "number" else {}
     elif task is Tag:
         inferred["tags"] = data.labels
         inferred["piece"] = "last" if sees_all_at_last_token(config.get_text_config()) else "first"
-    elif task is Span:
+    elif task is ExtractiveQA:
         inferred["abstains"] = any(not row[data.label] for row in data.train)
         if "max_length" in over:
-            inferred["stride"] = min(default_of(Span, "stride"), over["max_length"] // 3)
+            inferred["stride"] = min(default_of(ExtractiveQA, "stride"), over["max_length"] // 3)
     elif task is Generate:
         inferred |= _generation_fields(data, tokenizer, over, notes)
     return InferredTask(task(**{**inferred, **over}), tuple(notes))
@@ -81,7 +81,7 @@ def shorter(task: Any, positions: int | None) -> Any:
     if positions is None or task.max_length <= positions:
         return task
     limits: dict[str, Any] = {"max_length": max(2, positions)}
-    if isinstance(task, Span):
+    if isinstance(task, ExtractiveQA):
         limits["stride"] = min(task.stride, positions // 3)
     if isinstance(task, Generate):
         limits["new_tokens"] = min(task.new_tokens, max(1, positions // 2))

@@ -24,7 +24,7 @@ from deltatune.tasks.tokenization import check_length, need_offsets
 
 
 @dataclass(frozen=True)
-class Span(Task):
+class ExtractiveQA(Task):
     """Start and end of an answer in a passage (Devlin et al. 2019, section 4.2, https://arxiv.org/abs/1810.04805).
 
     Long passages are split into overlapping windows; the answer is the best span of all windows.
@@ -119,7 +119,7 @@ class Span(Task):
         if unanswerable and not self.abstains:
             raise DeltatuneError(
                 f"{len(unanswerable)} rows have no answer, first row {unanswerable[0]}; "
-                "Span(abstains=True) learns to predict that"
+                "ExtractiveQA(abstains=True) learns to predict that"
             )
         return targets
 

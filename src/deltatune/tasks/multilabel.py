@@ -22,7 +22,7 @@ METRICS = ("f1_micro", "f1_macro", "accuracy", "hamming")
 
 
 @dataclass(frozen=True)
-class ManyLabels(Classify):
+class MultiLabel(Classify):
     """A set of labels; a label is in it if its probability is above one half."""
 
     name: ClassVar[str] = "many"

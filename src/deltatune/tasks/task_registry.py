@@ -7,11 +7,11 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
-from deltatune.tasks.extractive_qa import Span
+from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
-from deltatune.tasks.multilabel import ManyLabels
+from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task
@@ -19,9 +19,9 @@ from deltatune.tasks.task import Task
 DATA_TASKS: dict[LabelKind, type[Task]] = {
     "classes": Classify,
     "number": Classify,
-    "many": ManyLabels,
+    "many": MultiLabel,
     "tags": Tag,
-    "span": Span,
+    "span": ExtractiveQA,
     "text": Generate,
     "raw": LanguageModel,
 }

@@ -3,8 +3,7 @@
 from deltatune.training.adapter_fusion import fuse
 from deltatune.training.forward import logits
 from deltatune.training.inference.decoding import generate_texts
-from deltatune.training.inference.ensemble import ensemble
-from deltatune.training.inference.prediction import encode_for, predict
+from deltatune.training.inference.prediction import encode_for, ensemble, predict
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome, train
 

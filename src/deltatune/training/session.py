@@ -18,7 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.models.hardware import best_device
+from deltatune.models.environment import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
 from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint

@@ -10,8 +10,7 @@ from inspect import signature
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.sites.blocks import Block, find_blocks, is_norm, maps_of, modules_of, task_heads
-from deltatune.core.sites.decoders import is_causal
+from deltatune.core.sites.blocks import Block, find_blocks, is_causal, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import (
     ATTENTION_NORMS,

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, Rng
+from deltatune.core.delta import Delta, ModuleCopy, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
-from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]

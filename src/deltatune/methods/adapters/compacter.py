@@ -11,10 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, Rng, SharedModule
+from deltatune.core.delta import Delta, ModuleCopy, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
-from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import ACTIVATIONS, READS, SITES, Activation, Form
 

@@ -13,8 +13,7 @@ from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
-from deltatune.methods.low_rank.lora import LowRank
-from deltatune.methods.low_rank.shared_input import SharedInputs
+from deltatune.methods.low_rank.lora import LowRank, SharedInputs
 
 
 class Principal(LowRank):

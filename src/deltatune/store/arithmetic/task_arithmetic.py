@@ -19,13 +19,7 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms
-from deltatune.store.arithmetic.summed_deltas import (
-    CombinedTensors,
-    CombineOptions,
-    How,
-    sum_as_matrices,
-    sum_exactly,
-)
+from deltatune.store.arithmetic.summed_deltas import CombinedTensors, CombineOptions, How, sum_as_matrices, sum_exactly
 from deltatune.store.arithmetic.ties_dare import Scope
 from deltatune.store.tensors import attach_filled
 

@@ -20,12 +20,7 @@ from deltatune.tasks.pretraining.nsp import NextSentence, SentencePair, pair_doc
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.objective_registry import objective_from
 from deltatune.tasks.pretraining.prefix_lm import PrefixLM, causal_labels, prefix_labels, split_document, split_prefix
-from deltatune.tasks.pretraining.replaced_entities import (
-    ReplacedEntities,
-    ReplacedText,
-    entity_names,
-    replace_entities,
-)
+from deltatune.tasks.pretraining.replaced_entities import ReplacedEntities, ReplacedText, entity_names, replace_entities
 from deltatune.tasks.pretraining.span_corruption import (
     SpanCorruption,
     corrupt_spans,

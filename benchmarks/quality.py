@@ -28,7 +28,7 @@ from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Plan, make_plan
 from deltatune.comparison.run_comparison import run
 from deltatune.data import read
-from deltatune.models.environment import uses_bfloat16
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.loading import load_backbone
 from deltatune.tasks.collator import collator_for
 from deltatune.tasks.heads import Head

@@ -105,7 +105,7 @@ def test_label_unseen_in_training(train, tmp_path, data, trained):
     write_csv(tmp_path / "odd" / "test.csv", [*reviews(20), {"text": "a film", "label": "mixed"}])
     refused(train(data=tmp_path / "odd"), "'mixed'", "Labels of train: 'bad', 'good'")
     refused(
-        ran("evaluate", "--adapter", trained, "--data", tmp_path / "odd" / "test.csv"), "'mixed' is no label", "'good'"
+        ran("evaluate", "--adapter", trained, "--data", tmp_path / "odd" / "test.csv"), "'mixed' is not a label", "'good'"
     )
 
 
@@ -160,7 +160,7 @@ def test_missing_model_folder(train, tiny_folder, tmp_path):
 
 
 def test_folder_that_is_no_model(train, trained, data):
-    refused(train(model=data), "is no model folder", "train.csv")
+    refused(train(model=data), "is not a model folder", "train.csv")
     refused(train(model=trained / "adapter"), "is an adapter, not a model")
 
 

@@ -82,8 +82,8 @@ def test_tags(tmp_path):
             {"tokens": ["a", "b"], "tags": ["O"]},
             "'tokens' and 'tags' differ in length in 1 row (61): 2 tokens and 1 tags",
         ),
-        ({"tokens": {"a": 1}, "tags": ["O"]}, "column 'tokens' is no list of strings in 1 row (61): {'a': 1}"),
-        ({"tokens": ["a"], "tags": None}, "column 'tags' is no list of strings in 1 row (61): None"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "column 'tokens' is not a list of strings in 1 row (61): {'a': 1}"),
+        ({"tokens": ["a"], "tags": None}, "column 'tags' is not a list of strings in 1 row (61): None"),
         ({"tokens": [], "tags": []}, "column 'tokens' has no words in 1 row (61)"),
     ],
 )

@@ -194,8 +194,8 @@ def test_unclear_columns_show_examples_and_the_flag():
 def test_wrong_columns_are_collected():
     rows = [{"text": "a", "label": "x"}]
     message = complaint(choose_columns, "classify", rows, ["txet"], "lable")
-    assert "--text txet: there is no column 'txet', did you mean 'text'?" in message
-    assert "--label lable: there is no column 'lable', did you mean 'label'?" in message
+    assert "--text txet: there is not a column 'txet', did you mean 'text'?" in message
+    assert "--label lable: there is not a column 'lable', did you mean 'label'?" in message
     assert "text (e.g. 'a'), label (e.g. 'x')" in message
     assert "both text and label" in complaint(choose_columns, "classify", rows, ["text"], "text")
     assert "a column twice" in complaint(choose_columns, "classify", rows, ["text", "text"], "label")
@@ -496,7 +496,7 @@ def test_a_name_that_is_nothing(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "films", ROWS[:1])
     message = complaint(read, "filmz")
-    assert "'filmz' is no file or folder here, did you mean 'films'?" in message
+    assert "'filmz' is not a file or folder here, did you mean 'films'?" in message
     assert "cannot be loaded, because ConnectionError: Couldn't reach 'filmz'" in message
 
 

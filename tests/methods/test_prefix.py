@@ -233,7 +233,7 @@ def test_words_become_ids_by_the_tokenizer():
 def test_ids_that_the_model_does_not_have_are_refused():
     host, batch = make_host("gpt2"), models.inputs("gpt2")
     before = outputs(host, batch)
-    with pytest.raises(DeltatuneError, match="5000 is no token id of this GPT2Model, which has 0 to"):
+    with pytest.raises(DeltatuneError, match="5000 is not a token id of this GPT2Model, which has 0 to"):
         host.attach("a", Prefix(ids=(5000,)))
     assert not host.adapters
     assert torch.equal(outputs(host, batch), before)

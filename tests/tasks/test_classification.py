@@ -87,7 +87,7 @@ def test_rows_without_labels(tokenizer):
         (single, [{"txt": "good", "label": "good"}], "no column 'text' in row 0, did you mean 'txt'.*'txt', 'label'"),
         (single, [{"text": "good", "lable": "good"}], "no column 'label' in row 0, did you mean 'lable'"),
         (single, [ROWS[0], {"text": None, "label": "good"}], "row 1: text is None, not a text"),
-        (single, [ROWS[0], {"text": "x", "label": "goood"}], "(?s)row 1: 'goood' is no label.*'bad', 'good'"),
+        (single, [ROWS[0], {"text": "x", "label": "goood"}], "(?s)row 1: 'goood' is not a label.*'bad', 'good'"),
         (single, [{"text": "x", "label": "meh"}] * 9, r"(?s)row 4.*\.\.\. and 4 more"),
         (pair, [{"a": "x", "b": "y", "label": "high"}], "(?s)row 0: label is 'high'.*finite number"),
         (pair, [{"a": "x", "b": "y", "label": float("nan")}], "finite number"),

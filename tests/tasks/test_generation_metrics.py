@@ -253,7 +253,7 @@ def test_wrong_rows_are_named():
 
 
 def test_unknown_names():
-    with pytest.raises(DeltatuneError, match="'rougel' is no metric of generated text, did you mean 'rougeL'"):
+    with pytest.raises(DeltatuneError, match="'rougel' is not a metric of generated text, did you mean 'rougeL'"):
         text_scores(["a"], [["a"]], ["rougel"])
 
 

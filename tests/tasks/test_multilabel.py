@@ -86,8 +86,8 @@ def test_labels_are_lists_or_their_json():
     [
         ("sad", "row 0: label is 'sad', not a list of labels"),
         (None, "not a list of labels"),
-        (["sda"], "row 0: 'sda' is no label, did you mean 'sad'"),
-        ([["sad"]], r"row 0: \['sad'\] is no label"),
+        (["sda"], "row 0: 'sda' is not a label, did you mean 'sad'"),
+        ([["sad"]], r"row 0: \['sad'\] is not a label"),
         ('["sad"', "row 0: label is .*, not a list of labels"),
     ],
 )

@@ -162,9 +162,9 @@ def test_an_entity_that_was_cut_off_is_no_unit():
         ([[0, 50]], "does not lie in its 43 characters"),
         ([[5, 5]], "does not lie"),
         ([[0, 5], [4, 8]], "entities at 0 and 4 overlap"),
-        (["Ada"], "'Ada' is no entity"),
-        ([[0]], r"\[0\] is no entity"),
-        ([[0.0, 5.0]], "is no entity"),
+        (["Ada"], "'Ada' is not an entity"),
+        ([[0]], r"\[0\] is not an entity"),
+        ([[0.0, 5.0]], "is not an entity"),
     ],
 )
 def test_wrong_entities_are_refused(spans, words):

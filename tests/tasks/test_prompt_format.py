@@ -98,7 +98,7 @@ def test_prompts_show_the_columns_as_they_are(prompt, text):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("Q: {question", "is no template"),
+        ("Q: {question", "is not a template"),
         ("chatt", "names no column in braces, did you mean 'chat'"),
         ("{inptu}", r"names \{inptu\}, did you mean 'input'"),
         ("{}", r"names \{\}"),
@@ -241,7 +241,7 @@ def test_writing_stops_at_the_end_token_and_at_the_templates_own():
     [
         ([{"messages": talk("a")}], "row 0: the conversation does not end with an answer"),
         ([{"messages": talk("a", " ")}], "row 0: the conversation's last answer is empty"),
-        ([{"messages": "hello"}], "row 0: messages is no conversation"),
+        ([{"messages": "hello"}], "row 0: messages is not a conversation"),
         ([{"messages": [{"role": "user"}]}], "without role and content"),
         ([{"message": []}], "no column 'messages'"),
     ],

@@ -136,7 +136,7 @@ def test_rows_of_other_lengths_are_named():
 
 
 def test_a_tag_that_marks_no_entity_is_refused():
-    with pytest.raises(DeltatuneError, match="'NN' is no entity tag"):
+    with pytest.raises(DeltatuneError, match="'NN' is not an entity tag"):
         tag_scores([["NN"]], [["B-PER"]], entities=True)
 
 

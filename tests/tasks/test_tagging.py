@@ -116,7 +116,7 @@ def test_words_and_tags_may_be_strings():
     ("row", "message"),
     [
         ({"tokens": ["a", "b"], "tags": ["O"]}, "row 0: 2 words but 1 tags"),
-        ({"tokens": ["a"], "tags": ["B-fim"]}, "'B-fim' is no tag, did you mean 'B-film'"),
+        ({"tokens": ["a"], "tags": ["B-fim"]}, "'B-fim' is not a tag, did you mean 'B-film'"),
         ({"tokens": [], "tags": []}, "not a list of words"),
         ({"tokens": [1], "tags": ["O"]}, "not a list of words"),
         ({"tokens": ["a"], "tags": None}, "row 0: tags is None, not a list of tags"),

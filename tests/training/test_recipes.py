@@ -119,9 +119,9 @@ def test_stages_are_named_in_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("settings.epochs", "'settings.epochs' is no override; write NAME=VALUE"),
-        ("=3", "is no override"),
-        ("settings..epochs=3", "is no override"),
+        ("settings.epochs", "'settings.epochs' is not an override; write NAME=VALUE"),
+        ("=3", "is not an override"),
+        ("settings..epochs=3", "is not an override"),
         ("data={", "the value is not YAML"),
         ("stages.c.method=x", "stages.c: there is no 'c'; there are: a, b"),
         ("stages.3.method=x", "there is no '3'"),
@@ -140,7 +140,7 @@ def test_files_that_are_no_recipes(tmp_path):
     written(tmp_path, "a: [\n", "broken.yaml")
     with pytest.raises(DeltatuneError, match=r"did you mean 'list.yaml'\?; recipes there: broken.yaml, list.yaml"):
         read_recipe(tmp_path / "lists.yaml")
-    with pytest.raises(DeltatuneError, match="is no recipe: it needs keys"):
+    with pytest.raises(DeltatuneError, match="is not a recipe: it needs keys"):
         read_recipe(tmp_path / "list.yaml")
     with pytest.raises(DeltatuneError, match="is not YAML"):
         read_recipe(tmp_path / "broken.yaml")

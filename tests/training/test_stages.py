@@ -276,7 +276,7 @@ def test_a_head_cannot_be_merged_but_may_be_kept_apart(world, tmp_path):
 def test_folders_of_others_are_left_alone(world, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(DeltatuneError, match="holds files that are no run of a recipe"):
+    with pytest.raises(DeltatuneError, match="holds files that are not a run of a recipe"):
         run_recipe(stages.recipe(world, tmp_path / "mine"), "r")
     with pytest.raises(DeltatuneError, match="no such stage, did you mean 'instruct'"):
         run_recipe(stages.recipe(world, tmp_path / "out"), "r", again="instruc")

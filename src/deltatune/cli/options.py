@@ -193,7 +193,7 @@ def set_values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_fields(assignments: Sequence[str] | None) -> dict[str, Any]:
-    """Values of `--set NAME=VALUE` by name; a value that is no Python literal is a string.
+    """Values of `--set NAME=VALUE` by name; a value that is not a Python literal is a string.
 
     Raises DeltatuneError for an assignment without =.
     """

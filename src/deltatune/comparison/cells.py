@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import Records
-from deltatune.models.environment import versions
+from deltatune.models.versions import versions
 
 Record = dict[str, Any]
 EventKind = Literal["start", "cell_start", "step", "cell_done", "cell_failed", "done"]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deltatune.core.host import Host
 from deltatune.core.merging import obstacles
-from deltatune.models.environment import uses_bfloat16
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.task import Encoded, TokenRow

@@ -17,7 +17,7 @@ from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.sample_predictions import samples
 from deltatune.comparison.statistics import Interval, PscpConstants, draw, intervals_of, pscp, ties_of
-from deltatune.models.environment import versions
+from deltatune.models.versions import versions
 
 RESAMPLES = 2000
 

@@ -82,7 +82,7 @@ class Host:
         if name in self.adapters:
             raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
         if not name or not name.replace("-", "_").isidentifier():
-            raise DeltatuneError(f"{name!r} is no name for an adapter; use letters, digits, _ and -")
+            raise DeltatuneError(f"{name!r} is not a name for an adapter; use letters, digits, _ and -")
         if not isinstance(method, Method):
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"

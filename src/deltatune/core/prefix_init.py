@@ -98,7 +98,7 @@ def _input_ids(body: Any, ids: Sequence[int]) -> Tensor:
     beyond = [i for i in ids if not 0 <= i < len(table)]
     if beyond:
         raise DeltatuneError(
-            f"{beyond[0]} is no token id of this {type(body).__name__}, which has 0 to {len(table) - 1}"
+            f"{beyond[0]} is not a token id of this {type(body).__name__}, which has 0 to {len(table) - 1}"
         )
     return torch.tensor([list(ids)], device=table.device)
 

@@ -193,7 +193,7 @@ def _match_splits(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 def _hub(source: str) -> Source:
     """A data set by its hub name, `owner/name` or `owner/name:configuration`."""
     here = sorted(item.name for item in Path.cwd().iterdir())
-    no_file = f"{source!r} is no file or folder here{nearest(source, [*here, BUILT_IN])}; as a data set of the hub"
+    no_file = f"{source!r} is not a file or folder here{nearest(source, [*here, BUILT_IN])}; as a data set of the hub"
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:

@@ -127,9 +127,9 @@ def _no_model(path: Path) -> str:
         return f"{path} is an adapter, not a model: --adapter takes it, --model takes the base it was trained on"
     inside = next((name for name in names if (path / name / "config.json").is_file()), None)
     if inside:
-        return f"{path} is no model folder: it has no config.json, but {path / inside} has one"
+        return f"{path} is not a model folder: it has no config.json, but {path / inside} has one"
     content = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return f"{path} is no model folder: it has no config.json. It holds: {content}"
+    return f"{path} is not a model folder: it has no config.json. It holds: {content}"
 
 
 def _beside(path: Path) -> str:

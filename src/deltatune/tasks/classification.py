@@ -107,7 +107,7 @@ class Classify(Task):
 
     def _classes(self, values: list[Any]) -> list[int]:
         number = {label: i for i, label in enumerate(self.labels)}
-        wrong = [f"row {i}: {value!r} is no label" for i, value in enumerate(values) if str(value) not in number]
+        wrong = [f"row {i}: {value!r} is not a label" for i, value in enumerate(values) if str(value) not in number]
         names = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
         raise_listed(wrong, f"labels of this task: {names}")
         return [number[str(value)] for value in values]

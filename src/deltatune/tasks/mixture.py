@@ -207,7 +207,7 @@ class Mixture(Task):
     def _check_names(self, rows: Mapping[str, Any]) -> None:
         names = ", ".join(self.parts)
         raise_all([
-            f"{name!r} is no task of this mixture{nearest(name, self.parts)}; tasks: {names}"
+            f"{name!r} is not a task of this mixture{nearest(name, self.parts)}; tasks: {names}"
             for name in rows
             if name not in self.parts
         ])  # fmt: skip

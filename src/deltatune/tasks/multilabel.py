@@ -48,7 +48,7 @@ class MultiLabel(Classify):
                 problems.append(f"row {i}: {self.label} is {value!r}, not a list of labels")
                 continue
             unknown = [label for label in given if label not in self.labels]
-            problems += [f"row {i}: {label!r} is no label{nearest(str(label), self.labels)}" for label in unknown]
+            problems += [f"row {i}: {label!r} is not a label{nearest(str(label), self.labels)}" for label in unknown]
             flags.append([float(label in given) for label in self.labels])
         raise_listed(problems, f"labels of this task: {', '.join(map(repr, self.labels[:20]))}")
         return flags

@@ -15,7 +15,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.models.environment import versions
+from deltatune.models.versions import versions
 from deltatune.store import run_folder as runs
 from deltatune.tasks import Encoded, Task
 from deltatune.training.loop import OnStep

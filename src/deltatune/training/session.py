@@ -18,7 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.models.environment import best_device
+from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
 from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint
@@ -62,7 +62,7 @@ class Session:
     def fit(self, method: str | Method, budget: str | int | None = None) -> Method:
         """A method with its initial text as token ids, in the largest size that fits the budget.
 
-        Raises DeltatuneError for a text that is no method and for a budget below the smallest size.
+        Raises DeltatuneError for a text that is not a method and for a budget below the smallest size.
         """
         fitted = with_token_ids(parse(method), self.tokenizer, self.task)
         return fitted if budget is None else fit_budget(fitted, self.host.sites, budget)

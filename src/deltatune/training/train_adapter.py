@@ -17,7 +17,7 @@ from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models import environment as hardware
-from deltatune.models.environment import uses_bfloat16
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint

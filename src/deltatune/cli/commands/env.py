@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from deltatune.cli.ui.screen import facts, print_json, show
-from deltatune.models.environment import versions
+from deltatune.models.versions import versions
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -40,7 +40,7 @@ def device() -> dict[str, Any]:
         import torch
     except (ImportError, OSError) as error:  # a bug report may be about a broken torch
         return {"error": f"torch cannot be imported: {error}"}
-    from deltatune.models.environment import native_bfloat16
+    from deltatune.models.hardware import native_bfloat16
 
     cuda = torch.cuda.is_available()
     torch_device = torch.device("cuda" if cuda else "cpu")

@@ -178,7 +178,7 @@ def train(
 def introduce(ready: Prepared, folder: Path) -> None:
     """Print what was read, inferred and decided, before the long part begins."""
     from deltatune.data import remarks
-    from deltatune.models.environment import uses_bfloat16
+    from deltatune.models.hardware import uses_bfloat16
 
     data, session, settings = ready.data, ready.session, ready.settings
     host, adapter, base = session.host, session.adapter, session.host.sites.base_params

@@ -32,7 +32,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.core.sites.site import Sites
-from deltatune.models.environment import versions
+from deltatune.models.versions import versions
 
 
 def summarise_search(plan: Plan, config: DimensionConfig, result: DimensionResult, elapsed: float) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def task_heads(model: nn.Module) -> list[str]:
             and not any(isinstance(part, plain) for part in child.modules())
         ]
     table = input_embeddings(model)
-    # DINOv3's base is its encoder alone: embeddings and the last norm are beside it, and are no head
+    # DINOv3's base is its encoder alone: embeddings and the last norm are beside it, and are not a head
     return [
         name
         for name, child in model.named_children()

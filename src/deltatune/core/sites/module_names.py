@@ -87,7 +87,7 @@ CONFIG_KEYS: dict[Flag, ConfigKey] = {
         "the norm beside the blocks is their last layer if set, else it comes before the first block",
     ),
     "narrow_sublayers": ConfigKey(
-        "use_bottleneck", "MobileBERT", "the sublayers are narrower than the residual stream, so it is no site"
+        "use_bottleneck", "MobileBERT", "the sublayers are narrower than the residual stream, so it is not a site"
     ),
     "grouped_qkv": ConfigKey(
         "new_decoder_architecture", "Falcon 40B", "the fused projection holds each group's queries, key and value"

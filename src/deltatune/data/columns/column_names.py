@@ -104,7 +104,7 @@ DOCUMENTS = ("text", "content", "document", "body", "page_content", "raw_content
 
 METADATA = {"title", "url", "name", "date", "timestamp", "meta", "metadata", "author", "language", "lang", "license"}
 METADATA |= {"source", "domain", "file", "filename", "path", "section", "heading", "length", "dump", "language_score"}
-"""Names of columns that describe a document and are no label of it."""
+"""Names of columns that describe a document and are not a label of it."""
 
 # --- every task ---
 

@@ -29,7 +29,7 @@ def read_conllu(path: Path) -> list[Row]:
 def parse(text: str) -> tuple[list[Row], list[str]]:
     """Rows {"tokens", "tags", "xpos"}, and problems with line numbers. `tags` are the universal parts of speech.
 
-    Multiword ranges (1-2) and empty nodes (1.1) are no tokens. The language-specific tags, `xpos`, are left out where
+    Multiword ranges (1-2) and empty nodes (1.1) are not tokens. The language-specific tags, `xpos`, are left out where
     the file has none.
     """
     problems: list[str] = []

@@ -62,7 +62,7 @@ def convert_chats(rows: Sequence[Row], split: str, column: str, labelled: bool =
 
 
 def as_messages(value: Any) -> list[Message] | None:
-    """A list of messages in either form; None for anything else, an unknown role, or contents that are no text."""
+    """A list of messages in either form; None for anything else, an unknown role, or contents that are not text."""
     if not is_chat(value):
         return None
     messages = []

@@ -53,7 +53,7 @@ def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: st
         lines = {column: _input_line(row.get(column)) for column in text}
         unusable = [column for column, line in lines.items() if line is None]
         for column in unusable:
-            fault = f"column {column!r} is no text, table or list of triples"
+            fault = f"column {column!r} is not a text, table or list of triples"
             problems.add(number, fault, TABLE_FIX, short(row.get(column)))
         if not unusable and not any(line.strip() for line in lines.values() if line):
             have = "has" if len(text) == 1 else "have"
@@ -79,7 +79,7 @@ def _output(row: Row, label: str, number: int, problems: RowProblems) -> dict[st
     value = row.get(label)
     references = row.get(REFERENCES) if label != REFERENCES else None
     if references is not None and not is_strings(references):
-        problems.add(number, f"column {REFERENCES!r} is no list of strings", REFERENCES_FIX, short(references))
+        problems.add(number, f"column {REFERENCES!r} is not a list of strings", REFERENCES_FIX, short(references))
         return None
     if value is None and references:
         value = references[0]
@@ -87,7 +87,7 @@ def _output(row: Row, label: str, number: int, problems: RowProblems) -> dict[st
         value, references = value[0], [*value, *(references or [])]
     value = _number_as_text(value)
     if not isinstance(value, str):
-        problems.add(number, f"column {label!r} is no text", FILL_IN, short(value))
+        problems.add(number, f"column {label!r} is not a text", FILL_IN, short(value))
         return None
     if not value.strip() and problems.split == "train":
         problems.add(number, f"column {label!r} has no text", f"{FILL_IN[:-1]}: an empty answer would be learned.")

@@ -23,7 +23,7 @@ def infer_kind(values: Sequence[object], column: str, forced: LabelKind | None =
     """Whether labels are classes, several classes each or numbers, and a note where the user may see it otherwise.
 
     Lists of strings hold several classes, as do strings with a separator whose parts occur in several of them. Other
-    strings that are no numbers, and bools, are classes. Real numbers are numbers, unless they are few and whole. Whole
+    strings that are not numbers, and bools, are classes. Real numbers are numbers, unless they are few and whole. Whole
     numbers are classes, unless they look like continuous values (many, widely spaced).
     """
     if forced is not None:
@@ -91,7 +91,7 @@ def _refuse(values: Sequence[object], column: str, fix: str) -> None:
 
 SEPARATORS = ("|", ";", ",")
 MAX_NAMES = 1000
-"""More different parts than this are no class names."""
+"""More different parts than this are not class names."""
 
 
 def infer_separator(values: Sequence[object]) -> str:
@@ -171,7 +171,7 @@ def indicator_columns(rows: Sequence[Row], label: str | None) -> list[str]:
     missing = [name for name in wanted if name not in names]
     if len(missing) == len(wanted):
         return []
-    raise_all([f"--label {label}: there is no column {name!r}{nearest(name, names) or '.'}" for name in missing])
+    raise_all([f"--label {label}: there is not a column {name!r}{nearest(name, names) or '.'}" for name in missing])
     return list(dict.fromkeys(wanted))
 
 

@@ -47,7 +47,7 @@ def _fault(row: Row, lists: dict[str, list[str] | None]) -> tuple[str, str, str]
     """What is wrong with a row, the fix, and what the row has."""
     for column, items in lists.items():
         if items is None:
-            return f"column {column!r} is no list of strings", FORM_FIX, short(row.get(column))
+            return f"column {column!r} is not a list of strings", FORM_FIX, short(row.get(column))
     lengths = {column: len(items) for column, items in lists.items() if items is not None}
     tokens = next(iter(lengths))
     if not lengths[tokens]:

@@ -128,7 +128,7 @@ class Compacter(Method):
         norms = [site for site in sites.values() if site.kind == "norm"] if self.norms else []
         picked, model = sites.match(self._where, kinds=("sublayer",)), sites.facts.architecture
         problems = [
-            f"{self!r}: the width {width} of this {model} is no multiple of n={self.n}; choose n among "
+            f"{self!r}: the width {width} of this {model} is not a multiple of n={self.n}; choose n among "
             + ", ".join(str(n) for n in range(1, 17) if width % n == 0)
             for width in sorted({width for site in picked for width in (site.width_in, site.width_out)})
             if width % self.n

@@ -144,7 +144,7 @@ def load_members_(fused: Trained, adapters: Sequence[Trained]) -> None:
     fusions = [(site.name, delta) for _, site, delta in fused.entries() if isinstance(delta, Fusion)]
     if not fusions or any(len(delta.parts) != len(adapters) for _, delta in fusions):
         raise DeltatuneError(
-            f"{fused.method!r} is no fusion of {len(adapters)} adapters; make it with AdapterFusion.of"
+            f"{fused.method!r} is not a fusion of {len(adapters)} adapters; make it with AdapterFusion.of"
         )
     sources = [{site.name: delta for _, site, delta in adapter.entries()} for adapter in adapters]
     problems, copies = [], []

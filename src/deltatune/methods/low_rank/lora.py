@@ -148,7 +148,7 @@ class LoRA(Method):
         for entry in self.ranks:
             if len(entry) != 2 or not isinstance(entry[0], str) or type(entry[1]) is not int or entry[1] < 1:
                 raise DeltatuneError(
-                    f"{type(self).__name__}(ranks={self.ranks!r}): {entry!r} is no glob with its rank; "
+                    f"{type(self).__name__}(ranks={self.ranks!r}): {entry!r} is not a glob with its rank; "
                     "write pairs such as (('*.ffn.*', 4),)"
                 )
 

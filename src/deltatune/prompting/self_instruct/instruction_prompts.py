@@ -116,7 +116,7 @@ def parse_instructions(text: str, first: int, new: int) -> tuple[list[str], str 
     pieces = NUMBER.split(text)
     numbers = pieces[1::2]
     items = [pieces[0]]
-    if str(first) in numbers or numbers[:1] == ["1"]:  # the number is repeated, or restarts: before it is no task
+    if str(first) in numbers or numbers[:1] == ["1"]:  # the number is repeated, or restarts: before it is not a task
         pieces = pieces[2 * numbers.index(str(first)) :] if str(first) in numbers else pieces
         items = []
     items += [piece for number, piece in zip(pieces[1::2], pieces[2::2], strict=True) if int(number) < first + new]

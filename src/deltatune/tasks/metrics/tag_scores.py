@@ -23,7 +23,7 @@ TAG_METRICS = ("accuracy", "f1_macro", "f1_micro")
 def is_entity_scheme(tags: Iterable[str]) -> bool:
     """Whether tags mark entities: each is "O" or starts with B, I, E, S (L, U), and there is an "O" or a B or I.
 
-    "O" alone is no scheme: it does not tell whether entities or words are tagged.
+    "O" alone is not a scheme: it does not tell whether entities or words are tagged.
     """
     seen = set(tags)
     prefixes = {tag[0] for tag in seen if ENTITY_TAG.fullmatch(tag)}
@@ -77,7 +77,7 @@ def _entities(tags: Sequence[str]) -> set[tuple[Any, ...]]:
         raise DeltatuneError('entities are scored with seqeval: pip install "deltatune[metrics]"') from error
     unknown = [tag for tag in tags if not ENTITY_TAG.fullmatch(tag)]
     if unknown:
-        raise DeltatuneError(f"{unknown[0]!r} is no entity tag: those are O, B-..., I-..., E-... and S-...")
+        raise DeltatuneError(f"{unknown[0]!r} is not an entity tag: those are O, B-..., I-..., E-... and S-...")
     return set(get_entities([SEQEVAL_PREFIX.get(tag[0], tag[0]) + tag[1:] for tag in tags]))
 
 

@@ -227,7 +227,7 @@ def parse_entities(text: str, spans: Iterable[Sequence[Any]], where: str = "the 
     for span in spans:
         is_span = not isinstance(span, (str, Mapping)) and 2 <= len(span) <= 3 and all(type(n) is int for n in span[:2])
         if not is_span:
-            raise DeltatuneError(f"{where}: {span!r} is no entity; one is [start, end] or [start, end, kind]")
+            raise DeltatuneError(f"{where}: {span!r} is not an entity; one is [start, end] or [start, end, kind]")
         entity = Entity(span[0], span[1], str(span[2]) if len(span) > 2 else "")
         if not 0 <= entity.start < entity.end <= len(text):
             raise DeltatuneError(

@@ -63,7 +63,7 @@ def check_template(template: str, columns: Sequence[str]) -> list[str]:
             for name in (field, *(inner for _, inner, _, _ in Formatter().parse(spec or "") if inner is not None))
         ]
     except ValueError as error:
-        return [f"the prompt {template!r} is no template: {error}"]
+        return [f"the prompt {template!r} is not a template: {error}"]
     if not used:
         near = nearest(template, PRESETS)
         return [f"the prompt {template!r} names no column in braces{near}; presets: {', '.join(PRESETS)}"]
@@ -149,7 +149,7 @@ def end_of_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def check_messages(value: Any, where: str) -> list[Message]:
     """The messages of a conversation. Raises DeltatuneError where it is none."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise DeltatuneError(f"{where} is no conversation: a list of messages with role and content is needed")
+        raise DeltatuneError(f"{where} is not a conversation: a list of messages with role and content is needed")
     for message in value:
         incomplete = not isinstance(message, Mapping) or {"role", "content"} - set(message)
         if incomplete or not isinstance(message["content"], str):

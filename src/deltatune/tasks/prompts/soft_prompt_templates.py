@@ -114,7 +114,7 @@ class Template:
 
     def _check(self, row: Mapping[str, Any], parts: Sequence[TemplatePart], masked: bool) -> None:
         problems = [
-            f"the template {self.text!r} names {name!r}, which is no column of the row{nearest(name, row)}; "
+            f"the template {self.text!r} names {name!r}, which is not a column of the row{nearest(name, row)}; "
             f"columns: {', '.join(map(repr, row))}"
             for name in self.columns
             if name not in row

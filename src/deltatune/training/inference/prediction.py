@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.models.environment import uses_bfloat16
+from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow

@@ -35,7 +35,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DeltatuneError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise DeltatuneError(f"{path} is no recipe: it needs keys with values, such as `model: builtin`")
+        raise DeltatuneError(f"{path} is not a recipe: it needs keys with values, such as `model: builtin`")
     problems = []
     for override in overrides:
         try:
@@ -53,7 +53,7 @@ def apply_(content: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     path = key.split(".")
     if not sign or not all(path):
-        raise DeltatuneError(f"{override!r} is no override; write NAME=VALUE, such as settings.epochs=1")
+        raise DeltatuneError(f"{override!r} is not an override; write NAME=VALUE, such as settings.epochs=1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -234,7 +234,7 @@ def _check_out(folder: Path) -> None:
         raise DeltatuneError(f"out={folder} is a file; choose another folder")
     names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
     if RECIPE not in names and any(not name.startswith(".") for name in names):
-        raise DeltatuneError(f"out={folder} holds files that are no run of a recipe; choose another folder")
+        raise DeltatuneError(f"out={folder} holds files that are not a run of a recipe; choose another folder")
     if runs.RECORD in names:
         raise DeltatuneError(f"out={folder} holds the run of a recipe without stages; choose another folder")
     for draft in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:

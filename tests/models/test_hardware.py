@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from deltatune.models.environment import best_device, native_bfloat16, peak_memory, reset_peak_memory, uses_bfloat16
+from deltatune.models.hardware import best_device, native_bfloat16, peak_memory, reset_peak_memory, uses_bfloat16
 from support import models
 
 

@@ -1,13 +1,11 @@
-"""Environment of a run: the device, whether bfloat16 is fast there, peak memory, and versions of packages."""
+"""The hardware a model runs on: its device, whether bfloat16 pays there, and peak memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -68,30 +66,3 @@ def peak_memory(device: torch.device) -> int | None:
         lines = (PROCESS / "status").read_text().splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
     return None
-
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "accelerate",
-    "datasets",
-    "peft",
-    "typer",
-    "rich",
-)
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of deltatune, Python and the packages around them; None for a package that is not installed."""
-    packages = {name: _installed(name) for name in PACKAGES}
-    return {"deltatune": version("deltatune"), "python": platform.python_version(), **packages}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

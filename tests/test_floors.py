@@ -190,6 +190,17 @@ def test_no_two_files_share_a_name():
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
 
 
+def test_no_two_public_classes_share_a_name():
+    """A class that a reader meets in an error or a signature is found by its name alone."""
+    files: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                files.setdefault(node.name, []).append(module_name(file))
+    shared = [f"{name}: {', '.join(modules)}" for name, modules in sorted(files.items()) if len(modules) > 1]
+    assert not shared, "\n".join(shared)
+
+
 @pytest.mark.parametrize(
     ("file", "source", "allowed"),
     [

@@ -105,7 +105,9 @@ def test_label_unseen_in_training(train, tmp_path, data, trained):
     write_csv(tmp_path / "odd" / "test.csv", [*reviews(20), {"text": "a film", "label": "mixed"}])
     refused(train(data=tmp_path / "odd"), "'mixed'", "Labels of train: 'bad', 'good'")
     refused(
-        ran("evaluate", "--adapter", trained, "--data", tmp_path / "odd" / "test.csv"), "'mixed' is not a label", "'good'"
+        ran("evaluate", "--adapter", trained, "--data", tmp_path / "odd" / "test.csv"),
+        "'mixed' is not a label",
+        "'good'",
     )
 
 

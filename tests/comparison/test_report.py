@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.label_layout import Box, Point, place_labels, spread
+from deltatune.comparison.report.label_layout import Box, LabelledPoint, place_labels, spread
 from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.page import render, write_report
 from deltatune.comparison.report.plots import smooth
@@ -302,7 +302,7 @@ def test_spread_keeps_distance_order_and_bounds(values):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.floats(60, 540), st.floats(60, 340)), min_size=1, max_size=12))
 def test_labels_never_cover_each_other_where_there_is_room(points):
-    wanted = [Point(x, y, 80, 14) for x, y in points]
+    wanted = [LabelledPoint(x, y, 80, 14) for x, y in points]
     marks = [(Box(x - 6, y - 6, x + 6, y + 6), 30.0) for x, y in points]
     places = place_labels(wanted, marks, Box(0, 0, 600, 400))
     assert len(places) == len(points)

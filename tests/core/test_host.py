@@ -28,8 +28,8 @@ def refused(call, *parts):
 
 def test_attach_refuses(host):
     refused(lambda: host.attach("a", LoRA()), "'a' is attached already", "another name")
-    refused(lambda: host.attach("no name", LoRA()), "'no name' is no name", "letters, digits")
-    refused(lambda: host.attach("", LoRA()), "is no name")
+    refused(lambda: host.attach("no name", LoRA()), "'no name' is not a name", "letters, digits")
+    refused(lambda: host.attach("", LoRA()), "is not a name")
     refused(lambda: host.attach("c", "LoRA()"), "not 'LoRA()'", "deltatune.parse")
     refused(lambda: host.attach("c", LoRA), "takes a method such as LoRA(r=8)")
     refused(lambda: host.attach("c", LoRA(sites="*.attn.w")), "'*.attn.w'", "layers.*.attn.q")

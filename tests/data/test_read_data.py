@@ -194,8 +194,8 @@ def test_unclear_columns_show_examples_and_the_flag():
 def test_wrong_columns_are_collected():
     rows = [{"text": "a", "label": "x"}]
     message = complaint(choose_columns, "classify", rows, ["txet"], "lable")
-    assert "--text txet: there is not a column 'txet', did you mean 'text'?" in message
-    assert "--label lable: there is not a column 'lable', did you mean 'label'?" in message
+    assert "--text txet: there is no column 'txet', did you mean 'text'?" in message
+    assert "--label lable: there is no column 'lable', did you mean 'label'?" in message
     assert "text (e.g. 'a'), label (e.g. 'x')" in message
     assert "both text and label" in complaint(choose_columns, "classify", rows, ["text"], "text")
     assert "a column twice" in complaint(choose_columns, "classify", rows, ["text", "text"], "label")

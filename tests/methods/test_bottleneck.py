@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from deltatune import Bottleneck, DeltatuneError, Host, parse
 from deltatune.methods.adapters.adapterdrop import AdapterDrop, RobustAdapterDrop
 from deltatune.methods.adapters.bottleneck import TwoLayer
-from deltatune.methods.adapters.compacter import PHM, Compacter, CompacterPlusPlus, Rule
+from deltatune.methods.adapters.compacter import PHM, Compacter, CompacterPlusPlus, SharedKroneckerFactors
 from deltatune.methods.adapters.fusion import AdapterFusion, load_members_
-from deltatune.methods.representations.reft import DiReFT, Edit, ReFT
+from deltatune.methods.representations.reft import DiReFT, LowRankIntervention, ReFT
 from deltatune.training import train
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
@@ -94,7 +94,7 @@ def test_phm_counts():
     phm = PHM(768, 24, 4)
     assert phm.s.numel() == 768
     assert phm.t.numel() == 24
-    assert Rule(4).A.numel() == 64
+    assert SharedKroneckerFactors(4).A.numel() == 64
     sites = Host(models.tiny("bert", **BERT_BASE)).sites
     assert Compacter(norms=False).cost(sites["layers.0.ffn"]) == 768 + 24 + 24 + 24 + 768 + 768
     assert Compacter(norms=False).count(sites) == 64 + 24 * (2 * (768 + 24) + 24 + 768)
@@ -250,7 +250,7 @@ def test_loreft_is_the_formula_and_its_rows_stay_orthonormal():
 
 
 def test_an_orthonormal_rotation_is_stored_as_it_acts():
-    delta = Edit(12, 3, "loreft", "random")
+    delta = LowRankIntervention(12, 3, "loreft", "random")
     with torch.no_grad():
         delta.R.copy_(torch.linalg.qr(normal(12, 3)).Q.T * torch.tensor([[-1.0], [1.0], [-1.0]]))
     torch.testing.assert_close(delta.rotation(), delta.R)

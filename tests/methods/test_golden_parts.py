@@ -8,12 +8,12 @@ from deltatune import Adapter, Delta, LoRA
 from deltatune.methods.adapters.compacter import PHM
 from deltatune.methods.adapters.fusion import Fusion
 from deltatune.methods.base_weights.fastfood import Fastfood
-from deltatune.methods.base_weights.intrinsic import Projected, Subspace
+from deltatune.methods.base_weights.intrinsic import SubspaceWeight, Subspace
 from deltatune.methods.combinations.unipelt import Gated
 from deltatune.methods.low_rank.lora import LowRank, LowRankTable
 from deltatune.methods.prompts.prefix import Reparametrised, Trunk
 from deltatune.methods.prompts.ptuning import Encoder
-from deltatune.methods.representations.reft import Edit
+from deltatune.methods.representations.reft import LowRankIntervention
 from support.golden_cases import PROVENANCE, Tensors, close, tensors
 
 # ---- single maps
@@ -113,7 +113,7 @@ def test_gated_low_rank():
 )
 def test_reft(case, form):
     t = tensors(case)
-    delta = Edit(12, 3, form, "identity")
+    delta = LowRankIntervention(12, 3, form, "identity")
     delta.load_state_dict(tensors(case, "adapter."))
     out = t["input.h"] + delta(t["input.h"], t["input.h"])
     close(out, t["output"])
@@ -223,7 +223,7 @@ def test_said(drawn_as):
     parts = {"B": "B", "Pi": "Π", "G": "G"}
     drawn_as({f"{n}.{mine}": t[f"fixed.{n}.{theirs}"] for n in names for theirs, mine in parts.items()})
     subspace = Subspace(5 + len(names), {name: i for i, name in enumerate(names)}, [])
-    deltas = {name: Projected(t[f"base.{name}"].numel(), "first") for name in names}
+    deltas = {name: SubspaceWeight(t[f"base.{name}"].numel(), "first") for name in names}
     for name, delta in deltas.items():
         delta.join(subspace, name)
     subspace.init_(lambda name: name)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltatune import DeltatuneError, DoRA, Host, LoRA, PiSSA, Prompt, RsLoRA, VeRA, fit_budget, parse
-from deltatune.methods.low_rank.dora import Decomposed
+from deltatune.methods.low_rank.dora import DoRADelta
 from deltatune.methods.low_rank.pissa import Principal
 from deltatune.store.adapter_folder import method_from_json, method_to_json
 from deltatune.training import train
@@ -415,7 +415,7 @@ def test_vera_shares_one_projection_that_is_not_trained():
 
 def test_the_family_is_what_it_says():
     host = Host(models.tiny("bert"))
-    kinds = {LoRA: "LowRank", RsLoRA: "LowRank", DoRA: Decomposed.__name__, PiSSA: Principal.__name__}
+    kinds = {LoRA: "LowRank", RsLoRA: "LowRank", DoRA: DoRADelta.__name__, PiSSA: Principal.__name__}
     for method, name in kinds.items():
         host.attach("a", method(r=4))
         assert {type(delta).__name__ for delta in deltas(host).values()} == {name}

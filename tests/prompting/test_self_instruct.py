@@ -19,7 +19,7 @@ from deltatune.prompting.self_instruct import quality_filters as filters
 from deltatune.prompting.self_instruct import seed_tasks as sampling
 from deltatune.prompting.self_instruct.quality_filters import InstructionPool, rouge_l, tokens
 from deltatune.prompting.self_instruct.saved_state import OLD_NAMES
-from deltatune.prompting.self_instruct.seed_tasks import Example, Task, seed_tasks
+from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, InstructionTask, seed_tasks
 from support.command_line import ran
 
 WORDS = [
@@ -172,21 +172,24 @@ def test_truncated_parts_are_left_out():
     assert prompts.parse_instructions(Truncated(" A b\n\nMuch more text"), 9, 8) == (["A b"], None)
     task = "Instruction: a b\nInput: c\nOutput: d"
     assert prompts.parse_whole_tasks(Truncated(f"{task}\n###\nTask 2\nInstr"), 8) == (
-        [("a b", Example("c", "d"))],
+        [("a b", InstructionExample("c", "d"))],
         "Instr",
     )
     assert prompts.parse_examples(Truncated("Input: a\nOutput: b\nExample 2\nInput: c\nOut"), 5) == (
-        [Example("a", "b")],
+        [InstructionExample("a", "b")],
         True,
     )
-    assert prompts.parse_labelled_examples(Truncated(" x\nInput: a\nLabel: y\nIn"), 5) == ([Example("a", "x")], True)
+    assert prompts.parse_labelled_examples(Truncated(" x\nInput: a\nLabel: y\nIn"), 5) == (
+        [InstructionExample("a", "x")],
+        True,
+    )
 
 
 def test_whole_tasks_are_read():
     text = (
         " Add the numbers.\nInput: 1 and 2\nOutput: 3\n###\nTask 8\nInstruction: Say hi\nInput: (none)\nOutput:\nhi\nho"
     )
-    found = [("Add the numbers.", Example("1 and 2", "3")), ("Say hi", Example("", "hi\nho"))]
+    found = [("Add the numbers.", InstructionExample("1 and 2", "3")), ("Say hi", InstructionExample("", "hi\nho"))]
     assert prompts.parse_whole_tasks(text, 8) == (found, None)
     assert prompts.parse_whole_tasks(f"Here:\n\nTask 7\nInstruction:{text}", 8)[0][-2:] == found
     assert prompts.parse_whole_tasks(text, 1)[0] == found[:1]
@@ -194,12 +197,12 @@ def test_whole_tasks_are_read():
 
 def test_examples_are_read():
     text = "Input: a\nOutput: b\n\nExample 2\nOutput: c\nInput: spilt\n\nTask: next\nExample 1\nOutput: d"
-    assert prompts.parse_examples(text, 5) == ([Example("a", "b"), Example("", "c")], False)
-    assert prompts.parse_examples("Example 1\nOutput: b", 5) == ([Example("", "b")], False)
+    assert prompts.parse_examples(text, 5) == ([InstructionExample("a", "b"), InstructionExample("", "c")], False)
+    assert prompts.parse_examples("Example 1\nOutput: b", 5) == ([InstructionExample("", "b")], False)
     assert prompts.parse_examples("no such word", 5) == ([], False)
     assert prompts.parse_labelled_examples(" x\nInput: a\nLabel: y\nInput: b", 5)[0] == [
-        Example("a", "x"),
-        Example("b", "y"),
+        InstructionExample("a", "x"),
+        InstructionExample("b", "y"),
     ]
 
 
@@ -229,18 +232,21 @@ def test_words_of_scripts_without_spaces_are_blocked_anywhere():
 
 
 def test_examples_are_rejected_for_a_reason():
-    good = Example("a", "b")
+    good = InstructionExample("a", "b")
     bad = {
-        filters.NO_OUTPUT: Example("a", ""),
-        filters.REPEATS_INPUT: Example("a", "a"),
-        filters.ENDS_WITH_COLON: Example("a", "as follows:"),
+        filters.NO_OUTPUT: InstructionExample("a", ""),
+        filters.REPEATS_INPUT: InstructionExample("a", "a"),
+        filters.ENDS_WITH_COLON: InstructionExample("a", "as follows:"),
         filters.DUPLICATE: good,
     }
     kept, refused = filters.filter_examples([good, *bad.values()])
     assert kept == [good]
     assert dict(refused) == bad
-    assert filters.filter_examples([good, Example("a", "c")])[0] == []
-    assert filters.filter_examples([Example("", "b"), Example("", "c")])[0] == [Example("", "b"), Example("", "c")]
+    assert filters.filter_examples([good, InstructionExample("a", "c")])[0] == []
+    assert filters.filter_examples([InstructionExample("", "b"), InstructionExample("", "c")])[0] == [
+        InstructionExample("", "b"),
+        InstructionExample("", "c"),
+    ]
 
 
 # ---- rounds
@@ -312,7 +318,10 @@ def test_prompts_show_six_seeds_and_two_generated_tasks():
 
 
 def test_labelled_seeds_are_the_examples_of_their_kind():
-    plain = [Task("Sing", Example("", "la"), False), Task("Which?", Example("a", "b"), True)]
+    plain = [
+        InstructionTask("Sing", InstructionExample("", "la"), False),
+        InstructionTask("Which?", InstructionExample("a", "b"), True),
+    ]
     rng = random.Random(0)
     assert sampling.sample_with_examples(plain, True, 6, rng) == [(plain[1], (plain[1].example,))]
     assert sampling.sample_with_examples(plain[:1], True, 3, rng)[0] in sampling.BUILT_IN_TASKS
@@ -380,7 +389,7 @@ def test_seeds_are_checked():
     with pytest.raises(DeltatuneError, match="no seed tasks"):
         generate_instructions([], echo)
     nested = {"instruction": "Add", "instances": [{"input": "1 2", "output": "3"}], "is_classification": False}
-    assert seed_tasks([nested]) == [Task("Add", Example("1 2", "3"), False)]
+    assert seed_tasks([nested]) == [InstructionTask("Add", InstructionExample("1 2", "3"), False)]
     with pytest.raises(
         DeltatuneError, match=r"similarity must be above 0[^\n]*\n.*max_words=2 is less than min_words=4"
     ):

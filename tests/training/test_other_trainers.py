@@ -1,4 +1,4 @@
-"""A user's own transformers.Trainer and TRL's SFTTrainer train a hosted model: the adapter alone, and it can be kept."""
+"""A user's transformers.Trainer and TRL's SFTTrainer train a hosted model: the adapter alone, and it can be saved."""
 
 import pytest
 import torch

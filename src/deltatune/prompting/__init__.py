@@ -3,14 +3,14 @@
 from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, PromptForm, SamplingParams, Truncated
 from deltatune.prompting.endpoints.local_model import LocalModel
 from deltatune.prompting.endpoints.openai_server import OpenAICompatible
-from deltatune.prompting.self_instruct import Progress, SelfInstruct, generate_instructions
+from deltatune.prompting.self_instruct import GenerationProgress, SelfInstruct, generate_instructions
 
 __all__ = [
     "Endpoint",
     "GenerateFunction",
     "LocalModel",
     "OpenAICompatible",
-    "Progress",
+    "GenerationProgress",
     "PromptForm",
     "SamplingParams",
     "SelfInstruct",

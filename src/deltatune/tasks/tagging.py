@@ -154,7 +154,8 @@ class Tag(Task):
             if len(tags) != len(row):
                 problems.append(f"row {i}: {len(row)} words but {len(tags)} tags")
             unknown = [tag for tag in tags if tag not in self.tags]
-            problems += [f"row {i}: {unknown[0]!r} is not a tag{nearest(str(unknown[0]), self.tags)}"] if unknown else []
+            if unknown:
+                problems.append(f"row {i}: {unknown[0]!r} is not a tag{nearest(str(unknown[0]), self.tags)}")
         raise_listed(problems, f"tags of this task: {', '.join(self.tags)}")
         return values
 

@@ -201,7 +201,8 @@ class Task(ABC):
         """What is wrong with the primary metric."""
         if self.metric in metrics:
             return []
-        return [f"{self.metric!r} is not a metric of {of}{nearest(self.metric, metrics)}; metrics: {', '.join(metrics)}"]
+        near = nearest(self.metric, metrics)
+        return [f"{self.metric!r} is not a metric of {of}{near}; metrics: {', '.join(metrics)}"]
 
     # ---- plain data
 

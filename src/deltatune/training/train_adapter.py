@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.models import environment as hardware
+from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks.task import Encoded, Row, Task

@@ -17,7 +17,7 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
-    from deltatune.prompting import Endpoint, Progress
+    from deltatune.prompting import Endpoint, GenerationProgress
 
 GENERATOR, FILTERING = "Generator model", "Filtering"
 """Groups of options in the help."""
@@ -193,12 +193,12 @@ class GenerationProgress(Bar):
 
     def __init__(self) -> None:
         super().__init__("generating")
-        self.last: Progress | None = None
+        self.last: GenerationProgress | None = None
         self.before = 0
         """Instructions that existed at the start."""
         self.started = self.printed = time.perf_counter()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: GenerationProgress) -> None:
         """Show a round."""
         if self.last is None:
             self.before = progress.kept
@@ -212,14 +212,14 @@ class GenerationProgress(Bar):
             self.printed = now
             self.console.print(f"{progress.kept}/{progress.total}  {text}")
 
-    def _text(self, progress: Progress) -> str:
+    def _text(self, progress: GenerationProgress) -> str:
         gained, rejected = progress.kept - self.before, sum(progress.rejected.values())
         elapsed = time.perf_counter() - self.started
         left = f"  {time_left((progress.total - progress.kept) * elapsed / gained)} left" if gained else ""
         return f"round {progress.round}  {count(rejected)} rejected{left}"
 
 
-def report(progress: Progress, out: Path) -> None:
+def report(progress: GenerationProgress, out: Path) -> None:
     """Print how many texts were kept, and how many rejected by reason."""
     kept = [("instructions kept", count(progress.kept)), ("  their rows", count(progress.rows))]
     rejected = [(f"rejected: {reason}", count(number)) for reason, number in progress.rejected.items()]

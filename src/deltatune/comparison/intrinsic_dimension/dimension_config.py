@@ -61,7 +61,7 @@ class DimensionConfig:
 
 
 @dataclass(frozen=True)
-class Point:
+class DimensionPoint:
     """One method at its best rate."""
 
     method: str

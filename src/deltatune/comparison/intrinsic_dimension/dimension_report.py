@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deltatune.comparison.baseline import majority
-from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, Point
+from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, DimensionPoint
 from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionResult
 from deltatune.comparison.plan import DEFAULT_METHODS, Plan
 from deltatune.comparison.recommend import percent
@@ -67,7 +67,7 @@ def summarise_search(plan: Plan, config: DimensionConfig, result: DimensionResul
     return summary | {"sentence": sentence(summary)}
 
 
-def _entry(point: Point, result: DimensionResult) -> dict[str, Any]:
+def _entry(point: DimensionPoint, result: DimensionResult) -> dict[str, Any]:
     reaches = None if point.dimension is None else point.score >= result.target
     return dataclasses.asdict(point) | {"reaches": reaches}
 

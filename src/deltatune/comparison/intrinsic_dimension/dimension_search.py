@@ -16,7 +16,7 @@ from deltatune.comparison.cells import CellRunner, OnEvent, Record
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     BISECTIONS,
     DimensionConfig,
-    Point,
+    DimensionPoint,
     by_distance,
     dimension_range,
     first_rates,
@@ -33,9 +33,9 @@ from deltatune.core.registry import parse
 class DimensionResult:
     """Result of a search."""
 
-    full: Point
-    head: Point
-    points: tuple[Point, ...]
+    full: DimensionPoint
+    head: DimensionPoint
+    points: tuple[DimensionPoint, ...]
     """By dimension, the head alone first."""
     target: float
     """Validation score to reach."""
@@ -78,9 +78,9 @@ class DimensionSearch:
     def __init__(self, plan: Plan, config: DimensionConfig, on_event: OnEvent | None = None) -> None:
         self.plan, self.config = plan, config
         self.cells = CellRunner(plan, on_event)
-        self.points: list[Point] = []
+        self.points: list[DimensionPoint] = []
 
-    def point(self, dimension: int | None, rates: Sequence[float], target: float, later: int) -> Point:
+    def point(self, dimension: int | None, rates: Sequence[float], target: float, later: int) -> DimensionPoint:
         """Try rates until one reaches the target, also beyond the edge; then run the best rate at the other seeds.
 
         `dimension` is None for full fine-tuning. `later`: points that may still follow, for the estimate of the time.
@@ -110,7 +110,7 @@ class DimensionSearch:
         runs = [run for run in runs if run["status"] == "ok"]
         self._expect(follow)
         metric = self.plan.session.task.metric
-        point = Point(
+        point = DimensionPoint(
             candidate.text,
             dimension,
             statistics.mean(map(self._score, runs)),

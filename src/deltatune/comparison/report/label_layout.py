@@ -35,7 +35,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Point:
+class LabelledPoint:
     """A marker whose label takes `width` × `height` pixels."""
 
     x: float
@@ -58,7 +58,9 @@ NO_LEADER = 16.0
 """Pixels up to which a label clearly belongs to its marker without a leader line."""
 
 
-def place_labels(points: Sequence[Point], obstacles: Sequence[tuple[Box, float]], bounds: Box) -> list[Placement]:
+def place_labels(
+    points: Sequence[LabelledPoint], obstacles: Sequence[tuple[Box, float]], bounds: Box
+) -> list[Placement]:
     """One placement per point. obstacles: boxes to avoid with their weights, the markers included."""
     options = [_best_candidates(point, obstacles, bounds) for point in points]
     placed: list[Placement | None] = [None] * len(points)
@@ -75,11 +77,11 @@ def place_labels(points: Sequence[Point], obstacles: Sequence[tuple[Box, float]]
     return [placement for placement in placed if placement is not None]
 
 
-def _near(a: Point, b: Point) -> bool:
+def _near(a: LabelledPoint, b: LabelledPoint) -> bool:
     return abs(a.x - b.x) < 60 and abs(a.y - b.y) < 40
 
 
-def _candidates(point: Point, bounds: Box) -> Iterator[Placement]:
+def _candidates(point: LabelledPoint, bounds: Box) -> Iterator[Placement]:
     for distance in (9.0, 13.0, 18.0, 25.0, 34.0, 46.0, 60.0, 76.0, 94.0, 115.0, 140.0, 170.0):
         for step in range(24):
             angle = step * math.pi / 12
@@ -98,7 +100,7 @@ def _candidates(point: Point, bounds: Box) -> Iterator[Placement]:
 
 
 def _best_candidates(
-    point: Point, obstacles: Sequence[tuple[Box, float]], bounds: Box, keep: int = 60
+    point: LabelledPoint, obstacles: Sequence[tuple[Box, float]], bounds: Box, keep: int = 60
 ) -> list[tuple[float, Placement]]:
     """The cheapest placements with their costs, without regard to the other labels."""
     candidates = [
@@ -107,7 +109,7 @@ def _best_candidates(
     return [(cost, option) for cost, _, option in sorted(candidates)[:keep]]
 
 
-def _fixed_cost(point: Point, option: Placement, obstacles: Sequence[tuple[Box, float]]) -> float:
+def _fixed_cost(point: LabelledPoint, option: Placement, obstacles: Sequence[tuple[Box, float]]) -> float:
     covered = sum(weight * option.box.overlap(box, gap=1.5) for box, weight in obstacles)
     crossed = 0.0
     if option.distance > NO_LEADER:
@@ -117,7 +119,7 @@ def _fixed_cost(point: Point, option: Placement, obstacles: Sequence[tuple[Box, 
     return covered + crossed + option.distance * 0.6 + tilt * 4 + (8 if option.distance > NO_LEADER else 0)
 
 
-def _mutual_cost(point: Point, option: Placement, others: Sequence[tuple[Point, Placement]]) -> float:
+def _mutual_cost(point: LabelledPoint, option: Placement, others: Sequence[tuple[LabelledPoint, Placement]]) -> float:
     cost = 0.0
     for other, placement in others:
         cost += 40 * option.box.overlap(placement.box, gap=2)
@@ -132,7 +134,7 @@ def _mutual_cost(point: Point, option: Placement, others: Sequence[tuple[Point, 
     return cost
 
 
-def _touches(point: Point, option: Placement, box: Box) -> bool:
+def _touches(point: LabelledPoint, option: Placement, box: Box) -> bool:
     """Whether the leader line crosses a box, away from its own marker."""
     left, right = sorted((point.x, option.end[0]))
     top, bottom = sorted((point.y, option.end[1]))

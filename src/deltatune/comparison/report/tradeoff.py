@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.label_layout import NO_LEADER, Box, Placement, Point, place_labels, spread
+from deltatune.comparison.report.label_layout import NO_LEADER, Box, Placement, LabelledPoint, place_labels, spread
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.svg import (
     Axis,
@@ -164,7 +164,7 @@ def _budget_line(x: float, top: float, bottom: float, right: float, budget: Mapp
 def _labels(methods: Sequence[PlottedMethod], up: Axis, bounds: Box, budget: float | None) -> str:
     names = [fit(method.result.label, LABEL_SIZE, 170 if bounds.right > 500 else 120) for method in methods]
     points = [
-        Point(method.x, up.at(method.score), text_width(name, LABEL_SIZE), LABEL_SIZE + 2)
+        LabelledPoint(method.x, up.at(method.score), text_width(name, LABEL_SIZE), LABEL_SIZE + 2)
         for method, name in zip(methods, names, strict=True)
     ]
     obstacles = []
@@ -178,7 +178,7 @@ def _labels(methods: Sequence[PlottedMethod], up: Axis, bounds: Box, budget: flo
     return "".join(map(_label, methods, names, points, placed))
 
 
-def _label(method: PlottedMethod, name: str, point: Point, placement: Placement) -> str:
+def _label(method: PlottedMethod, name: str, point: LabelledPoint, placement: Placement) -> str:
     box, (x, y) = placement.box, placement.end
     label = text(box.left + 1, box.bottom - 4, name, class_="label")
     if placement.distance <= NO_LEADER:

@@ -139,7 +139,7 @@ def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator
 
 
 def unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:
-    """Linear maps outside the blocks that are not a site."""
+    """Linear maps outside the blocks that are not sites."""
     inside = tuple(block.path + "." for block in blocks)
     output = output_embeddings(model)
     for path, module in maps_of(model).items():

@@ -76,7 +76,7 @@ def _named_problems(task: TaskName, names: list[str], text: Sequence[str], label
     rules = RULES[task]
     named = [("--text", name) for name in text] + ([("--label", label)] if label else [])
     problems = [
-        f"{option} {name}: there is not a column {name!r}{nearest(name, names) or '.'}"
+        f"{option} {name}: there is no column {name!r}{nearest(name, names) or '.'}"
         for option, name in named
         if name not in names
     ]

@@ -68,7 +68,7 @@ def _require(rows: Sequence[Row], columns: Sequence[str]) -> None:
     names = columns_of(rows)
     raise_all(
         [
-            f"there is not a column {name!r}{nearest(name, names) or '.'} The columns are: {', '.join(names)}."
+            f"there is no column {name!r}{nearest(name, names) or '.'} The columns are: {', '.join(names)}."
             for name in columns
             if name not in names
         ]

@@ -171,7 +171,7 @@ def indicator_columns(rows: Sequence[Row], label: str | None) -> list[str]:
     missing = [name for name in wanted if name not in names]
     if len(missing) == len(wanted):
         return []
-    raise_all([f"--label {label}: there is not a column {name!r}{nearest(name, names) or '.'}" for name in missing])
+    raise_all([f"--label {label}: there is no column {name!r}{nearest(name, names) or '.'}" for name in missing])
     return list(dict.fromkeys(wanted))
 
 

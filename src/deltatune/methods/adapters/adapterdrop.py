@@ -17,7 +17,7 @@ from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import Activation, Bottleneck, Form, TwoLayer
 
 
-class Draw(SharedModule):
+class DropDepth(SharedModule):
     """Number of first layers left out: the field's number, or in training one drawn for each forward."""
 
     def __init__(self, drop: int) -> None:
@@ -35,14 +35,14 @@ class Draw(SharedModule):
         return self.drop if self.fraction is None else int(self.fraction * depth)
 
 
-class Dropped(TwoLayer):
+class DroppableBottleneck(TwoLayer):
     """`Δ = U f(D x + b_D) + b_U`, or nothing where k > layer. Nothing is added then, so that backward stops above."""
 
-    draw: list[Draw]
+    draw: list[DropDepth]
     layer: int
     depth: int
 
-    def join(self, draw: Draw, layer: int, depth: int) -> None:
+    def join(self, draw: DropDepth, layer: int, depth: int) -> None:
         """Set the position in a stack; the last layer is never left out."""
         self.draw = [draw]  # in a list, so that the shared module is registered once, with the adapter
         self.layer, self.depth = layer, depth
@@ -134,14 +134,16 @@ class AdapterDrop(Method):
         if not self.robust:
             return self.bottleneck.build(site)
         form, activation, scale, init = self.form, self.activation, self.scale, self.init
-        return Dropped(site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout)
+        return DroppableBottleneck(
+            site.width_in, site.width_out, self.size, form, activation, scale, init, self.dropout
+        )
 
     def share(self, picked: Sequence[Site]) -> SharedModule | None:
-        return Draw(self.drop) if self.robust else None
+        return DropDepth(self.drop) if self.robust else None
 
     def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
-        assert isinstance(delta, Dropped)
-        assert isinstance(shared, Draw)
+        assert isinstance(delta, DroppableBottleneck)
+        assert isinstance(shared, DropDepth)
         delta.join(shared, _layer(site), site.depth)
 
     def cost(self, site: Site) -> int:

@@ -18,7 +18,7 @@ from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import ACTIVATIONS, READS, SITES, Activation, Form
 
 
-class Rule(SharedModule):
+class SharedKroneckerFactors(SharedModule):
     """A (n, n, n): the first Kronecker factors, shared by all layers and both projections."""
 
     def __init__(self, n: int) -> None:
@@ -63,7 +63,9 @@ class TwoPHM(Delta):
         self.down, self.down_bias = PHM(width_in, size, n), nn.Parameter(torch.empty(size))
         self.up, self.up_bias = PHM(size, width_out, n), nn.Parameter(torch.empty(width_out))
         self.activation = ACTIVATIONS[activation]
-        self.rule: list[Rule] = []  # in a list, so that the shared module is registered once, with the adapter
+        self.rule: list[
+            SharedKroneckerFactors
+        ] = []  # in a list, so that the shared module is registered once, with the adapter
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.zeros_(self.down_bias)
@@ -144,11 +146,11 @@ class Compacter(Method):
         return TwoPHM(site.width_in, site.width_out, self.size, self.n, self.form, self.activation)
 
     def share(self, picked: Sequence[Site]) -> SharedModule | None:
-        return Rule(self.n)
+        return SharedKroneckerFactors(self.n)
 
     def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
         if isinstance(delta, TwoPHM):
-            assert isinstance(shared, Rule)
+            assert isinstance(shared, SharedKroneckerFactors)
             delta.rule = [shared]
 
     def cost(self, site: Site) -> int:

@@ -18,7 +18,7 @@ from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import Bottleneck
 
 
-class Trained(Protocol):
+class TrainedAdapter(Protocol):
     """The part of `deltatune.Adapter` that fusion needs."""
 
     method: Method
@@ -91,7 +91,7 @@ class AdapterFusion(Method):
     view: ClassVar[View] = View("Σ softmax(Q x · K u_i) V u_i", "sequential", "output of the FFN", "add")
 
     @classmethod
-    def of(cls, adapters: Sequence[Trained]) -> AdapterFusion:
+    def of(cls, adapters: Sequence[TrainedAdapter]) -> AdapterFusion:
         """The fusion of some adapters; attach it, then `load_members_`."""
         return cls(members=tuple(adapter.method for adapter in adapters))
 
@@ -136,7 +136,7 @@ class AdapterFusion(Method):
 
 
 @torch.no_grad()
-def load_members_(fused: Trained, adapters: Sequence[Trained]) -> None:
+def load_members_(fused: TrainedAdapter, adapters: Sequence[TrainedAdapter]) -> None:
     """Copy the tensors of trained adapters into an attached fusion of them, in the order of its members.
 
     Raises DeltatuneError listing what does not fit, and then copies nothing.

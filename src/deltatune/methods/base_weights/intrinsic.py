@@ -35,7 +35,7 @@ class Subspace(SharedModule):
         self.register_buffer("drawn", torch.zeros(()))
         self.prefix = _common([site.name for site in picked])
         """Common prefix of all names: a model and the same model with a head differ in it."""
-        self.members: dict[str, Projected] = {}
+        self.members: dict[str, SubspaceWeight] = {}
         self.check = 0.0
         self.checked: tuple[int, int] | None = None
 
@@ -74,7 +74,7 @@ class Subspace(SharedModule):
         return theta if place is None or self.scales is None else self.scales[place] * theta
 
 
-class Projected(ComputedWeight):
+class SubspaceWeight(ComputedWeight):
     """`θ = θ_0 + λ P(θ_d)` for one parameter θ of the base."""
 
     capabilities = Capabilities(merges=True, mixes=False)
@@ -145,7 +145,7 @@ class DID(Method):
         return list(sites.weights.values())
 
     def build(self, site: Site) -> Delta:
-        return Projected(site.params, self.reach)
+        return SubspaceWeight(site.params, self.reach)
 
     def share(self, picked: Sequence[Site]) -> SharedModule | None:
         places = self.scaled(picked)
@@ -160,7 +160,7 @@ class DID(Method):
         return {}
 
     def connect(self, delta: Delta, site: Site, shared: SharedModule) -> None:
-        assert isinstance(delta, Projected)
+        assert isinstance(delta, SubspaceWeight)
         assert isinstance(shared, Subspace)
         delta.join(shared, site.name)
 

@@ -30,7 +30,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Projected(Delta):
+class UnifiedDelta(Delta):
     """`Δ = s·U f(D x)`, D (r, in), U (out, r); gated: `λ·(U f(D x) − h)`, so that h becomes `(1−λ)h + λ U f(D x)`."""
 
     def __init__(self, width_in: int, width_out: int, method: Unified, merges: bool) -> None:
@@ -109,7 +109,7 @@ class Unified(Method):
 
     def build(self, site: Site) -> Delta:
         plain = self.form == "linear" and self.insertion == "parallel" and self.composition != "gated"
-        return Projected(self._reads(site), site.width_out, self, plain and site.kind == "linear")
+        return UnifiedDelta(self._reads(site), site.width_out, self, plain and site.kind == "linear")
 
     def _reads(self, site: Site) -> int:
         return site.width_in if self.insertion == "parallel" else site.width_out

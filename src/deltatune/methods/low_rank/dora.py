@@ -18,7 +18,7 @@ from deltatune.core.sites.site import Kind, Site
 from deltatune.methods.low_rank.lora import LoRA, LowRank, few_tokens
 
 
-class Decomposed(LowRank):
+class DoRADelta(LowRank):
     """`Δ = (m/n − 1) ⊙ (h − bias) + (m/n) ⊙ s B A x`, m (out,), n (out,) the norms of the rows of W + s B A.
 
     n comes from `n² = ‖W‖² + 2s Σ (W Aᵀ) ⊙ B + s² Σ (B A Aᵀ) ⊙ B`, sums over the rank: no matrix of W's size is made.
@@ -69,7 +69,7 @@ class Decomposed(LowRank):
             self.cached = state, self.norm()  # per token, computing n costs r times as much as the map itself
         return self.m / self.cached[1]
 
-    def train(self, mode: bool = True) -> Decomposed:
+    def train(self, mode: bool = True) -> DoRADelta:
         self.cached = None
         return super().train(mode)
 
@@ -125,7 +125,7 @@ class DoRA(LoRA):
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
         return self.with_rates(
-            Decomposed(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact")
+            DoRADelta(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact")
         )
 
     def cost(self, site: Site) -> int:

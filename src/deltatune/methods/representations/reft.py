@@ -19,7 +19,7 @@ from deltatune.core.sites.site import Site, Sites, require
 Form = Literal["loreft", "direft"]
 
 
-class Edit(Delta):
+class LowRankIntervention(Delta):
     """`Δ = Rᵀ(W h + b − R h)`, R (r, width) with orthonormal rows, W (r, width); direft: `Rᵀ(W h + b)`, R free."""
 
     def __init__(self, width: int, r: int, form: Form, init: str, first: int = 0, last: int = 0) -> None:
@@ -62,14 +62,14 @@ class Edit(Delta):
         return self.change(h) * (in_front | at_end).unsqueeze(-1)
 
 
-class TwoEdits(Delta):
+class PrefixSuffixIntervention(Delta):
     """One edit for the prompt's first tokens, another for its last ones; a token that is both gets the first."""
 
     needs = Needs(padding_mask=True)
 
     def __init__(self, width: int, r: int, form: Form, init: str, first: int, last: int) -> None:
         super().__init__()
-        self.prefix, self.suffix = Edit(width, r, form, init), Edit(width, r, form, init)
+        self.prefix, self.suffix = LowRankIntervention(width, r, form, init), LowRankIntervention(width, r, form, init)
         self.first, self.last = first, last
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
@@ -164,7 +164,7 @@ class ReFT(Method):
         return picked
 
     def build(self, site: Site) -> Delta:
-        kind = Edit if self.tied else TwoEdits
+        kind = LowRankIntervention if self.tied else PrefixSuffixIntervention
         delta: Delta = kind(site.width_out, self.r, self.form, self.init, self.first, self.last)
         # After the last block a head may read none of the changed tokens: a classifier's reads only one.
         last_block = site.layer == site.depth - 1

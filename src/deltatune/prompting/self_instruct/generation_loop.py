@@ -25,7 +25,7 @@ STOPPING = {"total", "rounds", "patience"}
 
 
 @dataclass(frozen=True)
-class Progress:
+class GenerationProgress:
     """The state of a run after a round."""
 
     round: int
@@ -47,7 +47,7 @@ def generate_instructions(
     endpoint: GenerateFunction | Endpoint,
     settings: SelfInstruct | None = None,
     out: str | Path | None = None,
-    on_round: Callable[[Progress], None] | None = None,
+    on_round: Callable[[GenerationProgress], None] | None = None,
 ) -> list[Row]:
     """Generate new instructions with inputs and outputs, each dissimilar to the seeds and to each other.
 
@@ -86,7 +86,9 @@ def identity_of(
 class _Loop:
     """A run: kept rows, rejected texts, and the instructions that new ones are compared with."""
 
-    def __init__(self, rounds: RoundGenerator, state: SavedState | None, on_round: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, rounds: RoundGenerator, state: SavedState | None, on_round: Callable[[GenerationProgress], None]
+    ) -> None:
         self.rounds, self.state, self.on_round = rounds, state, on_round
         self.rows = state.rows("kept") if state else []
         self.rejected = Counter(row["reason"] for row in state.rows("rejected")) if state else Counter[str]()
@@ -128,10 +130,10 @@ class _Loop:
             self.pool.add_(rows[0]["instruction"])
         self.on_round(self._progress())
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> GenerationProgress:
         total = self.rounds.settings.total
         counts = dict(self.rejected.most_common())
-        return Progress(self.number, len(self.generated), total, len(self.rows), counts, self.prompts)
+        return GenerationProgress(self.number, len(self.generated), total, len(self.rows), counts, self.prompts)
 
     def _patience_error(self, rounds: int) -> str:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.most_common(5))

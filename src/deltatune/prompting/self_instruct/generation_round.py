@@ -11,7 +11,7 @@ from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
 from deltatune.prompting.self_instruct import seed_tasks as sampling
 from deltatune.prompting.self_instruct.quality_filters import InstructionPool
-from deltatune.prompting.self_instruct.seed_tasks import Example, Row, Task
+from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, Row, InstructionTask
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
 YES_NO_TOKENS = 3
@@ -19,13 +19,13 @@ YES_NO_TOKENS = 3
 
 
 @dataclass(frozen=True)
-class Candidate:
+class InstructionCandidate:
     """An instruction that is dissimilar to all earlier ones."""
 
     instruction: str
     similarity: float
     most_similar: str
-    examples: tuple[Example, ...] = ()
+    examples: tuple[InstructionExample, ...] = ()
     classification: bool | None = None
 
 
@@ -46,7 +46,7 @@ class RoundResult:
         nonempty = {name: value for name, value in fields.items() if value != ""}
         self.rejected.append({"reason": reason, **nonempty, "round": self.number})
 
-    def reject_example_(self, reason: str, instruction: str, example: Example) -> None:
+    def reject_example_(self, reason: str, instruction: str, example: InstructionExample) -> None:
         """Record a rejected example."""
         self.reject_(reason, instruction=instruction, input=example.input, output=example.output)
 
@@ -56,10 +56,10 @@ class RoundGenerator:
     """Generates rounds with one endpoint, one set of seed tasks and one set of settings."""
 
     endpoint: GenerateFunction | Endpoint
-    seeds: Sequence[Task]
+    seeds: Sequence[InstructionTask]
     settings: SelfInstruct
 
-    def generate(self, number: int, generated: Sequence[Task], pool: InstructionPool) -> RoundResult:
+    def generate(self, number: int, generated: Sequence[InstructionTask], pool: InstructionPool) -> RoundResult:
         """Run a round. It depends on its number, the seed, the generated tasks and the endpoint alone."""
         result, settings = RoundResult(number), self.settings
         rng = random.Random(f"{settings.seed} {number}")  # so that a resumed run draws the same tasks
@@ -83,8 +83,8 @@ class RoundGenerator:
     # ---- new instructions
 
     def _new_instructions(
-        self, result: RoundResult, demonstrations: list[list[Task]], pool: InstructionPool
-    ) -> Iterator[Candidate]:
+        self, result: RoundResult, demonstrations: list[list[InstructionTask]], pool: InstructionPool
+    ) -> Iterator[InstructionCandidate]:
         """Step 1: instructions alone."""
         new = self.settings.new_tasks
         stop = ("\n\n", f"\n{len(demonstrations[0]) + 1 + new}.")
@@ -97,8 +97,8 @@ class RoundGenerator:
             self._reject_unparsed(result, text, truncated, bool(lines))
 
     def _new_whole_tasks(
-        self, result: RoundResult, demonstrations: list[list[Task]], pool: InstructionPool
-    ) -> Iterator[Candidate]:
+        self, result: RoundResult, demonstrations: list[list[InstructionTask]], pool: InstructionPool
+    ) -> Iterator[InstructionCandidate]:
         """Instruction, input and output in one step."""
         new = self.settings.new_tasks
         sent = [prompts.for_whole_tasks(tasks, new) for tasks in demonstrations]
@@ -119,8 +119,12 @@ class RoundGenerator:
             result.reject_(filters.MALFORMED, text=text)
 
     def _candidate(
-        self, result: RoundResult, instruction: str, pool: InstructionPool, examples: tuple[Example, ...] = ()
-    ) -> Iterable[Candidate]:
+        self,
+        result: RoundResult,
+        instruction: str,
+        pool: InstructionPool,
+        examples: tuple[InstructionExample, ...] = (),
+    ) -> Iterable[InstructionCandidate]:
         """Return the instruction as a candidate and add it to the pool, or reject it and return nothing."""
         fields = {"input": examples[0].input, "output": examples[0].output} if examples else {}
         reason = filters.reject_instruction(instruction, self.settings) if instruction else filters.TOO_SHORT
@@ -133,11 +137,13 @@ class RoundGenerator:
             result.reject_(filters.TOO_SIMILAR, instruction=instruction, **fields, **nearest)
             return []
         pool.add_(instruction)
-        return [Candidate(instruction, similarity, most_similar, examples)]
+        return [InstructionCandidate(instruction, similarity, most_similar, examples)]
 
     # ---- kinds and examples
 
-    def _classify(self, result: RoundResult, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
+    def _classify(
+        self, result: RoundResult, candidates: list[InstructionCandidate], rng: random.Random
+    ) -> list[InstructionCandidate]:
         """Step 2: which instructions are classification."""
         shown = [sampling.sample_both_kinds(self.seeds, self.settings.example_tasks, rng) for _ in candidates]
         sent = [prompts.for_kind(c.instruction, tasks) for c, tasks in zip(candidates, shown, strict=True)]
@@ -147,7 +153,9 @@ class RoundGenerator:
             for candidate, answer in zip(candidates, answers, strict=True)
         ]
 
-    def _add_examples(self, result: RoundResult, candidates: list[Candidate], rng: random.Random) -> list[Candidate]:
+    def _add_examples(
+        self, result: RoundResult, candidates: list[InstructionCandidate], rng: random.Random
+    ) -> list[InstructionCandidate]:
         """Step 3: examples. The label comes first for classification, so that labels differ; else the input does."""
         settings = self.settings
         sent = []
@@ -160,7 +168,7 @@ class RoundGenerator:
         texts = self._complete(result, sent, SamplingParams(settings.example_tokens, stop=stop))
         return [self._with_examples(result, c, text) for c, text in zip(candidates, texts, strict=True)]
 
-    def _with_examples(self, result: RoundResult, candidate: Candidate, text: str) -> Candidate:
+    def _with_examples(self, result: RoundResult, candidate: InstructionCandidate, text: str) -> InstructionCandidate:
         parse = prompts.parse_labelled_examples if candidate.classification else prompts.parse_examples
         examples, truncated = parse(text, self.settings.examples)
         if truncated:
@@ -169,7 +177,7 @@ class RoundGenerator:
             result.reject_(filters.MALFORMED, instruction=candidate.instruction, text=text)
         return replace(candidate, examples=tuple(examples))
 
-    def _keep(self, result: RoundResult, candidate: Candidate) -> None:
+    def _keep(self, result: RoundResult, candidate: InstructionCandidate) -> None:
         examples, rejected = filters.filter_examples(candidate.examples)
         for reason, example in rejected:
             result.reject_example_(reason, candidate.instruction, example)
@@ -189,7 +197,7 @@ class RoundGenerator:
         return SamplingParams(s.max_tokens, s.temperature, s.top_p, stop, seed=s.seed * 1_000_003 + result.number)
 
 
-def _row(candidate: Candidate, example: Example, number: int) -> Row:
+def _row(candidate: InstructionCandidate, example: InstructionExample, number: int) -> Row:
     kind = {} if candidate.classification is None else {"is_classification": candidate.classification}
     nearest = {"similarity": round(candidate.similarity, 4), "most_similar": candidate.most_similar, "round": number}
     return {"instruction": candidate.instruction, "input": example.input, "output": example.output, **kind, **nearest}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from deltatune.prompting.endpoints.endpoint import Truncated
-from deltatune.prompting.self_instruct.seed_tasks import Example, Task
+from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, InstructionTask
 
 NO_INPUT = "(none)"
 """Input of a task that needs none."""
@@ -41,13 +41,13 @@ Write examples of classification tasks, at least one for each label: first the l
 """
 
 
-def for_instructions(shown: Sequence[Task]) -> str:
+def for_instructions(shown: Sequence[InstructionTask]) -> str:
     """Prompt for new instructions: a numbered list to continue."""
     lines = [f"{number}. {one_line(task)}\n" for number, task in enumerate(shown, 1)]
     return f"{LIST}{''.join(lines)}{len(shown) + 1}."
 
 
-def for_whole_tasks(shown: Sequence[Task], new: int) -> str:
+def for_whole_tasks(shown: Sequence[InstructionTask], new: int) -> str:
     """Prompt for whole tasks: a numbered list of instructions with input and output to continue."""
     head = WHOLE.format(last=len(shown) + new, none=NO_INPUT)
     blocks = [
@@ -58,7 +58,7 @@ def for_whole_tasks(shown: Sequence[Task], new: int) -> str:
     return f"{head}{''.join(blocks)}Task {len(shown) + 1}\nInstruction:"
 
 
-def for_kind(instruction: str, shown: Sequence[Task]) -> str:
+def for_kind(instruction: str, shown: Sequence[InstructionTask]) -> str:
     """Prompt for the kind of a task: whether it is classification, Yes or No."""
     cases = [
         f"Task: {one_line(task)}\nIs it classification? {'Yes' if task.classification else 'No'}\n\n" for task in shown
@@ -66,7 +66,7 @@ def for_kind(instruction: str, shown: Sequence[Task]) -> str:
     return f"{KIND}{''.join(cases)}Task: {instruction}\nIs it classification?"
 
 
-def for_examples(instruction: str, shown: Sequence[tuple[Task, Sequence[Example]]]) -> str:
+def for_examples(instruction: str, shown: Sequence[tuple[InstructionTask, Sequence[InstructionExample]]]) -> str:
     """Prompt for examples of a task, the input first."""
     cases = [
         f"Task: {one_line(task)}\n{''.join(_numbered(n, example) for n, example in enumerate(examples, 1))}\n"
@@ -75,23 +75,25 @@ def for_examples(instruction: str, shown: Sequence[tuple[Task, Sequence[Example]
     return f"{INPUT_FIRST}{''.join(cases)}Task: {instruction}\nExample 1\n"
 
 
-def for_labelled_examples(instruction: str, shown: Sequence[tuple[Task, Sequence[Example]]]) -> str:
+def for_labelled_examples(
+    instruction: str, shown: Sequence[tuple[InstructionTask, Sequence[InstructionExample]]]
+) -> str:
     """Prompt for examples of a classification task, the label first, so that labels differ."""
     cases = [f"Task: {one_line(task)}\n{''.join(map(_labelled, examples))}\n" for task, examples in shown]
     return f"{OUTPUT_FIRST}{''.join(cases)}Task: {instruction}\nLabel:"
 
 
-def one_line(task: Task) -> str:
+def one_line(task: InstructionTask) -> str:
     """The instruction on one line, without a final colon."""
     return " ".join(task.instruction.split()).rstrip(":")
 
 
-def _numbered(number: int, example: Example) -> str:
+def _numbered(number: int, example: InstructionExample) -> str:
     input_line = f"Input: {example.input}\n" if example.input else ""
     return f"Example {number}\n{input_line}Output: {example.output}\n"
 
 
-def _labelled(example: Example) -> str:
+def _labelled(example: InstructionExample) -> str:
     input_line = f"Input: {example.input}\n" if example.input else ""
     return f"Label: {example.output}\n{input_line}"
 
@@ -132,11 +134,11 @@ def _first_paragraph(piece: str) -> str:
     return line[:1].upper() + line[1:]
 
 
-def parse_whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | str], str | None]:
+def parse_whole_tasks(text: str, new: int) -> tuple[list[tuple[str, InstructionExample] | str], str | None]:
     """Read up to `new` tasks, malformed ones as their text; also the last one if truncated."""
     pieces = [piece for block in text.split(BREAK) for piece in TASK.split(block) if piece.strip()]
     truncated = pieces.pop().strip() if isinstance(text, Truncated) and pieces else None
-    tasks: list[tuple[str, Example] | str] = []
+    tasks: list[tuple[str, InstructionExample] | str] = []
     for number, piece in enumerate(pieces[:new]):
         # the prompt ends with the first task's "Instruction:"
         whole = piece if number or re.search(r"Instruction:", piece, re.IGNORECASE) else f"Instruction:{piece}"
@@ -145,8 +147,8 @@ def parse_whole_tasks(text: str, new: int) -> tuple[list[tuple[str, Example] | s
     return tasks, truncated
 
 
-def _whole_task(instruction: str, input_: str, output: str) -> tuple[str, Example]:
-    return " ".join(instruction.split()), Example(_input(input_), output.strip())
+def _whole_task(instruction: str, input_: str, output: str) -> tuple[str, InstructionExample]:
+    return " ".join(instruction.split()), InstructionExample(_input(input_), output.strip())
 
 
 def _input(text: str) -> str:
@@ -158,7 +160,7 @@ def parse_yes(text: str) -> bool:
     return text.strip().lower().startswith("yes")
 
 
-def parse_examples(text: str, most: int) -> tuple[list[Example], bool]:
+def parse_examples(text: str, most: int) -> tuple[list[InstructionExample], bool]:
     """Read up to `most` examples, input first, and whether the last one was truncated (it is left out)."""
     answer = NEXT_TASK.split(f"\n{text}")[0]
     if not OUTPUT.search(answer):
@@ -168,15 +170,15 @@ def parse_examples(text: str, most: int) -> tuple[list[Example], bool]:
     return [_example(piece) for piece in (pieces[:-1] if truncated else pieces)[:most]], truncated
 
 
-def _example(piece: str) -> Example:
+def _example(piece: str) -> InstructionExample:
     """Input and output; without the word Output the whole text is the output, as in Self-Instruct."""
     input_, *outputs = OUTPUT.split(piece)
     if not outputs:
-        return Example("", INPUT.sub("", piece).strip())
-    return Example(_input(INPUT.sub("", input_, count=1)), INPUT.split(outputs[0])[0].strip())
+        return InstructionExample("", INPUT.sub("", piece).strip())
+    return InstructionExample(_input(INPUT.sub("", input_, count=1)), INPUT.split(outputs[0])[0].strip())
 
 
-def parse_labelled_examples(text: str, most: int) -> tuple[list[Example], bool]:
+def parse_labelled_examples(text: str, most: int) -> tuple[list[InstructionExample], bool]:
     """Read up to `most` examples, label first, and whether the last one was truncated (it is left out)."""
     answer = NEXT_TASK.split(f"\n{text}")[0]
     pieces = [piece for piece in LABEL.split(answer) if piece.strip()]
@@ -184,6 +186,6 @@ def parse_labelled_examples(text: str, most: int) -> tuple[list[Example], bool]:
     return [_labelled_example(piece.strip()) for piece in (pieces[:-1] if truncated else pieces)[:most]], truncated
 
 
-def _labelled_example(piece: str) -> Example:
+def _labelled_example(piece: str) -> InstructionExample:
     label, _, input_ = piece.partition("\n")
-    return Example(_input(INPUT.sub("", input_, count=1)), label.strip())
+    return InstructionExample(_input(INPUT.sub("", input_, count=1)), label.strip())

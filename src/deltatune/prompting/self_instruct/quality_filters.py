@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from deltatune.prompting.self_instruct.seed_tasks import Example
+from deltatune.prompting.self_instruct.seed_tasks import InstructionExample
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 from deltatune.tasks.metrics.generation.rouge import UnicodeWords
 from deltatune.tasks.metrics.generation.tokenizers import IDEOGRAPH
@@ -60,7 +60,7 @@ def blocked_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(w) if IDEOGRAPH.search(w) else rf"\b{re.escape(w)}\b" for w in words), re.I)
 
 
-def reject_example(example: Example) -> str | None:
+def reject_example(example: InstructionExample) -> str | None:
     """Return the reason to reject an example; None if it passes."""
     if not example.output:
         return NO_OUTPUT
@@ -69,13 +69,15 @@ def reject_example(example: Example) -> str | None:
     return ENDS_WITH_COLON if example.input.endswith((":", "：")) or example.output.endswith((":", "：")) else None
 
 
-def filter_examples(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[str, Example]]]:
+def filter_examples(
+    examples: Sequence[InstructionExample],
+) -> tuple[list[InstructionExample], list[tuple[str, InstructionExample]]]:
     """Split the examples of one instruction into those to keep and (reason, example) for the rejected ones.
 
     Two outputs for one input mean that the instruction is ambiguous, so all its examples are rejected.
     """
-    kept: list[Example] = []
-    rejected: list[tuple[str, Example]] = []
+    kept: list[InstructionExample] = []
+    rejected: list[tuple[str, InstructionExample]] = []
     for example in examples:
         reason = reject_example(example) or (DUPLICATE if example in kept else None)
         if reason:

@@ -15,7 +15,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Example:
+class InstructionExample:
     """An input and its output."""
 
     input: str
@@ -23,16 +23,16 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Task:
+class InstructionTask:
     """An instruction with its first example."""
 
     instruction: str
-    example: Example
+    example: InstructionExample
     classification: bool | None = None
     """Whether the answer is one of a few labels; None if the row does not say."""
 
 
-def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[Task]:
+def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[InstructionTask]:
     """Read tasks from rows with `instruction`, `output`, and optionally `input` and `is_classification`.
 
     Self-Instruct's own format, with a list of `instances`, is read too; the first instance counts. Raises
@@ -53,11 +53,11 @@ def seed_tasks(rows: Sequence[Mapping[str, Any]]) -> list[Task]:
     return tasks
 
 
-def task_of(row: Mapping[str, Any]) -> Task:
+def task_of(row: Mapping[str, Any]) -> InstructionTask:
     """Build the task of a checked row."""
     kind = row.get("is_classification")
-    example = Example(str(row.get("input") or "").strip(), row["output"].strip())
-    return Task(" ".join(row["instruction"].split()), example, kind)
+    example = InstructionExample(str(row.get("input") or "").strip(), row["output"].strip())
+    return InstructionTask(" ".join(row["instruction"].split()), example, kind)
 
 
 def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -81,12 +81,12 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-TaskWithExamples = tuple[Task, tuple[Example, ...]]
+TaskWithExamples = tuple[InstructionTask, tuple[InstructionExample, ...]]
 
 
 def _task(instruction: str, classification: bool, *pairs: tuple[str, str]) -> TaskWithExamples:
-    examples = tuple(Example(input_, output) for input_, output in pairs)
-    return Task(instruction, examples[0], classification), examples
+    examples = tuple(InstructionExample(input_, output) for input_, output in pairs)
+    return InstructionTask(instruction, examples[0], classification), examples
 
 
 BUILT_IN_TASKS: tuple[TaskWithExamples, ...] = (
@@ -174,8 +174,12 @@ BUILT_IN_TASKS: tuple[TaskWithExamples, ...] = (
 
 
 def demonstrations(
-    seeds: Sequence[Task], generated: Sequence[Task], seed_count: int, generated_count: int, rng: random.Random
-) -> list[Task]:
+    seeds: Sequence[InstructionTask],
+    generated: Sequence[InstructionTask],
+    seed_count: int,
+    generated_count: int,
+    rng: random.Random,
+) -> list[InstructionTask]:
     """Sample generated tasks and seeds, shuffled; seeds take the place of missing generated ones."""
     from_generated = rng.sample(generated, min(generated_count, len(generated)))
     from_seeds = rng.sample(seeds, min(seed_count + generated_count - len(from_generated), len(seeds)))
@@ -184,7 +188,7 @@ def demonstrations(
     return tasks
 
 
-def sample_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> list[Task]:
+def sample_both_kinds(seeds: Sequence[InstructionTask], each: int, rng: random.Random) -> list[InstructionTask]:
     """Sample up to `each` classification tasks and up to `each` others, shuffled."""
     tasks = []
     for classification in (True, False):
@@ -195,14 +199,14 @@ def sample_both_kinds(seeds: Sequence[Task], each: int, rng: random.Random) -> l
 
 
 def sample_with_examples(
-    seeds: Sequence[Task], classification: bool, most: int, rng: random.Random
+    seeds: Sequence[InstructionTask], classification: bool, most: int, rng: random.Random
 ) -> list[TaskWithExamples]:
     """Sample up to `most` tasks of one kind with their examples."""
     pool = tasks_of_kind(seeds, classification)
     return rng.sample(pool, min(most, len(pool)))
 
 
-def tasks_of_kind(seeds: Sequence[Task], classification: bool) -> list[TaskWithExamples]:
+def tasks_of_kind(seeds: Sequence[InstructionTask], classification: bool) -> list[TaskWithExamples]:
     """Return the seeds of a kind if they include both kinds, else the built-in tasks."""
     if {True, False} <= {task.classification for task in seeds}:
         return [(task, (task.example,)) for task in seeds if task.classification is classification]

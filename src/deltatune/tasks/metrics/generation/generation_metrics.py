@@ -64,7 +64,11 @@ def text_scores(
     """
     check_pairs(predictions, references)
     raise_all(
-        [f"{name!r} is not a metric of generated text{nearest(name, METRICS)}" for name in names if name not in METRICS],
+        [
+            f"{name!r} is not a metric of generated text{nearest(name, METRICS)}"
+            for name in names
+            if name not in METRICS
+        ],
         f"metrics: {', '.join(METRICS)}" if set(names) - set(METRICS) else "",
     )
     _check_texts(predictions, references)

@@ -16,7 +16,7 @@ from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.live import TrainingProgress, time_left
 from deltatune.comparison.cells import Event
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 from support import models
 from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
 from support.comparison_sample import sample_summary
@@ -228,7 +228,7 @@ def test_cut_texts_are_reported(tmp_path, tiny_folder, data):
 
 
 def test_the_default_folder_is_named_after_data_and_method():
-    assert runs.default_folder("reviews", "LoRA(r=8, sites='*.attn.{q,v}')") == Path(
+    assert run_folder.default_folder("reviews", "LoRA(r=8, sites='*.attn.{q,v}')") == Path(
         "runs/train-reviews-lora-r-8-sites-.attn.-q-v"
     )
 

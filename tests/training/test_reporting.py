@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 from deltatune.training import Settings, train
 from deltatune.training.reporting import FILE, TRACKERS, read
 from support import models
@@ -162,21 +162,21 @@ def test_a_model_that_cannot_recompute_is_named(tokenizer):
 
 def test_a_run_in_its_folder_goes_on_with_another_tracker_and_takes_its_figures_with_it(tmp_path):
     record = {"method": "LoRA(r=4)", "settings": dataclasses.asdict(PLAIN)}
-    assert runs.open_run(tmp_path, record, force=False) is None
-    runs.finish(tmp_path, {"test": {}})
+    assert run_folder.open_run(tmp_path, record, force=False) is None
+    run_folder.finish(tmp_path, {"test": {}})
     free = {"settings": record["settings"] | {"report_to": ("wandb",), "checkpointing": True}}
-    assert runs.open_run(tmp_path, record | free, force=False) == {"test": {}}
+    assert run_folder.open_run(tmp_path, record | free, force=False) == {"test": {}}
     with pytest.raises(DeltatuneError, match=r"method: it was 'LoRA\(r=4\)', now it is 'Full\(\)'"):
-        runs.open_run(tmp_path, record | {"method": "Full()"}, force=False)
+        run_folder.open_run(tmp_path, record | {"method": "Full()"}, force=False)
     (tmp_path / FILE).write_text("{}\n")
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    assert runs.open_run(tmp_path, record | {"method": "Full()"}, force=True) is None
-    assert {path.name for path in tmp_path.iterdir()} == {runs.RECORD, "notes.txt"}
+    assert run_folder.open_run(tmp_path, record | {"method": "Full()"}, force=True) is None
+    assert {path.name for path in tmp_path.iterdir()} == {run_folder.RECORD, "notes.txt"}
 
 
 def test_a_folder_in_which_a_run_was_killed_at_its_start_is_no_foreign_one(tmp_path):
-    (tmp_path / f".{runs.RECORD}.77.draft").write_text("{")
-    assert runs.open_run(tmp_path, {}, force=False) is None
-    runs.finish(tmp_path, {})
-    assert {path.name for path in tmp_path.iterdir()} == {runs.RECORD, runs.METRICS}
+    (tmp_path / f".{run_folder.RECORD}.77.draft").write_text("{")
+    assert run_folder.open_run(tmp_path, {}, force=False) is None
+    run_folder.finish(tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {run_folder.RECORD, run_folder.METRICS}

@@ -7,7 +7,7 @@ import pytest
 
 from deltatune import DeltatuneError, parse, predict
 from deltatune.data import read
-from deltatune.models import environment as package_versions
+from deltatune.models import versions as package_versions
 from deltatune.training import Settings, encode_for
 from deltatune.training.job import Job, prepare, record_of, run
 from deltatune.training.session import NAME, open_adapter, open_host, open_session

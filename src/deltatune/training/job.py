@@ -16,7 +16,7 @@ from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
 from deltatune.models.versions import versions
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 from deltatune.tasks import Encoded, Task
 from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
@@ -83,7 +83,7 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
     session, adapter = ready.session, ready.session.adapter
     return {
         "model": session.model,
-        "data": runs.data_record(ready.data, source),
+        "data": run_folder.data_record(ready.data, source),
         "task": session.task.to_json(),
         "method": repr(adapter.method),
         "head": None if adapter.head is None else adapter.head.config.to_json(),  # type: ignore[operator,union-attr]
@@ -99,7 +99,7 @@ def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSte
         encoded["train"],
         encoded["validation"],
         ready.settings,
-        out=folder / runs.CHECKPOINTS,
+        out=folder / run_folder.CHECKPOINTS,
         on_step=on_step,
         reports=folder,
     )
@@ -111,8 +111,8 @@ def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSte
     }
     extra = {**record, **session.to_json(), "scores": metrics}
     if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):  # only the first process writes
-        session.host.save(session.name, folder / runs.ADAPTER, extra=extra)
-        runs.finish(folder, metrics)
+        session.host.save(session.name, folder / run_folder.ADAPTER, extra=extra)
+        run_folder.finish(folder, metrics)
     return metrics
 
 

@@ -23,7 +23,7 @@ from deltatune.cli.options import (
     read_fields,
 )
 from deltatune.cli.ui.screen import say, show
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 
 OBJECTIVES = (
     "mlm, wwm (whole words), entity, nsp (next sentence), lm, spans (span corruption), prefix-lm or replaced (entities)"
@@ -107,7 +107,7 @@ def pretrain(
     ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
     record = record_of(ready, data)
     run = folder / "run"
-    before = runs.open_run(run, record, force)
+    before = run_folder.open_run(run, record, force)
     introduce(ready, folder)
     metrics = watched_run(ready, run, record) if before is None else before
     report(ready.session.task, metrics, run, use=False)
@@ -125,7 +125,7 @@ def keep_model(ready: Any, folder: Path) -> None:
         show(f"{session.adapter.method!r} cannot be merged, so only the adapter was written.")
         return
     session.detach()
-    host.load(folder / "run" / runs.ADAPTER, name=session.name)  # also if the run was finished before
+    host.load(folder / "run" / run_folder.ADAPTER, name=session.name)  # also if the run was finished before
     with quiet():
         done = save_merged(host, session.name, folder / MODEL, session.tokenizer)
     say(f"Model: {done.folder} (after reading it back it differs from the unmerged model by {done.difference:.1g})")

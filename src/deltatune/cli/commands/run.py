@@ -17,7 +17,7 @@ from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import print_json, say, show, table
 from deltatune.core.errors import DeltatuneError
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 
 if TYPE_CHECKING:
     from deltatune.training.recipes import StageInfo
@@ -113,7 +113,7 @@ class RecipeProgress:
 
         if self.stage is None:
             return "nothing was run yet"
-        path = checkpoint.newest(self.stage.folder / runs.CHECKPOINTS)
+        path = checkpoint.newest(self.stage.folder / run_folder.CHECKPOINTS)
         finished = f"the stages before {self.stage.name} are finished, " if self.stage.number > 1 else ""
         if path is None:
             return f"{finished}no checkpoint of {self.stage.name} yet; the same command starts it again"
@@ -137,7 +137,7 @@ def report_stages(result: Mapping[str, Any], folder: Path) -> None:
     show(table(["stage", "what", *headers], rows, right=headers), "")
     last = result["stages"][-1]
     if "model" not in last:
-        say(f"Adapter: {folder / '-'.join([str(len(lines) - 1), last['stage']]) / runs.ADAPTER}")
+        say(f"Adapter: {folder / '-'.join([str(len(lines) - 1), last['stage']]) / run_folder.ADAPTER}")
     say(f"Model: {result['result']}")
 
 

@@ -40,7 +40,7 @@ from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, trun
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report.number_format import count, rate, seconds, size
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -158,14 +158,14 @@ def train(
     fields = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
     job = Job(model, dataset, method, budget, fields, head_of(pooling, dense), settings)
     ready = prepare(job, partial(check_export, export_for))
-    folder = out or runs.default_folder(ready.data.name, repr(ready.session.adapter.method))
+    folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))
     record = record_of(ready, data)
     processes = join_processes(device_of(ready.session.host))
     if not processes.is_main:  # one of torchrun's other processes: only the first one prints and writes
         if processes.broadcast(None) is None:
             run(ready, folder, record)
         return
-    before = processes.broadcast(runs.open_run(folder, record, force))
+    before = processes.broadcast(run_folder.open_run(folder, record, force))
     introduce(ready, folder)
     if before is None:
         metrics = watched_run(ready, folder, record)
@@ -222,7 +222,7 @@ def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[s
         with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
             return run(ready, folder, record, progress)
     except KeyboardInterrupt:
-        path = checkpoint.newest(folder / runs.CHECKPOINTS)
+        path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
         if path is None:
             raise Interrupted("no checkpoint yet; the same command starts again") from None
         step = path.name.removeprefix(checkpoint.PREFIX)
@@ -235,7 +235,7 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
     spent = metrics["training"]
     memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
     show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
-    adapter = folder / runs.ADAPTER
+    adapter = folder / run_folder.ADAPTER
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")
     if use:

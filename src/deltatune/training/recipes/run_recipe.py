@@ -17,7 +17,7 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.merging import obstacles
 from deltatune.models.loading import quiet
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file
 from deltatune.store.fingerprint import contents_of
 from deltatune.store.merged_model import RECORD, save_merged
@@ -50,7 +50,7 @@ def run_recipe(
     """Run a whole recipe; returns the content of metrics.json or, with stages, of pipeline.json.
 
     Called again it resumes; what was finished is not run again, unless with `force`, or from stage `again` on.
-    Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything runs.
+    Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything run_folder.
     """
     folder = folder_of(recipe, name)
     if recipe.stages:
@@ -60,7 +60,7 @@ def run_recipe(
     prepared = prepare(job_of(recipe, recipe.model))
     assert recipe.data is not None
     record = record_of(prepared, recipe.data.source)
-    before = runs.open_run(folder, record, force, option="out=")
+    before = run_folder.open_run(folder, record, force, option="out=")
     write_file(folder / RECIPE, as_yaml(recipe))
     with on_stage(StageInfo(name, folder, recipe.model, prepared, before is not None)) as on_step:
         return run(prepared, folder, record, on_step) if before is None else before
@@ -125,7 +125,7 @@ def run_stages(
                 result["measure"] = evaluate_model(model, fingerprint, held_out, path, loads)
         results.append(result)
     pipeline = {"model": recipe.model, "measure": base_scores, "stages": results, "result": model}
-    runs.write_record(folder / PIPELINE, pipeline)
+    run_folder.write_record(folder / PIPELINE, pipeline)
     return pipeline
 
 
@@ -142,13 +142,13 @@ def _run_stage(
             return dict(result), False
     stage_run.folder.mkdir(parents=True, exist_ok=True)
     if redo or changed:
-        runs.clear(stage_run.folder)
-    runs.write_record(stage_run.folder / STAGE, {"asked": config, "facts": None})
+        run_folder.clear(stage_run.folder)
+    run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": None})
     write_file(stage_run.folder / RECIPE, as_yaml(stage_run.stage))
     result = {"stage": stage_run.stage.name, "from": model, **_execute(stage_run, model, loads, on_stage)}
     if stage_run.writes_model:
         result |= {"model": str(stage_run.target), "content": contents_of(str(stage_run.target))}
-    runs.write_record(stage_run.folder / STAGE, {"asked": config, "facts": result})
+    run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": result})
     return dict(read_json(stage_run.folder / STAGE)["facts"]), redo
 
 
@@ -173,9 +173,9 @@ def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]
         check_merge(stage.method, obstacles(prepared.session.adapter))
     assert stage.data is not None
     record = record_of(prepared, stage.data.source)
-    if not (stage_run.folder / runs.RECORD).is_file():
-        runs.write_record(stage_run.folder / runs.RECORD, record)  # the folder is ours: it has the stage's file
-    before = runs.open_run(stage_run.folder, record, force=False, option="out=")
+    if not (stage_run.folder / run_folder.RECORD).is_file():
+        run_folder.write_record(stage_run.folder / run_folder.RECORD, record)  # the folder is ours: it has the stage's file
+    before = run_folder.open_run(stage_run.folder, record, force=False, option="out=")
     with on_stage(stage_run.info(model, prepared, before is not None)) as on_step:
         return run(prepared, stage_run.folder, record, on_step) if before is None else before
 
@@ -192,7 +192,7 @@ def _config(stage_run: StageRun, model: str) -> dict[str, Any]:
     """Everything a stage's result depends on, except the content of the model."""
     stage = stage_run.stage
     assert stage.data is not None
-    rows = runs.data_record(stage_run.training_data.data, stage.data.source)
+    rows = run_folder.data_record(stage_run.training_data.data, stage.data.source)
     return {"model": model, "rows": rows, "stage": stage.model_dump(mode="json", exclude={"name"})}
 
 
@@ -206,7 +206,7 @@ def _has_changed(stage_run: StageRun, stored: dict[str, Any], config: dict[str, 
 
     Raises DeltatuneError if the stage's own configuration differs: its old result may have been expensive.
     """
-    different = runs.differences(stored["asked"], config)
+    different = run_folder.differences(stored["asked"], config)
     changes = [row for row in different if row[0] != "from" and not (row[0] == "model" and stage_run.number > 1)]
     if changes:
         lines = [f"  {name.removeprefix('stage.')}: it was {old!r}, now it is {new!r}" for name, old, new in changes]
@@ -221,7 +221,7 @@ def _has_changed(stage_run: StageRun, stored: dict[str, Any], config: dict[str, 
 def _is_complete(stage_run: StageRun, result: dict[str, Any]) -> bool:
     """Whether the stage's result still exists as it was written."""
     if not stage_run.writes_model:
-        return (stage_run.folder / runs.METRICS).is_file()
+        return (stage_run.folder / run_folder.METRICS).is_file()
     if contents_of(str(stage_run.target)) != result.get("content"):
         return False  # removed, or another stage's
     check_folder(stage_run.target)
@@ -235,7 +235,7 @@ def _check_out(folder: Path) -> None:
     names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
     if RECIPE not in names and any(not name.startswith(".") for name in names):
         raise DeltatuneError(f"out={folder} holds files that are not a run of a recipe; choose another folder")
-    if runs.RECORD in names:
+    if run_folder.RECORD in names:
         raise DeltatuneError(f"out={folder} holds the run of a recipe without stages; choose another folder")
     for draft in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:
         shutil.rmtree(draft, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 from deltatune.data import Data
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import load_backbone, quiet
-from deltatune.store import run_folder as runs
+from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel
 from deltatune.training.job import Job, Prepared
@@ -80,7 +80,7 @@ def evaluate_model(
 
     The result is stored in the file `path` and read from there if the model and the rows are the same.
     """
-    config = {"model": model, "content": fingerprint, "rows": runs.data_record(data, data.origin)}
+    config = {"model": model, "content": fingerprint, "rows": run_folder.data_record(data, data.origin)}
     if path.is_file() and read_json(path).get("asked") == config:
         return dict(read_json(path)["found"])
     host, tokenizer = open_host(model, loads)
@@ -93,7 +93,7 @@ def evaluate_model(
         encoded = session.encode(data.test)
         scores |= session.task.score(session.predict(encoded), encoded.references)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_record(path, {"asked": config, "found": scores})
+    run_folder.write_record(path, {"asked": config, "found": scores})
     return scores
 
 

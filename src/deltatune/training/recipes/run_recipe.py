@@ -174,7 +174,7 @@ def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]
     assert stage.data is not None
     record = record_of(prepared, stage.data.source)
     if not (stage_run.folder / run_folder.RECORD).is_file():
-        run_folder.write_record(stage_run.folder / run_folder.RECORD, record)  # the folder is ours: it has the stage's file
+        run_folder.write_record(stage_run.folder / run_folder.RECORD, record)  # the stage made the folder
     before = run_folder.open_run(stage_run.folder, record, force=False, option="out=")
     with on_stage(stage_run.info(model, prepared, before is not None)) as on_step:
         return run(prepared, stage_run.folder, record, on_step) if before is None else before

@@ -129,7 +129,7 @@ def test_compacter_sizes_are_multiples_of_n():
     assert Compacter().sized(9).size == 12
     with pytest.raises(DeltatuneError, match=r"multiple of n=4, such as 8 or 12"):
         Compacter(size=10)
-    with pytest.raises(DeltatuneError, match=r"width 32 .* no multiple of n=3; choose n among 1, 2, 4, 8, 16"):
+    with pytest.raises(DeltatuneError, match=r"width 32 .* is not a multiple of n=3; choose n among 1, 2, 4, 8, 16"):
         Host(models.tiny("bert")).attach("a", Compacter(n=3))
 
 

@@ -8,7 +8,7 @@ from deltatune import Adapter, Delta, LoRA
 from deltatune.methods.adapters.compacter import PHM
 from deltatune.methods.adapters.fusion import Fusion
 from deltatune.methods.base_weights.fastfood import Fastfood
-from deltatune.methods.base_weights.intrinsic import SubspaceWeight, Subspace
+from deltatune.methods.base_weights.intrinsic import Subspace, SubspaceWeight
 from deltatune.methods.combinations.unipelt import Gated
 from deltatune.methods.low_rank.lora import LowRank, LowRankTable
 from deltatune.methods.prompts.prefix import Reparametrised, Trunk

@@ -140,7 +140,7 @@ def self_instruct(
         endpoint = OpenAICompatible(
             url, str(name), prompt_form, key, timeout, retries, concurrency=concurrency, request_fields=sent
         )
-    progress = GenerationProgress()
+    progress = GenerationBar()
     try:
         with progress:
             generate_instructions(rows, endpoint, settings, out, progress)
@@ -188,7 +188,7 @@ def _local_model(model: str | None, adapter: str | None, other_base: bool, form:
     return LocalModel(session.host, session.tokenizer, form, batch_size, label=f"{session.model} + {adapter}")
 
 
-class GenerationProgress(Bar):
+class GenerationBar(Bar):
     """Shows each round: a live line in a terminal, else a plain line now and then."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.label_layout import NO_LEADER, Box, Placement, LabelledPoint, place_labels, spread
+from deltatune.comparison.report.label_layout import NO_LEADER, Box, LabelledPoint, Placement, place_labels, spread
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.svg import (
     Axis,

@@ -11,7 +11,7 @@ from deltatune.prompting.self_instruct import instruction_prompts as prompts
 from deltatune.prompting.self_instruct import quality_filters as filters
 from deltatune.prompting.self_instruct import seed_tasks as sampling
 from deltatune.prompting.self_instruct.quality_filters import InstructionPool
-from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, Row, InstructionTask
+from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, InstructionTask, Row
 from deltatune.prompting.self_instruct.self_instruct_settings import SelfInstruct
 
 YES_NO_TOKENS = 3

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 import deltatune
+from deltatune.cli.options import SOURCE, Metric
+from deltatune.data import formats, read
+from deltatune.tasks import generation, language_modeling, multilabel
+from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS
+from deltatune.tasks.metrics.qa_scores import SPAN_METRICS
+from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
@@ -135,3 +141,49 @@ def test_files_that_documents_link_to_exist():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+METRICS = {
+    "classes": CLASS_METRICS,
+    "several labels": multilabel.METRICS,
+    "numbers": REGRESSION_METRICS,
+    "entities": ENTITY_METRICS,
+    "plain tags": TAG_METRICS,
+    "spans": SPAN_METRICS,
+    "generation": generation.METRICS,
+    "raw text": language_modeling.METRICS,
+}
+
+
+def test_the_help_of_metric_names_every_metric():
+    text = Metric.__metadata__[0].help.removeprefix("Primary metric. ").removesuffix(". Default: the first of them.")
+    parts = dict(part.split(": ") for part in text.split("; "))
+    listed_metrics = {name.lower(): tuple(re.split(", | or ", names)) for name, names in parts.items()}
+    assert listed_metrics == {name: tuple(metrics) for name, metrics in METRICS.items()}
+
+
+def test_the_table_of_tasks_names_every_metric():
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| `(\w+)` \| .+ \| `(\w+)` \| .+ \| (.+) \|$", page, re.MULTILINE)
+    named = {(kind, task): set(re.findall(r"\w+", cell)) for kind, task, cell in cells}
+    rows = {
+        ("classify", "Classify"): ("classes",),
+        ("classify", "MultiLabel"): ("several labels",),
+        ("regression", "Classify"): ("numbers",),
+        ("tag", "Tag"): ("entities", "plain tags"),
+        ("span", "ExtractiveQA"): ("spans",),
+        ("generate", "Generate"): ("generation",),
+        ("lm", "LanguageModel"): ("raw text",),
+    }
+    assert set(named) == set(rows)
+    for row, names in rows.items():
+        missing = {metric for name in names for metric in METRICS[name]} - named[row]
+        assert not missing, f"docs/tasks.md does not name {', '.join(sorted(missing))} of {row[1]}"
+
+
+def test_every_suffix_is_named_where_sources_are_described():
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8").partition("## Sources")[2].partition("\n## ")[0]
+    texts = {"SOURCE": SOURCE, "docs/data.md": page, "read": read.__doc__}
+    for name, text in texts.items():
+        missing = set(formats.suffixes()) - set(re.findall(r"(?<!\w)\.[a-z]\w*", text))
+        assert not missing, f"{name} does not name {', '.join(sorted(missing))}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deltatune.cli.ui.help_screen import fields_of
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+
+if TYPE_CHECKING:
+    from deltatune.data import Data as Dataset
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
 """Groups of options on the help screen."""
@@ -29,6 +32,21 @@ def option(*names: str, panel: str, help: str, metavar: str | None = None, **mor
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 
+def one_of(name: str, choices: Sequence[str]) -> Callable[[str | None], str | None]:
+    """A callback of an option that raises DeltatuneError for a value that is not one of the choices."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            field = name.removeprefix("--").replace("-", "_")
+            allowed = ", ".join(map(repr, choices))
+            raise DeltatuneError(f"{name} {value}: {field} must be one of {allowed}{nearest(value, choices)}")
+        return value
+
+    return check
+
+
+CHECK_PRECISION = one_of("--precision", SETTINGS["precision"].choices)
+
 Model = Annotated[
     str,
     option(
@@ -40,8 +58,9 @@ Model = Annotated[
     ),
 ]
 SOURCE = (
-    "A CSV, TSV, JSONL, JSON, Parquet, CoNLL(-U) or text file, a folder with train, dev and test files or of texts, "
-    "the name of a data set on the hub, or python-docs (the documentation of this Python: texts from ten areas)."
+    "A file (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .conll, .bio, .iob, .iob2, .conllu or .txt), a folder with "
+    "train, dev and test files or of texts, the name of a data set on the hub, or python-docs (the documentation of "
+    "this Python: texts from ten areas)."
 )
 Data = Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)]
 Kind = Annotated[
@@ -85,9 +104,11 @@ Metric = Annotated[
         "--metric",
         panel=DATA,
         metavar="NAME",
-        help="Primary metric. Classes: accuracy, f1, f1_macro, f1_micro or matthews; numbers: pearson, spearman or "
-        "mse; spans: f1 or em; generation: rougeL, bleu, meteor, chrf, em and others; raw text: perplexity or "
-        "bits_per_char. Default: the first of them.",
+        help="Primary metric. Classes: accuracy, f1, f1_macro, f1_micro or matthews; several labels: f1_micro, "
+        "f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, precision, recall, f1_macro "
+        "or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; generation: rougeL, bleu, rouge1, "
+        "rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: perplexity, loss, bits_per_char or "
+        "bits_per_byte. Default: the first of them.",
     ),
 ]
 Prompt = Annotated[
@@ -105,7 +126,7 @@ NewTokens = Annotated[
         "--new-tokens",
         panel=DATA,
         metavar="NUMBER",
-        help="Longest generated answer in tokens. Default: estimated from the lengths of the training answers.",
+        help="Longest answer in new tokens (max_new_tokens). Default: estimated from the lengths of the training answers.",
     ),
 ]
 Beams = Annotated[
@@ -130,11 +151,22 @@ Packing = Annotated[bool, option("--packing/--no-packing", panel=TRAINING, help=
 Precision = Annotated[
     str,
     option(
-        "--precision", panel=TRAINING, metavar="KIND", help=f"auto, float32 or bfloat16. {SETTINGS['precision'].help}."
+        "--precision",
+        panel=TRAINING,
+        metavar="KIND",
+        help=f"auto, float32 or bfloat16. {SETTINGS['precision'].help}.",
+        callback=CHECK_PRECISION,
     ),
 ]
 PrecisionOrDefault = Annotated[
-    str | None, option("--precision", panel=TRAINING, metavar="KIND", help="auto, float32 or bfloat16.")
+    str | None,
+    option(
+        "--precision",
+        panel=TRAINING,
+        metavar="KIND",
+        help="auto, float32 or bfloat16.",
+        callback=CHECK_PRECISION,
+    ),
 ]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead.")]
 Adapter = Annotated[
@@ -155,9 +187,7 @@ OtherModel = Annotated[
 ]
 OtherBase = Annotated[
     bool,
-    option(
-        "--other-base", panel=DATA, help="Accept a base model of the same shape with other weights than at training."
-    ),
+    option("--other-base", panel=DATA, help="Load onto a base whose weights differ from those at training."),
 ]
 InferenceFields = Annotated[
     list[str] | None,
@@ -175,8 +205,9 @@ Pooling = Annotated[
         "--pooling",
         panel=METHOD,
         metavar="KIND",
-        help=f"Input of the classifier: mean, cls, last or pooler. {HEAD['pooling'].help}. "
-        "Default: mean; last for decoders.",
+        help="Input of the classifier: mean over the tokens, cls (first token), last (last token), pooler (the base's "
+        "own). Default: mean; last for decoders.",
+        callback=one_of("--pooling", HEAD["pooling"].choices),
     ),
 ]
 Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help}.")]
@@ -185,6 +216,19 @@ Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD[
 def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     """The fields of the head that the options set."""
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
+
+
+TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}
+"""Tasks in words, where these differ from the value of --task."""
+
+
+def generation_fields(data: Dataset, prompt: str | None, new_tokens: int | None, beams: int | None) -> dict[str, Any]:
+    """The fields of a generation task that the options set. Raises DeltatuneError if the data are for another task."""
+    fields = {"prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    if data.task != "generate":
+        task = TASK_NAMES.get(data.task, data.task)
+        raise_all([f"--{name.replace('_', '-')} is for generation; this task is {task}" for name in set_values(fields)])
+    return fields
 
 
 def set_values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_the_file_tree_of_the_readme_is_the_package():
     paths = listed("\n".join(line.removeprefix("  ") for line in tree_of("README.md")))
     assert len(paths) == len(set(paths))
     rooms = {path for path in paths if path.count("/") == 1 and path.endswith("/")}
-    assert rooms == set(entries(PACKAGE, 1))
+    assert rooms | {"__main__.py"} == set(entries(PACKAGE, 1))
     full = set(entries(PACKAGE, 2))
     assert set(paths) <= full
     for room in rooms:
@@ -107,6 +107,25 @@ def test_the_map_has_every_file_of_the_package():
 @pytest.mark.parametrize("document", ["README.md", "docs/map.md"])
 def test_every_line_of_a_file_tree_has_a_caption(document):
     assert not [line for line in tree_of(document) if not re.fullmatch(r" *\S+ {2,}\S.+", line)]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "caption"),
+    [
+        ("Seams. More.", "Seams"),
+        ("One rule, `h. x`, and no more. Rest.", "One rule, `h. x`, and no more"),
+        (f"A file, `read(a, b): c`, {'long ' * 20}.", "A file, `read(a, b): c`"),
+        (f"Words of a text: {'`a: b, c` ' * 12}end, and more.", f"Words of a text: {'`a: b, c` ' * 12}end, and more"),
+    ],
+)
+def test_captions_are_not_cut_inside_code(docstring, caption):
+    assert tables.caption_of(docstring) == caption
+
+
+def test_the_map_calls_the_floors_as_contributing_does():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"^    (ground|first|second|third|fourth|roof) +(?:\w+/ *)+", text, re.MULTILINE)
+    assert [name.split()[0].lower() for name in tables.FLOOR_NAMES] == names[::-1]
 
 
 def test_contributing_has_the_floors():

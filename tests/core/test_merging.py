@@ -5,7 +5,7 @@ import torch
 
 from deltatune import BitFit, Bottleneck, DeltatuneError, LoRA
 from deltatune.core.errors import CannotMerge
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.testing.fixtures import attach, make_host
 from deltatune.testing.laws import adapter_laws
 
@@ -22,7 +22,7 @@ def test_refusals_are_typed_and_change_nothing(method, reason):
     host = make_host("gpt2" if "lm_head" in repr(method) else "llama", "lm")
     adapter = attach(host, "a", method)
     state = {key: tensor.clone() for key, tensor in host.model.state_dict().items()}
-    assert any(reason in line for line in obstacles(adapter))
+    assert any(reason in line for line in merge_obstacles(adapter))
     with pytest.raises(CannotMerge, match=reason) as error:
         host.merge_("a")
     assert isinstance(error.value, DeltatuneError)
@@ -34,7 +34,7 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_undone(monkeypatch):
     host = make_host("bert")
     attach(host, "a", LoRA(r=2))
     state = {key: tensor.clone() for key, tensor in host.model.state_dict().items()}
-    monkeypatch.setattr("deltatune.core.host.bound", lambda unmerged, dtype: -1.0)
+    monkeypatch.setattr("deltatune.core.host.rounding_tolerance", lambda unmerged, dtype: -1.0)
     with pytest.raises(CannotMerge, match=r"more than torch\.float32 rounding explains; it was undone"):
         host.merge_("a")
     assert not host.merged
@@ -42,7 +42,7 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_undone(monkeypatch):
 
 
 def test_the_law_of_merging_accepts_only_refusals_with_a_declared_reason(monkeypatch):
-    adapter_laws.merging_equals_live(BitFit(missing="add"), "llama")  # refused: no biases, as obstacles says
+    adapter_laws.merging_equals_live(BitFit(missing="add"), "llama")  # refused: no biases, as merge_obstacles says
 
     def refuse(*args):
         raise CannotMerge("there is no bias to merge into, it is tied to another")

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.merging import bound
+from deltatune.core.merging import rounding_tolerance
 from deltatune.store import merged_model
 from deltatune.store.atomic_files import check_folder
 from deltatune.store.merged_model import save_merged
@@ -36,7 +36,7 @@ def test_the_folder_computes_what_the_unmerged_adapter_does(kind, method, tmp_pa
     auto = AutoModelForSeq2SeqLM if kind in models.ENCODER_DECODERS else AutoModelForCausalLM
     again = auto.from_pretrained(done.folder)
     torch.testing.assert_close(logits(again, kind), unmerged, rtol=1e-4, atol=1e-4)
-    assert 0 < done.difference <= bound(unmerged, torch.float32)
+    assert 0 < done.difference <= rounding_tolerance(unmerged, torch.float32)
     record = json.loads((done.folder / merged_model.RECORD).read_text())
     assert record["difference"] == done.difference
     assert record["dtype"] == "torch.float32"

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from deltatune import DeltatuneError, Host, parse
-from deltatune.store.peft import obstacles
+from deltatune.store.peft import peft_obstacles
 from deltatune.store.peft.peft_folder import READS, WRITES, save
 from support import models
 from support.command_line import QUICK, ran, review_folder
@@ -130,7 +130,7 @@ def test_peft_reads_our_folder(kind, method, head, tmp_path):
     paddings = ["right", "left"] if both else ["right"]
     mine = [outputs_of(host.model, kind, head, padding) for padding in paddings]
     host.save("a", tmp_path / "a")
-    assert obstacles(adapter.method, host) == []
+    assert peft_obstacles(adapter.method, host) == []
     theirs = opened(kind, head, tmp_path / "a")
     for found, padding in zip(mine, paddings, strict=True):
         torch.testing.assert_close(outputs_of(theirs, kind, head, padding), found, rtol=1e-4, atol=1e-5)
@@ -288,7 +288,7 @@ def test_vera_matrices_are_generated_from_their_key(tmp_path):
 def test_obstacles_are_known_before_training(kind, head, method, words, tmp_path):
     host = Host(models.tiny(kind, head))
     wanted = parse(method)
-    (reason,) = obstacles(wanted, host)
+    (reason,) = peft_obstacles(wanted, host)
     assert words in reason
     host.attach("a", wanted)
     with pytest.raises(DeltatuneError, match="cannot be exported for PEFT"):

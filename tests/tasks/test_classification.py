@@ -111,7 +111,7 @@ def test_a_text_of_no_tokens_is_an_error(tokenizer):
         ({"labels": ("good",)}, "only one class"),
         ({"labels": ("good", "good")}, "twice"),
         ({"labels": LABELS, "metric": "acuracy"}, "did you mean 'accuracy'"),
-        ({"metric": "accuracy"}, "no metric of regression"),
+        ({"metric": "accuracy"}, "not a metric of regression"),
         ({"text": ("a", "b", "c")}, "one or two columns"),
         ({"too_long": "cut"}, "too_long must be one of"),
         ({"labels": LABELS, "center": 2.0}, "center and scale are for regression"),

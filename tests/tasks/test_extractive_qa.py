@@ -100,7 +100,7 @@ def test_the_answer_is_where_the_label_says(kind, answer):
     assert chosen == result["text"]
     assert answer in result["text"]
     assert len(result["text"].split()) == len(answer.split())  # whole words where tokens do not end inside them
-    assert encoded.truth == [[answer]]
+    assert encoded.row_references == [[answer]]
     assert start - 4 <= result["start"] <= start
 
 
@@ -276,7 +276,7 @@ def test_it_becomes_plain_data_and_comes_back():
     task = ExtractiveQA(abstains=True, stride=64, threshold=0.5, metric="em")
     assert task_from_json(task.to_json()) == task
     for fields, message in [
-        ({"metric": "f2"}, "no metric of spans"),
+        ({"metric": "f2"}, "not a metric of spans"),
         ({"text": ("context",)}, "the question's column and the passage's"),
         ({"stride": 384}, "must be less than max_length"),
         ({"longest": 0}, "at least 1"),

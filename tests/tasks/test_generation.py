@@ -207,7 +207,7 @@ def test_an_answer_is_compared_with_all_its_references():
 
 def test_bad_fields_are_named():
     for fields, message in [
-        ({"metric": "rouge"}, "no metric of generation, did you mean 'rouge"),
+        ({"metric": "rouge"}, "not a metric of generation, did you mean 'rouge"),
         ({"beams": 0}, "beams must be at least 1"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_p": 0.0}, "top_p must be above 0"),

@@ -349,7 +349,7 @@ def test_replaced_entities_are_asked_for_at_their_first_token(tokenizer):
     encoded = task.encode(PEOPLE, tokenizer)
     assert len(encoded) == encoded.examples == 600
     kinds = Counter()
-    for row, places, truth in zip(encoded, encoded.facts, encoded.truth, strict=True):
+    for row, places, truth in zip(encoded, encoded.facts, encoded.row_references, strict=True):
         asked = {place: label for place, label in enumerate(row["labels"]) if label != IGNORED}
         assert asked == dict(zip(places, map(int, truth), strict=True))
         kinds.update(truth)

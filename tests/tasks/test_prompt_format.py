@@ -192,7 +192,7 @@ def test_where_a_template_rewrites_earlier_turns_every_answer_has_a_row_of_its_o
     for row, end in zip(encoded.rows[:2], (2, 4), strict=True):
         shown = tokenizer.apply_chat_template(messages[:end], tokenize=False)
         assert tokenizer.decode(row["input_ids"]) == shown.removesuffix("\n")
-    assert encoded.truth == [["second"], ["Well, thanks."]]
+    assert encoded.row_references == [["second"], ["Well, thanks."]]
 
 
 def test_an_encoder_reads_the_conversation_and_every_answer_has_a_row_of_its_own():

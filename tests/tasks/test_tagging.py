@@ -98,7 +98,7 @@ def test_words_beyond_max_length_are_counted_and_get_the_first_tag(side):
     assert encoded.truncated == 1
     kept = [1, 2, 3, 4] + [None] * 5 if side == "right" else [None] * 5 + [1, 2, 3, 4]
     assert encoded.facts == [kept, [1, 2, 3, 4]]
-    assert encoded.truth[0] == ["B-film"] * 9
+    assert encoded.row_references[0] == ["B-film"] * 9
     answers = task.collect([np.tile(np.array([0.0, 9.0, 0.0]), (6, 1))] * 2, encoded)
     assert answers[0] == ["O" if at is None else "B-film" for at in kept]
     with pytest.raises(DeltatuneError, match="1 of 2 texts are longer than max_length=6"):
@@ -109,7 +109,7 @@ def test_words_and_tags_may_be_strings():
     tokenizer = models.tiny_tokenizer()
     lists = TASK.encode([{"tokens": ["the", "film"], "tags": ["O", "B-film"]}], tokenizer)
     texts = TASK.encode([{"tokens": "the film", "tags": "O B-film"}], tokenizer)
-    assert (texts.rows, texts.truth) == (lists.rows, lists.truth)
+    assert (texts.rows, texts.row_references) == (lists.rows, lists.row_references)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_bad_rows_are_named(row, message):
     [
         ({"tags": ("O",)}, "two tags or more"),
         ({"tags": ("O", "O")}, "name a tag twice"),
-        ({"tags": TAGS, "metric": "f1_micro"}, "no metric of these tags"),
-        ({"tags": ("noun", "verb"), "metric": "recall"}, "no metric of these tags"),
+        ({"tags": TAGS, "metric": "f1_micro"}, "not a metric of these tags"),
+        ({"tags": ("noun", "verb"), "metric": "recall"}, "not a metric of these tags"),
         ({"tags": TAGS, "text": ("a", "b")}, "one column of words"),
     ],
 )

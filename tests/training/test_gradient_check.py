@@ -77,13 +77,13 @@ def test_a_tiny_rate_is_no_standstill(tokenizer):
 def test_what_the_head_does_not_read_is_said(tokenizer):
     host = host_with("BitFit()")
     outcome = train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
-    assert len(outcome.idle) == 1
-    assert "pooler" in outcome.idle[0]
+    assert len(outcome.untrained_tensors) == 1
+    assert "pooler" in outcome.untrained_tensors[0]
     reads = deltatune.Host(models.tiny("bert"))
     head = Head(TASK.head_config(reads.model.config, pooling="pooler"))
     reads.attach("a", deltatune.parse("BitFit()"), head=head)
     assert unread_tensors(reads, "a") == set()
-    assert train(reads, "a", TASK, ROWS, None, tokenizer, PLAIN).idle == ()
+    assert train(reads, "a", TASK, ROWS, None, tokenizer, PLAIN).untrained_tensors == ()
 
 
 def test_a_loss_that_explodes_stops_training(tokenizer):

@@ -22,7 +22,7 @@ class Event:
 
     kind: EventKind
     text: str
-    """The cell for people: method, rate, seed."""
+    """The cell for people: method, learning rate, seed."""
     done: int
     """Cells finished."""
     total: int
@@ -69,7 +69,7 @@ class CellRunner:
         """The record of a cell: the stored one, or that of a new training.
 
         `complete` receives the record of the training, while the adapter is attached, and returns what is stored. If
-        the training fails, the record says why: a rate at which training diverges is a result too.
+        the training fails, the record says why: a learning rate at which training diverges is a result too.
         """
         text, key = cell.describe(), self.plan.key(cell)
         record = stored
@@ -117,7 +117,7 @@ class CellRunner:
             "examples_per_second": outcome.examples_per_second,
             "peak_memory_bytes": outcome.peak_memory_bytes,
             "bfloat16": outcome.bfloat16,
-            "idle": outcome.idle,
+            "idle": outcome.untrained_tensors,
             "truncated": outcome.truncated,
             "scores": {"validation": outcome.evaluations[-1][1], "test": None},
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from deltatune.core.host import Host
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
@@ -98,7 +98,7 @@ def inference_costs(
         run = _runner(host, batch, bfloat16)
         unmerged = _ratio(lambda: host.use(name), lambda: host.use(None), run)
         flops = _flops(host, name, run) - _flops(host, None, run)
-        merged = _merged_ratio(host, name, run) if not obstacles(host.adapters[name]) else None
+        merged = _merged_ratio(host, name, run) if not merge_obstacles(host.adapters[name]) else None
         generation = None
         if generate is not None:
             generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, GENERATION_REPEATS)

@@ -47,9 +47,9 @@ class Cell:
     seed: int
 
     def describe(self) -> str:
-        """The cell for people: `LoRA(r=12), rate 0.002, rate search`."""
-        stage = "rate search" if self.stage == "search" else f"seed {self.seed}"
-        return f"{self.candidate.text}, rate {self.rate:g}, {stage}"
+        """The cell for people: `LoRA(r=12), lr 0.002, learning-rate search`."""
+        stage = "learning-rate search" if self.stage == "search" else f"seed {self.seed}"
+        return f"{self.candidate.text}, lr {self.rate:g}, {stage}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Plan:
 
     @cached_property
     def _digest(self) -> str:
-        return _hash({name: [list(rows), rows.truth] for name, rows in self.splits.items()})
+        return _hash({name: [list(rows), rows.row_references] for name, rows in self.splits.items()})
 
 
 def make_plan(

@@ -49,9 +49,10 @@ def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:
     allowed = read_budget(budget, sites)
     smallest = method.sized(1)
     if smallest.count(sites) > allowed.params:
+        number = "" if allowed.text.isdigit() else f" = {allowed.params:,}"
         raise DeltatuneError(
             f"{smallest!r} already trains {smallest.count(sites):,} parameters, more than the budget "
-            f"{allowed.text} = {allowed.params:,}; raise the budget or give the method fewer sites"
+            f"{allowed.text}{number}; raise the budget or give the method fewer sites"
         )
     low, high = 1, max(1, method.limit(sites))
     while low < high:

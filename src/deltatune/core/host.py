@@ -14,7 +14,7 @@ from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
 from deltatune.core.errors import CannotMerge, DeltatuneError, nearest
 from deltatune.core.host_summary import describe
-from deltatune.core.merging import MergedAdapters, bound, check_merges, difference, verification_output
+from deltatune.core.merging import MergedAdapters, check_merges, difference, rounding_tolerance, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.route import Route, RouteSpec, read_route
@@ -183,7 +183,7 @@ class Host:
             merged = verification_output(self.model, self.sites.facts)
             worst = self._merging.differences[name] = difference(unmerged, merged)
         dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
-        if not worst <= bound(unmerged, dtype):
+        if not worst <= rounding_tolerance(unmerged, dtype):
             self.unmerge_(name)
             raise CannotMerge(
                 f"merging {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "

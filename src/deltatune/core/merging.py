@@ -46,7 +46,7 @@ class MergedAdapters:
         return self._originals.get(id(parameter), (parameter, parameter))[1]
 
 
-def obstacles(adapter: Adapter) -> list[str]:
+def merge_obstacles(adapter: Adapter) -> list[str]:
     """Why an adapter cannot be merged: no weight form, no place for it at a site, or a tied weight. Empty if it can."""
     merging = [(site, delta.capabilities) for _, site, delta in adapter.entries() if delta.capabilities.merges]
     stuck = sorted({type(delta).__name__ for _, _, delta in adapter.entries() if not delta.capabilities.merges})
@@ -67,7 +67,7 @@ def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
     """Raise CannotMerge unless every Delta has a weight form here, naming those that have none."""
     check_whole(model, f"merging {name!r}", "save the adapter, and merge it where the base is whole", CannotMerge)
     about = f"adapter {name!r} ({adapter.method!r}) cannot be merged; keep it unmerged:"
-    raise_all(obstacles(adapter), about, CannotMerge)
+    raise_all(merge_obstacles(adapter), about, CannotMerge)
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def difference(unmerged: Tensor | None, merged: Tensor | None) -> float:
     return 0.0 if unmerged is None or merged is None else float((unmerged - merged).abs().max())
 
 
-def bound(unmerged: Tensor | None, dtype: torch.dtype) -> float:
+def rounding_tolerance(unmerged: Tensor | None, dtype: torch.dtype) -> float:
     """Largest difference that the dtype's rounding explains."""
     scale = 1.0 if unmerged is None else max(1.0, float(unmerged.abs().max()))
     return scale * max(1e-5, 32 * torch.finfo(dtype).eps)

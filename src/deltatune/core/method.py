@@ -149,7 +149,7 @@ def short_form(maker: Callable[..., Method]) -> Callable[..., Method]:
     return maker
 
 
-def fields_of(method: Method | type[Method]) -> dict[str, Any]:
+def hyperparameters(method: Method | type[Method]) -> dict[str, Any]:
     """Hyper-parameters of a method and their values (defaults for a class)."""
     if isinstance(method, type):
         return {field.name: field.default for field in dataclasses.fields(method)}

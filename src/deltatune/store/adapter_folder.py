@@ -14,7 +14,7 @@ from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method, fields_of
+from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
@@ -100,7 +100,10 @@ def method_to_json(method: Method) -> Any:
     """All fields of a method, defaults included, so that later defaults cannot change its meaning."""
     if isinstance(method, Union):
         return [method_to_json(part) for part in method.members]
-    return {"name": type(method).__name__, **{name: _value_to_json(value) for name, value in fields_of(method).items()}}
+    return {
+        "name": type(method).__name__,
+        **{name: _value_to_json(value) for name, value in hyperparameters(method).items()},
+    }
 
 
 def _value_to_json(value: Any) -> Any:
@@ -120,7 +123,7 @@ def method_from_json(content: Any, folder: Path) -> Method:
     maker = registry().get(str(name))
     if maker is None:
         raise DeltatuneError(f"{folder} holds a {name} adapter, but that method is not installed; install its package")
-    unknown = [option for option in options if option not in fields_of(maker)]  # type: ignore[arg-type]
+    unknown = [option for option in options if option not in hyperparameters(maker)]  # type: ignore[arg-type]
     if unknown:
         raise DeltatuneError(f"{folder} uses unknown options of {name}: {', '.join(unknown)}; update deltatune")
     return maker(**{name: _value_from_json(value, folder) for name, value in options.items()})

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.merging import bound, difference, verification_output
+from deltatune.core.merging import difference, rounding_tolerance, verification_output
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 
 CONFIG, RECORD = "config.json", "merge.json"
@@ -100,7 +100,7 @@ def verify(host: Host, folder: Path, unmerged: Any, dtype: torch.dtype) -> float
     device = next(host.model.parameters()).device
     reloaded: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
     largest = difference(unmerged, verification_output(reloaded.to(device).float(), host.sites.facts))
-    limit = bound(unmerged, dtype)
+    limit = rounding_tolerance(unmerged, dtype)
     if not largest <= limit:
         raise DeltatuneError(
             f"the merged model, read back, differs by {largest:.2g} from the unmerged adapter, more than {dtype} "

@@ -57,7 +57,7 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
                 "\n".join([f"{folder} holds {state} with other settings:", *lines[:12]])
                 + f"\n{option}NAME keeps both, --force replaces it"
             )
-        tidy(folder)
+        remove_partial_files(folder)
         if (folder / METRICS).is_file():
             return _read(folder / METRICS)
         return None
@@ -73,7 +73,7 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
 def clear(folder: Path) -> None:
     """Remove a run's files: first those that mark it as finished, last those that mark the folder as a run."""
     (folder / METRICS).unlink(missing_ok=True)
-    tidy(folder)
+    remove_partial_files(folder)
     (folder / STEP_METRICS).unlink(missing_ok=True)
     for name in (CHECKPOINTS, ADAPTER, TENSORBOARD):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -86,7 +86,7 @@ def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
     _remove_checkpoints(folder)
 
 
-def tidy(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process left: incomplete files and folders, checkpoints of a finished run."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if any(_draft_of(path, name) for name in (RECORD, METRICS, STEP_METRICS, ADAPTER)):

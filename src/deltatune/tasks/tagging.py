@@ -104,7 +104,7 @@ class Tag(Task):
                 f"{truncated} of {len(rows)} texts are longer than max_length={self.max_length} tokens; raise it or "
                 "choose too_long='truncate'"
             )
-        return Encoded(encoded, truncated, facts=word_tokens, truth=tags)
+        return Encoded(encoded, truncated, facts=word_tokens, row_references=tags)
 
     def _row(self, words: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[TokenRow, list[int | None], bool]:
         """Tokens, the index of each word's token (None: it has none), and whether words were cut off."""

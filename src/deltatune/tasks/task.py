@@ -49,7 +49,7 @@ class Encoded(Sequence[TokenRow]):
     """The row (0 to N - 1) that each piece belongs to; None where each row is one piece."""
     facts: Sequence[Any] | None = None
     """What the task needs of each of the N rows to decode an answer from its pieces, such as its words."""
-    truth: Sequence[Any] | None = None
+    row_references: Sequence[Any] | None = None
     """The references of the N rows; None where they are the `label` of the pieces."""
 
     def __getitem__(self, index: Any) -> Any:
@@ -69,7 +69,9 @@ class Encoded(Sequence[TokenRow]):
     @property
     def references(self) -> Any:
         """The references of the N rows: class numbers or values (N,), or plain data."""
-        return self.truth if self.truth is not None else np.asarray([row["label"] for row in self.rows])
+        return (
+            self.row_references if self.row_references is not None else np.asarray([row["label"] for row in self.rows])
+        )
 
 
 class Task(ABC):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.core.method import Method
 from deltatune.core.registry import registry
 from deltatune.testing.fixtures import assert_close, assert_equal, attach, make_host, probe_loss
@@ -84,7 +84,7 @@ class Family:
     def _merge(self) -> None:
         """Merged, it computes the same on the host's verification inputs and on this batch."""
         adapter = self.host.adapters["a"]
-        if not adapter.merges or obstacles(adapter):
+        if not adapter.merges or merge_obstacles(adapter):
             return
         unmerged = _outputs(self.host, self.batch)
         self.host.merge_("a")

@@ -184,11 +184,11 @@ def load_(
 def to_resume(out: Path, processes: Processes) -> Path | None:
     """The checkpoint that a run resumes from; process 0 looks for it, and removes what a killed run left half done."""
     if processes.is_main and out.is_dir():
-        tidy(out)
+        remove_partial_checkpoints(out)
     return processes.broadcast(newest(out) if processes.is_main else None)
 
 
-def tidy(out: Path) -> None:
+def remove_partial_checkpoints(out: Path) -> None:
     """Remove what a killed run left: folders half written, checkpoints half deleted."""
     for path in [*out.glob(f".{PREFIX}*"), *out.glob(".*.draft")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -29,7 +29,7 @@ class Settings:
     batch_size: int = 32
     """Rows of one optimizer step."""
     accumulation: int = 1
-    """Gradient accumulation: forward passes per optimizer step. Less memory, the same result."""
+    """Split each batch into this many forward passes; the batch size stays the same."""
     learning_rate: float | None = None
     """Peak learning rate; None takes the method's recommended one."""
     warmup: float = 0.06
@@ -41,9 +41,9 @@ class Settings:
     max_grad_norm: float = 1.0
     """Gradient clipping: the largest norm of all gradients together; 0 turns it off."""
     length_grouping: bool = True
-    """Whether a batch has rows of similar length, for little padding; the batches depend on the seed alone."""
+    """Make batches of rows of similar length, for little padding; the batches depend on the seed alone."""
     packing: bool = False
-    """Whether rows share sequences, separated by position ids: no padding, the same result (decoders only)."""
+    """Pack several rows into one sequence (decoders only)."""
     checkpointing: bool = False
     """Gradient checkpointing: activations are computed again in backward. Much less memory, about half more time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -56,7 +56,7 @@ class Outcome:
     """Whether the base ran under bfloat16 autocast."""
     truncated: int = 0
     """Training and validation rows that were truncated at the task's max_length."""
-    idle: tuple[str, ...] = ()
+    untrained_tensors: tuple[str, ...] = ()
     """Trainable tensors that this task's head does not read, such as the base's pooler: they did not change."""
     resumed: int = 0
     """The step of the checkpoint that the run was resumed from; 0 for a new run."""
@@ -130,7 +130,7 @@ def train(
         learning_rate=settings.learning_rate or 0.0,
         bfloat16=bfloat16,
         truncated=rows.truncated + validation.truncated,
-        idle=tuple(sorted(unread_tensors(host, name))),
+        untrained_tensors=tuple(sorted(unread_tensors(host, name))),
         resumed=checkpoint.step_of(resume) if resume else 0,
     )
 

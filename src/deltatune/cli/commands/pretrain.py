@@ -77,7 +77,7 @@ def pretrain(
         option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/pretrain-<data>-<objective>."),
     ] = None,
     force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Replace a run with other settings in that folder.")
+        bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")
     ] = False,
 ) -> None:
     """Train on raw text with a pretraining objective, and write the model.
@@ -116,12 +116,12 @@ def pretrain(
 
 def keep_model(ready: Any, folder: Path) -> None:
     """Write the merged model, if the method can be merged."""
-    from deltatune.core.merging import obstacles
+    from deltatune.core.merging import merge_obstacles
     from deltatune.models.loading import quiet
     from deltatune.store.merged_model import save_merged
 
     session, host = ready.session, ready.session.host
-    if obstacles(session.adapter):
+    if merge_obstacles(session.adapter):
         show(f"{session.adapter.method!r} cannot be merged, so only the adapter was written.")
         return
     session.detach()

@@ -31,6 +31,7 @@ from deltatune.cli.options import (
     Precision,
     Prompt,
     Text,
+    generation_fields,
     head_of,
     option,
 )
@@ -77,9 +78,9 @@ def check_export(name: str | None, method: Method, host: Host, head: nn.Module |
     """Raise DeltatuneError with every reason against an export; returns notes on what an export leaves out."""
     if name is None:
         return []
-    from deltatune.store.peft import left_out, obstacles
+    from deltatune.store.peft import left_out, peft_obstacles
 
-    reasons = obstacles(method, host, head)
+    reasons = peft_obstacles(method, host, head)
     raise_all(reasons, f"{method!r} cannot be exported for {name}; nothing was trained:" if reasons else "")
     return left_out(head)
 
@@ -129,7 +130,7 @@ def train(
     ] = None,
     export_for: ExportFor = None,
     force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Replace a run with other settings in that folder.")
+        bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")
     ] = False,
 ) -> None:
     """Train one adapter and score it.
@@ -146,6 +147,7 @@ def train(
     check_peer(export_for)
     # before torch is imported: mistakes in the data show quickly
     dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    generated = generation_fields(dataset, prompt, new_tokens, beams)
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import Job, prepare, record_of, run
@@ -155,7 +157,7 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    fields = {"max_length": max_length, "metric": metric, "prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    fields = {"max_length": max_length, "metric": metric, **generated}
     job = Job(model, dataset, method, budget, fields, head_of(pooling, dense), settings)
     ready = prepare(job, partial(check_export, export_for))
     folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))
@@ -196,7 +198,7 @@ def introduce(ready: Prepared, folder: Path) -> None:
         (
             "training",
             f"{_length(settings)}, batches of {settings.batch_size} rows, "
-            f"rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
+            f"learning rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
         ),
         ("folder", str(folder)),
     ]

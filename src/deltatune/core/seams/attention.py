@@ -32,7 +32,7 @@ def inner_attention(model: nn.Module) -> str:
     Raises DeltatuneError for implementations without a dense mask (flash attention, flex attention).
     """
     config: Any = model.config
-    inner = str(config._attn_implementation).removeprefix("deltatune_").removesuffix("_as_long")
+    inner = str(config._attn_implementation).removeprefix("deltatune_").removesuffix("_same_length")
     if inner not in _INNER:
         raise DeltatuneError(
             f"key-value prefixes need attention 'sdpa' or 'eager', this model runs {inner!r}; "
@@ -80,7 +80,7 @@ class AttentionSeam:
 
 def register_seam(inner: str, longer: bool) -> str:
     """Register the seam over an attention and return its name. Without longer keys, the model's own masks are right."""
-    name = f"deltatune_{inner}" if longer else f"deltatune_{inner}_as_long"
+    name = f"deltatune_{inner}" if longer else f"deltatune_{inner}_same_length"
     AttentionInterface.register(name, _function(inner))
     # A name without a mask function silently gets no mask at all, and padding would be attended.
     AttentionMaskInterface.register(name, _mask(inner) if longer else ALL_MASK_ATTENTION_FUNCTIONS[inner])

@@ -116,8 +116,8 @@ class AdapterDrop(Method):
         picked, model = self.bottleneck.pick(sites), sites.facts.architecture
         raise_all(
             [
-                f"{self!r}: with {self.drop} layers left out nothing is left of this {model}, which has "
-                f"{depth} in a stack; leave out at most {depth - 1}"
+                f"{self!r}: drop={self.drop} leaves no layer: this {model} has {depth} in a stack; "
+                f"leave out at most {depth - 1}"
                 for depth in sorted({site.depth for site in picked})
                 if self.drop >= depth
             ]

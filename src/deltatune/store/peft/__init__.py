@@ -1,8 +1,8 @@
 """HF PEFT's adapter folders, written and read: a file per family of methods, with what PEFT cannot hold.
 
-`obstacles` says before training why PEFT could not read an adapter of a method.
+`peft_obstacles` says before training why PEFT could not read an adapter of a method.
 """
 
-from deltatune.store.peft.peft_folder import knows, left_out, load, obstacles, save
+from deltatune.store.peft.peft_folder import knows, left_out, load, peft_obstacles, save
 
-__all__ = ["knows", "left_out", "load", "obstacles", "save"]
+__all__ = ["knows", "left_out", "load", "peft_obstacles", "save"]

@@ -51,7 +51,7 @@ _ORIGIN = ("peft_type", "peft_version", "base_model_name_or_path")
 """Keys of PEFT's config that are stored as the origin of an adapter."""
 
 
-def obstacles(method: Method, host: Host, head: nn.Module | bool | None = None) -> list[str]:
+def peft_obstacles(method: Method, host: Host, head: nn.Module | bool | None = None) -> list[str]:
     """List reasons why PEFT cannot hold an adapter of this method on this model; known before training.
 
     `head` as for `Host.attach`: None if the adapter has copies of the model's own heads.
@@ -162,4 +162,4 @@ def _write_files(host: Host, adapter: Adapter, folder: Path) -> None:
 
 
 def _obstacles_of(host: Host, adapter: Adapter) -> list[str]:
-    return obstacles(adapter.method, host, None if head_copies(adapter) else False)
+    return peft_obstacles(adapter.method, host, None if head_copies(adapter) else False)

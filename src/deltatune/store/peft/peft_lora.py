@@ -14,7 +14,7 @@ from torch import Tensor
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method, fields_of
+from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
 from deltatune.core.sites.fused_projections import put
 from deltatune.core.sites.site import Site
@@ -82,7 +82,7 @@ class LoRAFormat:
         config = modules_config(host, "LORA", adapter, modules)
         config |= {
             "bias": "none",
-            "lora_dropout": float(fields_of(adapter.method).get("dropout", 0.0)),
+            "lora_dropout": float(hyperparameters(adapter.method).get("dropout", 0.0)),
             **_rank_config(pairs),
         }
         if any(key.endswith(MAGNITUDE) for key in tensors):

@@ -16,7 +16,7 @@ from torch import nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method, fields_of
+from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
 from deltatune.core.sites.site import Site
 from deltatune.store.peft.peft_format import (
@@ -50,15 +50,17 @@ class PrefixFormat:
             problems.append(
                 f"PEFT has no task type for {facts.architecture}, and without one it silently leaves them out"
             )
-        if not fields_of(method).get("shift_positions", True):
+        if not hyperparameters(method).get("shift_positions", True):
             problems.append(
                 "shift_positions=False, but PEFT shifts the positions of real tokens by the length of the prefix"
             )
-        if fields_of(method).get("position", "prefix") != "prefix":
+        if hyperparameters(method).get("position", "prefix") != "prefix":
             problems.append("position is not 'prefix', but PEFT puts keys and values before the text")
         all_sites = [site for site in host.sites.values() if site.kind == "kv"]
         if len(method.pick(host.sites)) != len(all_sites):
-            problems.append(f"sites={fields_of(method).get('sites', '')!r}, but PEFT prefixes every attention layer")
+            problems.append(
+                f"sites={hyperparameters(method).get('sites', '')!r}, but PEFT prefixes every attention layer"
+            )
         if len({site.width_out for site in all_sites}) > 1:
             problems.append("the keys of the layers differ in width, which PEFT's single tensor cannot hold")
         if kind and not _takes_past(host.model):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
-from deltatune.core.method import Method, fields_of
+from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
 from deltatune.store.peft.peft_format import (
     MODULE_PREFIX,
@@ -51,7 +51,7 @@ class VeRAFormat:
         config = modules_config(host, "VERA", adapter, modules) | {
             "r": len(shared["base_model.vera_A"]),
             "save_projection": True,
-            "vera_dropout": float(fields_of(adapter.method).get("dropout", 0.0)),
+            "vera_dropout": float(hyperparameters(adapter.method).get("dropout", 0.0)),
             "bias": "none",
         }
         return Exported(config, tensors, shared)

@@ -15,7 +15,7 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import CannotMerge
 from deltatune.core.host import Host
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.core.method import Method
 from deltatune.testing.fixtures import (
     OTHER,
@@ -122,7 +122,7 @@ def merging_equals_live(method: Method, kind: Kind) -> None:
             host.merge_("a")
         except CannotMerge:
             # It merges in general, but a site here lacks a parameter it merges into, or shares it with another module.
-            if obstacles(adapter):
+            if merge_obstacles(adapter):
                 continue
             raise
         rounding = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps

@@ -8,7 +8,7 @@ from typing import Any
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.core.registry import parse
 from deltatune.data import Data, read
 from deltatune.models.loading import empty_backbone
@@ -125,7 +125,7 @@ def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
     except NotImplementedError:  # it initialises from the weights, which an empty model lacks; checked when it trains
         return
     if stage.merge:
-        check_merge(stage.method, obstacles(host.adapters[NAME]))
+        check_merge(stage.method, merge_obstacles(host.adapters[NAME]))
 
 
 def check_merge(method: str, reasons: list[str]) -> None:

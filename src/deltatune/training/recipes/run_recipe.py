@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.merging import obstacles
+from deltatune.core.merging import merge_obstacles
 from deltatune.models.loading import quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file
@@ -170,7 +170,7 @@ def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]
     stage = stage_run.stage
     prepared = prepare(job_of(stage, model, stage_run.training_data))
     if stage.merge:
-        check_merge(stage.method, obstacles(prepared.session.adapter))
+        check_merge(stage.method, merge_obstacles(prepared.session.adapter))
     assert stage.data is not None
     record = record_of(prepared, stage.data.source)
     if not (stage_run.folder / run_folder.RECORD).is_file():

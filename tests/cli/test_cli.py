@@ -397,7 +397,7 @@ def test_the_results_table_fits(width, monkeypatch):
 def test_the_live_display_shows_what_runs(capsys):
     watching = ComparisonProgress("accuracy")
     record = {"method": "LoRA(r=2)", "learning_rate": 2e-3, "scores": {"validation": {"accuracy": 0.7}, "test": None}}
-    watching(Event("cell_done", "LoRA(r=2), rate 0.002, rate search", 1, 4, 12.0, {"record": record}))
+    watching(Event("cell_done", "LoRA(r=2), lr 0.002, learning-rate search", 1, 4, 12.0, {"record": record}))
     watching(Event("cell_start", "LoRA(r=2), seed 1", 1, 4, 12.0, {"next": "BitFit(), seed 0"}))
     watching(Event("step", "LoRA(r=2), seed 1", 1, 4, 11.0, {"step": 3, "steps": 9, "loss": 0.5}))
     screen = Console(width=80, record=True, file=sys.stderr)

@@ -118,7 +118,7 @@ def test_text_longer_than_the_model_takes(train):
 
 def test_unknown_metric_and_pooling(train):
     refused(train(metric="acuracy"), "did you mean 'accuracy'", "matthews")
-    refused(train(pooling="men"), "pooling must be one of", "'mean'")
+    refused(train(pooling="men"), "--pooling men: pooling must be one of", "'mean'", "did you mean 'mean'")
 
 
 # --- methods ---
@@ -147,7 +147,13 @@ def test_budget_too_small_or_unreadable(train):
 
 def test_settings_out_of_range(train):
     refused(train(epochs=0), "epochs must be above 0")
-    refused(train(precision="float8"), "precision must be one of", "'bfloat16'")
+    refused(train(precision="float8"), "--precision float8: precision must be one of", "'bfloat16'")
+    refused(ran("compare", "--precision", "fp16"), "--precision fp16: precision must be one of", "'bfloat16'")
+
+
+def test_generation_options_of_a_classification(train):
+    refused(train(prompt="alpaca"), "--prompt is for generation; this task is classification")
+    refused(train(new_tokens=8, beams=2), "--new-tokens is for generation", "--beams is for generation")
 
 
 # --- models ---
@@ -276,6 +282,11 @@ def test_unknown_split(trained, data):
 
 def test_unknown_option_and_command():
     refused(ran("train", "--epoch", "3"), "no option --epoch", "did you mean '--epochs'", "`deltatune train --help`")
+    refused(ran("train", "--learning-rate", "1e-3"), "no option --learning-rate, did you mean '--lr'?")
+    refused(ran("compare", "--learning-rate", "1e-3"), "no option --learning-rate; ", "--rates")
+    refused(ran("train", "--num-beams", "4"), "no option --num-beams, did you mean '--beams'?")
+    refused(ran("train", "--max-new-tokens", "4"), "no option --max-new-tokens, did you mean '--new-tokens'?")
+    refused(ran("train", "--rank", "4"), "no option --rank; the rank is an option of the method: --method 'LoRA(r=8)'")
     refused(ran("trian"), "no command 'trian', did you mean 'train'", "`deltatune --help`")
     refused(ran("sites", "builtin", "more"), "(more)", "`deltatune sites --help`")
 

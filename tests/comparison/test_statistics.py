@@ -327,7 +327,8 @@ def test_a_clear_winner_and_a_head_alone_and_one_method():
 
 def test_nothing_better_than_the_majority_is_said():
     found = recommend(summary(row("A()", 0.62, 9, True, ci=(0.55, 0.7)), majority={"score": 0.6}))
-    assert "not clearly better than always answering the most frequent label (0.600)" in found["sentence"]
+    warning = "the best method is not significantly better than always answering the most frequent label (0.600)"
+    assert warning in found["sentence"]
 
 
 def test_all_failed():

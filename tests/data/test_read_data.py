@@ -503,7 +503,7 @@ def test_a_name_that_is_nothing(hub, tmp_path, monkeypatch):
 def test_a_hub_name_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = complaint(read, "me/films")
-    assert "no file or folder here" in message
+    assert "not a file or folder here" in message
     assert 'pip install "deltatune[data]"' in message
 
 

@@ -126,7 +126,8 @@ NewTokens = Annotated[
         "--new-tokens",
         panel=DATA,
         metavar="NUMBER",
-        help="Longest answer in new tokens (max_new_tokens). Default: estimated from the lengths of the training answers.",
+        help="Longest answer in new tokens (max_new_tokens). "
+        "Default: estimated from the lengths of the training answers.",
     ),
 ]
 Beams = Annotated[

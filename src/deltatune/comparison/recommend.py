@@ -90,4 +90,4 @@ def _warning(best: MethodEntry, majority: Mapping[str, Any] | None, lower: bool 
         return ""
     words = str(majority.get("words") or "Always answering the most frequent label").rstrip(",")
     than = words[:1].lower() + words[1:]
-    return f" Beware: even the best is not clearly better than {than} ({majority['score']:.3f})."
+    return f" Warning: the best method is not significantly better than {than} ({majority['score']:.3f})."

@@ -104,7 +104,8 @@ def _label(row: Row, data: Data) -> object:
 def _small_splits(data: Data) -> list[str]:
     """Splits so small that one row moves the score by more than a point."""
     return [
-        f"{split} has {len(rows)} rows: one row is {100 / len(rows):.1f} points, so small differences are chance."
+        f"{split} has {len(rows)} rows: each row counts {100 / len(rows):.1f} percentage points; small differences may "
+        "be chance."
         for split, rows in (("validation", data.validation), ("test", data.test))
         if 0 < len(rows) < SMALL_SPLIT
     ]

@@ -26,7 +26,7 @@ class HeadConfig:
 
     none: every token is classified, for tags and spans."""
     dense: bool = False
-    """Whether a D x D layer and its activation come before the classifier."""
+    """Put a D x D layer and its activation before the classifier."""
     activation: Literal["tanh", "gelu", "relu"] = "tanh"
     """Activation after the dense layer."""
     dropout: float = 0.1

@@ -65,7 +65,7 @@ def combine(
         ),
     ] = "model",
     scale: Annotated[
-        float, option("--scale", panel=COMBINATION, metavar="NUMBER", help="Multiplies the result.")
+        float, option("--scale", panel=COMBINATION, metavar="NUMBER", help="Factor on the combined change.")
     ] = 1.0,
     head: Annotated[
         str | None,

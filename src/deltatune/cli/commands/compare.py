@@ -32,6 +32,7 @@ from deltatune.cli.options import (
     PrecisionOrDefault,
     Prompt,
     Text,
+    generation_fields,
     head_of,
     option,
     set_values,
@@ -97,10 +98,10 @@ def compare(
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     seeds: Annotated[
-        int, option("--seeds", panel=TRAINING, metavar="NUMBER", help="Runs of each method at its best learning rate.")
+        int, option("--seeds", panel=TRAINING, metavar="COUNT", help="Runs of each method at its best learning rate.")
     ] = parameter(PLAN, "make_plan", "seeds"),
     rates: Annotated[
-        int, option("--rates", panel=TRAINING, metavar="NUMBER", help="Learning rates to try for each method.")
+        int, option("--rates", panel=TRAINING, metavar="COUNT", help="Learning rates to try for each method.")
     ] = parameter(PLAN, "make_plan", "rates"),
     epochs: EpochsOrDefault = None,
     batch_size: BatchSizeOrDefault = None,
@@ -130,6 +131,7 @@ def compare(
     limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
     dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    generated = generation_fields(dataset, prompt, new_tokens, beams)
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings
@@ -146,7 +148,7 @@ def compare(
         settings=settings,
         max_length=max_length,
         metric=metric or "",
-        task={"prompt": prompt, "new_tokens": new_tokens, "beams": beams},
+        task=generated,
         head=head_of(pooling, dense),
         out=out,
     )
@@ -199,7 +201,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
 def _runs(plan: Plan) -> str:
     rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
     methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
-    return f"{methods} at {rates}, the best rate of each with {seeds}"
+    return f"{methods} at {rates}, the best learning rate of each with {seeds}"
 
 
 def report(summary: dict[str, Any], path: Path) -> None:
@@ -212,7 +214,8 @@ def report(summary: dict[str, Any], path: Path) -> None:
     show(str(summary["recommendation"]["sentence"]))
     for cell in summary.get("failed") or []:
         problem = str(cell.get("error") or "no message").partition("\n")[0]
-        show(f"failed: {cell['method']}, rate {rate(cell.get('learning_rate'))}, seed {cell.get('seed')}: {problem}")
+        lr = rate(cell.get("learning_rate"))
+        show(f"failed: {cell['method']}, learning rate {lr}, seed {cell.get('seed')}: {problem}")
     say(f"report: {path}")
 
 

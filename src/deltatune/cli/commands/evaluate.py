@@ -47,7 +47,9 @@ def evaluate(
 ) -> None:
     """Score a trained adapter.
 
-    deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
+    Prints every metric of the task, and the number of truncated texts.
+
+      deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
     """
     if split is not None and split not in SPLITS:
         raise DeltatuneError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Adapter, InferenceFields, OtherBase, OtherModel, option, read_fields
+from deltatune.cli.options import DATA, OUTPUT, Adapter, InferenceFields, OtherBase, OtherModel, option, read_fields
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.screen import plural
 from deltatune.comparison.report.number_format import count
@@ -162,7 +162,7 @@ def predict(
     fields: InferenceFields = None,
     batch_size: Annotated[
         int,
-        option("--batch-size", panel=OUTPUT, metavar="ROWS", help="Rows of a batch.", min=1),
+        option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1),
     ] = 32,
     out: Annotated[
         Path | None,

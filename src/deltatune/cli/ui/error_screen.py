@@ -20,6 +20,16 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's class of wrong options and arguments, wherever this version of it keeps the class."""
 RENAMED_COMMANDS = {"grow": "self-instruct"}
 """Commands that have a new name."""
+OTHER_NAMES = {
+    "--learning-rate": {
+        "--lr": ", did you mean '--lr'?",
+        "--rates": "; the learning rates are searched, and --rates is their number",
+    },
+    "--num-beams": {"--beams": ", did you mean '--beams'?"},
+    "--max-new-tokens": {"--new-tokens": ", did you mean '--new-tokens'?"},
+    "--rank": {"--method": "; the rank is an option of the method: --method 'LoRA(r=8)'"},
+}
+"""Names of options in other libraries: the hint for a command that has the option on the left."""
 INTERRUPTED = 130
 """Exit code of Ctrl-C, as in shells."""
 INTERRUPTED_TEXT = "interrupted; nothing is saved"
@@ -92,7 +102,9 @@ def _usage_message(error: Exception) -> str:
     text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
     if type(error).__name__ == "NoSuchOption":
         option = str(error.option_name)  # type: ignore[attr-defined]
-        text = f"no option {option}{nearest(option, _options(context))}"
+        options = _options(context)
+        hint = next((hint for name, hint in OTHER_NAMES.get(option, {}).items() if name in options), "")
+        text = f"no option {option}{hint or nearest(option, options)}"
     elif text.startswith("No such command"):
         command = text.split("'")[1]
         if command in RENAMED_COMMANDS:

@@ -134,6 +134,8 @@ class Field:
     """The docstring, without the final full stop."""
     default: Any
     """The default if it is a literal, else None."""
+    choices: tuple[str, ...] = ()
+    """The values of a field annotated with Literal."""
 
 
 @cache
@@ -150,7 +152,7 @@ def fields_in(source: str, name: str) -> dict[str, Field]:
     fields = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _class_variable(node):
-            fields[node.target.id] = Field(_docstring(after), _literal(node.value))
+            fields[node.target.id] = Field(_docstring(after), _literal(node.value), _choices(node.annotation))
     return fields
 
 
@@ -162,6 +164,14 @@ def _docstring(node: ast.stmt | None) -> str:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return " ".join(node.value.value.split()).removesuffix(".")
     return ""
+
+
+def _choices(annotation: ast.expr) -> tuple[str, ...]:
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
+            choices = _literal(values)
+            return choices if isinstance(choices, tuple) else (choices,)
+    return ()
 
 
 def _literal(node: ast.expr | None) -> Any:

@@ -83,7 +83,7 @@ def test_declarations_survive_finishing_and_wrapping_twice():
     host = make_host("bert")
     host.attach("a", UniPELT(Prefix(length=2, mlp=3) + LoRA(r=2, ratio=16.0)))
     before = host.adapters["a"]
-    host.finish_("a")
+    host.remove_reparametrisation_("a")
     assert host.adapters["a"].needs == before.needs
     assert before.needs.position_shift == 2
     assert before.needs.longer_keys

@@ -130,7 +130,7 @@ def test_merging_refuses_and_stacks():
     attach(host, "a", LoRA(r=2, sites="*.attn.{q,v}"))
     attach(host, "b", LoRA(r=3, sites="*.attn.qkv"), seed=1)
     attach(host, "p", Prefix(length=2))
-    refused(lambda: host.merge_("p"), "'p'", "KeyValues has no exact weight form", "keep it unmerged")
+    refused(lambda: host.merge_("p"), "'p'", "Prefix has no exact weight form", "keep it unmerged")
     host.use({"a": 1.0, "b": 1.0})
     live = outputs(host, batch)
     assert host.merge_("a") < 1e-4

@@ -13,7 +13,7 @@ from deltatune.testing.laws import adapter_laws
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
-        (Bottleneck(size=2), "TwoLayer has no exact weight form"),
+        (Bottleneck(size=2), "Bottleneck has no exact weight form"),
         (BitFit(missing="add"), "has no bias to merge into"),
         (LoRA(r=2, sites="lm_head"), "is tied to another module's"),
     ],

@@ -82,7 +82,7 @@ def test_a_finished_encoder_is_its_vectors(tmp_path):
     attach(host, "a", PTuning(length=5))
     batch, before = models.inputs("bert"), vectors(host)
     wanted = host.model(**batch)[0]
-    host.finish_("a")
+    host.remove_reparametrisation_("a")
     assert repr(host.adapters["a"].method) == "PTuning(length=5, encoder='none')" or "none" in repr(
         host.adapters["a"].method
     )

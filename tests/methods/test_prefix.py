@@ -81,7 +81,7 @@ def test_what_a_forward_left_is_not_used_after_a_step():
         adapter.shared["prefix"].embedding.mul_(2)
     delta = next(adapter.entries())[2]
     live = delta.prefix()[0]  # outside of a forward of the model, with gradients
-    assert torch.equal(live, delta.finished().keys)
+    assert torch.equal(live, delta.without_reparametrisation().keys)
     live.sum().backward()
     assert copy.deepcopy(adapter).shared["prefix"].cached is None, "a copy has no graph"
 
@@ -109,7 +109,7 @@ def test_dropout_is_training_s_alone_and_each_row_s_own(mlp):
     host.model.train()
     first, second = host.model(**batch)[0]
     assert not torch.allclose(first, second, atol=1e-4), "two equal rows dropped the same"
-    host.finish_("a")
+    host.remove_reparametrisation_("a")
     first, second = host.model(**batch)[0]
     assert not torch.allclose(first, second, atol=1e-4)
     host.model.eval()
@@ -200,7 +200,7 @@ def test_an_mlp_is_fitted_to_the_words(kind):
         host = make_host(kind)
         adapter = host.attach("a", method)
         assert all(p.requires_grad and p.grad is None for _, p in host.trainable("a"))
-        tensors = adapter.finished().tensors()
+        tensors = adapter.without_reparametrisation().tensors()
         return sum(float((tensors[name] - wanted[name]).square().sum()) for name in wanted)
 
     assert error(Prefix(length=4, mlp=256, ids=WORDS)) < 0.02 * error(Prefix(length=4, mlp=256))

@@ -362,12 +362,12 @@ def test_copies_of_the_models_own_head():
 @pytest.mark.parametrize(
     ("methods", "options", "words"),
     [
-        (("Bottleneck(size=4)", "LoRA(r=2)"), {}, r"TwoLayer has no weight form"),
+        (("Bottleneck(size=4)", "LoRA(r=2)"), {}, r"Bottleneck has no weight form"),
         (("Prefix(length=4)", "LoRA(r=2)"), {}, r"use them together, unmerged: host.use\(\{'a': 1, 'b': 1\}\)"),
         (("LoRA(r=2)", "LoRA(r=2)"), {"how": "ties"}, "set a rank, such as rank=8"),
         (("DoRA(r=2)", "LoRA(r=2)"), {}, "set a rank, such as rank=8"),
         (("IA3()", "LoRA(r=2, sites='*.ffn.out')"), {"rank": 2}, "which is not a sum"),
-        (("DoRA(r=2)", "DoRA(r=2)"), {"how": "svd"}, "svd of DoRADelta needs a rank"),
+        (("DoRA(r=2)", "DoRA(r=2)"), {"how": "svd"}, "svd of DoRA needs a rank"),
         (("BitFit()", "BitFit()"), {"how": "svd"}, "have no rank"),
         (("BitFit()", "BitFit()"), {"rank": 3}, "have no rank"),
         (("Full()", "LoRA(r=2)"), {}, "only add up at a rank"),

@@ -85,7 +85,7 @@ def test_files_keep_it(method, kind, seed):
         assert [file.name for file in sorted(first.iterdir())] == [file.name for file in sorted(second.iterdir())]
         for file in first.iterdir():
             assert file.read_bytes() == (second / file.name).read_bytes(), file.name
-    assert loaded.method == method.finished()
+    assert loaded.method == method.without_reparametrisation()
     assert torch.allclose(outputs(again, batch), outputs(host, batch), atol=1e-5)
 
 

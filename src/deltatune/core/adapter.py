@@ -56,6 +56,12 @@ class Adapter(nn.Module):
             for name, tensor in self.state_dict().items():
                 tensor.copy_(tensors[_stable(name)])
 
+    def method_at(self, key: str) -> str:
+        """Name of the method that built a Delta, for errors; `head` for a copy of the model's task head."""
+        label = key.partition(".")[0]
+        part = labelled_parts(self.method).get(label)
+        return label if part is None else type(part).__name__
+
     @property
     def count(self) -> int:
         """Trainable parameters of the method, heads left out."""
@@ -136,12 +142,12 @@ class Adapter(nn.Module):
         for _, shared in self.shared_modules():
             shared.before_forward()
 
-    def finished(self) -> Adapter:
+    def without_reparametrisation(self) -> Adapter:
         """The adapter to keep after training: reparametrisations replaced by the values they compute."""
-        done = Adapter(self.method.finished(), self.head, self.extra)
+        done = Adapter(self.method.without_reparametrisation(), self.head, self.extra)
         done.seed, done.dropped = self.seed, self.dropped
         for key, site, delta in self.entries():
-            final = delta.finished()
+            final = delta.without_reparametrisation()
             done.put(key, site, final)
             final.base = delta.base
             label = key.partition(".")[0]
@@ -171,17 +177,24 @@ def build_adapter(
     check_whole(model, f"attaching {method!r}", "attach all adapters before the first training")
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
     adapter.seed = seed
-    labels: dict[str, int] = {}
-    for part in method.parts:
-        name = part.key
-        labels[name] = labels.get(name, 0) + 1
-        _add_part_(adapter, part, name if labels[name] == 1 else f"{name}{labels[name]}", sites)
+    for label, part in labelled_parts(method).items():
+        _add_part_(adapter, part, label, sites)
     if head is None:
         for site in sites.values():
             if site.kind == "head":
                 adapter.put(f"head.{site.name}", site, ModuleCopy())
     _initialise_(adapter, model, seed, init_from_model)
     return adapter
+
+
+def labelled_parts(method: Method) -> dict[str, Method]:
+    """The single methods of a method by the labels that begin the keys of their Deltas: `lora`, `prefix`, `lora2`."""
+    counts: dict[str, int] = {}
+    parts = {}
+    for part in method.parts:
+        counts[part.key] = counts.get(part.key, 0) + 1
+        parts[part.key if counts[part.key] == 1 else f"{part.key}{counts[part.key]}"] = part
+    return parts
 
 
 def _add_part_(adapter: Adapter, part: Method, label: str, sites: Sites) -> None:

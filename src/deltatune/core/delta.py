@@ -79,7 +79,7 @@ class Delta(nn.Module):
         """The Deltas that it is made of: itself alone, unless it gates, stacks or fuses others."""
         return (self,)
 
-    def finished(self) -> Delta:
+    def without_reparametrisation(self) -> Delta:
         """Return the Delta to keep after training: itself, unless training used a reparametrisation."""
         return self
 

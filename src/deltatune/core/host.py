@@ -157,9 +157,9 @@ class Host:
         self._adapter(name).drop_(layers)
         self._arrange()
 
-    def finish_(self, name: str) -> None:
-        """Drop the parts that only training needs (a prefix's MLP); outputs stay the same."""
-        self.adapters[name] = self._children()[name] = adapter = self._adapter(name).finished()
+    def remove_reparametrisation_(self, name: str) -> None:
+        """Replace reparametrisations (a prefix's MLP) by the values they compute; outputs stay the same."""
+        self.adapters[name] = self._children()[name] = adapter = self._adapter(name).without_reparametrisation()
         self._seams.hooks.unplug(name)
         self._seams.hooks.plug(name, adapter)
         self._arrange()

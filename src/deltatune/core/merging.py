@@ -49,7 +49,7 @@ class MergedAdapters:
 def merge_obstacles(adapter: Adapter) -> list[str]:
     """Why an adapter cannot be merged: no weight form, no place for it at a site, or a tied weight. Empty if it can."""
     merging = [(site, delta.capabilities) for _, site, delta in adapter.entries() if delta.capabilities.merges]
-    stuck = sorted({type(delta).__name__ for _, _, delta in adapter.entries() if not delta.capabilities.merges})
+    stuck = sorted({adapter.method_at(key) for key, _, delta in adapter.entries() if not delta.capabilities.merges})
     missing = [
         f"site {site.name} has no bias to merge into"
         for site, can in merging
@@ -60,11 +60,11 @@ def merge_obstacles(adapter: Adapter) -> list[str]:
         for site, can in merging
         if "weight" in can.merges_into and site.tied
     ]
-    return [f"{kind} has no exact weight form" for kind in stuck] + missing + tied
+    return [f"{method} has no exact weight form" for method in stuck] + missing + tied
 
 
 def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
-    """Raise CannotMerge unless every Delta has a weight form here, naming those that have none."""
+    """Raise CannotMerge unless every Delta has a weight form here, naming the methods that have none."""
     check_whole(model, f"merging {name!r}", "save the adapter, and merge it where the base is whole", CannotMerge)
     about = f"adapter {name!r} ({adapter.method!r}) cannot be merged; keep it unmerged:"
     raise_all(merge_obstacles(adapter), about, CannotMerge)

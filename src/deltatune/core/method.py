@@ -73,7 +73,7 @@ class Method:
         """Largest useful value of the size field on a model."""
         return 2**20
 
-    def finished(self) -> Method:
+    def without_reparametrisation(self) -> Method:
         """The method as stored after training: itself, unless training used a reparametrisation."""
         return self
 

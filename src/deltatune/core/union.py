@@ -48,8 +48,8 @@ class Union(Method):
     def count(self, sites: Sites) -> int:
         return sum(member.count(sites) for member in self.members)
 
-    def finished(self) -> Method:
-        return Union(tuple(member.finished() for member in self.members))
+    def without_reparametrisation(self) -> Method:
+        return Union(tuple(member.without_reparametrisation() for member in self.members))
 
     def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         return Union(tuple(member.with_token_ids(tokenize, labels) for member in self.members))

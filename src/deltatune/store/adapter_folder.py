@@ -31,7 +31,7 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
     attached = host.adapters[name]
     training = bool(extra.get("training"))
     stored_extra = {**attached.extra, **{key: value for key, value in extra.items() if key != "training"}}
-    adapter = attached if training else attached.finished()
+    adapter = attached if training else attached.without_reparametrisation()
     tensors = adapter.tensors()
     check_tensors(tensors, name)
     config = {

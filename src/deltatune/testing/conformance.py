@@ -19,7 +19,7 @@ def compiled_equals_eager(method: Method, kind: Kind) -> None:
     """Law 14: `torch.compile(fullgraph=True)` takes the model with the adapter; outputs and gradients are the same."""
     host, batch = make_host(kind), inputs(kind)
     if not attach(host, "a", method).capabilities.compiles:
-        host.finish_("a")
+        host.remove_reparametrisation_("a")
     wanted = outputs(host, batch)
     torch.compiler.reset()
     # The backend without code generation: it tests tracing and needs no compiler.

@@ -77,11 +77,11 @@ def train(
     """Train adapter `name` and score it on the validation rows; rows may be encoded already.
 
     With `out`, checkpoints go there, and the same call resumes a stopped run from the newest complete checkpoint;
-    metrics.jsonl goes there too, or to `reports`. Reparametrisations are dropped at the end (`host.finish_`); the route
-    and the modes of the model are restored. Several processes under torchrun train together: each makes the same call
-    and gets the same Outcome. The global random generators are seeded with the settings' seed. Raises DeltatuneError
-    for rows that the task refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that
-    is not finite.
+    metrics.jsonl goes there too, or to `reports`. At the end `host.remove_reparametrisation_` replaces
+    reparametrisations by their values; the route and the modes of the model are restored. Several processes under
+    torchrun train together: each makes the same call and gets the same Outcome. The global random generators are seeded
+    with the settings' seed. Raises DeltatuneError for rows that the task refuses, a checkpoint of another run, a
+    trainable tensor that does not learn, and a loss that is not finite.
     """
     settings = with_learning_rate(settings or Settings(), host, name)
     check_installed(settings.report_to)
@@ -117,7 +117,7 @@ def train(
             resume = None if out is None else checkpoint.to_resume(out, processes)
             loop.run(resume)
             peak_memory = hardware.peak_memory(device)
-        host.finish_(name)
+        host.remove_reparametrisation_(name)
         progress = loop.progress
         if len(validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
             loop.add_scores(evaluate())

@@ -30,6 +30,10 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+OUTPUTS = {"*.ffn": "output of the FFN", "*.attn": "output of attention", "*.cross": "output of cross-attention"}
+"""Descriptions of the sublayers, for tables."""
+
+
 class UnifiedDelta(Delta):
     """`Δ = s·U f(D x)`, D (r, in), U (out, r); gated: `λ·(U f(D x) − h)`, so that h becomes `(1−λ)h + λ U f(D x)`."""
 
@@ -101,8 +105,10 @@ class Unified(Method):
     def view(self) -> View:  # type: ignore[override]
         """From its fields."""
         inner = {"linear": "D x", "softmax": "softmax(D x)"}.get(self.form, f"{self.form}(D x)")
+        patterns = (self.sites,) if isinstance(self.sites, str) else self.sites
         joins: dict[str, Literal["add", "scaled", "gated"]] = {"add": "add", "gated": "gated"}
-        return View(f"U {inner}", self.insertion, f"{self.sites}", joins.get(self.composition, "scaled"))
+        modifies = ", ".join(OUTPUTS.get(sites, sites) for sites in patterns)
+        return View(f"U {inner}", self.insertion, modifies, joins.get(self.composition, "scaled"))
 
     def pick(self, sites: Sites) -> list[Site]:
         return sites.match(self.sites, kinds=("linear", "sublayer"))
@@ -157,5 +163,5 @@ class MAM(Compound):
         """The same with both parts scaled, in the paper's proportion."""
         return replace(self, size=size, length=max(1, round(self.length * size / self.size)))
 
-    def finished(self) -> Method:
+    def without_reparametrisation(self) -> Method:
         return replace(self, mlp=0)

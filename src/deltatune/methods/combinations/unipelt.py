@@ -66,8 +66,8 @@ class _GateBefore(Delta):
         self.inner.init_(lambda name: rng(f"inner.{name}"), base)
         self.gate.init_(lambda name: rng(f"gate.{name}"))
 
-    def finished(self) -> Delta:
-        inner = self.inner.finished()
+    def without_reparametrisation(self) -> Delta:
+        inner = self.inner.without_reparametrisation()
         if inner is self.inner:
             return self
         done = type(self)(inner, self.gate.weight.shape[0], self.gate.causal)
@@ -189,8 +189,8 @@ class _GatedMethod(Method):
     def limit(self, sites: Sites) -> int:
         return self.method.limit(sites)
 
-    def finished(self) -> Method:
-        return replace(self, method=self.method.finished())
+    def without_reparametrisation(self) -> Method:
+        return replace(self, method=self.method.without_reparametrisation())
 
 
 def gated(methods: Sequence[Method]) -> tuple[Method, ...]:
@@ -233,5 +233,5 @@ class UniPELT(Compound):
     def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         return replace(self, methods=self.methods.with_token_ids(tokenize, labels))
 
-    def finished(self) -> Method:
-        return replace(self, methods=self.methods.finished())
+    def without_reparametrisation(self) -> Method:
+        return replace(self, methods=self.methods.without_reparametrisation())

@@ -81,7 +81,7 @@ class Reparametrised(KeyValues):
         return F.linear(trunk, self.weight, self.bias)
 
     @torch.no_grad()
-    def finished(self) -> Delta:
+    def without_reparametrisation(self) -> Delta:
         flat = KeyValues(self.length, self.width, self.needs.position_shift, self.dropout).to(self.weight)
         keys, values = self.prefix()
         flat.keys.copy_(keys)
@@ -271,7 +271,7 @@ class Prefix(Method):
     def limit(self, sites: Sites) -> int:
         return max(1, (sites.facts.positions or 1024) // 2)
 
-    def finished(self) -> Method:
+    def without_reparametrisation(self) -> Method:
         return replace(self, mlp=0)
 
 

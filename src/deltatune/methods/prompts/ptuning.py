@@ -64,7 +64,7 @@ class EncodedPrompt(SoftPrompt):
         return vectors
 
     @torch.no_grad()
-    def finished(self) -> Delta:
+    def without_reparametrisation(self) -> Delta:
         plain = SoftPrompt(self.length, self.site).to(self.encoder.embedding)
         training = self.encoder.training
         plain.prompt.copy_(self.encoder.eval()())
@@ -125,5 +125,5 @@ class PTuning(Method):
         read = 2 * H if self.encoder == "lstm" else D
         return self.length * D + lstm + (read + 1) * D + (D + 1) * D
 
-    def finished(self) -> Method:
+    def without_reparametrisation(self) -> Method:
         return replace(self, encoder="none")

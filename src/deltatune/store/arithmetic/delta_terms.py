@@ -37,6 +37,8 @@ class DeltaTerm:
     site: Site
     delta: Any
     form: str
+    method: str
+    """Name of the method that built the Delta."""
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
         """Return (A, B, s) of a `low_rank` term, with ΔW = s·BA."""
@@ -64,16 +66,16 @@ def delta_terms(host: Host, weights: Mapping[str, float]) -> list[DeltaTerm]:
     """List the Deltas of several adapters without heads. Raises DeltatuneError naming those without a weight form."""
     terms, problems = [], []
     for name, weight in weights.items():
-        adapter: Adapter = host.adapters[name].finished()
+        adapter: Adapter = host.adapters[name].without_reparametrisation()
         unmergeable = set()
-        for _, site, delta in adapter.entries():
+        for key, site, delta in adapter.entries():
             if site.kind == "head":
                 continue
-            trained = frozenset(key for key, _ in delta.named_parameters())
+            trained = frozenset(parameter for parameter, _ in delta.named_parameters())
             form = "weight" if site.kind == "weight" else FORMS.get(trained, "matrix")
             if not delta.capabilities.merges:
-                unmergeable.add(type(delta).__name__)
-            terms.append(DeltaTerm(name, weight, site, delta, form))
+                unmergeable.add(adapter.method_at(key))
+            terms.append(DeltaTerm(name, weight, site, delta, form, adapter.method_at(key)))
         if unmergeable:
             problems.append(f"{name!r} ({adapter.method!r}): {', '.join(sorted(unmergeable))} has no weight form")
     route = ", ".join(f"{name!r}: {weight:g}" for name, weight in weights.items())

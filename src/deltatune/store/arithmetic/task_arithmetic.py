@@ -125,17 +125,17 @@ def _is_exact(terms: Sequence[DeltaTerm], options: CombineOptions) -> bool:
 def _rank_problems(terms: Sequence[DeltaTerm], options: CombineOptions) -> list[str]:
     """Ranks that are missing or do not apply."""
     forms = {term.form for term in terms}
-    kinds = ", ".join(sorted({type(term.delta).__name__ for term in terms}))
+    methods = ", ".join(sorted({term.method for term in terms}))
     if not terms:
         return ["these adapters change nothing but heads"]
     if (options.rank is not None or options.how == "svd") and forms <= {"bias", "scaling"}:
-        return [f"{kinds} are vectors, which add up exactly and have no rank; leave rank and svd out"]
+        return [f"the changes of {methods} are vectors, which add up exactly and have no rank; leave rank and svd out"]
     if "weight" in forms and len(forms) > 1 and options.rank is None:
-        return [f"{kinds}: whole weights and low-rank changes only add up at a rank; set rank=8, say, or rank='full'"]
+        return [f"{methods}: whole weights and low-rank changes only add up at a rank; set rank=8, say, or rank='full'"]
     if options.how == "svd" and options.rank is None and "low_rank" not in forms:
-        return [f"svd of {kinds} needs a rank: set rank=8, say, or rank='full'"]
+        return [f"svd of {methods} needs a rank: set rank=8, say, or rank='full'"]
     if options.rank is None and options.how != "svd" and not _is_exact(terms, options):
-        return [f"{options.how} of {kinds} has no exact low-rank form; set a rank, such as rank=8, or rank='full'"]
+        return [f"{options.how} of {methods} has no exact low-rank form; set a rank, such as rank=8, or rank='full'"]
     return []
 
 

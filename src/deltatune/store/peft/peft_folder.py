@@ -57,7 +57,7 @@ def peft_obstacles(method: Method, host: Host, head: nn.Module | bool | None = N
     `head` as for `Host.attach`: None if the adapter has copies of the model's own heads.
     """
     heads = [site.module for site in host.sites.values() if site.kind == "head"] if head is None else []
-    method = method.finished()
+    method = method.without_reparametrisation()
     if len(method.parts) != 1 or method.parts[0] is not method:
         return [f"{method!r} is several methods at once, and PEFT holds one"]
     if type(method).__name__ not in WRITES:
@@ -135,7 +135,7 @@ def _equals_base(host: Host, key: str, tensor: Tensor) -> bool:
 
 def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
     """Write a folder with PEFT's files alone. Raises DeltatuneError with every reason why PEFT cannot hold it."""
-    adapter = host.adapters[name].finished()
+    adapter = host.adapters[name].without_reparametrisation()
     problems = _obstacles_of(host, adapter)
     raise_all(problems, f"adapter {name!r} cannot be exported for PEFT:" if problems else "")
     check_tensors(adapter.tensors(), name)

@@ -116,7 +116,7 @@ def tree_line(path: Path, depth: int) -> tuple[str, str]:
 
 
 def caption_of(docstring: str) -> str:
-    """The first sentence of a docstring, shortened to CAPTION if it can be. No cut is inside backticks or parentheses."""
+    """The first sentence of a docstring, shortened to CAPTION where that cuts no code and no parenthesis."""
     text = " ".join(docstring.partition("\n\n")[0].split())
     masked = re.sub(r"`[^`]*`|\([^()]*\)", lambda match: "_" * len(match.group()), text)
     end = re.search(r"\.(\s|$)", masked)

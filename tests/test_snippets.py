@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+import deltatune
 from deltatune.training import Settings, train
 from support import models
 
@@ -50,6 +51,16 @@ def test_the_snippets_of_a_page_run_one_after_another(page, small_world):
     assert blocks
     for line, code in blocks:
         exec(compile("\n" * (line - 1) + code, page, "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_the_snippet_of_the_readme_runs(small_world):
+    """The adapter that it loads beside its own exists."""
+    host = deltatune.Host(models.tiny("bert", "classify"))
+    host.attach("cola", deltatune.LoRA(r=8))
+    host.save("cola", "adapters/cola")
+    ((line, code),) = snippets("README.md")
+    exec(compile("\n" * (line - 1) + code, "README.md", "exec"), {})
 
 
 USE_OF_SHIFT = """

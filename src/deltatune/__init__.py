@@ -1,4 +1,4 @@
-"""Adapt a frozen pretrained transformer by training a sliver of it, and find out which method is best.
+"""Adapt a frozen pretrained transformer by training few parameters, and find out which method is best.
 
 `Host` plugs adapters into a model; `LoRA`, `Bottleneck`, `Prefix`, ... are the methods; `parse` reads them from text.
 The public names are listed once, in `__init__.pyi`, and imported when first used, so that the command line starts fast.

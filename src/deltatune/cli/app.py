@@ -33,7 +33,7 @@ from deltatune.core.errors import DeltatuneError
 app = typer.Typer(
     name="deltatune",
     cls=Group,
-    help="Adapt a frozen pretrained transformer by training a small set of parameters, and find out which method is best.",
+    help="Adapt a frozen pretrained transformer by training few parameters, and find out which method is best.",
     epilog="Start with: deltatune compare",
     no_args_is_help=False,
     invoke_without_command=True,

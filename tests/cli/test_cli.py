@@ -299,6 +299,11 @@ def test_predict_writes_a_file_once_all_is_done(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["found.jsonl"]
 
 
+def test_python_runs_the_package_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "deltatune", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "deltatune"), done.stderr
+
+
 def test_a_closed_pipe_ends_quietly(trained, monkeypatch):
     def closed(*args):
         raise BrokenPipeError

@@ -222,6 +222,17 @@ def test_lines_of_text_are_tagged_and_continued(trained):
     assert set(json.loads(done.out)) == {"input", "output"}, done.err
 
 
+def test_predict_reads_every_format_that_evaluate_reads(trained, tmp_path):
+    folder = trained("tag")[0]
+    sentences = [row["tokens"] for row in tag_rows()[:3]]
+    file = tmp_path / "new.conll"
+    file.write_text("\n\n".join("\n".join(f"{word} O" for word in words) for words in sentences), encoding="utf-8")
+    done = ran("predict", "--adapter", folder, file)
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["tokens"] for answer in found] == sentences, done.err
+    assert all(len(answer["tags"]) == len(answer["given_tags"]) == len(answer["tokens"]) for answer in found)
+
+
 def test_a_trained_adapter_may_answer_in_another_way(trained):
     folder = trained("generate")[0]
     long, short = (

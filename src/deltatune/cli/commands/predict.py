@@ -22,32 +22,33 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
+    from deltatune.data.formats.file_format import LineReader
     from deltatune.training.session import Session
 
 Row = dict[str, Any]
-BY_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-WHOLE_FILE = (".json", ".parquet")
-"""Formats that are not read line by line."""
 
 
 def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
     """Rows of a file, or of stdin for "-"; each has all of the columns, or without `every` at least one of them.
 
-    Raises DeltatuneError naming the line that cannot be used.
+    Formats with a `read_lines` are read line by line, other data formats as a whole. The first line of any other file
+    decides, as that of stdin does. Raises DeltatuneError naming the line that cannot be used.
     """
     if file == "-":
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8-sig")
         yield from parsed(_decoded(sys.stdin), "stdin", None, columns, every)
         return
-    path = Path(file).expanduser()
-    if not path.is_file() or path.suffix.lower() in WHOLE_FILE:
-        from deltatune.data import read_rows
+    from deltatune.data.formats import file_formats, read_rows
 
+    path = Path(file).expanduser()
+    formats = [fmt for fmt in file_formats(path) if not fmt.document]
+    reader = next((fmt.read_lines for fmt in formats if fmt.read_lines), None)
+    if not path.is_file() or (formats and reader is None):
         yield from _with_columns(read_rows(path), file, columns, every)  # raises where there is no such file
         return
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        yield from parsed(_decoded(stream, file), file, BY_SUFFIX.get(path.suffix.lower()), columns, every)
+        yield from parsed(_decoded(stream, file), file, reader, columns, every)
 
 
 def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
@@ -58,31 +59,29 @@ def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
 
 
 def parsed(
-    lines: Iterator[str], name: str, kind: str | None, columns: Sequence[str], every: bool = True
+    lines: Iterator[str], name: str, reader: LineReader | None, columns: Sequence[str], every: bool = True
 ) -> Iterator[Row]:
-    """Rows of lines. Without a kind the first line decides: an object is JSONL, the columns' names are a CSV header."""
+    """Rows of lines. Without a reader the first line decides: an object is JSONL, the columns' names a CSV header."""
     first = next(lines, None)
     if first is None:
         return
     lines = itertools.chain([first], lines)
-    kind = kind or format_of_line(first, columns)
-    if kind == "jsonl":
-        yield from _with_columns(_objects(lines, name), name, columns, every)
-    elif kind in ("csv", "tsv"):
-        yield from _with_columns(_table(lines, name, "," if kind == "csv" else "\t"), name, columns, every)
-    else:
-        yield from _texts(lines, name, columns)
+    reader = reader or _reader_of(first, columns)
+    yield from _with_columns(reader(lines, name), name, columns, every) if reader else _texts(lines, name, columns)
 
 
-def format_of_line(line: str, columns: Sequence[str]) -> str:
-    """jsonl, csv, tsv or text."""
+def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
+    """The reader for a JSON object or for a header with the columns; None for a text."""
+    from deltatune.data.formats.csv_tsv import csv_lines, tsv_lines
+    from deltatune.data.formats.json_jsonl import jsonl_lines
+
     if line.lstrip().startswith("{"):
-        return "jsonl"
-    for kind, separator in (("csv", ","), ("tsv", "\t")):
+        return jsonl_lines
+    for reader, separator in ((csv_lines, ","), (tsv_lines, "\t")):
         header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
         if set(columns) <= set(header):
-            return kind
-    return "text"
+            return reader
+    return None
 
 
 def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -102,35 +101,6 @@ def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[
     if blank:
         were = "1 blank line was" if blank == 1 else f"{blank} blank lines were"
         print(f"{name}: {were} skipped", file=sys.stderr)
-
-
-def _objects(lines: Iterable[str], name: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DeltatuneError(f"{name} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DeltatuneError(f"{name} line {number} is a JSON {type(row).__name__}, not an object")
-        yield row
-
-
-def _table(lines: Iterator[str], name: str, separator: str) -> Iterator[Row]:
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DeltatuneError(
-                    f"{name} line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
-                )
-            yield dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DeltatuneError(f"{name} line {reader.line_num}: {error}") from None
 
 
 def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
@@ -153,7 +123,9 @@ DIGITS = 6
 def predict(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="Texts, one per line, or a CSV, TSV, JSONL or Parquet file; - is stdin."),
+        typer.Argument(
+            metavar="FILE", help="Texts, one per line, or rows in a data format that evaluate reads; - is stdin."
+        ),
     ] = "-",
     *,
     adapter: Adapter,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
 
@@ -89,7 +91,27 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
     return [f"line {line}, the header, has the column {name!r} more than once" for name in repeated]
 
 
+def _table_lines(lines: Iterable[str], name: str, delimiter: str) -> Iterator[Row]:
+    """Rows of a stream. Raises DeltatuneError at the first line with another number of fields than the header."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise DeltatuneError(
+                    f"{name} line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
+                )
+            yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise DeltatuneError(f"{name} line {reader.line_num}: {error}") from None
+
+
+csv_lines = partial(_table_lines, delimiter=",")
+tsv_lines = partial(_table_lines, delimiter="\t")
+
 FORMATS = (
-    FileFormat(read_csv, (".csv",), header=True),
-    FileFormat(read_tsv, (".tsv",), header=True),
+    FileFormat(read_csv, (".csv",), header=True, read_lines=csv_lines),
+    FileFormat(read_tsv, (".tsv",), header=True, read_lines=tsv_lines),
 )

@@ -5,7 +5,7 @@ Nothing is stripped or skipped silently: a malformed file is an error with line 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from deltatune.data.dataset import Row
 
 SHOWN = 5
 """Problems of one kind that an error lists before it counts the rest."""
+LineReader = Callable[[Iterable[str], str], Iterator[Row]]
+"""Lines and the name of their file -> rows, one at a time. Raises DeltatuneError at the first malformed line."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class FileFormat:
     """The text columns, where the format fixes them."""
     label: str | None = None
     """The label column, where the format fixes it."""
+    read_lines: LineReader | None = None
+    """Reads rows from a stream, where the format allows it."""
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError
@@ -15,6 +16,20 @@ LINES_FIX = 'Each line must be one object such as {"text": "...", "label": "..."
 def read_jsonl(path: Path) -> list[Row]:
     """One JSON object per line; blank lines are skipped."""
     return _json_lines(path, read_text(path))
+
+
+def jsonl_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Rows of a stream. Raises DeltatuneError at the first line that is not a JSON object."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DeltatuneError(f"{name} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DeltatuneError(f"{name} line {number} is a JSON {type(row).__name__}, not an object")
+        yield row
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
@@ -54,6 +69,6 @@ def read_json(path: Path) -> list[Row]:
 
 
 FORMATS = (
-    FileFormat(read_jsonl, (".jsonl", ".ndjson")),
+    FileFormat(read_jsonl, (".jsonl", ".ndjson"), read_lines=jsonl_lines),
     FileFormat(read_json, (".json",)),
 )

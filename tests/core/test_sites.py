@@ -330,6 +330,24 @@ def test_every_alternative_must_match():
     assert "'*.attn.q'" not in message
 
 
+@pytest.mark.parametrize(
+    ("family", "pattern", "names"),
+    [
+        ("llama", "q_proj", "it is '*.attn.q' here"),
+        ("llama", "model.layers.*.self_attn.v_proj", "it is '*.attn.v' here"),
+        ("bert", "query", "it is '*.attn.q' here"),
+        ("bert", "q_proj", "it is '*.attn.q' here"),  # another family's name
+        ("bert", "up_proj", "it is '*.ffn.in' here"),
+        ("t5", "EncDecAttention.q", "matches 'EncDecAttention.q'\n"),  # `q` is a site's name
+        ("llama", "o_proj", "it is '*.attn.o' here"),
+    ],
+)
+def test_a_modules_name_is_answered_with_the_sites(family, pattern, names):
+    with pytest.raises(DeltatuneError) as error:
+        find_sites(models.tiny(family)).match(pattern, kinds=("linear",))
+    assert names in str(error.value), error.value
+
+
 def test_kinds_are_kept_apart():
     sites = find_sites(models.tiny("bert"))
     with pytest.raises(DeltatuneError, match=r"'\*\.ffn'"):

@@ -12,6 +12,16 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.method import REGISTRY, Method
 
+ALIASES = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "sites",
+    "num_virtual_tokens": "length",
+}
+"""Options as papers and PEFT call them, and their names here. Errors suggest these; they are not accepted."""
+
 _loaded: list[bool] = []
 
 
@@ -98,13 +108,18 @@ def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:
     names = option_names(maker)
     unknown = [option for option in options if option not in names]
     if unknown or len(values) > len(names):
-        wrong = "; ".join(f"{name} has no option {option!r}{nearest(option, names)}" for option in unknown)
+        wrong = "; ".join(f"{name} has no option {option!r}{_suggestion(option, names)}" for option in unknown)
         wrong = wrong or f"{name} takes at most {len(names)} values, {len(values)} given"
         raise DeltatuneError(f"{wrong}\noptions of {name}: {', '.join(names) or 'none'}")
     try:
         return maker(*values, **options)
     except TypeError as error:
         raise DeltatuneError(f"{name}: {error}\noptions of {name}: {', '.join(names) or 'none'}") from None
+
+
+def _suggestion(option: str, names: list[str]) -> str:
+    alias = ALIASES.get(option)
+    return f"; it is called {alias!r} here" if alias in names else nearest(option, names)
 
 
 def option_names(maker: Callable[..., Method]) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.sites.module_names import ATTENTION, FFN
 
 Kind = Literal["linear", "input", "sublayer", "residual", "kv", "embed", "norm", "head", "weight"]
 
@@ -124,7 +125,7 @@ class Sites(Mapping[str, Site]):
         closed = any(name.endswith(".heads") for name in self) and not any(name.endswith(".kv") for name in self)
         seam = ", as its attention does not run through transformers' AttentionInterface"
         lines = [
-            f"no site of this {self.facts.architecture} matches {p!r}{nearest(p, kinds)}"
+            f"no site of this {self.facts.architecture} matches {p!r}{_sites_of_module(p, pool) or nearest(p, kinds)}"
             + (seam if closed and p.endswith("kv") else "")
             for p in missing
         ]
@@ -159,6 +160,19 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     head, tail = pattern[: braces.start()], pattern[braces.end() :]
     return [single for part in braces.group(1).split(",") for single in expand(head + part.strip() + tail)]
+
+
+def _sites_of_module(pattern: str, pool: Sequence[Site]) -> str:
+    """The names of the sites at the modules that a pattern names (`q_proj`), for errors; empty if it names none."""
+    leaf = pattern.split(".")[-1]
+    roles = [f"attn.{role}" for role, leaves in ATTENTION.items() if leaf in leaves - {role}]
+    roles += [f"ffn.{role}" for role, leaves in FFN.items() if leaf in leaves]
+    at_module = [site.name for site in pool if site.kind == "linear" and site.module.split(".")[-1] == leaf]
+    names = at_module or [site.name for site in pool if site.name.endswith(tuple(f".{role}" for role in roles))]
+    globs = dict.fromkeys(repr("*." + name.rpartition(".*.")[2]) for name in map(generic, names) if ".*." in name)
+    if not globs or any(site.name.split(".")[-1] == leaf for site in pool):
+        return ""
+    return f": that is a module's name, and site names are the same for all models; it is {' or '.join(globs)} here"
 
 
 def generic(name: str) -> str:

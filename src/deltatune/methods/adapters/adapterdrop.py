@@ -116,7 +116,7 @@ class AdapterDrop(Method):
         picked, model = self.bottleneck.pick(sites), sites.facts.architecture
         raise_all(
             [
-                f"{self!r}: drop={self.drop} leaves no layer: this {model} has {depth} in a stack; "
+                f"{self!r}: drop={self.drop} leaves no layer of this {model}, which has {depth} in a stack; "
                 f"leave out at most {depth - 1}"
                 for depth in sorted({site.depth for site in picked})
                 if self.drop >= depth

@@ -117,7 +117,7 @@ def compare(
 ) -> None:
     """Compare methods on a model and data, and recommend one.
 
-    For each method a few learning rates are tried and scored on the validation split. The best rate is run with every
+    For each method a few learning rates are tried and scored on the validation split. The best one is run with every
     seed, and the test split is scored once. Finished runs are stored at once; after an interruption the same command
     resumes.
 

@@ -156,7 +156,7 @@ def test_seeds_are_averaged(planned, monkeypatch):
     events = []
     search_dimension(planned(DimensionConfig(seeds=3)), DimensionConfig(seeds=3), events.append)
     first = [event.text for event in events if event.kind == "cell_done"]
-    assert sum("Full()" in text and "rate search" not in text for text in first) == 2
+    assert sum("Full()" in text and "learning-rate search" not in text for text in first) == 2
     assert all(event.done <= event.total for event in events)
     assert events[-1].done == len(first)
     assert curve.tried
@@ -217,7 +217,7 @@ def test_the_whole_command(tiny_folder, data, tmp_path):
     again = ran(*command, "--json")
     assert json.loads(again.out)["points"] == stored["points"]
     assert "from an earlier session" in again.err
-    ended = [line for line in again.err.splitlines() if "rate 0" in line]
+    ended = [line for line in again.err.splitlines() if ", lr 0" in line]
     assert ended
     assert all(line.endswith("from an earlier session") for line in ended), "nothing is trained twice"
 

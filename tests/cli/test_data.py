@@ -36,7 +36,7 @@ def test_good_data(tmp_path):
     assert "columns  text → label" in lines
     assert any(line.split()[:3] == ["train", "64", "text"] for line in lines)
     assert any(line.split() == ["bad", "32", "(50", "%)", "10", "(50", "%)", "10", "(50", "%)"] for line in lines)
-    assert any("validation has 20 rows: one row is 5.0 points" in line for line in lines)
+    assert any("validation has 20 rows: each row counts 5.0 percentage points" in line for line in lines)
     assert lines[-1].startswith("It can be trained on: 0 problems and ")
 
 

@@ -142,7 +142,7 @@ def test_contradicting_labels():
 def test_short_splits():
     data = make()
     (remark,) = remarks(dataclasses.replace(data, validation=data.validation[:40]))
-    assert remark == ("validation has 40 rows: each row counts 2.5 percentage points; small differences may be chance.")
+    assert remark == "validation has 40 rows: each row counts 2.5 percentage points; small differences may be chance."
 
 
 def test_imbalance_gives_the_rate_of_the_trivial_answer():

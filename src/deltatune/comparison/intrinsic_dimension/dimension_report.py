@@ -129,7 +129,7 @@ def _warning(result: Mapping[str, Any]) -> str:
     if majority_score is None or result["full"]["test"] > majority_score:
         return ""
     return (
-        f" Beware: full fine-tuning scores {result['full']['test']:.3f} on the test rows, no better than always "
+        f" Warning: full fine-tuning scores {result['full']['test']:.3f} on the test rows, no better than always "
         f"answering the most frequent label ({majority_score:.3f}), so a share of it means nothing."
     )
 

@@ -178,8 +178,8 @@ def test_sentences():
     assert "Probe()" in sentence(result(0, below=None))
     assert sentence(result(40)).startswith("40 parameters (0.40 % of the model's) reach 90 %")
     assert "10 do not" in sentence(result(40))
-    assert "Beware" in sentence(result(40, majority={"score": 0.9}))
-    assert "Beware" not in sentence(result(40, majority={"score": 0.5}))
+    assert "Warning" in sentence(result(40, majority={"score": 0.9}))
+    assert "Warning" not in sentence(result(40, majority={"score": 0.5}))
 
 
 @pytest.mark.parametrize("dimension", [1, 100, 2000])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 MethodEntry = Mapping[str, Any]
 """One entry of `summary["methods"]`."""
@@ -22,7 +22,7 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
             "method": None,
             "sentence": f"No recommendation: none of the {len(rows)} methods finished with a score.",
         }
-    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(summary["metric"]) else 1
     best = max(scored, key=lambda row: sign * float(row["score"]))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
     chosen = min(tied, key=lambda row: (row["params"], row.get("train_seconds") or math.inf))

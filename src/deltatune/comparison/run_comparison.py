@@ -15,7 +15,7 @@ from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.summary import summarise
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 TESTED = "-test"
 """Suffix of a cell's key in the records of its test scores."""
@@ -79,7 +79,7 @@ class Comparison:
         """The primary metric on the validation rows, with the sign changed if lower is better."""
         metric = self.plan.session.task.metric
         value = float(record["scores"]["validation"][metric])
-        return -value if metric in LOWER_IS_BETTER else value
+        return -value if lower_is_better(metric) else value
 
     def _stored(self, cell: Cell) -> Record | None:
         """A cell's record of an earlier session, if its adapter was tested or can still be tested."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
 from deltatune.data.dataset import texts
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 METHODS = 6
 """Most methods to show."""
@@ -71,7 +71,7 @@ def chosen_rows(scores: NDArray[Any]) -> list[int]:
 def _signed(plan: Plan, record: Mapping[str, Any]) -> float:
     metric = plan.session.task.metric
     score = float(record["scores"]["test"][metric])
-    return -score if metric in LOWER_IS_BETTER else score
+    return -score if lower_is_better(metric) else score
 
 
 def _row_scores(plan: Plan, answers: Any, references: Any) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, weighted_score
 from deltatune.tasks.metrics.corpus_score import Floats, Scorer
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER, bounds
+from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
 
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
@@ -118,7 +118,7 @@ def ties_of(draws: Draws) -> dict[str, bool]:
     """`tied_with_best` of existing resamples."""
     if not draws.mean:
         return {}
-    sign = -1.0 if draws.metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if lower_is_better(draws.metric) else 1.0
     best = max(draws.mean, key=lambda method: sign * draws.mean[method])
     tied = {}
     for method, scores in draws.resampled.items():

@@ -14,7 +14,7 @@ from rich.text import Text
 from deltatune.cli.ui.live import LiveDisplay, time_left
 from deltatune.cli.ui.screen import table
 from deltatune.comparison.report.number_format import rate, score, seconds
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 if TYPE_CHECKING:
     from deltatune.comparison.cells import Event
@@ -77,7 +77,7 @@ class ComparisonProgress(LiveDisplay):
 
     def _is_better(self, record: Record) -> bool:
         new, old = self._validation(record), self._validation(self.best)
-        return new is not None and (old is None or (new < old if self.metric in LOWER_IS_BETTER else new > old))
+        return new is not None and (old is None or (new < old if lower_is_better(self.metric) else new > old))
 
     def picture(self) -> Group:
         """The display: a progress bar, the current run, the next one, the best so far."""
@@ -109,7 +109,7 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     """The results table, the best method first; a narrow one uses short labels."""
     from deltatune.comparison.report.method_results import method_results
 
-    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(summary["metric"]) else 1
     ranked = sorted(method_results(summary), key=lambda result: (result.score is None, -sign * (result.score or 0.0)))
     best = ranked[0].score if ranked else None
     rows = []

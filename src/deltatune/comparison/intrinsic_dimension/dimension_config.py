@@ -12,7 +12,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry
 from deltatune.data import Data
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.task_registry import DATA_TASKS
 
 METHODS = ("DID", "SAID")
@@ -91,7 +91,7 @@ def plan_search(data: Data, config: DimensionConfig, **options: Any) -> Plan:
         seeds=config.seeds, **options,
     )  # fmt: skip
     metric = plan.session.task.metric
-    if metric in LOWER_IS_BETTER:
+    if lower_is_better(metric):
         raise DeltatuneError(f"a share of {metric} is not meaningful, because lower is better; choose --metric pearson")
     smallest, largest = dimension_range(plan, config)
     if smallest > largest:

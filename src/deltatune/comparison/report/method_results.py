@@ -7,7 +7,7 @@ from typing import Any
 from deltatune.comparison.records import current_keys
 from deltatune.comparison.report.number_format import number, short_labels
 from deltatune.comparison.report.svg import MarkerStyle, marker_styles
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MethodResult:
 
 def method_results(summary: Mapping[str, Any]) -> list[MethodResult]:
     """All methods: those fitted to the budget, then the references, each from best to worst score, failed ones last."""
-    sign = -1 if summary["metric"] in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(summary["metric"]) else 1
     rows = sorted(map(current_keys, summary["methods"]), key=lambda row: _rank(row, sign))
     labels = short_labels(rows)
     styles = marker_styles([bool(row.get("reference")) for row in rows])

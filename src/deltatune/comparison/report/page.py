@@ -20,7 +20,7 @@ from deltatune.comparison.report.plots import cost_bars, learning_curves, learni
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
 from deltatune.comparison.report.tradeoff import score_against_parameters
 from deltatune.store.atomic_files import write_file
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 
 def write_report(summary: Mapping[str, Any], path: Path) -> None:
@@ -42,7 +42,7 @@ def render(summary: Mapping[str, Any]) -> str:
         digest=digest,
         facts=_facts(summary),
         recommendation=_recommendation(summary["recommendation"]),
-        table=results_table(methods, formats.number(summary, "base_params"), summary["metric"] in LOWER_IS_BETTER),
+        table=results_table(methods, formats.number(summary, "base_params"), lower_is_better(summary["metric"])),
         failures=failures(summary.get("failed") or []),
         figures=_figures(summary, methods),
         samples=sample_cards(summary.get("samples") or [], {result.row["method"]: result.label for result in methods}),
@@ -81,7 +81,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts = [("Model", f"{short_name(summary['model'])} ({formats.short_count(summary.get('base_params') or 0)})")]
     facts.append(("Rows", " / ".join(f"{split} {formats.count(rows[split])}" for split in rows)))
     facts.append(
-        ("Metric", str(summary["metric"]) + (", lower is better" if summary["metric"] in LOWER_IS_BETTER else ""))
+        ("Metric", str(summary["metric"]) + (", lower is better" if lower_is_better(summary["metric"]) else ""))
     )
     if budget:
         facts.append(

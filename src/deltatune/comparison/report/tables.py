@@ -11,7 +11,7 @@ from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html, score
 from deltatune.comparison.report.svg import Axis, group, line, linear, mark, svg, tag
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 
 @dataclass(frozen=True)
@@ -225,4 +225,4 @@ def _metric_row(label: str, scores: Mapping[str, float], names: Sequence[str]) -
 
 
 def _arrow(name: str) -> str:
-    return " ↓" if name in LOWER_IS_BETTER else ""
+    return " ↓" if lower_is_better(name) else ""

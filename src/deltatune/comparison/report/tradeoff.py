@@ -23,7 +23,7 @@ from deltatune.comparison.report.svg import (
     text_width,
 )
 from deltatune.comparison.statistics import pareto
-from deltatune.tasks.metrics.metric_facts import LOWER_IS_BETTER
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 LABEL_SIZE = 12.0
 """Font size of labels, pixels."""
@@ -63,7 +63,7 @@ def score_against_parameters(
     across = _across(scored, limit, start, right)
     up = linear([value for result in scored for value in (result.score or 0, *(result.interval or ()))], bottom, top)
     plotted = _plotted(scored, across, left + ZERO_STRIP * 0.45, limit)
-    note = ", lower is better" if metric in LOWER_IS_BETTER else ""
+    note = ", lower is better" if lower_is_better(metric) else ""
     parts = [
         left_axis(up, left, right, {value: f"{value:g}" for value in up.ticks(6)}),
         bottom_axis(across, bottom, {value: formats.short_count(value) for value in across.ticks(6)}),
@@ -75,7 +75,7 @@ def score_against_parameters(
     if limit:
         parts.append(_budget_line(across.at(limit), top, bottom, right, budget or {}))
     parts += [
-        _front(plotted, up, right, metric in LOWER_IS_BETTER),
+        _front(plotted, up, right, lower_is_better(metric)),
         *(_interval_and_marker(method, up) for method in plotted),
     ]
     bounds = Box(left + 2, top + 2, width - 4, bottom - 4)

@@ -149,7 +149,12 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_model(stage, world, done, 
 
 @pytest.mark.parametrize(
     ("stage", "moment"),
-    [("words", "writing"), ("embeddings", "training"), ("pretrain", "writing"), ("instruct", "writing")],
+    [
+        ("words", "writing"),
+        ("embeddings", "training"),
+        pytest.param("pretrain", "writing", marks=pytest.mark.slow),
+        pytest.param("instruct", "writing", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_model(stage, moment, world, done, tmp_path):
     out = tmp_path / "out"

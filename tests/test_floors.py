@@ -28,9 +28,9 @@ FLOORS: list[list[str]] = [
 """From the ground up."""
 
 CORE_FLOORS: list[list[str]] = [
-    ["errors", "validation"],
+    ["errors", "validation", "lazy_exports"],
     ["sites"],
-    ["attention_call", "capabilities", "delta", "module_copy", "method", "union", "registry", "budget"],
+    ["attention_call", "capabilities", "delta", "method", "union", "registry", "budget"],
     ["route"],
     ["adapter"],
     ["seams"],
@@ -43,7 +43,7 @@ BESIDES = {"data": {"core.errors"}}
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = (
-    *("attention_call", "capabilities", "delta", "errors", "method", "module_copy", "union"),
+    *("attention_call", "capabilities", "delta", "errors", "method", "union"),
     *("sites.base_weights", "sites.site"),
 )
 ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}

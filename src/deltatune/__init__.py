@@ -4,28 +4,13 @@
 The public names are listed once, in `__init__.pyi`, and imported when first used, so that the command line starts fast.
 """
 
-from importlib import import_module
-from typing import Any
+from deltatune.core.lazy_exports import lazy_exports
 
 __version__ = "0.1.0"
 
+_names, __getattr__ = lazy_exports(__name__, __path__[0])
 
-def _modules_of_names() -> dict[str, str]:
-    """Public name to module, from the stub's lines `from deltatune.core.host import Host as Host`."""
-    with open(f"{__path__[0]}/__init__.pyi", encoding="utf-8") as stub:
-        words = [line.split() for line in stub if line.startswith("from ")]
-    return {name: module for _, module, _, name, *_ in words}
-
-
-_MODULES = _modules_of_names()
-
-__all__ = sorted([*_MODULES, "__version__"])
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'deltatune' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__all__ = sorted([*_names, "__version__"])
 
 
 def __dir__() -> list[str]:

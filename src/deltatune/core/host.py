@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
-from deltatune.core.errors import CannotMerge, DeltatuneError, nearest
+from deltatune.core.errors import CannotMerge, DeltatuneError, nearest, raise_all
 from deltatune.core.host_summary import describe
 from deltatune.core.merging import MergedAdapters, check_merges, difference, rounding_tolerance, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
-from deltatune.core.route import Route, RouteSpec, read_route
+from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
 from deltatune.core.seams.weight_override import check_exclusive
@@ -234,9 +234,7 @@ class Host:
     # ---- inside
 
     def _adapter(self, name: str) -> Adapter:
-        if name not in self.adapters:
-            have = ", ".join(self.adapters) or "none"
-            raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, self.adapters)}; attached: {have}")
+        raise_all(unknown_adapters([name], self.adapters))
         return self.adapters[name]
 
     def _refuse_if_merged(self, verb: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.delta import Delta
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
 
 class RowsAndWeight(NamedTuple):
@@ -101,12 +101,21 @@ def read_route(spec: RouteSpec, attached: Iterable[str], stacked: bool = False) 
     return Route(rows=rows, order=tuple(order) if stacked else ())
 
 
+def unknown_adapters(names: Iterable[str], attached: Iterable[str]) -> list[str]:
+    """A sentence for each name that is not an attached adapter's, with the nearest one and all there are."""
+    attached = list(attached)
+    have = ", ".join(attached) or "none"
+    return [
+        f"no adapter is called {name!r}{nearest(name, attached)}; attached: {have}"
+        for name in names
+        if name not in attached
+    ]
+
+
 def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict[str, float]:
     weights = {} if entry is None else {entry: 1.0} if isinstance(entry, str) else dict(entry)
     for name, weight in weights.items():
-        if name not in attached:
-            have = ", ".join(attached) or "none"
-            raise DeltatuneError(f"no adapter is called {name!r}{nearest(name, attached)}; attached: {have}")
+        raise_all(unknown_adapters([name], attached))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise DeltatuneError(f"the weight of adapter {name!r} must be a number, not {weight!r}")
     return {name: float(weight) for name, weight in weights.items() if weight}

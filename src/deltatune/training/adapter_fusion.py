@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.route import unknown_adapters
 from deltatune.methods.adapters.fusion import AdapterFusion, load_members_
 
 
@@ -18,9 +19,7 @@ def fuse(host: Host, name: str, of: Sequence[str], *, head: nn.Module | bool | N
     Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247. Raises DeltatuneError for adapters that are not attached,
     and for those that cannot be fused: unions, other methods than bottlenecks, other sites.
     """
-    attached = ", ".join(host.adapters) or "none"
-    missing = [member for member in of if member not in host.adapters]
-    raise_all([f"no adapter is called {n!r}{nearest(n, host.adapters)}; attached: {attached}" for n in missing])
+    raise_all(unknown_adapters(of, host.adapters))
     members = [host.adapters[member] for member in of]
     route = host.route
     adapter = host.attach(name, AdapterFusion.of(members), head=head, seed=seed)

@@ -26,7 +26,7 @@ from deltatune.tasks.auto_task import check_fields_of, shorter, task_for
 from deltatune.tasks.task import Row
 from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.tasks.tokenization import with_token_ids
-from deltatune.training.inference.prediction import encode_for, positions_taken, predict
+from deltatune.training.inference.prediction import encode_for, free_positions, predict
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome, train
 
@@ -88,7 +88,7 @@ class Session:
 
     def free_positions(self) -> int | None:
         """Positions that the attached adapter leaves to a text; None if the model has no limit."""
-        return None if self.positions is None else self.positions - positions_taken(self.host, self.name)
+        return free_positions(self.host, self.name)
 
     def limited(self, positions: int | None) -> Session:
         """The same session with texts of at most `positions` tokens."""

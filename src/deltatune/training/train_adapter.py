@@ -137,8 +137,6 @@ def train(
 
 def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:
     """Settings with a learning rate: the method's recommended one if none is given."""
-    if name not in host.adapters:
-        raise DeltatuneError(f"no adapter is called {name!r}; attached: {', '.join(host.adapters) or 'none'}")
     if not host.trainable(name):
         raise DeltatuneError(
             f"adapter {name!r} has nothing to train: {host.adapters[name].method!r} trains only a head, and tasks that "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
+from deltatune.core.route import unknown_adapters
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms
 from deltatune.store.arithmetic.summed_deltas import CombinedTensors, CombineOptions, How, sum_as_matrices, sum_exactly
 from deltatune.store.arithmetic.ties_dare import Scope
@@ -84,12 +85,7 @@ def _options(
     seed: int,
 ) -> CombineOptions:
     """Check the options."""
-    attached = ", ".join(host.adapters) or "none"
-    problems = [
-        f"no adapter is called {name!r}{nearest(name, host.adapters)}; attached: {attached}"
-        for name in weights
-        if name not in host.adapters
-    ]
+    problems = unknown_adapters(weights, host.adapters)
     problems += [f"the weight of {name!r} is {weight}" for name, weight in weights.items() if not math.isfinite(weight)]
     if not weights:
         problems.append('name the adapters and their weights: {"a": 0.5, "b": 0.5}')

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.architecture import Loads
 from deltatune.tasks.pretraining.masking import (
@@ -93,10 +92,8 @@ class MaskedLM(Objective):
             units = None
             if words:
                 units = add_disjoint(units_of_spans(spans[owner], encoding["offset_mapping"][i], special), words[i])
-            row = unmasked_row(token_row(encoding, i), special, units, facts)
-            pieces.append(self.draw(row, generator_for(self.seed, f"draw.{i}")))
-        nothing: list[Any] = [None] * len(rows)
-        return Encoded(pieces, 0, owners, nothing, nothing)
+            pieces.append(unmasked_row(token_row(encoding, i), special, units, facts))
+        return self.drawn(pieces, owners, len(rows))
 
     def _spans(self, rows: Sequence[Row], texts: Sequence[str]) -> list[list[Sequence[Any]]]:
         """Spans that the rows give for each text: entities, or the words of a segmentation."""

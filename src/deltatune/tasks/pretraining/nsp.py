@@ -86,10 +86,9 @@ class NextSentence(Objective):
         encoded = []
         for i, (pair, units) in enumerate(zip(pairs, words, strict=True)):
             tokens = {"input_ids": ids[i], "attention_mask": [1] * len(ids[i]), "token_type_ids": frame.types(pair)}
-            row = unmasked_row(tokens, frame.special(pair), units, facts) | {"pair_label": int(pair.is_random)}
-            encoded.append(self.draw(row, generator_for(self.seed, f"draw.{i}")))
-        nothing: list[Any] = [None] * len(pairs)
-        return Encoded(encoded, 0, range(len(pairs)), nothing, nothing)
+            row = unmasked_row(tokens, frame.special(pair), units, facts)
+            encoded.append(row | {"pair_label": int(pair.is_random)})
+        return self.drawn(encoded, range(len(pairs)), len(pairs))
 
     def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
         """The pair with other tokens masked."""

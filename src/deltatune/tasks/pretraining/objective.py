@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from deltatune.core.delta import generator_for
 from deltatune.core.errors import raise_all
 from deltatune.core.validation import check_fields
 from deltatune.data import LabelKind
@@ -66,6 +67,15 @@ class Objective(LanguageModelTask):
     @abstractmethod
     def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
         """Another random version of an encoded row."""
+
+    def drawn(self, rows: Sequence[TokenRow], owners: Sequence[int], documents: int) -> Encoded:
+        """Encoded rows with their first random version, which depends on `seed` and the row's number alone.
+
+        owners: the document (0 to documents - 1) of each row.
+        """
+        versions = [self.draw(row, generator_for(self.seed, f"draw.{n}")) for n, row in enumerate(rows)]
+        nothing: list[Any] = [None] * documents
+        return Encoded(versions, 0, owners, nothing, nothing)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> DynamicCollator:
         """A collator for other training loops: draws targets for each batch, with the label names of transformers.

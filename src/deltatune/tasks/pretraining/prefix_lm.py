@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.random_draws import random_integer
@@ -47,12 +46,8 @@ class PrefixLM(Objective):
         ends = end_tokens(tokenizer, joined)
         size = self.max_length - len(ends["start"]) - len(ends["end"])
         pieces = split_documents(text_column(rows, self.text[0]), tokenizer, size)
-        encoded = [
-            self.draw({"whole": piece, **ends}, generator_for(self.seed, f"draw.{n}"))
-            for n, (_, piece) in enumerate(pieces)
-        ]
-        nothing: list[Any] = [None] * len(rows)
-        return Encoded(encoded, 0, [owner for owner, _ in pieces], nothing, nothing)
+        whole = [{"whole": piece, **ends} for _, piece in pieces]
+        return self.drawn(whole, [owner for owner, _ in pieces], len(rows))
 
     def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:
         """The piece with another random prefix."""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.prefix_lm import end_tokens, sequence_row, split_documents
@@ -74,12 +73,8 @@ class SpanCorruption(Objective):
              for i, piece in pieces if (used := sentinel_set.intersection(piece))],
             "sentinels must not occur in the text; remove these tokens, or name other sentinels",
         )  # fmt: skip
-        encoded = [
-            self.draw({"whole": piece, "sentinels": sentinels, **ends}, generator_for(self.seed, f"draw.{n}"))
-            for n, (_, piece) in enumerate(pieces)
-        ]
-        nothing: list[Any] = [None] * len(rows)
-        return Encoded(encoded, 0, [owner for owner, _ in pieces], nothing, nothing)
+        whole = [{"whole": piece, "sentinels": sentinels, **ends} for _, piece in pieces]
+        return self.drawn(whole, [owner for owner, _ in pieces], len(rows))
 
     def size(self, ends: dict[str, Any]) -> int:
         """Length of a text whose corrupted input has max_length tokens; for a decoder, input and target together."""

@@ -105,10 +105,8 @@ def adapter_collator(
 
     Tasks that look answers up by position (tagging, extractive QA) are padded on the right.
     """
-    positions = longest_input(host.model)
-    longest = None if positions is None else positions - positions_taken(host, name)
     left = False if isinstance(rows, Encoded) and rows.facts is not None else None
-    return collator_for(host.model, tokenizer, rows[0], longest, pack, left)
+    return collator_for(host.model, tokenizer, rows[0], free_positions(host, name), pack, left)
 
 
 def positions_taken(host: Host, name: str) -> int:
@@ -116,6 +114,12 @@ def positions_taken(host: Host, name: str) -> int:
     adapter = host.adapters[name]
     shift = adapter.needs.position_shift if host.sites.facts.position_modules else 0
     return adapter.needs.virtual_tokens + shift
+
+
+def free_positions(host: Host, name: str) -> int | None:
+    """Positions of the base that an adapter leaves to a text; None if the base has no limit."""
+    positions = longest_input(host.model)
+    return None if positions is None else positions - positions_taken(host, name)
 
 
 def vote(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

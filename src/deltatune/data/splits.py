@@ -7,9 +7,12 @@ another machine, nor rows added later move a row. Only where a split would stay 
 from __future__ import annotations
 
 import hashlib
+import random
+from collections import Counter
 from collections.abc import Sequence
 
-from deltatune.data.dataset import SPLITS, Row, Splits, texts
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.data.dataset import SPLITS, LabelKind, Row, Splits, texts
 
 HELD_OUT = 0.1
 """Share of the training rows that becomes each missing split."""
@@ -56,6 +59,33 @@ def first_by_hash(rows: list[Row], columns: Sequence[str], label: str, count: in
     """The `count` rows with the smallest salted hashes, in the order of `rows`; the plain hash has made the splits."""
     order = sorted(range(len(rows)), key=lambda i: (hash_position(rows[i], columns, "limit"), str(rows[i].get(label))))
     return [rows[i] for i in sorted(order[:count])]
+
+
+def draw_shots(rows: Sequence[Row], label: str, kind: LabelKind, shots: int, seed: int) -> list[Row]:
+    """A draw for learning from few rows: `shots` rows of each class, in the order of `rows`.
+
+    Where a row may have several classes (kind `many`), rows are drawn until each class, and no class, has at least `shots`. For tags,
+    answers, texts and numbers it is `shots` rows in all. Equal seeds draw equal rows, and a draw of more rows contains
+    the draw of fewer. Raises DeltatuneError naming the classes that have fewer rows.
+    """
+    if shots < 1:
+        raise DeltatuneError(f"--shots {shots}: the number of rows to draw must be at least 1.")
+    order = random.Random(f"shots {seed}").sample(range(len(rows)), len(rows))  # a string seeds alike on every machine
+    if kind not in ("classes", "many"):
+        if len(rows) < shots:
+            raise DeltatuneError(f"--shots {shots}: there are only {len(rows)} rows to draw from.")
+        return [rows[i] for i in sorted(order[:shots])]
+    names = [row[label] or ["no class"] if kind == "many" else [row[label]] for row in rows]
+    sizes = Counter(name for row_names in names for name in row_names)
+    few = [f"--shots {shots}: the class {name!r} has only {sizes[name]} rows." for name in sizes if sizes[name] < shots]
+    raise_all(few, f"each class needs {shots} rows to draw from; give fewer shots or more rows:" if few else "")
+    drawn: Counter[str] = Counter()
+    chosen = []
+    for i in order:
+        if any(drawn[name] < shots for name in names[i]):
+            drawn.update(names[i])
+            chosen.append(i)
+    return [rows[i] for i in sorted(chosen)]
 
 
 def complete(splits: Splits, columns: Sequence[str]) -> tuple[Splits, list[str]]:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import task_from_json
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.task import LanguageModelTask, Task
@@ -65,3 +66,22 @@ def test_a_task_without_its_methods_is_refused():
 
     with pytest.raises(TypeError, match=r"abstract.*encode"):
         Empty()
+
+
+def test_a_task_stored_before_a_field_was_added_keeps_its_meaning():
+    @dataclasses.dataclass(frozen=True)
+    class Longer(Classify):
+        added_fields = {**Classify.added_fields, "margin": 0.0}
+        margin: float = 0.5
+
+    stored = Longer(labels=("a", "b")).to_json()
+    assert Longer.from_json(stored).margin == 0.5
+    del stored["margin"]
+    assert Longer.from_json(stored).margin == 0.0  # what it was trained with, not today's default
+    del stored["max_length"]
+    with pytest.raises(DeltatuneError, match="lacks 'max_length'"):
+        Longer.from_json(stored)
+
+
+def test_fields_that_were_added_exist(task):
+    assert set(task.added_fields) <= {field.name for field in dataclasses.fields(task)}

@@ -92,6 +92,8 @@ class Task(ABC):
     """Fields that may change after training."""
     dynamic: ClassVar[bool] = False
     """Whether `draw` makes another row of an encoded one in every epoch, as in dynamic masking."""
+    added_fields: ClassVar[Mapping[str, Any]] = {}
+    """Fields that were added after adapters had been stored without them, with the value that those adapters mean."""
     extra_labels: ClassVar[tuple[str, ...]] = ()
     """Labels of a batch besides `labels`; the model's forward does not get them."""
 
@@ -219,9 +221,12 @@ class Task(ABC):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Read `to_json`'s result. Raises DeltatuneError for missing and unknown fields."""
+        """Read `to_json`'s result, also one from before `added_fields`.
+
+        Raises DeltatuneError for missing and unknown fields.
+        """
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        given = {name: value for name, value in data.items() if name != "task"}
+        given = {**cls.added_fields, **{name: value for name, value in data.items() if name != "task"}}
         problems = [f"the stored task lacks {name!r}" for name in names if name not in given]
         unknown = [name for name in given if name not in names]
         raise_all([*problems, *(f"the stored task has {n!r}, which is unknown{nearest(n, names)}" for n in unknown)])

@@ -1,10 +1,10 @@
-"""`Data`: rows in three splits, with the names of their columns, the task they are for and the type of their labels."""
+"""`Data`: rows in their splits, with the names of their columns, the task they are for and the type of their labels."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -69,6 +69,10 @@ class Data:
     """Rows that select the learning rate and the epoch."""
     test: list[Row]
     """Rows that are scored once, at the end."""
+    more_tests: Splits = field(default_factory=dict)
+    """Further rows that are scored at the end, by the name of their split, such as `test_mismatched`."""
+    metric: str = ""
+    """The metric with which the published data set is scored, such as `matthews` for CoLA; "" where none is known."""
     notes: tuple[str, ...] = ()
     """Everything that was inferred and every split that was made, one sentence each."""
     problems: tuple[str, ...] = ()
@@ -80,8 +84,8 @@ class Data:
         return TASK_OF[self.kind]
 
     def splits(self) -> Splits:
-        """The three splits by name."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        """The splits by name: train, validation, test, and those of `more_tests`."""
+        return {"train": self.train, "validation": self.validation, "test": self.test, **self.more_tests}
 
 
 def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from deltatune import DeltatuneError, DoRA, Host, LoRA, PiSSA, Prompt, RsLoRA, V
 from deltatune.methods.low_rank.dora import DoRADelta
 from deltatune.methods.low_rank.pissa import Principal
 from deltatune.store.adapter_folder import method_from_json, method_to_json
+from deltatune.store.peft.peft_folder import save as save_peft
 from deltatune.training import train
 from support import models
 from support.runs import PLAIN, ROWS, TASK, host_with
@@ -423,3 +424,61 @@ def test_the_family_is_what_it_says():
             {LoRA: 4.0, RsLoRA: 8.0, DoRA: 4.0, PiSSA: 1.0}[method]
         }
         host.detach("a")
+
+
+# --- a Gaussian start ---
+
+
+@pytest.mark.parametrize("kind", [LoRA, RsLoRA, DoRA])
+def test_a_gaussian_start_is_pefts(kind):
+    host = Host(models.tiny("llama", "lm"))
+    host.attach("a", kind(r=16, init="gaussian", sites="*.ffn.{in,out}"), seed=1)
+    named = {LoRA: {}, RsLoRA: {"use_rslora": True}, DoRA: {"use_dora": True}}[kind]
+    config = LoraConfig(r=16, target_modules=["up_proj", "down_proj"], init_lora_weights="gaussian", **named)
+    theirs = get_peft_model(models.tiny("llama", "lm"), config)
+    mine = torch.cat([delta.A.flatten() for delta in deltas(host).values()])
+    layers = [theirs.base_model.model.get_submodule(host.sites[name].module) for name in deltas(host)]
+    peer = torch.cat([layer.lora_A["default"].weight.flatten() for layer in layers])
+    assert len(mine) == len(peer) > 2000
+    for drawn in (mine.detach(), peer.detach()):  # N(0, 1/r²): spread, centre, and the tails that a uniform lacks
+        assert drawn.std().item() == pytest.approx(1 / 16, rel=0.05)
+        assert abs(drawn.mean().item()) < 0.005
+        assert (drawn.abs() > 2 / 16).float().mean().item() == pytest.approx(0.0455, abs=0.015)
+    assert all(not delta.B.any() for delta in deltas(host).values())
+
+
+def test_a_gaussian_start_depends_on_seed_and_name_alone_and_the_default_is_as_before():
+    def down(method, seed, name="layers.1.attn.q"):
+        host = Host(models.tiny("llama", "lm"))
+        host.attach("a", method, seed=seed)
+        return deltas(host)[name].A
+
+    both, one = LoRA(r=4, init="gaussian"), LoRA(r=4, init="gaussian", sites="layers.1.attn.q")
+    assert torch.equal(down(both, 3), down(one, 3))
+    assert not torch.equal(down(both, 3), down(both, 4))
+    assert not torch.equal(down(both, 3), down(both, 3, "layers.0.attn.q"))
+    plain = LoRA(r=4)
+    assert torch.equal(down(plain, 3), down(LoRA(r=4, init="kaiming"), 3))
+    assert repr(plain) == "LoRA(r=4)"
+    assert repr(both) == "LoRA(r=4, init='gaussian')"
+    assert parse("LoRAPlus(r=4, init='gaussian')").init == "gaussian"
+
+
+@pytest.mark.parametrize("kind", [LoRA, RsLoRA, DoRA])
+def test_peft_files_say_how_it_started(kind, tmp_path):
+    host = Host(models.tiny("llama", "lm"))
+    host.attach("a", kind(r=4, init="gaussian"))
+    host.attach("b", kind(r=4))
+    for name, written in (("a", "gaussian"), ("b", True)):
+        save_peft(host, name, tmp_path / name, {})
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["init_lora_weights"] == written
+        loaded = host.load(tmp_path / name, name=f"{name}2")
+        assert loaded.method.init == host.adapters[name].method.init
+
+
+def test_ranks_have_a_spread_of_their_own():
+    host = Host(models.tiny("llama", "lm"))
+    host.attach("a", LoRA(r=16, init="gaussian", sites="*.ffn.in", ranks=(("layers.1.*", 4),)))
+    spread = {name: delta.A.std().item() for name, delta in deltas(host).items()}
+    assert spread["layers.0.ffn.in"] == pytest.approx(1 / 16, rel=0.1)
+    assert spread["layers.1.ffn.in"] == pytest.approx(1 / 4, rel=0.15)

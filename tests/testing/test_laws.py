@@ -24,6 +24,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "LoRA(r=4, sites='*.{attn.q,ffn.in}', ranks=(('*.ffn.*', 2),), ratio=16.0)": ("bert", "llama"),
     "LoRA(r=3, sites=('embed', '*.attn.q'), dropout=0.1)": ("bert", "llama"),
     "LoRA(r=3, sites='*.embed')": ("t5",),
+    "LoRA(r=3, init='gaussian', ratio=4.0, sites=('embed', '*.attn.q'))": ("bert", "gpt2"),
+    "DoRA(r=3, init='gaussian')": ("llama",),
     "Prompt(length=4) + LoRA(r=2, sites='embed')": ("gpt2", "llama"),
     # The rest of the family: the other road of each, sliced, fused and other maps.
     "DoRA(r=3, norm='exact', dropout=0.1, sites='*.{attn.o,ffn.in}')": ("bert", "llama"),

@@ -15,7 +15,7 @@ from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import View
 from deltatune.core.sites.site import Kind, Site
-from deltatune.methods.low_rank.lora import LoRA, LowRank, few_tokens
+from deltatune.methods.low_rank.lora import Init, LoRA, LowRank, few_tokens
 
 
 class DoRADelta(LowRank):
@@ -28,8 +28,10 @@ class DoRADelta(LowRank):
     square: Tensor
     """‖W‖² of each row, in float32; computed from the base, not saved."""
 
-    def __init__(self, width_in: int, width_out: int, r: int, scale: float, dropout: float, exact: bool) -> None:
-        super().__init__(width_in, width_out, r, scale, dropout)
+    def __init__(
+        self, width_in: int, width_out: int, r: int, scale: float, dropout: float, exact: bool, init: Init = "kaiming"
+    ) -> None:
+        super().__init__(width_in, width_out, r, scale, dropout, init)
         self.m = nn.Parameter(torch.empty(width_out))
         self.register_buffer("square", torch.empty(width_out), persistent=False)
         self.capabilities = Capabilities(merges=True, exact=exact)
@@ -125,7 +127,7 @@ class DoRA(LoRA):
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
         return self.with_rates(
-            DoRADelta(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact")
+            DoRADelta(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.norm == "exact", self.init)
         )
 
     def cost(self, site: Site) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,20 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
 
+Init = Literal["kaiming", "gaussian"]
+"""How A is drawn."""
+
 
 class LowRank(Delta):
     """`Δ = s · B A dropout(x)`, A (r, in), B (out, r)."""
 
     capabilities = Capabilities(merges=True)
 
-    def __init__(self, width_in: int, width_out: int, r: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, r: int, scale: float, dropout: float = 0.0, init: Init = "kaiming"
+    ) -> None:
         super().__init__()
+        self.init = init
         self.A = nn.Parameter(torch.empty(r, width_in))
         self.B = nn.Parameter(torch.empty(width_out, r))
         self.scale = scale
@@ -34,7 +40,10 @@ class LowRank(Delta):
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         # The paper says Gaussian; its code and PEFT draw U(±1/√in). B = 0 makes the start the base itself.
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=rng("A"))
+        if self.init == "gaussian":
+            nn.init.normal_(self.A, std=1 / len(self.A), generator=rng("A"))
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=rng("A"))
         nn.init.zeros_(self.B)
 
     def down(self) -> Tensor:
@@ -130,6 +139,9 @@ class LoRA(Method):
     """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha is the same."""
     ratio: float = 1.0
     """Factor on the learning rate of B: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
+    init: Init = "kaiming"
+    """How A is drawn: `kaiming`, U(±1/√in) as in the paper's code; `gaussian`, N(0, 1/r²) as the paper says, with the
+    spread that PEFT's `init_lora_weights="gaussian"` has. B is zero. Of an embedding A is zero and B from N(0, 1)."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("linear", "embed")
     """Kinds of sites it can act at."""
@@ -177,7 +189,7 @@ class LoRA(Method):
         return self.with_rates(
             LowRankTable(site.width_in, site.width_out, r, self.scale(r))
             if site.kind == "embed"
-            else LowRank(site.width_in, site.width_out, r, self.scale(r), self.dropout)
+            else LowRank(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.init)
         )
 
     def with_rates(self, delta: Delta) -> Delta:
@@ -211,10 +223,14 @@ class LoRA(Method):
 
 @short_form
 def LoRAPlus(
-    r: int = 8, ratio: float = 16.0, alpha: float = 16.0, sites: str | tuple[str, ...] = "*.attn.{q,v}"
+    r: int = 8,
+    ratio: float = 16.0,
+    alpha: float = 16.0,
+    sites: str | tuple[str, ...] = "*.attn.{q,v}",
+    init: Init = "kaiming",
 ) -> Method:
     """LoRA with `ratio` times the learning rate for B (Hayou et al. 2024)."""
-    return LoRA(r=r, alpha=alpha, sites=sites, ratio=ratio)
+    return LoRA(r=r, alpha=alpha, sites=sites, ratio=ratio, init=init)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class LoRAFormat:
         config |= {
             "bias": "none",
             "lora_dropout": float(hyperparameters(adapter.method).get("dropout", 0.0)),
+            "init_lora_weights": "gaussian" if hyperparameters(adapter.method).get("init") == "gaussian" else True,
             **_rank_config(pairs),
         }
         if any(key.endswith(MAGNITUDE) for key in tensors):
@@ -113,6 +114,8 @@ class LoRAFormat:
                     tensor = tensor * (scales[path] / scale_here)  # a module with another alpha: B takes the difference
                 tensors[f"{name.lower()}.{sites[path].name}.{factor}"] = tensor
         options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": float(folder.config.get("lora_dropout", 0.0))}
+        if folder.config.get("init_lora_weights") == "gaussian":
+            options["init"] = "gaussian"
         if exceptions := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
             options["ranks"] = exceptions
         site_names = tuple(sites[path].name for path in sorted(modules))

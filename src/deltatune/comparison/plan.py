@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method
+from deltatune.core.strict_json import dumps
 from deltatune.data import Data
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import BUILTIN
@@ -99,6 +99,7 @@ class Plan:
             "head": self.head_json,
             "method": cell.candidate.text,
             "settings": settings,
+            "schedule_version": self.settings.schedule_version(),
         }
 
     def notes(self) -> list[str]:
@@ -233,5 +234,5 @@ def _check_methods(problems: Mapping[str, str], methods: Sequence[str | Method],
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
+    text = dumps(value, "the plan", sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

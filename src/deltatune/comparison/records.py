@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from deltatune.core.regular_files import read_text
+from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import write_file
 from deltatune.store.run_folder import differences
 
@@ -40,7 +41,7 @@ class Records:
         complete = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                record = json.loads(line)
+                record = loads(line, path)
             except ValueError:
                 continue  # the run was stopped while it wrote this line
             complete.append(line)
@@ -62,7 +63,7 @@ class Records:
         if answers is not None:
             self.keep(record["cell"], answers)
         with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(dumps(record, nonfinite="null") + "\n")
             file.flush()
             os.fsync(file.fileno())
         if record["status"] == "ok":
@@ -74,7 +75,7 @@ class Records:
         if isinstance(answers, np.ndarray):
             np.save(self._file(key), answers, allow_pickle=False)
         else:
-            write_file(self._file(key, ".json"), json.dumps(answers, ensure_ascii=False) + "\n")
+            write_file(self._file(key, ".json"), dumps(answers, f"the answers of {key}") + "\n")
 
     def answered(self, key: str) -> bool:
         """Whether answers are stored under a key."""
@@ -84,7 +85,7 @@ class Records:
         """Answers of a final cell on the test rows: logits (N, C), or plain data."""
         if self._file(key).is_file():
             return np.load(self._file(key), allow_pickle=False)
-        return json.loads(self._file(key, ".json").read_text(encoding="utf-8"))
+        return loads(read_text(self._file(key, ".json")), self._file(key, ".json"))
 
     def _file(self, key: str, suffix: str = ".npy") -> Path:
         return self.folder / "predictions" / f"{key}{suffix}"
@@ -112,4 +113,4 @@ def unused_results(folder: Path, config: Mapping[str, Any]) -> list[str]:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write a summary as pretty JSON."""
-    write_file(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, dumps(summary, path, nonfinite="null", indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.regular_files import read_text
+from deltatune.core.strict_json import dumps, loads
 
 MANIFEST = "manifest.json"
 
@@ -69,15 +70,12 @@ def check_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with sorted keys, so that equal content gives equal bytes."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(dumps(content, path, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises DeltatuneError naming the file if it holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DeltatuneError(f"cannot read {path}: {error}") from None
+    content = loads(read_text(path), path)
     if not isinstance(content, dict):
         raise DeltatuneError(f"{path} does not hold a JSON object")
     return content

@@ -10,7 +10,6 @@ metrics.json    its scores, written last: a run that has it is finished
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import read_text
+from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import write_file
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 def differences(stored: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """List (name, stored value, new value) for settings that differ and change the result."""
-    old, new = _flat(stored), _flat(json.loads(json.dumps(record)))
+    old, new = _flat(stored), _flat(loads(dumps(record), "the settings of the run"))
     names = [name for name in {**old, **new} if not name.startswith(MAY_DIFFER) and old.get(name) != new.get(name)]
     return [(name, old.get(name), new.get(name)) for name in names]
 
@@ -119,7 +120,7 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
         content.update(split.encode())
         for row in rows:
             names = [name for name in (*data.text, data.label, "references") if name in row]
-            content.update(json.dumps([row[name] for name in names]).encode())
+            content.update(dumps([row[name] for name in names], "a row", ensure_ascii=True).encode())
     return {
         "source": source,
         "origin": data.origin,
@@ -145,7 +146,7 @@ def find_adapter(folder: str | Path) -> Path:
 
 def write_record(path: Path, value: Any) -> None:
     """Write JSON atomically."""
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, dumps(value, path, nonfinite="null", indent=2) + "\n")
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
@@ -154,9 +155,9 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeltatuneError(f"cannot read {path}: {error}; remove the folder of the run and start again") from None
+        value = loads(read_text(path), path)
+    except DeltatuneError as error:
+        raise DeltatuneError(f"{error}; remove the folder of the run and start again") from None
     return dict(value) if isinstance(value, dict) else {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltatune.core.errors import nearest
+from deltatune.core.strict_json import loads
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify, check_finite
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, Floats, mean_score, ratio
@@ -26,6 +26,7 @@ class MultiLabel(Classify):
     """A set of labels; a label is in it if its probability is above one half."""
 
     name: ClassVar[str] = "many"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
 
     metric: str = ""
     """Primary metric; by default f1_micro. accuracy: the whole set is right; hamming: the share of right decisions."""
@@ -106,6 +107,6 @@ class MultiLabel(Classify):
 def parse_json_list(text: str) -> Any:
     """A list written as JSON; other text as it is."""
     try:
-        return json.loads(text)
+        return loads(text, "the labels")
     except ValueError:
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from deltatune.core.errors import raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.regular_files import read_text
+from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import write_file
 from deltatune.store.run_folder import STEP_METRICS, TENSORBOARD
 from deltatune.training.settings import TRACKERS, Settings
@@ -47,7 +48,7 @@ class Reporter:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / FILE
             lines = [line for line in read(path) if line["step"] <= step and in_checkpoint(line, evaluated)]
-            write_file(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            write_file(path, "".join(f"{dumps(line, path)}\n" for line in lines))
         if self.settings.report_to:
             self._start_trackers(step)
 
@@ -74,7 +75,7 @@ class Reporter:
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.folder is not None:
             with (self.folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(f"{json.dumps(line)}\n")
+                file.write(f"{dumps(line, nonfinite='null')}\n")
 
     def _track(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
@@ -126,12 +127,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last one that is incomplete."""
     if not path.is_file():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines, texts = [], read_text(path).splitlines()
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:  # killed while writing
-            break
+            lines.append(loads(text, f"{path} line {number}"))
+        except DeltatuneError:
+            if number < len(texts):
+                raise
+            break  # killed while writing
     return lines
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.screen import plural
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from deltatune.data.formats.file_format import LineReader
@@ -201,7 +201,7 @@ def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
     answers = session.predict(encoded, len(rows))
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
     for row, answer in zip(rows, session.task.decode(answers), strict=True):
-        target.write(json.dumps(joined(row, answer), ensure_ascii=not utf8) + "\n")
+        target.write(dumps(joined(row, answer), nonfinite="null", ensure_ascii=not utf8) + "\n")
     target.flush()
     return encoded.truncated
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltatune.comparison.report.number_format import score
+from deltatune.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from deltatune.tasks import Encoded, Task
@@ -82,7 +82,7 @@ def facts(pairs: Iterable[Sequence[str]]) -> Table:
 
 def print_json(value: Any) -> None:
     """Print JSON on stdout for programs: no colours, no wrapping."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(dumps(value, nonfinite="null", indent=2))
 
 
 def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:
@@ -103,4 +103,5 @@ def scores_table(task: Task, splits: Mapping[str, Mapping[str, float]]) -> Table
         if not any(all(scores[name] == scores[other] for scores in all_scores) for other in names):
             names.append(name)
     rows = [[split, *(score(scores[name]) for name in names)] for split, scores in splits.items()]
-    return table(["", *names], rows, right=names)
+    headers = [task.metric_name(name) for name in names]
+    return table(["", *headers], rows, right=headers)

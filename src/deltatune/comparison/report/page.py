@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -19,6 +18,7 @@ from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.plots import cost_bars, learning_curves, learning_rate_plots
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
 from deltatune.comparison.report.tradeoff import score_against_parameters
+from deltatune.core.strict_json import dumps
 from deltatune.store.atomic_files import write_file
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
@@ -83,6 +83,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts.append(
         ("Metric", str(summary["metric"]) + (", lower is better" if lower_is_better(summary["metric"]) else ""))
     )
+    if summary.get("positive"):
+        facts.append(("Positive class", str(summary["positive"])))
     if budget:
         facts.append(
             ("Budget", f"{budget.get('text') or ''}, {formats.short_count(budget['params'])} parameters".lstrip(", "))
@@ -156,7 +158,7 @@ def _text(value: object) -> str:
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else dumps(value, nonfinite="null", default=str)
 
 
 def sample_cards(samples: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.strict_json import dumps
 from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, name_of
 from deltatune.prompting.self_instruct.generation_round import RoundGenerator
 from deltatune.prompting.self_instruct.quality_filters import OVER_TOTAL, InstructionPool
@@ -78,7 +78,7 @@ def identity_of(
     seeds: Sequence[Mapping[str, Any]], endpoint: GenerateFunction | Endpoint, settings: SelfInstruct
 ) -> dict[str, Any]:
     """Return what must be equal for a run to be resumed."""
-    text = json.dumps(list(seeds), sort_keys=True, ensure_ascii=False, default=str)
+    text = dumps(list(seeds), "the seed tasks", sort_keys=True, default=str)
     rest = {name: value for name, value in dataclasses.asdict(settings).items() if name not in STOPPING}
     return {"endpoint": name_of(endpoint), "seeds": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), **rest}
 

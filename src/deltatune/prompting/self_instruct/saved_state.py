@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from io import BufferedRandom
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.strict_json import dumps, loads
 from deltatune.prompting.self_instruct.seed_tasks import Row
 from deltatune.store.atomic_files import read_json, write_file
 
@@ -38,7 +38,7 @@ class SavedState:
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         """Open or create. Raises DeltatuneError if the files belong to another run or were modified."""
-        self.out, self.identity = out, json.loads(json.dumps(identity))
+        self.out, self.identity = out, loads(dumps(identity), "the settings")
         self.rejected = out.with_name(f"{out.stem}.rejected.jsonl")
         self.state = out.with_name(f"{out.stem}.state.json")
         self._check_names()
@@ -72,7 +72,7 @@ class SavedState:
     def rows(self, name: str) -> list[Row]:
         """The rows of finished rounds: `kept` or `rejected`."""
         self._files[name].seek(0)
-        return [json.loads(line) for line in self._files[name].read().splitlines()]
+        return [loads(line, self._path(name)) for line in self._files[name].read().splitlines()]
 
     def add_(self, number: int, kept: Sequence[Row], rejected: Sequence[Row]) -> None:
         """Write a round: its lines first, then the record that makes them valid."""
@@ -80,7 +80,7 @@ class SavedState:
             file = self._files[name]
             file.seek(0, os.SEEK_END)
             for row in rows:
-                line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+                line = dumps(row, self._path(name)).encode() + b"\n"
                 file.write(line)
                 self._hashes[name].update(line)
             file.flush()
@@ -88,7 +88,7 @@ class SavedState:
         self.round = number
         sizes = {name: {"bytes": file.tell(), "hash": self._hashes[name].hexdigest()} for name, file in self._ends()}
         state = {"form": SCHEMA, "round": number, "identity": self.identity, "files": sizes}
-        write_file(self.state, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        write_file(self.state, dumps(state, self.state, indent=2) + "\n")
 
     def _ends(self) -> list[tuple[str, BufferedRandom]]:
         for file in self._files.values():
@@ -167,12 +167,12 @@ def _unfinished(rest: bytes, finished: int) -> bool:
     for line in lines[:-1]:
         row: Any = None
         with contextlib.suppress(ValueError):
-            row = json.loads(line)
+            row = loads(line, "a line")
         if not isinstance(row, dict) or row.get("round") != finished + 1:
             return False
     return not lines[-1] or lines[-1].startswith(b"{")
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

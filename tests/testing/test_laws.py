@@ -58,6 +58,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "UniPELT(Prefix(length=3, ids=(7, 8)))": ("gpt2",),
     "UniPELT(LoRA(r=2) + Prefix(length=3, dropout=0.2))": ("bert", "gpt2"),
     "Prompt(length=3, init='uniform')": ("gpt2",),
+    "Prompt(length=3, init='normal')": ("bert",),
     "Prompt(length=3, init='ids', ids=(7, (8, 9)))": ("t5",),
     "PTuning(length=3, encoder='mlp')": ("gpt2", "t5"),
     "PTuning(length=3, hidden=5, layers=1)": ("bert",),

@@ -20,6 +20,10 @@ Ids = tuple[int | tuple[int, ...], ...]
 """Token ids that initialise the vectors, one or the mean of several for each."""
 
 
+DRAWN = ("uniform", "normal")
+"""Initial values that are drawn without regard to any token."""
+
+
 class SoftPrompt(Delta):
     """`h ← P[i]` at the i-th virtual token, P (P, D); real tokens stay."""
 
@@ -33,9 +37,12 @@ class SoftPrompt(Delta):
 
     @torch.no_grad()
     def init_(self, rng: Rng, base: nn.Module) -> None:
-        nn.init.uniform_(self.prompt, -0.5, 0.5, generator=rng("prompt"))
         device = next(base.parameters()).device
-        if self.init != "uniform":  # the first 5,000 rows are the most frequent pieces in SentencePiece's order
+        if self.init == "normal":
+            nn.init.normal_(self.prompt, std=spread(base), generator=rng("prompt"))
+        else:
+            nn.init.uniform_(self.prompt, -0.5, 0.5, generator=rng("prompt"))
+        if self.init not in DRAWN:  # the first 5,000 rows are the most frequent pieces in SentencePiece's order
             first = min(5000, self.vocabulary)
             drawn = torch.randperm(first, generator=rng("vocabulary")).repeat(1 + self.length // first)[: self.length]
             self.prompt.copy_(base(drawn.to(device)))
@@ -69,9 +76,10 @@ class Prompt(Method):
 
     length: int = 20
     """Virtual tokens P; 100 in the paper."""
-    init: Literal["vocabulary", "uniform", "labels", "text", "ids"] = "vocabulary"
-    """`vocabulary`: drawn from the first 5,000 rows; `uniform`: U(-0.5, 0.5); `labels`: a vector for each class, the
-    mean of its name's tokens; `text`: a text's tokens; `ids`: given ids. The remaining vectors are drawn."""
+    init: Literal["vocabulary", "uniform", "normal", "labels", "text", "ids"] = "vocabulary"
+    """`vocabulary`: drawn from the first 5,000 rows; `uniform`: U(-0.5, 0.5); `normal`: N(0, σ²), σ the standard
+    deviation of the model's token embeddings (PEFT's random start is N(0, 1), far outside them); `labels`: a vector for
+    each class, the mean of its name's tokens; `text`: a text's tokens; `ids`: given ids. The others are drawn."""
     text: str = ""
     """The initial text."""
     ids: Ids = ()
@@ -84,7 +92,7 @@ class Prompt(Method):
 
     def check(self) -> None:
         at_least(self, length=1)
-        if self.ids and self.init in ("vocabulary", "uniform"):
+        if self.ids and self.init in ("vocabulary", *DRAWN):
             raise DeltatuneError(f"Prompt(init={self.init!r}) takes no ids; Prompt(init='ids', ids=(2023, 2003)) does")
         if self.init == "ids" and not self.ids:
             raise DeltatuneError("Prompt(init='ids') needs initial ids: Prompt(init='ids', ids=(2023, 2003))")
@@ -134,6 +142,12 @@ class Prompt(Method):
 
     def limit(self, sites: Sites) -> int:
         return longest_prompt(sites)
+
+
+def spread(table: nn.Module) -> float:
+    """Standard deviation of the entries of a token embedding's vectors, as the model sees them (Gemma scales them)."""
+    weight = table.get_parameter("weight")
+    return float(weight.float().std()) * float(getattr(table, "embed_scale", 1.0))
 
 
 def at_input(sites: Sites) -> list[Site]:

@@ -28,7 +28,7 @@ FLOORS: list[list[str]] = [
 """From the ground up."""
 
 CORE_FLOORS: list[list[str]] = [
-    ["errors", "validation", "lazy_exports", "strict_json", "regular_files"],
+    ["errors", "validation", "lazy_exports", "strict_json", "regular_files", "trained_rows"],
     ["sites"],
     ["attention_call", "capabilities", "delta", "method", "union", "registry", "budget"],
     ["route"],

@@ -14,6 +14,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
 from deltatune.core.sites.site import Site, Sites
+from deltatune.core.trained_rows import TrainedRows
 
 
 class Adapter(nn.Module):
@@ -32,6 +33,8 @@ class Adapter(nn.Module):
         self.head = head
         self.extra: dict[str, Any] = dict(extra)
         """The task's metadata (labels, columns, tokenizer); saved as JSON."""
+        self.trained_rows: TrainedRows | None = TrainedRows()
+        """Hashes of the rows it was trained on; None where that is not known."""
 
     def entries(self) -> Iterator[tuple[str, Site, Delta]]:
         """(key, site, delta) in model order."""
@@ -145,7 +148,7 @@ class Adapter(nn.Module):
     def without_reparametrisation(self) -> Adapter:
         """The adapter to keep after training: reparametrisations replaced by the values they compute."""
         done = Adapter(self.method.without_reparametrisation(), self.head, self.extra)
-        done.seed, done.dropped = self.seed, self.dropped
+        done.seed, done.dropped, done.trained_rows = self.seed, self.dropped, self.trained_rows
         for key, site, delta in self.entries():
             final = delta.without_reparametrisation()
             done.put(key, site, final)

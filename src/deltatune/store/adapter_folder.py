@@ -10,12 +10,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
+from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.fingerprint import base_identity, compare_bases
@@ -23,7 +26,7 @@ from deltatune.store.peft.peft_folder import write_peft
 from deltatune.store.tensors import attach_filled, check_tensors, read_tensors, write_tensors
 
 SCHEMA = 1
-CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
+CONFIG, TENSORS, ROWS = "adapter.json", "adapter.safetensors", "trained_rows.safetensors"
 
 
 def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
@@ -52,6 +55,7 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
         write_tensors(work / TENSORS, tensors)
         if not training:
             write_peft(host, adapter, work)
+            _write_trained_rows(work / ROWS, adapter.trained_rows)
 
     write_folder(folder, fill)
 
@@ -68,7 +72,8 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     method = method_from_json(config["method"], folder)
     tensors = read_tensors(folder / TENSORS)
     module = head_from_json(config["head"], head, folder)
-    attach_filled(
+    trained_rows = _read_trained_rows(folder / ROWS)
+    adapter = attach_filled(
         host,
         name,
         method,
@@ -78,6 +83,27 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
         head=module or (None if config["own_head"] else False),
         extra=config["extra"],
     )
+    adapter.trained_rows = trained_rows
+
+
+def _write_trained_rows(path: Path, rows: TrainedRows | None) -> None:
+    """Write the hashes of the rows that an adapter was trained on, 8 bytes a row; nothing where none are known."""
+    if rows is None or not len(rows.train):
+        return
+    hashes = {"train": rows.train, "validation": rows.validation}
+    tensors = {name: torch.from_numpy(values.view(np.int64)) for name, values in hashes.items()}
+    write_tensors(path, {**tensors, "complete": torch.tensor([rows.complete])})
+
+
+def _read_trained_rows(path: Path) -> TrainedRows | None:
+    """The rows that an adapter was trained on; None in folders that do not say."""
+    if not path.is_file():
+        return None
+    tensors = read_tensors(path)
+    missing = [name for name in ("train", "validation", "complete") if name not in tensors]
+    raise_all([f"{path} lacks {name!r}; the file is damaged" for name in missing])
+    train, validation = (hashes_from(tensors[name].numpy(), str(path)) for name in ("train", "validation"))
+    return TrainedRows(train, validation, bool(tensors["complete"].all()))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -70,4 +70,5 @@ def attach_filled(
         host.use(before)
         raise_all(problems, error_heading)
     adapter.load_tensors(tensors)
+    adapter.trained_rows = None  # the caller may know them
     return adapter

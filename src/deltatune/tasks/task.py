@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.trained_rows import Hashes
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family, Loads
 from deltatune.tasks.heads import Head, HeadConfig
@@ -51,6 +52,8 @@ class Encoded(Sequence[TokenRow]):
     """What the task needs of each of the N rows to decode an answer from its pieces, such as its words."""
     row_references: Sequence[Any] | None = None
     """The references of the N rows; None where they are the `label` of the pieces."""
+    row_hashes: Hashes | None = None
+    """Hashes of the N rows' texts and labels, where they are labelled (`tasks.row_hashes`)."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -200,6 +203,10 @@ class Task(ABC):
     def resampled(self, answers: Any, references: Any, weights: NDArray[Any]) -> NDArray[Any]:
         """The primary metric (B,) when row i counts weights[b, i] times, weights (B, N): for a bootstrap."""
         return self.primary_score(answers, references).resampled(weights)
+
+    def metric_name(self, metric: str) -> str:
+        """A metric for readers, with what its name leaves open."""
+        return metric
 
     def metric_problems(self, of: str, metrics: Sequence[str]) -> list[str]:
         """What is wrong with the primary metric."""

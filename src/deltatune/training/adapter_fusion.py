@@ -10,6 +10,7 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.route import unknown_adapters
+from deltatune.core.trained_rows import rows_of_all
 from deltatune.methods.adapters.fusion import AdapterFusion, load_members_
 
 
@@ -29,4 +30,5 @@ def fuse(host: Host, name: str, of: Sequence[str], *, head: nn.Module | bool | N
         host.detach(name)
         host.use(route)
         raise
+    adapter.trained_rows = rows_of_all(member.trained_rows for member in members)
     return adapter

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
@@ -118,6 +119,7 @@ def train(
             loop.run(resume)
             peak_memory = hardware.peak_memory(device)
         host.remove_reparametrisation_(name)
+        note_rows_(host, name, rows, validation)
         progress = loop.progress
         if len(validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
             loop.add_scores(evaluate())
@@ -133,6 +135,15 @@ def train(
         untrained_tensors=tuple(sorted(unread_tensors(host, name))),
         resumed=checkpoint.step_of(resume) if resume else 0,
     )
+
+
+def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> None:
+    """Note in the adapter which rows it was trained on, and which scored it."""
+    adapter, hashes = host.adapters[name], [encoded.row_hashes for encoded in (rows, validation)]
+    known = adapter.trained_rows or TrainedRows(complete=False)
+    if hashes[0] is None:  # rows that were encoded elsewhere
+        known = dataclasses.replace(known, complete=False)
+    adapter.trained_rows = known.with_rows(*(no_rows() if values is None else values for values in hashes))
 
 
 def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:
@@ -198,5 +209,6 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "task": task.to_json(),
         "rows": [len(rows), checkpoint.digest_of(rows.rows)],
         **{f"settings.{field}": value for field, value in fields.items()},
+        "schedule_version": settings.schedule_version(),
         "bfloat16": uses_bfloat16(host.model, settings.precision),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
     from deltatune.data import LabelKind, Row
+    from deltatune.tasks import Encoded
     from deltatune.training.session import Session
 
 SPLITS = ("train", "validation", "test", "all")
@@ -47,7 +49,7 @@ def evaluate(
 ) -> None:
     """Score a trained adapter.
 
-    Prints every metric of the task, and the number of truncated texts.
+    Prints every metric of the task, the number of truncated texts, and how many of the rows the adapter was trained on.
 
       deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
     """
@@ -66,6 +68,7 @@ def evaluate(
         return
     show(scores_table(session.task, {name: result["scores"]}), "")
     truncated = result["truncated"]
+    notes += overlap_notes(result["trained_on"], len(rows))
     if truncated:
         notes.append(f"{truncated} of {len(rows)} texts were truncated to the adapter's limit")
     show(facts([("rows", f"{count(len(rows))} from {data}"), *(("note", note) for note in notes)]))
@@ -117,4 +120,40 @@ def scored(session: Session, rows: list[Row], batch_size: int) -> dict[str, Any]
         "scores": session.task.score(answers, encoded.references),
         "rows": len(rows),
         "truncated": encoded.truncated,
+        "trained_on": known_rows(session, encoded),
     }
+
+
+def known_rows(session: Session, encoded: Encoded) -> dict[str, Any] | None:
+    """How many of the rows the adapter was trained on, and selected by; None where its folder does not say."""
+    from deltatune.core.trained_rows import overlap
+
+    known = session.adapter.trained_rows
+    if known is None or encoded.row_hashes is None:
+        return None
+    trained, selected = (overlap(encoded.row_hashes, rows) for rows in (known.train, known.validation))
+    return {
+        "rows": trained.rows,
+        "same_label": trained.same_label,
+        "other_label": trained.other_label,
+        "validation_rows": selected.rows,
+        "complete": known.complete,
+    }
+
+
+def overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
+    """What a user must know of rows that the adapter has seen."""
+    if known is None:
+        return ["whether the adapter was trained on these rows is unknown: its folder has no hashes of training rows"]
+    notes = []
+    if known["rows"]:
+        labels = f"{count(known['same_label'])} with the same label, {count(known['other_label'])} with another one"
+        notes.append(
+            f"the adapter was trained on {count(known['rows'])} of these {count(total)} texts ({labels}): "
+            "the scores are too good for new texts"
+        )
+    if known["validation_rows"]:
+        notes.append(f"{count(known['validation_rows'])} of these texts were validation rows of its training")
+    if not known["complete"]:
+        notes.append("the adapter began as one whose training rows are unknown, so it may know more of these rows")
+    return notes

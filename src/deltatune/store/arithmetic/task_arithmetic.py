@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
+from deltatune.core.trained_rows import rows_of_all
 from deltatune.core.route import unknown_adapters
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms
 from deltatune.store.arithmetic.summed_deltas import CombinedTensors, CombineOptions, How, sum_as_matrices, sum_exactly
@@ -157,6 +158,7 @@ def _attach(
         raise DeltatuneError("nothing is left to attach: the changes cancel out or every entry was dropped")
     tensors = {**combined.tensors, **head_tensors}
     adapter = attach_filled(host, name, combined.method, tensors, f"cannot attach {name!r}:", head=module, extra=extra)
+    adapter.trained_rows = rows_of_all(each.trained_rows for each in adapters.values())
     adapter.eval()
     return Combined(adapter, combined.error, combined.errors)
 

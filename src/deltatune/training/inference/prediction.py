@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
+from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
 from deltatune.training.forward import adapter_logits, logits
@@ -95,7 +97,8 @@ def encode_for(
         )
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
-    return task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
+    encoded = task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
+    return replace(encoded, row_hashes=row_hashes(task, rows)) if labelled else encoded
 
 
 def adapter_collator(

@@ -1,0 +1,44 @@
+"""Hashes of rows: what identifies a row of the user's data, its texts and its label, in 64 bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deltatune.core.trained_rows import Hashes
+from deltatune.data.dataset import as_text
+from deltatune.tasks.task import Row, Task
+
+TEXT_BYTES, LABEL_BYTES = 6, 2
+"""Bytes of a hash that are the texts' and the label's."""
+
+
+def row_hashes(task: Task, rows: Sequence[Row]) -> Hashes:
+    """The hash of each row (N,): 48 bits of its texts, 16 bits of its texts and label.
+
+    Blanks and the Unicode form do not count, so that a row is recognised in another file format.
+    """
+    return np.asarray([_hash(*_identity(task, row)) for row in rows], np.uint64)
+
+
+def _identity(task: Task, row: Row) -> tuple[list[str], Any]:
+    """The texts and the label of a row; a generated answer may have several references."""
+    texts = [_normalised(as_text(row.get(name, ""))) for name in task.text]
+    label = row.get(task.label) if task.label else None
+    return texts, row.get("references") or label if task.answers == "text" else label
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _hash(texts: list[str], label: Any) -> int:
+    content = json.dumps(texts).encode()
+    text = hashlib.blake2b(content, digest_size=TEXT_BYTES).digest()
+    value = json.dumps(label, sort_keys=True, default=str).encode()
+    return int.from_bytes(text + hashlib.blake2b(value, key=text, digest_size=LABEL_BYTES).digest())

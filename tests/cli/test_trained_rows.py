@@ -1,0 +1,70 @@
+"""`evaluate` says how many of its rows the adapter was trained on; it never refuses."""
+
+import json
+import shutil
+
+import pytest
+
+from deltatune.store.atomic_files import MANIFEST
+from support.command_line import QUICK, ran, review_folder, reviews, write_csv
+
+ROWS = "trained_rows.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return review_folder(tmp_path_factory.mktemp("data") / "reviews")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_folder, data):
+    out = tmp_path_factory.mktemp("runs") / "reviews"
+    done = ran("train", "--model", tiny_folder, "--data", data, "--lr", "1e-2", *QUICK, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def evaluated(trained, file):
+    done = ran("evaluate", "--adapter", trained, "--data", file, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)["trained_on"]
+
+
+def test_rows_that_were_trained_on_are_counted(trained, data, tmp_path):
+    train = reviews(64, 0)
+    swapped = [{**row, "label": {"bad": "good", "good": "bad"}[row["label"]]} for row in train[:10]]
+    new = [{"text": f"{row['text']} unseen", "label": row["label"]} for row in train[:6]]
+    file = write_csv(tmp_path / "mixed.csv", [*train[10:20], *swapped, *new])
+    found = evaluated(trained, file)
+    assert (found["rows"], found["same_label"], found["other_label"]) == (20, 10, 10)
+    assert found["complete"]
+    done = ran("evaluate", "--adapter", trained, "--data", file)
+    assert "trained on 20 of these 26 texts (10 with the same label, 10 with another one)" in " ".join(done.out.split())
+
+
+def test_held_out_rows_are_new_and_validation_rows_are_named(trained, data, tmp_path):
+    assert evaluated(trained, data)["rows"] == 0
+    found = evaluated(trained, write_csv(tmp_path / "dev.csv", reviews(20, 1)))
+    assert (found["rows"], found["validation_rows"]) == (0, 20)
+
+
+def test_an_adapter_without_hashes_says_that_it_does_not_know(trained, data, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(trained / "adapter", old)
+    assert (old / ROWS).stat().st_size < 8 * (64 + 20) + 400
+    assert "good" not in (old / ROWS).read_bytes().decode("latin-1")
+    (old / ROWS).unlink()
+    manifest = json.loads((old / MANIFEST).read_text())
+    del manifest["files"][ROWS]
+    (old / MANIFEST).write_text(json.dumps(manifest))
+    assert evaluated(old, data) is None
+    assert "is unknown" in " ".join(ran("evaluate", "--adapter", old, "--data", data).out.split())
+
+
+def test_damaged_hashes_are_an_error(trained, data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(trained / "adapter", broken)
+    (broken / ROWS).write_bytes(b"x" * 40)
+    done = ran("evaluate", "--adapter", broken, "--data", data)
+    assert done.code != 0
+    assert ROWS in done.err

@@ -10,6 +10,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import (
     Classify,
     Encoded,
+    MultiLabel,
     collator_for,
     longest_input,
     padding_id,
@@ -248,7 +249,15 @@ def test_score_has_every_metric():
     logits, references = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 2, 2])
     three = Classify(labels=("a", "b", "c"), metric="f1")
     scores = three.score(logits, references)
-    assert tuple(scores) == ("f1", "accuracy", "f1_macro", "f1_micro", "matthews")  # the primary one first
+    assert tuple(scores) == (
+        "f1",
+        "accuracy",
+        "precision",
+        "recall",
+        "f1_macro",
+        "f1_micro",
+        "matthews",
+    )  # the primary one first
     assert set(scores) == set(CLASS_METRICS)
     assert scores["accuracy"] == 0.75
     assert scores["f1"] == scores["f1_macro"]  # more than two labels: no positive one
@@ -258,9 +267,47 @@ def test_score_has_every_metric():
     assert pair.metric == "pearson"
 
 
-def test_positive_label_is_the_last():
-    logits, references = np.eye(2)[[1, 1, 0]], np.array([1, 0, 0])
-    assert single.score(logits, references)["f1"] == pytest.approx(2 / 3)
+PARAPHRASES = ("equivalent", "not_equivalent")  # as MRPC's names sort
+EQUIVALENT, NOT_EQUIVALENT = 2 / 3, 4 / 5
+PREDICTED, TRUE = np.eye(2)[[0, 1, 1, 1]], np.array([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("positive", "f1"), [("", EQUIVALENT), ("not_equivalent", NOT_EQUIVALENT)])
+def test_f1_is_of_the_positive_class(positive, f1):
+    task = Classify(labels=PARAPHRASES, metric="f1", positive=positive)
+    assert task.score(PREDICTED, TRUE)["f1"] == pytest.approx(f1)
+    assert task.measure(task.predictions(PREDICTED), TRUE) == pytest.approx(f1)
+    assert task.resampled(PREDICTED, TRUE, np.ones((1, 4))) == pytest.approx([f1])
+    assert task.metric_name("f1") == f"f1 (positive: {task.positive})" in task.describe()
+    assert task.metric_name("accuracy") == "accuracy"
+    assert task_from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+def test_positive_class_of_more_classes_is_scored_against_the_rest():
+    logits, references = np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 2, 2])
+    task = Classify(labels=("a", "b", "c"), positive="c")
+    assert task.score(logits, references)["recall"] == 0.5
+    assert task.score(logits, references)["precision"] == 1.0
+
+
+def test_older_adapters_count_the_last_class():
+    stored = Classify(labels=PARAPHRASES, metric="f1").to_json()
+    assert stored.pop("positive") == "equivalent"
+    older = task_from_json(stored)
+    assert older.positive == "not_equivalent"
+    assert older.score(PREDICTED, TRUE)["f1"] == pytest.approx(NOT_EQUIVALENT)
+    many = MultiLabel(labels=("a", "b")).to_json()
+    del many["positive"]
+    assert task_from_json(many).positive == ""
+
+
+def test_unknown_positive_class():
+    with pytest.raises(DeltatuneError, match=r"positive='spma' is not a class, did you mean 'spam'.*'ham', 'spam'"):
+        Classify(labels=("ham", "spam"), positive="spma")
+    with pytest.raises(DeltatuneError, match="positive='a' is for one class a row"):
+        MultiLabel(labels=("a", "b"), positive="a")
+    with pytest.raises(DeltatuneError, match="positive='1' is for one class a row"):
+        Classify(positive="1")
 
 
 def test_nan_logits_are_no_prediction():

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 
 from deltatune.tasks import generation as generate
 from deltatune.tasks import language_modeling as language
-from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
+from deltatune.tasks.metrics.classification_and_regression import (
+    CLASS_METRICS,
+    POSITIVE_METRICS,
+    REGRESSION_METRICS,
+    weighted_score,
+)
 from deltatune.tasks.metrics.metric_facts import listed_facts, lower_is_better
 from deltatune.tasks.pretraining import nsp
 
@@ -18,9 +23,16 @@ LOWER = {metric for metric in listed_facts() if lower_is_better(metric)}
 sklearn = pytest.importorskip("sklearn.metrics")
 scipy = pytest.importorskip("scipy.stats")
 
+
+def _average(references, predictions):
+    return "binary" if max(references.max(), predictions.max()) < 2 else "macro"
+
+
 PEERS = {
     "accuracy": sklearn.accuracy_score,
     "f1": lambda y, p: sklearn.f1_score(y, p, pos_label=1, zero_division=0),
+    "precision": lambda y, p: sklearn.precision_score(y, p, average=_average(y, p), zero_division=0),
+    "recall": lambda y, p: sklearn.recall_score(y, p, average=_average(y, p), zero_division=0),
     "f1_macro": lambda y, p: sklearn.f1_score(y, p, average="macro", zero_division=0),
     "f1_micro": lambda y, p: sklearn.f1_score(y, p, average="micro", zero_division=0),
     "matthews": sklearn.matthews_corrcoef,
@@ -55,6 +67,18 @@ def test_class_metrics(name, data):
     draw = st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows).map(np.array)
     predictions, references = data.draw(draw), data.draw(draw)
     assert score(name, predictions, references) == pytest.approx(peer(name, predictions, references), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", POSITIVE_METRICS)
+@pytest.mark.parametrize("positive", [0, 1, 2])
+def test_metrics_of_a_positive_class(name, positive):
+    rng = np.random.default_rng(positive)
+    predictions, references = rng.integers(0, 3, (2, 50))
+    peer_of = {"f1": sklearn.f1_score, "precision": sklearn.precision_score, "recall": sklearn.recall_score}[name]
+    expected = peer_of(references == positive, predictions == positive)
+    assert weighted_score(name, predictions, references, 3, positive).score() == pytest.approx(expected, abs=1e-12)
+    doubled = weighted_score(name, np.tile(predictions, 2), np.tile(references, 2), 3, positive)
+    assert doubled.resampled(np.ones((2, 100))) == pytest.approx([expected, expected], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", REGRESSION_METRICS)

@@ -104,11 +104,21 @@ Metric = Annotated[
         "--metric",
         panel=DATA,
         metavar="NAME",
-        help="Primary metric. Classes: accuracy, f1, f1_macro, f1_micro or matthews; several labels: f1_micro, "
+        help="Primary metric. Classes: accuracy, f1, precision, recall, f1_macro, f1_micro or matthews; several labels: f1_micro, "
         "f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, precision, recall, f1_macro "
         "or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; generation: rougeL, bleu, rouge1, "
         "rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: perplexity, loss, bits_per_char or "
-        "bits_per_byte. Default: the first of them.",
+        "bits_per_byte. Default: the published one of a known data set, else the first of them.",
+    ),
+]
+Positive = Annotated[
+    str | None,
+    option(
+        "--positive",
+        panel=DATA,
+        metavar="CLASS",
+        help="The class that f1, precision and recall are of. Default for two classes: the one that its name says (1, "
+        "yes, positive, equivalent, entailment, ...), else the last.",
     ),
 ]
 Prompt = Annotated[
@@ -217,6 +227,14 @@ Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD[
 def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     """The fields of the head that the options set."""
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
+
+
+def class_fields(data: Dataset, positive: str | None) -> dict[str, Any]:
+    """The field of a classification that --positive sets. Raises DeltatuneError if the data are for another task."""
+    if positive is not None and data.kind != "classes":
+        task = "several labels a row" if data.kind == "many" else TASK_NAMES.get(data.task, data.task)
+        raise DeltatuneError(f"--positive {positive} is for one class a row; this task is {task}")
+    return set_values({"positive": positive})
 
 
 TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}

@@ -49,6 +49,7 @@ def summarise(
         },
         "task": plan.data.task,
         "metric": plan.session.task.metric,
+        "positive": plan.session.task.to_json().get("positive") or None,
         "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
         "base_params": plan.session.host.sites.base_params,
         "head_params": plan.head_params,

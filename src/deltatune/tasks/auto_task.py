@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,6 +16,7 @@ from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.prompts.prompt_format import PRESETS
 from deltatune.tasks.tagging import Tag
@@ -54,6 +56,8 @@ def task_for(
     if task in (Classify, MultiLabel):
         inferred["labels"] = data.labels
         inferred |= _standardisation(data) if data.kind == "number" else {}
+        if data.kind == "classes" and len(data.labels) == 2 and "positive" not in over:
+            notes += _positive_notes(data.labels)
     elif task is Tag:
         inferred["tags"] = data.labels
         inferred["piece"] = "last" if sees_all_at_last_token(config.get_text_config()) else "first"
@@ -63,6 +67,9 @@ def task_for(
             inferred["stride"] = min(default_of(ExtractiveQA, "stride"), over["max_length"] // 3)
     elif task is Generate:
         inferred |= _generation_fields(data, tokenizer, over, notes)
+    if data.metric and "metric" not in over:
+        inferred["metric"] = data.metric
+        notes.append(f"{data.name} is scored by {data.metric}, its published metric; --metric chooses another one")
     return InferredTask(task(**{**inferred, **over}), tuple(notes))
 
 
@@ -86,6 +93,17 @@ def shorter(task: Any, positions: int | None) -> Any:
     if isinstance(task, Generate):
         limits["new_tokens"] = min(task.new_tokens, max(1, positions // 2))
     return replace(task, **limits)
+
+
+def _positive_notes(labels: Sequence[str]) -> list[str]:
+    """What to say where no rule tells which of two classes is the positive one."""
+    if positive_class(labels) is not None:
+        return []
+    first, last = labels
+    return [
+        f"f1, precision and recall are of {last!r}, the last of the two classes: their names do not say which one is "
+        f"positive; --positive {shlex.quote(first)} chooses the other"
+    ]
 
 
 def _standardisation(data: Data) -> dict[str, float]:

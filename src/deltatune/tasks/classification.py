@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,13 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, sees_all_at_last_token
 from deltatune.tasks.heads import HeadConfig
-from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
+from deltatune.tasks.metrics.classification_and_regression import (
+    CLASS_METRICS,
+    POSITIVE_METRICS,
+    REGRESSION_METRICS,
+    weighted_score,
+)
 from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.task import Encoded, Row, Task, column, raise_listed, text_column
 from deltatune.tasks.tokenization import check_length, tokenise
 
@@ -30,9 +36,10 @@ class Classify(Task):
 
     name: ClassVar[str] = "classify"
     answers: ClassVar[Answers] = "row"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive")
 
     labels: tuple[str, ...] = ()
-    """The class names in the order of the logits; empty for regression. Of two, the last is the positive one."""
+    """The class names in the order of the logits; empty for regression."""
     text: tuple[str, ...] = ("text",)
     """One or two text columns; two are encoded as the tokenizer's pair."""
     label: str = "label"
@@ -47,10 +54,15 @@ class Classify(Task):
     """For regression: the value of a logit of 0. Commands use the mean of the training rows."""
     scale: float = 1.0
     """For regression: what a logit of 1 adds to the center. Commands use the training rows' standard deviation."""
+    positive: str = ""
+    """The class that f1, precision and recall are of. Default for two classes: the one that its name says (1, yes,
+    positive, equivalent, entailment, ...), else the last; for more classes the three are means over all of them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "metric", self.metric or self.metrics[0])
+        if len(self.labels) == 2 and self.label_kind == "classes":
+            object.__setattr__(self, "positive", self.positive or positive_class(self.labels) or self.labels[1])
         problems = self.metric_problems("classification" if self.labels else "regression", self.metrics)
         if len(self.labels) == 1:
             problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learned from that")
@@ -62,7 +74,18 @@ class Classify(Task):
             problems.append("center and scale are for regression; leave them out of a classification")
         if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
             problems.append(f"center={self.center} must be finite and scale={self.scale} positive and finite")
+        if self.positive and self.label_kind != "classes":
+            problems.append(f"positive={self.positive!r} is for one class a row; leave it out")
+        elif self.positive and self.positive not in self.labels:
+            near = nearest(self.positive, self.labels)
+            problems.append(f"positive={self.positive!r} is not a class{near}; classes: {listed(self.labels)}")
         raise_all(problems)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read `to_json`'s result; before `positive` was stored, the last of two classes was the positive one."""
+        last = data["labels"][-1] if cls is Classify and len(data.get("labels") or ()) == 2 else ""
+        return super().from_json({"positive": last, **data})
 
     # --- text to tokens ---
 
@@ -108,8 +131,7 @@ class Classify(Task):
     def _classes(self, values: list[Any]) -> list[int]:
         number = {label: i for i, label in enumerate(self.labels)}
         wrong = [f"row {i}: {value!r} is not a label" for i, value in enumerate(values) if str(value) not in number]
-        names = ", ".join(map(repr, self.labels[:20])) + (", ..." if len(self.labels) > 20 else "")
-        raise_listed(wrong, f"labels of this task: {names}")
+        raise_listed(wrong, f"labels of this task: {listed(self.labels)}")
         return [number[str(value)] for value in values]
 
     def _numbers(self, values: list[Any]) -> list[float]:
@@ -165,15 +187,19 @@ class Classify(Task):
     ) -> Mapping[str, CorpusScore]:
         """Metrics by name, for logits (N, C) and references (N,)."""
         predictions = self.predictions(answers)
-        return {name: weighted_score(name, predictions, references, len(self.labels)) for name in names or self.metrics}
+        return {name: self._score(name, predictions, references) for name in names or self.metrics}
+
+    def _score(self, name: str, predictions: NDArray[Any], references: Any) -> CorpusScore:
+        positive = self.labels.index(self.positive) if self.positive else None
+        return weighted_score(name, predictions, references, len(self.labels), positive)
 
     def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The primary metric of predictions and references, both (N,)."""
-        return weighted_score(self.metric, predictions, references, len(self.labels)).score()
+        return self._score(self.metric, predictions, references).score()
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Accuracy, F1 and Matthews of classes; Pearson, Spearman and squared error of numbers."""
+        """Accuracy, F1, precision, recall and Matthews of classes; Pearson, Spearman and squared error of numbers."""
         return tuple(CLASS_METRICS) if self.labels else tuple(REGRESSION_METRICS)
 
     @property
@@ -184,7 +210,17 @@ class Classify(Task):
     def describe(self) -> str:
         """One sentence."""
         answer = f"one of {len(self.labels)} labels" if self.labels else "a number"
-        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, scored by {self.metric}"
+        metric = self.metric_name(self.metric)
+        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, scored by {metric}"
+
+    def metric_name(self, metric: str) -> str:
+        """A metric with the class that it is of: f1 (positive: spam)."""
+        return f"{metric} (positive: {self.positive})" if self.positive and metric in POSITIVE_METRICS else metric
+
+
+def listed(labels: Sequence[str]) -> str:
+    """The first 20 class names."""
+    return ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
 
 
 def is_number(value: Any) -> bool:

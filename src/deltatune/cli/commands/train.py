@@ -28,9 +28,11 @@ from deltatune.cli.options import (
     NewTokens,
     Packing,
     Pooling,
+    Positive,
     Precision,
     Prompt,
     Text,
+    class_fields,
     generation_fields,
     head_of,
     option,
@@ -94,6 +96,7 @@ def train(
     limit: Limit = None,
     max_length: MaxLength = None,
     metric: Metric = None,
+    positive: Positive = None,
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
@@ -157,7 +160,7 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    fields = {"max_length": max_length, "metric": metric, **generated}
+    fields = {"max_length": max_length, "metric": metric, **class_fields(dataset, positive), **generated}
     job = Job(model, dataset, method, budget, fields, head_of(pooling, dense), settings)
     ready = prepare(job, partial(check_export, export_for))
     folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))

@@ -30,23 +30,34 @@ def accuracy(predictions: Labels, references: Labels, classes: int) -> Scorer:
 
 
 def f1(predictions: Labels, references: Labels, classes: int) -> Scorer:
-    """F1 of class 1, the last of two labels; `f1_macro` for more classes."""
+    """F1 of class 1 of two; `f1_macro` for more classes."""
     if classes > 2:
         return f1_macro(predictions, references, classes)
-    predicted, true = (predictions == 1).astype(np.float64), (references == 1).astype(np.float64)
+    predicted, true = _is_one(predictions), _is_one(references)
     return lambda weights: ratio(2 * (weights @ (predicted * true)), weights @ (predicted + true))
+
+
+def precision(predictions: Labels, references: Labels, classes: int) -> Scorer:
+    """Share of the rows predicted as class 1 that are of it; for more classes than two the mean, as in `f1_macro`."""
+    if classes > 2:
+        return _mean_of_classes(lambda hits, predicted, true: ratio(hits, predicted), predictions, references, classes)
+    predicted, true = _is_one(predictions), _is_one(references)
+    return lambda weights: ratio(weights @ (predicted * true), weights @ predicted)
+
+
+def recall(predictions: Labels, references: Labels, classes: int) -> Scorer:
+    """Share of the rows of class 1 that are predicted as it; for more classes than two the mean, as in `f1_macro`."""
+    if classes > 2:
+        return _mean_of_classes(lambda hits, predicted, true: ratio(hits, true), predictions, references, classes)
+    predicted, true = _is_one(predictions), _is_one(references)
+    return lambda weights: ratio(weights @ (predicted * true), weights @ true)
 
 
 def f1_macro(predictions: Labels, references: Labels, classes: int) -> Scorer:
     """Mean F1 over the classes that a resample holds, in predictions or references: rare classes count as much."""
-    right = predictions == references
-    hits_of, total_of = _class_sums(classes, predictions, counted=right), _class_sums(classes, predictions, references)
-
-    def score(weights: Floats) -> Floats:
-        hits, total = hits_of(weights), total_of(weights)  # (B, C)
-        return ratio(ratio(2 * hits, total).sum(1), (total > 0).sum(1))
-
-    return score
+    return _mean_of_classes(
+        lambda hits, predicted, true: ratio(2 * hits, predicted + true), predictions, references, classes
+    )
 
 
 def matthews(predictions: Labels, references: Labels, classes: int) -> Scorer:
@@ -89,10 +100,14 @@ def mse(predictions: Floats, references: Floats) -> Scorer:
 CLASS_METRICS: dict[str, Callable[[Labels, Labels, int], Scorer]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "precision": precision,
+    "recall": recall,
     "f1_macro": f1_macro,
     "f1_micro": accuracy,
     "matthews": matthews,
 }
+POSITIVE_METRICS = ("f1", "precision", "recall")
+"""Class metrics that are of one class, where one is named as the positive class."""
 REGRESSION_METRICS: dict[str, Callable[[Floats, Floats], Scorer]] = {
     "pearson": pearson,
     "spearman": spearman,
@@ -124,12 +139,17 @@ class WeightedScore(CorpusScore):
 
 
 def weighted_score(
-    metric: str, predictions: NDArray[Any], references: NDArray[Any], classes: int | None = None
+    metric: str,
+    predictions: NDArray[Any],
+    references: NDArray[Any],
+    classes: int | None = None,
+    positive: int | None = None,
 ) -> WeightedScore:
     """One metric of predictions and references, both (N,).
 
     metric: a name in CLASS_METRICS (arrays of class numbers) or REGRESSION_METRICS (arrays of values).
     classes: number of classes; by default as many as the arrays show. It decides whether "f1" is binary or macro.
+    positive: the class that `POSITIVE_METRICS` are of, against all others; by default class 1 of two.
     Raises ValueError for an unknown metric or arrays of different lengths.
     """
     if metric not in CLASS_METRICS and metric not in REGRESSION_METRICS:
@@ -147,10 +167,31 @@ def weighted_score(
         return WeightedScore(count, REGRESSION_METRICS[metric](x, y))
     predicted, true = predictions.astype(np.int64), references.astype(np.int64)
     classes = max(classes or 0, int(max(predicted.max(), true.max())) + 1)
+    if positive is not None and metric in POSITIVE_METRICS:
+        predicted, true, classes = (predicted == positive).astype(np.int64), (true == positive).astype(np.int64), 2
     return WeightedScore(count, CLASS_METRICS[metric](predicted, true, classes))
 
 
 # ---- shared parts
+
+
+def _is_one(labels: Labels) -> Floats:
+    return np.asarray(labels == 1, dtype=np.float64)
+
+
+def _mean_of_classes(
+    value: Callable[[Floats, Floats, Floats], Floats], predictions: Labels, references: Labels, classes: int
+) -> Scorer:
+    """The mean of value(hits, predicted, true), each (B, C), over the classes that a resample holds."""
+    right = predictions == references
+    hits_of = _class_sums(classes, predictions, counted=right)
+    predicted_of, true_of = _class_sums(classes, predictions), _class_sums(classes, references)
+
+    def score(weights: Floats) -> Floats:
+        hits, predicted, true = hits_of(weights), predicted_of(weights), true_of(weights)
+        return ratio(value(hits, predicted, true).sum(1), (predicted + true > 0).sum(1))
+
+    return score
 
 
 def _class_sums(classes: int, *labels: Labels, counted: NDArray[np.bool_] | None = None) -> Scorer:

@@ -19,7 +19,7 @@ import numpy as np
 import peft
 import torch
 from torch import nn
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from deltatune import LoRA, parse
 from deltatune.comparison.candidates import rates_around
@@ -33,6 +33,7 @@ from deltatune.models.loading import load_backbone
 from deltatune.tasks.collator import collator_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
+from deltatune.training.loop import schedule_factor, warmup_steps_of
 from deltatune.training.sampler import BatchSampler
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
@@ -116,7 +117,8 @@ def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:
     bfloat16 = uses_bfloat16(base, settings.precision)
     parameters = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = get_scheduler("linear", optimizer, math.ceil(settings.warmup * steps), steps)
+    warmup = warmup_steps_of(settings.warmup, steps)
+    schedule = LambdaLR(optimizer, lambda step: schedule_factor("linear", step, warmup, steps))
     model.train()
     head.train()
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ import torch
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks import Head
+from deltatune.tasks import Generate, Head
 from deltatune.training import Settings, train
 from deltatune.training.gradient_check import unread_tensors
 from support import models
@@ -53,7 +53,7 @@ def test_a_tensor_with_zero_gradients_stops_training_in_time(tokenizer):
     host.adapters["a"].head.out.weight.register_hook(torch.zeros_like)
     with pytest.raises(DeltatuneError, match=r"(?s)after 3 steps.*had only zero gradients.*deltas\."):
         train(host, "a", TASK, ROWS, None, tokenizer, PLAIN, on_step=lambda *step: seen.append(step))
-    assert len(seen) == 3  # the first step of a warm-up has rate 0 and cannot tell
+    assert len(seen) == 2  # in the first step LoRA's A cannot move either
 
 
 def test_a_tensor_the_optimiser_lacks_stops_training(tokenizer, monkeypatch):
@@ -66,8 +66,39 @@ def test_a_tensor_the_optimiser_lacks_stops_training(tokenizer, monkeypatch):
         return result
 
     monkeypatch.setattr(torch.optim.AdamW, "step", forgetful)
-    with pytest.raises(DeltatuneError, match="1 tensors had gradients but did not move"):
+    seen = []
+    with pytest.raises(DeltatuneError, match=r"after 2 steps\n1 tensors had gradients but did not move"):
+        train(host_with(), "a", TASK, ROWS, None, tokenizer, PLAIN, on_step=lambda *step: seen.append(step))
+    assert len(seen) == 1  # in the first step A has no gradient
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    with pytest.raises(DeltatuneError, match=r"after the first step\n6 tensors had gradients but did not move"):
         train(host_with(), "a", TASK, ROWS, None, tokenizer, PLAIN)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("method", "head"), [("LoRA(r=4)", False), ("LoRA(r=4)", True), ("Probe()", True)])
+def test_a_short_run_in_which_nothing_moves_is_an_error(method, head, accumulation, tokenizer, tmp_path):
+    host = host_with(method, dropout=0.0)
+    for tensor in (p for n, p in host.trainable("a") if head or not n.startswith("head")):
+        tensor.register_hook(torch.zeros_like)
+    if not head:
+        host.adapters["a"].head.requires_grad_(False)
+    settings = dataclasses.replace(PLAIN, max_steps=1, accumulation=accumulation)
+    with pytest.raises(DeltatuneError, match=r"'a' was not trained: none of its \d+ trainable tensors .* in 1 step"):
+        train(host, "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
+    assert not list(tmp_path.glob("checkpoint-*"))  # the same command must not take it for finished
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_run_whose_rate_vanishes_in_rounding_is_an_error(steps, tokenizer, tmp_path):
+    host = deltatune.Host(models.tiny("llama", "lm"))
+    host.attach("a", deltatune.parse("IA3()"), head=False)
+    tokenizer.eos_token = "[SEP]"
+    rows = [{"input": "the film", "output": "good"}] * 8
+    settings = dataclasses.replace(PLAIN, max_steps=steps, learning_rate=1e-12, checkpoint_every=4)
+    for _ in range(2):  # resumed as well
+        with pytest.raises(DeltatuneError, match=r"was not trained: .*\n.*at most 1e-12\) that vanishes"):
+            train(host, "a", Generate(max_length=32, new_tokens=8), rows, None, tokenizer, settings, tmp_path)
 
 
 def test_a_tiny_rate_is_no_standstill(tokenizer):

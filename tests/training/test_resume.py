@@ -9,6 +9,7 @@ import torch
 
 import deltatune
 from deltatune.core.errors import DeltatuneError
+from deltatune.store.atomic_files import MANIFEST, digest, read_json, write_json
 from deltatune.training import predict, train
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
@@ -111,6 +112,25 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tokenizer, tmp_
     host = host_with(change.get("host", "LoRA(r=4)"))
     with pytest.raises(DeltatuneError, match=message):
         train(host, "a", TASK, change.get("rows", ROWS), None, tokenizer, change.get("settings", PLAIN), tmp_path)
+
+
+@pytest.mark.parametrize("warmup", [0.06, 0.0])
+def test_a_run_begun_with_the_earlier_warm_up_is_not_mixed_with_the_new_one(warmup, tokenizer, tmp_path):
+    settings = dataclasses.replace(PLAIN, warmup=warmup, checkpoint_every=2)
+    with pytest.raises(Stopped):
+        train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path, stop_after(3))
+    folder = tmp_path / "checkpoint-2"
+    record = read_json(folder / "run.json")
+    del record["identity"]["schedule_version"], record["progress"]["moved"]  # as earlier versions wrote it
+    write_json(folder / "run.json", record)
+    manifest = read_json(folder / MANIFEST)
+    manifest["files"]["run.json"] = digest(folder / "run.json")
+    write_json(folder / MANIFEST, manifest)
+    if warmup:
+        with pytest.raises(DeltatuneError, match="another version of deltatune began this run, with another warm-up"):
+            train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
+    else:
+        assert train(host_with(), "a", TASK, ROWS, None, tokenizer, settings, tmp_path).resumed == 2
 
 
 def test_what_a_killed_run_left_is_removed(tokenizer, tmp_path):

@@ -12,7 +12,7 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Classify, Head
 from deltatune.training import predict, train
-from deltatune.training.loop import schedule_factor
+from deltatune.training.loop import schedule_factor, warmup_steps_of
 from deltatune.training.sampler import BatchLoader, BatchSampler
 from deltatune.training.scaling.distributed import Processes
 from support import models
@@ -307,11 +307,37 @@ def test_grouping_saves_padding():
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_the_schedule_is_that_of_transformers(schedule, warmup):
+def test_the_schedule_is_that_of_transformers_without_the_steps_at_rate_0(schedule, warmup):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
     kind = "constant_with_warmup" if schedule == "constant" else schedule
-    reference = get_scheduler(kind, optimizer, warmup, 11)
+    reference = get_scheduler(kind, optimizer, warmup + 1, 12)
+    assert optimizer.param_groups[0]["lr"] == 0.0
     for step in range(11):
-        assert optimizer.param_groups[0]["lr"] == 0.7 * schedule_factor(schedule, step, warmup, 11)
         optimizer.step()
         reference.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.7 * schedule_factor(schedule, step, warmup, 11))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 1.0])
+@pytest.mark.parametrize("total", [1, 2, 3, 17])
+def test_no_step_of_a_schedule_is_wasted(schedule, warmup, total):
+    warmup_steps = warmup_steps_of(warmup, total)
+    factors = [schedule_factor(schedule, step, warmup_steps, total) for step in range(total)]
+    assert all(0.001 < factor <= 1 for factor in factors)
+    assert max(factors) == 1
+
+
+@pytest.mark.parametrize("method", ["LoRA(r=4)", "Prefix(length=2)", "Probe()", "Full()", "BitFit()"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_of_one_step_trains(method, accumulation, tokenizer):
+    host = host_with(method)
+    before = tensors(host)
+    settings = dataclasses.replace(PLAIN, epochs=1, batch_size=32, accumulation=accumulation)
+    outcome = train(host, "a", TASK, ROWS[:30], None, tokenizer, settings)
+    assert len(outcome.history) == 1
+    after = tensors(host)
+    still = [key for key in after if torch.equal(before[key], after[key])]
+    assert len(still) < len(after)
+    if method == "LoRA(r=4)":
+        assert all(float(value.abs().max()) > 0 for key, value in after.items() if key.endswith("B"))

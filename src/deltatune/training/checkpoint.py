@@ -112,9 +112,12 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
         if stored.get(name) != identity.get(name)
     ]
     if different:
+        earlier = ""
+        if stored.get("schedule_version") != identity.get("schedule_version"):
+            earlier = "\nanother version of deltatune began this run, with another warm-up of the learning rate"
         raise DeltatuneError(
-            f"{folder} is a checkpoint of another run:{''.join(different)}\nchoose another out folder, or delete this "
-            "one"
+            f"{folder} is a checkpoint of another run:{''.join(different)}{earlier}\nchoose another out folder, delete "
+            "this one, or train again with --force"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from deltatune.core.host import Host
 from deltatune.tasks.heads import Head
 
 STEPS = 3
-"""Steps with a rate above 0 in which a tensor must have moved. In one it may not: LoRA's A has no gradient at B = 0."""
+"""Steps in which every tensor must have moved. In the first it may not: LoRA's A has no gradient at B = 0."""
+ADAM_EPS = 1e-8
+"""Adam's epsilon: gradients far below it hardly move a value."""
 
 
 def unread_tensors(host: Host, name: str) -> set[str]:
@@ -44,64 +46,83 @@ def skippable_tensors(host: Host, name: str) -> set[str]:
 class GradientCheck:
     """Checks each of the first optimizer steps: gradients before it, changed values after it."""
 
-    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter], skippable: Collection[str] = ()) -> None:
+        """`skippable`: names of parameters that need not move; if nothing else does, one of them must."""
         self.name, self.parameters = name, dict(parameters)
-        self.unmoved = set(self.parameters)
-        """Tensors that have not moved yet."""
+        self.required = [name for name in self.parameters if name not in skippable]
+        self.unmoved = set(self.required)
+        """Required tensors that have not moved yet; empty when the check is over."""
+        self.has_moved = False
+        """Whether any tensor has moved."""
         self.rates: list[float] = []
         """Learning rates above 0 of the steps so far."""
-        self.largest: dict[str, tuple[int, float]] = {}
-        """For each unmoved tensor the index of its largest gradient, and the value there before the step."""
+        self.largest: dict[str, tuple[int, float, float]] = {}
+        """For each watched tensor the index of its largest gradient, and the value and the gradient there."""
+        self.expected: dict[str, float] = {}
+        """For each watched tensor the most by which Adam's steps so far can have moved it."""
         self.had_gradient: set[str] = set()
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, has_moved: bool = True) -> None:
         """A run that resumes from a later step has been checked before, and its rate may be too small to see."""
+        self.has_moved = step > 0 and has_moved
         if step >= STEPS:
             self.unmoved.clear()
 
+    def _watched(self) -> list[str]:
+        return [name for name in self.parameters if name in self.unmoved or not self.has_moved]
+
     def before_step(self) -> None:
         """Every unmoved tensor must have a gradient; remember where it is largest."""
-        if not self.unmoved:
-            return
-        missing = [n for n, parameter in self.parameters.items() if n in self.unmoved and parameter.grad is None]
+        missing = [name for name in self.required if name in self.unmoved and self.parameters[name].grad is None]
         if missing:
-            raise DeltatuneError(no_gradient(self.name, missing, len(self.parameters)))
-        self.largest = {name: self._largest_gradient(name) for name in self.unmoved}
-        self.had_gradient |= {name for name, (index, _) in self.largest.items() if index >= 0}
+            raise DeltatuneError(no_gradient(self.name, missing, len(self.required)))
+        self.largest = {name: self._largest_gradient(name) for name in self._watched()}
+        self.had_gradient |= {name for name, (index, _, _) in self.largest.items() if index >= 0}
 
-    def _largest_gradient(self, name: str) -> tuple[int, float]:
-        """Index and value of the entry with the largest gradient; (-1, 0) where all gradients are zero."""
+    def _largest_gradient(self, name: str) -> tuple[int, float, float]:
+        """Index, value and gradient of the entry with the largest gradient; index -1 where all gradients are zero."""
         parameter = self.parameters[name]
-        assert parameter.grad is not None
+        if parameter.grad is None:
+            return -1, 0.0, 0.0
         sizes = parameter.grad.detach().abs().flatten()
         index = int(sizes.argmax())
-        return (index, float(parameter.detach().flatten()[index])) if sizes[index] != 0 else (-1, 0.0)
+        if sizes[index] == 0:
+            return -1, 0.0, 0.0
+        return index, float(parameter.detach().flatten()[index]), float(sizes[index])
 
     @torch.no_grad()
     def after_step(self, learning_rate: float) -> None:
-        """Cross off what has moved; after STEPS steps with a rate above 0 nothing may be left."""
-        if not self.unmoved:
-            return
-        for name, (index, before) in self.largest.items():
+        """Cross off what has moved. What had a gradient must move in the first step, the rest within STEPS steps."""
+        for name, (index, before, gradient) in self.largest.items():
+            self.expected[name] = self.expected.get(name, 0.0) + learning_rate * gradient / (gradient + ADAM_EPS)
             if index >= 0 and float(self.parameters[name].flatten()[index]) != before:
                 self.unmoved.discard(name)
-        if self.unmoved and learning_rate > 0:
-            self.rates.append(learning_rate)
-            if len(self.rates) == STEPS:
-                self._raise_for_unmoved()
+                self.has_moved = True
+        if not self.unmoved or learning_rate == 0:
+            return
+        self.rates.append(learning_rate)
+        zero = [name for name in self.required if name in self.unmoved - self.had_gradient]
+        stuck = [n for n in self.required if n in self.unmoved & self.had_gradient and not self._too_small_to_move(n)]
+        steps = len(self.rates)
+        if stuck or (zero and steps == STEPS):
+            raise DeltatuneError(no_movement(self.name, zero if steps == STEPS else [], stuck, self.total, steps))
+        if steps == STEPS:
+            self.unmoved.clear()
 
-    def _raise_for_unmoved(self) -> None:
-        unmoved = [name for name in self.parameters if name in self.unmoved]
-        self.unmoved.clear()
-        zero = [name for name in unmoved if name not in self.had_gradient]
-        stuck = [name for name in unmoved if name in self.had_gradient and not self._too_small_to_move(name)]
-        if zero or stuck:
-            raise DeltatuneError(no_movement(self.name, zero, stuck, len(self.parameters)))
+    def end(self, steps: int, learning_rate: float) -> None:
+        """Raise DeltatuneError if nothing at all has moved in the whole run; `learning_rate` is its peak."""
+        if self.parameters and not self.has_moved:
+            raise DeltatuneError(nothing_moved(self.name, steps, len(self.parameters), learning_rate))
+
+    @property
+    def total(self) -> int:
+        """Number of tensors that must move."""
+        return len(self.required)
 
     def _too_small_to_move(self, name: str) -> bool:
-        """Whether Adam's steps (about the rate each) vanish in the rounding of the value: no bug, only a tiny rate."""
-        _, value = self.largest[name]
-        return sum(self.rates) < 4 * torch.finfo(self.parameters[name].dtype).eps * abs(value)
+        """Whether Adam's steps (at most the rate each) vanish in the rounding of the value: no bug, but a tiny rate."""
+        index, value, _ = self.largest[name]
+        return index < 0 or self.expected[name] < 4 * torch.finfo(self.parameters[name].dtype).eps * abs(value)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -120,10 +141,11 @@ def no_gradient(name: str, missing: Sequence[str], total: int) -> str:
     )
 
 
-def no_movement(name: str, zero: Sequence[str], stuck: Sequence[str], total: int) -> str:
+def no_movement(name: str, zero: Sequence[str], stuck: Sequence[str], total: int, steps: int) -> str:
     """The message for tensors that did not change."""
     unmoved = len(zero) + len(stuck)
-    text = f"adapter {name!r}: {unmoved} of {total} trainable tensors did not change after {STEPS} steps"
+    after = "the first step" if steps == 1 else f"{steps} steps"
+    text = f"adapter {name!r}: {unmoved} of {total} trainable tensors did not change after {after}"
     if zero:
         text += f"\n{len(zero)} tensors had only zero gradients (not connected to the loss):{listed(zero)}"
     if stuck:
@@ -131,3 +153,13 @@ def no_movement(name: str, zero: Sequence[str], stuck: Sequence[str], total: int
             f"\n{len(stuck)} tensors had gradients but did not move (frozen, or not in the optimizer):{listed(stuck)}"
         )
     return text
+
+
+def nothing_moved(name: str, steps: int, total: int, rate: float) -> str:
+    """The message for a run in which nothing changed."""
+    done = "1 step" if steps == 1 else f"{steps} steps"
+    return (
+        f"adapter {name!r} was not trained: none of its {total} trainable tensors changed in {done}\n"
+        f"likely causes: a learning rate (here at most {rate:.2g}) that vanishes in the rounding of the values; "
+        "gradients that are all zero, because the labels or the loss do not depend on the adapter"
+    )

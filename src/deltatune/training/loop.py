@@ -38,6 +38,8 @@ class Progress:
     """Time spent in steps, without evaluations and checkpoints."""
     rows: int = 0
     """Rows trained on, repeats counted."""
+    moved: bool = False
+    """Whether any trainable tensor has changed."""
 
     @property
     def step(self) -> int:
@@ -77,11 +79,11 @@ class TrainingLoop:
         self.progress = Progress()
         self.steps_per_epoch = loader.sampler.steps_per_epoch
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
-        self.warmup_steps = math.ceil(settings.warmup * self.total_steps)
+        self.warmup_steps = warmup_steps_of(settings.warmup, self.total_steps)
 
         trainable, unread, skippable = host.trainable(name), unread_tensors(host, name), skippable_tensors(host, name)
         self.parameters = [parameter for n, parameter in trainable if n not in unread]
-        self.gradient_check = GradientCheck(name, {n: p for n, p in trainable if n not in unread | skippable})
+        self.gradient_check = GradientCheck(name, {n: p for n, p in trainable if n not in unread}, skippable)
 
         peak_rate = settings.learning_rate or 0.0
         groups = host.adapters[name].parameter_groups(peak_rate, settings.weight_decay)
@@ -145,6 +147,9 @@ class TrainingLoop:
         self.gradient_check.before_step()
         self.optimizer.step()
         self.gradient_check.after_step(learning_rate)
+        self.progress.moved = self.gradient_check.has_moved
+        if step == self.total_steps:  # before the last checkpoint, which would count as a finished run
+            self.gradient_check.end(step, max(self.peak_rates))
         self.optimizer.zero_grad()
         self.progress.rows += rows
         return float(self.processes.sum_(total)), learning_rate
@@ -172,7 +177,7 @@ class TrainingLoop:
         checkpoint.seed_process(self.settings.seed, self.processes.rank)
         if resume is not None:
             self.load_checkpoint_(resume)
-        self.gradient_check.start(self.progress.step)
+        self.gradient_check.start(self.progress.step, self.progress.moved)
         self.optimizer.zero_grad()
         if self.processes.is_main:
             self.reporter.start(self.progress.step, [step for step, _ in self.progress.evaluations])
@@ -197,13 +202,23 @@ class TrainingLoop:
             [(int(step), dict(scores)) for step, scores in stored["evaluations"]],
             self.progress.seconds + stored["seconds"],
             stored["rows"],
+            stored.get("moved", True),  # checkpoints of earlier versions do not say
         )
 
 
+def warmup_steps_of(warmup: float, total_steps: int) -> int:
+    """Steps below the peak rate at the start: a share of all steps, but never the last one."""
+    return min(math.ceil(warmup * total_steps), total_steps - 1)
+
+
 def schedule_factor(schedule: str, step: int, warmup_steps: int, total_steps: int) -> float:
-    """The learning rate of a step, counted from 0, as a fraction of its peak."""
+    """The learning rate of a step, counted from 0, as a fraction of its peak; above 0 at every step.
+
+    The schedules of transformers, one step later: their rates of 0 before the first and after the last step are left
+    out, so that no step is wasted.
+    """
     if step < warmup_steps:
-        return step / warmup_steps
+        return (step + 1) / (warmup_steps + 1)
     decay_steps = max(1, total_steps - warmup_steps)
     if schedule == "linear":
         return max(0.0, (total_steps - step) / decay_steps)

@@ -18,6 +18,10 @@ TRACKERS = {
 """Experiment trackers by the name of their package, each with its callback in transformers."""
 
 
+SCHEDULE_VERSION = 2
+"""Version of the warm-up: in version 1 the first step had a rate of 0."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """AdamW with warm-up and a schedule, on batches of rows of similar length."""
@@ -33,7 +37,7 @@ class Settings:
     learning_rate: float | None = None
     """Peak learning rate; None takes the method's recommended one."""
     warmup: float = 0.06
-    """Fraction of the steps in which the learning rate rises from 0 to its peak."""
+    """Fraction of the steps in which the learning rate rises to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate schedule after the warm-up."""
     weight_decay: float = 0.0
@@ -78,3 +82,7 @@ class Settings:
             if name not in TRACKERS
         ]
         raise_all(problems)
+
+    def schedule_version(self) -> int | None:
+        """Version of the learning rates that these settings mean; None where all versions agree: without a warm-up."""
+        return SCHEDULE_VERSION if self.warmup > 0 else None

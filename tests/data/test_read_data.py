@@ -115,7 +115,7 @@ def test_long_fields(tmp_path):
         ("a.jsonl", "\n\n", ["holds no rows"]),
         ("a.json", '{"data": []}', ["one object with the keys 'data'"]),
         ("a.json", "[1, 2]", ["must hold a list of objects"]),
-        ("a.json", '[{"a": 1}', ["a.json is not JSON"]),
+        ("a.json", '[{"a": 1}', ["cannot read", "a.json as JSON"]),
         ("a.parquet", "nonsense", ["not a readable Parquet file"]),
         ("a.doc", "nonsense", ["unknown format '.doc'", ".csv"]),
     ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from functools import cache
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.regular_files import check_regular
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
 
@@ -50,8 +52,9 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises DeltatuneError for a missing, empty or malformed file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.lexists(path) or path.is_dir():
         raise DeltatuneError(missing_file(path))
+    check_regular(path)
     formats = file_formats(path)
     if not formats:
         raise DeltatuneError(f"{path}: unknown format {path.suffix!r}. Known formats: {', '.join(suffixes())}.")
@@ -67,6 +70,8 @@ def missing_file(path: Path) -> str:
     """The error for a file that does not exist: the nearest name beside it, and the data files of its folder."""
     if path.is_dir():
         return f"{path} is a folder; a file is needed here."
+    if os.path.lexists(path):
+        check_regular(path)
     if not path.parent.is_dir():
         return f"no file {path}: there is no folder {path.parent}."
     names = sorted(item.name for item in path.parent.iterdir() if is_data_file(item))

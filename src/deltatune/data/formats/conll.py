@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from deltatune.data.dataset import Row
-from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
+from deltatune.data.formats.file_format import FileFormat, lines_of, raise_malformed, read_text
 
 COMMENT = re.compile(r"#\s*([\w.:-]+\s*=|newdoc|newpar)")  # "# sent_id = 3": a sentence may begin with the token "#"
 DOCUMENT_START = "-DOCSTART-"
@@ -28,14 +28,13 @@ def parse(text: str) -> tuple[list[Row], list[str]]:
     Columns are separated by tabs if the file has any, else by blanks. The first column is the token, the last one the
     tag. Comments before a sentence and -DOCSTART- lines belong to no sentence.
     """
-    lines = text.split("\n")
+    problems: list[str] = []
+    lines = lines_of(text, problems)
     tabs = any("\t" in line for line in lines[:1000])
     rows: list[Row] = []
-    problems: list[str] = []
     sentence: list[tuple[str, str]] = []
     width = 0
     for number, line in enumerate([*lines, ""], start=1):
-        line = line.rstrip("\r")
         fields = line.split("\t") if tabs else line.split()
         if not line.strip():
             if sentence:
@@ -48,6 +47,8 @@ def parse(text: str) -> tuple[list[Row], list[str]]:
         if len(fields) != width or width < 2:
             count = f"{len(fields)} column{'' if len(fields) == 1 else 's'}"
             problems.append(f"line {number} has {count}" + (f", others have {width}" if width > 1 else ""))
+        elif not fields[-1].strip():
+            problems.append(f"line {number} has no tag")
         else:
             sentence.append((fields[0], fields[-1].strip()))
     return rows, problems

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from deltatune.data.dataset import Row
-from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
+from deltatune.data.formats.file_format import FileFormat, lines_of, raise_malformed, read_text
 
 WIDTH = 10
 FORM, UPOS, XPOS = 1, 3, 4
@@ -44,7 +44,7 @@ def parse(text: str) -> tuple[list[Row], list[str]]:
 
 def _sentences(text: str, problems: list[str]) -> Iterator[list[list[str]]]:
     """The columns of the tokens of each sentence; malformed lines are added to `problems`."""
-    lines = enumerate((line.rstrip("\r") for line in text.split("\n")), start=1)
+    lines = enumerate(lines_of(text, problems), start=1)
     for blank, group in groupby(lines, key=lambda numbered: not numbered[1].strip()):
         if blank:
             continue

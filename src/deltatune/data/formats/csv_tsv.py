@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
-from deltatune.core.errors import DeltatuneError
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a field; the default of `csv`, 128 KiB, is less than a long document."""
 
 CSV_FIX = "A text with a comma or a line break in it must be in double quotes."
 TSV_FIX = "A tab separates fields; a text with a tab in it must be in double quotes."
@@ -20,7 +20,7 @@ TSV_FIX = "A tab separates fields; a text with a tab in it must be in double quo
 
 def read_csv(path: Path) -> list[Row]:
     """Comma-separated, quoted with double quotes (RFC 4180)."""
-    rows, problems = _table(read_text(path), ",", csv.QUOTE_MINIMAL)
+    rows, problems = _table(_lines(read_text(path)), ",", csv.QUOTE_MINIMAL)
     raise_malformed(path, problems, CSV_FIX)
     return rows
 
@@ -28,53 +28,105 @@ def read_csv(path: Path) -> list[Row]:
 def read_tsv(path: Path) -> list[Row]:
     """Tab-separated, with CSV's quoting if the file follows it, else with quotes as ordinary characters (as in GLUE).
 
-    Under CSV's quoting, a stray quote at the start of a field swallows line ends. So where both readings succeed, the
-    one with more rows is right.
+    A header in quotes says that it does. Else, under CSV's quoting, a stray quote at the start of a field swallows line
+    ends. So where both readings succeed, the one with more rows is right.
     """
-    text = read_text(path)
-    quoted_rows, quoted_problems = _table(text, "\t", csv.QUOTE_MINIMAL)
-    rows, problems = _table(text, "\t", csv.QUOTE_NONE)
+    return _tsv(read_text(path), path)
+
+
+def csv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Rows of a stream. Raises DeltatuneError at the first record that `read_csv` would refuse."""
+    for row in _rows(lines, ",", csv.QUOTE_MINIMAL):
+        if isinstance(row, str):
+            raise_malformed(name, [row], CSV_FIX)
+        else:
+            yield row
+
+
+def tsv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
+    """Rows of a stream, which is read to its end: only the whole shows how it is quoted."""
+    yield from _tsv("".join(lines), name)
+
+
+def _tsv(text: str, name: str | Path) -> list[Row]:
+    quoted_rows, quoted_problems = _table(_lines(text), "\t", csv.QUOTE_MINIMAL)
+    quoted_header = _has_quoted_header(text)
+    if quoted_header and not quoted_problems:
+        return quoted_rows
+    rows, problems = _table(_lines(text), "\t", csv.QUOTE_NONE)
     if not quoted_problems and (problems or len(quoted_rows) >= len(rows)):
         return quoted_rows
-    raise_malformed(path, problems, TSV_FIX)
+    raise_malformed(name, quoted_problems if quoted_header else problems, TSV_FIX)
     return rows
 
 
-def _table(text: str, delimiter: str, quoting: int) -> tuple[list[Row], list[str]]:
-    """Rows and problems of a delimited text with a header line."""
+def _lines(text: str) -> Iterable[str]:
+    return io.StringIO(text, newline="")
+
+
+def _has_quoted_header(text: str) -> bool:
+    """Whether every name of the first line is in double quotes."""
+    names = text.partition("\n")[0].rstrip("\r").split("\t")
+    return all(len(name) >= 2 and name[0] == name[-1] == '"' for name in names)
+
+
+def _table(lines: Iterable[str], delimiter: str, quoting: int) -> tuple[list[Row], list[str]]:
+    """Rows and problems of delimited lines with a header."""
     rows: list[Row] = []
     problems: list[str] = []
-    records = _records(text, delimiter, quoting)
-    old_limit = csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
-    try:
-        line, header = next(records, (1, []))
-        problems += _header_problems(line, header, delimiter)
-        if problems:
-            return [], problems
-        for line, fields in records:
-            if len(fields) == len(header):
-                rows.append(dict(zip(header, fields, strict=True)))
-            elif any(field.strip() for field in fields):
-                count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-                problems.append(f"line {line} has {count}, the header has {len(header)} ({', '.join(header)})")
-    except csv.Error as error:
-        problems.append(str(error))
-    finally:
-        csv.field_size_limit(old_limit)
+    for row in _rows(lines, delimiter, quoting):
+        if isinstance(row, str):
+            problems.append(row)
+        else:
+            rows.append(row)
     return rows, problems
 
 
-def _records(text: str, delimiter: str, quoting: int) -> Iterator[tuple[int, list[str]]]:
-    """(first line, fields) of each record that is not a blank line. Raises csv.Error naming the line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
-    line = 1
+def _rows(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[Row | str]:
+    """The row of each record, or what is wrong with it; a wrong header or quotes that do not match end the reading."""
+    records = _records(lines, delimiter, quoting)
     try:
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
+        line, header = next(records, (1, []))
+        header_problems = _header_problems(line, header, delimiter)
+        yield from header_problems
+        if header_problems:
+            return
+        unnamed = [i for i, name in enumerate(header) if i and not name.strip()]  # the first: row numbers of pandas
+        for line, fields in records:
+            if len(fields) == len(header):
+                for i in unnamed:
+                    if fields[i].strip():
+                        yield f"line {line} has a value in column {i + 1}, which has no name in the header"
+                yield dict(zip(header, fields, strict=True))
+            elif any(field.strip() for field in fields):
+                count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+                yield f"line {line} has {count}, the header has {len(header)} ({_names(header)})"
     except csv.Error as error:
-        raise csv.Error(f"from line {line} on the quotes do not match ({error})") from error
+        yield str(error)
+
+
+def _names(header: list[str]) -> str:
+    names = ", ".join(header)
+    return names if len(names) <= 200 else f"{names[:197]}..."
+
+
+def _records(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[tuple[int, list[str]]]:
+    """(first line, fields) of each record that is not a blank line. Raises csv.Error naming the line."""
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+    line = 1
+    while True:
+        old_limit = csv.field_size_limit(LONGEST_FIELD)
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise csv.Error(f"from line {line} on the quotes do not match ({error})") from error
+        finally:
+            csv.field_size_limit(old_limit)
+        if fields is None:
+            return
+        if fields:
+            yield line, fields
+        line = reader.line_num + 1
 
 
 def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
@@ -84,32 +136,12 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
         other = others[0]
         fix = {"tab": "name it .tsv", "comma": "name it .csv"}.get(other, "save it with commas")
         return [
-            f"line {line} is one column, {header[0]!r}, with {other}s in it: "
+            f"line {line} is one column, {header[0][:200]!r}, with {other}s in it: "
             f"the separator is a {other}, not a {SEPARATORS[delimiter]}; {fix}"
         ]
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted({name for name in header if header.count(name) > 1}) if len(set(header)) < len(header) else []
     return [f"line {line}, the header, has the column {name!r} more than once" for name in repeated]
 
-
-def _table_lines(lines: Iterable[str], name: str, delimiter: str) -> Iterator[Row]:
-    """Rows of a stream. Raises DeltatuneError at the first line with another number of fields than the header."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise DeltatuneError(
-                    f"{name} line {reader.line_num} has {len(fields)} fields, the header {len(header)}"
-                )
-            yield dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise DeltatuneError(f"{name} line {reader.line_num}: {error}") from None
-
-
-csv_lines = partial(_table_lines, delimiter=",")
-tsv_lines = partial(_table_lines, delimiter="\t")
 
 FORMATS = (
     FileFormat(read_csv, (".csv",), header=True, read_lines=csv_lines),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import check_regular
 from deltatune.data.dataset import Row
 
 SHOWN = 5
@@ -44,20 +45,55 @@ class FileFormat:
 
 
 def read_text(path: Path) -> str:
-    """The file as text: UTF-8, with or without a byte-order mark."""
+    """The file as text: UTF-8, with or without a byte-order mark.
+
+    Raises DeltatuneError for what is no regular file, and for other encodings, with the line.
+    """
+    check_regular(path)
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        encoding = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "some other encoding"
         raise DeltatuneError(
-            f"{path} line {line}: not UTF-8 (it looks like {encoding}). Save the file as UTF-8, "
+            f"{path} line {line}: not UTF-8 (it looks like {_likely_encoding(data)}). Save the file as UTF-8, "
             "or convert it: iconv -f OLD -t UTF-8."
         ) from None
+    encoding = _likely_encoding(data)
+    if "\0" in text and encoding != OTHER:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DeltatuneError(
+            f"{path} line {line}: there are null characters: it looks like {encoding}. Save the file as UTF-8, "
+            "or convert it: iconv -f OLD -t UTF-8."
+        )
+    return text
 
 
-def raise_malformed(path: Path, problems: Sequence[str], fix: str) -> None:
+OTHER = "some other encoding"
+MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""Byte-order mark -> encoding; the longer marks come first."""
+
+
+def _likely_encoding(data: bytes) -> str:
+    """The encoding by a byte-order mark, or by the null bytes of the first characters."""
+    by_mark = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    nulls = data[:1000].count(0) / max(1, len(data[:1000]))
+    return by_mark or ("UTF-32" if nulls > 0.6 else "UTF-16" if nulls > 0.3 else OTHER)
+
+
+def lines_of(text: str, problems: list[str]) -> list[str]:
+    """The lines of a text without their ends; a line that holds the ends of old Macs, CR alone, is a problem."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if "\r" in text:
+        problems += [
+            f"line {number} has a carriage return inside it, the line end of old Macs: convert it, tr '\\r' '\\n'"
+            for number, line in enumerate(lines, start=1)
+            if "\r" in line
+        ]
+    return lines
+
+
+def raise_malformed(path: str | Path, problems: Sequence[str], fix: str) -> None:
     """Raise one DeltatuneError with the first problems of a file; do nothing where there are none."""
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:SHOWN])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few, raise_malformed, read_text
 
-LINES_FIX = 'Each line must be one object such as {"text": "...", "label": "..."}.'
+LINES_FIX = 'Each line must be one object such as {"text": "...", "label": "..."}, a missing value null.'
+SEVERAL = "extra data"
+"""What JSON readers call a second value after the first."""
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -20,48 +24,59 @@ def read_jsonl(path: Path) -> list[Row]:
 
 def jsonl_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Rows of a stream. Raises DeltatuneError at the first line that is not a JSON object."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DeltatuneError(f"{name} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DeltatuneError(f"{name} line {number} is a JSON {type(row).__name__}, not an object")
-        yield row
+    for row in _rows(lines):
+        if isinstance(row, str):
+            raise_malformed(name, [row], LINES_FIX)
+        else:
+            yield row
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
-    problems = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may occur inside a JSON string
+    rows = list(_rows(text.split("\n")))  # not splitlines: U+2028 may occur inside a JSON string
+    raise_malformed(path, [row for row in rows if isinstance(row, str)], LINES_FIX)
+    return [row for row in rows if not isinstance(row, str)]
+
+
+def _rows(lines: Iterable[str]) -> Iterator[Row | str]:
+    """The row of each line that is not blank, or what is wrong with it."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            problems.append(f"line {number} is not JSON: {error}")
+            value = strict_json.loads(line, f"line {number}")
+        except DeltatuneError as error:
+            yield _line_problem(number, str(error), "\r" in line.rstrip("\r\n"))
             continue
-        if isinstance(value, dict):
-            rows.append(value)
-        else:
-            problems.append(f"line {number} is a JSON {type(value).__name__}, not an object")
-    raise_malformed(path, problems, LINES_FIX)
-    return rows
+        yield value if isinstance(value, dict) else f"line {number} is a JSON {_kind(value)}, not an object"
+
+
+def _line_problem(number: int, error: str, returns: bool) -> str:
+    """The error of one line as a problem of its file."""
+    problem = error.removeprefix(f"cannot read line {number}")
+    problem = re.sub(r"\(line 1, column (\d+)\)$", r"(column \1)", problem)
+    problem = f"line {number}" + problem.replace(" as JSON: ", " is not JSON: ", 1)
+    mac = returns and SEVERAL in problem
+    return problem + (
+        "; it has carriage returns, the line ends of old Macs: convert them, tr '\\r' '\\n'" if mac else ""
+    )
+
+
+def _kind(value: Any) -> str:
+    names = {list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
 
 
 def read_json(path: Path) -> list[Row]:
     """A JSON list of objects. One object per line, which some tools name .json, is read as JSON Lines."""
     text = read_text(path)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+        value = strict_json.loads(text, path)
+    except DeltatuneError as error:
+        if SEVERAL in str(error) and text.lstrip().startswith("{"):
             return _json_lines(path, text)
-        raise DeltatuneError(f"{path} is not JSON: {error}.") from None
+        raise
     if isinstance(value, dict):
-        keys = first_few([repr(key) for key in value])
+        keys = first_few([repr(key)[:60] for key in value])
         raise DeltatuneError(f"{path} holds one object with the keys {keys}; a list of objects is needed.")
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DeltatuneError(f"{path} must hold a list of objects, one for each row.")

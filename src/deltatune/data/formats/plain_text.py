@@ -12,7 +12,7 @@ from deltatune.data.formats.file_format import FileFormat, read_text
 
 def read_document(path: Path) -> list[Row]:
     """One row, `{"text"}`. Raises DeltatuneError for a CoNLL file that is named .txt."""
-    text = read_text(path).replace("\r\n", "\n")
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     if looks_like_conll(text):
         raise DeltatuneError(f"{path} has a word and a tag in each line, as CoNLL files have it: name it .conll.")
     return [{"text": text}]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from deltatune.core import strict_json
+from deltatune.core.errors import DeltatuneError
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
 
-FIX = "Each paragraph needs a context and qas, each of these a question."
+FIX = "Each paragraph needs a context and qas; each of these a question, and answers unless it is impossible."
 
 
 def read_squad(path: Path) -> list[Row] | None:
@@ -18,8 +19,8 @@ def read_squad(path: Path) -> list[Row] | None:
     if not text.lstrip().startswith("{"):  # spares parsing a long list of rows twice
         return None
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = strict_json.loads(text, path)
+    except DeltatuneError:  # the reader of lists names what is wrong
         return None
     if not is_squad(value):
         return None
@@ -49,6 +50,13 @@ def parse(value: dict[str, Any]) -> tuple[list[Row], list[str]]:
             for question in paragraph["qas"]:
                 if not isinstance(question, dict) or "question" not in question:
                     problems.append(f"article {number} has an entry in qas without question")
+                    continue
+                impossible = question.get("is_impossible", False)
+                if not isinstance(impossible, bool) or (impossible and question.get("answers")):
+                    fault = "is_impossible is neither true nor false"
+                    if impossible is True:
+                        fault = "it is marked as impossible and has answers"
+                    problems.append(f"article {number}, question {str(question['question'])[:60]!r}: {fault}")
                     continue
                 rows.append(_row(question, paragraph["context"], article.get("title", "")))
     return rows, problems

@@ -11,6 +11,8 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.method import REGISTRY, Method
+from deltatune.core.union import MAX_MEMBERS, join
+from deltatune.core.validation import shortened
 
 ALIASES = {
     "rank": "r",
@@ -21,6 +23,11 @@ ALIASES = {
     "num_virtual_tokens": "length",
 }
 """Options as papers and PEFT call them, and their names here. Errors suggest these; they are not accepted."""
+
+MAX_TEXT = 10_000
+"""Characters of a method's text."""
+MAX_NESTING = 8
+"""Methods within methods, and tuples within tuples."""
 
 _loaded: list[bool] = []
 
@@ -46,55 +53,100 @@ def registry() -> dict[str, Callable[..., Method]]:
 def parse(text: str | Method) -> Method:
     """Read a method from text such as `"LoRA(r=8) + Prefix(length=30)"`; `repr` of the result reads back equal.
 
-    Raises DeltatuneError for unknown methods or options (with the nearest name) and values of a wrong type.
+    Raises DeltatuneError for unknown methods or options (with the nearest name), options that are given twice, values
+    of a wrong type, and texts that are too long or nested too deeply.
     """
     if isinstance(text, Method):
         return text
     if not isinstance(text, str):
         raise DeltatuneError(f"parse takes a method's text such as 'LoRA(r=8)', not {text!r}")
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
+    return _read(_syntax_tree(text), text, 0)
+
+
+def _syntax_tree(text: str) -> ast.expr:
+    if len(text) > MAX_TEXT:
         raise DeltatuneError(
-            f"cannot read the method {text!r}: {error.msg}; write a call, such as LoRA(r=8) or LoRA(r=8) + BitFit()"
-        ) from None
-    return _read(tree, text)
-
-
-def _read(node: ast.expr, text: str) -> Method:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _read(node.left, text) + _read(node.right, text)
-    if isinstance(node, ast.Name):
-        return _make(node.id, [], {})
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        values = [_value(item, text) for item in node.args]
-        if any(keyword.arg is None for keyword in node.keywords):
-            raise DeltatuneError(f"cannot read the method {text!r}: write every option as name=value")
-        return _make(node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords})
-    piece = ast.get_source_segment(text.strip(), node) or text
+            f"cannot read the method {shortened(text)}: it has {len(text):,} characters, at most {MAX_TEXT:,} are read"
+        )
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        why = error.msg.partition("; use sys.")[0].partition(" - Consider")[0]
+    except (RecursionError, MemoryError):
+        why = "it is nested too deeply"
+    except ValueError as error:  # a null character, half of a surrogate pair
+        why = str(error) if not isinstance(error, UnicodeError) else "it has half of a surrogate pair"
     raise DeltatuneError(
-        f"cannot read {piece!r} in the method {text!r}; methods are calls such as LoRA(r=8), joined by +"
+        f"cannot read the method {shortened(text)}: {why}; write a call, such as LoRA(r=8) or LoRA(r=8) + BitFit()"
     )
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _read(node: ast.expr, text: str, depth: int) -> Method:
+    if depth > MAX_NESTING:
+        raise DeltatuneError(
+            f"cannot read the method {shortened(text)}: its methods are nested more than {MAX_NESTING} deep"
+        )
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return join(*(_read(part, text, depth) for part in _summands(node, text)))
+    if isinstance(node, ast.Name):
+        return _make(node.id, [], {})
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        values = [_value(item, text, depth + 1) for item in node.args]
+        names = [str(keyword.arg) for keyword in node.keywords]
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise DeltatuneError(f"cannot read the method {shortened(text)}: write every option as name=value")
+        _refuse_repeated(node, text, names)
+        options = [_value(keyword.value, text, depth + 1) for keyword in node.keywords]
+        return _make(node.func.id, values, dict(zip(names, options, strict=True)))
+    piece = ast.get_source_segment(text.strip(), node) or text
+    raise DeltatuneError(
+        f"cannot read {shortened(piece)} in the method {shortened(text)}; methods are calls such as LoRA(r=8), "
+        "joined by +"
+    )
+
+
+def _summands(node: ast.expr, text: str) -> list[ast.expr]:
+    """The parts of a sum. They lean to the left, so a long sum is deep; it is taken apart without recursion."""
+    parts, rest = [], node
+    while isinstance(rest, ast.BinOp) and isinstance(rest.op, ast.Add):
+        parts.append(rest.right)
+        rest = rest.left
+    if len(parts) >= MAX_MEMBERS:
+        raise DeltatuneError(
+            f"the method {shortened(text)} joins {len(parts) + 1:,} methods, at most {MAX_MEMBERS} make a union"
+        )
+    return [rest, *reversed(parts)]
+
+
+def _refuse_repeated(call: ast.Call, text: str, names: list[str]) -> None:
+    """Python's compiler refuses an option that is given twice, but its parser, which is used here, keeps both."""
+    for name in dict.fromkeys(names):
+        given = [ast.get_source_segment(text.strip(), k) or "?" for k in call.keywords if k.arg == name]
+        if len(given) > 1:
+            raise DeltatuneError(
+                f"{ast.unparse(call.func)} has the option {name!r} {len(given)} times in the method {shortened(text)} "
+                f"({', '.join(map(shortened, given)).replace(chr(34), '').replace(chr(39), '')}); give it once"
+            )
+
+
+def _value(node: ast.expr, text: str, depth: int) -> Any:
     if _is_method(node):
-        return _read(node, text)  # a method within a method: UniPELT(LoRA(r=8) + Prefix())
-    if isinstance(node, ast.Tuple) and any(_is_method(item) for item in node.elts):
-        return tuple(_value(item, text) for item in node.elts)
+        return _read(node, text, depth)  # a method within a method: UniPELT(LoRA(r=8) + Prefix())
+    if isinstance(node, ast.Tuple) and depth <= MAX_NESTING and any(_is_method(item) for item in node.elts):
+        return tuple(_value(item, text, depth + 1) for item in node.elts)
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        piece = ast.get_source_segment(text.strip(), node) or "?"
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        piece = shortened(ast.get_source_segment(text.strip(), node) or "?", quoted=False)
         raise DeltatuneError(
-            f"cannot read the value {piece} in the method {text!r}; "
+            f"cannot read the value {piece} in the method {shortened(text)}; "
             "values are numbers, strings in quotes, True, False, None, tuples or methods"
         ) from None
 
 
 def _is_method(node: ast.expr) -> bool:
-    if isinstance(node, ast.BinOp):
-        return isinstance(node.op, ast.Add) and _is_method(node.left)
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        node = node.left
     called = node.func if isinstance(node, ast.Call) else node
     registered = isinstance(called, ast.Name) and called.id in registry()
     return registered or (isinstance(node, ast.Call) and isinstance(called, ast.Name) and called.id[:1].isupper())

@@ -6,8 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import REGISTRY, Method, View
 from deltatune.core.sites.site import Site, Sites
+
+MAX_MEMBERS = 64
+"""Methods in one union."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,6 +19,10 @@ class Union(Method):
     """Several methods at once in one adapter: `LoRA(r=8) + Prefix(length=30)`. Changes at one site add up."""
 
     members: tuple[Method, ...] = ()
+
+    def check(self) -> None:
+        if len(self.members) > MAX_MEMBERS:
+            raise DeltatuneError(f"a union of {len(self.members):,} methods: at most {MAX_MEMBERS} make a union")
 
     @property
     def parts(self) -> tuple[Method, ...]:

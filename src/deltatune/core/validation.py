@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -13,20 +14,52 @@ from deltatune.core.errors import DeltatuneError, nearest
 def check_fields(config: Any) -> None:
     """Check every field of a dataclass instance; ints become floats and lists tuples where annotated so.
 
-    Raises DeltatuneError naming the field, the value and the allowed ones.
+    Raises DeltatuneError naming the field, the value and the allowed ones. Numbers are finite and integers have at most
+    64 bits, because tensors have no others; text has no half of a surrogate pair, because files cannot hold it.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         fitted, ok = _fit(value, hints[field.name])
         if not ok:
-            allowed = describe_type(hints[field.name])
+            allowed = _unfit_value(value) or describe_type(hints[field.name])
             near = nearest(value, _choices(hints[field.name])) if isinstance(value, str) else ""
             raise DeltatuneError(
-                f"{type(config).__name__}({field.name}={value!r}): {field.name} must be {allowed}{near}"
+                f"{type(config).__name__}({field.name}={shortened(value)}): {field.name} must be {allowed}{near}"
             )
         if fitted is not value:
             object.__setattr__(config, field.name, fitted)
+
+
+def shortened(value: Any, quoted: bool = True) -> str:
+    """The `repr` of a value for an error message, at most 120 characters; `quoted=False` gives a text as it is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+    try:
+        text = value if isinstance(value, str) and not quoted else repr(value)
+    except (ValueError, RecursionError):  # a huge integer or a deep list inside
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
+
+
+def _unfit_value(value: Any) -> str:
+    """What a value of the right type must be besides; an empty string if its type is wrong."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(item, float) and not math.isfinite(item) for item in values):
+        return "a finite number"
+    if any(type(item) is int and not _has_64_bits(item) for item in values):
+        return "a number of at most 64 bits"
+    if any(isinstance(item, str) and not _fits_utf8(item) for item in values):
+        return "text without half of a surrogate pair, which UTF-8 cannot hold"
+    return ""
+
+
+def _has_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def _fits_utf8(value: str) -> bool:
+    return value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def describe_type(hint: Any) -> str:
@@ -66,7 +99,11 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
             _fit(item, kind)[1] for item in value
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value), True
+        return (float(value), True) if _has_64_bits(value) else (value, False)
+    if hint is float:
+        return value, isinstance(value, float) and math.isfinite(value)
     if hint is int:
-        return value, isinstance(value, int) and not isinstance(value, bool)
+        return value, isinstance(value, int) and not isinstance(value, bool) and _has_64_bits(value)
+    if hint is str:
+        return value, isinstance(value, str) and _fits_utf8(value)
     return value, isinstance(value, hint) if isinstance(hint, type) else True

@@ -27,6 +27,7 @@ class LanguageModel(LanguageModelTask):
 
     name: ClassVar[str] = "lm"
     answers: ClassVar[Answers] = "likelihood"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     """Encoders and encoder-decoders see the tokens that they would have to predict."""
 

@@ -29,6 +29,7 @@ class Tag(Task):
 
     name: ClassVar[str] = "tag"
     answers: ClassVar[Answers] = "token"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
 
     tags: tuple[str, ...] = ()
     """The tags in the order of the logits. Words beyond max_length are predicted the first one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,19 +14,30 @@ from deltatune.cli.options import (
     Json,
     OtherBase,
     OtherModel,
+    Positive,
     option,
     read_fields,
+    set_values,
 )
-from deltatune.cli.ui.screen import facts, print_json, scores_table, show
-from deltatune.comparison.report.number_format import count
+from deltatune.cli.ui.screen import console, facts, metric_headers, print_json, scores_table, show, table, width_of
+from deltatune.comparison.report.number_format import clip, count, score
 from deltatune.core.errors import DeltatuneError, nearest
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deltatune.comparison.group_scores import Groups
     from deltatune.data import LabelKind, Row
-    from deltatune.tasks import Encoded
+    from deltatune.tasks import Encoded, Task
     from deltatune.training.session import Session
 
 SPLITS = ("train", "validation", "test", "all")
+GROUPS_SHOWN = 40
+"""Groups of a column that are printed, the largest ones; --json has all of them."""
+LONGEST_LABEL = 40
+"""Characters of a group's name that are printed."""
+PRIMARY_COLUMNS = 4
+"""Columns of a table of groups that are always shown: name, rows, primary metric, interval."""
 
 
 def evaluate(
@@ -38,9 +49,23 @@ def evaluate(
             "--split",
             panel=DATA,
             metavar="SPLIT",
-            help="train, validation, test or all. Default: test; all for a single file that was not used for training.",
+            help="train, validation, test, all, or another split of the data such as test_mismatched. Default: every "
+            "test split; all for a single file that was not used for training.",
         ),
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        option(
+            "--by",
+            panel=DATA,
+            metavar="COLUMN",
+            help="Score the rows of each value of this column on their own, too; give it again for another column.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, option("--metric", panel=DATA, metavar="NAME", help="Another primary metric than at training.")
+    ] = None,
+    positive: Positive = None,
     model: OtherModel = None,
     other_base: OtherBase = False,
     fields: InferenceFields = None,
@@ -52,42 +77,85 @@ def evaluate(
     Prints every metric of the task, the number of truncated texts, and how many of the rows the adapter was trained on.
 
       deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
+      deltatune evaluate --adapter runs/train-webnlg-lora-r-8 --data webnlg --by category
     """
-    if split is not None and split not in SPLITS:
-        raise DeltatuneError(
-            f"--split {split}: there is no such split{nearest(split, SPLITS)}; splits: {', '.join(SPLITS)}"
-        )
+    from deltatune.comparison.group_scores import group_rows
     from deltatune.training.session import open_adapter
 
-    session = open_adapter(adapter, model, other_base, read_fields(fields))
-    rows, name, notes = rows_of(session, data, split)
-    result = scored(session, rows, batch_size)
-    result |= {"split": name, "data": data, "adapter": adapter, "model": session.model}
+    chosen = set_values({"metric": metric, "positive": positive})
+    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen})
+    splits, notes = rows_of(session, data, split)
+    groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}
+    results = {name: scored(session, rows, batch_size, groups[name]) for name, rows in splits.items()}
+    first, *others = results
     if as_json:
-        print_json(result)
+        result = results[first] | {"split": first, "data": data, "adapter": adapter, "model": session.model}
+        print_json(result | ({"more_splits": {name: results[name] for name in others}} if others else {}))
         return
-    show(scores_table(session.task, {name: result["scores"]}), "")
-    truncated = result["truncated"]
-    notes += overlap_notes(result["trained_on"], len(rows))
-    if truncated:
-        notes.append(f"{truncated} of {len(rows)} texts were truncated to the adapter's limit")
-    show(facts([("rows", f"{count(len(rows))} from {data}"), *(("note", note) for note in notes)]))
+    if by:
+        show(*(part for name in results for part in (groups_table(session.task, name, results[name]), "")))
+    else:
+        show(scores_table(session.task, {name: result["scores"] for name, result in results.items()}), "")
+    for name, result in results.items():
+        total, of = len(splits[name]), f"{name}: " if others else ""
+        notes += [of + note for note in overlap_notes(result["trained_on"], total)]
+        if result["truncated"]:
+            notes.append(f"{of}{result['truncated']} of {total} texts were truncated to the adapter's limit")
+        notes += [
+            f"{of}the {GROUPS_SHOWN} largest of {len(groups)} groups by {column} are shown; --json has all"
+            for column, groups in result.get("by", {}).items()
+            if len(groups) > GROUPS_SHOWN
+        ]
+    counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
+    show(facts([("rows", f"{counts} from {data}"), *(("note", note) for note in notes)]))
 
 
-def rows_of(session: Session, source: str, split: str | None) -> tuple[list[Row], str, list[str]]:
-    """The rows to score, the name of their split, and notes for the user."""
+def rows_of(session: Session, source: str, split: str | None) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows to score by split, and notes for the user. Raises DeltatuneError for a split that the data lack."""
     from deltatune.data import read
 
     task: Any = session.task
     kind, label = task.label_kind, task.label or None
-    if split == "all" or (split is None and Path(source).is_file() and not _trained_on(session, source)):
-        if Path(source).is_file():
-            return whole_file(task, kind, source), "all", []
-        data = read(source, text=task.text, label=label, kind=kind)
-        return [row for rows in data.splits().values() for row in rows], "all", list(data.notes)
+    if Path(source).is_file() and (split == "all" or (split is None and not _trained_on(session, source))):
+        return {"all": whole_file(task, kind, source)}, []
+    if split is not None and Path(source).is_file() and split not in SPLITS:
+        raise _no_split(split, SPLITS)
     data = read(source, text=task.text, label=label, kind=kind)
-    name = split or "test"
-    return data.splits()[name], name, list(data.notes)
+    splits = data.splits()
+    if split == "all":
+        return {"all": [row for rows in splits.values() for row in rows]}, list(data.notes)
+    if split is None:
+        return {"test": data.test, **data.more_tests}, list(data.notes)
+    if split not in splits:
+        raise _no_split(split, [*splits, "all"])
+    return {split: splits[split]}, list(data.notes)
+
+
+def _no_split(split: str, splits: Sequence[str]) -> DeltatuneError:
+    return DeltatuneError(
+        f"--split {split}: there is no such split{nearest(split, splits)}; splits: {', '.join(splits)}"
+    )
+
+
+def groups_table(task: Task, name: str, result: Mapping[str, Any]) -> Table:
+    """Scores of all rows of a split, then of each group, with their numbers of rows and 95 % intervals."""
+    parts = [(name, result)]
+    for column, groups in result["by"].items():
+        largest = set(sorted(groups, key=lambda value: -groups[value]["rows"])[:GROUPS_SHOWN])
+        parts += [(f"{column}: {value}", group) for value, group in groups.items() if value in largest]
+    names = list(dict.fromkeys(metric for _, part in parts for metric in part["scores"]))
+    rows = []
+    for label, part in parts:
+        cells = ["–" if metric not in part["scores"] else score(part["scores"][metric]) for metric in names]
+        interval = part["interval"]
+        half = f"±{(interval[1] - interval[0]) / 2:.3f}" if interval else ""
+        rows.append([clip(label, LONGEST_LABEL), count(part["rows"]), cells[0], half, *cells[1:]])
+    headers = metric_headers(task, names)
+    columns = ["", "rows", headers[0], "95 %", *headers[1:]]
+    shown = len(columns)
+    while shown > PRIMARY_COLUMNS and width_of(columns[:shown], [row[:shown] for row in rows]) > console().width:
+        shown -= 1  # the last metrics are left to --json where the screen is narrow
+    return table(columns[:shown], [row[:shown] for row in rows], right=columns[1:shown])
 
 
 def whole_file(task: Any, kind: LabelKind, source: str) -> list[Row]:
@@ -111,13 +179,25 @@ def _trained_on(session: Session, source: str) -> bool:
     return bool(trained) and Path(trained).resolve() == Path(source).resolve()
 
 
-def scored(session: Session, rows: list[Row], batch_size: int) -> dict[str, Any]:
-    """Scores of the rows, their number, and the number of truncated rows."""
+def scored(
+    session: Session, rows: list[Row], batch_size: int, groups: Sequence[tuple[str, Groups]] = ()
+) -> dict[str, Any]:
+    """Scores of the rows and of their groups, their number, and the number of truncated rows."""
     encoded = session.encode(rows)
     answers = session.predict(encoded, batch_size)
+    by: dict[str, Any] = {}
+    if groups:
+        from deltatune.comparison.group_scores import group_scores, score_interval
+
+        by["interval"] = score_interval(session.task, answers, encoded.references, len(rows))
+        parts = [group_scores(session.task, answers, encoded.references, column, values) for column, values in groups]
+        by["by"] = {column: scores for part in parts for column, scores in part.items()}
+    positive = session.task.to_json().get("positive")
     return {
         "metric": session.task.metric,
+        **({"positive": positive} if positive else {}),
         "scores": session.task.score(answers, encoded.references),
+        **by,
         "rows": len(rows),
         "truncated": encoded.truncated,
         "trained_on": known_rows(session, encoded),

@@ -95,13 +95,36 @@ def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:
     return [f"truncated to {task.max_length} tokens: {', '.join(counts)} texts"]
 
 
+REPEATED = ("f1_micro", "f1_macro")
+"""Metrics that are another one by another name for some tasks: the accuracy, or the f1 of more classes than two."""
+
+
 def scores_table(task: Task, splits: Mapping[str, Mapping[str, float]]) -> Table:
-    """Make a table with a row per split, the task's metric first; metrics equal to an earlier one are left out."""
+    """Make a table with a row per split, the task's metric first; an F1 equal to an earlier metric is left out."""
     all_scores = list(splits.values())
     names: list[str] = []
     for name in [task.metric, *all_scores[0]]:
-        if not any(all(scores[name] == scores[other] for scores in all_scores) for other in names):
+        same = any(all(scores[name] == scores[other] for scores in all_scores) for other in names)
+        if not (same and name in REPEATED):
             names.append(name)
     rows = [[split, *(score(scores[name]) for name in names)] for split, scores in splits.items()]
-    headers = [task.metric_name(name) for name in names]
-    return table(["", *headers], rows, right=headers)
+    headers = metric_headers(task, names)
+    if width_of(["", *headers], rows) <= console().width:
+        return table(["", *headers], rows, right=headers)
+    turned = [[header, *(row[i] for row in rows)] for i, header in enumerate(headers, 1)]
+    return table(["", *splits], turned, right=list(splits))  # a row for each metric: no number is cut
+
+
+def metric_headers(task: Task, names: Sequence[str]) -> list[str]:
+    """Names of metrics as headers; the class that several of them are of stands in the first one."""
+    headers, seen = [], set()
+    for name in names:
+        full = task.metric_name(name)
+        headers.append(name if full.removeprefix(name) in seen else full)
+        seen.add(full.removeprefix(name))
+    return headers
+
+
+def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]], gap: int = 2) -> int:
+    """Width of a table of which no column is cut, in characters."""
+    return sum(max(len(cell) for cell in cells) + gap for cells in zip(columns, *rows, strict=True))

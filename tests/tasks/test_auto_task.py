@@ -1,5 +1,7 @@
 """Task inference: fields that suit the data, the model and the tokenizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,28 @@ def test_classes_numbers_sets_and_documents():
     assert chosen("number", numbers[:1], ("text",)).task == Classify(center=10.0), "what never varies has no scale"
     assert chosen("many", rows, ("text",), labels=("x", "y")).task == MultiLabel(labels=("x", "y"))
     assert chosen("raw", rows, ("text",), "").task == LanguageModel()
+
+
+def test_a_published_set_has_its_own_metric():
+    rows = [{"text": "a", "label": "x"}]
+    cola = replace(data("classes", rows, ("text",), labels=("acceptable", "unacceptable")), metric="matthews")
+    inferred = task_for(cola, models.tiny("bert").config, generation_tokenizer())
+    assert inferred.task.metric == "matthews"
+    assert inferred.notes == ("x is scored by matthews, its published metric; --metric chooses another one",)
+    chosen_metric = task_for(cola, models.tiny("bert").config, generation_tokenizer(), {"metric": "f1"})
+    assert (chosen_metric.task.metric, chosen_metric.notes) == ("f1", ())
+    as_text = replace(data("raw", rows, ("text",), ""), metric="matthews")  # read as another kind of task
+    assert task_for(as_text, models.tiny("bert").config, generation_tokenizer()).task.metric == "perplexity"
+
+
+def test_positive_class_without_a_rule_is_said():
+    rows = [{"text": "a", "label": "pop"}]
+    inferred = chosen("classes", rows, ("text",), labels=("hip hop", "pop"))
+    assert inferred.task.positive == "pop"
+    assert "are of 'pop', the last of the two classes" in inferred.notes[0]
+    assert "--positive 'hip hop' chooses the other" in inferred.notes[0]
+    assert not chosen("classes", rows, ("text",), labels=("hip hop", "pop"), positive="hip hop").notes
+    assert not chosen("classes", rows, ("text",), labels=("ham", "spam")).notes
 
 
 def test_spans_may_be_none_where_some_rows_have_none():

@@ -105,10 +105,11 @@ Metric = Annotated[
         panel=DATA,
         metavar="NAME",
         help="Primary metric. Classes: accuracy, f1, precision, recall, f1_macro, f1_micro or matthews; several "
-        "labels: f1_micro, f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, precision, recall, f1_macro "
-        "or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; generation: rougeL, bleu, rouge1, "
-        "rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: perplexity, loss, bits_per_char or "
-        "bits_per_byte. Default: the published one of a known data set, else the first of them.",
+        "labels: f1_micro, f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, "
+        "precision, recall, f1_macro or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; "
+        "generation: rougeL, bleu, rouge1, rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: "
+        "perplexity, loss, bits_per_char or bits_per_byte. Default: the published one of a known data set, else "
+        "the first of them.",
     ),
 ]
 Positive = Annotated[

@@ -67,10 +67,11 @@ def task_for(
             inferred["stride"] = min(default_of(ExtractiveQA, "stride"), over["max_length"] // 3)
     elif task is Generate:
         inferred |= _generation_fields(data, tokenizer, over, notes)
-    if data.metric and "metric" not in over:
-        inferred["metric"] = data.metric
+    chosen = task(**{**inferred, **over})
+    if data.metric in chosen.metrics and "metric" not in over:
+        chosen = replace(chosen, metric=data.metric)
         notes.append(f"{data.name} is scored by {data.metric}, its published metric; --metric chooses another one")
-    return InferredTask(task(**{**inferred, **over}), tuple(notes))
+    return InferredTask(chosen, tuple(notes))
 
 
 def check_fields_of(task: type[Task], over: Mapping[str, Any]) -> None:

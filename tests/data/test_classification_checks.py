@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from deltatune.data import Data, problems, remarks
+from deltatune.data import Data, problems, read, remarks
 from deltatune.data.layouts.layout import missing_values
 
 
@@ -162,3 +162,65 @@ def test_label_in_the_text():
     assert remarks(dataclasses.replace(data, train=leaking)) == [
         "the label itself occurs in the text of 100% of the train rows: does it leak?"
     ]
+
+
+# --- numbers ---
+
+
+def scores(tmp_path, *odd, ending="csv"):
+    """A file of 60 texts with a number each, the odd values at row 11."""
+    values = [f"{i / 7:.3f}" for i in range(60)]
+    values[10:10] = odd
+    lines = [f"text number {i},{value}\n" for i, value in enumerate(values)]
+    path = tmp_path / "scores.csv"
+    path.write_text("text,score\n" + "".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("task", [None, "regression"])
+@pytest.mark.parametrize("value", ["nan", "NaN", "-inf", "Infinity", "1e400", "n/a", "three"])
+def test_words_among_numbers(tmp_path, value, task):
+    data = read(scores(tmp_path, value), task=task, strict=False)
+    assert (data.kind, data.problems) == (
+        "number",
+        (f"train: column 'score' has no finite number in 1 row (11): {value!r}. Fill in or remove them.",),
+    )
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_words_among_numbered_classes(tmp_path, value):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(60)) + f"last,{value}\n")
+    data = read(path, strict=False)
+    assert (data.kind, data.labels) == ("classes", ("0", "1"))
+    assert data.problems == (
+        f"train: column 'label' has no finite number in 1 row (61): {value!r}. Fill in or remove them.",
+    )
+
+
+def test_a_class_may_be_called_nan(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{('nan', 'roti')[i % 2]}\n" for i in range(60)))
+    assert read(path).labels == ("nan", "roti")
+
+
+@pytest.mark.parametrize("value", ["1e308", "-2e38"])
+def test_numbers_that_are_too_large(tmp_path, value):
+    (problem,) = read(scores(tmp_path, value), strict=False).problems
+    assert f"has numbers beyond 1e+38, too large to train on, in 1 row (11): {value!r}" in problem
+    train = [{"text": f"text {i}", "label": float(i)} for i in range(120)]
+    data = make(kind="number", labels=(), train=[*train, {"text": "x", "label": float(value)}])
+    data = dataclasses.replace(data, validation=train, test=train)
+    assert "beyond 1e+38 in 1 row (121)" in problems(data)[0]
+
+
+def test_numbers_that_are_one_in_float32():
+    def numbers(offset, step):
+        part = [{"text": f"text {i}", "label": offset + i * step} for i in range(120)]
+        return make(kind="number", labels=(), train=part, validation=part, test=part)
+
+    assert problems(numbers(0.0, 1e-30)) == []
+    (problem,) = problems(numbers(1e9, 0.001))
+    assert "are one number in float32, in which training computes: nothing can be learned" in problem
+    assert problems(numbers(1e9, 1.0)) == []
+    assert any("120 different numbers, 3 in float32" in remark for remark in remarks(numbers(1e9, 1.0)))

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.choose_columns import Columns
-from deltatune.data.columns.column_values import has_text, is_missing
+from deltatune.data.columns.column_values import has_text, is_missing, is_numeric
 from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.layouts.label_values import convert_labels, infer_kind, sort_classes
-from deltatune.data.layouts.layout import Converted, ConvertedRows, Layout, count, missing_values
+from deltatune.data.layouts.label_values import LARGEST, convert_labels, infer_kind, not_finite, sort_classes
+from deltatune.data.layouts.layout import (
+    FILL_IN,
+    Converted,
+    ConvertedRows,
+    Layout,
+    count,
+    in_rows,
+    missing_values,
+    short,
+)
 
 IMBALANCE = 2.0
 """Size of the largest class over that of the smallest, from which on it is remarked."""
+COARSE = 0.9
+"""Share of the different numbers that float32 keeps apart, below which it is remarked."""
 LEAK = 0.2
 """Share of training rows with their label in the text, above which it is remarked."""
+RESCALE = "Divide the column by a constant, or mend them."
 MIN_LEAK_LENGTH = 3
 """Characters of a label that is searched for in the texts."""
 
@@ -35,10 +48,16 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
     if present and infer_kind(present, label, forced)[0] == "many":
         splits = {split: [_with_empty_list(row, label) for row in rows] for split, rows in splits.items()}
     problems = [p for split, rows in splits.items() for p in missing_values(rows, split, columns.text, label)]
-    splits = {split: [row for row in rows if _is_complete(row, columns)] for split, rows in splits.items()}
-    kind, note = infer_kind([row[label] for rows in splits.values() for row in rows], label, forced)
+    numbered = {
+        s: [(i, row) for i, row in enumerate(rows, 1) if _is_complete(row, columns)] for s, rows in splits.items()
+    }
+    numbered = _finite(numbered, label, forced == "number", problems)
+    kind, note = infer_kind([row[label] for rows in numbered.values() for _, row in rows], label, forced)
     if kind not in kinds:
         kind, note = "classes", None
+    if kind == "number":
+        numbered = _small(numbered, label, problems)
+    splits = {split: [row for _, row in rows] for split, rows in numbered.items()}
     notes = [note] if note else []
     checkable = True
     converted: Splits = {}
@@ -51,6 +70,40 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
             converted[split] = []
             checkable = False
     return Converted(converted, columns, kind, problems, notes, checkable)
+
+
+Numbered = dict[str, list[tuple[int, Row]]]
+"""Split -> its rows, each with its number in the file."""
+
+
+def _finite(numbered: Numbered, label: str, forced: bool, problems: list[str]) -> Numbered:
+    """The rows without those whose label is no finite number where the others are, each of which is a problem."""
+    bad = not_finite([row[label] for rows in numbered.values() for _, row in rows], forced)
+    places = (i for i, _ in enumerate(row for rows in numbered.values() for row in rows))
+    faults = {split: [(number, row) for number, row in rows if next(places) in bad] for split, rows in numbered.items()}
+    return _without(numbered, faults, label, "has no finite number", FILL_IN, problems)
+
+
+def _small(numbered: Numbered, label: str, problems: list[str]) -> Numbered:
+    """The rows without those whose number is too large to train on, each of which is a problem."""
+    faults = {
+        split: [(number, row) for number, row in rows if is_numeric(row[label]) and abs(float(row[label])) > LARGEST]
+        for split, rows in numbered.items()
+    }
+    return _without(
+        numbered, faults, label, f"has numbers beyond {LARGEST:g}, too large to train on,", RESCALE, problems
+    )
+
+
+def _without(numbered: Numbered, faults: Numbered, label: str, fault: str, fix: str, problems: list[str]) -> Numbered:
+    """The rows that have no fault; the others are added to `problems` with their numbers and labels."""
+    for split, rows in faults.items():
+        if rows:
+            shown = first_few(list(dict.fromkeys(short(row[label], 30) for _, row in rows)), 3)
+            where = in_rows([number for number, _ in rows])
+            problems.append(f"{split}: column {label!r} {fault} in {where}: {shown}. {fix}")
+    bad = {split: {number for number, _ in rows} for split, rows in faults.items()}
+    return {split: [pair for pair in rows if pair[0] not in bad[split]] for split, rows in numbered.items()}
 
 
 def _with_empty_list(row: Row, label: str) -> Row:
@@ -85,7 +138,7 @@ def _names(value: Any) -> tuple[Any, ...]:
 
 def problems(data: Data) -> list[str]:
     """One label in all training rows, and classes that train does not have."""
-    return _single_label(data) + (_unseen_classes(data) if data.kind != "number" else [])
+    return _single_label(data) + (_unseen_classes(data) if data.kind != "number" else _unusable_numbers(data))
 
 
 def remarks(data: Data) -> list[str]:
@@ -93,7 +146,7 @@ def remarks(data: Data) -> list[str]:
     return (
         _contradictions(data)
         + (_imbalance(data) if data.kind == "classes" else [])
-        + (_leak(data) if data.kind != "number" else [])
+        + (_leak(data) if data.kind != "number" else _coarse(data))
     )
 
 
@@ -108,6 +161,24 @@ def _single_label(data: Data) -> list[str]:
         f"train: column {data.label!r} has {things[data.kind]}, {shown!r}: nothing can be learned. "
         "Is it the right column?"
     ]
+
+
+def _unusable_numbers(data: Data) -> list[str]:
+    """Numbers of hand-made rows that are too large or not finite, and numbers that are one number in float32."""
+    sentences = []
+    for split, rows in data.splits().items():
+        wrong = [i for i, row in enumerate(rows, start=1) if not abs(float(row[data.label])) <= LARGEST]
+        if wrong:
+            sentences.append(
+                f"{split}: column {data.label!r} has numbers beyond {LARGEST:g} in {in_rows(wrong)}. {RESCALE}"
+            )
+    values = [float(row[data.label]) for row in data.train]
+    if not sentences and len(set(values)) > 1 and len(set(array("f", values))) == 1:
+        sentences.append(
+            f"train: the numbers of column {data.label!r} are one number in float32, in which training computes: "
+            f"nothing can be learned. Subtract their mean, {sum(values) / len(values):.9g}, or multiply them."
+        )
+    return sentences
 
 
 def _unseen_classes(data: Data) -> list[str]:
@@ -136,6 +207,17 @@ def _contradictions(data: Data) -> list[str]:
         differing += first.setdefault(texts(row, data.text), names) != names
     sentence = f"{differing} of {len(data.train)} train rows repeat an earlier text with another label."
     return [sentence] if differing else []
+
+
+def _coarse(data: Data) -> list[str]:
+    """Different numbers that float32 cannot tell apart: they are far from zero, close together or next to zero."""
+    values = {float(row[data.label]) for row in data.train}
+    kept = len(set(array("f", values)))
+    sentence = (
+        f"train has {len(values)} different numbers, {kept} in float32, in which training computes: "
+        "subtract a constant from the column, or multiply it."
+    )
+    return [sentence] if kept < COARSE * len(values) else []
 
 
 def _imbalance(data: Data) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -58,6 +59,36 @@ def convert_labels(values: Sequence[object], column: str, kind: LabelKind) -> li
     return [as_class(value) for value in values]
 
 
+SPELLED = re.compile(r"\s*[-+]?(nan|inf|infinity)\s*", re.IGNORECASE)
+"""What programs write where a number is missing or infinite."""
+FEW = 0.1
+"""Share of words among real numbers up to which the column is one of numbers."""
+LARGEST = 1e38
+"""Training computes in float32, which ends at 3.4e38; differences of two numbers must fit as well."""
+
+
+def not_finite(values: Sequence[object], forced: bool = False) -> set[int]:
+    """The positions of labels that are no finite number, where all others are numbers or (`forced`) must be.
+
+    Words count among real numbers alone, and where they are few.
+    """
+    if forced:
+        wrong = {i for i, value in enumerate(values) if not _is_finite_number(value)}
+        return wrong if len(wrong) < len(values) else set()  # else it is the wrong column
+    numeric = {i for i, value in enumerate(values) if is_numeric(value) and not _is_not_finite(value)}
+    wrong = {i for i in range(len(values)) if i not in numeric}
+    spelled = all(_is_not_finite(values[i]) for i in wrong)
+    others = [values[i] for i in sorted(numeric)]
+    few = len(wrong) <= FEW * len(values) and (are_real(others) or are_continuous(others))
+    return wrong if numeric and (spelled or few) else set()
+
+
+def _is_not_finite(value: object) -> bool:
+    if isinstance(value, str):
+        return SPELLED.fullmatch(value) is not None or (is_numeric(value) and math.isinf(float(value)))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def as_class(value: object) -> str:
     """The name of a class: strings unchanged, 1.0 and 1 both "1"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -75,7 +106,7 @@ def _is_finite_number(value: object) -> bool:
         return False
     try:
         return math.isfinite(float(value))
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 

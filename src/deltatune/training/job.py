@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
 from deltatune.models.versions import versions
 from deltatune.store import run_folder
+from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
+from deltatune.training.continued import EarlierData, Start, earlier_data, open_continued
 from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome
+
+METHOD = "LoRA(r=8)"
+"""The method if none is named."""
 
 Check = Callable[[Method, Host, nn.Module | None], list[str]]
 """Checks a method before it is attached; raises, or returns notes for the user."""
@@ -34,8 +41,8 @@ class Job:
     model: str
     """A model's folder, its name on the hub, or builtin."""
     data: Data
-    method: str = "LoRA(r=8)"
-    """The method's text form."""
+    method: str | None = None
+    """The method's text form. Default: LoRA(r=8), or that of the adapter that training starts from."""
     budget: str | None = None
     """Sets the method's size: a share of the model such as 0.5%, or a number such as 300k."""
     task: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +52,17 @@ class Job:
     settings: Settings = field(default_factory=Settings)
     objective: Task | None = None
     """A task in place of the data's, such as a pretraining objective."""
+    start: Start | None = None
+    """The adapter that training starts from; None for a new one."""
+    new_labels: bool = False
+    """Whether the head of that adapter gets an output for each label that it does not know."""
+    source: str = ""
+    """The data as the user named them."""
+
+    @property
+    def method_text(self) -> str:
+        """The method of a new adapter."""
+        return self.method or METHOD
 
 
 @dataclass(frozen=True)
@@ -59,14 +77,20 @@ class Prepared:
     """Tokens of each split."""
     notes: list[str]
     """Notes for the user: what was inferred, what an export leaves out."""
+    start: Start | None = None
+    """The adapter that training starts from."""
+    earlier: list[EarlierData] = field(default_factory=list)
+    """Test rows of its earlier trainings."""
 
 
 def prepare(job: Job, check: Check | None = None) -> Prepared:
     """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training."""
     settings = job.settings
-    parse(job.method)
+    if job.start is not None:
+        return _prepare_continued(job, job.start, check)
+    parse(job.method_text)
     session = open_session(job.model, job.data, job.task, job.head, job.objective, settings.precision)
-    method = session.fit(job.method, job.budget)
+    method = session.fit(job.method_text, job.budget)
     head = session.make_head(settings.seed)
     notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
     session.attach(method, settings.seed, head)
@@ -76,6 +100,28 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
         settings = dataclasses.replace(settings, learning_rate=method.learning_rate)
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
     return Prepared(session, settings, job.data, encoded, notes)
+
+
+def _prepare_continued(job: Job, start: Start, check: Check | None) -> Prepared:
+    """Load the adapter that training starts from, and encode the new rows and those of its earlier trainings."""
+    if job.budget is not None:
+        raise DeltatuneError(f"--budget {job.budget}: the size is that of {start.path}; leave --budget out")
+    if job.objective is not None:
+        raise DeltatuneError(f"an objective trains a new adapter; leave out the adapter to start from, {start.path}")
+    settings, source = job.settings, job.source or job.data.origin
+    session = open_continued(
+        start, job.data, model=job.model or None, method=job.method, task=job.task, head=job.head,
+        precision=settings.precision, new_labels=job.new_labels, seed=settings.seed,
+    )  # fmt: skip
+    adapter = session.adapter
+    notes = [*session.notes, *(check(adapter.method, session.host, adapter.head) if check else [])]
+    if job.task.get("max_length") is None:
+        session = session.limited(session.free_positions())
+    if settings.learning_rate is None:
+        settings = dataclasses.replace(settings, learning_rate=adapter.method.learning_rate)
+    encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
+    earlier, left_out = earlier_data(session, start, source)
+    return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
 
 
 def record_of(ready: Prepared, source: str) -> dict[str, Any]:
@@ -89,12 +135,23 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
         "head": None if adapter.head is None else adapter.head.config.to_json(),  # type: ignore[operator,union-attr]
         "settings": dataclasses.asdict(ready.settings),
         "versions": versions(),
+        **({} if ready.start is None else {"parents": ready.start.parents()}),
     }
 
 
 def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnStep | None = None) -> dict[str, Any]:
     """Train, score and save; returns the content of metrics.json. Called again after an interruption, it resumes."""
+    with nullcontext() if _rank() else FolderLock(folder):  # only the first process writes
+        return _run(ready, folder, record, on_step)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnStep | None) -> dict[str, Any]:
     session, encoded = ready.session, ready.encoded
+    before = _scores_at_start(ready)
     outcome = session.train(
         encoded["train"],
         encoded["validation"],
@@ -108,12 +165,38 @@ def run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSte
         "validation": outcome.evaluations[-1][1],
         "test": session.task.score(answers, encoded["test"].references),
         "training": _facts(outcome, encoded),
+        **before,
     }
+    for data, scores in zip(ready.earlier, metrics.get("earlier", ()), strict=True):
+        scores["after"] = scored(session, data.encoded, data.task)
     extra = {**record, **session.to_json(), "scores": metrics}
-    if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):  # only the first process writes
+    if not _rank():
         session.host.save(session.name, folder / run_folder.ADAPTER, extra=extra)
         run_folder.finish(folder, metrics)
     return metrics
+
+
+def _scores_at_start(ready: Prepared) -> dict[str, Any]:
+    """Scores of the adapter that training starts from: on the new rows, and on those of its earlier trainings."""
+    if ready.start is None:
+        return {}
+    return {
+        "before": {split: scored(ready.session, ready.encoded[split]) for split in ("validation", "test")},
+        "earlier": [
+            {
+                "source": data.source,
+                "rows": data.encoded.examples,
+                "before": scored(ready.session, data.encoded, data.task),
+            }
+            for data in ready.earlier
+        ],
+    }
+
+
+def scored(session: Session, encoded: Encoded, task: Task | None = None) -> dict[str, float]:
+    """Scores of a session's adapter on encoded rows, by default of its task."""
+    answers = dataclasses.replace(session, task=task or session.task).predict(encoded)
+    return (task or session.task).score(answers, encoded.references)
 
 
 def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:

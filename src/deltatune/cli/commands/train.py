@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import (
     BUDGET,
+    DATA,
     HEAD,
     METHOD,
     OUTPUT,
@@ -24,7 +26,6 @@ from deltatune.cli.options import (
     Limit,
     MaxLength,
     Metric,
-    Model,
     NewTokens,
     Packing,
     Pooling,
@@ -44,6 +45,7 @@ from deltatune.comparison.recommend import percent
 from deltatune.comparison.report.number_format import count, rate, seconds, size
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.store import run_folder
+from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +90,17 @@ def check_export(name: str | None, method: Method, host: Host, head: nn.Module |
 
 
 def train(
-    model: Model = "builtin",
+    model: Annotated[
+        str | None,
+        option(
+            "--model",
+            "-m",
+            panel=DATA,
+            metavar="MODEL",
+            help="The pretrained model: a folder, a name on the hub, or builtin (all-MiniLM-L6-v2, installed with "
+            "[demo]). Default: builtin; with --from, the adapter's.",
+        ),
+    ] = None,
     data: Data = "python-docs",
     task: Kind = None,
     text: Text = None,
@@ -100,10 +112,29 @@ def train(
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
+    start: Annotated[
+        str | None,
+        option(
+            "--from",
+            panel=METHOD,
+            metavar="ADAPTER",
+            help="Go on training this adapter: its folder, that of its run, one of PEFT, or a loralib file. Method, "
+            "head and task are the adapter's; its folder stays as it is.",
+        ),
+    ] = None,
+    new_labels: Annotated[
+        bool,
+        option("--new-labels", panel=METHOD, help="With --from: add outputs to the head for labels it does not know."),
+    ] = False,
     method: Annotated[
-        str,
-        option("--method", panel=METHOD, metavar="METHOD", help="The method; `deltatune methods` lists all of them."),
-    ] = "LoRA(r=8)",
+        str | None,
+        option(
+            "--method",
+            panel=METHOD,
+            metavar="METHOD",
+            help="The method; `deltatune methods` lists all of them. Default: LoRA(r=8); with --from, the adapter's.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Sets the method's rank, size or length."),
@@ -144,12 +175,21 @@ def train(
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
+      deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
     """
     from deltatune.data import read
 
     check_peer(export_for)
+    if new_labels and start is None:
+        raise DeltatuneError("--new-labels is for an adapter whose training goes on: name it with --from")
     # before torch is imported: mistakes in the data show quickly
-    dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    if start is None:
+        dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+    else:
+        from deltatune.training.continued import read_rows, read_start
+
+        origin = read_start(start)
+        dataset = read_rows(origin, data, text=text or [], label=label, limit=limit, task=task)
     generated = generation_fields(dataset, prompt, new_tokens, beams)
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
@@ -161,23 +201,29 @@ def train(
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     fields = {"max_length": max_length, "metric": metric, **class_fields(dataset, positive), **generated}
-    job = Job(model, dataset, method, budget, fields, head_of(pooling, dense), settings)
+    job = Job(
+        model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
+        settings, start=None if start is None else origin, new_labels=new_labels, source=data,
+    )  # fmt: skip
     ready = prepare(job, partial(check_export, export_for))
     folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))
+    if ready.start is not None:
+        ready.start.check_apart(folder)
     record = record_of(ready, data)
     processes = join_processes(device_of(ready.session.host))
     if not processes.is_main:  # one of torchrun's other processes: only the first one prints and writes
         if processes.broadcast(None) is None:
             run(ready, folder, record)
         return
-    before = processes.broadcast(run_folder.open_run(folder, record, force))
-    introduce(ready, folder)
-    if before is None:
-        metrics = watched_run(ready, folder, record)
-    else:
-        metrics = before
-        show("This run was finished before; --force trains it again.\n")
-    report(ready.session.task, metrics, folder)
+    with FolderLock(folder):
+        before = processes.broadcast(run_folder.open_run(folder, record, force))
+        introduce(ready, folder)
+        if before is None:
+            metrics = watched_run(ready, folder, record)
+        else:
+            metrics = before
+            show("This run was finished before; --force trains it again.\n")
+        report(ready.session.task, metrics, folder)
 
 
 def introduce(ready: Prepared, folder: Path) -> None:
@@ -236,7 +282,7 @@ def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[s
 
 def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
     """The closing screen: scores, cost, and what to do next."""
-    show(scores_table(task, {split: metrics[split] for split in ("validation", "test")}), "")
+    show(scores_table(task, score_rows(metrics)), "")
     spent = metrics["training"]
     memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
     show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
@@ -245,6 +291,20 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
     say(f"Adapter: {adapter} ({size(held)})")
     if use:
         say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+
+
+def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Scores by split; of an adapter that was trained before, also those at the start and on its earlier data."""
+    rows: dict[str, Mapping[str, float]] = {}
+    for split in ("validation", "test"):
+        if "before" in metrics:
+            rows[f"{split}, before"] = metrics["before"][split]
+        rows[split] = metrics[split]
+    for earlier in metrics.get("earlier", ()):
+        name = f"earlier: {Path(earlier['source']).name}"
+        name = f"{name} ({len(rows)})" if name in rows else name
+        rows[f"{name}, before"], rows[name] = earlier["before"], earlier["after"]
+    return rows
 
 
 def example_file(task: Task) -> str:

@@ -16,6 +16,7 @@ from deltatune.tasks import HeadConfig, Task
 from deltatune.tasks.auto_task import check_fields_of
 from deltatune.tasks.pretraining import objective_from
 from deltatune.tasks.task_registry import DATA_TASKS
+from deltatune.training.continued import Start, read_rows, read_start
 from deltatune.training.recipes.schema import Recipe, Rows, Stage, Training
 from deltatune.training.session import NAME
 
@@ -38,8 +39,14 @@ class TrainingData:
         return (self.objective or DATA_TASKS[self.data.kind]).loads
 
 
-def load_rows(rows: Rows, raw: bool = False) -> Data:
-    """The rows that a recipe names; with `raw` only their texts, without labels."""
+def load_rows(rows: Rows, raw: bool = False, start: Start | None = None) -> Data:
+    """The rows that a recipe names; with `raw` only their texts, without labels.
+
+    They are read as the task of the adapter `start` reads them, if there is one.
+    """
+    if start is not None:
+        given = {name: getattr(rows, name) for name in Rows.model_fields if name != "source"}
+        return read_rows(start, rows.source, **given)
     return read(
         rows.source,
         task="lm" if raw else rows.task,
@@ -54,9 +61,10 @@ def load_rows(rows: Rows, raw: bool = False) -> Data:
 def load_training_data(training: Training) -> TrainingData:
     """Read the rows of a training, and check its task, head and method."""
     assert training.data is not None  # the schema requires it
+    start = read_start(training.start) if training.start else None
     parse(training.method)
     raw = training.objective is not None or getattr(training, "vocabulary", None) is not None
-    data = load_rows(training.data, raw)
+    data = load_rows(training.data, raw, start)
     objective = None
     if training.objective is not None:
         objective = objective_from({"text": list(data.text), **training.objective})
@@ -114,7 +122,7 @@ def _check_head_stays(stage: Stage, checked: TrainingData) -> None:
 
 def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
     """Attach a stage's method to the model's shape; new tokens change the size of the vocabulary, but no site."""
-    if stage.vocabulary is not None:
+    if stage.vocabulary is not None or stage.start is not None:
         return
     host = Host(empty_backbone(model, checked.loads))
     method = parse(stage.method)

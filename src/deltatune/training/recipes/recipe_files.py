@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.regular_files import read_text
+from deltatune.core.validation import shortened
+from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
 from deltatune.training.recipes.schema import Recipe, Rows, Section, Stage, Training, TrainingSettings, Vocabulary
 
 SOURCES = ("data", "measure", "known")
@@ -25,42 +27,48 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     that is wrong with the file or the overrides.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         others = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise DeltatuneError(
             f"no recipe {path}{nearest(path.name, others)}; recipes there: {', '.join(others) or 'none'}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DeltatuneError(f"{path} is not YAML: {error}") from None
+    content = load_yaml(read_text(path, "recipe"), path)
     if not isinstance(content, dict):
         raise DeltatuneError(f"{path} is not a recipe: it needs keys with values, such as `model: builtin`")
-    problems = []
+    problems, places = [], dict[str, tuple[str | int, ...]]()
     for override in overrides:
         try:
-            apply_(content, override)
+            place = apply_(content, override)
         except DeltatuneError as error:
             problems.append(str(error))
+            continue
+        lost = [earlier for earlier, below in places.items() if below[: len(place)] == place]
+        problems += [f"{override} replaces {earlier}, which is given before it; leave one out" for earlier in lost]
+        places[override] = place
     raise_all(problems)
     recipe = checked_recipe(content, str(path))
     raise_all(list(_misplaced_paths(recipe, path.parent)))
     return recipe
 
 
-def apply_(content: dict[str, Any], override: str) -> None:
-    """Set one value of a recipe in place, such as `stages.instruct.settings.epochs=2`; null removes it."""
+def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
+    """Set one value of a recipe in place, such as `stages.instruct.settings.epochs=2`; null removes it.
+
+    Returns the keys that lead to the value, stages by their index.
+    """
     key, sign, text = override.partition("=")
     path = key.split(".")
     if not sign or not all(path):
         raise DeltatuneError(f"{override!r} is not an override; write NAME=VALUE, such as settings.epochs=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DeltatuneError(f"{override!r}: the value is not YAML: {error}") from None
+    if len(path) > MAX_DEPTH:
+        raise DeltatuneError(f"{shortened(override)}: it has {len(path)} keys, one below the other; recipes have fewer")
+    value = load_yaml(text, f"the value of {shortened(override)}")
     parent: Any = content
-    for i, name in enumerate(path[:-1]):
-        parent = _child(parent, name, ".".join(path[: i + 1]))
+    place: tuple[str | int, ...] = ()
+    for i, name in enumerate(path):
+        place += (_stage_index(parent, name, key) if isinstance(parent, list) else name,)
+        if i + 1 < len(path):
+            parent = _child(parent, name, ".".join(path[: i + 1]))
     if isinstance(parent, list):
         index = _stage_index(parent, path[-1], key)
         if value is None:
@@ -71,6 +79,7 @@ def apply_(content: dict[str, Any], override: str) -> None:
         parent.pop(path[-1], None)
     else:
         parent[path[-1]] = value
+    return place
 
 
 def _child(parent: Any, name: str, key: str) -> Any:
@@ -123,7 +132,7 @@ def _messages(problem: Any, content: Mapping[str, Any]) -> list[str]:
     hint = ""
     if problem["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return [f"{key}: {message[:1].lower()}{message[1:]}, not {value!r}{hint}"]
+    return [f"{key}: {message[:1].lower()}{message[1:]}, not {shortened(value)}{hint}"]
 
 
 def _key(location: Sequence[Any], content: Any) -> str:
@@ -146,9 +155,14 @@ def _key_names(location: Sequence[Any]) -> list[str]:
     if last == "settings":
         return list(TrainingSettings.__dataclass_fields__)
     if isinstance(last, int):
-        return list(Stage.model_fields)
+        return _keys(Stage)
     sections: dict[str, Any] = {"vocabulary": Vocabulary, **dict.fromkeys(SOURCES, Rows)}
-    return list(sections.get(last, Recipe).model_fields)
+    return _keys(sections.get(last, Recipe))
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """The keys of a section as they are written: `from` is a word of Python's, so its field has another name."""
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _misplaced_paths(recipe: Recipe, folder: Path) -> Iterator[str]:
@@ -169,15 +183,15 @@ def as_yaml(recipe: Section) -> str:
 
     Keys that are not set and have no default are left out.
     """
-    text: str = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
-    return text
+    return dump_yaml(_plain(recipe))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Rows):
         return _set_fields(value, list(Rows.model_fields))
     if isinstance(value, BaseModel):
-        return _set_fields(value, _used_fields(value))
+        aliases = {name: field.alias or name for name, field in type(value).model_fields.items()}
+        return {aliases[name]: item for name, item in _set_fields(value, _used_fields(value)).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         # epochs or max_steps: only the one that is used
@@ -205,4 +219,7 @@ def _used_fields(section: BaseModel) -> list[str]:
         return [*first, *reversed(last)]
     if getattr(section, "vocabulary", None):
         return ["name", "data", "vocabulary"]
-    return [*first, *Training.model_fields, *last]
+    idle = set() if section.start else {"new_labels"}
+    if section.start:  # what is not said comes from the adapter
+        idle = {"method", "model"} - section.model_fields_set
+    return [name for name in (*first, *Training.model_fields, *last) if name not in idle]

@@ -20,6 +20,7 @@ from deltatune.models.loading import quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file
 from deltatune.store.fingerprint import contents_of
+from deltatune.store.folder_lock import FolderLock
 from deltatune.store.merged_model import RECORD, save_merged
 from deltatune.training.job import Prepared, prepare, record_of, run
 from deltatune.training.recipes.check_recipe import TrainingData, check_merge, check_stages, load_rows
@@ -54,16 +55,20 @@ def run_recipe(
     """
     folder = folder_of(recipe, name)
     if recipe.stages:
-        return run_stages(recipe, folder, force, on_stage, again)
+        with FolderLock(folder, "out="):
+            return run_stages(recipe, folder, force, on_stage, again)
     if again is not None:
         raise DeltatuneError(f"--again {again}: this recipe has no stages; --force runs it again")
-    prepared = prepare(job_of(recipe, recipe.model))
+    prepared = prepare(job_of(recipe, "" if recipe.start and "model" not in recipe.model_fields_set else recipe.model))
     assert recipe.data is not None
+    if prepared.start is not None:
+        prepared.start.check_apart(folder)
     record = record_of(prepared, recipe.data.source)
-    before = run_folder.open_run(folder, record, force, option="out=")
-    write_file(folder / RECIPE, as_yaml(recipe))
-    with on_stage(StageInfo(name, folder, recipe.model, prepared, before is not None)) as on_step:
-        return run(prepared, folder, record, on_step) if before is None else before
+    with FolderLock(folder, "out="):
+        before = run_folder.open_run(folder, record, force, option="out=")
+        write_file(folder / RECIPE, as_yaml(recipe))
+        with on_stage(StageInfo(name, folder, prepared.session.model, prepared, before is not None)) as on_step:
+            return run(prepared, folder, record, on_step) if before is None else before
 
 
 @dataclass(frozen=True)
@@ -141,14 +146,15 @@ def _run_stage(
         with on_stage(stage_run.info(model, finished=True)):
             return dict(result), False
     stage_run.folder.mkdir(parents=True, exist_ok=True)
-    if redo or changed:
-        run_folder.clear(stage_run.folder)
-    run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": None})
-    write_file(stage_run.folder / RECIPE, as_yaml(stage_run.stage))
-    result = {"stage": stage_run.stage.name, "from": model, **_execute(stage_run, model, loads, on_stage)}
-    if stage_run.writes_model:
-        result |= {"model": str(stage_run.target), "content": contents_of(str(stage_run.target))}
-    run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": result})
+    with FolderLock(stage_run.folder, "out="):
+        if redo or changed:
+            run_folder.clear(stage_run.folder)
+        run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": None})
+        write_file(stage_run.folder / RECIPE, as_yaml(stage_run.stage))
+        result = {"stage": stage_run.stage.name, "from": model, **_execute(stage_run, model, loads, on_stage)}
+        if stage_run.writes_model:
+            result |= {"model": str(stage_run.target), "content": contents_of(str(stage_run.target))}
+        run_folder.write_record(stage_run.folder / STAGE, {"asked": config, "facts": result})
     return dict(read_json(stage_run.folder / STAGE)["facts"]), redo
 
 
@@ -159,7 +165,8 @@ def _execute(stage_run: StageRun, model: str, loads: Any, on_stage: OnStage) -> 
         data = stage_run.training_data.data
         with on_stage(stage_run.info(model)):
             return {"vocabulary": extend_vocabulary(stage.vocabulary, data, model, stage_run.target, loads)}
-    result: dict[str, Any] = {"method": stage.method, "scores": _train(stage_run, model, on_stage)}
+    method = stage.asked_method or f"from {stage.start}"
+    result: dict[str, Any] = {"method": method, "scores": _train(stage_run, model, on_stage)}
     if stage.merge:
         result["merge"] = _merge(stage_run, model)
     return result

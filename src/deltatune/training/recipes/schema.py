@@ -92,6 +92,10 @@ class Training(Section):
     """Fields of the task, such as max_length, prompt or metric."""
     objective: dict[str, Any] | None = None
     """A pretraining objective on raw text instead of a task: its kind, such as mlm, and its fields."""
+    start: str | None = Field(None, alias="from", min_length=1)
+    """An adapter that is trained further: its folder, its run, or one of PEFT. It sets the method, head and task."""
+    new_labels: bool = False
+    """With `from`: add an output to the head for each label that the adapter does not know."""
     method: str = METHOD
     """The method; `deltatune methods` lists all of them."""
     budget: Size | None = None
@@ -109,8 +113,19 @@ class Training(Section):
             raise ValueError("settings have both epochs and max_steps, and only max_steps would be used: leave one out")
         return content
 
+    @property
+    def asked_method(self) -> str | None:
+        """The method; None for an adapter that is trained further, unless one is named."""
+        return None if self.start and "method" not in self.model_fields_set else self.method
+
     @model_validator(mode="after")
     def _own_fields(self) -> Self:
+        if self.new_labels and not self.start:
+            raise ValueError("new_labels is for an adapter that is trained further: name it with from")
+        if self.start and self.budget is not None:
+            raise ValueError("the size is that of the adapter in from: leave budget out")
+        if self.start and self.objective is not None:
+            raise ValueError("an objective trains a new adapter: leave from out")
         if self.objective is None:
             return self
         if self.task:
@@ -122,7 +137,7 @@ class Training(Section):
 
     def trains(self) -> list[str]:
         """Keys of a training that are set here."""
-        return [name for name in Training.model_fields if name in self.model_fields_set]
+        return [field.alias or name for name, field in Training.model_fields.items() if name in self.model_fields_set]
 
 
 class Stage(Training):

@@ -14,6 +14,7 @@ from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel
+from deltatune.training.continued import read_start
 from deltatune.training.job import Job, Prepared
 from deltatune.training.loop import OnStep
 from deltatune.training.recipes.check_recipe import TrainingData, load_rows, load_training_data
@@ -55,15 +56,19 @@ def silent(stage: StageInfo) -> AbstractContextManager[OnStep | None]:
 def job_of(training: Training, model: str, checked: TrainingData | None = None) -> Job:
     """The job of a recipe or a stage on this model."""
     checked = checked or load_training_data(training)
+    assert training.data is not None  # the schema requires it
     return Job(
         model,
         checked.data,
-        training.method,
+        training.asked_method,
         training.budget,
         training.task,
         training.head,
         training.settings,
         checked.objective,
+        start=read_start(training.start) if training.start else None,
+        new_labels=training.new_labels,
+        source=training.data.source,
     )
 
 

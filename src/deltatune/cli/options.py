@@ -259,9 +259,15 @@ def set_values(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_fields(assignments: Sequence[str] | None) -> dict[str, Any]:
     """Values of `--set NAME=VALUE` by name; a value that is not a Python literal is a string.
 
-    Raises DeltatuneError for an assignment without =.
+    Raises DeltatuneError for an assignment without =, and for a name that is given twice.
     """
-    return dict(map(_read_field, assignments or ()))
+    fields: dict[str, Any] = {}
+    for assignment in assignments or ():
+        name, value = _read_field(assignment)
+        if name in fields:
+            raise DeltatuneError(f"--set {name} is given twice ({fields[name]!r} and {value!r}); give it once")
+        fields[name] = value
+    return fields
 
 
 def _read_field(assignment: str) -> tuple[str, Any]:
@@ -269,6 +275,8 @@ def _read_field(assignment: str) -> tuple[str, Any]:
     if not sign:
         raise DeltatuneError(f"--set {assignment}: NAME=VALUE is needed, such as --set max_length=128")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        literal = ast.literal_eval(value)
+        repr(literal)  # a number that no message could show is no value either
+        return name, literal
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return name, value

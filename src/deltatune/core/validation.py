@@ -49,7 +49,7 @@ def _unfit_value(value: Any) -> str:
         return "a finite number"
     if any(type(item) is int and not _has_64_bits(item) for item in values):
         return "a number of at most 64 bits"
-    if any(isinstance(item, str) and not _fits_utf8(item) for item in values):
+    if any(isinstance(item, str) and not fits_utf8(item) for item in values):
         return "text without half of a surrogate pair, which UTF-8 cannot hold"
     return ""
 
@@ -58,7 +58,8 @@ def _has_64_bits(value: int) -> bool:
     return -(2**63) <= value < 2**63
 
 
-def _fits_utf8(value: str) -> bool:
+def fits_utf8(value: str) -> bool:
+    """Whether a text can be written to a file: UTF-8 cannot hold half of a surrogate pair."""
     return value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
@@ -105,5 +106,5 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is int:
         return value, isinstance(value, int) and not isinstance(value, bool) and _has_64_bits(value)
     if hint is str:
-        return value, isinstance(value, str) and _fits_utf8(value)
+        return value, isinstance(value, str) and fits_utf8(value)
     return value, isinstance(value, hint) if isinstance(hint, type) else True

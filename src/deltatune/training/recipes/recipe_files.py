@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     that is wrong with the file or the overrides.
     """
     path = Path(path).expanduser()
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         others = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise DeltatuneError(
             f"no recipe {path}{nearest(path.name, others)}; recipes there: {', '.join(others) or 'none'}"

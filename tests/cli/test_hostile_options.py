@@ -1,0 +1,16 @@
+"""Options that are repeated, absurd or hostile: one plain error each."""
+
+import pytest
+
+from deltatune.cli.options import read_fields
+from deltatune.core.errors import DeltatuneError
+
+
+def test_a_field_that_is_set_twice_is_named() -> None:
+    with pytest.raises(DeltatuneError, match=r"--set beams is given twice \(2 and 4\); give it once"):
+        read_fields(["beams=2", "top_p=0.9", "beams=4"])
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 6000, "[" * 5000, "-" * 5000 + "1", "{[]: 1}", "\0"])
+def test_a_value_that_is_no_literal_is_text(value: str) -> None:
+    assert read_fields([f"beams={value}"]) == {"beams": value}

@@ -199,8 +199,9 @@ def test_wrong_columns_are_collected():
     assert "text (e.g. 'a'), label (e.g. 'x')" in message
     assert "both text and label" in complaint(choose_columns, "classify", rows, ["text"], "text")
     assert "a column twice" in complaint(choose_columns, "classify", rows, ["text", "text"], "label")
-    assert "one text or a pair" in complaint(
-        choose_columns, "classify", [{"a": 1, "b": 1, "c": 1, "d": 1}], ["a", "b", "c"], "d"
+    nine = [f"a{i}" for i in range(9)]
+    assert "one text, a pair of texts, or up to eight" in complaint(
+        choose_columns, "classify", [{**dict.fromkeys(nine, 1), "d": 1}], nine, "d"
     )
 
 

@@ -1,6 +1,6 @@
-"""`read`: a source and the names of its columns -> `Data`, checked rows in three splits with a note on every inference.
+"""`read`: a source and the names of its columns -> `Data`, checked rows in their splits with a note on every inference.
 
-source -> splits -> task -> columns -> converted rows -> missing splits -> checks
+source -> splits -> task -> columns -> splits that can be scored -> converted rows -> missing splits -> checks
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.checks import split_problems
 from deltatune.data.columns.choose_columns import Columns, choose_columns
-from deltatune.data.columns.column_names import REFERENCES
-from deltatune.data.columns.column_values import is_missing
 from deltatune.data.columns.infer_task import infer_task, other_tasks
-from deltatune.data.dataset import TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
+from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
+from deltatune.data.labelled_splits import labelled_splits
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
-from deltatune.data.sources import Source, open_source
+from deltatune.data.published.benchmarks import published_metric
+from deltatune.data.published.forms import find_form, plain_splits
+from deltatune.data.source import Source
+from deltatune.data.sources import open_source
 from deltatune.data.splits import first_by_hash
 
 
@@ -58,23 +60,40 @@ def read(
         raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
     task = _checked_task(task, kind)
     opened = open_source(source, validation=validation, test=test)
+    text = (text,) if isinstance(text, str) else tuple(text)
+    opened, task, text, label = _in_published_form(opened, task, text, label)
     train = opened.splits["train"]
     if indicator_columns(train, label):
         opened = replace(opened, splits=join_indicators(opened.splits, label))
         train = opened.splits["train"]
         kind, task = kind or "many", task or "classify"
-    text = (text,) if isinstance(text, str) else tuple(text)
     text, label = text or opened.text, label or opened.label
     note = ""
     if task is None and opened.label is None:
         task, note = infer_task(train, text, label)
     columns = _columns(opened, task, text, label)
-    data = _converted(opened, task, _allowed_kinds(task, kind), columns, test is not None, limit)
-    data = replace(data, notes=(*filter(None, [note]), *data.notes))
+    fixed = [split for split, path in (("validation", validation), ("test", test)) if path is not None]
+    data = _converted(opened, task, _allowed_kinds(task, kind), columns, fixed, limit)
+    data = replace(data, notes=(*opened.notes, *filter(None, [note]), *data.notes))
     if strict:
         limited = "" if limit is None else f" with --limit {limit}"
         raise_all(list(data.problems), f"{data.origin}{limited} cannot be used as it is:")
     return data
+
+
+def _in_published_form(
+    opened: Source, task: TaskName | None, text: tuple[str, ...], label: str | None
+) -> tuple[Source, TaskName | None, tuple[str, ...], str | None]:
+    """A source in a published form with plain columns, and its task and columns where the user named no others."""
+    form = find_form(opened.splits["train"])
+    if form is None:
+        return opened, task, text, label
+    agrees = task in (None, form.task) and label in (None, form.label) and text in ((), form.text)
+    if not agrees and form.convert is None:
+        return opened, task, text, label
+    splits, notes = plain_splits(form, opened.splits)
+    opened = replace(opened, splits=splits, notes=(*opened.notes, *notes))
+    return (opened, form.task, form.text, form.label) if agrees else (opened, task, text, label)
 
 
 def _checked_task(task: TaskName | None, kind: LabelKind | None) -> TaskName | None:
@@ -116,24 +135,24 @@ def _converted(
     task: TaskName | None,
     kinds: Sequence[LabelKind],
     columns: Columns,
-    keep_test: bool,
+    fixed: Sequence[str],
     limit: int | None,
 ) -> Data:
-    """The rows in the form of their task and in three splits, with all problems and notes."""
+    """The rows in the form of their task and in their splits, with all problems and notes."""
     layout = LAYOUTS[task or "classify"]
-    splits, notes = opened.splits, list(columns.notes)
-    if columns.label and not keep_test:
-        splits, dropped = _without_unlabelled_test(splits, columns.label)
-        notes += dropped
+    splits, dropped = labelled_splits(opened.splits, columns.text, columns.label, opened.class_names, fixed)
+    notes = [*columns.notes, *dropped]
     if layout.same_columns:
         raise_all(_absent_columns(splits, [*columns.text, *filter(None, [columns.label])]), f"{opened.origin}:")
     converted = layout.convert(splits, columns, kinds)
     columns, kind = converted.columns, converted.kind
-    splits, made = layout.complete(converted.splits, columns)
+    completed, made = layout.complete(converted.splits, columns)
+    splits = {**converted.splits, **completed}
     if limit is not None:
         splits["train"] = first_by_hash(splits["train"], columns.text, columns.label, limit)
     labels = layout.label_names(splits, kind, columns.label)
-    notes += [*converted.notes, *made]
+    metric, scored = published_metric(opened.name, kind, len(columns.text))
+    notes += [*converted.notes, *made, *filter(None, [scored])]
     data = Data(
         name=opened.name,
         origin=opened.origin,
@@ -144,19 +163,12 @@ def _converted(
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
+        more_tests={name: rows for name, rows in splits.items() if name not in SPLITS},
+        metric=metric,
         notes=tuple(notes),
     )
     problems = converted.problems + (split_problems(data) if converted.checkable else [])
     return replace(data, problems=tuple(problems))
-
-
-def _without_unlabelled_test(splits: Splits, label: str) -> tuple[Splits, list[str]]:
-    """Leave out a test split without any label: benchmarks publish theirs so, and nothing can be scored on it."""
-    test = splits.get("test", [])
-    if not test or any(not is_missing(row.get(label)) or row.get(REFERENCES) for row in test):
-        return splits, []
-    others = {split: rows for split, rows in splits.items() if split != "test"}
-    return others, [f"the {len(test)} test rows have no label, so they are not used"]
 
 
 def _absent_columns(splits: Splits, columns: Sequence[str]) -> list[str]:

@@ -64,9 +64,9 @@ def first_by_hash(rows: list[Row], columns: Sequence[str], label: str, count: in
 def draw_shots(rows: Sequence[Row], label: str, kind: LabelKind, shots: int, seed: int) -> list[Row]:
     """A draw for learning from few rows: `shots` rows of each class, in the order of `rows`.
 
-    Where a row may have several classes (kind `many`), rows are drawn until each class, and no class, has at least `shots`. For tags,
-    answers, texts and numbers it is `shots` rows in all. Equal seeds draw equal rows, and a draw of more rows contains
-    the draw of fewer. Raises DeltatuneError naming the classes that have fewer rows.
+    Where a row may have several classes (kind `many`), rows are drawn until each class, and no class, has at least
+    `shots`. For tags, answers, texts and numbers it is `shots` rows in all. Equal seeds draw equal rows, and a draw of
+    more rows contains the draw of fewer. Raises DeltatuneError naming the classes that have fewer rows.
     """
     if shots < 1:
         raise DeltatuneError(f"--shots {shots}: the number of rows to draw must be at least 1.")

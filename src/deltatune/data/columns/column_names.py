@@ -25,6 +25,7 @@ TEXT_PAIRS = (
     ("sentence_a", "sentence_b"),
     ("sentence_1", "sentence_2"),
     ("text", "text_pair"),
+    ("question", "answer"),
 )
 """Names of two text columns, the likeliest first."""
 
@@ -34,9 +35,12 @@ SINGLE_TEXTS += ("input",)
 """Names of a single text column, the likeliest first."""
 
 LABELS: tuple[str, ...] = ("label", "labels", "class", "category", "target", "score", "similarity", "gold_label")
-LABELS += ("label_text", "intent", "sentiment", "emotion", "topic", "polarity", "rating", "stars", "fine", "fine_label")
-LABELS += ("coarse", "coarse_label")
+LABELS += ("label_text", "intent", "sentiment", "emotion", "topic", "polarity", "rating", "stars")
+LABELS += ("coarse", "coarse_label", "label-coarse", "fine", "fine_label", "label-fine")
 """Names of the label column, the likeliest first."""
+
+GOLD_LABEL, NO_GOLD = "gold_label", "-"
+"""A label column, and its value where the annotators did not agree, as in SNLI."""
 
 SCORES = {"score", "similarity"}
 """Names of label columns that hold a continuous value even where all values are whole."""
@@ -63,7 +67,7 @@ REFERENCE_LISTS = (REFERENCES, "human_references", "targets", "outputs")
 """Names of columns with several outputs a row."""
 
 INPUTS: tuple[str, ...] = ("input", "source", "src", "prompt", "question", "article", "document", "dialogue")
-INPUTS += ("meaning_representation", "mr", "table", "triples", "instruction", "text")
+INPUTS += ("meaning_representation", "mr", "table", "triples", "tripleset", "instruction", "text")
 """Names of the input column."""
 
 OUTPUTS: tuple[str, ...] = (OUTPUT, "target", "tgt", "completion", "response", "summary", "highlights", "answer")
@@ -85,8 +89,13 @@ INPUT_OUTPUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("text",), "summary"),
     (("text",), "headline"),
     (("meaning_representation",), "human_reference"),
+    (("meaning_representation",), "target"),
     (("mr",), "human_reference"),
     (("mr",), "ref"),
+    (("tripleset",), "target"),
+    (("document",), "target"),
+    (("article",), "target"),
+    (("dialogue",), "target"),
     (("table",), "text"),
     (("triples",), "text"),
     (("question", "context"), "answer"),

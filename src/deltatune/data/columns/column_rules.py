@@ -176,9 +176,9 @@ def _present(wanted: Sequence[str], names: dict[str, str]) -> list[str]:
 _CLASSIFICATION = ColumnRules(
     texts="the text",
     label="the label",
-    needed="one text or a pair of texts",
+    needed="one text, a pair of texts, or up to eight",
     text_option="--text NAME, twice for a pair of texts",
-    most=2,
+    most=8,
     find_label=find_class_label,
     find_texts=_class_texts,
 )

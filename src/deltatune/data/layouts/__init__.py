@@ -13,6 +13,7 @@ from deltatune.data.columns.column_names import CHATS, MESSAGES, REFERENCES
 from deltatune.data.dataset import TASK_OF, LabelKind, Row, TaskName, columns_of
 from deltatune.data.layouts import classification_rows, generation_rows, qa_rows, tagging_rows, text_rows
 from deltatune.data.layouts.layout import Layout
+from deltatune.data.published.forms import with_plain_columns
 
 __all__ = ["LAYOUTS", "examples", "inputs"]
 
@@ -32,7 +33,7 @@ def examples(rows: Sequence[Row], kind: LabelKind, text: Sequence[str], label: s
 
     Raises DeltatuneError naming columns that are missing and rows that cannot be used.
     """
-    rows = _with_messages(rows, text)
+    rows = with_plain_columns(_with_messages(rows, text), text, "rows")
     needs_label = label and not (kind == "text" and REFERENCES in columns_of(rows))
     _require(rows, [*text, *([label] if needs_label else [])])
     converted = LAYOUTS[TASK_OF[kind]].convert({"rows": list(rows)}, Columns(tuple(text), label), (kind,))
@@ -47,7 +48,7 @@ def inputs(rows: Sequence[Row], task: TaskName, text: Sequence[str]) -> list[Row
     """
     if task in ("classify", "regression"):
         return list(rows)
-    rows = _with_messages(rows, text)
+    rows = with_plain_columns(_with_messages(rows, text), text, "rows", several=False)
     _require(rows, text)
     converted = LAYOUTS[task].convert_rows(rows, "rows", text, None)
     raise_all(converted.problems)

@@ -143,13 +143,19 @@ def _cell(value: Any) -> str:
 
 
 def complete_and_group(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
-    """All three splits; in validation and test rows with equal inputs become one row with several references.
+    """All splits; in all but train rows with equal inputs become one row with several references.
 
-    Train keeps every row to learn from.
+    Train keeps every row to learn from, and a row that came with several references becomes one row for each.
     """
     completed, notes = complete(splits, columns.text)
+    completed = {**splits, **completed}
     grouped = dict(completed)
-    for split in ("validation", "test"):
+    if columns.label == OUTPUT:
+        grouped["train"] = _row_for_each_reference(completed["train"])
+        if len(grouped["train"]) > len(completed["train"]):
+            each = f"{len(completed['train'])} rows with several references became {len(grouped['train'])}"
+            notes.append(f"train: {each}, one for each reference")
+    for split in [name for name in completed if name != "train"]:
         rows: dict[tuple[str, ...], Row] = {}
         for row in completed[split]:
             first = rows.setdefault(texts(row, columns.text), {**row, REFERENCES: []})
@@ -159,6 +165,15 @@ def complete_and_group(splits: Splits, columns: Columns) -> tuple[Splits, list[s
             notes.append(f"{split}: {repeated}: they became one row for each input, with several references")
             grouped[split] = list(rows.values())
     return grouped, notes
+
+
+def _row_for_each_reference(rows: list[Row]) -> list[Row]:
+    """Rows whose output is the first of their references, once for each reference."""
+    return [
+        {**row, OUTPUT: reference, REFERENCES: [reference]}
+        for row in rows
+        for reference in (row[REFERENCES] if row[OUTPUT] == row[REFERENCES][0] else [row[OUTPUT]])
+    ]
 
 
 # --- checks ---

@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_names import normalised
 from deltatune.data.columns.column_values import has_text, is_missing
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.splits import complete
+
+PARAGRAPH = "paragraph"
+"""Name of a text column on which several rows have questions."""
 
 FILL_IN = "Fill in or remove them."
 
@@ -49,8 +53,12 @@ ConvertRows = Callable[[Sequence[Row], str, Sequence[str], str | None], Converte
 
 
 def by_text(splits: Splits, columns: Columns) -> tuple[Splits, list[str]]:
-    """All three splits, the missing ones made by hash of the text columns."""
-    return complete(splits, columns.text)
+    """All three splits, the missing ones made by hash of the text columns.
+
+    Rows on one paragraph, the first of several texts, stay together: otherwise it would have been read in training.
+    """
+    shared = len(columns.text) > 1 and normalised(columns.text[0]) == PARAGRAPH
+    return complete(splits, columns.text[:1] if shared else columns.text)
 
 
 def no_labels(splits: Splits, kind: LabelKind, label: str) -> tuple[str, ...]:

@@ -1,0 +1,67 @@
+"""Data sets of the hub, loaded with `datasets`: their splits, and class numbers replaced by class names."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data.class_names import ClassNames, names_of_features, with_class_names
+from deltatune.data.dataset import Row
+from deltatune.data.source import Source
+from deltatune.data.split_names import match_splits
+
+
+def open_hub(source: str, built_in: str) -> Source:
+    """A data set by its hub name, `owner/name` or `owner/name:configuration`.
+
+    Raises DeltatuneError where it cannot be loaded, with its configurations where one must be named.
+    """
+    here = sorted(item.name for item in Path.cwd().iterdir())
+    no_file = f"{source!r} is not a file or folder here{nearest(source, [*here, built_in])}; as a data set of the hub"
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DeltatuneError(f'{no_file} it needs `datasets`. Install it: pip install "deltatune[data]"') from None
+    name, _, configuration = source.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # whatever `datasets`, its readers and the network raise: there is no common class
+        fix = f" Name one: --data {name}:CONFIGURATION" if "onfig" in str(error) else ""
+        raise DeltatuneError(
+            f"{no_file} it cannot be loaded, because {type(error).__name__}: {_reason(error)}{fix}"
+        ) from error
+    match = match_splits(loaded)
+    problems = [*match.problems]
+    if "train" not in match.splits and not problems:
+        problems.append(f"the data set {source!r} has no train split; its splits are: {', '.join(loaded)}.")
+    raise_all(problems)
+    splits = {split: hub_rows(loaded[name]) for split, name in match.splits.items()}
+    sizes = ", ".join(f"{name} ({len(loaded[name])} rows)" for name in match.unused)
+    train = loaded[match.splits["train"]]
+    version = getattr(train, "version", None)
+    return Source(
+        source.rsplit("/", 1)[-1].replace(":", "-"),
+        f"the data set {source}" + (f" {version}" if version else "") + " of the hub",
+        splits,
+        class_names=tuple(class_names_of(train)),
+        notes=(*match.notes, *([f"splits that are not used: {sizes}"] if sizes else [])),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first lines of a message: the configurations of a data set are on the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    several = lines[:2] if len(lines) > 1 and "onfig" in lines[0] + lines[1] else lines[:1]
+    return " ".join(several) or "no reason given"
+
+
+def hub_rows(split: Any) -> list[Row]:
+    """The rows of a `datasets.Dataset`, class numbers replaced by class names; the hub's -1, "not public", is None."""
+    return with_class_names(split.to_list(), class_names_of(split), "the data set")
+
+
+def class_names_of(split: Any) -> ClassNames:
+    """The class names that a `datasets.Dataset` declares."""
+    return names_of_features(split.features.to_dict())

@@ -1,0 +1,110 @@
+"""Nested columns of published data sets -> plain columns: triples, texts of SQL, clozes, questions of a passage.
+
+A function for each data set: a row in, one or more rows out, with the columns that it came with and the plain ones.
+Where a row has another form it raises KeyError, TypeError or ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltatune.data.dataset import Row
+from deltatune.data.published.wikisql import write_query
+
+TRIPLE_PARTS = 3
+MASK = "{mask}"
+"""The blank of a cloze, whatever the mask token of a model is."""
+
+
+def webnlg(row: Row) -> list[Row]:
+    """`triples` from `modified_triple_sets`, `references` from the texts of `lex` whose comment is `good` or blank."""
+    sets = row["modified_triple_sets"]
+    sets = sets["mtriple_set"] if isinstance(sets, Mapping) else sets
+    first = sets[0] if sets and not isinstance(sets[0], str) else sets
+    triples = [[part.strip() for part in triple.split("|")] for triple in first]
+    if not triples or any(len(triple) != TRIPLE_PARTS for triple in triples):
+        raise ValueError("a triple is not subject | relation | object")
+    texts = [lex["text"] for lex in _objects(row["lex"]) if str(lex.get("comment") or "good").lower() == "good"]
+    return [{**row, "triples": triples, "references": texts}]
+
+
+def dart(row: Row) -> list[Row]:
+    """`triples` from `tripleset`, `references` from the texts of `annotations`."""
+    triples = [list(triple) for triple in row["tripleset"]]
+    if not triples or any(len(triple) != TRIPLE_PARTS for triple in triples):
+        raise ValueError("a triple has not three parts")
+    return [{**row, "triples": triples, "references": [note["text"] for note in _objects(row["annotations"])]}]
+
+
+def wikisql(row: Row) -> list[Row]:
+    """`columns`, the names of the table's columns on one line, and `query`, the text of `sql`."""
+    names = [" ".join(str(name).split()) for name in row["table"]["header"]]
+    query = {} if row.get("sql") is None else {"query": write_query(row["sql"], names)}
+    return [{**row, "columns": " | ".join(names), **query}]
+
+
+def lama(row: Row) -> list[Row]:
+    """`cloze`: the template with its subject, or the first masked sentence, with `{mask}` in place of the object."""
+    template, sentences = row.get("template"), row.get("masked_sentences") or row.get("masked_sentence")
+    if isinstance(template, str) and "[Y]" in template:
+        cloze = template.replace("[X]", row["sub_label"]).replace("[Y]", MASK)
+    else:
+        sentences = sentences or [evidence["masked_sentence"] for evidence in row["evidences"]]
+        cloze = sentences if isinstance(sentences, str) else sentences[0]
+        if "[MASK]" not in cloze:
+            raise ValueError("a masked sentence has no [MASK]")
+        cloze = cloze.replace("[MASK]", MASK)
+    return [{**row, "cloze": cloze}]
+
+
+def multirc(row: Row) -> list[Row]:
+    """A row for each answer of each question of a passage, with `idx` as on the hub."""
+    others = {name: value for name, value in row.items() if name not in ("passage", "idx")}
+    return [
+        {
+            **others,
+            "paragraph": row["passage"]["text"],
+            "question": question["question"],
+            "answer": answer["text"],
+            "idx": {"paragraph": row.get("idx"), "question": question.get("idx"), "answer": answer.get("idx")},
+            **({"label": answer["label"]} if "label" in answer else {}),
+        }
+        for question in row["passage"]["questions"]
+        for answer in question["answers"]
+    ]
+
+
+def record(row: Row) -> list[Row]:
+    """A row for each query of a passage."""
+    text = row["passage"]["text"]
+    entities = [text[entity["start"] : entity["end"] + 1] for entity in row["passage"].get("entities", ())]
+    others = {name: value for name, value in row.items() if name not in ("passage", "qas", "idx")}
+    return [
+        {
+            **others,
+            "passage": text,
+            "query": query["query"],
+            "entities": entities,
+            "idx": {"passage": row.get("idx"), "query": query.get("idx")},
+            **({"answers": [_located(answer) for answer in query["answers"]]} if "answers" in query else {}),
+        }
+        for query in row["qas"]
+    ]
+
+
+def wsc(row: Row) -> list[Row]:
+    """The columns of `target` beside the others."""
+    return [{**{name: value for name, value in row.items() if name != "target"}, **row["target"]}]
+
+
+def _located(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": answer["text"], "start": answer["start"]}
+
+
+def _objects(value: Any) -> Sequence[Mapping[str, Any]]:
+    """A list of objects, also where it is an object of lists, as `datasets` has it."""
+    if isinstance(value, Mapping):
+        columns = {name: items for name, items in value.items() if isinstance(items, (list, tuple))}
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return list(value)

@@ -1,0 +1,29 @@
+"""`Source`: what a file, a folder or a data set of the hub holds, before its columns are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltatune.data.dataset import Splits
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits of a source and what is known of their columns."""
+
+    name: str
+    """Short name for run folders."""
+    origin: str
+    """What was read, for the record."""
+    splits: Splits
+    """Rows by split name; "train" is always there. Further parts have names such as `test_mismatched`."""
+    header: bool = False
+    """Whether the column names are the first line of a file."""
+    text: tuple[str, ...] = ()
+    """The text columns, where the source fixes them."""
+    label: str | None = None
+    """The label column, where the source fixes it."""
+    class_names: tuple[str, ...] = ()
+    """The columns whose class numbers the source names; their None is a label that nobody knows."""
+    notes: tuple[str, ...] = ()
+    """What was found under which name, and what is not used, one sentence each."""

@@ -1,0 +1,81 @@
+"""Names of splits: which file, folder or hub split is train, validation or test, which is a further part of these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from deltatune.data.dataset import SPLITS
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "val", "dev", "devset", "development"),
+    "test": ("test", "testset"),
+}
+"""Split -> the names that files, folders and hub splits have for it."""
+
+
+@dataclass(frozen=True)
+class SplitMatch:
+    """Which names of a source are its splits."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    """train, validation, test, and further parts such as `validation_mismatched` -> the name in the source."""
+    unused: list[str] = field(default_factory=list)
+    """The other names."""
+    notes: list[str] = field(default_factory=list)
+    """Which part of several was taken, one sentence each."""
+    problems: list[str] = field(default_factory=list)
+    """Where two names mean the same split, one sentence each."""
+
+
+def match_splits(names: Iterable[str]) -> SplitMatch:
+    """The splits among the names of files, folders or hub splits, in any case.
+
+    A name may be a split's (`dev`), or begin with it (`dev_mismatched`, `test-w-refs`). Where no name is the split's
+    own, the first of its parts stands for it. Parts of validation and test are kept, under `validation_` and `test_`
+    and the rest of their name; parts of train beside a train split are not used, and several without one are a problem.
+    """
+    names = list(names)
+    match = SplitMatch()
+    for split in SPLITS:
+        whole = [name for synonym in SPLIT_NAMES[split] for name in names if name.lower() == synonym]
+        parts = {name: part for name in names if name not in whole and (part := _part(name.lower(), split))}
+        if len(whole) > 1:
+            match.problems.append(f"both {whole[0]!r} and {whole[1]!r} can be the {split} split: keep one of them.")
+        if split == "train" and not whole and len(parts) > 1:
+            match.problems.append(f"which one is train: {', '.join(parts)}? Keep one, or name one of them train.")
+        main = whole[0] if whole else next(iter(parts), None)
+        if main is None:
+            continue
+        match.splits[split] = main
+        further = {} if split == "train" else {name: part for name, part in parts.items() if name != main}
+        for name, part in further.items():
+            other = match.splits.setdefault(f"{split}_{part}", name)
+            if other != name:
+                match.problems.append(
+                    f"both {other!r} and {name!r} can be the {split} split's {part}: keep one of them."
+                )
+        if main in parts:
+            also = f"; {_list(further)} {'is' if len(further) == 1 else 'are'} scored beside it" if further else ""
+            match.notes.append(f"{main} is the {split} split{also}")
+        elif further:
+            match.notes.append(
+                f"beside the {split} split {_list(further)} {'is' if len(further) == 1 else 'are'} scored"
+            )
+    match.unused.extend(name for name in names if name not in match.splits.values())
+    return match
+
+
+def _part(name: str, split: str) -> str:
+    """What follows the split's name: `mismatched` of `dev_mismatched`; "" where the name does not begin with it."""
+    for synonym in sorted(SPLIT_NAMES[split], key=len, reverse=True):
+        found = re.fullmatch(rf"{synonym}[-_. ]+(.+)", name)
+        if found:
+            return re.sub(r"[^\w.]+", "_", found.group(1))
+    return ""
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -51,19 +51,31 @@ class AttentionCall:
         q, k, v = select(self.q), select(self.k), select(self.v)
         return replace(self, q=q, k=k, v=v, mask=select(self.mask), x=select(self.x), options=options)
 
-    def prefixed(self, keys: Tensor, values: Tensor) -> AttentionCall:
-        """The call with keys and values (B, H_kv, P, K) in front, which every query attends to."""
+    def prefixed(self, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> AttentionCall:
+        """The call with keys and values (B, H_kv, P, K) in front; `seen` (B, T): the queries that attend to them."""
         if self.mask is None and getattr(self.module, "is_causal", False) and self.q.shape[2] > 1:
             raise DeltatuneError(
                 "a causal model reached attention without a mask; key-value prefixes cannot be placed safely"
             )
         length, mask, options = keys.shape[2], self.mask, self.options
-        if mask is not None:
+        if seen is not None:
+            mask = self._partly_seen(seen, length)
+        elif mask is not None:
             mask = F.pad(mask, (length, 0), value=mask.dtype == torch.bool)  # True attends; additive masks add 0
         if options.get("position_bias") is not None:  # T5: no bias towards the prefix
             options = {**options, "position_bias": F.pad(options["position_bias"], (length, 0))}
         k, v = torch.cat([keys, self.k], 2), torch.cat([values, self.v], 2)
         return replace(self, k=k, v=v, mask=mask, options=options)
+
+    def _partly_seen(self, seen: Tensor, length: int) -> Tensor:
+        """The mask (B, 1 or H, T, P + S) with P keys in front that only some queries (B, T) attend to."""
+        rows, _, queries, _ = self.q.shape
+        mask = self.q.new_zeros(1, 1, 1, self.k.shape[2]) if self.mask is None else self.mask
+        mask = mask.expand(rows, -1, queries, -1)
+        front = seen[:, None, :, None].expand(-1, mask.shape[1], -1, length)  # (B, 1 or H, T, P)
+        if mask.dtype != torch.bool:
+            front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
+        return torch.cat([front, mask], -1)
 
     def to_heads(self, prefix: Tensor) -> Tensor:
         """Prefix vectors (P, H_kv·K) as (B, H_kv, P, K), in the keys' dtype."""

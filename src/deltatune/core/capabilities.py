@@ -53,10 +53,14 @@ class Needs:
 
     padding_mask: bool = _declared(False, any)
     """`mask` is set before each call."""
+    answer_offsets: bool = _declared(False, any)
+    """`offsets` is set before each call: where each token stands relative to its row's answer."""
     virtual_tokens: int = _declared(0, _largest)
     """Virtual tokens in front of each row (kind `embed`)."""
     position_shift: int = _declared(0, _largest)
     """Positions by which real tokens are moved (kind `kv`)."""
+    answer_shift: int = _declared(0, _largest)
+    """Positions by which the prompt's last token and the answer are moved, beside `position_shift` (kind `kv`)."""
     interpolation: float = _declared(0.0, _largest)
     """Factor by which rotary positions are divided (kind `kv`); 0 for none."""
     longer_keys: bool = _declared(False, any)

@@ -44,6 +44,9 @@ class Delta(nn.Module):
     mask: Tensor | None = None
     """Real tokens (B, S) of the rows of this call, S the tokens so far, if `needs.padding_mask`; None if all are real,
     or in a decoder behind an encoder."""
+    offsets: Tensor | None = None
+    """Columns (B, T) of this call's tokens from the first one of each row's answer, if `needs.answer_offsets`: from 0
+    in the answer, -1 at the prompt's last token. None outside decoders."""
     base: BaseWeights
     """The base's parameters at its site, set before `init_`."""
     dropout: float = 0.0

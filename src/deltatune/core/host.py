@@ -18,6 +18,7 @@ from deltatune.core.merging import MergedAdapters, check_merges, difference, rou
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
+from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
 from deltatune.core.seams.weight_override import check_exclusive
@@ -285,6 +286,18 @@ class Host:
         """Make the seams follow the route."""
         active = {name: self.adapters[name] for name in sorted(self.route.names) if name not in self.merged}
         self._seams.follow(self.route, active)
+
+    @contextmanager
+    def answers(self, labels: Tensor, mask: Tensor | None = None) -> Iterator[None]:
+        """Within this block, the labelled tokens (those of `labels` (B, T) that are not -100) are a decoder's answers.
+
+        `mask` (B, T) is the batch's attention mask, None if all tokens are real. Adapters that treat a prompt and its
+        answer differently need to know, `Prefix(place="infix")` for one. Batches with `labels` of their own say it
+        themselves, as does `generate`.
+        """
+        answers = self._seams.prompts.answers
+        with answers.stating(first_labelled(labels, mask) if answers.wanted else None):
+            yield
 
     @torch.no_grad()
     def generate(self, **inputs: Any) -> Any:

@@ -88,7 +88,8 @@ def labelled_outputs(
         return states[:, : labelled.shape[1]][labelled][None]  # (1, M, D)
 
     with selected_states(host.model, select), torch.autocast(labels.device.type, torch.bfloat16, enabled=bfloat16):
-        outputs = host.model(**batch)
+        with host.answers(labels, batch.get("attention_mask")):
+            outputs = host.model(**batch)
     return outputs, targets[labelled]
 
 

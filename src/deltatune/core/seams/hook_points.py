@@ -35,6 +35,8 @@ class BatchContext:
     """Attention mask (B, S) as the model saw it, virtual tokens and the cache included; None if every token is real."""
     decoder_mask: Tensor | None = None
     """The mask of the decoder behind an encoder."""
+    offsets: Tensor | None = None
+    """Columns (B, T) of the tokens from the first one of each row's answer, if an active Delta needs them."""
 
     def see_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of an encoder before a decoder: generate() calls it alone."""
@@ -94,16 +96,18 @@ class HookPoint:
         for plugged in (plugged for stage in self.active for plugged in stage):
             acting = self.route.rows_and_weight(plugged.name, batch, device)
             if acting is not None:
-                self.set_mask(plugged, acting)
+                self.tell(plugged, acting)
                 x = self.read(plugged, None, ()) if plugged.delta.needs.attention_input else None
                 active.append(ActiveDelta(plugged.delta, acting, x))
         return active
 
-    def set_mask(self, plugged: PluggedDelta, acting: RowsAndWeight) -> None:
-        """Tell a Delta that needs it which tokens of its rows are real."""
+    def tell(self, plugged: PluggedDelta, acting: RowsAndWeight) -> None:
+        """Tell a Delta that needs it which tokens of its rows are real, and which belong to the answer."""
         if plugged.delta.needs.padding_mask:
-            mask = self.context.decoder_mask if plugged.site.name.startswith("decoder.") else self.context.mask
-            plugged.delta.mask = mask if mask is None or acting.rows is None else mask.index_select(0, acting.rows)
+            behind = plugged.site.name.startswith("decoder.")
+            plugged.delta.mask = _of_rows(self.context.decoder_mask if behind else self.context.mask, acting)
+        if plugged.delta.needs.answer_offsets:
+            plugged.delta.offsets = _of_rows(self.context.offsets, acting)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
@@ -122,7 +126,7 @@ class HookPoint:
         for plugged in stage:
             acting = self.route.rows_and_weight(plugged.name, h.shape[0], h.device)
             if acting is not None:
-                self.set_mask(plugged, acting)
+                self.tell(plugged, acting)
                 change = (plugged.delta, self.read(plugged, h, args), acting)
                 by_slice.setdefault(plugged.site.slice, []).append(change)
         out = mix(h, by_slice.pop(None, []))
@@ -153,6 +157,11 @@ class HookPoint:
         return x
 
 
+def _of_rows(tensor: Tensor | None, acting: RowsAndWeight) -> Tensor | None:
+    """The rows of a batch's tensor on which an adapter acts."""
+    return tensor if tensor is None or acting.rows is None else tensor.index_select(0, acting.rows)
+
+
 def _stacking_order(route: Route) -> Callable[[str], tuple[int, str]]:
     """Order of adapters at a module: as stacked, else by name."""
     return lambda name: (route.order.index(name) if name in route.order else 0, name)
@@ -160,7 +169,8 @@ def _stacking_order(route: Route) -> Callable[[str], tuple[int, str]]:
 
 def _is_plain(plugged: PluggedDelta) -> bool:
     whole = plugged.site.kind == "linear" and plugged.site.slice is None
-    return whole and plugged.delta.reads == "input" and not plugged.delta.needs.padding_mask
+    needs = plugged.delta.needs
+    return whole and plugged.delta.reads == "input" and not (needs.padding_mask or needs.answer_offsets)
 
 
 class InputHookPoint(HookPoint):

@@ -25,7 +25,7 @@ class ModelSeams:
         self.context = BatchContext()
         self.hooks = HookRegistry(model, sites, self.context)
         self.weights = WeightSeam(model)
-        self.positions = PositionShift(model, sites.facts.position_modules)
+        self.positions = PositionShift(model, sites.facts.position_modules, self.context)
         self.prompts = PromptSeam(model, sites.facts, self.context)
         self.attention = AttentionSeam(model)
         self.active: Mapping[str, Adapter] = {}
@@ -41,10 +41,13 @@ class ModelSeams:
         needs = {name: adapter.needs for name, adapter in active.items()}
         prompts = {name: need.virtual_tokens for name, need in needs.items() if need.virtual_tokens}
         shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}
+        answer_shifts = {name: need.answer_shift for name, need in needs.items() if need.answer_shift}
         factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
         self.hooks.follow(route, set(active))
         self.prompts.route, self.prompts.lengths = route, prompts
-        self.positions.follow(route, shifts, factors)
+        offsets = any(need.answer_offsets for need in needs.values())
+        self.prompts.answers.wanted = self.prompts.facts.decoder and offsets
+        self.positions.follow(route, shifts, answer_shifts, factors)
         self.weights.follow(active.values())
         self.attention.follow(*self.hooks.attention)
 

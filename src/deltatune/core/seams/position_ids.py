@@ -10,34 +10,43 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
+from deltatune.core.seams.hook_points import BatchContext
 
 
 class PositionShift:
-    """Adds the length of each row's key-value prefixes to its position ids, and divides them by its interpolation."""
+    """Adds the length of each row's key-value prefixes to its position ids, and divides them by its interpolation.
 
-    def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
-        self.model, self.modules = model, modules
+    That of an infix is added from the prompt's last token on.
+    """
+
+    def __init__(self, model: nn.Module, modules: Sequence[str], context: BatchContext) -> None:
+        self.model, self.modules, self.context = model, modules, context
         self.hooked = False
         self.shifts: Mapping[str, int] = {}
         """Prefix length by active adapter."""
+        self.answer_shifts: Mapping[str, int] = {}
+        """Infix length by active adapter."""
         self.factors: Mapping[str, float] = {}
         """Factor by which an active adapter divides positions, where it is not 1."""
-        self.shift, self.factor = 0, 1.0
+        self.shift, self.answer_shift, self.factor = 0, 0, 1.0
         """The largest of these, computed beforehand: `torch.compile` traces no max() with a default."""
         self.route = Route()
 
-    def follow(self, route: Route, shifts: Mapping[str, int], factors: Mapping[str, float]) -> None:
+    def follow(
+        self, route: Route, shifts: Mapping[str, int], answer_shifts: Mapping[str, int], factors: Mapping[str, float]
+    ) -> None:
         """Follow a route; the hooks are installed when a prefix or an interpolation is first used."""
-        self.route, self.shifts, self.factors = route, shifts, factors
+        self.route, self.shifts, self.answer_shifts, self.factors = route, shifts, answer_shifts, factors
         self.shift = max(shifts.values(), default=0)
+        self.answer_shift = max(answer_shifts.values(), default=0)
         self.factor = max(factors.values(), default=1.0)
-        if (shifts or factors) and not self.hooked:
+        if (shifts or answer_shifts or factors) and not self.hooked:
             self.hooked = True
             for path in self.modules:
                 self.model.get_submodule(path).register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not (self.shifts or self.factors):
+        if not (self.shifts or self.answer_shifts or self.factors):
             return None
         index = 0 if isinstance(module, nn.Embedding) else 1
         if "position_ids" in kwargs:
@@ -51,11 +60,14 @@ class PositionShift:
     def moved(self, module: nn.Module, ids: Tensor) -> Tensor:
         """Position ids (B or 1, T) with each row's prefix length added, divided by its factor."""
         most = _positions(module) if isinstance(module, nn.Embedding) else None
-        if most is not None and ids.shape[-1] + self.shift > most:
+        longest = self.shift + self.answer_shift
+        if most is not None and ids.shape[-1] + longest > most:
             raise DeltatuneError(
-                f"{ids.shape[-1]} tokens and a prefix of {self.shift} exceed the model's {most} positions; "
+                f"{ids.shape[-1]} tokens and a prefix of {longest} exceed the model's {most} positions; "
                 "shorten the texts or the prefix, or use Prefix(shift_positions=False)"
             )
+        if self.answer_shifts:
+            ids = ids + self.behind_prompt(ids)
         if self.route.rows is None:
             ids = ids + self.shift
             return ids / self.factor if self.factors else ids
@@ -64,6 +76,16 @@ class PositionShift:
         if not self.factors:
             return ids
         return ids / torch.tensor([_largest_of(self.factors, row, 1.0) for row in rows], device=ids.device)[:, None]
+
+    def behind_prompt(self, ids: Tensor) -> Tensor:
+        """The shift (B, T) of each token by its row's infix: none in the prompt before its last token."""
+        offsets = self.context.offsets
+        assert offsets is not None
+        moved = (offsets >= -1).to(ids.dtype)
+        if self.route.rows is None:
+            return moved * self.answer_shift
+        shifts = [_largest_of(self.answer_shifts, row, 0) for row in self.route.weights(len(offsets))]
+        return moved * torch.tensor(shifts, dtype=ids.dtype, device=ids.device)[:, None]
 
 
 def _largest_of(values: Mapping[str, float], row: Iterable[str], least: float) -> float:

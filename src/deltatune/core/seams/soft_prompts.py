@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
+from deltatune.core.seams.answer_start import AnswerStart, end_of_prompt, past_of, tokens_of
 from deltatune.core.seams.hook_points import BatchContext
 from deltatune.core.sites.site import Facts
 
@@ -26,6 +27,7 @@ class PromptSeam:
         self.facts, self.context = facts, context
         pad = getattr(model.config, "pad_token_id", None)
         self.pad = pad if isinstance(pad, int) else 0
+        self.answers = AnswerStart()
         self.lengths: dict[str, int] = {}
         """Virtual tokens of each active adapter that has any."""
         self.route = Route()
@@ -35,8 +37,13 @@ class PromptSeam:
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         batch = {**dict(zip(self._names, args, strict=False)), **kwargs}
         inserted = bool(self.lengths) and self.missing(batch)
+        columns = self.answers.columns(batch)
         if inserted:
+            if columns is not None:
+                batch[_ANSWER] = _from_columns(columns, tokens_of(batch).shape[1])
             batch = self.insert(batch)
+            if columns is not None:
+                columns = _first(batch.pop(_ANSWER))
             if self.facts.decoder and "position_ids" in self._names and batch.get("position_ids") is None:
                 # Rows with shorter prompts are padded on the left; learned positions must not count the padding.
                 batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -44,6 +51,7 @@ class PromptSeam:
         if self.context.mask is None and self.facts.decoder:
             self.context.mask = _all_so_far(batch)
         self.context.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
+        self.context.offsets = None if columns is None else _offsets(columns, batch)
         return ((), batch) if inserted else None
 
     def _virtual(self, ids: Tensor) -> bool:
@@ -86,6 +94,25 @@ class PromptSeam:
         return True
 
 
+_ANSWER = "answer_tokens"
+"""In a batch while prompts are inserted: 1 at and behind the first answer token (B, T)."""
+
+
+def _from_columns(columns: Tensor, length: int) -> Tensor:
+    return (torch.arange(length, device=columns.device) >= columns[:, None]).long()
+
+
+def _first(answer: Tensor) -> Tensor:
+    """The first column (B,) with 1, or the number of columns (T)."""
+    return torch.where(answer.any(1), answer.argmax(1), answer.shape[1])
+
+
+def _offsets(columns: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Columns (B, T) of the input's tokens from the first one of each row's answer."""
+    past, new = past_of(batch), tokens_of(batch).shape[1]
+    return torch.arange(past, past + new, device=columns.device) - columns[:, None]
+
+
 def _two_dimensional(mask: Any) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
@@ -119,8 +146,9 @@ def insert_prompts(
     out = dict(batch)
     out["input_ids"] = torch.where(layout.virtual, vocabulary + layout.index, layout.move(ids, pad))
     out["attention_mask"] = torch.where(layout.virtual, 1, layout.move(mask, 0)).to(mask.dtype)
-    if isinstance(types := batch.get("token_type_ids"), Tensor):
-        out["token_type_ids"] = layout.move(types, 0)
+    for name in ("token_type_ids", _ANSWER):
+        if isinstance(values := batch.get(name), Tensor):
+            out[name] = layout.move(values, 0)
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.shape == ids.shape and not labels.is_floating_point():  # one a token
         out["labels"] = layout.move(labels, -100)
@@ -155,16 +183,23 @@ class _Layout:
 def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
     """Run `model.generate` on a batch with the route's prompts in front; the result holds no virtual ids."""
     if not prompts.lengths:
-        return model.generate(**inputs)
+        with prompts.answers.stating(_answers_behind(prompts, inputs)):
+            return model.generate(**inputs)
     ids: Tensor = inputs["input_ids"]
     named: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
     batch = prompts.insert({key: inputs[key] for key in named if key in inputs})
     widen = model.register_forward_hook(_widener(prompts.facts.vocabulary + max(prompts.lengths.values())))
     try:
-        out = model.generate(**{**inputs, **batch})
+        with prompts.answers.stating(_answers_behind(prompts, batch)):
+            out = model.generate(**{**inputs, **batch})
     finally:
         widen.remove()
     return out if prompts.facts.encoder_decoder else _without_prompts(out, ids, batch["input_ids"].shape[1])
+
+
+def _answers_behind(prompts: PromptSeam, inputs: Mapping[str, Any]) -> Tensor | None:
+    """The columns (B,) where the answers to a batch of prompts begin, if an active adapter wants to know them."""
+    return end_of_prompt(tokens_of(inputs), inputs.get("attention_mask")) if prompts.answers.wanted else None
 
 
 def _widener(width: int) -> Any:

@@ -79,7 +79,7 @@ class Gated(_GateBefore):
     """`g(x)·Δ(x, h)`"""
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        self.inner.mask = self.mask
+        self.inner.mask, self.inner.offsets = self.mask, self.offsets
         change: Tensor = self.gate(x, self.mask) * self.inner(x, h)
         return change
 
@@ -92,13 +92,15 @@ class GatedPrefix(_GateBefore, AttentionDelta):
 
     def attend(self, call: AttentionCall) -> Any:
         keys, values = self.inner.placed(call)  # (B, H_kv, P, K)
+        self.inner.offsets = self.offsets
+        seen = self.inner.seen()
         g = self.gate(call.x, self.mask)
         if not self.gate.causal:
-            return call.prefixed(g[:, None] * keys, g[:, None] * values).run()
-        return _gate_by_query(call, keys, values, g)
+            return call.prefixed(g[:, None] * keys, g[:, None] * values, seen).run()
+        return _gate_by_query(call, keys, values, g, seen)
 
 
-def _gate_by_query(call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor) -> Any:
+def _gate_by_query(call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor, seen: Tensor | None) -> Any:
     """Attention whose prefix every query scales by its own gate g (B, T, 1), in one call with heads twice as wide.
 
     With q' = [q, g·q], real keys [k, 0] and prefix keys [0, P_k], q'·k' is q·k or g·q·P_k; the values likewise.
@@ -112,7 +114,7 @@ def _gate_by_query(call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor)
         options={**call.options, "scaling": _scaling(call)},
     )
     keys, values = torch.cat([torch.zeros_like(keys), keys], -1), torch.cat([torch.zeros_like(values), values], -1)
-    out, weights = wide.prefixed(keys, values).run()
+    out, weights = wide.prefixed(keys, values, seen).run()
     real, prefix = out.chunk(2, -1)  # (B, T, H, K) each
     return real + g[:, :, None].to(out.dtype) * prefix, weights
 

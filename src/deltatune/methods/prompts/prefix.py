@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,25 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, short_form
 from deltatune.core.sites.site import Site, Sites
 
+Place = Literal["prefix", "infix"]
+"""Where the vectors are: in front of everything, or between the prompt and its answer."""
+
 
 class KeyValues(AttentionDelta):
     """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) trained directly."""
 
-    def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0) -> None:
+    def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0, place: Place = "prefix") -> None:
         super().__init__()
         self.keys = nn.Parameter(torch.empty(length, width))
         self.values = nn.Parameter(torch.empty(length, width))
-        self.needs = Needs(longer_keys=True, position_shift=shift)
+        self.shift, self.place = shift, place
+        infix = place == "infix"
+        self.needs = Needs(
+            longer_keys=True,
+            position_shift=0 if infix else shift,
+            answer_shift=shift if infix else 0,
+            answer_offsets=infix,
+        )
         self.dropout = dropout
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
@@ -43,7 +53,12 @@ class KeyValues(AttentionDelta):
         return self.keys, self.values
 
     def attend(self, call: AttentionCall) -> Any:
-        return call.prefixed(*self.placed(call)).run()
+        return call.prefixed(*self.placed(call), self.seen()).run()
+
+    def seen(self) -> Tensor | None:
+        """The tokens (B, T) that attend to it; None if all do."""
+        # The first word of the answer is predicted at the prompt's last token, as at the paper's separator after x.
+        return None if self.place == "prefix" or self.offsets is None else self.offsets >= -1
 
     def placed(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H_kv, P, K) for the rows of a call, with dropout drawn for each row."""
@@ -56,8 +71,10 @@ class KeyValues(AttentionDelta):
 class Reparametrised(KeyValues):
     """Keys and values as one linear map of a trunk that all sites share: `[P_k P_v] = W tanh(W′ E + b′) + b`."""
 
-    def __init__(self, length: int, width: int, shift: int, middle: int, dropout: float = 0.0) -> None:
-        super().__init__(0, 0, shift, dropout)
+    def __init__(
+        self, length: int, width: int, shift: int, middle: int, dropout: float = 0.0, place: Place = "prefix"
+    ) -> None:
+        super().__init__(0, 0, shift, dropout, place)
         del self.keys, self.values
         self.weight = nn.Parameter(torch.empty(2 * width, middle))
         self.bias = nn.Parameter(torch.empty(2 * width))
@@ -82,7 +99,7 @@ class Reparametrised(KeyValues):
 
     @torch.no_grad()
     def without_reparametrisation(self) -> Delta:
-        flat = KeyValues(self.length, self.width, self.needs.position_shift, self.dropout).to(self.weight)
+        flat = KeyValues(self.length, self.width, self.shift, self.dropout, self.place).to(self.weight)
         keys, values = self.prefix()
         flat.keys.copy_(keys)
         flat.values.copy_(values)
@@ -190,8 +207,9 @@ class Prefix(Method):
     P-tuning v2, `PTuningV2(length=16)`: Liu et al. 2022, https://arxiv.org/abs/2110.07602.
     With `mlp`, keys and values are `W tanh(W′ E + b′) + b` while they are trained, W and b for each layer, E and W′
     for all layers of one kind of attention: encoder-decoders have three.
-    The paper's infix, vectors between two texts at every layer, is not offered; what comes nearest is a `Prompt` in the
-    middle of a `deltatune.Template`, which is the paper's embedding-only variant.
+    As an infix, [x; INFIX; y] of the paper's section 7.3, the vectors stand between a decoder's prompt x and its answer
+    y: y attends to them, and so does the last token of x, at which the first token of y is predicted; the rest of x
+    computes what the base does.
     Not the identity at the start: new keys take a share λ of the attention.
     """
 
@@ -210,6 +228,9 @@ class Prefix(Method):
     """Initial token ids; those of `words` are filled in before training, by the tokenizer."""
     sites: str | tuple[str, ...] = "*.kv"
     """Which attentions: `*.kv`, or for encoder-decoders a part such as `decoder.*.cross.kv`."""
+    place: Place = "prefix"
+    """`prefix`: in front of the text; `infix`: between prompt and answer, for decoders. With an infix an input without
+    an answer, such as a text to classify, is a prompt: its last token alone attends to the vectors."""
 
     size_field: ClassVar[str | None] = "length"
     learning_rate: ClassVar[float] = 5e-3
@@ -235,14 +256,36 @@ class Prefix(Method):
                 f"{self!r}: its initial text has no token ids yet on this {sites.facts.architecture}; attach "
                 "deltatune.with_token_ids(method, tokenizer), as training by the command line does"
             )
-        return sites.match(self.sites, kinds=("kv",))
+        picked = sites.match(self.sites, kinds=("kv",))
+        self._check_place(sites)
+        return picked
+
+    def _check_place(self, sites: Sites) -> None:
+        """Raise DeltatuneError for an infix in a model that has no prompt and answer in one sequence."""
+        facts = sites.facts
+        if self.place == "prefix" or (facts.decoder and (facts.position_modules or not self.shift_positions)):
+            return
+        if facts.decoder:
+            raise DeltatuneError(
+                f"{self!r}: an infix moves the positions of the answer, and this {facts.architecture} has no position "
+                "ids that could be moved; add shift_positions=False"
+            )
+        instead = (
+            "sites='decoder.*.attn.kv' without it puts them in front of the answer"
+            if facts.encoder_decoder
+            else ("leave it out, or put virtual tokens into a deltatune.Template")
+        )
+        raise DeltatuneError(
+            f"{self!r}: an infix stands between a prompt and its answer in one sequence, which decoders read; this "
+            f"{facts.architecture} is none: {instead}"
+        )
 
     def build(self, site: Site) -> Delta:
         shift = self.length if self.shift_positions else 0
         delta = (
-            Reparametrised(self.length, site.width_out, shift, self.mlp, self.dropout)
+            Reparametrised(self.length, site.width_out, shift, self.mlp, self.dropout, self.place)
             if self.mlp
-            else KeyValues(self.length, site.width_out, shift, self.dropout)
+            else KeyValues(self.length, site.width_out, shift, self.dropout, self.place)
         )
         delta.initial_ids = (self.ids * self.length)[: self.length]
         return delta

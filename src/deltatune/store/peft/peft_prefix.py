@@ -54,8 +54,8 @@ class PrefixFormat:
             problems.append(
                 "shift_positions=False, but PEFT shifts the positions of real tokens by the length of the prefix"
             )
-        if hyperparameters(method).get("position", "prefix") != "prefix":
-            problems.append("position is not 'prefix', but PEFT puts keys and values before the text")
+        if hyperparameters(method).get("place", "prefix") != "prefix":
+            problems.append("place is not 'prefix', but PEFT puts keys and values before the text")
         all_sites = [site for site in host.sites.values() if site.kind == "kv"]
         if len(method.pick(host.sites)) != len(all_sites):
             problems.append(

@@ -115,7 +115,7 @@ def adapter_collator(
 def positions_taken(host: Host, name: str) -> int:
     """Positions of the base that an adapter takes: its virtual tokens, and the shift of the real ones."""
     adapter = host.adapters[name]
-    shift = adapter.needs.position_shift if host.sites.facts.position_modules else 0
+    shift = adapter.needs.position_shift + adapter.needs.answer_shift if host.sites.facts.position_modules else 0
     return adapter.needs.virtual_tokens + shift
 
 

@@ -40,9 +40,9 @@ class CellRunner:
     """Runs the cells of a plan; results are stored in its folder the moment they are complete."""
 
     def __init__(self, plan: Plan, on_event: OnEvent | None = None) -> None:
-        plan.out.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.records = Records(plan.out)
+        self.records.repair_()
         self.on_event = on_event
         self.done = 0
         """Cells finished, in this session or an earlier one."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deltatune.core.regular_files import read_text
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import check_regular, read_text
 from deltatune.core.strict_json import dumps, loads
-from deltatune.store.atomic_files import write_file
+from deltatune.store.atomic_files import append_line, make_folder, write_file
 from deltatune.store.run_folder import differences
 
 RESULTS = "results.jsonl"
+NEEDED = ("cell", "status", "stage", "config")
+"""Keys that every record has."""
 FREE = ("method", "settings.learning_rate", "settings.seed")
 """Keys of a cell's configuration that differ within one comparison."""
 EARLIER_KEYS = {"latency_ratio_folded": "latency_ratio_merged"}
@@ -30,24 +33,29 @@ class Records:
     """Finished cells of one run folder by key; each is stored the moment it is complete."""
 
     def __init__(self, folder: Path) -> None:
+        """Read what is there; another process may be writing it, so nothing is changed before `repair_`."""
         self.folder = folder
-        (folder / "predictions").mkdir(parents=True, exist_ok=True)
         self.cells: dict[str, dict[str, Any]] = {}
+        self.lines: list[str] = []
+        """Complete lines of the file as they were read."""
         path = folder / RESULTS
-        if path.is_file():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        complete = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _lines(path):
             try:
                 record = loads(line, path)
-            except ValueError:
+            except DeltatuneError:
                 continue  # the run was stopped while it wrote this line
-            complete.append(line)
+            if not (isinstance(record, dict) and set(NEEDED) <= record.keys() and isinstance(record["config"], dict)):
+                raise DeltatuneError(
+                    f"{path} has a line that is no record of a run: {line[:60]}; restore it, or choose another folder"
+                )
+            self.lines.append(line)
             if record["status"] == "ok":
-                self.cells[record["cell"]] = current_keys(record)
-        write_file(path, "".join(line + "\n" for line in complete))
+                self.cells[str(record["cell"])] = current_keys(record)
+
+    def repair_(self) -> None:
+        """Drop a line that a stopped run left unfinished, so that lines can be added. Only under the folder's lock."""
+        if (self.folder / RESULTS).is_file():
+            write_file(self.folder / RESULTS, "".join(line + "\n" for line in self.lines))
 
     def get(self, key: str, adapter: bool) -> dict[str, Any] | None:
         """A finished cell, or None; with `adapter`, only if its adapter still exists."""
@@ -62,18 +70,18 @@ class Records:
         """Store a cell: the answers first (arrays, or plain data), the line last. Returns the record."""
         if answers is not None:
             self.keep(record["cell"], answers)
-        with (self.folder / RESULTS).open("a", encoding="utf-8") as file:
-            file.write(dumps(record, nonfinite="null") + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.folder / RESULTS, dumps(record, nonfinite="null"))
         if record["status"] == "ok":
             self.cells[record["cell"]] = record
         return record
 
     def keep(self, key: str, answers: Any) -> None:
         """Store answers: an array, or plain data."""
+        make_folder(self.folder / "predictions")
         if isinstance(answers, np.ndarray):
-            np.save(self._file(key), answers, allow_pickle=False)
+            array = io.BytesIO()
+            np.save(array, answers, allow_pickle=False)
+            write_file(self._file(key), array.getvalue())
         else:
             write_file(self._file(key, ".json"), dumps(answers, f"the answers of {key}") + "\n")
 
@@ -89,6 +97,14 @@ class Records:
 
     def _file(self, key: str, suffix: str = ".npy") -> Path:
         return self.folder / "predictions" / f"{key}{suffix}"
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a file, which may be incomplete at its end; none if there is no file."""
+    if not path.exists():
+        return []
+    check_regular(path)
+    return path.read_bytes().decode("utf-8", "replace").split("\n")  # not at Unicode's own line ends
 
 
 def unused_results(folder: Path, config: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.summary import summarise
+from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 TESTED = "-test"
@@ -27,6 +28,11 @@ def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
     Finished cells are read from the folder, so an interrupted comparison resumes where it stopped. A cell that fails
     is recorded and does not end the run.
     """
+    with FolderLock(plan.out):
+        return _run(plan, on_event)
+
+
+def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
     comparison = Comparison(plan, on_event)
     cells = comparison.cells
     started = time.perf_counter()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.regular_files import read_text
@@ -17,51 +22,155 @@ from deltatune.core.strict_json import dumps, loads
 MANIFEST = "manifest.json"
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+class CannotWrite(DeltatuneError):
+    """Files cannot be written: the disk is full, or the folder must not be changed."""
+
+    def __init__(self, message: str, needed: int = 0, code: int = 0) -> None:
+        """`needed`: bytes that could not be written, if the disk is full; `code`: the system's error number."""
+        super().__init__(message)
+        self.needed, self.code = needed, code
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
     """Write a folder atomically: `fill` writes into a temporary folder beside it, which is then renamed.
 
-    An existing folder is replaced only if it is empty or holds a manifest, that is, if it was written here.
+    An existing folder is replaced only if it is empty or holds a manifest, that is, if it was written here. Raises
+    CannotWrite where nothing can be written or the disk is full; then nothing has changed. `size`: bytes that will be
+    written, as far as the caller knows, for that error.
     """
     folder = folder.absolute()
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    make_folder(folder.parent)
+    work = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    with plain_write_errors(folder):
+        work.mkdir()
     try:
-        fill(work)
-        files = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
-        write_json(work / MANIFEST, {"files": {name: digest(work / name) for name in files}})
-        for path in [*(work / name for name in files), work / MANIFEST]:
-            _sync(path)
-        os.chmod(work, 0o755)
-        _replace(work, folder)
+        with plain_write_errors(folder):
+            fill(work)
+            files = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+            write_json(work / MANIFEST, {"files": {name: digest(work / name) for name in files}})
+            mode = (work / MANIFEST).stat().st_mode & 0o777
+            for path in [*(work / name for name in files), work / MANIFEST]:
+                path.chmod(mode)  # safetensors gives its files another one
+                _sync(path)
+            _replace(work, folder)
+    except CannotWrite as error:
+        written = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        shutil.rmtree(work, ignore_errors=True)
+        if not error.needed:
+            raise
+        # now that the draft is gone, the bytes that are free are free for it
+        raise _full(folder, max(size, written + error.needed), error.code) from None
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file atomically: a draft beside it, fsync, rename."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text as UTF-8: a draft beside it, fsync, rename. Raises CannotWrite."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    data = content.encode() if isinstance(content, str) else content
     try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with plain_write_errors(path, len(data)):
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+    except CannotWrite as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if error.needed:
+            raise _full(path, len(data), error.code) from None
+        raise
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str, sync: bool = True) -> None:
+    """Add a line to a file; with `sync` it is on the disk when this returns.
+
+    Raises CannotWrite; the line may then be incomplete.
+    """
+    data = f"{line}\n".encode()
+    with plain_write_errors(path, len(data)), path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises CannotWrite."""
+    with plain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+# --- disks that are full, folders that must not be written ---
+
+FULL_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
+}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextlib.contextmanager
+def plain_write_errors(path: Path, needed: int = 1) -> Iterator[None]:
+    """Within this context what the system says against writing `path` becomes CannotWrite.
+
+    needed: bytes that are written, for a full disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, SafetensorError):
+            match = _OS_ERROR.search(str(error))
+            code = int(match.group(1)) if match else None
+        if code is None:
+            raise
+        if code in FULL_DISK:
+            raise _full(path, needed, code) from None
+        raise CannotWrite(f"cannot write {path}: {os.strerror(code)}") from None
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may still write where `path` is, or is to be made."""
+    place = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), Path())
+    return shutil.disk_usage(place).free
+
+
+def _full(path: Path, needed: int, code: int) -> CannotWrite:
+    place = path.absolute().parent
+    return CannotWrite(
+        f"cannot write {path}: {FULL_DISK[code]}; it needs at least {needed:,} bytes, and {free_bytes(place):,} are "
+        f"free in {place}. What was there before is unchanged; free some space and run the same again",
+        needed,
+        code,
+    )
+
+
+# --- reading ---
 
 
 def check_folder(folder: Path) -> None:
     """Raise DeltatuneError unless every file of the manifest exists with its hash."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise DeltatuneError(
             f"{folder} is incomplete: it has no {MANIFEST}; the write was interrupted or files were removed"
         )
+    files = read_json(path).get("files")
+    if not isinstance(files, dict):
+        raise DeltatuneError(f"{path} lists no files; save {folder} again or restore a copy")
     problems = []
-    for name, expected in read_json(path).get("files", {}).items():
-        if not (folder / name).is_file():
+    for name, expected in files.items():
+        if name.startswith("/") or ".." in Path(name).parts:
+            problems.append(f"{name} is not inside the folder")
+        elif not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif digest(folder / name) != expected:
             problems.append(f"{name} was changed or damaged: its hash is not the one in {MANIFEST}")
@@ -82,9 +191,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """The BLAKE2b hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """The BLAKE2b hash of a file. Raises DeltatuneError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DeltatuneError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _check_replaceable(folder: Path) -> None:

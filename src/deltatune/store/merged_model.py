@@ -65,7 +65,8 @@ def save_merged(
                 work / RECORD, {"adapter": name, "method": method, "dtype": str(stored_dtype), "difference": largest}
             )
 
-        write_folder(Path(folder), fill)
+        stored = {id(tensor): tensor.numel() * tensor.element_size() for tensor in state.values()}  # tied ones once
+        write_folder(Path(folder), fill, sum(stored.values()))
     finally:
         host.unmerge_(name)
         host.use(before)

@@ -20,6 +20,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.regular_files import read_text
 from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import write_file
+from deltatune.store.folder_lock import LOCK
 
 if TYPE_CHECKING:
     from deltatune.data import Data
@@ -62,7 +63,7 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
         if (folder / METRICS).is_file():
             return _read(folder / METRICS)
         return None
-    elif folder.is_dir() and any(not _draft_of(path, RECORD) for path in folder.iterdir()):
+    elif folder.is_dir() and any(not _draft_of(path, RECORD) and path.name != LOCK for path in folder.iterdir()):
         raise DeltatuneError(
             f"{option}{folder} holds files that are not a run of deltatune train; choose another folder"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.regular_files import check_regular
+from deltatune.store.atomic_files import plain_write_errors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises DeltatuneError if it is damaged."""
+    check_regular(path)
     try:
         return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -28,14 +32,55 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    size = sum(tensor.numel() * tensor.element_size() for tensor in contiguous.values())
+    with plain_write_errors(path, size):
+        save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def file_size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the file that `write_tensors` writes, from the tensors' names, dtypes and shapes alone."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # the largest dtypes come first in the file, so that every tensor is aligned
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // 8) * 8 + end
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the dtypes in a safetensors header."""
 
 
 def check_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise DeltatuneError naming every tensor that is empty or not finite."""
     problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
-    problems += [f"{key} has values that are not finite" for key, t in tensors.items() if not torch.isfinite(t).all()]
+    problems += not_finite(tensors)
     raise_all(problems, f"adapter {name!r} cannot be saved:" if problems else "")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What to say of every tensor that holds NaN or infinity."""
+    problems = []
+    for name, tensor in tensors.items():
+        values = tensor.detach()
+        values = values if values.is_floating_point() and values.element_size() > 1 else values.float()
+        finite = torch.isfinite(values)
+        if not finite.all():
+            count, kind = int((~finite).sum()), "NaN" if values.isnan().any() else "infinity"
+            problems.append(f"tensor {name} has {count:,} of {values.numel():,} values that are not finite: {kind}")
+    return problems
 
 
 def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -64,7 +109,7 @@ def attach_filled(
     """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing."""
     before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
-    problems = mismatches(adapter, tensors)
+    problems = mismatches(adapter, tensors) + not_finite(tensors)
     if problems:
         host.detach(name)
         host.use(before)

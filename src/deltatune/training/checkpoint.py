@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from deltatune.core.delta import generator_for
@@ -19,7 +18,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.store.adapter_folder import TENSORS
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
-from deltatune.store.tensors import read_tensors
+from deltatune.store.tensors import read_tensors, write_tensors
 from deltatune.tasks.task import TokenRow
 from deltatune.training.scaling.distributed import Processes
 
@@ -151,18 +150,14 @@ def save(
 
     def fill(draft: Path) -> None:
         host.save(adapter, draft / ADAPTER, training=True)
-        _save_tensors(draft / "optimizer.safetensors", optimizer_tensors(optimizer, names))
-        _save_tensors(draft / "random.safetensors", tensors_by_rank([tensors for tensors, _ in states]))
+        write_tensors(draft / "optimizer.safetensors", optimizer_tensors(optimizer, names))
+        write_tensors(draft / "random.safetensors", tensors_by_rank([tensors for tensors, _ in states]))
         random_records = [record for _, record in states]
         write_json(draft / "run.json", {"identity": identity, "progress": progress, "random": random_records})
 
     write_folder(folder, fill)
     for _, old in [entry for entry in listed(out) if entry[0] <= step][NEWEST_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_(

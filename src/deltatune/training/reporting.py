@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import read_text
+from deltatune.core.regular_files import check_regular
 from deltatune.core.strict_json import dumps, loads
-from deltatune.store.atomic_files import write_file
+from deltatune.store.atomic_files import append_line, make_folder, write_file
 from deltatune.store.run_folder import STEP_METRICS, TENSORBOARD
 from deltatune.training.settings import TRACKERS, Settings
 
@@ -45,7 +45,7 @@ class Reporter:
     def start(self, step: int, evaluated: Collection[int]) -> None:
         """Begin after `step`. Removes lines that a stopped run wrote beyond it, and evaluations not in `evaluated`."""
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             path = self.folder / FILE
             lines = [line for line in read(path) if line["step"] <= step and in_checkpoint(line, evaluated)]
             write_file(path, "".join(f"{dumps(line, path)}\n" for line in lines))
@@ -74,8 +74,7 @@ class Reporter:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.folder is not None:
-            with (self.folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(f"{dumps(line, nonfinite='null')}\n")
+            append_line(self.folder / FILE, dumps(line, nonfinite="null"), sync=False)
 
     def _track(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
@@ -125,16 +124,15 @@ class Reporter:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last one that is incomplete."""
-    if not path.is_file():
+    if not path.exists():
         return []
-    lines, texts = [], read_text(path).splitlines()
-    for number, text in enumerate(texts, 1):
-        try:
-            lines.append(loads(text, f"{path} line {number}"))
-        except DeltatuneError:
-            if number < len(texts):
-                raise
-            break  # killed while writing
+    check_regular(path)
+    complete, lines = path.read_bytes().split(b"\n")[:-1], []  # what follows the last end of a line: killed meanwhile
+    for number, text in enumerate(complete, 1):
+        line = loads(text, f"{path} line {number}")
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            raise DeltatuneError(f"{path} line {number} is no line of metrics; remove the file and start again")
+        lines.append(line)
     return lines
 
 

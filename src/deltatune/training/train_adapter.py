@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
+from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import unread_tensors
@@ -102,7 +104,10 @@ def train(
     processes = join_processes(device)
     shard_(host, processes)
     out = None if out is None else Path(out)
-    with Reporter(out if reports is None else Path(reports), settings, device, host.model) as reporter:
+    with (
+        locked([Path(folder) for folder in (reports, out) if folder is not None and processes.is_main]),
+        Reporter(out if reports is None else Path(reports), settings, device, host.model) as reporter,
+    ):
         with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
             hardware.reset_peak_memory(device)
             started = time.perf_counter()
@@ -144,6 +149,15 @@ def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> Non
     if hashes[0] is None:  # rows that were encoded elsewhere
         known = dataclasses.replace(known, complete=False)
     adapter.trained_rows = known.with_rows(*(no_rows() if values is None else values for values in hashes))
+
+
+@contextmanager
+def locked(folders: Sequence[Path]) -> Iterator[None]:
+    """Hold the locks of these folders. Raises DeltatuneError if another process writes one of them."""
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(FolderLock(folder, option=""))
+        yield
 
 
 def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:

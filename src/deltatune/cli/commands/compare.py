@@ -45,6 +45,7 @@ from deltatune.cli.ui.help_screen import constant, parameter
 from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, truncation_notes
 from deltatune.comparison.report.number_format import count, rate, score
 from deltatune.core.errors import DeltatuneError
+from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
@@ -155,14 +156,15 @@ def compare(
         head=head_of(pooling, dense),
         out=out,
     )
-    introduce(plan, quiet=as_json)
-    watching = ComparisonProgress(plan.session.task.metric)
-    try:
-        with watching:
-            summary = run(plan, watching)
-    except KeyboardInterrupt:
-        finished = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
-        raise Interrupted(f"{finished}; the same command resumes") from None
+    with FolderLock(plan.out):
+        introduce(plan, quiet=as_json)
+        watching = ComparisonProgress(plan.session.task.metric)
+        try:
+            with watching:
+                summary = run(plan, watching)
+        except KeyboardInterrupt:
+            finished = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
+            raise Interrupted(f"{finished}; the same command resumes") from None
     if as_json:
         print_json(summary)
     else:

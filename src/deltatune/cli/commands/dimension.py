@@ -35,6 +35,7 @@ from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, rate, score
+from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig
@@ -109,17 +110,18 @@ def dimension(
         head=head_of(pooling, dense),
         out=folder,
     )
-    introduce(plan, config, quiet=as_json)
-    watching = ComparisonProgress(plan.session.task.metric)
-    started = time.perf_counter()
-    try:
-        with watching:
-            points = search_dimension(plan, config, watching)
-    except KeyboardInterrupt:
-        raise Interrupted(f"{plural(watching.done, 'run')} kept in {plan.out}; the same command resumes") from None
-    result = summarise_search(plan, config, points, time.perf_counter() - started)
-    write_summary(plan.out / "dimension.json", result)
-    write_file(plan.out / "dimension.svg", draw_curve(result))
+    with FolderLock(plan.out):
+        introduce(plan, config, quiet=as_json)
+        watching = ComparisonProgress(plan.session.task.metric)
+        started = time.perf_counter()
+        try:
+            with watching:
+                points = search_dimension(plan, config, watching)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{plural(watching.done, 'run')} kept in {plan.out}; the same command resumes") from None
+        result = summarise_search(plan, config, points, time.perf_counter() - started)
+        write_summary(plan.out / "dimension.json", result)
+        write_file(plan.out / "dimension.svg", draw_curve(result))
     if as_json:
         print_json(result)
     else:

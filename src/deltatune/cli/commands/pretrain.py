@@ -24,6 +24,7 @@ from deltatune.cli.options import (
 )
 from deltatune.cli.ui.screen import say, show
 from deltatune.store import run_folder
+from deltatune.store.folder_lock import FolderLock
 
 OBJECTIVES = (
     "mlm, wwm (whole words), entity, nsp (next sentence), lm, spans (span corruption), prefix-lm or replaced (entities)"
@@ -99,19 +100,20 @@ def pretrain(
     from deltatune.training.model_init import initial_model
 
     folder = out or Path("runs") / f"pretrain-{dataset.name}-{objective}"
-    start = initial_model(model, config, tokenizer, task, method, folder, seed)
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
-    record = record_of(ready, data)
-    run = folder / "run"
-    before = run_folder.open_run(run, record, force)
-    introduce(ready, folder)
-    metrics = watched_run(ready, run, record) if before is None else before
-    report(ready.session.task, metrics, run, use=False)
-    keep_model(ready, folder)
+    with FolderLock(folder):
+        start = initial_model(model, config, tokenizer, task, method, folder, seed)
+        ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
+        record = record_of(ready, data)
+        run = folder / "run"
+        before = run_folder.open_run(run, record, force)
+        introduce(ready, folder)
+        metrics = watched_run(ready, run, record) if before is None else before
+        report(ready.session.task, metrics, run, use=False)
+        keep_model(ready, folder)
 
 
 def keep_model(ready: Any, folder: Path) -> None:

@@ -27,6 +27,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
 from deltatune.comparison.plan import Cell, Plan
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.registry import parse
+from deltatune.store.folder_lock import FolderLock
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class DimensionResult:
 
 def search_dimension(plan: Plan, config: DimensionConfig, on_event: OnEvent | None = None) -> DimensionResult:
     """Train fully, train the head alone, try a rising grid until the target is reached, then bisect on a log scale."""
+    with FolderLock(plan.out):
+        return _search(plan, config, on_event)
+
+
+def _search(plan: Plan, config: DimensionConfig, on_event: OnEvent | None) -> DimensionResult:
     search = DimensionSearch(plan, config, on_event)
     smallest, largest = dimension_range(plan, config)
     dimensions = grid(smallest, largest)

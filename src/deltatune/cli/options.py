@@ -108,8 +108,9 @@ Metric = Annotated[
         "labels: f1_micro, f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, "
         "precision, recall, f1_macro or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; "
         "generation: rougeL, bleu, rouge1, rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: "
-        "perplexity, loss, bits_per_char or bits_per_byte. Default: the published one of a known data set, else "
-        "the first of them.",
+        "perplexity, loss, bits_per_char or bits_per_byte. Default: the published metric of a known data set, "
+        "else the first of them. Generation has on request logical_form (WikiSQL's queries), and bertscore and "
+        "mover, which take --metric-model.",
     ),
 ]
 Positive = Annotated[
@@ -139,6 +140,15 @@ NewTokens = Annotated[
         metavar="NUMBER",
         help="Longest answer in new tokens (max_new_tokens). "
         "Default: estimated from the lengths of the training answers.",
+    ),
+]
+MetricModel = Annotated[
+    str | None,
+    option(
+        "--metric-model",
+        panel=DATA,
+        metavar="MODEL",
+        help="The encoder of the metrics bertscore and mover: a folder, or a name on the hub.",
     ),
 ]
 Beams = Annotated[
@@ -242,9 +252,15 @@ TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question 
 """Tasks in words, where these differ from the value of --task."""
 
 
-def generation_fields(data: Dataset, prompt: str | None, new_tokens: int | None, beams: int | None) -> dict[str, Any]:
+def generation_fields(
+    data: Dataset,
+    prompt: str | None,
+    new_tokens: int | None,
+    beams: int | None,
+    metric_model: str | None = None,
+) -> dict[str, Any]:
     """The fields of a generation task that the options set. Raises DeltatuneError if the data are for another task."""
-    fields = {"prompt": prompt, "new_tokens": new_tokens, "beams": beams}
+    fields = {"prompt": prompt, "new_tokens": new_tokens, "beams": beams, "metric_model": metric_model}
     if data.task != "generate":
         task = TASK_NAMES.get(data.task, data.task)
         raise_all([f"--{name.replace('_', '-')} is for generation; this task is {task}" for name in set_values(fields)])

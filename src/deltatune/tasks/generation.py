@@ -21,6 +21,7 @@ from deltatune.tasks.prompts.prompt_format import PRESETS, check_template
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row
 
 METRICS = (*(name for name in generation_metrics.METRICS if name not in generation_metrics.ON_REQUEST), "perplexity")
+"""Metrics that are reported for every data set; others where they are the primary one."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Generate(LanguageModelTask):
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
     inference_fields: ClassVar[tuple[str, ...]] = (
         "new_tokens", "beams", "length_penalty", "no_repeat_ngram", "temperature", "top_p", "top_k", "seed", "metric",
-        "characters",
+        "characters", "metric_model", "metric_layer",
     )  # fmt: skip
+    added_fields: ClassVar[Mapping[str, Any]] = {"metric_model": "", "metric_layer": 0}
 
     text: tuple[str, ...] = ("input",)
     """The input's columns; `messages` is a conversation, and every turn of the assistant is learned."""
@@ -71,10 +73,14 @@ class Generate(LanguageModelTask):
     """First token of every answer, such as <extra_id_0>: a T5 without LM adaptation always starts with one.
 
     "Span corruption + sentinel" of Lester et al. 2021, https://arxiv.org/abs/2104.08691"""
+    metric_model: str = ""
+    """Encoder of the metrics bertscore and mover: a folder, or a name on the hub."""
+    metric_layer: int = 0
+    """Its layer; 0 takes the one that the package bert-score uses, or the last."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("generation", METRICS)
+        problems = self.metric_problems("generation", self.metrics)
         if self.prompt not in PRESETS:
             problems += check_template(self.prompt, self.text)
         if not self.text:
@@ -93,7 +99,7 @@ class Generate(LanguageModelTask):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of generated text, and the perplexity of the references."""
-        return METRICS
+        return (*METRICS, *generation_metrics.ON_REQUEST)
 
     @property
     def label_kind(self) -> LabelKind:
@@ -114,8 +120,11 @@ class Generate(LanguageModelTask):
 
         A prompt that is too long loses the end of its longest column, and a conversation its oldest turns (counted).
         The first new_tokens of the answer are always kept. Raises DeltatuneError for missing columns, empty answers,
-        conversations without an answer and a max_length that the model has no positions for.
+        conversations without an answer, a max_length that the model has no positions for, and a metric that lacks its
+        encoder.
         """
+        if labelled:
+            generation_metrics.check_metric(self.metric, self.metric_model, self.metric_layer)
         return PromptEncoder(self, tokenizer, joined).encode(rows, positions, positions_taken, labelled)
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -134,13 +143,17 @@ class Generate(LanguageModelTask):
         self, answers: list[dict[str, Any]], references: Any, names: Sequence[str] | None = None
     ) -> Mapping[str, CorpusScore]:
         """The named metrics, by default all: some take long. Perplexity needs the likelihood of the references."""
-        names = METRICS if names is None else names
+        if names is None:
+            names = METRICS if self.metric in METRICS else (self.metric, *METRICS)
         texts = [answer["text"] for answer in answers]
         text_names = [name for name in names if name != "perplexity"]
-        scores = dict(text_scores(texts, references, text_names, self.characters)) if text_names else {}
+        scores = dict(self._text_scores(texts, references, text_names)) if text_names else {}
         if "perplexity" in names and answers and all("nll" in answer for answer in answers):
             scores |= likelihood_scores(answers, ("perplexity",))
         return {name: scores[name] for name in names if name in scores}
+
+    def _text_scores(self, texts: list[str], references: Any, names: Sequence[str]) -> Mapping[str, CorpusScore]:
+        return text_scores(texts, references, names, self.characters, self.metric_model, self.metric_layer)
 
     def describe(self) -> str:
         """One line."""

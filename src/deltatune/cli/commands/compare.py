@@ -25,6 +25,7 @@ from deltatune.cli.options import (
     Limit,
     MaxLength,
     Metric,
+    MetricModel,
     Model,
     NewTokens,
     Packing,
@@ -76,6 +77,7 @@ def compare(
     max_length: MaxLength = None,
     metric: Metric = None,
     positive: Positive = None,
+    metric_model: MetricModel = None,
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
@@ -135,7 +137,7 @@ def compare(
     limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
     dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
-    generated = generation_fields(dataset, prompt, new_tokens, beams)
+    generated = generation_fields(dataset, prompt, new_tokens, beams, metric_model)
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings

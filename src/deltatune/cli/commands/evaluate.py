@@ -12,6 +12,7 @@ from deltatune.cli.options import (
     Adapter,
     InferenceFields,
     Json,
+    MetricModel,
     OtherBase,
     OtherModel,
     Positive,
@@ -66,6 +67,7 @@ def evaluate(
         str | None, option("--metric", panel=DATA, metavar="NAME", help="Another primary metric than at training.")
     ] = None,
     positive: Positive = None,
+    metric_model: MetricModel = None,
     model: OtherModel = None,
     other_base: OtherBase = False,
     fields: InferenceFields = None,
@@ -82,7 +84,7 @@ def evaluate(
     from deltatune.comparison.group_scores import group_rows
     from deltatune.training.session import open_adapter
 
-    chosen = set_values({"metric": metric, "positive": positive})
+    chosen = set_values({"metric": metric, "positive": positive, "metric_model": metric_model})
     session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen})
     splits, notes = rows_of(session, data, split)
     groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}

@@ -26,6 +26,7 @@ from deltatune.cli.options import (
     Limit,
     MaxLength,
     Metric,
+    MetricModel,
     NewTokens,
     Packing,
     Pooling,
@@ -109,6 +110,7 @@ def train(
     max_length: MaxLength = None,
     metric: Metric = None,
     positive: Positive = None,
+    metric_model: MetricModel = None,
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
@@ -190,7 +192,7 @@ def train(
 
         origin = read_start(start)
         dataset = read_rows(origin, data, text=text or [], label=label, limit=limit, task=task)
-    generated = generation_fields(dataset, prompt, new_tokens, beams)
+    generated = generation_fields(dataset, prompt, new_tokens, beams, metric_model)
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import Job, prepare, record_of, run

@@ -9,6 +9,7 @@ from deltatune.core.errors import nearest, raise_all
 from deltatune.tasks.metrics.corpus_score import UNBOUNDED_ERROR, CorpusScore, MetricFacts, check_pairs, mean_score
 from deltatune.tasks.metrics.generation.bleu_chrf_ter import bleu, chrf, ter
 from deltatune.tasks.metrics.generation.cider import cider
+from deltatune.tasks.metrics.generation.logical_form import logical_form
 from deltatune.tasks.metrics.generation.meteor import meteor
 from deltatune.tasks.metrics.generation.nist import nist
 from deltatune.tasks.metrics.generation.rouge import ROUGES, rouge
@@ -40,36 +41,68 @@ METRICS: dict[str, MetricFunction | None] = {
 }
 """In the order of tables; None for the ROUGE metrics, which `rouge` computes together."""
 
-ON_REQUEST = ("rougeLsum",)
-"""Metrics that the generation task does not report."""
+QUERY_METRICS: dict[str, MetricFunction] = {"logical_form": logical_form}
+"""Metrics of texts that are queries."""
+
+EncoderMetric = Callable[[Texts, References, str, int], CorpusScore]
+"""(predictions, references, encoder, layer) -> the score of the corpus."""
+
+ENCODER_METRICS = ("bertscore", "mover")
+"""Metrics that need an encoder; `embedding_scores` has them, which imports torch."""
+
+ON_REQUEST = ("rougeLsum", *QUERY_METRICS, *ENCODER_METRICS)
+"""Metrics that the generation task reports only where they are its primary metric."""
 
 FACTS = {
+    "bertscore": MetricFacts(lowest=-1.0),
     "cider": MetricFacts(highest=10.0),
+    "mover": MetricFacts(lowest=-1.0),
     "nist": MetricFacts(highest=math.inf),
     "ter": UNBOUNDED_ERROR,
 }
 """Metrics whose direction or range is not the usual one."""
 
 
+ALL = (*METRICS, *QUERY_METRICS, *ENCODER_METRICS)
+
+
+def check_metric(name: str, encoder: str, layer: int) -> None:
+    """Raise DeltatuneError where a metric lacks its encoder or a package. It loads nothing."""
+    if name in ENCODER_METRICS:
+        from deltatune.tasks.metrics.generation.embedding_scores import check_encoder
+
+        check_encoder(name, encoder, layer)
+
+
+def encoder_metric(name: str) -> EncoderMetric:
+    """A metric of embeddings by its name."""
+    from deltatune.tasks.metrics.generation import embedding_scores
+
+    metric: EncoderMetric = getattr(embedding_scores, name)
+    return metric
+
+
 def text_scores(
-    predictions: Texts, references: References, names: Sequence[str] = tuple(METRICS), characters: bool = False
+    predictions: Texts,
+    references: References,
+    names: Sequence[str] = tuple(METRICS),
+    characters: bool = False,
+    encoder: str = "",
+    layer: int = 0,
 ) -> dict[str, CorpusScore]:
     """The named metrics of predictions (N) with one or more references each.
 
-    bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf and em lie between 0 and 1, cider between 0 and 10; nist has
-    no upper bound; ter is a share of the words and may exceed 1, lower is better. The n-gram weights of nist and cider
-    are computed from all references once: a resample does not change them.
+    bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf, em and logical_form lie between 0 and 1, bertscore and mover
+    below 1, cider between 0 and 10; nist has no upper bound; ter is a share of the words and may exceed 1, lower is
+    better. The n-gram weights of nist and cider are computed from all references once: a resample does not change them.
     characters: count each Chinese or Japanese character as a word.
+    encoder, layer: the model of bertscore and mover, a folder or a hub name, and its layer; 0 is the usual one.
     Raises DeltatuneError for unknown names, rows without references and missing packages.
     """
     check_pairs(predictions, references)
     raise_all(
-        [
-            f"{name!r} is not a metric of generated text{nearest(name, METRICS)}"
-            for name in names
-            if name not in METRICS
-        ],
-        f"metrics: {', '.join(METRICS)}" if set(names) - set(METRICS) else "",
+        [f"{name!r} is not a metric of generated text{nearest(name, ALL)}" for name in names if name not in ALL],
+        f"metrics: {', '.join(ALL)}" if set(names) - set(ALL) else "",
     )
     _check_texts(predictions, references)
     rouge_names = [name for name in names if name in ROUGES]
@@ -77,9 +110,12 @@ def text_scores(
     if rouge_names:
         scores |= rouge(predictions, references, rouge_names, characters)
     for name in names:
-        metric = METRICS[name]
+        metric = {**METRICS, **QUERY_METRICS}.get(name)
         if metric is not None:
             scores[name] = metric(predictions, references, characters)
+        elif name in ENCODER_METRICS:
+            check_metric(name, encoder, layer)
+            scores[name] = encoder_metric(name)(predictions, references, encoder, layer)
     return {name: scores[name] for name in names}
 
 

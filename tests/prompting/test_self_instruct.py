@@ -495,7 +495,7 @@ def test_two_runs_that_write_one_file_are_refused(tmp_path):
     def nested(sent: list[str]) -> list[str]:
         if not tried:
             tried.append(True)
-            with pytest.raises(DeltatuneError, match="another run is writing"):
+            with pytest.raises(DeltatuneError, match="is in use by another run of this process"):
                 generate_instructions(SEEDS, nested, SMALL, out)
         return echo(sent)
 

@@ -5,41 +5,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import folder_lock
 from deltatune.store.folder_lock import LOCK, FolderLock
-
-HOLDER = """
-import sys
-from pathlib import Path
-from deltatune.store import folder_lock
-if sys.argv[2] == "without":
-    folder_lock.fcntl = None
-with folder_lock.FolderLock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-class Holder:
-    """Another process that has the lock."""
-
-    def __init__(self, folder: Path, flock: bool) -> None:
-        command = [sys.executable, "-c", HOLDER, str(folder), "with" if flock else "without"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "held\n"
-
-    def end(self, signal_number: int = 0) -> None:
-        if signal_number:
-            self.process.send_signal(signal_number)
-        self.process.communicate()
+from support.holder import Holder
 
 
 @pytest.fixture(params=[True, False], ids=["flock", "without"])
@@ -144,7 +117,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(DeltatuneError, match="file is a file; choose another folder"), FolderLock(tmp_path / "file"):
         pass
     with (
-        pytest.raises(DeltatuneError, match="cannot write in --out .*Not a directory"),
+        pytest.raises(DeltatuneError, match=r"cannot write in --out .*Not a directory"),
         FolderLock(tmp_path / "file/x"),
     ):
         pass
@@ -155,5 +128,5 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         with pytest.raises(DeltatuneError, match="cannot write in --out "), FolderLock(place):
             pass
     monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
-    with pytest.raises(DeltatuneError, match="cannot write in .*Read-only file system"), FolderLock(tmp_path):
+    with pytest.raises(DeltatuneError, match=r"cannot write in .*Read-only file system"), FolderLock(tmp_path):
         pass

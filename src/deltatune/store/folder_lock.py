@@ -36,7 +36,7 @@ _guard = threading.Lock()
 
 
 class FolderLock:
-    """The right to write a run: a context manager. The thread that has it may take it again, no other one may.
+    """The right to write a run: a context manager. The thread that has a folder may take it again, no other one may.
 
     Entering makes the folder if need be. Raises DeltatuneError if another process or thread has the lock, or if nothing
     can be written there.
@@ -45,7 +45,7 @@ class FolderLock:
     def __init__(self, folder: Path, option: str = "--out ", file: Path | None = None) -> None:
         """`option` names the folder in errors. With `file` the run writes that file of the folder, not all of it."""
         self.folder, self.option, self.subject = folder, option, file or folder
-        self.name = LOCK if file is None else f".{file.name}{LOCK}"
+        self.name, self.nests = (LOCK, True) if file is None else (f".{file.name}{LOCK}", False)
 
     def __enter__(self) -> FolderLock:
         self.made = _missing_folders(self.folder)
@@ -58,7 +58,7 @@ class FolderLock:
         self.file, self.thread = self.folder.resolve() / self.name, threading.get_ident()
         with _guard:
             outer = _held.get(self.file)
-            if outer is not None and outer.thread != self.thread:
+            if outer is not None and (outer.thread != self.thread or not self.nests):
                 raise self._refused({"thread": os.getpid()})
             if outer is None:
                 try:
@@ -135,7 +135,7 @@ class FolderLock:
 
     def _refused(self, owner: dict[str, Any]) -> DeltatuneError:
         if "thread" in owner:
-            who = f"another thread of this process ({owner['thread']})"
+            who = f"another {'thread' if self.nests else 'run'} of this process ({owner['thread']})"
         elif "pid" in owner:
             begun = f", which began at {_local_time(owner['start'])}" if isinstance(owner.get("start"), int) else ""
             who = f"process {owner['pid']} on {owner.get('host')}{begun}"

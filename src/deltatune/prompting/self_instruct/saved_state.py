@@ -15,11 +15,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.strict_json import dumps, loads
 from deltatune.prompting.self_instruct.seed_tasks import Row
 from deltatune.store.atomic_files import read_json, write_file
-
-try:
-    import fcntl
-except ImportError:  # Windows has none: two runs that write one file are then not detected
-    fcntl = None  # type: ignore[assignment]
+from deltatune.store.folder_lock import FolderLock
 
 SCHEMA = 1
 """Version of the state file."""
@@ -42,11 +38,13 @@ class SavedState:
         self.rejected = out.with_name(f"{out.stem}.rejected.jsonl")
         self.state = out.with_name(f"{out.stem}.state.json")
         self._check_names()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        state = self._read_state()
-        self._files = {name: self._open(name) for name in ("kept", "rejected")}
+        self._files: dict[str, BufferedRandom] = {}
+        self._lock = FolderLock(out.parent, file=out)
+        self._lock.__enter__()
         try:
-            self._lock()
+            state = self._read_state()
+            for name in ("kept", "rejected"):
+                self._files[name] = self._open(name)
             self.round = int(state.get("round", 0))
             self._hashes = {name: self._restored(name, state) for name in self._files}
         except BaseException:
@@ -62,12 +60,13 @@ class SavedState:
         self.close()
 
     def close(self) -> None:
-        """Close both files; without a finished round they are removed."""
+        """Close both files, and end the lock; without a finished round the files are removed."""
         for name, file in self._files.items():
             empty = not file.seek(0, os.SEEK_END)
             file.close()
             if empty and not self.state.is_file():
                 self._path(name).unlink(missing_ok=True)
+        self._lock.__exit__(None, None, None)
 
     def rows(self, name: str) -> list[Row]:
         """The rows of finished rounds: `kept` or `rejected`."""
@@ -102,14 +101,6 @@ class SavedState:
         path = self._path(name)
         path.touch()
         return path.open("r+b")
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._files["kept"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DeltatuneError(f"another run is writing {self.out}; wait for it, or choose another file") from None
 
     def _check_names(self) -> None:
         if self.out.suffix.lower() != ".jsonl":

@@ -30,7 +30,7 @@ FLOORS: list[list[str]] = [
 CORE_FLOORS: list[list[str]] = [
     ["errors", "validation", "lazy_exports", "strict_json", "regular_files", "trained_rows"],
     ["sites"],
-    ["attention_call", "capabilities", "delta", "method", "union", "registry", "budget"],
+    ["attention_call", "capabilities", "delta", "method", "union", "registry", "memory", "budget"],
     ["route"],
     ["adapter"],
     ["seams"],

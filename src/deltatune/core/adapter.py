@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deltatune.core.capabilities import Capabilities, Needs, combine
 from deltatune.core.delta import Delta, ModuleCopy, Rng, SharedModule, generator_for, relay_declarations_
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.memory import check_memory
 from deltatune.core.method import Method
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
 from deltatune.core.sites.site import Site, Sites
@@ -178,6 +179,7 @@ def build_adapter(
     if head is not None and head is not False and not isinstance(head, nn.Module):
         raise DeltatuneError(f"head must be an nn.Module, None (the model's own task head) or False, not {head!r}")
     check_whole(model, f"attaching {method!r}", "attach all adapters before the first training")
+    check_memory(method, sites, next(model.parameters()).device)
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
     adapter.seed = seed
     for label, part in labelled_parts(method).items():

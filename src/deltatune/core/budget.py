@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
+
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.memory import check_parameters
 from deltatune.core.method import Method
 from deltatune.core.sites.site import Sites
+from deltatune.core.validation import shortened
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,17 @@ class Budget:
 def read_budget(budget: str | int, sites: Sites) -> Budget:
     """Read `"0.5%"` (of the base's parameters), `"300k"`, `"1.2M"` or a number.
 
-    Raises DeltatuneError for anything else and for less than one parameter.
+    Raises DeltatuneError for anything else, for less than one parameter, and for more than the memory of this machine.
     """
-    text = str(budget).strip()
+    text = (budget if isinstance(budget, str) else shortened(budget)).strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
     if not match:
         raise DeltatuneError(
-            f"cannot read the budget {text!r}; write a share of the base such as 0.5% or a number such as 300k"
+            f"cannot read the budget {shortened(text)}; write a share of the base such as 0.5% or a number such as 300k"
         )
     number, unit = float(match.group(1)), match.group(2).lower()
     scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": sites.base_params / 100}[unit]
+    check_parameters(f"the budget {shortened(text)}", number * scale)
     params = int(number * scale)
     if params < 1:
         raise DeltatuneError(
@@ -55,10 +60,11 @@ def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:
             f"{allowed.text}{number}; raise the budget or give the method fewer sites"
         )
     low, high = 1, max(1, method.limit(sites))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if method.sized(middle).count(sites) <= allowed.params:
-            low = middle
-        else:
-            high = middle - 1
+    with torch.device("meta"):  # gates are counted by building them
+        while low < high:
+            middle = (low + high + 1) // 2
+            if method.sized(middle).count(sites) <= allowed.params:
+                low = middle
+            else:
+                high = middle - 1
     return method.sized(low)

@@ -143,6 +143,14 @@ def at_least(method: Method, **least: float) -> None:
             raise DeltatuneError(f"{type(method).__name__}({name}={value!r}): {name} must be at least {bound}")
 
 
+def at_most(method: Method, **most: float) -> None:
+    """Raise unless each named field is at most the number given, such as a number of rounds that would never end."""
+    for name, bound in most.items():
+        value = getattr(method, name)
+        if not value <= bound:
+            raise DeltatuneError(f"{type(method).__name__}({name}={value!r}): {name} must be at most {bound}")
+
+
 def short_form(maker: Callable[..., Method]) -> Callable[..., Method]:
     """Register a function that returns a method under its name, such as `Houlsby()`. Returns it unchanged."""
     REGISTRY[maker.__name__] = maker

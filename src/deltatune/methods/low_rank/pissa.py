@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Method, View, at_least
+from deltatune.core.method import Method, View, at_least, at_most
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.low_rank.lora import LowRank, SharedInputs
 
@@ -95,6 +95,7 @@ class PiSSA(Method):
 
     def check(self) -> None:
         at_least(self, r=1, niter=0)
+        at_most(self, niter=1000)
         if self.alpha is not None and not self.alpha > 0:
             raise DeltatuneError(f"PiSSA(alpha={self.alpha!r}): alpha must be above 0")
 

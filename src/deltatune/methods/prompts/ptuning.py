@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
-from deltatune.core.method import Method, View, at_least
+from deltatune.core.method import Method, View, at_least, at_most
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.prompts.prompt import SoftPrompt, at_input
 
@@ -99,6 +99,7 @@ class PTuning(Method):
 
     def check(self) -> None:
         at_least(self, length=1, hidden=0, layers=1, dropout=0)
+        at_most(self, layers=32)
 
     @property
     def label(self) -> str:

@@ -9,8 +9,10 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.core.merging import merge_obstacles
+from deltatune.core.memory import check_memory
 from deltatune.core.registry import parse
 from deltatune.data import Data, read
+from deltatune.models.hardware import best_device
 from deltatune.models.loading import empty_backbone
 from deltatune.tasks import HeadConfig, Task
 from deltatune.tasks.auto_task import check_fields_of
@@ -128,6 +130,7 @@ def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
     method = parse(stage.method)
     if stage.budget is not None:
         method = fit_budget(method, host.sites, stage.budget)
+    check_memory(method, host.sites, best_device())
     try:
         host.attach(NAME, method, head=False)
     except NotImplementedError:  # it initialises from the weights, which an empty model lacks; checked when it trains

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -55,8 +56,15 @@ def _class_folders(folder: Path) -> Source | None:
             used = [*roots, *(root / name for root in roots for name in classes)]
             unused = [item for path in {folder, *roots} for item in _visible(path) if item not in used]
             origin = f"{folder} (folders {', '.join(classes)})"
-            notes = (*match.notes, *_unused_note(folder, unused))
-            return Source(folder.resolve().name, origin, splits, text=fmt.text, label=fmt.label, notes=notes)
+            return Source(
+                folder.resolve().name,
+                origin,
+                splits,
+                text=fmt.text,
+                label=fmt.label,
+                split_names=match.splits,
+                notes=_unused(folder, unused),
+            )
     return None
 
 
@@ -88,9 +96,9 @@ def _files(folder: Path) -> Source:
     match = match_splits(files_of)
     if files and not match.splits and documents:
         rows = [{"name": file.name, **row} for file in files for row in read_rows(file)]
-        notes = _unused_note(folder, [item for item in _visible(folder) if item not in files])
+        notes = _unused(folder, [item for item in _visible(folder) if item not in files])
         origin = f"{folder} ({len(files)} text files)"
-        return Source(folder.resolve().name, origin, {"train": rows}, notes=tuple(notes))
+        return Source(folder.resolve().name, origin, {"train": rows}, notes=notes)
     problems = [*match.problems]
     for split, stem in match.splits.items():
         problems += _several_files(folder, split, files_of[stem], stem in shards_of)
@@ -120,10 +128,15 @@ def _read_files(folder: Path, match: SplitMatch, files_of: Mapping[str, Sequence
     unused = [item for item in _visible(folder) if item not in used and item not in used_folders]
     unused += [item for path in used_folders - {folder} for item in _visible(path) if item not in used]
     header = any(fmt.header for file in used for fmt in file_formats(file))
-    notes = (*match.notes, *_unused_note(folder, unused))
     names = ", ".join(str(file.relative_to(folder)) for file in used)
     return Source(
-        folder.resolve().name, f"{folder} ({names})", splits, header, class_names=tuple(declared), notes=notes
+        folder.resolve().name,
+        f"{folder} ({names})",
+        splits,
+        header,
+        class_names=tuple(declared),
+        split_names=match.splits,
+        notes=_unused(folder, unused),
     )
 
 
@@ -132,15 +145,9 @@ def _in_data(folder: Path, inside: Path) -> Source:
     source = _files(inside)
     class_names = names_of_folder(folder)
     splits = {split: with_class_names(rows, class_names, split) for split, rows in source.splits.items()}
-    notes = (*source.notes, *_unused_note(folder, [item for item in _visible(folder) if item != inside]))
-    return Source(
-        folder.resolve().name,
-        source.origin,
-        splits,
-        source.header,
-        class_names=(*source.class_names, *class_names),
-        notes=notes,
-    )
+    notes = (*source.notes, *_unused(folder, [item for item in _visible(folder) if item != inside]))
+    known = (*source.class_names, *class_names)
+    return replace(source, name=folder.resolve().name, splits=splits, class_names=known, notes=notes)
 
 
 def _several_files(folder: Path, split: str, files: Sequence[Path], is_folder: bool) -> list[str]:
@@ -191,11 +198,11 @@ def _data_files(folder: Path) -> list[Path]:
     return [f for f in _visible(folder) if is_data_file(f) and not f.is_dir() and not ABOUT.fullmatch(f.name)]
 
 
-def _unused_note(folder: Path, items: Iterable[Path]) -> list[str]:
+def _unused(folder: Path, items: Iterable[Path]) -> tuple[str, ...]:
     """A note naming the files and folders that are not used; none where they are only about the data."""
     named = [
         str(item.relative_to(folder)) + ("/" if item.is_dir() else "")
         for item in sorted(items)
         if not ABOUT.fullmatch(item.name)
     ]
-    return [f"not used: {first_few(named, 12)} of {folder}"] if named else []
+    return (f"not used, as no split has their name: {first_few(named, 12)}",) if named else ()

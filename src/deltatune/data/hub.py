@@ -46,7 +46,8 @@ def open_hub(source: str, built_in: str) -> Source:
         f"the data set {source}" + (f" {version}" if version else "") + " of the hub",
         splits,
         class_names=tuple(class_names_of(train)),
-        notes=(*match.notes, *([f"splits that are not used: {sizes}"] if sizes else [])),
+        split_names=match.splits,
+        notes=(f"splits that are not used: {sizes}",) if sizes else (),
     )
 
 

@@ -6,39 +6,47 @@ be compared with published ones; validation rows are then made of training rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from deltatune.data.columns.column_names import GOLD_LABEL, NO_GOLD, REFERENCES, normalised
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.dataset import SPLITS, Row, Splits, columns_of
+from deltatune.data.split_names import SPLIT_NAMES
 
 HIDDEN = (-1, "-1", "-1.0")
 """Labels of test rows that are not public. -1.0 equals -1."""
 
 
 def labelled_splits(
-    splits: Splits, text: Sequence[str], label: str, known: Collection[str], fixed: Collection[str]
+    splits: Splits,
+    text: Sequence[str],
+    label: str,
+    known: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+    fixed: Collection[str] = (),
 ) -> tuple[Splits, list[str]]:
     """The splits that can be scored, named as they are used, and notes.
 
     - `known`: columns whose classes the source names; a missing value there is a label that nobody knows.
+    - `names`: split -> its name in the source.
     - `fixed`: splits that the user named a file for; they stay as they are.
     """
-    if not label:
-        return splits, []
+    names = {name: (names or {}).get(name, name) for name in splits}
     notes: list[str] = []
     kept: Splits = {}
     for name, rows in splits.items():
-        if name not in fixed and name.startswith("test") and _are_hidden(rows, label, splits["train"]):
-            notes.append(f"the {len(rows)} {name} rows have no label, so they are not used")
+        hidden = label and name not in fixed and name.startswith("test")
+        if hidden and _are_hidden(rows, label, splits["train"]):
+            notes.append(f"the {len(rows)} {names[name]} rows have no label, so they are not used")
         elif name not in SPLITS and (reason := _unusable(rows, text, label)):
-            notes.append(f"{name} is not used: {reason}")
+            notes.append(f"{names[name]} is not used: {reason}")
         else:
             kept[name] = rows
-    kept, renamed = _with_test(kept)
-    kept, dropped = _without_unknown(kept, label, known)
-    return kept, [*notes, *renamed, *dropped]
+    final = _final_names(kept)
+    notes += _name_notes({final[name]: names[name] for name in kept if name not in fixed}, "test" in final.values())
+    kept, dropped = _without_unknown({final[name]: rows for name, rows in kept.items()}, label, known)
+    return kept, [*notes, *dropped]
 
 
 def _are_hidden(rows: Sequence[Row], label: str, train: Sequence[Row]) -> bool:
@@ -78,23 +86,36 @@ def _unusable(rows: Sequence[Row], text: Sequence[str], label: str) -> str:
     absent = [column for column in text if column not in names]
     if absent:
         return f"it has no column {absent[0]!r}"
-    values = [row.get(label) for row in rows]
-    if all(_is_missing(value) or _is_hidden(value) for value in values) and REFERENCES not in names:
+    values = [row.get(label) for row in rows] if label else [""]
+    if label and all(_is_missing(value) or _is_hidden(value) for value in values) and REFERENCES not in names:
         return f"its {len(rows)} rows have no label"
     return ""
 
 
-def _with_test(splits: Splits) -> tuple[Splits, list[str]]:
-    """A test split from the further ones where there is none, else the further validation splits as test splits."""
+def _final_names(splits: Splits) -> dict[str, str]:
+    """Split -> the name under which it is used. Without a test split the first of its parts is it.
+
+    Without any, the validation split becomes it later, and the parts of validation become parts of test now.
+    """
+    final = {name: name for name in splits}
     if "test" in splits:
-        return splits, []
+        return final
     first = next((name for name in splits if name.startswith("test_")), None)
     if first is not None:
-        renamed = {"test" if name == first else name: rows for name, rows in splits.items()}
-        return renamed, [f"{first} is the test split"]
-    names = {name: name.replace("validation_", "test_", 1) for name in splits if name.startswith("validation_")}
-    notes = [f"{old} is scored at the end, as {new}" for old, new in names.items()]
-    return {names.get(name, name): rows for name, rows in splits.items()}, notes
+        return final | {first: "test"}
+    return {name: name.replace("validation_", "test_", 1) for name in splits}
+
+
+def _name_notes(names: Mapping[str, str], has_test: bool) -> list[str]:
+    """A note on the splits that have another name in the source, apart from synonyms such as dev."""
+    if not has_test:  # validation will be the test split
+        names = {"test" if split == "validation" else split: name for split, name in names.items()}
+    synonyms = {name: split for split in SPLITS for name in SPLIT_NAMES[split]}
+    further = [f"{split} is {name}" for split, name in names.items() if split not in SPLITS]
+    renamed = [
+        f"{split} is {name}" for split, name in names.items() if split in SPLITS and name.lower() not in synonyms
+    ]
+    return [f"several parts are scored: {', '.join([*renamed, *further])}"] if further else renamed
 
 
 def _without_unknown(splits: Splits, label: str, known: Collection[str]) -> tuple[Splits, list[str]]:

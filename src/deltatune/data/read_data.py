@@ -140,7 +140,9 @@ def _converted(
 ) -> Data:
     """The rows in the form of their task and in their splits, with all problems and notes."""
     layout = LAYOUTS[task or "classify"]
-    splits, dropped = labelled_splits(opened.splits, columns.text, columns.label, opened.class_names, fixed)
+    splits, dropped = labelled_splits(
+        opened.splits, columns.text, columns.label, opened.class_names, opened.split_names, fixed
+    )
     notes = [*columns.notes, *dropped]
     if layout.same_columns:
         raise_all(_absent_columns(splits, [*columns.text, *filter(None, [columns.label])]), f"{opened.origin}:")

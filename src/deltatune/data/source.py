@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from deltatune.data.dataset import Splits
 
@@ -25,5 +26,7 @@ class Source:
     """The label column, where the source fixes it."""
     class_names: tuple[str, ...] = ()
     """The columns whose class numbers the source names; their None is a label that nobody knows."""
+    split_names: Mapping[str, str] = field(default_factory=dict)
+    """Split -> its name in the source, where it has names of its own."""
     notes: tuple[str, ...] = ()
-    """What was found under which name, and what is not used, one sentence each."""
+    """What is not used, one sentence each."""

@@ -44,7 +44,8 @@ def open_source(source: str | Path, **split_files: str | Path | None) -> Source:
     kept = {name: rows for name, rows in opened.splits.items() if name not in replaced}
     further = [name for name in replaced if name not in files]
     notes = [f"not used, as another file was named for it: {name}" for name in further]
-    return replace(opened, origin=origin, splits=kept | splits, notes=(*opened.notes, *notes))
+    names = {split: name for split, name in opened.split_names.items() if split not in replaced}
+    return replace(opened, origin=origin, splits=kept | splits, split_names=names, notes=(*opened.notes, *notes))
 
 
 def _open(source: str | Path) -> Source:

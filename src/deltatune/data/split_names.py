@@ -24,8 +24,6 @@ class SplitMatch:
     """train, validation, test, and further parts such as `validation_mismatched` -> the name in the source."""
     unused: list[str] = field(default_factory=list)
     """The other names."""
-    notes: list[str] = field(default_factory=list)
-    """Which part of several was taken, one sentence each."""
     problems: list[str] = field(default_factory=list)
     """Where two names mean the same split, one sentence each."""
 
@@ -57,13 +55,6 @@ def match_splits(names: Iterable[str]) -> SplitMatch:
                 match.problems.append(
                     f"both {other!r} and {name!r} can be the {split} split's {part}: keep one of them."
                 )
-        if main in parts:
-            also = f"; {_list(further)} {'is' if len(further) == 1 else 'are'} scored beside it" if further else ""
-            match.notes.append(f"{main} is the {split} split{also}")
-        elif further:
-            match.notes.append(
-                f"beside the {split} split {_list(further)} {'is' if len(further) == 1 else 'are'} scored"
-            )
     match.unused.extend(name for name in names if name not in match.splits.values())
     return match
 
@@ -75,7 +66,3 @@ def _part(name: str, split: str) -> str:
         if found:
             return re.sub(r"[^\w.]+", "_", found.group(1))
     return ""
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

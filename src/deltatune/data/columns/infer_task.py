@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.choose_columns import ambiguous, candidates, choose_columns
-from deltatune.data.columns.column_names import LABELS, is_id, normalised
+from deltatune.data.columns.column_names import LABELS, by_normalised, is_id, normalised
 from deltatune.data.columns.column_rules import RULES, Candidate, are_parallel
-from deltatune.data.columns.column_values import column_examples, looks_like_text
+from deltatune.data.columns.column_values import column_examples, looks_like_label, looks_like_text
 from deltatune.data.dataset import Row, TaskName, columns_of
 
 ROWS_PER_CLASS = 5
 """Rows for each different output on average; with at least that many, outputs look like classes."""
 ENOUGH_ROWS = 20
 """Rows from which on the values of a column are judged."""
+
+CLASS_LABELS = ("label", "labels", "gold_label")
+"""Names of columns that hold a class, whatever else a row has."""
 
 
 def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> tuple[TaskName | None, str]:
@@ -32,6 +35,8 @@ def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
             if normalised(answer) in LABELS or all(isinstance(row.get(answer), bool) for row in rows):
                 return None, ""
             raise DeltatuneError(_classes_or_outputs(rows, likely[0]))
+        if task == "generate" and label is None and (class_label := _class_label(rows)):
+            raise DeltatuneError(_label_beside_output(rows, likely[0], class_label))
         if ambiguous(likely):
             listed = "".join(f"\n  --task {task} {_options(candidate)}" for candidate in likely)
             raise DeltatuneError(f"the task is {task}, but which columns it is for is not clear. Name them:{listed}")
@@ -74,6 +79,22 @@ def _classes_or_outputs(rows: Sequence[Row], candidate: Candidate) -> str:
         f"the task is not clear: column {candidate[1]!r} has {count} different values in {len(rows)} rows. "
         "Choose one:\n"
         f"  --task classify {_options(classes)}\n  --task generate {_options(candidate)}"
+    )
+
+
+def _class_label(rows: Sequence[Row]) -> str:
+    """The column that is called a label and holds one, else ""."""
+    names = by_normalised(columns_of(rows))
+    label = next((names[name] for name in CLASS_LABELS if name in names), "")
+    return label if label and looks_like_label([row.get(label) for row in rows]) else ""
+
+
+def _label_beside_output(rows: Sequence[Row], candidate: Candidate, label: str) -> str:
+    """The error for columns of an input and an output, with a label of them beside."""
+    texts = (*candidate[0], candidate[1])
+    return (
+        f"the task is not clear: there is a label {label!r} beside {' and '.join(map(repr, texts))}. Choose one:\n"
+        f"  --task classify {_options((texts, label))}\n  --task generate {_options(candidate)}"
     )
 
 

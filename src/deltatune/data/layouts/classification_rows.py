@@ -79,6 +79,8 @@ Numbered = dict[str, list[tuple[int, Row]]]
 def _finite(numbered: Numbered, label: str, forced: bool, problems: list[str]) -> Numbered:
     """The rows without those whose label is no finite number where the others are, each of which is a problem."""
     bad = not_finite([row[label] for rows in numbered.values() for _, row in rows], forced)
+    if not bad:
+        return numbered
     places = (i for i, _ in enumerate(row for rows in numbered.values() for row in rows))
     faults = {split: [(number, row) for number, row in rows if next(places) in bad] for split, rows in numbered.items()}
     return _without(numbered, faults, label, "has no finite number", FILL_IN, problems)

@@ -36,7 +36,7 @@ def infer_kind(values: Sequence[object], column: str, forced: LabelKind | None =
         how = "JSON lists" if separator == "[" else f"class names with {separator!r} between them"
         return "many", f"the label {column!r} holds {how}: a row may have several classes"
     if not all(map(is_numeric, values)) or not (are_real(values) or are_continuous(values)):
-        return "classes", None
+        return "classes", _unknown_note(values, column)
     numbers = {float(str(value)) for value in values}
     whole = all(number.is_integer() for number in numbers)
     if whole and normalised(column) not in SCORES and len(numbers) <= MAX_WHOLE_CLASSES:
@@ -44,6 +44,18 @@ def infer_kind(values: Sequence[object], column: str, forced: LabelKind | None =
     low, high = min(numbers), max(numbers)
     what = "real numbers" if are_real(values) else f"{len(numbers)} different numbers"
     return "number", f"the label {column!r} holds {what} from {low:.6g} to {high:.6g}: this is regression"
+
+
+def _unknown_note(values: Sequence[object], column: str) -> str | None:
+    """A note on -1 beside class numbers from 0 on: data sets of the hub mark labels so that nobody knows."""
+    names = Counter(map(str, values))
+    unknown = names.pop("-1", 0)
+    if not unknown or len(names) < 2 or set(names) != {str(number) for number in range(len(names))}:
+        return None
+    return (
+        f"the label {column!r} is -1 in {unknown} rows, beside 0 to {len(names) - 1}: it is taken as a class; "
+        "where it means that the label is not known, remove these rows"
+    )
 
 
 def convert_labels(values: Sequence[object], column: str, kind: LabelKind) -> list[str] | list[float] | list[list[str]]:
@@ -75,12 +87,14 @@ def not_finite(values: Sequence[object], forced: bool = False) -> set[int]:
     if forced:
         wrong = {i for i, value in enumerate(values) if not _is_finite_number(value)}
         return wrong if len(wrong) < len(values) else set()  # else it is the wrong column
-    numeric = {i for i, value in enumerate(values) if is_numeric(value) and not _is_not_finite(value)}
-    wrong = {i for i in range(len(values)) if i not in numeric}
-    spelled = all(_is_not_finite(values[i]) for i in wrong)
-    others = [values[i] for i in sorted(numeric)]
+    distinct = {value for value in values if isinstance(value, (str, int, float))}
+    words = {value for value in distinct if not is_numeric(value) or _is_not_finite(value)}
+    if not words or len(words) == len(distinct):
+        return set()
+    wrong = {i for i, value in enumerate(values) if not isinstance(value, (str, int, float)) or value in words}
+    others = [value for i, value in enumerate(values) if i not in wrong]
     few = len(wrong) <= FEW * len(values) and (are_real(others) or are_continuous(others))
-    return wrong if numeric and (spelled or few) else set()
+    return wrong if few or all(_is_not_finite(values[i]) for i in wrong) else set()
 
 
 def _is_not_finite(value: object) -> bool:

@@ -89,8 +89,22 @@ def _as_answer(item: Any) -> Answer | None:
 
 
 def _located(answer: Answer, context: str) -> Answer:
-    """The answer with its start: the first place where it occurs, if none was given."""
-    return {**answer, "start": context.find(answer["text"])} if answer["start"] == UNKNOWN else answer
+    """The answer with its start: the first place where it occurs as whole words, else at all, if none was given."""
+    text = answer["text"]
+    if answer["start"] != UNKNOWN or not text:
+        return answer
+    start = context.find(text)
+    while start >= 0 and not _is_whole(context, start, start + len(text)):
+        start = context.find(text, start + 1)
+    return {**answer, "start": start if start >= 0 else context.find(text)}
+
+
+def _is_whole(context: str, start: int, end: int) -> bool:
+    """Whether a span neither begins nor ends inside a word."""
+    inside = (
+        0 < place < len(context) and context[place - 1].isalnum() and context[place].isalnum() for place in (start, end)
+    )
+    return not any(inside)
 
 
 def is_at_start(answer: Answer, context: str) -> bool:

@@ -31,7 +31,12 @@ def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: st
             problems.add(number, *fault)
         else:
             converted.append({**row, **lists})
-    return ConvertedRows(converted, problems.sentences())
+    numbered = label and split == "train" and all(tag.isdecimal() for row in converted for tag in row[label])
+    note = (
+        f"the tags in {label!r} are numbers without names, so that entities are not known and each word is scored "
+        "by itself; names can stand in dataset_info.json beside the files, as the hub has them"
+    )
+    return ConvertedRows(converted, problems.sentences(), [note] if numbered and converted else [])
 
 
 def as_strings(value: Any) -> list[str] | None:

@@ -158,7 +158,7 @@ def plain_splits(form: PublishedForm, splits: Splits) -> tuple[Splits, list[str]
     notes = [f"the columns are those of {form.name}" + (f": {form.note}" if form.note else "")]
     if form.made:
         made = [name for name in form.made if name not in form.has]
-        notes[0] = f"the columns are those of {form.name}; {', '.join(made)} were made of them"
+        notes[0] = f"the columns are those of {form.name}; made of them: {', '.join(made)}"
         notes += [f"{form.name}: {form.note}"] if form.note else []
     if form.convert is nested.webnlg:
         return _with_seen(plain), notes + _left_out(plain)

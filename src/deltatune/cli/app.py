@@ -13,6 +13,7 @@ import typer
 from deltatune.cli.commands import (
     combine,
     compare,
+    count,
     data,
     dimension,
     env,
@@ -54,6 +55,7 @@ app.command(cls=Command, rich_help_panel="Use")(merge.merge)
 app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
+app.command(cls=Command, rich_help_panel="Look up")(count.count)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)
 
 

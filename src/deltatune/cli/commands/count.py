@@ -1,0 +1,174 @@
+"""`deltatune count`: trained parameters, file size and memory of methods on a model, from its config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+from deltatune.cli.options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
+from deltatune.cli.ui.help_screen import fields_of
+from deltatune.cli.ui.screen import facts, plural, print_json, show, table
+from deltatune.comparison.report.number_format import count as number
+from deltatune.comparison.report.number_format import size
+from deltatune.core.errors import DeltatuneError
+
+if TYPE_CHECKING:
+    from deltatune.comparison.method_counts import CountingHost, MethodCount
+
+FIELDS = fields_of("comparison/method_counts.py", "Training")
+LEGEND = (
+    ("trained", "parameters without the head, and their share of the model"),
+    ("file", "adapter.safetensors, head included"),
+    ("kept", "activations that the forward pass keeps for the backward pass"),
+    ("states", "gradients and AdamW's moments"),
+    ("peak", "the most memory at once in a training step, weights included"),
+)
+"""What the columns mean."""
+
+
+def count(
+    model: Model = "builtin",
+    methods: Annotated[
+        list[str] | None,
+        option(
+            "--method",
+            panel=METHOD,
+            metavar="METHOD",
+            help="A method to count; repeat the option for more. Default: every method at its defaults.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Every method gets the largest that fits."),
+    ] = None,
+    tasks: Annotated[
+        int,
+        option("--tasks", panel=METHOD, metavar="NUMBER", help="Tasks to store: adapters beside one base.", min=1),
+    ] = 1000,
+    task: Annotated[
+        str,
+        option(
+            "--task",
+            panel=DATA,
+            metavar="KIND",
+            help="classify (a head for rows), tag (a head for tokens) or lm (the language-model head).",
+            callback=one_of("--task", FIELDS["task"].choices),
+        ),
+    ] = FIELDS["task"].default,
+    classes: Annotated[
+        int, option("--classes", panel=DATA, metavar="NUMBER", help=f"{FIELDS['classes'].help}.")
+    ] = FIELDS["classes"].default,
+    max_length: Annotated[
+        int, option("--max-length", panel=DATA, metavar="TOKENS", help=f"{FIELDS['max_length'].help}.")
+    ] = FIELDS["max_length"].default,
+    batch_size: Annotated[
+        int, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{FIELDS['batch_size'].help}.")
+    ] = FIELDS["batch_size"].default,
+    dtype: Annotated[
+        str,
+        option(
+            "--dtype",
+            panel=TRAINING,
+            metavar="TYPE",
+            help=f"float32, bfloat16 or float16. {FIELDS['dtype'].help}.",
+            callback=one_of("--dtype", FIELDS["dtype"].choices),
+        ),
+    ] = FIELDS["dtype"].default,
+    checkpointing: Annotated[
+        bool, option("--checkpointing/--no-checkpointing", panel=TRAINING, help=f"{FIELDS['checkpointing'].help}.")
+    ] = FIELDS["checkpointing"].default,
+    device: Annotated[
+        str,
+        option(
+            "--device",
+            panel=TRAINING,
+            metavar="KIND",
+            help=f"cpu or cuda. {FIELDS['device'].help}.",
+            callback=one_of("--device", ("cpu", "cuda")),
+        ),
+    ] = FIELDS["device"].default,
+    as_json: Json = False,
+) -> None:
+    """Count what methods train, store and need in memory on a model.
+
+    Only the config is read: a folder with a config.json is enough, and a model of any size can be counted. Peak memory
+    leaves out what the libraries themselves take, and in evaluation the memory of answers.
+
+      deltatune count --model roberta-base --budget 0.5%
+      deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
+    """
+    from deltatune.comparison.method_counts import CountingHost, Training, all_methods
+
+    training = Training(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
+    host = CountingHost(model, training)
+    if budget is not None:
+        from deltatune.core.budget import read_budget
+
+        read_budget(budget, host.host.sites)  # an error for all methods is one error
+    counts = [host.count(method, budget) for method in methods or all_methods()]
+    if methods and all(each.problem for each in counts):
+        raise DeltatuneError("\n".join(f"{each.method}: {each.problem}" for each in counts))
+    counts = list({each.method: each for each in counts}.values())  # short forms may be the same method
+    if as_json:
+        print_json(_as_json(host, counts, tasks))
+    else:
+        _show(host, counts, tasks)
+
+
+def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[str, Any]:
+    from deltatune.comparison.method_counts import storage
+
+    return {
+        "model": dataclasses.asdict(host.model),
+        "training": dataclasses.asdict(host.training),
+        "tasks": tasks,
+        "methods": [
+            {**each.to_json(), "storage": None if each.problem else storage(host.model, each, tasks)} for each in counts
+        ],
+    }
+
+
+def _show(host: CountingHost, counts: list[MethodCount], tasks: int) -> None:
+    from deltatune.comparison.method_counts import storage
+
+    model, training = host.model, host.training
+    fitting = sorted((each for each in counts if not each.problem), key=lambda each: (each.trained, each.method))
+    heads = sorted({each.head or 0 for each in fitting})
+    head = f", head {number(heads[-1])} parameters" if heads and heads[-1] else ""
+    copies = size(tasks * model.file_bytes)
+    pairs = [
+        ("model", f"{model.architecture} ({model.model}): {number(model.params)} parameters, {size(model.file_bytes)}"),
+        (
+            "training",
+            f"{plural(training.batch_size, 'row')} of {plural(training.max_length, 'token')}, {training.dtype}, "
+            f"{training.device}{', gradient checkpointing' if training.checkpointing else ''}{head}",
+        ),
+        ("storage", f"{number(tasks)} fine-tuned copies of the model: {copies}"),
+    ]
+    show(facts(pairs), "")
+    stored = f"{number(tasks)} tasks"
+    columns = ["method", "trained", "share", "file", stored, "kept", "states", "peak"]
+    rows = [[each.method, *_cells(each), size(storage(model, each, tasks)["adapters"])] for each in fitting]
+    rows = [[*row[:4], row[-1], *row[4:-1]] for row in rows]
+    show(table(columns, rows, right=columns[1:]), "")
+    legend = [*LEGEND[:2], (stored, "one base and an adapter for each task"), *LEGEND[2:]]
+    show(facts(legend))
+    problems = [each for each in counts if each.problem]
+    if problems:
+        show("", facts((each.method, str(each.problem).partition("\n")[0]) for each in problems))
+
+
+def _cells(each: MethodCount) -> list[str]:
+    from deltatune.comparison.recommend import percent
+
+    memory = each.memory
+    assert memory is not None
+    assert each.share is not None
+    return [
+        number(each.trained),
+        percent(each.share),
+        size(each.file_bytes),
+        size(memory.activations),
+        size(memory.gradients + memory.optimizer),
+        size(memory.peak),
+    ]

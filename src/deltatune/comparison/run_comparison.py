@@ -124,6 +124,10 @@ class Comparison:
         scores = {
             "validation": trained["scores"]["validation"],
             "test": session.task.score(answers, test.references),
+            **{
+                name: session.task.score(session.predict(plan.splits[name]), plan.splits[name].references)
+                for name in plan.data.more_tests
+            },
         }
         folder = f"adapters/{slug(cell.candidate.text)}-seed{cell.seed}"
         session.host.save(session.name, plan.out / folder)

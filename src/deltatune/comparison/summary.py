@@ -124,7 +124,8 @@ def _entry(
         "ci95": [interval.low, interval.high],
         "tied_with_best": ties[candidate.text],
         "seed_scores": [record["scores"]["test"][metric] for record in final],
-        "scores": _mean_scores(final),
+        "scores": _mean_scores(final, "test"),
+        "more_scores": {name: _mean_scores(final, name) for name in plan.data.more_tests},
         "learning_rate": first["learning_rate"],
         "rate_at_edge": len(search.runs) > 1 and search.rate in (min(search.runs), max(search.runs)),
         "head_params": first["head_params"],
@@ -148,6 +149,6 @@ def _validation(records: list[Record], metric: str) -> float:
     return statistics.mean(float(record["scores"]["validation"][metric]) for record in records)
 
 
-def _mean_scores(final: list[Record]) -> dict[str, float]:
-    names = final[0]["scores"]["test"]
-    return {name: statistics.mean(record["scores"]["test"][name] for record in final) for name in names}
+def _mean_scores(final: list[Record], split: str) -> dict[str, float]:
+    names = final[0]["scores"][split]
+    return {name: statistics.mean(record["scores"][split][name] for record in final) for name in names}

@@ -153,8 +153,7 @@ def _converted(
     if limit is not None:
         splits["train"] = first_by_hash(splits["train"], columns.text, columns.label, limit)
     labels = layout.label_names(splits, kind, columns.label)
-    metric, scored = published_metric(opened.name, kind, len(columns.text))
-    notes += [*converted.notes, *made, *filter(None, [scored])]
+    notes += [*converted.notes, *made]
     data = Data(
         name=opened.name,
         origin=opened.origin,
@@ -166,7 +165,7 @@ def _converted(
         validation=splits["validation"],
         test=splits["test"],
         more_tests={name: rows for name, rows in splits.items() if name not in SPLITS},
-        metric=metric,
+        metric=published_metric(opened.name, kind, len(columns.text)),
         notes=tuple(notes),
     )
     problems = converted.problems + (split_problems(data) if converted.checkable else [])

@@ -160,10 +160,9 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
         on_step=on_step,
         reports=folder,
     )
-    answers = session.predict(encoded["test"])
     metrics = {
         "validation": outcome.evaluations[-1][1],
-        "test": session.task.score(answers, encoded["test"].references),
+        **{split: scored(session, rows) for split, rows in encoded.items() if split not in ("train", "validation")},
         "training": _facts(outcome, encoded),
         **before,
     }
@@ -181,7 +180,7 @@ def _scores_at_start(ready: Prepared) -> dict[str, Any]:
     if ready.start is None:
         return {}
     return {
-        "before": {split: scored(ready.session, ready.encoded[split]) for split in ("validation", "test")},
+        "before": {split: scored(ready.session, rows) for split, rows in ready.encoded.items() if split != "train"},
         "earlier": [
             {
                 "source": data.source,

@@ -298,7 +298,7 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
 def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Scores by split; of an adapter that was trained before, also those at the start and on its earlier data."""
     rows: dict[str, Mapping[str, float]] = {}
-    for split in ("validation", "test"):
+    for split in [name for name in metrics if name not in ("training", "before", "earlier")]:
         if "before" in metrics:
             rows[f"{split}, before"] = metrics["before"][split]
         rows[split] = metrics[split]

@@ -110,6 +110,7 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     from deltatune.comparison.report.method_results import method_results
 
     sign = -1 if lower_is_better(summary["metric"]) else 1
+    further = list(dict.fromkeys(split for row in summary["methods"] for split in row.get("more_scores") or {}))
     ranked = sorted(method_results(summary), key=lambda result: (result.score is None, -sign * (result.score or 0.0)))
     best = ranked[0].score if ranked else None
     rows = []
@@ -122,12 +123,14 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
             score(result.score) if result.score is not None else "failed",
             f"±{(interval[1] - interval[0]) / 2:.3f}" if interval else "",
             verdict if result.score is not None else "",
+            *(score(result.more_scores.get(split)) for split in further),
             *_costs(result, width >= WIDE),
         ]
         rows.append([Text(cell, style="bold" if verdict else "") for cell in cells])
     costs = ["trained", "share", "time", "latency", "merged"]
-    columns = ["method", summary["metric"], "95 %", "", *costs]
-    return table(columns, rows, right=[summary["metric"], "95 %", *costs], gap=2 if width >= WIDE else 1)
+    columns = ["method", summary["metric"], "95 %", "", *further, *costs]
+    right = [summary["metric"], "95 %", *further, *costs]
+    return table(columns, rows, right=right, gap=2 if width >= WIDE else 1)
 
 
 def _costs(result: MethodResult, wide: bool) -> list[str]:

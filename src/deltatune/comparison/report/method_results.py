@@ -31,6 +31,12 @@ class MethodResult:
         return self.number("score")
 
     @property
+    def more_scores(self) -> dict[str, float | None]:
+        """Mean score of each further test split, such as test_mismatched."""
+        metric, splits = str(self.row.get("metric")), self.row.get("more_scores") or {}
+        return {split: number(scores, metric) for split, scores in splits.items()}
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """95 % confidence interval of the score."""
         ends = self.row.get("ci95")

@@ -72,6 +72,7 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column(
             "score", "Score", "test, 95 % CI", lambda result: _score(result, scale), lambda result: result.score, lower
         ),
+        *_more_scores(methods, lower),
         Column(
             "tied",
             "Verdict",
@@ -92,6 +93,18 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),
     ]
+
+
+def _more_scores(methods: Sequence[MethodResult], lower: bool) -> list[Column]:
+    """A column for each further test split, with the mean over the seeds; no method is chosen by them."""
+
+    def column(split: str) -> Column:
+        def value(result: MethodResult) -> float | None:
+            return result.more_scores.get(split)
+
+        return Column(split, "Score", f"{split}, mean", lambda result: formats.score(value(result)), value, lower)
+
+    return [column(split) for split in dict.fromkeys(split for result in methods for split in result.more_scores)]
 
 
 def _heading(column: Column) -> str:

@@ -106,8 +106,7 @@ def _unseen_tags(data: Data) -> list[str]:
     """Tags that no training row has: no method can predict them."""
     seen = {tag for row in data.train for tag in row[data.label]}
     sentences = []
-    for split in ("validation", "test"):
-        rows = data.splits()[split]
+    for split, rows in data.splits().items():
         counts = Counter(tag for row in rows for tag in row[data.label] if tag not in seen)
         if counts:
             numbers = [number for number, row in enumerate(rows, start=1) if not seen.issuperset(row[data.label])]

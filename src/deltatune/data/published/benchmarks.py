@@ -16,7 +16,7 @@ class Benchmark:
     metric: str
     kind: LabelKind
     texts: int
-    """Number of text columns; 0 for any."""
+    """Number of text columns."""
 
 
 BENCHMARKS = {
@@ -41,17 +41,14 @@ BENCHMARKS = {
 """Name -> how it is scored."""
 
 
-def published_metric(source: str, kind: LabelKind, texts: int) -> tuple[str, str]:
-    """The metric of the data set that a source is named after and a note; ("", "") where there is none.
+def published_metric(source: str, kind: LabelKind, texts: int) -> str:
+    """The metric of the data set that a source is named after; "" where there is none.
 
     `source` is a name such as `glue-cola` or `sts-b`; `texts` is the number of text columns.
     """
     words = re.findall(r"[a-z]+|\d+", source.lower())
     names = {*words, *map("".join, pairwise(words)), re.sub(r"[^a-z0-9]", "", source.lower())}
     for name, benchmark in BENCHMARKS.items():
-        if name in names and benchmark.kind == kind and benchmark.texts in (0, texts):
-            return (
-                benchmark.metric,
-                f"the metric is {benchmark.metric}, that of {name}, after which the source is named",
-            )
-    return "", ""
+        if name in names and benchmark.kind == kind and benchmark.texts == texts:
+            return benchmark.metric
+    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,10 @@ def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
         in_file, here = tuple(tensors[key].shape), tuple(expected[key].shape)
         if in_file != here:
             problems.append(f"tensor {key} has shape {in_file} in the file, {here} here")
+        if tensors[key].is_floating_point() != expected[key].is_floating_point():
+            problems.append(f"tensor {key} is of {tensors[key].dtype} in the file, {expected[key].dtype} here")
+        elif not torch.isfinite(tensors[key].to(expected[key].dtype)).all() and torch.isfinite(tensors[key]).all():
+            problems.append(f"tensor {key} has values beyond the range of {expected[key].dtype}")
     return sorted(problems)
 
 
@@ -105,15 +109,20 @@ def attach_filled(
     seed: int = 0,
     head: nn.Module | bool | None = None,
     extra: Mapping[str, Any] | None = None,
+    problems: Sequence[str] = (),
+    check: Callable[[Adapter], list[str]] = lambda adapter: [],
 ) -> Adapter:
-    """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing."""
+    """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing.
+
+    The error also lists `problems`, found before, and what `check` finds on the attached adapter.
+    """
     before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
-    problems = mismatches(adapter, tensors) + not_finite(tensors)
-    if problems:
+    found = [*problems, *check(adapter), *mismatches(adapter, tensors), *not_finite(tensors)]
+    if found:
         host.detach(name)
         host.use(before)
-        raise_all(problems, error_heading)
+        raise_all(found, error_heading)
     adapter.load_tensors(tensors)
     adapter.trained_rows = None  # the caller may know them
     return adapter

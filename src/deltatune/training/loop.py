@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Task
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import GradientCheck, skippable_tensors, unread_tensors
+from deltatune.training.loss_diagnosis import Rates, diagnosis, gradients_text
 from deltatune.training.reporting import Reporter
 from deltatune.training.sampler import BatchLoader, MicroBatch
 from deltatune.training.scaling.distributed import Processes
@@ -105,10 +108,6 @@ class TrainingLoop:
         for step, batches in self.loader.steps(self.progress.step + 1, self.total_steps):
             loss, learning_rate = self.optimize_(step, batches)
             seconds = time.perf_counter() - started
-            if not math.isfinite(loss):
-                raise DeltatuneError(
-                    f"the loss became {loss} in step {step} (rate {learning_rate:.2g}); lower the learning_rate"
-                )
             self.progress.seconds += seconds
             self.progress.history.append((step, loss))
             speed = (self.progress.rows - rows_before) / seconds if seconds else 0.0
@@ -125,20 +124,26 @@ class TrainingLoop:
 
     def optimize_(self, step: int, batches: Sequence[MicroBatch]) -> tuple[float, float]:
         """One optimizer step: its loss over the rows of all processes, and the learning rate it was taken with."""
-        counts = [self.task.items(batch.tensors["labels"]) if batch.rows else 0 for batch in batches]
-        rows, items = self.processes.sum_counts(sum(batch.rows for batch in batches), sum(counts))
-        device, total = self.processes.device, torch.zeros((), device=self.processes.device)
+        rows, items = self.step_items(batches)
+        total = torch.zeros((), device=self.processes.device)
         self.model.train()
         for batch in batches:
-            tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
-            loss: Tensor = self.model(**tensors, items=items)["loss"]
+            loss: Tensor = self.model(**self.arguments(batch, items))["loss"]
             if not batch.rows:  # a pass that only keeps the processes in step
                 loss = loss * 0.0
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        step_loss = float(self.processes.sum_(total))
+        if not math.isfinite(step_loss):  # before the optimizer spreads it into the adapter
+            raise DeltatuneError(f"the loss became {step_loss} in step {step}: {self.diagnosis(step, batches, items)}")
         self.processes.sum_gradients_(self.parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not math.isfinite(norm):
+            gradients = {n: p.grad for n, p in self.gradient_check.parameters.items() if p.grad is not None}
+            cause = gradients_text(gradients, self.host, self.rates_before(step))
+            raise DeltatuneError(f"the gradients became {float(norm)} in step {step}: {cause}")
         if self.settings.max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
 
         factor = schedule_factor(self.settings.schedule, step - 1, self.warmup_steps, self.total_steps)
         for group, peak_rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
@@ -152,7 +157,44 @@ class TrainingLoop:
             self.gradient_check.end(step, max(self.peak_rates))
         self.optimizer.zero_grad()
         self.progress.rows += rows
-        return float(self.processes.sum_(total)), learning_rate
+        return step_loss, learning_rate
+
+    def arguments(self, batch: MicroBatch, items: Mapping[str | None, float]) -> dict[str, Any]:
+        """What the model is called with."""
+        tensors = {name: tensor.to(self.processes.device) for name, tensor in batch.tensors.items()}
+        return {**tensors, **({} if batch.part is None else {"part": batch.part}), "items": items[batch.part]}
+
+    def rates_before(self, step: int) -> Rates:
+        """Learning rates of the steps before this one."""
+        factors = [
+            schedule_factor(self.settings.schedule, i, self.warmup_steps, self.total_steps) for i in range(step - 1)
+        ]
+        recommended = self.host.adapters[self.name].method.learning_rate
+        return Rates(max(factors, default=0.0) * max(self.peak_rates), recommended)
+
+    def diagnosis(self, step: int, batches: Sequence[MicroBatch], items: Mapping[str | None, float]) -> str:
+        """Why the loss of a step is not finite."""
+        calls = [self.arguments(batch, items) for batch in batches if batch.rows]
+        passes = [partial(self.model, **call) for call in calls]
+        return diagnosis(
+            self.host, self.name, calls, passes, self.rates_before(step), measured=self.processes.size == 1
+        )
+
+    def step_items(self, batches: Sequence[MicroBatch]) -> tuple[int, dict[str | None, float]]:
+        """The rows of a step in all processes, and the number by which a part's summed loss is divided.
+
+        That is the step's labelled items; of a mixture's part its own items, over the part's share of the step's rows.
+        """
+        parts: Mapping[str | None, Task] = self.task.parts if isinstance(self.task, Mixture) else {None: self.task}  # type: ignore[assignment]
+        counts = {part: [0, 0] for part in parts}
+        for batch in batches:
+            if batch.rows:
+                counts[batch.part][0] += batch.rows
+                counts[batch.part][1] += parts[batch.part].items(batch.tensors["labels"])
+        sums = self.processes.sum_counts(*(count for pair in counts.values() for count in pair))
+        rows, items = sums[::2], sums[1::2]
+        total = sum(rows)
+        return total, {part: items[i] * (total / rows[i]) if items[i] else 1.0 for i, part in enumerate(parts)}
 
     @property
     def epoch(self) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltatune import Host, parse
-from deltatune.comparison.method_counts import CountingHost, MethodCount, Training, all_methods
+from deltatune.comparison.method_counts import CountedTraining, CountingHost, MethodCount, all_methods
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.loading import empty_backbone
 from deltatune.models.shape_run import LiveMemory, kept_for_backward
@@ -28,7 +28,7 @@ LLAMA_7B = {
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
 }
-STEP = Training(batch_size=3, max_length=11, classes=4)
+STEP = CountedTraining(batch_size=3, max_length=11, classes=4)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(kind, folders
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_is_that_of_a_real_step(folders, checkpointing):
     for kind in ("bert", "llama"):
-        training = Training(batch_size=3, max_length=11, classes=4, checkpointing=checkpointing)
+        training = CountedTraining(batch_size=3, max_length=11, classes=4, checkpointing=checkpointing)
         counted = CountingHost(str(folders[kind]), training).count("LoRA(r=3)")
         host = real_host(kind, "LoRA(r=3)")
         host.model.train()
@@ -137,7 +137,7 @@ def test_the_peak_is_that_of_torchs_allocator(folders):
 
 def test_checkpointing_and_a_gpu_keep_less(folders):
     def kept(**changes):
-        training = Training(batch_size=3, max_length=11, **changes)
+        training = CountedTraining(batch_size=3, max_length=11, **changes)
         counted = CountingHost(str(folders["bert"]), training).count("LoRA(r=3)")
         assert counted.memory is not None
         return counted.memory
@@ -155,7 +155,7 @@ def test_methods_that_a_model_cannot_take_say_why(folders):
     assert counting.count("BitFit(missing='add')").trained
     with pytest.raises(DeltatuneError, match="no method is called 'LoRAX'"):
         counting.count("LoRAX()")
-    assert "only a head" in str(CountingHost(str(folders["llama"]), Training(task="lm")).count("Probe()").problem)
+    assert "only a head" in str(CountingHost(str(folders["llama"]), CountedTraining(task="lm")).count("Probe()").problem)
 
 
 def test_a_budget_sets_the_size(folders):
@@ -167,7 +167,7 @@ def test_a_budget_sets_the_size(folders):
 def test_a_model_of_seven_billion_parameters_is_counted_from_its_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     counting = CountingHost(
-        str(tmp_path), Training("lm", batch_size=1, max_length=512, dtype="bfloat16", device="cuda")
+        str(tmp_path), CountedTraining("lm", batch_size=1, max_length=512, dtype="bfloat16", device="cuda")
     )
     assert {tensor.device.type for tensor in counting.host.model.parameters()} == {"meta"}
     assert counting.model.params == 6_738_415_616

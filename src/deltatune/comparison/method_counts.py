@@ -34,7 +34,7 @@ NAME = "adapter"
 
 
 @dataclass(frozen=True)
-class Training:
+class CountedTraining:
     """The training whose memory is forecast: AdamW on rows of `max_length` tokens without padding."""
 
     task: Literal["classify", "tag", "lm"] = "classify"
@@ -115,9 +115,9 @@ class ModelCount:
 class CountingHost:
     """A model from its config, with shapes and without weights, on which methods are counted."""
 
-    def __init__(self, model: str, training: Training | None = None) -> None:
+    def __init__(self, model: str, training: CountedTraining | None = None) -> None:
         """Raises DeltatuneError for a model without a config, and one without the head that the task needs."""
-        self.training = training or Training()
+        self.training = training or CountedTraining()
         self.name = model
         _, config = find_config(model)
         loads: Any = "row"

@@ -167,20 +167,22 @@ class Host:
 
     # ---- merging
 
-    def merge_(self, name: str) -> float:
+    def merge_(self, name: str, weight: float = 1.0) -> float:
         """Write an adapter into the base's weights and return the largest difference of the outputs on random inputs.
 
-        Raises CannotMerge if a Delta has no weight form, or if the difference exceeds what rounding explains.
+        `weight` multiplies its changes, as `use({name: weight})` does. Raises CannotMerge if a Delta has no weight form, or if the difference exceeds what rounding explains.
         """
         adapter = self._adapter(name)
         if name in self.merged:
             raise DeltatuneError(f"adapter {name!r} is merged already")
         check_merges(name, adapter, self.model)
-        with self._switched(Route({name: 1.0}), training=False):
+        route = read_route({name: weight}, self.adapters)
+        check_exclusive(route, self.adapters)
+        with self._switched(route, training=False):
             unmerged = verification_output(self.model, self.sites.facts)
             self._merging.differences[name] = 0.0
             self._arrange()
-            self._merging.write_(adapter)
+            self._merging.write_(name, adapter, weight)
             merged = verification_output(self.model, self.sites.facts)
             worst = self._merging.differences[name] = difference(unmerged, merged)
         dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype

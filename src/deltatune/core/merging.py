@@ -22,24 +22,27 @@ class MergedAdapters:
         self.model = model
         self.differences: dict[str, float] = {}
         """Merged adapters, and the largest difference of the outputs that merging made on verification inputs."""
+        self.weights: dict[str, float] = {}
+        """The weight with which each was merged."""
         self._originals: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def write_(self, adapter: Adapter) -> None:
+    def write_(self, name: str, adapter: Adapter, weight: float) -> None:
         """Write an adapter into the base's weights; the first time, copies of the originals are kept."""
+        self.weights[name] = weight
         for parameter in changed_parameters(self.model, adapter):
             self._originals.setdefault(id(parameter), (parameter, parameter.detach().clone()))
-        write_adapter_(self.model, adapter)
+        write_adapter_(self.model, adapter, weight)
 
     def remove_(self, name: str, adapters: Mapping[str, Adapter]) -> None:
         """Take an adapter out; those that stay merged are written again into the original bits."""
         with torch.no_grad():
             for parameter, original in self._originals.values():
                 parameter.copy_(original)
-        del self.differences[name]
+        del self.differences[name], self.weights[name]
         if not self.differences:
             self._originals.clear()
         for other in self.differences:
-            write_adapter_(self.model, adapters[other])
+            write_adapter_(self.model, adapters[other], self.weights[other])
 
     def original(self, parameter: Tensor) -> Tensor:
         """The value of a base parameter without merged adapters."""
@@ -71,10 +74,10 @@ def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def write_adapter_(model: nn.Module, adapter: Adapter) -> None:
-    """Write every Delta of an adapter into the base's parameters in place.
+def write_adapter_(model: nn.Module, adapter: Adapter, weight: float = 1.0) -> None:
+    """Write every Delta of an adapter into the base's parameters in place, its changes multiplied by a weight.
 
-    Unmerged, all Deltas of a module see the output of the base alone, so their changes of its weights add up; those of
+    Each site's output is linear in its parameters, so W + w ΔW gives h + w Δ exactly. Unmerged, all Deltas of a module see the output of the base alone, so their changes of its weights add up; those of
     its input come last.
     """
     changes: dict[tuple[bool, str, str], list[tuple[BaseWeights, Delta]]] = {}
@@ -82,12 +85,12 @@ def write_adapter_(model: nn.Module, adapter: Adapter) -> None:
         key = (site.kind == "input", site.module, site.attribute)
         changes.setdefault(key, []).append((BaseWeights(model.get_submodule(site.module), site), delta))
     for key in sorted(changes, key=lambda key: key[0]):
-        _write_(changes[key])
+        _write_(changes[key], weight)
 
 
-def _write_(changes: list[tuple[BaseWeights, Delta]]) -> None:
+def _write_(changes: list[tuple[BaseWeights, Delta]], weight: float) -> None:
     """Write the changes of one module, each computed from its parameters before any of them."""
-    alone = len(changes) == 1
+    alone = len(changes) == 1 and weight == 1.0
     new: dict[str, Tensor] = {}
     old = {name: tensor.clone() for name, tensor in ({} if alone else changes[0][0].stored()).items()}
     for base, delta in changes:
@@ -99,7 +102,7 @@ def _write_(changes: list[tuple[BaseWeights, Delta]]) -> None:
                 new[name] = base.placed(name, tensor)
             else:
                 change = base.placed(name, tensor).double() - old[name].double()
-                new[name] = new.get(name, old[name].double()) + change
+                new[name] = new.get(name, old[name].double()) + weight * change
     stored = changes[0][0].stored()
     for name, tensor in new.items():
         stored[name].copy_(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -118,6 +119,8 @@ def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict
         raise_all(unknown_adapters([name], attached))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise DeltatuneError(f"the weight of adapter {name!r} must be a number, not {weight!r}")
+        if not math.isfinite(weight):
+            raise DeltatuneError(f"the weight of adapter {name!r} is {weight}; it must be a finite number such as 0.5")
     return {name: float(weight) for name, weight in weights.items() if weight}
 
 

@@ -33,11 +33,12 @@ def save_merged(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: torch.dtype | None = None,
+    weight: float = 1.0,
 ) -> Merged:
     """Write the base with adapter `name` merged into it as a model folder, atomically.
 
     The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
-    the weights in another type. The host is unchanged afterwards. A task head is not part of the model and stays with
+    the weights in another type; `weight` multiplies the adapter's changes. The host is unchanged afterwards. A task head is not part of the model and stays with
     the adapter. Raises DeltatuneError for an adapter without a weight form, a folder with other content, and a
     difference larger than rounding errors; then no folder is written.
     """
@@ -45,9 +46,9 @@ def save_merged(
     if not isinstance(model, PreTrainedModel):
         raise DeltatuneError(f"{type(model).__name__} is not a model of transformers and has no folder format")
     stored_dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    unmerged = outputs(host, name)
+    unmerged = outputs(host, name, weight)
     before = host.route
-    host.merge_(name)
+    host.merge_(name, weight)
     try:
         state = weights_of(model, stored_dtype)
         largest = 0.0
@@ -61,9 +62,8 @@ def save_merged(
                 tokenizer.save_pretrained(work)
             largest = verify(host, work, unmerged, stored_dtype)
             method = repr(host.adapters[name].method)
-            write_json(
-                work / RECORD, {"adapter": name, "method": method, "dtype": str(stored_dtype), "difference": largest}
-            )
+            record = {"adapter": name, "method": method, "weight": weight, "dtype": str(stored_dtype)}
+            write_json(work / RECORD, {**record, "difference": largest})
 
         stored = {id(tensor): tensor.numel() * tensor.element_size() for tensor in state.values()}  # tied ones once
         write_folder(Path(folder), fill, sum(stored.values()))
@@ -90,9 +90,9 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return {name: dtype if name in ("dtype", "torch_dtype") else value for name, value in parts.items()}
 
 
-def outputs(host: Host, name: str) -> Any:
+def outputs(host: Host, name: str, weight: float = 1.0) -> Any:
     """Return the model's outputs on the test inputs with one adapter unmerged."""
-    with host.using(name, training=False):
+    with host.using({name: weight}, training=False):
         return verification_output(host.model, host.sites.facts)
 
 

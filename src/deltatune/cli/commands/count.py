@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError
 if TYPE_CHECKING:
     from deltatune.comparison.method_counts import CountingHost, MethodCount
 
-FIELDS = fields_of("comparison/method_counts.py", "Training")
+FIELDS = fields_of("comparison/method_counts.py", "CountedTraining")
 LEGEND = (
     ("trained", "parameters without the head, and their share of the model"),
     ("file", "adapter.safetensors, head included"),
@@ -97,9 +97,9 @@ def count(
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
     """
-    from deltatune.comparison.method_counts import CountingHost, Training, all_methods
+    from deltatune.comparison.method_counts import CountingHost, CountedTraining, all_methods
 
-    training = Training(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
+    training = CountedTraining(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
     host = CountingHost(model, training)
     if budget is not None:
         from deltatune.core.budget import read_budget

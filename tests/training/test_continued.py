@@ -192,7 +192,8 @@ def test_a_recipe_goes_on_from_an_adapter(trained, tmp_path):
         (f"out={trained}", "starts from"),
         ("from=nowhere", "no adapter folder at nowhere"),
     ):
-        other = ran("run", yaml, f"out={tmp_path / 'other'}", override)
+        out = [] if override.startswith("out=") else [f"out={tmp_path / 'other'}"]
+        other = ran("run", yaml, *out, override)
         assert other.code != 0, override
         assert message in other.err
     assert not (tmp_path / "other").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm"]
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
-LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw"]
+LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", "mixture"]
 """What the label of a row is.
 
 - `classes`: a class name (single-label classification)
@@ -31,6 +32,7 @@ LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw"]
 - `span`: the answers, as spans of the context
 - `text`: an output text
 - `raw`: nothing, the text itself is learned
+- `mixture`: several tasks, each with labels of its own (`MixtureData`)
 """
 
 TASK_OF: dict[LabelKind, TaskName] = {
@@ -90,7 +92,8 @@ class Data:
 
 def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
     """The text columns of a row, each as one string. Two rows with equal texts are the same input to a model."""
-    return tuple(as_text(row[column]) for column in columns)
+    values = [row[column] for column in columns]
+    return tuple([value if type(value) is str else as_text(value) for value in values])
 
 
 def as_text(value: Any) -> str:
@@ -103,7 +106,7 @@ def as_text(value: Any) -> str:
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Every column of the rows in order of first appearance. Rows of a JSON file may have different columns."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    return list(dict.fromkeys(chain.from_iterable(rows)))
 
 
 # --- data in figures ---

@@ -12,11 +12,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import nearest, raise_all
 from deltatune.data import Data
+from deltatune.data.mixture_data import MixtureData
 from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.metrics.positive_class import positive_class
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.prompts.prompt_format import PRESETS
 from deltatune.tasks.tagging import Tag
@@ -47,8 +50,10 @@ def task_for(
     Raises DeltatuneError for fields that the task does not have, and for values they cannot have.
     """
     over = {name: value for name, value in (over or {}).items() if value is not None}
+    check_task_fields(data, over)
+    if isinstance(data, MixtureData):
+        return _mixture_for(data, config, tokenizer, over)
     task: Any = DATA_TASKS[data.kind]
-    check_fields_of(task, over)
     inferred: dict[str, Any] = {"text": data.text}
     if data.kind != "raw":
         inferred["label"] = data.label
@@ -74,6 +79,41 @@ def task_for(
     return InferredTask(chosen, tuple(notes))
 
 
+def _mixture_for(
+    data: MixtureData, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, over: Mapping[str, Any]
+) -> InferredTask:
+    """The mixture of the parts' tasks; `over["parts"]` sets fields of the parts."""
+    fields_of = over.get("parts") or {}
+    parts = {name: task_for(part, config, tokenizer, fields_of.get(name)) for name, part in data.parts.items()}
+    notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
+    mixture = Mixture({name: part.task for name, part in parts.items()}, over.get("temperature", 1.0))
+    shares = mixture.shares({name: len(part.train) for name, part in data.parts.items()})
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    lower = [f"{n}.{p.metric}" for n, p in mixture.parts.items() if lower_is_better(p.metric)]
+    notes.append(
+        f"rows are sampled by size with temperature {mixture.temperature:g}: {listed}; each row weighs the same"
+    )
+    if lower:
+        notes.append(f"in the mean score m counts as 1/(1 + m) for {', '.join(lower)}, where lower is better")
+    return InferredTask(mixture, tuple(notes))
+
+
+def check_task_fields(data: Data, over: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError listing the given fields that the task of these data does not have."""
+    if not isinstance(data, MixtureData):
+        check_fields_of(DATA_TASKS[data.kind], over)
+        return
+    check_fields_of(Mixture, over)
+    parts = over.get("parts") or {}
+    raise_all([
+        f"{name!r} is not a part of this mixture{nearest(name, data.parts)}; parts: {', '.join(data.parts)}"
+        for name in parts
+        if name not in data.parts
+    ])  # fmt: skip
+    for name, values in parts.items():
+        check_fields_of(DATA_TASKS[data.parts[name].kind], values)
+
+
 def check_fields_of(task: type[Task], over: Mapping[str, Any]) -> None:
     """Raise DeltatuneError listing the given fields that this class of task does not have."""
     names = [field.name for field in fields(task)]  # type: ignore[arg-type]
@@ -88,6 +128,8 @@ def shorter(task: Any, positions: int | None) -> Any:
     """The task with a max_length of at most this many positions."""
     if positions is None or task.max_length <= positions:
         return task
+    if isinstance(task, Mixture):
+        return replace(task, parts={name: shorter(part, positions) for name, part in task.parts.items()})
     limits: dict[str, Any] = {"max_length": max(2, positions)}
     if isinstance(task, ExtractiveQA):
         limits["stride"] = min(task.stride, positions // 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.validation import check_fields
 
 
@@ -103,8 +104,52 @@ class Head(nn.Module):
         return f"pooling={self.config.pooling!r}"
 
 
-def head_from_json(content: dict[str, Any]) -> Head:
-    """Build a stored head, without its tensors. Raises DeltatuneError for unknown fields and bad values."""
+@dataclass(frozen=True)
+class HeadsConfig:
+    """The shapes of the heads of a mixture, by part."""
+
+    parts: Mapping[str, HeadConfig]
+    """The head of each part that has one; others use the language-model head."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `head_from_json` reads."""
+        return {"parts": {name: config.to_json() for name, config in self.parts.items()}}
+
+
+class Heads(nn.Module):
+    """The heads of a mixture's parts: each reads the same hidden states."""
+
+    kind = "pooled"
+    """As of a single head: `head_from_json` tells them apart."""
+
+    def __init__(self, config: HeadsConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        # a module's child cannot have a name such as "update", a part can
+        self.parts = nn.ModuleDict({f"{name}_head": Head(part, seed) for name, part in config.parts.items()})
+
+    def of(self, part: str) -> Head:
+        """The head of one part. Raises DeltatuneError for a part without one."""
+        if part not in self.config.parts:
+            raise DeltatuneError(f"part {part!r} has no head{nearest(part, self.config.parts)}; heads: {self.names}")
+        head = self.parts[f"{part}_head"]
+        assert isinstance(head, Head)
+        return head
+
+    @property
+    def names(self) -> str:
+        """The parts that have a head, for messages."""
+        return ", ".join(self.config.parts)
+
+
+def head_from_json(content: dict[str, Any]) -> Head | Heads:
+    """Build a stored head, or the heads of a mixture, without tensors.
+
+    Raises DeltatuneError for unknown fields and bad values.
+    """
+    if set(content) == {"parts"}:
+        heads = {name: head_from_json(part) for name, part in dict(content["parts"]).items()}
+        return Heads(HeadsConfig({name: head.config for name, head in heads.items() if isinstance(head, Head)}))
     names = {field.name for field in fields(HeadConfig)}
     raise_all([f"the stored head has {name!r}, which is unknown" for name in content if name not in names])
     return Head(HeadConfig(**content))

@@ -1,84 +1,132 @@
-"""Multi-task mixture: one adapter learns several classifications, and each has its own classes in one head."""
+"""Multi-task mixture: one adapter learns several tasks of any kind, each with a head of its own or the LM head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data import LabelKind
-from deltatune.models.architecture import Answers
+from deltatune.data.mixture_data import PART, marked
+from deltatune.models.architecture import Answers, Loads
 from deltatune.tasks.classification import Classify
-from deltatune.tasks.heads import HeadConfig
-from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.extractive_qa import ExtractiveQA
+from deltatune.tasks.generation import Generate
+from deltatune.tasks.heads import HeadConfig, Heads, HeadsConfig
+from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.tasks.metrics.corpus_score import CorpusScore, Floats
+from deltatune.tasks.metrics.metric_facts import lower_is_better
+from deltatune.tasks.multilabel import MultiLabel
+from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Encoded, Row, Task
 
-TASK_COLUMN = "task"
-"""The column with the name of a row's task."""
+PART_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classify, MultiLabel, Tag, ExtractiveQA, Generate, LanguageModel)
+}
+"""The tasks that a part may have."""
+
+Pair = Sequence[Any]
+"""(part, answer) or (part, reference) of a row; a list when it was read from JSON."""
+
+
+@dataclass(frozen=True)
+class MixtureEncoded(Encoded):
+    """Encoded rows of a mixture: the pieces of all parts, one part after the other."""
+
+    parts: Mapping[str, Encoded] = field(default_factory=dict)
+    """The encoded rows of each part that has any, in the order of `rows`."""
+    part_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The row (0 to N - 1) of the data that each row of a part is."""
+
+    @property
+    def examples(self) -> int:
+        """N, the number of rows."""
+        return sum(encoded.examples for encoded in self.parts.values())
+
+    @property
+    def references(self) -> list[Pair]:
+        """(part, reference) of each row."""
+        return self.in_row_order({name: encoded.references for name, encoded in self.parts.items()})
+
+    def in_row_order(self, values: Mapping[str, Iterable[Any]]) -> list[Pair]:
+        """(part, value) of the N rows, from the values of each part's rows; arrays become lists."""
+        pairs: list[Any] = [None] * self.examples
+        for name, part_values in values.items():
+            for row, value in zip(self.part_rows[name], part_values, strict=True):
+                pairs[row] = (name, value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+        return pairs
+
+    def pieces(self) -> dict[str, range]:
+        """The indices in `rows` of each part's pieces."""
+        ends = np.cumsum([0, *(len(encoded) for encoded in self.parts.values())]).tolist()
+        return {name: range(*ends[i : i + 2]) for i, name in enumerate(self.parts)}
 
 
 @dataclass(frozen=True)
 class Mixture(Task):
-    """Several classifications as one task: the head has all classes, and a row's loss is over those of its task.
+    """Several tasks as one. Each row knows its part (`marked`) and is encoded, answered and scored as its part does.
 
-    Tasks are sampled in proportion to their sizes to the power 1/temperature (Raffel et al. 2020, section 3.5.2,
-    https://arxiv.org/abs/1910.10683): 1 is proportional, large values make the tasks equally frequent.
+    Parts are sampled in proportion to their sizes to the power 1/temperature (Raffel et al. 2020, section 3.5.2,
+    https://arxiv.org/abs/1910.10683): 1 is proportional, large values make the parts equally frequent. A step's loss is
+    Σ_p (n_p / n) · (loss of part p / its items in the step), with n_p of the step's n rows in part p: each row weighs
+    the same, however many tokens its answer has.
     """
 
-    parts: Mapping[str, Classify]
+    parts: Mapping[str, Task]
     """The tasks by name."""
     temperature: float = 1.0
-    """Temperature of the sampling; large values even out the tasks."""
+    """Temperature of the sampling; large values even out the parts."""
 
     name: ClassVar[str] = "mixture"
     answers: ClassVar[Answers] = "row"
     metric: ClassVar[str] = "mean"  # type: ignore[misc]
-    """The mean of the tasks' primary metrics."""
+    """The mean of the parts' primary metrics; a metric m that is better when lower counts as 1/(1 + m)."""
 
     def __post_init__(self) -> None:
-        numbers = [name for name, part in self.parts.items() if not part.labels]
-        problems = [f"task {name!r} is a regression; a mixture takes classifications" for name in numbers]
+        problems = [
+            f"part {name!r} is a {type(part).__name__}; the parts of a mixture are: "
+            f"{', '.join(task.__name__ for task in PART_TASKS.values())}"
+            for name, part in self.parts.items()
+            if type(part) not in PART_TASKS.values()
+        ]
         if len(self.parts) < 2:
             problems.append(f"a mixture needs at least two tasks, this has {len(self.parts)}")
-        if not self.temperature > 0:
-            problems.append(f"temperature must be above 0, not {self.temperature}")
+        if not 0 < self.temperature < float("inf"):
+            problems.append(f"temperature must be above 0 and finite, not {self.temperature}")
         raise_all(problems)
 
-    def mix(self, rows: Mapping[str, Sequence[Row]], total: int | None = None) -> list[dict[str, Any]]:
-        """Training rows of all tasks, each with its task's name, in proportion: `total` rows, by default all.
+    @property
+    def loads(self) -> Loads:  # type: ignore[override]
+        """One model for all parts: a language model if a part needs one; the other heads read its hidden states."""
+        return "text" if any(part.loads == "text" for part in self.parts.values()) else "row"
 
-        Rows are repeated where a task gets more than it has. Training shuffles them.
-        """
-        self._check_names(rows)
-        sizes = {name: len(members) for name, members in rows.items()}
-        weights = {name: size ** (1 / self.temperature) for name, size in sizes.items()}
-        total = sum(sizes.values()) if total is None else total
-        mixed = []
-        for name, members in rows.items():
-            count = round(total * weights[name] / sum(weights.values()))
-            mixed += [{**members[i % len(members)], TASK_COLUMN: name} for i in range(count)]
-        return mixed
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens of any part."""
+        return max(int(part.max_length) for part in self.parts.values())  # type: ignore[attr-defined]
+
+    def part(self, name: str) -> Task:
+        """The task of one part. Raises DeltatuneError for a name that no part has."""
+        self._check_names([name])
+        return self.parts[name]
 
     def marked(self, rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-        """Rows of all tasks, each once, with its task's name: for validation."""
+        """Rows of all parts, each with its part's name, in one list."""
         self._check_names(rows)
-        return [{**row, TASK_COLUMN: name} for name, members in rows.items() for row in members]
+        return [row for name, members in rows.items() for row in marked(members, name)]
 
-    def only(self, name: str) -> Part:
-        """One of the tasks with its part of the mixture's head: to predict and to score."""
-        self._check_names({name: ()})
-        start, _ = self._range(name)
-        return Part(**asdict(self.parts[name]), start=start, total=self.outputs)
+    def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """The share of each part in the rows that are sampled, given how many it has."""
+        weights = {name: size ** (1 / self.temperature) for name, size in sizes.items()}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
-    # --- the task ---
+    # --- rows to tokens, heads ---
 
     def encode(
         self,
@@ -89,96 +137,132 @@ class Mixture(Task):
         positions_taken: int = 0,
         labelled: bool = True,
         joined: bool = True,
-    ) -> Encoded:
-        """Tokenise rows of `mix` or `marked`, each as its task does; labels are class numbers of the whole head."""
-        unmarked = [i for i, row in enumerate(rows) if row.get(TASK_COLUMN) not in self.parts]
+    ) -> MixtureEncoded:
+        """Tokenise rows of `marked`, each as its part does. Raises DeltatuneError with the problems of all parts."""
+        part_rows = self._rows_of_parts([row.get(PART) for row in rows])
+        parts, problems = {}, []
+        for name, numbers in part_rows.items():
+            try:
+                parts[name] = self.parts[name].encode(
+                    [rows[i] for i in numbers],
+                    tokenizer,
+                    positions=positions,
+                    positions_taken=positions_taken,
+                    labelled=labelled,
+                    joined=joined,
+                )
+            except DeltatuneError as error:
+                problems.append(f"part {name}: {error}")
+        raise_all(problems)
+        pieces = [piece for encoded in parts.values() for piece in encoded.rows]
+        truncated = sum(encoded.truncated for encoded in parts.values())
+        return MixtureEncoded(pieces, truncated, parts=parts, part_rows=part_rows)
+
+    def _rows_of_parts(self, names: Sequence[Any]) -> dict[str, list[int]]:
+        """The rows of each part, given the part of each row."""
+        unmarked = [i for i, name in enumerate(names) if name not in self.parts]
         if unmarked:
-            first = rows[unmarked[0]].get(TASK_COLUMN)
             raise DeltatuneError(
-                f"row {unmarked[0]} belongs to no task of this mixture: {TASK_COLUMN}={first!r}; tasks: "
-                f"{', '.join(self.parts)}; Mixture.mix marks rows"
+                f"row {unmarked[0]} belongs to no part of this mixture: {PART}={names[unmarked[0]]!r}; parts: "
+                f"{', '.join(self.parts)}; Mixture.marked marks rows"
             )
-        token_rows: list[Any] = [None] * len(rows)
-        truncated = 0
-        for name, part in self.parts.items():
-            indices = [i for i, row in enumerate(rows) if row[TASK_COLUMN] == name]
-            options: dict[str, Any] = {"positions": positions, "positions_taken": positions_taken, "labelled": labelled}
-            encoded = part.encode([rows[i] for i in indices], tokenizer, **options)
-            start, _ = self._range(name)
-            truncated += encoded.truncated
-            for i, row in zip(indices, encoded, strict=True):
-                token_rows[i] = {**row, "label": row["label"] + start} if labelled else row
-        return Encoded(token_rows, truncated=truncated)
+        rows = {name: [i for i, part in enumerate(names) if part == name] for name in self.parts}
+        return {name: numbers for name, numbers in rows.items() if numbers}
 
-    @property
-    def outputs(self) -> int:
-        """Classes of all tasks."""
-        return sum(len(part.labels) for part in self.parts.values())
+    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig | None:
+        """None: each part has a head of its own (`make_head`)."""
+        return None
 
-    def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """The first task's head with the classes of all tasks."""
-        first = next(iter(self.parts.values()))
-        return first.head_config(config, **{**over, "outputs": self.outputs})
+    def make_head(self, config: PretrainedConfig, seed: int = 0, **over: Any) -> Heads | None:  # type: ignore[override]
+        """The heads of all parts that have one; `over` changes fields of those that classify a whole row."""
+        heads = {
+            name: part.head_config(config, **(over if part.answers == "row" else {}))
+            for name, part in self.parts.items()
+        }
+        own = {name: head for name, head in heads.items() if head is not None}
+        return Heads(HeadsConfig(own), seed) if own else None
+
+    def columns(self, name: str) -> slice:
+        """The classes of one part in the one head of all classes that mixtures of earlier versions have."""
+        names = list(self.parts)
+        start = sum(len(self.parts[other].labels) for other in names[: names.index(name)])
+        return slice(start, start + len(self.parts[name].labels))
+
+    # --- losses: each part's own ---
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each row over the classes of its own task, summed."""
-        task = torch.tensor(self._tasks_of_classes(), device=labels.device)  # (C,)
-        others = task[None, :] != task[labels][:, None]  # (B, C)
-        return F.cross_entropy(logits.float().masked_fill(others, -torch.inf), labels, reduction="sum")
+        """Raises DeltatuneError: a loss is that of a part."""
+        raise DeltatuneError(f"a mixture has no loss of its own; its parts have: {', '.join(self.parts)}")
 
     def items(self, labels: Tensor) -> int:
-        """Rows of the batch."""
-        return len(labels)
+        """Raises DeltatuneError, as `loss` does."""
+        raise DeltatuneError(f"a mixture has no items of its own; its parts have: {', '.join(self.parts)}")
 
-    def score(self, logits: NDArray[Any], references: NDArray[Any]) -> dict[str, float]:
-        """Every task's metrics as `task.metric`, and the mean of the primary ones."""
-        scores: dict[str, float] = {}
+    # --- answers and scores ---
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> Any:
+        """Answers of no rows; the parts collect their own."""
+        return []
+
+    def _by_part(self, pairs: Sequence[Pair]) -> dict[str, tuple[list[int], Any]]:
+        """The rows and the values of each part: arrays for those that classify rows, else lists."""
+        parts = {}
+        for name, rows in self._rows_of_parts([pair[0] for pair in pairs]).items():
+            values = [pairs[row][1] for row in rows]
+            parts[name] = (rows, np.asarray(values) if self.parts[name].answers == "row" else values)
+        return parts
+
+    def decode(self, answers: Sequence[Pair]) -> list[dict[str, Any]]:
+        """`{"part": name}` and the part's answer, for each row."""
+        decoded: list[Any] = [None] * len(answers)
+        for name, (rows, values) in self._by_part(answers).items():
+            for row, answer in zip(rows, self.parts[name].decode(values), strict=True):
+                decoded[row] = {"part": name, **answer}
+        return decoded
+
+    def corpus_scores(
+        self, answers: Sequence[Pair], references: Sequence[Pair], names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """The mean of the primary metrics, and every metric of every part as `part.metric`."""
+        scores: dict[str, CorpusScore] = {}
         primary = []
-        tasks = np.asarray(self._tasks_of_classes())[references]
-        for number, name in enumerate(self.parts):
-            members = tasks == number
-            if members.any():
-                part = self.only(name)
-                part_scores = part.score(logits[members], references[members] - part.start)
-                scores |= {f"{name}.{metric}": value for metric, value in part_scores.items()}
-                primary.append(part_scores[part.metric])
-        return {"mean": float(np.mean(primary)), **scores}
+        known = self._by_part(references)
+        for name, (rows, values) in self._by_part(answers).items():
+            part = self.parts[name]
+            asked = (part.metric,) if names is not None and tuple(names) == (self.metric,) else None
+            part_scores = part.corpus_scores(values, known[name][1], asked)
+            first = sorted(part_scores, key=lambda metric: metric != part.metric)
+            scores |= {f"{name}.{metric}": _PartScore(part_scores[metric], rows) for metric in first}
+            primary.append((_PartScore(part_scores[part.metric], rows), part.metric))
+        return {self.metric: _MeanScore(primary), **scores}
 
-    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
-        """Logits (N, C); each row is one piece."""
-        return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
+    def mean_of(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The scores of a mixture from those of its parts."""
+        primary = [
+            comparable(scores[name][part.metric], part.metric) for name, part in self.parts.items() if name in scores
+        ]
+        each = {f"{name}.{metric}": value for name, part in scores.items() for metric, value in part.items()}
+        return {self.metric: float(np.mean(primary)), **each}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The mean of the tasks' primary metrics."""
-        return ("mean",)
+        """The mean of the parts' primary metrics."""
+        return (self.metric,)
+
+    def metric_name(self, metric: str) -> str:
+        """A part's metric with what its name leaves open."""
+        part, _, own = metric.partition(".")
+        return f"{part} {self.parts[part].metric_name(own)}" if part in self.parts else metric
 
     @property
     def label_kind(self) -> LabelKind:
-        """One class per row."""
-        return "classes"
-
-    def corpus_scores(
-        self, answers: Any, references: Any, names: Sequence[str] | None = None
-    ) -> Mapping[str, CorpusScore]:
-        """Raises DeltatuneError, as `predictions` does."""
-        raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
+        """Each part has its own."""
+        return "mixture"
 
     def describe(self) -> str:
         """One line."""
-        return f"a mixture of {', '.join(self.parts)}"
-
-    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Raises DeltatuneError: logits do not tell a row's task. Predict with `only`."""
-        raise DeltatuneError(f"predict with one task of the mixture: mixture.only({next(iter(self.parts))!r})")
-
-    def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
-        """Raises DeltatuneError, as `predictions` does."""
-        raise DeltatuneError(f"predict with one task of the mixture: mixture.only({next(iter(self.parts))!r})")
-
-    def measure(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-        """Raises DeltatuneError, as `predictions` does."""
-        raise DeltatuneError(f"measure one task of the mixture: mixture.only({next(iter(self.parts))!r})")
+        parts = "; ".join(f"{name}: {part.describe()}" for name, part in self.parts.items())
+        return f"a mixture of {len(self.parts)} tasks. {parts}"
 
     # --- plain data ---
 
@@ -190,43 +274,55 @@ class Mixture(Task):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Mixture:
         """Read `to_json`'s result."""
-        missing = [f"the stored mixture lacks {name!r}" for name in ("parts", "temperature") if name not in data]
-        raise_all(missing)
-        parts = {name: Classify.from_json(part) for name, part in data["parts"].items()}
+        raise_all([f"the stored mixture lacks {name!r}" for name in ("parts", "temperature") if name not in data])
+        kinds = {name: str(part.get("task", Classify.name)) for name, part in data["parts"].items()}
+        raise_all([
+            f"part {name!r} of the stored mixture is an unknown task {kind!r}{nearest(kind, PART_TASKS)}"
+            for name, kind in kinds.items()
+            if kind not in PART_TASKS
+        ])  # fmt: skip
+        parts = {name: PART_TASKS[kinds[name]].from_json(part) for name, part in data["parts"].items()}
         return cls(parts, data["temperature"])
 
-    def _range(self, name: str) -> tuple[int, int]:
-        names = list(self.parts)
-        start = sum(len(self.parts[other].labels) for other in names[: names.index(name)])
-        return start, start + len(self.parts[name].labels)
-
-    def _tasks_of_classes(self) -> list[int]:
-        """The number of each class's task."""
-        return [number for number, part in enumerate(self.parts.values()) for _ in part.labels]
-
-    def _check_names(self, rows: Mapping[str, Any]) -> None:
-        names = ", ".join(self.parts)
+    def _check_names(self, names: Iterable[str]) -> None:
         raise_all([
-            f"{name!r} is not a task of this mixture{nearest(name, self.parts)}; tasks: {names}"
-            for name in rows
+            f"{name!r} is not a part of this mixture{nearest(name, self.parts)}; parts: {', '.join(self.parts)}"
+            for name in names
             if name not in self.parts
         ])  # fmt: skip
 
 
+def comparable(value: Any, metric: str) -> Any:
+    """A metric's value as one of which higher is better: m, or 1/(1 + m) for losses and errors m."""
+    return 1 / (1 + value) if lower_is_better(metric) else value
+
+
 @dataclass(frozen=True)
-class Part(Classify):
-    """A classification whose logits are some columns of a larger head."""
+class _PartScore(CorpusScore):
+    """A score of one part, under weights of the rows of all parts."""
 
-    start: int = 0
-    """First column of the classification."""
-    total: int = 0
-    """Number of columns of the head."""
+    part_score: CorpusScore
+    rows: Sequence[int]
 
-    def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        return super().predictions(self._columns(logits))
+    def score(self) -> float:
+        return self.part_score.score()
 
-    def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
-        return super().decode(self._columns(logits))
+    def resampled(self, weights: NDArray[Any]) -> Floats:
+        return self.part_score.resampled(np.asarray(weights)[:, list(self.rows)])
 
-    def _columns(self, logits: NDArray[Any]) -> NDArray[Any]:
-        return logits[:, self.start : self.start + len(self.labels)] if logits.shape[1] == self.total else logits
+
+@dataclass(frozen=True)
+class _MeanScore(CorpusScore):
+    """The mean of the parts' primary metrics."""
+
+    parts: Sequence[tuple[CorpusScore, str]]
+
+    def score(self) -> float:
+        return float(self._mean(lambda part: part.score()))
+
+    def resampled(self, weights: NDArray[Any]) -> Floats:
+        return np.asarray(self._mean(lambda part: part.resampled(weights)), np.float64)
+
+    def _mean(self, value_of: Callable[[CorpusScore], Any]) -> Any:
+        values = [comparable(value_of(part), metric) for part, metric in self.parts]
+        return sum(values) / len(values)

@@ -12,6 +12,8 @@ import numpy as np
 
 from deltatune.core.trained_rows import Hashes
 from deltatune.data.dataset import as_text
+from deltatune.data.mixture_data import PART
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Row, Task
 
 TEXT_BYTES, LABEL_BYTES = 6, 2
@@ -28,7 +30,10 @@ def row_hashes(task: Task, rows: Sequence[Row]) -> Hashes:
 
 def _identity(task: Task, row: Row) -> tuple[list[str], Any]:
     """The texts and the label of a row; a generated answer may have several references."""
-    texts = [_normalised(as_text(row.get(name, ""))) for name in task.text]
+    if isinstance(task, Mixture):
+        return _identity(task.parts[row[PART]], row)
+    marked = [name.partition(":")[0] for name in getattr(task, "mark", ())]  # another entity is another input
+    texts = [_normalised(as_text(row.get(name, ""))) for name in (*task.text, *marked)]
     label = row.get(task.label) if task.label else None
     return texts, row.get("references") or label if task.answers == "text" else label
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.tasks.heads import Head
+from deltatune.tasks.heads import Head, Heads
 
 PADDING_LOGIT = -1e4
 """Logit of padding tokens: no span begins or ends there."""
@@ -27,11 +29,31 @@ def base_outputs(
     more: dict[str, Any] = {}
     if states and reads_decoder_states(host):
         more = shifted_decoder_inputs(host.model, batch) if shift_right else unshifted_decoder_inputs(batch)
-    if states and getattr(host.model, "base_model", host.model) is not host.model:
+    if states and (getattr(host.model, "base_model", host.model) is not host.model or _token_head(host.model)):
         more["output_hidden_states"] = True
     device_type = batch["input_ids"].device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(device_type, torch.bfloat16, enabled=bfloat16), _few_token_logits(host.model, states):
         return host.model(**{**more, **batch})
+
+
+@contextmanager
+def _few_token_logits(model: nn.Module, states: bool) -> Iterator[None]:
+    """Within this context a language model whose states are read computes logits of one token a row, not of all."""
+    output = _token_head(model) if states else None
+    if output is None:
+        yield
+        return
+    # before all other hooks, so that an adapter of the head reads the selected states too
+    handle = output.register_forward_pre_hook(lambda module, args: (args[0][:, :1], *args[1:]), prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _token_head(model: nn.Module) -> nn.Module | None:
+    """The language-model head; None for a model without one."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
 
 
 def reads_decoder_states(host: Host) -> bool:
@@ -110,17 +132,26 @@ def pooled_features(host: Host, head: Head, batch: dict[str, Tensor], bfloat16: 
     return head.pool(states, text_mask(host, batch), pooler)
 
 
-def head_of(host: Host, name: str) -> Head | None:
-    """The task head of an adapter; None if it adapts the model's own."""
+def head_of(host: Host, name: str, part: str | None = None) -> Head | None:
+    """The task head of an adapter, or that of one part of a mixture; None if it adapts the model's own."""
     head = host.adapters[name].head
+    if isinstance(head, Heads):
+        if part is None:
+            raise DeltatuneError(f"adapter {name!r} has a head for each part of a mixture ({head.names}); name a part")
+        return head.of(part)
     if head is not None and not isinstance(head, Head):
         raise DeltatuneError(f"adapter {name!r} keeps a {type(head).__name__}; tasks need a deltatune.tasks.Head")
     return head
 
 
-def adapter_logits(host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
-    """Logits (B, C) or (B, T, C) of one adapter's head, or of the model's own, under the current route."""
-    head = head_of(host, name)
+def adapter_logits(
+    host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool = False, part: str | None = None
+) -> Tensor:
+    """Logits (B, C) or (B, T, C) of one adapter's head, or of the model's own, under the current route.
+
+    part: the part of a mixture whose head it is.
+    """
+    head = head_of(host, name, part)
     if head is None:
         return base_head_logits(base_outputs(host, batch, bfloat16, states=False), name).float()
     logits = head.classify(pooled_features(host, head, batch, bfloat16))

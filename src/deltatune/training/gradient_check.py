@@ -10,7 +10,7 @@ from torch import nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.tasks.heads import Head
+from deltatune.tasks.heads import Head, Heads, HeadsConfig
 
 STEPS = 3
 """Steps in which every tensor must have moved. In the first it may not: LoRA's A has no gradient at B = 0."""
@@ -24,23 +24,44 @@ def unread_tensors(host: Host, name: str) -> set[str]:
     They belong to the method (full fine-tuning has every weight) but cannot learn anything for this task.
     """
     adapter = host.adapters[name]
-    if not isinstance(adapter.head, Head):
+    if not isinstance(adapter.head, (Head, Heads)):
         return set()
     modules = set()
-    if "pooler" in host.sites and adapter.head.config.pooling != "pooler":
+    own = adapter.head.config
+    poolings = {config.pooling for config in (own.parts.values() if isinstance(own, HeadsConfig) else (own,))}
+    if "pooler" in host.sites and "pooler" not in poolings:
         modules.add(host.sites["pooler"].module)
+    if isinstance(own, HeadsConfig):  # another part may read the language-model head
+        return _names_at(host, name, modules)
+    return _names_at(host, name, modules | _output_modules(host))
+
+
+def _output_modules(host: Host) -> set[str]:
+    """The path of the language-model head, if the model has one."""
     model: Any = host.model
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    modules |= {path for path, module in model.named_modules() if module is output and output is not None}
-    unread = {id(p) for _, site, delta in adapter.entries() if site.module in modules for p in delta.parameters()}
-    return {n for n, p in host.trainable(name) if id(p) in unread}
+    return {path for path, module in model.named_modules() if module is output and output is not None}
+
+
+def _names_at(host: Host, name: str, modules: Collection[str]) -> set[str]:
+    """The trainable tensors of an adapter at the sites of some modules."""
+    entries = host.adapters[name].entries()
+    there = {id(p) for _, site, delta in entries if site.module in modules for p in delta.parameters()}
+    return {n for n, p in host.trainable(name) if id(p) in there}
 
 
 def skippable_tensors(host: Host, name: str) -> set[str]:
-    """Trainable tensors that a step may skip by design, as a robust AdapterDrop does with its lower layers."""
+    """Trainable tensors that a step may skip by design, as a robust AdapterDrop does with its lower layers.
+
+    A step may have no rows of some part of a mixture; then that part's head, or the language-model head, is not read.
+    """
     adapter = host.adapters[name]
     skippable = {id(p) for _, _, delta in adapter.entries() if delta.hints.skippable for p in delta.parameters()}
-    return {n for n, p in host.trainable(name) if id(p) in skippable}
+    names = {n for n, p in host.trainable(name) if id(p) in skippable}
+    if isinstance(adapter.head, Heads):
+        heads = {n for n, _ in host.trainable(name) if n.startswith("head.")}
+        return names | heads | _names_at(host, name, _output_modules(host))
+    return names
 
 
 class GradientCheck:

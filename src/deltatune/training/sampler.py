@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class BatchSampler:
     def batches(self, epoch: int) -> list[list[int]]:
         """Rows of each optimizer step of an epoch. Only the last step may have fewer than `batch_size`."""
         generator = generator_for(self.seed, f"order.{epoch}")
-        rows = torch.randperm(len(self.lengths), generator=generator).tolist()
+        rows = self.rows_of(epoch, generator)
         size, rest = self.batch_size, len(rows) % self.batch_size
         rows, last = rows[: len(rows) - rest], rows[len(rows) - rest :]
         if self.length_grouping:
@@ -55,6 +55,10 @@ class BatchSampler:
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         return [*shuffled, *([last] if last else [])]
 
+    def rows_of(self, epoch: int, generator: torch.Generator) -> list[int]:
+        """The rows of an epoch in random order."""
+        return torch.randperm(len(self.lengths), generator=generator).tolist()
+
     def forward_passes(self, batch: Sequence[int]) -> list[list[int]]:
         """The rows of one step cut into this process's forward passes.
 
@@ -62,8 +66,62 @@ class BatchSampler:
         """
         size = self.processes.size
         count = min(self.accumulation, -(-len(batch) // size)) * size
-        cuts = [len(batch) * i // count for i in range(count + 1)]
-        return [list(batch[start:end]) for start, end in pairwise(cuts)][self.processes.rank :: size]
+        return parts_of(batch, count)[self.processes.rank :: size]
+
+
+class MixtureSampler(BatchSampler):
+    """Rows of several parts, each part sampled by a share of its own; a forward pass has rows of one part alone.
+
+    A part that is sampled less often than it has rows gives other rows in the next epoch, until all had their turn.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Sequence[int]], shares: Mapping[str, float], lengths: Sequence[int], *args: Any
+    ) -> None:
+        """`parts`: the row numbers of each part; `shares`: its share in an epoch, which has `len(lengths)` rows."""
+        super().__init__(lengths, *args)
+        self.parts = {name: list(rows) for name, rows in parts.items()}
+        self.quotas = {name: max(1, round(len(lengths) * shares[name])) for name in parts}
+        self.part_of = {row: name for name, rows in self.parts.items() for row in rows}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        return -(-sum(self.quotas.values()) // self.batch_size)
+
+    def rows_of(self, epoch: int, generator: torch.Generator) -> list[int]:
+        """The rows of an epoch in random order."""
+        rows = [row for name in self.parts for row in self._drawn(name, epoch)]
+        return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+
+    def _drawn(self, name: str, epoch: int) -> list[int]:
+        """The rows of one part: the next ones of shuffles that follow each other."""
+        rows, quota = self.parts[name], self.quotas[name]
+        drawn: list[int] = []
+        position, end = epoch * quota, (epoch + 1) * quota
+        while position < end:
+            shuffle, first = divmod(position, len(rows))
+            order = torch.randperm(len(rows), generator=generator_for(self.seed, f"order.{name}.{shuffle}")).tolist()
+            drawn += [rows[i] for i in order[first : first + end - position]]
+            position += min(len(rows) - first, end - position)
+        return drawn
+
+    def forward_passes(self, batch: Sequence[int]) -> list[list[int]]:
+        """The rows of one step by part, each part cut into this process's forward passes by its share of the step."""
+        passes = []
+        for name in self.parts:
+            rows = [row for row in batch if self.part_of[row] == name]
+            if rows:
+                size = self.processes.size
+                count = max(1, min(-(-self.accumulation * len(rows) // len(batch)), -(-len(rows) // size))) * size
+                passes += parts_of(rows, count)[self.processes.rank :: size]
+        return passes
+
+
+def parts_of(rows: Sequence[int], count: int) -> list[list[int]]:
+    """Rows cut into parts of about the same size."""
+    cuts = [len(rows) * i // count for i in range(count + 1)]
+    return [list(rows[start:end]) for start, end in pairwise(cuts)]
 
 
 class MicroBatch(NamedTuple):
@@ -73,6 +131,8 @@ class MicroBatch(NamedTuple):
     """The model's inputs and `labels`."""
     rows: int
     """Rows of the data in it. 0: the tensors are a placeholder, and their loss must not count."""
+    part: str | None = None
+    """The part of a mixture that all rows belong to."""
 
 
 class BatchLoader:
@@ -94,4 +154,5 @@ class BatchLoader:
     def _micro_batch(self, rows: Sequence[int], epoch: int) -> MicroBatch:
         tensors = self.make_batch(rows or [0], epoch)  # models take no empty batch
         tensors.pop("rows", None)  # the number of packed rows
-        return MicroBatch(tensors, len(rows))
+        part = self.sampler.part_of[next(iter(rows), 0)] if isinstance(self.sampler, MixtureSampler) else None
+        return MicroBatch(tensors, len(rows), part)

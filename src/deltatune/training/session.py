@@ -18,11 +18,12 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
+from deltatune.data.mixture_data import MixtureData
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
-from deltatune.tasks import Encoded, Task, longest_input, task_from_json, tokenizer_fingerprint
-from deltatune.tasks.auto_task import check_fields_of, shorter, task_for
+from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
+from deltatune.tasks.auto_task import check_task_fields, shorter, task_for
 from deltatune.tasks.task import Row
 from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.tasks.tokenization import with_token_ids
@@ -53,6 +54,12 @@ class Session:
     """What was inferred from the data, in sentences."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What training stored in the adapter's folder beside the tensors; empty for a new adapter."""
+    weight: float = 1.0
+    """Factor on the adapter's changes in predictions; its head is used whole."""
+    mixture: Mixture | None = None
+    """The whole mixture, if `task` is one of its parts."""
+    part: str | None = None
+    """The name of that part."""
 
     @property
     def adapter(self) -> Adapter:
@@ -71,6 +78,28 @@ class Session:
         """A new head for the task; False for tasks that use the language-model head."""
         head = self.task.make_head(self.host.model.config, seed, **self.head)  # type: ignore[arg-type]
         return False if head is None else head
+
+    def for_part(self, name: str) -> Session:
+        """The session of one part of a mixture: its task, and its head. Raises DeltatuneError for another task."""
+        if not isinstance(self.task, Mixture):
+            raise DeltatuneError(f"--part {name}: this adapter has one task, no mixture; leave --part out")
+        return replace(self, task=self.task.part(name), mixture=self.task, part=name)
+
+    def weighted(self, weight: float) -> Session:
+        """The same session with the adapter's changes multiplied by a weight in predictions.
+
+        Raises DeltatuneError for an adapter that has no such scale: whole weights, and soft prompts, whose tokens stay
+        in the text whatever their weight.
+        """
+        self.host.use({self.name: weight})
+        self.host.use(self.name)
+        tokens = self.adapter.needs.virtual_tokens
+        if weight != 1 and tokens:
+            raise DeltatuneError(
+                f"weight {weight:g}: {self.adapter.method!r} puts {tokens} virtual tokens into the text, which stay "
+                "there whatever their weight; only weight 1 is possible"
+            )
+        return replace(self, weight=weight)
 
     def attach(self, method: Method, seed: int, head: nn.Module | Literal[False], **more: Any) -> Adapter:
         """Attach a new adapter with this head; `more` goes to `Host.attach`."""
@@ -106,7 +135,10 @@ class Session:
 
     def predict(self, rows: Sequence[Row] | Encoded, batch_size: int = 64) -> Any:
         """Answers of the attached adapter, as `task.decode` and `task.score` read them."""
-        return predict(self.host, self.name, self.task, rows, self.tokenizer, batch_size, self.precision)
+        task = self.task
+        if self.mixture is not None and self.part is not None:
+            task = replace(self.mixture, parts={**self.mixture.parts, self.part: self.task})
+        return predict(self.host, self.name, task, rows, self.tokenizer, batch_size, self.precision, self.part, self.weight)
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's folder holds so that `open_adapter` can open it without further options."""
@@ -137,14 +169,17 @@ def open_session(
     the place of the data's task. Raises DeltatuneError for unknown fields before the model is loaded, and for a model
     that cannot do the task.
     """
-    kind = objective or DATA_TASKS[data.kind]
+    parts = list(data.parts.values()) if isinstance(data, MixtureData) and objective is None else [data]
+    kinds: list[Any] = [objective or DATA_TASKS[part.kind] for part in parts]
     head = head or {}
-    _check_head(kind.answers, head)
+    rows = [kind for kind in kinds if kind.answers == "row"]  # head options are for these
+    _check_head((rows or kinds)[0].answers, head)
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     if objective is None:
-        check_fields_of(DATA_TASKS[data.kind], fields)
-    host, tokenizer = open_host(model, kind.loads, _reads_pooler(head))
-    head = head if kind.answers == "row" else {}
+        check_task_fields(data, fields)
+    loads = next((kind.loads for kind in kinds if kind.loads == "text"), kinds[0].loads)
+    host, tokenizer = open_host(model, loads, _reads_pooler(head))
+    head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision)
     chosen = task_for(data, host.model.config, tokenizer, fields)  # type: ignore[arg-type]
@@ -152,12 +187,17 @@ def open_session(
 
 
 def open_adapter(
-    folder: str | Path, model: str | None = None, other_base: bool = False, fields: Mapping[str, Any] | None = None
+    folder: str | Path,
+    model: str | None = None,
+    other_base: bool = False,
+    fields: Mapping[str, Any] | None = None,
+    part: str | None = None,
 ) -> Session:
     """Load a trained adapter with its model and task. `folder` is the adapter's, or that of its training run.
 
     `model` is where the model is now; by default where it was at training. `fields` replaces fields of the task that
-    may change after training. Raises DeltatuneError for a folder, a model or a tokenizer that does not fit.
+    may change after training. `part` opens one part of a mixture.
+    Raises DeltatuneError for a folder, a model or a tokenizer that does not fit.
     """
     path = run_folder.find_adapter(folder)
     format_of(path)  # raises if there is no adapter at all
@@ -168,7 +208,8 @@ def open_adapter(
             f"{path} does not say what it was trained for (labels and columns); "
             "only adapters of `deltatune train` do, others are loaded from Python: host.load(folder)"
         )
-    task = with_fields(task_from_json(extra["task"]), fields or {})
+    stored = task_from_json(extra["task"])
+    task = with_fields(stored, fields or {}) if part is None else stored
     trained_on = str(extra.get("model") or config["base"].get("name"))
     pooler = _reads_pooler((config.get("head") or {}).get("config"))
     try:
@@ -182,7 +223,11 @@ def open_adapter(
     host.load(path, name=NAME, other_base=other_base)
     _check_tokenizer(path, tokenizer, extra)
     precision = str((extra.get("settings") or {}).get("precision") or "auto")
-    return Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra)
+    session = Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra)
+    if part is None:
+        return session
+    session = session.for_part(part)
+    return replace(session, task=with_fields(session.task, fields or {}))
 
 
 def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:
@@ -198,7 +243,8 @@ def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:
 
 
 def _reads_pooler(head: Mapping[str, Any] | None) -> bool:
-    return (head or {}).get("pooling") == "pooler"
+    parts = (head or {}).get("parts") or {}
+    return (head or {}).get("pooling") == "pooler" or any(_reads_pooler(part) for part in parts.values())
 
 
 def _check_head(answers: str, head: Mapping[str, Any]) -> None:

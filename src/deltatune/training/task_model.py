@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.tasks.heads import Head
+from deltatune.tasks.heads import Head, Heads
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
 from deltatune.training.forward import adapter_logits, text_states
 
@@ -28,7 +29,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.model = host.model
         self.host, self.name, self.task, self.uses_bfloat16 = host, name, task, bfloat16
-        self.head_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, Head)
+        self.head_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, (Head, Heads))
 
     def train(self, mode: bool = True) -> TaskModel:
         """Set the mode. A base without anything to train stays in evaluation mode: a probe reads it without dropout."""
@@ -40,29 +41,42 @@ class TaskModel(nn.Module):
             head.train(mode)
         return self
 
-    def forward(self, labels: Tensor, items: int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, labels: Tensor, items: float | None = None, part: str | None = None, **batch: Tensor
+    ) -> dict[str, Tensor]:
         """Return the loss, summed over labelled items and divided by `items`, and the logits.
 
-        `items`: the labelled items of the whole optimizer step; by default those of this batch.
+        `items`: the labelled items of the whole optimizer step; by default those of this batch. `part`: the part of a
+        mixture whose rows these are.
         """
-        own_items = self.task.items(labels)
+        task = self.task.part(part) if isinstance(self.task, Mixture) and part is not None else self.task
+        own_items = task.items(labels)
         items = own_items if items is None else items
-        if isinstance(self.task, LanguageModelTask):
-            outputs = self._language_model(self.task, labels, batch)
+        if isinstance(task, LanguageModelTask):
+            outputs = self._language_model(task, labels, batch)
         else:
-            outputs = self._head(labels, batch)
+            outputs = self._head(task, labels, batch, part)
         penalty = self.host.adapters[self.name].penalty()  # the passes of a step share it by their items
         return {**outputs, "loss": outputs["loss"] / items + penalty * (own_items / items)}
 
-    def _head(self, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = adapter_logits(self.host, self.name, batch, self.uses_bfloat16)
-        return {"loss": self.task.loss(logits, labels), "logits": logits}
+    def _head(self, task: Task, labels: Tensor, batch: dict[str, Tensor], part: str | None) -> dict[str, Tensor]:
+        logits = part_logits(self.host, self.name, self.task, part, batch, self.uses_bfloat16)
+        return {"loss": task.loss(logits, labels), "logits": logits}
 
     def _language_model(self, task: LanguageModelTask, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}
         outputs, token_labels = labelled_outputs(self.host, batch, labels, self.uses_bfloat16)
         logits = token_logits(outputs)
         return {"loss": task.model_loss(logits, token_labels, outputs, extra_labels), "logits": logits}
+
+
+def part_logits(
+    host: Host, name: str, task: Task, part: str | None, batch: dict[str, Tensor], bfloat16: bool
+) -> Tensor:
+    """Logits of an adapter's head; of a mixture those of one part, whose head may be columns of one for all parts."""
+    logits = adapter_logits(host, name, batch, bfloat16, part)
+    shared = isinstance(task, Mixture) and part is not None and isinstance(host.adapters[name].head, Head)
+    return logits[..., task.columns(part)] if shared else logits  # type: ignore[attr-defined]
 
 
 def labelled_outputs(

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.store.folder_lock import FolderLock
+from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import unread_tensors
@@ -29,7 +30,7 @@ from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
 from deltatune.training.loop import OnStep, TrainingLoop
 from deltatune.training.reporting import Reporter, check_installed
-from deltatune.training.sampler import BatchLoader, BatchSampler
+from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
 from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
 from deltatune.training.scaling.feature_cache import FeatureModel, cacheable_head, extract_features
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
@@ -182,6 +183,8 @@ def model_and_loader(
     processes: Processes,
 ) -> tuple[nn.Module, BatchLoader]:
     """What the loop trains, and its batches: the whole model on tokens, or only a head on cached features."""
+    if isinstance(rows, MixtureEncoded):
+        return mixture_and_loader(host, name, task, rows, tokenizer, settings, processes)
     collate = adapter_collator(host, name, tokenizer, rows, settings.packing)
     if settings.packing:
         check_packing(host, name, collate, rows.rows)
@@ -208,6 +211,47 @@ def model_and_loader(
         return collate([task.draw(rows.rows[n], generator) for n, generator in zip(numbers, generators, strict=True)])
 
     return TaskModel(host, name, task, bfloat16), BatchLoader(sampler, make_batch)
+
+
+def mixture_and_loader(
+    host: Host,
+    name: str,
+    task: Task,
+    rows: MixtureEncoded,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    processes: Processes,
+) -> tuple[nn.Module, BatchLoader]:
+    """The whole model, and batches of a mixture: forward passes of one part each."""
+    assert isinstance(task, Mixture)
+    head_only = [n for n, part in task.parts.items() if part.loads == "text"] if not host.adapters[name].count else []
+    raise_all([
+        f"part {part} uses the language-model head, and {host.adapters[name].method!r} trains only heads; choose "
+        "another method"
+        for part in head_only
+    ])  # fmt: skip
+    if settings.packing:
+        raise DeltatuneError(
+            "packing is for a single task: a mixture's parts have labels of different kinds; leave it out"
+        )
+    absent = [part for part in task.parts if part not in rows.parts]
+    raise_all([f"part {part} of the mixture has no rows to train on" for part in absent])
+    collators = {part: adapter_collator(host, name, tokenizer, encoded) for part, encoded in rows.parts.items()}
+    sampler = MixtureSampler(
+        rows.pieces(),
+        task.shares({part: len(encoded) for part, encoded in rows.parts.items()}),
+        [len(row["input_ids"]) for row in rows],
+        settings.batch_size,
+        settings.accumulation,
+        settings.seed,
+        settings.length_grouping,
+        processes,
+    )
+
+    def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
+        return collators[sampler.part_of[numbers[0]]]([rows.rows[number] for number in numbers])
+
+    return TaskModel(host, name, task, uses_bfloat16(host.model, settings.precision)), BatchLoader(sampler, make_batch)
 
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:

@@ -18,13 +18,16 @@ from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
+from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
-from deltatune.training.forward import adapter_logits, logits
+from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
 from deltatune.training.inference.likelihood import negative_log_likelihoods
+from deltatune.training.task_model import part_logits
 
 
 def predict(
@@ -35,16 +38,26 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int = 64,
     precision: str = "auto",
+    part: str | None = None,
+    weight: float = 1.0,
 ) -> Any:
     """Return one adapter's answers for N rows, encoded or not: the input of `task.decode` and `task.score`.
 
-    For classification these are logits (N, C) in float32. Route and modes of the model are restored.
+    For classification these are logits (N, C) in float32. Of a mixture, `part` names the part whose rows these are;
+    without it each row knows its own, and the answers are (part, answer) of each. `weight` multiplies the adapter's
+    changes, not its head. Route and modes of the model are restored.
     """
+    mixture, task = task, task.part(part) if isinstance(task, Mixture) and part is not None else task
     encoded = ensure_encoded(host, name, task, rows, tokenizer, labelled=False)
     if not len(encoded):
         return task.collect([], encoded)
+    if isinstance(encoded, MixtureEncoded):
+        return encoded.in_row_order({
+            each: predict(host, name, mixture, part_rows, tokenizer, batch_size, precision, each, weight)
+            for each, part_rows in encoded.parts.items()
+        })  # fmt: skip
     bfloat16 = uses_bfloat16(host.model, precision)
-    with host.using(name, training=False), torch.inference_mode():
+    with host.using({name: weight}, training=False), torch.inference_mode():
         if task.answers == "text":
             return generate_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
         collate = adapter_collator(host, name, tokenizer, encoded)
@@ -52,7 +65,7 @@ def predict(
             return task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
 
         def batch_logits(batch: dict[str, Tensor]) -> Tensor:
-            return adapter_logits(host, name, batch, bfloat16)
+            return part_logits(host, name, mixture, part, batch, bfloat16)
 
         return task.collect(row_logits(encoded, collate, batch_size, device_of(host), batch_logits), encoded)
 
@@ -89,11 +102,17 @@ def encode_for(
     Raises DeltatuneError for a base that cannot do the task, and for rows that the task refuses.
     """
     kind: str = family(host.model.config)  # type: ignore[arg-type]
-    if kind not in task.families:
-        families = " or an ".join(task.families)
-        reason = "encoder models cannot generate text; " if kind == "encoder" else ""
+    for each in task.parts.values() if isinstance(task, Mixture) else (task,):
+        if kind not in each.families:
+            families = " or an ".join(each.families)
+            reason = "encoder models cannot generate text; " if kind == "encoder" else ""
+            raise DeltatuneError(
+                f"{type(host.model).__name__} is an {kind}: {reason}{type(each).__name__} needs a {families}"
+            )
+    if isinstance(task, LanguageModel) and host.sites.facts.decoder and host.adapters[name].needs.answer_offsets:
         raise DeltatuneError(
-            f"{type(host.model).__name__} is an {kind}: {reason}{type(task).__name__} needs a {families}"
+            f"{host.adapters[name].method!r} treats a prompt and its answer differently, and the texts of language "
+            "modelling have no prompt; use generate with columns input and output, or another method"
         )
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence

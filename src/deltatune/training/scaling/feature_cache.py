@@ -61,7 +61,7 @@ class FeatureModel(nn.Module):
         super().__init__()
         self.head, self.task = head, task
 
-    def forward(self, vectors: Tensor, labels: Tensor, items: int | None = None) -> dict[str, Tensor]:
+    def forward(self, vectors: Tensor, labels: Tensor, items: float | None = None) -> dict[str, Tensor]:
         """Return the loss, divided by `items` (default: the batch's own), and the logits (B, C) of vectors (B, D)."""
         logits = self.head.classify(vectors)
         loss = self.task.loss(logits, labels) / (self.task.items(labels) if items is None else items)

@@ -8,12 +8,15 @@ from typing import Any
 
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.dataset import Data, Row, texts
-from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
+from deltatune.data.layouts.text_rows import long_rows
+from deltatune.data.repeats import repeat_remarks
 
 SMALL_SPLIT = 100
 """Rows of a split below which one row is more than a point."""
+
+INVISIBLE = "texts without a visible character"
 
 DAMAGE = {
     "control characters": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
@@ -21,8 +24,12 @@ DAMAGE = {
     "letters such as 'Ã©' and 'â€™', UTF-8 read as another encoding": re.compile(
         "[ÂÃ][\x80-\xbf]|â€[\x80-\xbf\u2018-\u201e\u2122\u0153\u0161\u00a6\u02dc]|ï¿½|ðŸ"
     ),
+    "byte-order marks (U+FEFF), where files were joined": re.compile("\ufeff"),
+    INVISIBLE: re.compile(r"\A[\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]*\Z"),
 }
 """Characters of texts that were damaged before they came here."""
+ASCII_DAMAGE = [(what, DAMAGE[what]) for what in ("control characters", INVISIBLE)]
+"""What texts in ASCII can have."""
 
 
 def problems(data: Data) -> list[str]:
@@ -40,15 +47,16 @@ def problems(data: Data) -> list[str]:
 
 def split_problems(data: Data) -> list[str]:
     """What is wrong with whole splits whose rows have no faults, one sentence each."""
-    return _too_few_rows(data) + LAYOUTS[data.task].problems(data)
+    return _too_few_rows(data) + _not_utf8(data) + LAYOUTS[data.task].problems(data)
 
 
 def remarks(data: Data) -> list[str]:
     """What makes a score on `data` mean less than it seems, one sentence each. `data` must be without problems."""
     return (
-        _rows_in_two_splits(data)
-        + _duplicates(data)
+        repeat_remarks(data)
         + LAYOUTS[data.task].remarks(data)
+        + _constant_columns(data)
+        + ([] if data.task in ("generate", "lm") else long_rows(data, lambda row: _length(row, data)))
         + (_small_splits(data) if data.task != "lm" else [])
         + _damaged_characters(data)
     )
@@ -64,64 +72,76 @@ def _too_few_rows(data: Data) -> list[str]:
     ]
 
 
-def _rows_in_two_splits(data: Data) -> list[str]:
-    """Texts of one split that occur in another."""
-    keys = {split: [texts(row, data.text) for row in rows] for split, rows in data.splits().items()}
-    distinct = {split: set(split_keys) for split, split_keys in keys.items()}
-    sentences = []
-    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        shared = [number for number, key in enumerate(keys[split], start=1) if key in distinct[other]]
-        if shared:
-            numbers = first_few([str(number) for number in shared])
-            sentences.append(
-                f"{len(shared)} of {len(keys[split])} {split} rows ({numbers}) also occur in {other}: "
-                "scores on them measure memory."
-            )
-    return sentences
-
-
-def _duplicates(data: Data) -> list[str]:
-    """Rows that repeat an earlier one of their split, with the same label."""
-    sentences = []
-    for split, rows in data.splits().items():
-        seen: set[tuple[str, ...]] = set()
-        repeats = []
-        for number, row in enumerate(rows, start=1):
-            key = (*texts(row, data.text), repr(_label(row, data)))
-            if key in seen:
-                repeats.append(number)
-            seen.add(key)
-        if repeats:
-            verb = "repeats" if len(repeats) == 1 else "repeat"
-            sentences.append(f"{split}: {in_rows(repeats)} {verb} an earlier row.")
-    return sentences
-
-
-def _label(row: Row, data: Data) -> object:
-    return row.get("references") if data.kind == "text" else row.get(data.label)
-
-
 def _small_splits(data: Data) -> list[str]:
     """Splits so small that one row moves the score by more than a point."""
     return [
         f"{split} has {len(rows)} rows: each row counts {100 / len(rows):.1f} percentage points; small differences may "
         "be chance."
-        for split, rows in (("validation", data.validation), ("test", data.test))
+        for split, rows in data.splits().items()
+        if split != "train"
         if 0 < len(rows) < SMALL_SPLIT
     ]
 
 
+def _constant_columns(data: Data) -> list[str]:
+    """Text columns with one text in every training row, beside others."""
+    columns = data.text if len(data.text) > 1 and data.task != "span" else ()
+    return [
+        f"train: column {column!r} has the same text in every row: it tells nothing."
+        for column in columns
+        if len(data.train) > 1 and all(row[column] == data.train[0][column] for row in data.train)
+    ]
+
+
+def _length(row: Row, data: Data) -> int:
+    """Characters of the input."""
+    return sum(map(len, texts(row, data.text)))
+
+
 def _damaged_characters(data: Data) -> list[str]:
-    """Characters that come from a wrong encoding or from binary data."""
-    columns = {*data.text, *([data.label] if data.kind == "text" else [])}
+    """Characters that come from a wrong encoding or from binary data, and texts of invisible characters alone."""
+    columns = [*dict.fromkeys((*data.text, *([data.label] if data.kind == "text" else [])))]
     sentences = []
     for split, rows in data.splits().items():
-        strings = ["\n".join(_strings(row[column] for column in columns)) for row in rows]
-        for what, pattern in DAMAGE.items():
-            numbers = [number for number, text in enumerate(strings, start=1) if pattern.search(text)]
-            if numbers:
-                sentences.append(f"{split}: there are {what} in {in_rows(numbers)}.")
+        numbers: dict[str, list[int]] = {what: [] for what in DAMAGE}
+        for number, row in enumerate(rows, start=1):
+            text = "\n".join(_strings([row[column] for column in columns]))
+            if text.isascii() and text.isprintable() and not text.isspace():  # nearly all, known quickly
+                continue
+            for what, pattern in ASCII_DAMAGE if text.isascii() else DAMAGE.items():
+                if pattern.search(text):
+                    numbers[what].append(number)
+        sentences += [f"{split}: there are {what} in {in_rows(rows)}." for what, rows in numbers.items() if rows]
     return sentences
+
+
+def _not_utf8(data: Data) -> list[str]:
+    """Texts and labels with half of a surrogate pair, which no tokenizer and no file takes."""
+    columns = [
+        *dict.fromkeys((*data.text, *filter(None, [data.label]), *(["references"] if data.kind == "text" else [])))
+    ]
+    sentences = []
+    for split, rows in data.splits().items():
+        for column in columns:
+            numbers = [i for i, row in enumerate(rows, start=1) if not _is_utf8(row.get(column))]
+            if numbers:
+                sentences.append(
+                    f"{split}: column {column!r} has half of a surrogate pair, which UTF-8 cannot hold, in "
+                    f"{in_rows(numbers)}. Write the whole character, or remove it."
+                )
+    return sentences
+
+
+def _is_utf8(value: Any) -> bool:
+    if isinstance(value, str):
+        if value.isascii():  # known without reading the text
+            return True
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    return value is None or all(map(_is_utf8, _strings([value])))
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

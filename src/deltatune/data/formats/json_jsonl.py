@@ -32,9 +32,15 @@ def jsonl_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
-    rows = list(_rows(text.split("\n")))  # not splitlines: U+2028 may occur inside a JSON string
-    raise_malformed(path, [row for row in rows if isinstance(row, str)], LINES_FIX)
-    return [row for row in rows if not isinstance(row, str)]
+    rows: list[Row] = []
+    problems: list[str] = []
+    for row in _rows(text.split("\n")):  # not splitlines: U+2028 may occur inside a JSON string
+        if isinstance(row, str):
+            problems.append(row)
+        else:
+            rows.append(row)
+    raise_malformed(path, problems, LINES_FIX)
+    return rows
 
 
 def _rows(lines: Iterable[str]) -> Iterator[Row | str]:

@@ -24,9 +24,12 @@ from deltatune.data.layouts.layout import (
     missing_values,
     short,
 )
+from deltatune.data.text_forms import FORM, same_forms
 
 IMBALANCE = 2.0
 """Size of the largest class over that of the smallest, from which on it is remarked."""
+SMALL_CLASS = 5
+"""Training rows of a class below which it is hardly learned."""
 COARSE = 0.9
 """Share of the different numbers that float32 keeps apart, below which it is remarked."""
 LEAK = 0.2
@@ -187,14 +190,16 @@ def _unseen_classes(data: Data) -> list[str]:
     """Classes that no training row has: no method can predict them."""
     seen = {name for row in data.train for name in _names(row.get(data.label))}
     sentences = []
-    for split in ("validation", "test"):
-        names = [name for row in data.splits()[split] for name in _names(row.get(data.label))]
+    for split, rows in data.splits().items():
+        names = [name for row in rows for name in _names(row.get(data.label))]
         counts = Counter(str(name) for name in names if name not in seen and name)
         if counts:
             unseen = first_few([f"{label!r} ({count(rows, 'row')})" for label, rows in counts.most_common()])
+            forms = [group for group in same_forms([*map(str, seen), *counts]) if not seen.issuperset(group)]
+            meant = "".join(f" {' and '.join(map(repr, group))} differ only in {FORM}." for group in forms[:3])
             trained = first_few([repr(label) for label in sorted(map(str, seen))])
             sentences.append(
-                f"{split} has labels that train does not have: {unseen}. Labels of train: {trained}. "
+                f"{split} has labels that train does not have: {unseen}. Labels of train: {trained}.{meant} "
                 "Rename or remove them, or give train rows with them."
             )
     return sentences
@@ -228,10 +233,12 @@ def _imbalance(data: Data) -> list[str]:
     if len(counts) < 2 or counts[0][1] < IMBALANCE * counts[-1][1]:
         return []
     (most, largest), (least, smallest) = counts[0], counts[-1]
+    small = [f"{name!r} ({rows})" for name, rows in counts if rows < SMALL_CLASS]
     rate = sum(row[data.label] == most for row in data.test) / max(1, len(data.test))
     return [
         f"classes differ in size: {most!r} has {count(largest, 'train row')}, {least!r} has {smallest}. "
         f"Always predicting {most!r} is right on {rate:.1%} of test."
+        + (f" Classes of fewer than {SMALL_CLASS} train rows: {first_few(small)}." if len(small) > 1 else "")
     ]
 
 

@@ -113,11 +113,16 @@ def test_a_text_of_no_tokens_is_an_error(tokenizer):
         ({"labels": ("good", "good")}, "twice"),
         ({"labels": LABELS, "metric": "acuracy"}, "did you mean 'accuracy'"),
         ({"metric": "accuracy"}, "not a metric of regression"),
-        ({"text": ("a", "b", "c")}, "one or two columns"),
+        ({"text": ()}, "at least one column"),
+        ({"text": ("a", "b", "c"), "mark": ("head",)}, "at most two text columns"),
+        ({"mark": ("a", "b", "c")}, "one or two columns of entities, not 3"),
+        ({"mark": ("a", "a:kind")}, "names a column twice"),
+        ({"mark": (":kind",)}, "COLUMN:TYPE_COLUMN"),
+        ({"mark": ("text",)}, "'text' is the text itself"),
         ({"too_long": "cut"}, "too_long must be one of"),
         ({"labels": LABELS, "center": 2.0}, "center and scale are for regression"),
         ({"scale": 0.0}, "scale=0.0 positive"),
-        ({"center": float("nan")}, "center=nan must be finite"),
+        ({"center": float("nan")}, "center.*finite"),
     ],
 )
 def test_bad_tasks(options, message):

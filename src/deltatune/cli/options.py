@@ -75,7 +75,10 @@ Kind = Annotated[
 Text = Annotated[
     list[str] | None,
     option(
-        "--text", panel=DATA, metavar="COLUMN", help="The text column; give it twice for a pair. Default: inferred."
+        "--text",
+        panel=DATA,
+        metavar="COLUMN",
+        help="The text column; give it again for a pair or more. Default: inferred.",
     ),
 ]
 Label = Annotated[
@@ -121,6 +124,16 @@ Positive = Annotated[
         metavar="CLASS",
         help="The class that f1, precision and recall are of. Default for two classes: the one that its name says (1, "
         "yes, positive, equivalent, entailment, ...), else the last.",
+    ),
+]
+MarkedEntities = Annotated[
+    list[str] | None,
+    option(
+        "--mark",
+        panel=DATA,
+        metavar="COLUMN",
+        help="Relation extraction: mark the entity of this column in the text; give it twice for head and tail. "
+        "COLUMN:TYPE_COLUMN also names its type.",
     ),
 ]
 Prompt = Annotated[
@@ -211,6 +224,16 @@ OtherBase = Annotated[
     bool,
     option("--other-base", panel=DATA, help="Load onto a base whose weights differ from those at training."),
 ]
+Weight = Annotated[
+    float,
+    option(
+        "--weight",
+        panel=DATA,
+        metavar="NUMBER",
+        help="Factor on the adapter's change: 0 is the model without it, 1 the adapter as trained. A head is used "
+        "whole.",
+    ),
+]
 InferenceFields = Annotated[
     list[str] | None,
     option(
@@ -240,12 +263,14 @@ def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
 
 
-def class_fields(data: Dataset, positive: str | None) -> dict[str, Any]:
-    """The field of a classification that --positive sets. Raises DeltatuneError if the data are for another task."""
+def class_fields(data: Dataset, positive: str | None, mark: Sequence[str] | None = None) -> dict[str, Any]:
+    """The fields of a classification that options set. Raises DeltatuneError if the data are for another task."""
+    if mark and data.task not in ("classify", "regression"):
+        raise DeltatuneError(f"--mark is for classification; this task is {TASK_NAMES.get(data.task, data.task)}")
     if positive is not None and data.kind != "classes":
         task = "several labels a row" if data.kind == "many" else TASK_NAMES.get(data.task, data.task)
         raise DeltatuneError(f"--positive {positive} is for one class a row; this task is {task}")
-    return set_values({"positive": positive})
+    return set_values({"positive": positive, "mark": tuple(mark) if mark else None})
 
 
 TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}

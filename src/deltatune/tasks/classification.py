@@ -17,6 +17,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, sees_all_at_last_token
+from deltatune.tasks.entity_markers import MarkedText, check_markers, mark_entities, mark_problems
 from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.classification_and_regression import (
     CLASS_METRICS,
@@ -27,21 +28,22 @@ from deltatune.tasks.metrics.classification_and_regression import (
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.task import Encoded, Row, Task, column, raise_listed, text_column
-from deltatune.tasks.tokenization import check_length, tokenise
+from deltatune.tasks.tokenization import check_length, need_offsets, tokenise
 
 
 @dataclass(frozen=True)
 class Classify(Task):
-    """One label, or one number, for a text or a pair of texts."""
+    """One label, or one number, for a text, a pair of texts or several."""
 
     name: ClassVar[str] = "classify"
     answers: ClassVar[Answers] = "row"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive")
+    added_fields: ClassVar[Mapping[str, Any]] = {"mark": ()}
 
     labels: tuple[str, ...] = ()
     """The class names in the order of the logits; empty for regression."""
     text: tuple[str, ...] = ("text",)
-    """One or two text columns; two are encoded as the tokenizer's pair."""
+    """The text columns. Two are encoded as the tokenizer's pair; of more, all but the first are segment B."""
     label: str = "label"
     """The label column."""
     max_length: int = 256
@@ -57,6 +59,9 @@ class Classify(Task):
     positive: str = ""
     """The class that f1, precision and recall are of. Default for two classes: the one that its name says (1, yes,
     positive, equivalent, entailment, ...), else the last; for more classes the three are means over all of them."""
+    mark: tuple[str, ...] = ()
+    """Columns of one or two entities that are marked in the first text, for relation extraction: COLUMN, or
+    COLUMN:TYPE_COLUMN to name the entity's type in the marker too."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,8 +73,9 @@ class Classify(Task):
             problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learned from that")
         if len(set(self.labels)) < len(self.labels):
             problems.append(f"labels name a class twice: {', '.join(self.labels)}")
-        if not 1 <= len(self.text) <= 2:
-            problems.append(f"text must name one or two columns, not {len(self.text)}")
+        if not self.text:
+            problems.append("text must name at least one column")
+        problems += mark_problems(self.mark, self.text)
         if self.labels and (self.center, self.scale) != (0, 1):
             problems.append("center and scale are for regression; leave them out of a classification")
         if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
@@ -101,11 +107,13 @@ class Classify(Task):
     ) -> Encoded:
         """Tokenise rows with the tokenizer's own handling of pairs; rows longer than max_length are cut and counted.
 
-        Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, and a max_length
-        that the model has no positions for. One error lists all bad rows.
+        Raises DeltatuneError for a missing column, a label outside `labels`, a row without tokens, entities that are
+        not in their text or are cut off, and a max_length that the model has no positions for. One error lists all bad
+        rows.
         """
         check_length(self.max_length, positions, positions_taken)
-        texts = self._texts(rows)
+        marked = self._marked(rows, tokenizer)
+        texts = self._texts(rows, marked)
         labels = self._labels(rows) if labelled else None
         encoded = tokenise(texts, tokenizer)
         too_long = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > self.max_length]
@@ -115,14 +123,40 @@ class Classify(Task):
         truncated = tokenise([texts[i] for i in too_long], tokenizer, self.max_length)
         for i, row in zip(too_long, truncated, strict=True):
             encoded[i] = row
+        if marked:
+            self._check_marks({i: marked[i] for i in too_long}, texts, tokenizer)
         raise_listed([f"row {i} has no tokens: {texts[i]!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
         for row, label in zip(encoded, labels or [], strict=labelled):
             row["label"] = label
         return Encoded(encoded, truncated=len(too_long))
 
-    def _texts(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
-        columns = [text_column(rows, name) for name in self.text]
-        return list(zip(*columns, strict=True))
+    def _texts(self, rows: Sequence[Row], marked: Sequence[MarkedText] = ()) -> list[tuple[str, ...]]:
+        names = self.text[1:] if marked else self.text
+        columns = [[row.text for row in marked]] if marked else []
+        return list(zip(*columns, *(text_column(rows, name) for name in names), strict=True))
+
+    def _marked(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:
+        if not self.mark:
+            return []
+        need_offsets(tokenizer, "an entity that is marked")
+        check_markers(tokenizer)
+        return mark_entities(rows, self.text[0], self.mark)
+
+    def _check_marks(
+        self, cut: Mapping[int, MarkedText], texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Raise DeltatuneError listing the rows whose entities were cut off."""
+        problems = []
+        for i, marked in cut.items():
+            encoding = tokenizer(
+                *texts[i], truncation="longest_first", max_length=self.max_length, return_offsets_mapping=True,
+                verbose=False,
+            )  # fmt: skip
+            sides = encoding.sequence_ids(0)
+            ends = [end for (_, end), side in zip(encoding["offset_mapping"], sides, strict=True) if side == 0]
+            if max(ends, default=0) < marked.end:
+                problems.append(f"row {i}: an entity is cut off by max_length={self.max_length}")
+        raise_listed(problems, "raise max_length, or shorten these texts around their entities")
 
     def _labels(self, rows: Sequence[Row]) -> Any:
         values = column(rows, self.label)

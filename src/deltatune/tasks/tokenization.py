@@ -24,14 +24,67 @@ FINGERPRINT_TEXTS = (
 def tokenise(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
 ) -> list[TokenRow]:
-    """Tokenise texts or pairs, truncated to `longest` tokens if given (the longer text of a pair first)."""
+    """Tokenise texts, pairs or more texts a row, truncated to `longest` tokens if given (the longest text first)."""
     if not texts:
         return []
     columns = [list(column) for column in zip(*texts, strict=True)]
+    if len(columns) > 2:
+        return join_columns(columns, tokenizer, longest)
     truncation = {"truncation": "longest_first", "max_length": longest} if longest else {"truncation": False}
     # verbose=False: the tokenizer would warn of texts longer than its model, which the tasks count themselves
     encoding = tokenizer(*columns, padding=False, return_attention_mask=True, verbose=False, **truncation)
     return [token_row(encoding, i) for i in range(len(texts))]
+
+
+def join_columns(
+    columns: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
+) -> list[TokenRow]:
+    """Tokenise more than two texts a row, in their order, with what the tokenizer puts around and between a pair.
+
+    The first text is segment A, all others are segment B. The longest texts are truncated first, so that each keeps at
+    least its share of the tokens.
+    """
+    need_offsets(tokenizer, "an input of more than two texts")
+    pair = tokenizer("a", "b", return_attention_mask=True, verbose=False)
+    sides = pair.sequence_ids(0)
+    first, second = ([i for i, side in enumerate(sides) if side == number] for number in (0, 1))
+    ids, types = pair["input_ids"], pair.get("token_type_ids")
+    before, between, after = ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :]
+    special = len(before) + len(after) + len(between) * (len(columns) - 1)
+    if longest is not None and longest < special + len(columns):
+        raise DeltatuneError(
+            f"max_length={longest} leaves no room for {len(columns)} texts: {special} tokens stand around them"
+        )
+    tokens = [tokenizer(list(column), add_special_tokens=False, verbose=False)["input_ids"] for column in columns]
+    rows: list[TokenRow] = []
+    for parts in zip(*tokens, strict=True):
+        kept = parts if longest is None else shares([len(part) for part in parts], longest - special, parts)
+        row = [*before, *kept[0], *(token for part in kept[1:] for token in (*between, *part)), *after]
+        encoded: TokenRow = {"input_ids": row, "attention_mask": [1] * len(row)}
+        if types is not None:  # the separator after the first text is the first's, as in a pair
+            a = len(before) + len(kept[0]) + len(between)
+            encoded["token_type_ids"] = [types[0]] * a + [types[second[0]]] * (len(row) - a)
+        rows.append(encoded)
+    return rows
+
+
+def shares(lengths: Sequence[int], room: int, parts: Sequence[list[int]]) -> list[list[int]]:
+    """The beginnings of parts that fit into `room` tokens together; only parts above the common limit are cut."""
+    limit, free = 0, room
+    for i, length in enumerate(sorted(lengths)):
+        limit = free // (len(lengths) - i)
+        if length > limit:
+            break
+        free -= length
+    else:
+        return list(parts)
+    extra = free - limit * sum(length > limit for length in lengths)  # what whole numbers leave goes to the first ones
+    kept = []
+    for part in parts:
+        size = limit + (1 if len(part) > limit and extra > 0 else 0)
+        extra -= size > limit
+        kept.append(part[:size])
+    return kept
 
 
 def token_row(encoding: BatchEncoding, row: int) -> TokenRow:

@@ -24,6 +24,7 @@ from deltatune.cli.options import (
     Kind,
     Label,
     Limit,
+    MarkedEntities,
     MaxLength,
     Metric,
     MetricModel,
@@ -110,6 +111,7 @@ def train(
     max_length: MaxLength = None,
     metric: Metric = None,
     positive: Positive = None,
+    mark: MarkedEntities = None,
     metric_model: MetricModel = None,
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
@@ -202,7 +204,7 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    fields = {"max_length": max_length, "metric": metric, **class_fields(dataset, positive), **generated}
+    fields = {"max_length": max_length, "metric": metric, **class_fields(dataset, positive, mark), **generated}
     job = Job(
         model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
         settings, start=None if start is None else origin, new_labels=new_labels, source=data,

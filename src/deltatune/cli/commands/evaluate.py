@@ -16,6 +16,7 @@ from deltatune.cli.options import (
     OtherBase,
     OtherModel,
     Positive,
+    Weight,
     option,
     read_fields,
     set_values,
@@ -71,6 +72,7 @@ def evaluate(
     model: OtherModel = None,
     other_base: OtherBase = False,
     fields: InferenceFields = None,
+    weight: Weight = 1.0,
     batch_size: Annotated[int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1)] = 64,
     as_json: Json = False,
 ) -> None:
@@ -85,13 +87,14 @@ def evaluate(
     from deltatune.training.session import open_adapter
 
     chosen = set_values({"metric": metric, "positive": positive, "metric_model": metric_model})
-    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen})
+    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen}).weighted(weight)
     splits, notes = rows_of(session, data, split)
     groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}
     results = {name: scored(session, rows, batch_size, groups[name]) for name, rows in splits.items()}
     first, *others = results
     if as_json:
         result = results[first] | {"split": first, "data": data, "adapter": adapter, "model": session.model}
+        result["weight"] = weight
         print_json(result | ({"more_splits": {name: results[name] for name in others}} if others else {}))
         return
     if by:
@@ -108,6 +111,8 @@ def evaluate(
             for column, groups in result.get("by", {}).items()
             if len(groups) > GROUPS_SHOWN
         ]
+    if weight != 1:
+        notes.append(f"the adapter's change was multiplied by {weight:g}; its head was used whole")
     counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
     show(facts([("rows", f"{counts} from {data}"), *(("note", note) for note in notes)]))
 

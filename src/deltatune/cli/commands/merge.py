@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import OUTPUT, Adapter, Json, OtherBase, OtherModel, option
+from deltatune.cli.options import OUTPUT, Adapter, Json, OtherBase, OtherModel, Weight, option
 from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.core.errors import DeltatuneError, nearest
 
@@ -20,6 +20,7 @@ def merge(
     out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Folder of the merged model.")],
     model: OtherModel = None,
     other_base: OtherBase = False,
+    weight: Weight = 1.0,
     dtype: Annotated[
         str | None,
         option(
@@ -35,6 +36,7 @@ def merge(
     which `deltatune predict` and `evaluate` can use.
 
       deltatune merge --adapter runs/train-chats-lora-r-8 --out merged
+      deltatune merge --adapter runs/train-chats-lora-r-8 --weight 0.5 --out half
     """
     if dtype is not None and dtype not in DTYPES:
         raise DeltatuneError(
@@ -46,17 +48,19 @@ def merge(
     from deltatune.store.merged_model import save_merged
     from deltatune.training.session import open_adapter
 
-    session = open_adapter(adapter, model, other_base)
+    session = open_adapter(adapter, model, other_base).weighted(weight)
+    stored = getattr(torch, dtype) if dtype else None
     with quiet():
-        done = save_merged(session.host, session.name, out, session.tokenizer, getattr(torch, dtype) if dtype else None)
+        done = save_merged(session.host, session.name, out, session.tokenizer, stored, weight)
     head = save_head(session, out)
     result: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
+    result["weight"] = weight
     if as_json:
         print_json(result)
         return
     pairs = [
         ("model", session.model),
-        ("adapter", repr(session.adapter.method)),
+        ("adapter", repr(session.adapter.method) + (f", its change times {weight:g}" if weight != 1 else "")),
         (
             "difference",
             f"{done.difference:.2g} between the unmerged adapter and the file read back, on verification inputs",

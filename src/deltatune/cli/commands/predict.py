@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from deltatune.cli.options import DATA, OUTPUT, Adapter, InferenceFields, OtherBase, OtherModel, option, read_fields
+from deltatune.cli.options import (
+    DATA,
+    OUTPUT,
+    Adapter,
+    InferenceFields,
+    OtherBase,
+    OtherModel,
+    Weight,
+    option,
+    read_fields,
+)
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.screen import plural
 from deltatune.comparison.report.number_format import count
@@ -132,6 +142,7 @@ def predict(
     model: OtherModel = None,
     other_base: OtherBase = False,
     fields: InferenceFields = None,
+    weight: Weight = 1.0,
     batch_size: Annotated[
         int,
         option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1),
@@ -152,8 +163,8 @@ def predict(
     A line of input is one text; for an adapter that reads pairs, two texts with a tab between them. Rows of CSV or
     JSONL need the columns of the training; their other columns are copied. A line of output has the texts, `label`,
     `score` (its probability) and `scores` (of every label); for regression only `score`, the number; for tagging
-    `tags`, for questions `answer` and its position, for generation `output`, for language modelling `perplexity`. An
-    input column with one of these names becomes `given_label`, and so on.
+    `tags`, for questions `answer` and its position, for generation `output`, for language modelling `perplexity`. With
+    --weight, `weight` is that number. An input column with one of these names becomes `given_label`, and so on.
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
@@ -161,7 +172,7 @@ def predict(
     """
     from deltatune.training.session import open_adapter
 
-    session = open_adapter(adapter, model, other_base, read_fields(fields))
+    session = open_adapter(adapter, model, other_base, read_fields(fields)).weighted(weight)
     if file == "-" and sys.stdin.isatty():
         print("Type texts, one per line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
@@ -200,8 +211,9 @@ def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
     encoded = session.encode(shaped(session, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
     utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
+    weight = {} if session.weight == 1 else {"weight": session.weight}
     for row, answer in zip(rows, session.task.decode(answers), strict=True):
-        target.write(dumps(joined(row, answer), nonfinite="null", ensure_ascii=not utf8) + "\n")
+        target.write(dumps(joined(row, answer, weight), nonfinite="null", ensure_ascii=not utf8) + "\n")
     target.flush()
     return encoded.truncated
 
@@ -224,12 +236,13 @@ def rounded(value: Any) -> Any:
     return {name: rounded(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
-def joined(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """A row with its answer; columns of the row with the same name are renamed."""
+def joined(row: dict[str, Any], answer: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A row with its answer and more; columns of the row with the same name are renamed."""
     if "value" in answer:
         answer = {"score": answer["value"]}
     elif "text" in answer:
         answer = {"output": answer["text"]}
     else:
         answer = rounded(answer)
+    answer = answer | (more or {})
     return {f"given_{name}" if name in answer else name: value for name, value in row.items()} | answer

@@ -101,6 +101,18 @@ def test_options_are_passed_on(tmp_path):
     assert found["splits"]["train"]["references"] == 1.0
 
 
+def test_the_source_as_an_option(tmp_path):
+    folder = review_folder(tmp_path / "reviews")
+    expected = ran("data", "check", folder, "--json").out
+    for argv in (("--data", folder), ("-d", folder), (folder, "--data", folder)):
+        done = ran("data", "check", *argv, "--json")
+        assert (done.code, done.out) == (0, expected), done.err
+    done = ran("data", "check", folder, "--data", tmp_path)
+    assert (done.code, f"{folder} or --data {tmp_path}? Name one of them" in done.err) == (2, True)
+    done = ran("data", "check")
+    assert (done.code, "no data are named: deltatune data check FILE" in done.err) == (2, True)
+
+
 def test_what_cannot_be_read_is_a_mistake_of_use(tmp_path):
     done = ran("data", "check", tmp_path / "no.csv")
     assert (done.code, done.out) == (2, "")

@@ -11,6 +11,7 @@ from deltatune.cli.options import DATA, SOURCE, Json, Kind, Label, Limit, Text, 
 from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import count
+from deltatune.core.errors import DeltatuneError
 
 SHOWN = 12
 """Labels in the table; the others are added up in one line."""
@@ -28,7 +29,10 @@ def start(context: typer.Context) -> None:
 
 @group.command(cls=Command)
 def check(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE)],
+    source: Annotated[str | None, typer.Argument(metavar="SOURCE", help=SOURCE)] = None,
+    data: Annotated[
+        str | None, option("--data", "-d", panel=DATA, metavar="DATA", help="The same as SOURCE, as in train.")
+    ] = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
@@ -47,13 +51,14 @@ def check(
     be trained on) and every remark (scores will mean less than they seem). Exits with 1 where there are problems.
 
       deltatune data check reviews.csv
+      deltatune data check --data reviews.csv --test more.csv --limit 1000
       deltatune data check notes.jsonl --task generate --text note --label summary
     """
     from deltatune.data import read, remarks
     from deltatune.data.dataset import describe
 
-    data = read(
-        source,
+    checked = read(
+        one_source(source, data),
         text=text or [],
         label=label,
         task=task,  # type: ignore[arg-type]
@@ -62,13 +67,23 @@ def check(
         limit=limit,
         strict=False,
     )
-    figures = describe(data) | {"problems": list(data.problems), "remarks": remarks(data)}
+    figures = describe(checked) | {"problems": list(checked.problems), "remarks": remarks(checked)}
     if as_json:
         print_json(figures)
     else:
         _show(figures)
-    if data.problems:
+    if checked.problems:
         raise typer.Exit(1)
+
+
+def one_source(source: str | None, data: str | None) -> str:
+    """The source, named as an argument or as --data. Raises DeltatuneError where it is named in no way or in two."""
+    if source is not None and data is not None and source != data:
+        raise DeltatuneError(f"which data are checked: {source} or --data {data}? Name one of them.")
+    chosen = data if source is None else source
+    if chosen is None:
+        raise DeltatuneError("no data are named: deltatune data check FILE, or --data FILE")
+    return chosen
 
 
 def _show(figures: dict[str, Any]) -> None:

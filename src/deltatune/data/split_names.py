@@ -48,13 +48,13 @@ def match_splits(names: Iterable[str]) -> SplitMatch:
         if main is None:
             continue
         match.splits[split] = main
-        further = {} if split == "train" else {name: part for name, part in parts.items() if name != main}
-        for name, part in further.items():
-            other = match.splits.setdefault(f"{split}_{part}", name)
-            if other != name:
-                match.problems.append(
-                    f"both {other!r} and {name!r} can be the {split} split's {part}: keep one of them."
-                )
+        first_with: dict[str, str] = {}
+        for name, part in parts.items() if split != "train" else ():
+            first = first_with.setdefault(part, name)
+            if first != name:
+                match.problems.append(f"both {first!r} and {name!r} can be {split}_{part}: keep one of them.")
+            elif name != main:
+                match.splits[f"{split}_{part}"] = name
     match.unused.extend(name for name in names if name not in match.splits.values())
     return match
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import folder_problem
 
 
 class Format(Protocol):
@@ -43,7 +44,8 @@ def format_of(folder: Path) -> Format:
     for adapter_format in formats().values():
         if adapter_format.knows(folder):
             return adapter_format
-    if not folder.is_dir():
-        raise DeltatuneError(f"no adapter folder at {folder}")
+    problem = folder_problem(folder)
+    if problem:
+        raise DeltatuneError(f"no adapter folder at {folder}: {problem}")
     have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise DeltatuneError(f"{folder} holds no adapter (no adapter.json and no adapter_config.json); it holds: {have}")

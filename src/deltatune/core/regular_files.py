@@ -14,19 +14,16 @@ def check_regular(path: Path, what: str = "file") -> None:
 
     A FIFO is refused before it is opened: reading it would wait for a writer without end.
     """
-    problem = _problem(path)
+    problem = file_problem(path)
     if problem:
         raise DeltatuneError(f"cannot read the {what} {path}: {problem}")
 
 
 def check_directory(path: Path, what: str = "folder") -> None:
     """Raise DeltatuneError unless `path` is a folder that can be listed; `what` says in the error what it is."""
-    if path.is_dir():
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise DeltatuneError(f"cannot read the {what} {path}: permission denied")
-        return
-    problem = _problem(path) or "it is a file, not a folder"
-    raise DeltatuneError(f"cannot read the {what} {path}: {problem}")
+    problem = folder_problem(path)
+    if problem:
+        raise DeltatuneError(f"cannot read the {what} {path}: {problem}")
 
 
 def read_text(path: Path, what: str = "file") -> str:
@@ -43,7 +40,15 @@ def read_text(path: Path, what: str = "file") -> str:
         raise DeltatuneError(f"cannot read the {what} {path}: {error.strerror or error}") from None
 
 
-def _problem(path: Path) -> str | None:
+def folder_problem(path: Path) -> str | None:
+    """Why `path` is no folder that can be listed, or None."""
+    if not os.path.isdir(path):
+        return file_problem(path) or "it is a file, not a folder"
+    return None if os.access(path, os.R_OK | os.X_OK) else "permission denied"
+
+
+def file_problem(path: Path) -> str | None:
+    """Why `path` is no regular file that can be read, or None."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -5,6 +5,7 @@ A head is stored by its `kind`, which names the entry point of `deltatune.heads`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
+from deltatune.core.regular_files import check_directory
 from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
+from deltatune.core.validation import shortened
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
+from deltatune.store.config_checks import contradictions, site_contradictions, wrong_entries
 from deltatune.store.fingerprint import base_identity, compare_bases
 from deltatune.store.peft.peft_folder import write_peft
 from deltatune.store.tensors import attach_filled, check_tensors, read_tensors, write_tensors
@@ -62,16 +66,24 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
 
 def knows(folder: Path) -> bool:
     """Whether the folder holds an adapter in deltatune's format."""
-    return (folder / CONFIG).is_file()
+    return os.path.lexists(folder / CONFIG)  # one that cannot be read is named when it is read
 
 
 def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
-    """Attach the adapter of a folder. One error lists tensors that are missing, extra or misshapen, and other bases."""
+    """Attach the adapter of a folder.
+
+    One error lists tensors that are missing, extra, misshapen or not finite, and entries of adapter.json that
+    contradict each other, the tensors or the model. Raises DeltatuneError too if the base is another one.
+    """
     config = read_config(folder)
     raise_all(compare_bases(config["base"], host, other_base), f"adapter {folder} does not fit this model:")
     method = method_from_json(config["method"], folder)
     tensors = read_tensors(folder / TENSORS)
-    module = head_from_json(config["head"], head, folder)
+    problems = contradictions(config, method)
+    misshapen = _misshapen_head(config["head"], tensors, folder)
+    if misshapen:  # without building it: its size is not to be trusted
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
+    module = None if misshapen else head_from_json(config["head"], head, folder)
     trained_rows = _read_trained_rows(folder / ROWS)
     adapter = attach_filled(
         host,
@@ -80,8 +92,10 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
         tensors,
         f"adapter {folder} does not fit this model:",
         seed=config["seed"],
-        head=module or (None if config["own_head"] else False),
+        head=module or (None if config["own_head"] and not misshapen else False),
         extra=config["extra"],
+        problems=[*problems, *misshapen],
+        check=lambda adapter: site_contradictions(adapter, config.get("sites") or {}) if "sites" in config else [],
     )
     adapter.trained_rows = trained_rows
 
@@ -108,7 +122,8 @@ def _read_trained_rows(path: Path) -> TrainedRows | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Check the files of a folder and read `adapter.json`."""
-    check_folder(folder)
+    check_directory(folder, "adapter")
+    check_folder(folder, (CONFIG, TENSORS))
     config = read_json(folder / CONFIG)
     if config.get("schema") != SCHEMA:
         raise DeltatuneError(
@@ -116,6 +131,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     missing = [key for key in ("method", "seed", "own_head", "head", "base", "extra") if key not in config]
     raise_all([f"{key!r} is missing" for key in missing], f"{folder / CONFIG} is incomplete:" if missing else "")
+    wrong = wrong_entries(config)
+    raise_all(wrong, f"{folder / CONFIG} is damaged:" if wrong else "")
     return config
 
 
@@ -144,15 +161,25 @@ def method_from_json(content: Any, folder: Path) -> Method:
     if isinstance(content, list):
         parts = [method_from_json(part, folder) for part in content]
         return Union(tuple(parts))
+    if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        raise DeltatuneError(
+            f"{folder / CONFIG} is damaged: the method {shortened(content)} must be an object with a name"
+        )
     options = dict(content)
-    name = options.pop("name", None)
-    maker = registry().get(str(name))
-    if maker is None:
-        raise DeltatuneError(f"{folder} holds a {name} adapter, but that method is not installed; install its package")
+    name = options.pop("name")
+    maker = registry().get(name)
+    if not isinstance(maker, type):
+        raise DeltatuneError(
+            f"{folder} holds a {shortened(name, quoted=False)} adapter, but that method is not installed; "
+            "install its package"
+        )
     unknown = [option for option in options if option not in hyperparameters(maker)]  # type: ignore[arg-type]
     if unknown:
         raise DeltatuneError(f"{folder} uses unknown options of {name}: {', '.join(unknown)}; update deltatune")
-    return maker(**{name: _value_from_json(value, folder) for name, value in options.items()})
+    try:
+        return maker(**{name: _value_from_json(value, folder) for name, value in options.items()})
+    except (TypeError, AttributeError) as error:  # values that the method's own checks do not expect
+        raise DeltatuneError(f"{folder / CONFIG} is damaged: {name} cannot have its options ({error})") from None
 
 
 def _value_from_json(value: Any, folder: Path) -> Any:
@@ -189,5 +216,27 @@ def head_from_json(content: dict[str, Any] | None, given: nn.Module | None, fold
         raise DeltatuneError(
             f"{folder} has a head of kind {content['kind']!r}; installed kinds: {', '.join(builders) or 'none'}"
         )
-    head: nn.Module = builders[content["kind"]].load()(content["config"])
+    try:
+        head: nn.Module = builders[content["kind"]].load()(content["config"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DeltatuneError(f"{folder / CONFIG} is damaged: its head cannot be built ({error})") from None
     return head
+
+
+def _misshapen_head(content: dict[str, Any] | None, tensors: Mapping[str, Tensor], folder: Path) -> list[str]:
+    """List tensors of a head whose shapes in the file are not those of its config, found without memory for them."""
+    if content is None or content["kind"] == "own":
+        return []
+    with torch.device("meta"):
+        try:
+            head = head_from_json(content, None, folder)
+        except (RuntimeError, OverflowError):  # more bytes than 64 bits can count
+            return [f"the head's config {shortened(content['config'])} makes tensors that no memory can hold"]
+    assert head is not None
+    shapes = {f"head.{key}": tuple(tensor.shape) for key, tensor in head.state_dict().items()}
+    in_file = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("head.")}
+    return [
+        f"tensor {key} has shape {in_file[key]} in the file, {shapes[key]} by the head's config"
+        for key in sorted(shapes.keys() & in_file.keys())
+        if shapes[key] != in_file[key]
+    ]

@@ -9,15 +9,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import read_text
+from deltatune.core.regular_files import file_problem, read_text
 from deltatune.core.strict_json import dumps, loads
+from deltatune.core.validation import shortened
 
 MANIFEST = "manifest.json"
 
@@ -156,8 +157,8 @@ def _full(path: Path, needed: int, code: int) -> CannotWrite:
 # --- reading ---
 
 
-def check_folder(folder: Path) -> None:
-    """Raise DeltatuneError unless every file of the manifest exists with its hash."""
+def check_folder(folder: Path, required: Sequence[str] = ()) -> None:
+    """Raise DeltatuneError unless every file of the manifest exists with its hash, the `required` ones among them."""
     path = folder / MANIFEST
     if not path.exists() and not path.is_symlink():
         raise DeltatuneError(
@@ -166,15 +167,24 @@ def check_folder(folder: Path) -> None:
     files = read_json(path).get("files")
     if not isinstance(files, dict):
         raise DeltatuneError(f"{path} lists no files; save {folder} again or restore a copy")
-    problems = []
+    problems = [f"{name} is not listed in {MANIFEST}" for name in required if name not in files]
     for name, expected in files.items():
         if name.startswith("/") or ".." in Path(name).parts:
-            problems.append(f"{name} is not inside the folder")
-        elif not (folder / name).is_file():
-            problems.append(f"{name} is missing")
+            problems.append(f"{shortened(name, quoted=False)} is not inside the folder")
+        elif obstacle := file_problem(folder / name):
+            problems.append(f"{shortened(name, quoted=False)} is missing: {obstacle}")
+        elif _leaves(folder, name):
+            problems.append(f"{name} is a link to {(folder / name).resolve()}, which is not inside the folder")
         elif digest(folder / name) != expected:
             problems.append(f"{name} was changed or damaged: its hash is not the one in {MANIFEST}")
     raise_all(problems, f"{folder} is damaged; save it again or restore a copy:" if problems else "")
+
+
+def _leaves(folder: Path, name: str) -> bool:
+    """Whether a file is a link to somewhere else than the folder, or the files that the hub's cache keeps beside it."""
+    target = (folder / name).resolve()
+    beside = folder.resolve().parent.parent / "blobs"  # snapshots/<revision>/<file> is a link to blobs/<hash>
+    return not target.is_relative_to(folder.resolve()) and target.parent != beside
 
 
 def write_json(path: Path, content: Any) -> None:

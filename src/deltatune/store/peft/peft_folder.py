@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def left_out(head: nn.Module | bool | None) -> list[str]:
 
 def knows(folder: Path) -> bool:
     """Whether the folder holds an adapter that PEFT wrote."""
-    return (folder / CONFIG).is_file()
+    return os.path.lexists(folder / CONFIG)  # one that cannot be read is named when it is read
 
 
 def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:

@@ -71,6 +71,14 @@ def test_groups_are_a_table_with_intervals(adapter, tmp_path):
     assert sum(line.startswith("kind: ") and "±" in line for line in lines) == 5
 
 
+def test_each_metric_is_a_column_once(adapter, tmp_path):
+    data = write(tmp_path / "rows.jsonl", labelled(50, seed=3))
+    header = ran("evaluate", "--adapter", adapter, "--data", data).out.splitlines()[0]
+    names = header.replace(" (positive: equivalent)", "").split()
+    assert len(names) == len(set(names))
+    assert {"f1", "accuracy", "precision", "recall", "matthews"} <= set(names)
+
+
 def test_a_narrow_screen_cuts_no_number(adapter, tmp_path, monkeypatch):
     data = write(tmp_path / "rows.jsonl", labelled(50, seed=3))
     monkeypatch.setenv("COLUMNS", "60")

@@ -193,3 +193,13 @@ def test_shares_use_all_the_room(lengths, room):
     assert all(size == length or size >= max(kept) - 1 for size, length in zip(kept, lengths, strict=True)), (
         "only the longest are cut"
     )
+
+
+def test_words_in_lists_are_one_text():
+    rows = [{"text": ["bill", "was", "born"], "other": "in seattle"}]
+    task = Classify(text=("text", "other"))
+    tokenizer = punctuation_tokenizer()
+    encoded = task.encode(rows, tokenizer, labelled=False)
+    assert encoded[0]["input_ids"] == tokenizer("bill was born", "in seattle")["input_ids"]
+    with pytest.raises(DeltatuneError, match=r"row 0: text is \[\], not a text"):
+        task.encode([{"text": [], "other": "x"}], tokenizer, labelled=False)

@@ -133,7 +133,12 @@ class Classify(Task):
     def _texts(self, rows: Sequence[Row], marked: Sequence[MarkedText] = ()) -> list[tuple[str, ...]]:
         names = self.text[1:] if marked else self.text
         columns = [[row.text for row in marked]] if marked else []
-        return list(zip(*columns, *(text_column(rows, name) for name in names), strict=True))
+        return list(zip(*columns, *(self._column(rows, name) for name in names), strict=True))
+
+    def _column(self, rows: Sequence[Row], name: str) -> list[str]:
+        """The texts of a column; words in lists are joined by blanks."""
+        values = [_joined_words(value) for value in column(rows, name)]
+        return text_column([{name: value} for value in values], name)
 
     def _marked(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:
         if not self.mark:
@@ -250,6 +255,12 @@ class Classify(Task):
     def metric_name(self, metric: str) -> str:
         """A metric with the class that it is of: f1 (positive: spam)."""
         return f"{metric} (positive: {self.positive})" if self.positive and metric in POSITIVE_METRICS else metric
+
+
+def _joined_words(value: Any) -> Any:
+    """A list of words as one text; other values as they are."""
+    words = isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value)
+    return " ".join(value) if words else value
 
 
 def listed(labels: Sequence[str]) -> str:

@@ -87,6 +87,14 @@ def print_json(value: Any) -> None:
 
 def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:
     """Notes about rows longer than the task allows: truncated, or split into windows."""
+    parts = getattr(task, "parts", None)
+    if parts is not None:
+        by_part = {name: {split: rows.parts.get(name) for split, rows in encoded.items()} for name in parts}  # type: ignore[attr-defined]
+        return [
+            f"{name}: {note}"
+            for name, splits in by_part.items()
+            for note in truncation_notes(parts[name], {split: rows for split, rows in splits.items() if rows})
+        ]
     counts = [f"{rows.truncated} of {rows.examples} {split}" for split, rows in encoded.items() if rows.truncated]
     if not counts:
         return []
@@ -103,7 +111,7 @@ def scores_table(task: Task, splits: Mapping[str, Mapping[str, float]]) -> Table
     """Make a table with a row per split, the task's metric first; an F1 equal to an earlier metric is left out."""
     all_scores = list(splits.values())
     names: list[str] = []
-    for name in [task.metric, *all_scores[0]]:
+    for name in dict.fromkeys([task.metric, *all_scores[0]]):
         same = any(all(scores[name] == scores[other] for scores in all_scores) for other in names)
         if not (same and name in REPEATED):
             names.append(name)

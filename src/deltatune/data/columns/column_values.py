@@ -41,6 +41,12 @@ def has_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def has_words(value: object) -> bool:
+    """Whether a value is a text, or a list of words with one that is more than white space."""
+    words = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(word, str) for word in words) and any(map(has_text, words))
+
+
 def looks_like_text(values: Sequence[object]) -> bool:
     """Whether the values are strings, not all of them numbers, and more than half of them different."""
     strings = [value for value in values if isinstance(value, str)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.choose_columns import Columns
-from deltatune.data.columns.column_values import has_text, is_missing, is_numeric
+from deltatune.data.columns.column_values import has_words, is_missing, is_numeric
 from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.label_values import LARGEST, convert_labels, infer_kind, not_finite, sort_classes
@@ -118,7 +118,7 @@ def _with_empty_list(row: Row, label: str) -> Row:
 
 
 def _is_complete(row: Row, columns: Columns) -> bool:
-    return not is_missing(row.get(columns.label)) and all(has_text(row.get(column)) for column in columns.text)
+    return not is_missing(row.get(columns.label)) and all(has_words(row.get(column)) for column in columns.text)
 
 
 def unchanged(rows: Sequence[Row], split: str, text: Sequence[str], label: str | None) -> ConvertedRows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import normalised
-from deltatune.data.columns.column_values import has_text, is_missing
+from deltatune.data.columns.column_values import has_words, is_missing
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.splits import complete
@@ -139,7 +139,7 @@ def missing_values(rows: Sequence[Row], split: str, text: Sequence[str], label: 
     """Texts and labels that are missing, with row numbers counted from 1 within `rows`."""
     problems = []
     for column in text:
-        empty = [i for i, row in enumerate(rows, start=1) if not has_text(row.get(column))]
+        empty = [i for i, row in enumerate(rows, start=1) if not has_words(row.get(column))]
         if empty:
             problems.append(f"{split}: column {column!r} has no text in {in_rows(empty)}. {FILL_IN}")
     unlabelled = [i for i, row in enumerate(rows, start=1) if is_missing(row.get(label))]

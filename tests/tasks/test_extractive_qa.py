@@ -336,3 +336,23 @@ def test_a_row_is_answered_alike_alone_and_among_others_padded_on_either_side(ki
     for own, row in zip(result[0], rows, strict=True):
         assert own["text"] == row["context"][own["start"] : own["end"]]
     np.testing.assert_allclose([one["score"] for one in result[0]], [one["score"] for one in result[2]], atol=1e-4)
+
+
+# --- several answers ---
+
+
+def test_a_window_without_the_first_answer_learns_another_one():
+    passage = "the film was " + "very " * 20 + "good"
+    row = {"question": "what", "context": passage, "answers": [{"text": "film", "start": 4}, {"text": "good"}, "film"]}
+    tokenizer, task = models.tiny_tokenizer(), ExtractiveQA(max_length=16, stride=4, abstains=True)
+    encoded = task.encode([row], tokenizer)
+    assert encoded.references == [["film", "good", "film"]]
+    answers = [
+        tokenizer.decode(piece["input_ids"][start : end + 1])
+        for piece in encoded
+        for start, end in [piece["label"]]
+        if start
+    ]
+    assert answers == ["film", "good"]
+    best = {"text": "good", "start": -1, "end": -1, "score": 0.0}
+    assert task.score([best], encoded.references)["em"] == 1.0

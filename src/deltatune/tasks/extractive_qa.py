@@ -86,7 +86,8 @@ class ExtractiveQA(Task):
     ) -> Encoded:
         """Tokenise questions and passages; a passage that is longer than a window becomes several pieces.
 
-        The label of a piece is the first and the last token of its answer; without an answer, its first token twice.
+        The label of a piece is the first and the last token of the first of the row's answers that it holds; without
+        an answer, its first token twice.
         Raises DeltatuneError for missing columns, texts without words, answers that are not in the passage, and
         questions that leave no room for it.
         """
@@ -107,11 +108,11 @@ class ExtractiveQA(Task):
         references = [texts for _, texts in targets] if targets is not None else None
         return Encoded(pieces, truncated, [window.owner for window in windows], facts, references)
 
-    def _targets(self, rows: Sequence[Row], passages: list[str]) -> list[tuple[tuple[int, int] | None, list[str]]]:
-        """The characters of each row's answer, and the texts of all its answers."""
+    def _targets(self, rows: Sequence[Row], passages: list[str]) -> list[tuple[list[tuple[int, int]], list[str]]]:
+        """The characters of each row's answers, and the texts of all of them."""
         answers = column(rows, self.label)
         targets = [locate_answers(answer, passage) for answer, passage in zip(answers, passages, strict=True)]
-        missing = [i for i, (place, texts) in enumerate(targets) if texts and place is None]
+        missing = [i for i, (places, texts) in enumerate(targets) if texts and not places]
         raise_listed(
             [f"row {i}: the answer {targets[i][1][0]!r} is not in the passage where expected" for i in missing]
         )
@@ -189,14 +190,14 @@ class Window:
     offsets: list[tuple[int, int] | None]
     """Characters of the passage that each token covers; None for the question's, special ones and lone spaces."""
 
-    def label(self, answer: tuple[int, int] | None) -> list[int]:
-        """First and last token of an answer given in characters; [0, 0] if the window does not hold all of it."""
-        if answer is None:
-            return [0, 0]
-        start, end = answer
-        inside = [i for i, span in enumerate(self.offsets) if span and span[0] < end and span[1] > start]
-        whole = inside and self.offsets[inside[0]][0] <= start and self.offsets[inside[-1]][1] >= end  # type: ignore[index]
-        return [inside[0], inside[-1]] if whole else [0, 0]
+    def label(self, answers: Sequence[tuple[int, int]]) -> list[int]:
+        """First and last token of the first answer, given in characters, that is whole in the window; else [0, 0]."""
+        for start, end in answers:
+            inside = [i for i, span in enumerate(self.offsets) if span and span[0] < end and span[1] > start]
+            whole = inside and self.offsets[inside[0]][0] <= start and self.offsets[inside[-1]][1] >= end  # type: ignore[index]
+            if whole:
+                return [inside[0], inside[-1]]
+        return [0, 0]
 
 
 class ScoredSpan(NamedTuple):
@@ -274,8 +275,8 @@ def best_span(logits: NDArray[Any], window: Window, longest: int) -> ScoredSpan:
 # --- answers in a passage ---
 
 
-def locate_answers(answers: Any, passage: str) -> tuple[tuple[int, int] | None, list[str]]:
-    """The characters of the first answer that is in the passage, and the texts of all answers.
+def locate_answers(answers: Any, passage: str) -> tuple[list[tuple[int, int]], list[str]]:
+    """The characters of the answers that are in the passage, and the texts of all answers.
 
     Takes a list of `{"text", "start"}`, SQuAD's `{"text": [...], "answer_start": [...]}`, a list of texts or one text.
     """
@@ -289,7 +290,7 @@ def locate_answers(answers: Any, passage: str) -> tuple[tuple[int, int] | None, 
     places = [
         _locate(str(answer["text"]), answer.get("start", answer.get("answer_start")), passage) for answer in given
     ]
-    return next((place for place in places if place), None), texts
+    return [place for place in places if place], texts
 
 
 def _locate(text: str, start: int | None, passage: str) -> tuple[int, int] | None:

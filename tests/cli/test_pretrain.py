@@ -78,6 +78,22 @@ def test_entities_stand_in_a_column_and_a_missing_pooler_is_not_missed(tmp_path,
     assert judged.code == 0, judged.err
 
 
+def test_three_relations_of_passages_with_a_head_of_the_adapter(tmp_path):
+    model, old = folder(tmp_path, "bert", "lm", "wordpiece"), vocabularies.OLD
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    documents = [[" ".join(old[(i + j + k) % len(old)] for k in range(4)) for j in range(9)] for i in range(30)]
+    data.write_text("".join(json.dumps({"text": "\n".join(sentences)}) + "\n" for sentences in documents))
+    three = ("--objective", "nsp", "--set", "classes=3", "--method", "LoRA(r=2)")
+    done = ran("pretrain", "--model", model, "--data", data, *three, *STEP, "--out", out)
+    assert done.code == 0, done.err
+    found = scores(out)["test"]
+    assert {"pair_accuracy", "pair_loss", "perplexity"} <= set(found)
+    judged = ran("evaluate", "--adapter", out / "run", "--data", data, "--json")
+    assert judged.code == 0, judged.err
+    assert "pair_loss" in judged.out
+    AutoModelForMaskedLM.from_pretrained(out / "model")
+
+
 def test_spans_and_their_adaptation_on_an_encoder_decoder(tmp_path, texts):
     model = folder(tmp_path, "t5", "lm", "t5")
     for objective in ("spans", "prefix-lm"):

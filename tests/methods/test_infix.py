@@ -11,8 +11,11 @@ from deltatune import DeltatuneError, LoRA, Prefix, Prompt, UniPELT
 from deltatune.core.registry import parse
 from deltatune.testing import check_method
 from deltatune.testing.fixtures import attach, make_host
+from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.training.inference.prediction import encode_for
 from deltatune.training.task_model import labelled_outputs, token_logits
 from support import models
+from support.language_models import generation_tokenizer
 
 P = 3
 INFIX = Prefix(length=P, place="infix")
@@ -279,3 +282,10 @@ def test_texts_of_it_read_back_and_old_ones_are_prefixes():
 def test_laws(text):
     check_method(parse(text), models=["gpt2", "llama", "gpt_neox", "mistral"])
     assert isinstance(UniPELT(INFIX), UniPELT)
+
+
+def test_texts_without_a_prompt_are_refused_before_training():
+    host = make_host("llama", "lm")
+    attach(host, "a", INFIX)
+    with pytest.raises(DeltatuneError, match="language modelling have no prompt"):
+        encode_for(host, "a", LanguageModel(max_length=16), [{"text": "the film is good"}], generation_tokenizer())

@@ -443,3 +443,74 @@ def test_unknown_names_are_refused():
         objective_from({"kind": "spans", "densty": 0.1})
     with pytest.raises(DeltatuneError, match="wwm has no 'unit'"):
         objective_from({"kind": "wwm", "unit": "token"})
+
+
+# --- three relations of passages ---
+
+
+LONGER = [{"text": "\n".join(sentence for text in TEXTS for sentence in (text, text))} for _ in range(4)]
+
+
+def host_of_three(method="Full()", kind="bert", seed=0):
+    task = NextSentence(max_length=32, classes=3, metric="pair_accuracy")
+    host = Host(models.tiny(kind, "lm"))
+    host.attach("a", parse(method), head=task.make_head(host.model.config, seed))
+    return host, task
+
+
+@pytest.mark.parametrize("method", ["Full()", "LoRA(r=4)", "Prompt(length=2)", "Probe()"])
+def test_three_relations_are_learned_with_a_head_of_their_own(method, tokenizer, tmp_path):
+    host, task = host_of_three(method)
+    assert host.adapters["a"].head.config.outputs == 3
+    encoded = task.encode(LONGER, tokenizer)
+    assert {row["pair_label"] for row in encoded} == {0, 1, 2}
+    before = task.score(predict(host, "a", task, encoded, tokenizer), None)
+    settings = Settings(epochs=3, batch_size=8, learning_rate=3e-3, evaluate="end")
+    after = train(host, "a", task, encoded, encoded, tokenizer, settings).evaluations[-1][1]
+    assert after["pair_loss"] < before["pair_loss"]
+    assert set(task.metrics) == set(after)
+    answers = predict(host, "a", task, encoded, tokenizer, precision="float32")
+    host.save("a", tmp_path / "a", extra={"task": task.to_json()})
+    other = Host(models.tiny("bert", "lm"))
+    other.load(tmp_path / "a", name="a")
+    assert predict(other, "a", task, encoded, tokenizer, precision="float32") == answers
+
+
+def test_scores_of_three_relations_against_the_head_itself(tokenizer):
+    host, task = host_of_three("LoRA(r=2)")
+    encoded = task.encode(LONGER, tokenizer)
+    head = host.adapters["a"].head.eval()
+    losses, right = [], 0
+    for row in encoded:
+        inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        with torch.no_grad():
+            state = host.model.bert(**inputs).last_hidden_state[:, 0]
+            logits = head.out(torch.tanh(head.dense(state)))
+        losses.append(float(F.cross_entropy(logits, torch.tensor([row["pair_label"]]))))
+        right += int(logits.argmax() == row["pair_label"])
+    results = task.score(predict(host, "a", task, encoded, tokenizer, precision="float32"), None)
+    assert results["pair_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert results["pair_accuracy"] == right / len(encoded)
+
+
+def test_three_relations_are_for_masked_models_without_bert_s_head(tokenizer):
+    host, task = host_of_three("LoRA(r=2)", "distilbert")
+    assert math.isfinite(
+        task.score(predict(host, "a", task, task.encode(LONGER, tokenizer), tokenizer), None)["pair_loss"]
+    )
+    assert task.loads == "mask"
+    assert NextSentence().loads == "pairs"
+    assert NextSentence().make_head(models.tiny("bert").config) is None
+    with pytest.raises(DeltatuneError, match="deltatune pretrain"):
+        task.collator(tokenizer)
+    with pytest.raises(DeltatuneError, match="classes"):
+        NextSentence(classes=4)
+
+
+def test_objectives_stored_before_there_were_three_relations_have_two():
+    stored = NextSentence(max_length=24).to_json()
+    del stored["classes"]
+    assert task_from_json(stored) == NextSentence(max_length=24)
+    three = NextSentence(classes=3)
+    assert task_from_json(three.to_json()) == three
+    assert objective_from({"kind": "nsp", "classes": 3}).classes == 3

@@ -333,3 +333,66 @@ def test_pairs_that_cannot_be_are_refused():
         pair_documents([[[1, 2]], [[]], []], generator(), 20)
     with pytest.raises(DeltatuneError, match="2 or more"):
         pair_documents(corpus(2, 2), generator(), 1)
+
+
+# --- three relations ---
+
+
+def relation_of(a, b):
+    """What two passages of `corpus` are: 0 the next, 1 another document's, 2 of the same one but apart."""
+    if a[0] // 10000 != b[0] // 10000:
+        return 1
+    last, first = a[-1] // 100, b[0] // 100
+    if last <= first <= last + 1:
+        return 0
+    before = b[-1] // 100 < a[0] // 100 - 1
+    assert before or first > last + 1, "a passage that touches the first one is neither next nor apart"
+    return 2
+
+
+def test_three_relations_are_drawn_alike_and_are_what_they_say():
+    documents, draws, counts = corpus(sentences=14), generator(), Counter()
+    for _ in range(20):
+        for pair in pair_documents(documents, draws, max_tokens=60, short=0.0, classes=3):
+            assert len(pair.a) + len(pair.b) <= 60
+            assert _runs_on(pair.a)
+            assert _runs_on(pair.b)
+            if len(pair.a) + len(pair.b) < 60:  # else ends were cut, which moves passages apart
+                assert relation_of(pair.a, pair.b) == pair.label
+            assert pair.is_random == (pair.label == 1)
+            counts[pair.label] += 1
+    total = sum(counts.values())
+    assert total > 1500
+    # next needs two sentences, as with two classes; the rest is shared alike
+    assert 0.25 < counts[0] / total < 0.36
+    assert abs(counts[1] - counts[2]) < 0.08 * total
+
+
+def test_a_document_without_a_passage_apart_has_the_other_two_relations():
+    documents = [[[d * 10000 + s * 100 + place for place in range(5)] for s in range(3)] for d in range(40)]
+    labels = Counter(
+        pair.label
+        for seed in range(20)
+        for pair in pair_documents(documents, generator(seed), 15, short=0.0, classes=3)
+        if pair.a[0] % 10000 == 0 and len(pair.a) == 10
+    )
+    assert set(labels) == {0, 1}  # behind two sentences the third is the next one, and before them is nothing
+    assert near(labels[0], 0.5, sum(labels.values()))
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40))
+def test_three_relations_of_any_length(seed, most):
+    for a, b, label in pair_documents(corpus(3, 5, seed), generator(seed), most, classes=3):
+        assert a
+        assert b
+        assert len(a) + len(b) <= most
+        assert (label == 1) == (a[0] // 10000 != b[0] // 10000)
+
+
+def test_two_relations_are_drawn_as_before():
+    """The pairs of stored objectives stay the same: the first ones of a seed, as they were before there were three."""
+    results = pair_documents(corpus(4, 9), generator(7), 60)
+    assert [(pair.a[0], len(pair.a), pair.b[0], len(pair.b), int(pair.label)) for pair in results[:6]] == [
+        (0, 56, 700, 4, 0), (800, 4, 20600, 29, 1), (10000, 46, 30700, 13, 1),
+        (10800, 3, 20800, 10, 1), (20000, 25, 100, 35, 1), (20300, 32, 20700, 18, 0),
+    ]  # fmt: skip

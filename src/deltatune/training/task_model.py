@@ -6,7 +6,7 @@ Most tokens have no label and a vocabulary is large, so a language-model head re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -19,7 +19,7 @@ from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head, Heads
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
-from deltatune.training.forward import adapter_logits, text_states
+from deltatune.training.forward import adapter_logits, text_mask, text_states
 
 
 class TaskModel(nn.Module):
@@ -65,7 +65,7 @@ class TaskModel(nn.Module):
 
     def _language_model(self, task: LanguageModelTask, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}
-        outputs, token_labels = labelled_outputs(self.host, batch, labels, self.uses_bfloat16)
+        outputs, token_labels = labelled_outputs(self.host, batch, labels, self.uses_bfloat16, bool(extra_labels))
         logits = token_logits(outputs)
         return {"loss": task.model_loss(logits, token_labels, outputs, extra_labels), "logits": logits}
 
@@ -80,12 +80,13 @@ def part_logits(
 
 
 def labelled_outputs(
-    host: Host, batch: dict[str, Tensor], labels: Tensor, bfloat16: bool = False
+    host: Host, batch: dict[str, Tensor], labels: Tensor, bfloat16: bool = False, row_labels: bool = False
 ) -> tuple[Any, Tensor]:
     """Run the base; return its outputs, with logits (1, M, V) at the M labelled tokens alone, and the labels (M,).
 
     A decoder predicts a token from the state before it, a masked language model from the state at it. The decoder of an
-    encoder-decoder reads the labels one step later, after its start token.
+    encoder-decoder reads the labels one step later, after its start token. `row_labels`: whole rows have labels too,
+    which the adapter's head predicts if it has one, as `seq_relationship_logits` (B, C).
     """
     kind = family(host.model.config)  # type: ignore[arg-type]
     batch = dict(batch)
@@ -101,9 +102,14 @@ def labelled_outputs(
             states = text_states(host, states, batch)
         return states[:, : labelled.shape[1]][labelled][None]  # (1, M, D)
 
+    names = host.route.names if row_labels else ()
+    heads = [head for name in names if isinstance(head := host.adapters[name].head, Head)]
     with selected_states(host.model, select), torch.autocast(labels.device.type, torch.bfloat16, enabled=bfloat16):
-        with host.answers(labels, batch.get("attention_mask")):
+        recording = recorded_states(host.model) if heads else nullcontext([])
+        with host.answers(labels, batch.get("attention_mask")), recording as recorded:
             outputs = host.model(**batch)
+    for head in heads:
+        outputs.seq_relationship_logits = head(recorded[-1], text_mask(host, batch))
     return outputs, targets[labelled]
 
 
@@ -121,6 +127,18 @@ def selected_states(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Ite
     handle = head.register_forward_pre_hook(lambda module, args: (select(args[0]), *args[1:]), prepend=True)
     try:
         yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def recorded_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within this context the list gets the last hidden states (B, T', D) of every forward of the body."""
+    states: list[Tensor] = []
+    body: nn.Module = getattr(model, "base_model", model)
+    handle = body.register_forward_hook(lambda module, args, output: states.append(output[0]))
+    try:
+        yield states
     finally:
         handle.remove()
 

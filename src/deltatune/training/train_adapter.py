@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory, raise_all
 from deltatune.core.host import Host
 from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
@@ -23,7 +23,7 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
-from deltatune.tasks.task import Encoded, Row, Task
+from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
@@ -106,6 +106,7 @@ def train(
     shard_(host, processes)
     out = None if out is None else Path(out)
     with (
+        plain_memory_errors(settings, [*rows, *validation]),
         locked([Path(folder) for folder in (reports, out) if folder is not None and processes.is_main]),
         Reporter(out if reports is None else Path(reports), settings, device, host.model) as reporter,
     ):
@@ -153,6 +154,27 @@ def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> Non
 
 
 @contextmanager
+def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow]) -> Iterator[None]:
+    """Within this context, memory that is used up is an error that says what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
+            raise
+        size, parts = settings.batch_size, settings.accumulation
+        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        advice = [
+            f"accumulation: {parts} forward passes a step now, up to {size} with the same result" if parts < size else "",
+            "checkpointing: true, about half more time" if not settings.checkpointing else "",
+            f"batch_size, now {size}" if size > 1 else "",
+            f"max_length: the longest text has {longest} tokens",
+            "a method with fewer parameters, or a smaller model",
+        ]
+        lines = "".join(f"\n  {line}" for line in advice if line)
+        raise OutOfMemory(f"out of memory while training; what needs less of it, the best first:{lines}") from None
+
+
+@contextmanager
 def locked(folders: Sequence[Path]) -> Iterator[None]:
     """Hold the locks of these folders. Raises DeltatuneError if another process writes one of them."""
     with ExitStack() as stack:
@@ -197,7 +219,7 @@ def model_and_loader(
         processes,
     )
     bfloat16 = uses_bfloat16(host.model, settings.precision)
-    head = cacheable_head(host, name, len(rows))
+    head = None if isinstance(task, LanguageModelTask) else cacheable_head(host, name, len(rows))
     if head is not None:
         host.model.eval()
         features = extract_features(host, head, rows, collate, bfloat16)

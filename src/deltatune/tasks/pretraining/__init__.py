@@ -16,11 +16,12 @@ from deltatune.tasks.pretraining.masking import (
     word_units_by_marks,
 )
 from deltatune.tasks.pretraining.mlm import MaskedLM, with_entities
-from deltatune.tasks.pretraining.nsp import NextSentence, SentencePair, pair_documents
+from deltatune.tasks.pretraining.nsp import NextSentence
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.objective_registry import objective_from
 from deltatune.tasks.pretraining.prefix_lm import PrefixLM, causal_labels, prefix_labels, split_document, split_prefix
 from deltatune.tasks.pretraining.replaced_entities import ReplacedEntities, ReplacedText, entity_names, replace_entities
+from deltatune.tasks.pretraining.sentence_pairs import SentencePair, pair_documents
 from deltatune.tasks.pretraining.span_corruption import (
     SpanCorruption,
     corrupt_spans,

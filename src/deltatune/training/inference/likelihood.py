@@ -31,7 +31,7 @@ def negative_log_likelihoods(
     for numbers, batch in length_sorted_batches(encoded, collate, batch_size, device_of(host)):
         labels = batch.pop("labels")
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}
-        outputs, targets = labelled_outputs(host, batch, labels, bfloat16)
+        outputs, targets = labelled_outputs(host, batch, labels, bfloat16, bool(extra_labels))
         logits = token_logits(outputs)  # (M, V)
         losses = F.cross_entropy(logits, targets, reduction="none")  # (M,)
         correct = (logits.argmax(-1) == targets).float()

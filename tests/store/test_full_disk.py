@@ -21,6 +21,7 @@ from deltatune.store.merged_model import save_merged
 from deltatune.training import train
 from deltatune.training.reporting import FILE
 from support import models
+from support.child import in_child
 from support.command_line import QUICK, ran, review_folder
 from support.runs import PLAIN, ROWS, TASK, host_with
 
@@ -154,23 +155,6 @@ def test_a_run_on_a_full_disk_stops_and_resumes(disk, tmp_path):
     outcome = train(again, "a", TASK, ROWS, None, tokenizer, settings, tmp_path)
     assert outcome.resumed == 5
     assert outcome.history == wanted.history
-
-
-def in_child(act):
-    """Exit code and text of what `act` returns, run in a child of this process, which may change itself."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code, said = act()
-            os.write(writer, said.encode()[-4000:])
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        said = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
 def test_a_limit_on_the_size_of_files_is_a_plain_error(tmp_path):

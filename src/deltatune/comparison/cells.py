@@ -11,6 +11,7 @@ from typing import Any, Literal
 from deltatune.comparison.plan import Cell, Plan
 from deltatune.comparison.records import Records
 from deltatune.models.versions import versions
+from deltatune.store.atomic_files import CannotWrite
 
 Record = dict[str, Any]
 EventKind = Literal["start", "cell_start", "step", "cell_done", "cell_failed", "done"]
@@ -88,6 +89,8 @@ class CellRunner:
         """Return what `compute` returns; a failure becomes a record. Either way no adapter stays attached."""
         try:
             return compute()
+        except CannotWrite:  # no result, and the next cell could not be stored either
+            raise
         except Exception as error:
             failed = self.record_of(cell, key) | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             self.failed.append(failed)

@@ -14,6 +14,32 @@ class CannotMerge(DeltatuneError):
     """An adapter cannot be merged into the base's weights, or merging it would change the outputs."""
 
 
+class OutOfMemory(DeltatuneError):
+    """The memory of the machine or of the device is used up."""
+
+
+MEMORY_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA out of memory",
+    "out of memory",
+    "bad_alloc",
+    "can't start new thread",
+)
+"""Parts of messages, of torch, safetensors and the system, that say that there is no memory left."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: torch says so in RuntimeErrors, and each device in its own way."""
+    if isinstance(error, DeltatuneError):
+        return isinstance(error, OutOfMemory)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = isinstance(error, (RuntimeError, OSError)) or type(error).__name__ == "SafetensorError"
+    return said and any(text in str(error) for text in MEMORY_TEXTS)
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the option closest to `word`, or an empty string."""
     options = list(options)

@@ -164,7 +164,7 @@ def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow]) -> Iterato
         size, parts = settings.batch_size, settings.accumulation
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         advice = [
-            f"accumulation: {parts} forward passes a step now, up to {size} with the same result" if parts < size else "",
+            f"accumulation: {parts} forward passes a step now, up to {size}: the same result" if parts < size else "",
             "checkpointing: true, about half more time" if not settings.checkpointing else "",
             f"batch_size, now {size}" if size > 1 else "",
             f"max_length: the longest text has {longest} tokens",

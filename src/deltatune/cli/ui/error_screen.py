@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, is_out_of_memory, nearest
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's class of wrong options and arguments, wherever this version of it keeps the class."""
@@ -84,8 +84,8 @@ def _message(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in FULL_DISK | NO_ACCESS:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}", 2
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the device is out of memory; use a smaller --batch-size or --max-length", 2
+    if is_out_of_memory(error):
+        return "out of memory; use a smaller model, --batch-size or --max-length", 2
     text = str(error).strip() or "no message"
     return (
         f"{type(error).__name__}: {text}\n"

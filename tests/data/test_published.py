@@ -276,6 +276,20 @@ def test_answers_with_a_label_beside_them_are_no_outputs(tmp_path: Path) -> None
     assert "--task generate --text question --label answer" in str(caught.value)
 
 
+def test_choices_in_a_list_are_refused_with_the_forms_that_can_be_read(tmp_path: Path) -> None:
+    rows = [{"text": f"t {i}", "question": "why?", "choices": ["a", "b"], "label": i % 2} for i in range(40)]
+    path = _jsonl(tmp_path / "copa.jsonl", rows)
+    with pytest.raises(DeltatuneError, match="multiple choice is not one of the tasks"):
+        read(path)
+    data = read(path, text=["text", "question"], label="label")
+    assert data.text == ("text", "question")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    rows = [{"id": i, "text_a": f"a {i}", "text_b": f"b {i}", "word": "w", "label": i % 2} for i in range(40)]
+    assert "neither text nor label: word" in read(_jsonl(tmp_path / "wic.jsonl", rows)).notes
+
+
 def test_a_row_in_another_form_is_named(tmp_path: Path) -> None:
     rows = [dict(row) for row in OTHERS["wikisql"].splits["train"]]
     rows[4] = {**rows[4], "sql": {"sel": 9, "agg": 0, "conds": []}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
@@ -103,7 +103,7 @@ def _names_of_card(features: Any) -> ClassNames:
     return names
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.checks import split_problems
 from deltatune.data.columns.choose_columns import Columns, choose_columns
+from deltatune.data.columns.column_names import REFERENCES, is_id
 from deltatune.data.columns.infer_task import infer_task, other_tasks
 from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
+from deltatune.data.formats.file_format import first_few
 from deltatune.data.labelled_splits import labelled_splits
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
@@ -38,8 +40,8 @@ def read(
 ) -> Data:
     """Read data, make the splits that are missing, and check everything before anything is trained.
 
-    - `source`: a file (.csv, .tsv, .jsonl, .ndjson, .json (also SQuAD's), .parquet, .conll, .bio, .iob, .iob2, .conllu
-      or .txt); a folder with files named train, dev (val, valid, validation) and test, or of plain texts, or with a
+    - `source`: a file (.csv, .tsv, .jsonl, .ndjson, .json (also SQuAD's), .parquet, .arrow, .conll, .bio, .iob, .iob2,
+      .conllu or .txt); a folder with files named train, dev (val, valid, validation) and test, or of plain texts, or with a
       folder for each class; a data set of the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the
       built-in data.
     - `text`: the text columns.
@@ -143,7 +145,7 @@ def _converted(
     splits, dropped = labelled_splits(
         opened.splits, columns.text, columns.label, opened.class_names, opened.split_names, fixed
     )
-    notes = [*columns.notes, *dropped]
+    notes = [*columns.notes, *_unread_columns(opened, columns), *dropped]
     if layout.same_columns:
         raise_all(_absent_columns(splits, [*columns.text, *filter(None, [columns.label])]), f"{opened.origin}:")
     converted = layout.convert(splits, columns, kinds)
@@ -170,6 +172,13 @@ def _converted(
     )
     problems = converted.problems + (split_problems(data) if converted.checkable else [])
     return replace(data, problems=tuple(problems))
+
+
+def _unread_columns(opened: Source, columns: Columns) -> list[str]:
+    """A note on the columns that were not chosen, where columns were; apart from numbers of rows."""
+    chosen = {*columns.text, columns.label, REFERENCES}
+    others = [name for name in columns_of(opened.splits["train"]) if name not in chosen and not is_id(name)]
+    return [f"neither text nor label: {first_few(others, 12)}"] if others and columns.notes else []
 
 
 def _absent_columns(splits: Splits, columns: Sequence[str]) -> list[str]:

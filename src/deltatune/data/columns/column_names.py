@@ -45,6 +45,9 @@ GOLD_LABEL, NO_GOLD = "gold_label", "-"
 SCORES = {"score", "similarity"}
 """Names of label columns that hold a continuous value even where all values are whole."""
 
+CHOICES = ("choices", "options", "endings", "candidates", "answer_choices", "mc1_targets")
+"""Names of columns with the choices of a question."""
+
 # --- tagging and extractive QA ---
 
 TOKENS = ("tokens", "words", "token", "word")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.choose_columns import ambiguous, candidates, choose_columns
-from deltatune.data.columns.column_names import LABELS, by_normalised, is_id, normalised
+from deltatune.data.columns.column_names import CHOICES, LABELS, by_normalised, is_id, normalised
 from deltatune.data.columns.column_rules import RULES, Candidate, are_parallel
 from deltatune.data.columns.column_values import column_examples, looks_like_label, looks_like_text
 from deltatune.data.dataset import Row, TaskName, columns_of
@@ -26,6 +26,7 @@ def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
     `text` and `label` are what the user named; the task never contradicts them. Raises DeltatuneError where it is not
     clear, with the options to choose from.
     """
+    _refuse_choices(rows, text)
     for task in RULES:
         likely = candidates(task, rows, text, label)
         if not likely:
@@ -57,6 +58,21 @@ def other_tasks(rows: Sequence[Row]) -> str:
         options += [f"  --task generate --text {texts[0]} --label {label}" for label in texts[1:3]]
     options += [f"  --task lm --text {text}" for text in texts[:2]]
     return "\n".join(["Another task is possible with these columns:", *options]) if options else ""
+
+
+def _refuse_choices(rows: Sequence[Row], text: Sequence[str]) -> None:
+    """Raise DeltatuneError for choices in a list, which would not be read: their task is none of ours."""
+    names = by_normalised(columns_of(rows))
+    choices = next((names[name] for name in CHOICES if name in names), None)
+    if text or choices is None or not any(isinstance(row.get(choices), (list, dict)) for row in rows[:1]):
+        return
+    raise DeltatuneError(
+        f"column {choices!r} holds the choices of a question ({column_examples(rows, [choices])}); multiple choice is "
+        "not one of the tasks. Make other rows of these: a row for each choice, with the question, the choice and a "
+        "label that says whether it is right (--task classify --text QUESTION --text CHOICE --label LABEL); or the "
+        "question with its choices as input and the right one as output (--task generate). To leave the choices out, "
+        "name the columns with --text and --label."
+    )
 
 
 def _few_outputs(rows: Sequence[Row], column: str) -> bool:

@@ -108,7 +108,7 @@ FORMS = (
 def find_form(rows: Sequence[Row]) -> PublishedForm | None:
     """The published form of these rows, or None."""
     names = set(columns_of(rows[:100]))
-    for form in FORMS:
+    for form in FORMS if rows else ():
         if names.issuperset(form.has) and _has_objects(form, rows[0]):
             return form
     return None
@@ -191,7 +191,7 @@ def with_plain_columns(rows: Sequence[Row], text: Sequence[str], where: str, sev
 
     Rows that have the columns, or that are of no such form, are unchanged. `several`: a row may become several.
     """
-    form = find_form(rows) if rows else None
+    form = find_form(rows)
     names = columns_of(rows)
     if form is None or not set(text) & set(form.made) or (form.several and not several):
         return list(rows)

@@ -18,6 +18,7 @@ from deltatune.cli.commands import (
     dimension,
     env,
     evaluate,
+    inspect,
     merge,
     methods,
     predict,
@@ -52,6 +53,7 @@ app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)
+app.command(cls=Command, rich_help_panel="Use")(inspect.inspect)
 app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)

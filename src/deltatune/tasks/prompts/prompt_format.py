@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.tasks.prompts.chat_templates import rendered
 
 ALPACA = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
@@ -54,20 +55,23 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def check_template(template: str, columns: Sequence[str]) -> list[str]:
-    """What is wrong with a custom template: no column in braces, or an unknown one."""
+    """What is wrong with a custom template: no column in braces, an unknown one, or one that is padded without end."""
     try:
-        used = [
-            name
-            for _, field, spec, _ in Formatter().parse(template)
-            if field is not None
-            for name in (field, *(inner for _, inner, _, _ in Formatter().parse(spec or "") if inner is not None))
-        ]
+        fields = [(field, spec or "") for _, field, spec, _ in Formatter().parse(template) if field is not None]
+        nested = [name for _, spec in fields for _, name, _, _ in Formatter().parse(spec) if name is not None]
     except ValueError as error:
         return [f"the prompt {template!r} is not a template: {error}"]
+    used = [field for field, _ in fields]
     if not used:
         near = nearest(template, PRESETS)
         return [f"the prompt {template!r} names no column in braces{near}; presets: {', '.join(PRESETS)}"]
     unknown = [name for name in used if name not in columns]
+    unknown += [name for name in nested if name not in columns]
+    if nested and not unknown:
+        return [f"the prompt {template!r} takes the width of a column from {{{nested[0]}}}; write a number"]
+    wide = [spec for _, spec in fields if any(len(digits) > 4 for digits in re.findall(r"\d+", spec))]
+    if wide:
+        return [f"the prompt {template!r} has the format {wide[0]!r}: columns are padded to at most 9999 characters"]
     return [
         f"the prompt names {{{name}}}{nearest(name, columns)}; its columns: {', '.join(columns)}" for name in unknown
     ]
@@ -83,8 +87,8 @@ def last_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase)
     Raises DeltatuneError for a template that leaves out part of the assistant's message.
     """
     content = messages[-1]["content"]
-    text = _rendered(messages, tokenizer, prompt=False)
-    separator, tail = _rendered(
+    text = rendered(messages, tokenizer, prompt=False)
+    separator, tail = rendered(
         [*messages[:-1], {"role": "assistant", "content": PLACEHOLDER}], tokenizer, False
     ).partition(PLACEHOLDER)[1:]
     end = len(text) - len(tail)
@@ -94,7 +98,7 @@ def last_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase)
             f"this tokenizer's chat template changes the assistant's message {content[:80]!r}: change it in the data "
             "(some templates leave out thoughts), or set another tokenizer.chat_template"
         )
-    start, prompt = end - len(shown), _rendered(messages[:-1], tokenizer, prompt=True)
+    start, prompt = end - len(shown), rendered(messages[:-1], tokenizer, prompt=True)
     start = len(prompt) if text.startswith(prompt) and len(prompt) <= start else start
     return text, AnswerSpan(start, end, end + len(end_of_turn(tail, tokenizer)))
 
@@ -115,7 +119,7 @@ def earlier_answers(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
 def chat_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a conversation up to the assistant's next answer."""
     check_chat(tokenizer)
-    return _rendered(messages, tokenizer, prompt=True)
+    return rendered(messages, tokenizer, prompt=True)
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -125,18 +129,6 @@ def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:
             "this model's tokenizer has no chat template; choose the prompt 'alpaca' or 'plain', or set "
             "tokenizer.chat_template and save it with the model"
         )
-
-
-def _rendered(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, prompt: bool) -> str:
-    from jinja2 import TemplateError  # the import takes a while
-
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompt
-        )
-    except TemplateError as error:
-        raise DeltatuneError(f"this tokenizer's chat template refuses the conversation: {error}") from None
-    return str(text)
 
 
 def end_of_turn(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.validation import shortened
 
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -147,6 +148,8 @@ class Template:
 
 def _part(name: str, spaced: bool) -> TemplatePart:
     if name.isdigit():
+        if len(name) > 6:
+            raise DeltatuneError(f"a template of {{{shortened(name, quoted=False)}}} virtual tokens is too long")
         return TemplatePart("virtual", "", int(name), spaced)
     return TemplatePart("mask" if name == "mask" else "column", name, 0, spaced)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.store.adapter_folder import TENSORS
-from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
-from deltatune.store.tensors import read_tensors, write_tensors
+from deltatune.store.atomic_files import MANIFEST, check_folder, read_json, write_folder, write_json
+from deltatune.store.tensors import mismatches, not_finite, read_tensors, write_tensors
 from deltatune.tasks.task import TokenRow
 from deltatune.training.scaling.distributed import Processes
 
 # --- the optimizer ---
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What Adam keeps of each parameter."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
@@ -104,7 +108,9 @@ def digest_of(rows: Sequence[TokenRow]) -> str:
 
 def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
     """Raise DeltatuneError if the checkpoint in `folder` is of another run, naming every difference."""
-    stored = read_json(folder / "run.json")["identity"]
+    stored = read_json(folder / RUN).get("identity")
+    if not isinstance(stored, dict):
+        raise DeltatuneError(f"{folder / RUN} does not say which run it is of; {DELETE}")
     different = [
         f"\n  {name}: the checkpoint has {stored.get(name)!r}, this run has {identity.get(name)!r}"
         for name in dict.fromkeys([*stored, *identity])
@@ -123,6 +129,10 @@ def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
 # --- folders ---
 
 PREFIX, ADAPTER = "checkpoint-", "adapter"
+RUN, OPTIMIZER, RANDOM = "run.json", "optimizer.safetensors", "random.safetensors"
+FILES = (RUN, OPTIMIZER, RANDOM, f"{ADAPTER}/{TENSORS}")
+"""Files without which no run can be resumed."""
+DELETE = "delete this checkpoint, and the run resumes from the one before, or from the start"
 NEWEST_KEPT = 2
 """Checkpoints that are kept: the older one is for a disk that lost part of the newer one."""
 
@@ -150,10 +160,10 @@ def save(
 
     def fill(draft: Path) -> None:
         host.save(adapter, draft / ADAPTER, training=True)
-        write_tensors(draft / "optimizer.safetensors", optimizer_tensors(optimizer, names))
-        write_tensors(draft / "random.safetensors", tensors_by_rank([tensors for tensors, _ in states]))
+        write_tensors(draft / OPTIMIZER, optimizer_tensors(optimizer, names))
+        write_tensors(draft / RANDOM, tensors_by_rank([tensors for tensors, _ in states]))
         random_records = [record for _, record in states]
-        write_json(draft / "run.json", {"identity": identity, "progress": progress, "random": random_records})
+        write_json(draft / RUN, {"identity": identity, "progress": progress, "random": random_records})
 
     write_folder(folder, fill)
     for _, old in [entry for entry in listed(out) if entry[0] <= step][NEWEST_KEPT:]:
@@ -168,15 +178,72 @@ def load_(
     names: Sequence[str],
     processes: Processes,
 ) -> dict[str, Any]:
-    """Restore the adapter, the optimizer and this process's random generators; return the stored progress."""
-    host.adapters[adapter].load_tensors(read_tensors(folder / ADAPTER / TENSORS))
-    load_optimizer_(optimizer, names, read_tensors(folder / "optimizer.safetensors"))
-    record = read_json(folder / "run.json")
-    if processes.rank < len(record["random"]):  # a process that the stopped run did not have keeps its seed
-        tensors = tensors_of_rank(read_tensors(folder / "random.safetensors"), processes.rank)
-        restore_random(tensors, record["random"][processes.rank])
+    """Restore the adapter, the optimizer and this process's random generators; return the stored progress.
+
+    Raises DeltatuneError with all that is wrong in the files, before anything is changed.
+    """
+    values, moments = read_tensors(folder / ADAPTER / TENSORS), read_tensors(folder / OPTIMIZER)
+    record, random_states = read_json(folder / RUN), read_tensors(folder / RANDOM)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    problems = [f"{ADAPTER}/{TENSORS}: {p}" for p in mismatches(host.adapters[adapter], values) + not_finite(values)]
+    problems += [f"{OPTIMIZER}: {p}" for p in moment_problems(moments, dict(zip(names, parameters, strict=True)))]
+    problems += [f"{RUN}: {p}" for p in progress_problems(record.get("progress"), step_of(folder))]
+    records = record.get("random")
+    if not isinstance(records, list):
+        problems.append(f"{RUN}: random is not a list")
+    elif processes.rank < len(records):  # a process that the stopped run did not have keeps its seed
+        try:
+            restore_random(tensors_of_rank(random_states, processes.rank), records[processes.rank])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError):
+            problems.append(f"the states of the random generators in {RUN} and {RANDOM} are damaged")
+    raise_all(problems, f"{folder} cannot be resumed; {DELETE}:" if problems else "")
+    host.adapters[adapter].load_tensors(values)
+    load_optimizer_(optimizer, names, moments)
     progress: dict[str, Any] = record["progress"]
     return progress
+
+
+def moment_problems(moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with stored `optimizer_tensors`: of other parameters, of other shapes, incomplete, not finite."""
+    problems = not_finite(moments)
+    stored: dict[str, set[str]] = {name: set() for name in parameters}
+    for entry, value in moments.items():
+        name, _, key = entry.rpartition("|")
+        shape = torch.Size() if key == "step" else getattr(parameters.get(name), "shape", None)
+        if name not in parameters or key not in MOMENTS:
+            problems.append(f"tensor {entry} belongs to no tensor that is trained")
+        elif value.shape != shape:
+            problems.append(f"tensor {entry} has shape {tuple(value.shape)}, not {tuple(shape or ())}")
+        else:
+            stored[name].add(key)
+            if key != "exp_avg" and value.numel() and not value.min() >= 0:
+                problems.append(f"tensor {entry} has values below 0")
+    return problems + [
+        f"tensor {name}|{key} is missing" for name, keys in stored.items() if keys for key in MOMENTS if key not in keys
+    ]
+
+
+def progress_problems(progress: Any, step: int) -> list[str]:
+    """What is wrong with the stored progress of a run that has done so many steps."""
+    if not isinstance(progress, dict):
+        return ["progress is missing"]
+    history, evaluations = progress.get("history"), progress.get("evaluations")
+    problems = [f"progress.{n} is not a number" for n in ("seconds", "rows") if not _is_number(progress.get(n))]
+    pairs = isinstance(history, list) and all(isinstance(p, list) and len(p) == 2 and _is_number(p[1]) for p in history)
+    if not pairs or [pair[0] for pair in history or ()] != list(range(1, step + 1)):
+        problems.append(f"progress.history does not have a loss for each step from 1 to {step}")
+    if not isinstance(evaluations, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0]) and isinstance(pair[1], dict)
+        for pair in evaluations
+    ):
+        problems.append("progress.evaluations is not a list of steps and scores")
+    if not isinstance(progress.get("moved", True), bool):
+        problems.append("progress.moved is not true or false")
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def to_resume(out: Path, processes: Processes) -> Path | None:
@@ -189,7 +256,7 @@ def to_resume(out: Path, processes: Processes) -> Path | None:
 def remove_partial_checkpoints(out: Path) -> None:
     """Remove what a killed run left: folders half written, checkpoints half deleted."""
     for path in [*out.glob(f".{PREFIX}*"), *out.glob(".*.draft")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     complete_steps = [step for step, folder in listed(out) if complete(folder)]
     for step, folder in listed(out):
         if len(complete_steps) >= NEWEST_KEPT and step < complete_steps[NEWEST_KEPT - 1]:
@@ -203,7 +270,7 @@ def newest(out: Path) -> Path | None:
 
 def listed(out: Path) -> list[tuple[int, Path]]:
     """(step, folder) of everything named like a checkpoint, newest first."""
-    folders = [path for path in out.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    folders = [path for path in out.glob(f"{PREFIX}*") if re.fullmatch(r"[0-9]{1,15}", path.name.removeprefix(PREFIX))]
     return sorted(((step_of(path), path) for path in folders), reverse=True)
 
 
@@ -218,4 +285,4 @@ def complete(folder: Path) -> bool:
         check_folder(folder)
     except DeltatuneError:
         return False
-    return True
+    return set(FILES) <= read_json(folder / MANIFEST)["files"].keys()

@@ -293,7 +293,7 @@ def test_predict_writes_a_file_once_all_is_done(trained, tmp_path):
     assert (done.code, done.out) == (0, "")
     assert len(out.read_text().splitlines()) == 2
     failed = ran(
-        "predict", "--adapter", trained, "--batch-size", "1", "--out", tmp_path / "x", stdin='{"text": "a"}\n{]\n'
+        "predict", "--adapter", trained, "--batch-size", "1", "--out", tmp_path / "x.jsonl", stdin='{"text": "a"}\n{]\n'
     )
     assert failed.code == 2
     assert "line 2 is not JSON" in failed.err

@@ -7,17 +7,19 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.fill_rows import FILL, Filler, check_task
+from deltatune.cli.mixture_options import Part, check_single
 from deltatune.cli.options import (
     DATA,
     OUTPUT,
-    Adapter,
     InferenceFields,
     OtherBase,
     OtherModel,
@@ -26,10 +28,10 @@ from deltatune.cli.options import (
     read_fields,
 )
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
+from deltatune.cli.ui.output_file import checked_output, draft_of
 from deltatune.cli.ui.screen import plural
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from deltatune.data.formats.file_format import LineReader
@@ -41,31 +43,53 @@ Row = dict[str, Any]
 def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
     """Rows of a file, or of stdin for "-"; each has all of the columns, or without `every` at least one of them.
 
-    Formats with a `read_lines` are read line by line, other data formats as a whole. The first line of any other file
-    decides, as that of stdin does. Raises DeltatuneError naming the line that cannot be used.
+    Files in a data format are read as `read` reads them. The first line of any other file decides, as that of stdin
+    does. Raises DeltatuneError naming the line that cannot be used.
     """
     if file == "-":
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8-sig")
-        yield from parsed(_decoded(sys.stdin), "stdin", None, columns, every)
+        yield from parsed(_decoded(_stdin(), "stdin"), "stdin", None, columns, every)
         return
-    from deltatune.data.formats import file_formats, read_rows
+    from deltatune.core.regular_files import check_regular
+    from deltatune.data.formats import file_formats, missing_file, read_rows
 
     path = Path(file).expanduser()
-    formats = [fmt for fmt in file_formats(path) if not fmt.document]
-    reader = next((fmt.read_lines for fmt in formats if fmt.read_lines), None)
-    if not path.is_file() or (formats and reader is None):
-        yield from _with_columns(read_rows(path), file, columns, every)  # raises where there is no such file
+    if os.path.lexists(path) and not path.is_file() and not path.is_dir():
+        try:
+            check_regular(path)
+        except DeltatuneError as error:
+            raise DeltatuneError(f"{error}; a stream is read from stdin: deltatune predict - < {path}") from None
+    if any(not fmt.document for fmt in file_formats(path)):
+        yield from _with_columns(read_rows(path), file, columns, every)
         return
+    if not path.is_file():
+        raise DeltatuneError(missing_file(path))
+    check_regular(path)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        yield from parsed(_decoded(stream, file), file, reader, columns, every)
+        yield from parsed(_decoded(stream, file), file, None, columns, every)
 
 
-def _decoded(stream: Iterable[str], name: str = "stdin") -> Iterator[str]:
+def _stdin() -> Iterable[str]:
+    if sys.stdin is None:
+        raise DeltatuneError("there is no stdin to read rows from; name a file")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")
+    return sys.stdin
+
+
+def _decoded(stream: Iterable[str], name: str) -> Iterator[str]:
+    """The lines of a stream. Raises DeltatuneError for bytes that are not UTF-8, and for null characters of UTF-16."""
+    number = 0
     try:
-        yield from stream
+        for number, line in enumerate(stream, start=1):
+            if "\0" in line and line.count("\0") > len(line) // 3:
+                raise DeltatuneError(f"{name} line {number} looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+            yield line
     except UnicodeDecodeError as error:
-        raise DeltatuneError(f"{name} is not UTF-8 ({error.reason}); convert it: iconv -f OLD -t UTF-8") from None
+        raise DeltatuneError(
+            f"{name} is not UTF-8 after line {number} ({error.reason}); convert it: iconv -f OLD -t UTF-8"
+        ) from None
+    except OSError as error:
+        raise DeltatuneError(f"cannot read {name}: {error.strerror or error}") from None
 
 
 def parsed(
@@ -138,9 +162,37 @@ def predict(
         ),
     ] = "-",
     *,
-    adapter: Adapter,
+    adapter: Annotated[
+        str | None,
+        option(
+            "--adapter",
+            "-a",
+            panel=DATA,
+            metavar="FOLDER",
+            help="A trained adapter, or the folder of its training run.",
+        ),
+    ] = None,
     model: OtherModel = None,
+    task: Annotated[
+        str | None,
+        option(
+            "--task",
+            panel=DATA,
+            metavar="fill",
+            help="fill: the words at each {mask} of a text, by --model's own head.",
+        ),
+    ] = None,
+    top: Annotated[
+        int, option("--top", panel=DATA, metavar="NUMBER", help="With --task fill: words of each mask.", min=1)
+    ] = 5,
+    label: Annotated[
+        str | None,
+        option(
+            "--label", panel=DATA, metavar="COLUMN", help="With --task fill: the missing word; prints its rank and P@k."
+        ),
+    ] = None,
     other_base: OtherBase = False,
+    part: Part = None,
     fields: InferenceFields = None,
     weight: Weight = 1.0,
     batch_size: Annotated[
@@ -154,11 +206,12 @@ def predict(
             "-o",
             panel=OUTPUT,
             metavar="FILE",
-            help="Output file, written when all rows are done. Default: stdout.",
+            help="Output file (.jsonl, .json, .csv, .tsv or .parquet), written when all rows are done. Default: JSON "
+            "lines on stdout.",
         ),
     ] = None,
 ) -> None:
-    """Use a trained adapter: reads texts, prints JSON lines in the same order.
+    """Use a trained adapter: reads texts, prints JSON lines in the same order, or writes a file.
 
     A line of input is one text; for an adapter that reads pairs, two texts with a tab between them. Rows of CSV or
     JSONL need the columns of the training; their other columns are copied. A line of output has the texts, `label`,
@@ -169,35 +222,61 @@ def predict(
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
       deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
+      echo "Paris is the capital of {mask}." | deltatune predict --task fill --model bert-base-uncased
     """
+    if task is None and adapter is None:
+        raise DeltatuneError("--adapter is needed: the folder of a trained adapter")
+    check_task(task, {"--label": label, "--set": fields} if task is None else {"--set": fields})
+    from deltatune.data.write_rows import check_suffix, row_writer
     from deltatune.training.session import open_adapter
 
-    session = open_adapter(adapter, model, other_base, read_fields(fields)).weighted(weight)
-    if file == "-" and sys.stdin.isatty():
+    target, suffix = None, ""
+    if out is not None:
+        suffix = out.suffix.lower()
+        check_suffix(suffix, f"--out {out}")
+        target = checked_output(out, [name for name in (file if file != "-" else None, adapter) if name is not None])
+    answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
+    filler = None
+    if task == FILL or adapter is None:
+        filler = Filler(adapter, model, other_base, top, label, weight)
+        answer, columns, every = filler.write, [filler.text], True
+    else:
+        session = open_adapter(adapter, model, other_base, read_fields(fields), part).weighted(weight)
+        check_single(session.task)
+        answer, columns = partial(write, session), list(session.task.text)
+        every = session.task.answers != "text"  # the input of an instruction may be empty
+    if file == "-" and sys.stdin is not None and sys.stdin.isatty():
         print("Type texts, one per line; Ctrl-D ends.", file=sys.stderr)
         batch_size = 1
-    columns = list(session.task.text)
     done, truncated = 0, 0
-    draft = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     try:
         with ExitStack() as stack:
-            target: TextIO = stack.enter_context(draft.open("w", encoding="utf-8")) if draft else sys.stdout
-            every = session.task.answers != "text"  # the input of an instruction may be empty
+            put: Callable[[Iterable[Row]], None] = print_rows
+            if target is not None:
+                put = stack.enter_context(row_writer(stack.enter_context(draft_of(target)), suffix))
             for rows in batched(rows_from(file, columns, every), batch_size):
-                truncated += write(session, rows, target)
+                truncated += answer(rows, put)
                 done += len(rows)
-        if draft and out:
-            draft.replace(out)
+        if out:
             print(f"{count(done)} rows: {out}", file=sys.stderr)
+        if filler:
+            filler.summarise()
         if truncated:
             print(f"{plural(truncated, 'text')} truncated to the adapter's limit", file=sys.stderr)
     except BrokenPipeError:
         silence_stdout()  # the reader has closed the pipe
     except KeyboardInterrupt:
         raise Interrupted(f"{count(done)} rows were {'labelled, none kept' if out else 'written'}") from None
-    finally:
-        if draft:
-            draft.unlink(missing_ok=True)
+
+
+def print_rows(rows: Iterable[Row]) -> None:
+    """Print rows as JSON lines."""
+    from deltatune.data.write_rows import json_line
+
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    for row in rows:
+        sys.stdout.write(f"{json_line(row, ascii_only=not utf8)}\n")
+    sys.stdout.flush()
 
 
 def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -206,15 +285,12 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
         yield batch
 
 
-def write(session: Session, rows: list[dict[str, Any]], target: TextIO) -> int:
-    """Predict some rows and write them; returns the number of truncated rows."""
+def write(session: Session, rows: list[dict[str, Any]], put: Callable[[Iterable[Row]], None]) -> int:
+    """Predict some rows and put them out; returns the number of truncated rows."""
     encoded = session.encode(shaped(session, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
-    utf8 = (target.encoding or "").lower().replace("-", "") == "utf8"
     weight = {} if session.weight == 1 else {"weight": session.weight}
-    for row, answer in zip(rows, session.task.decode(answers), strict=True):
-        target.write(dumps(joined(row, answer, weight), nonfinite="null", ensure_ascii=not utf8) + "\n")
-    target.flush()
+    put([joined(row, answer, weight) for row, answer in zip(rows, session.task.decode(answers), strict=True)])
     return encoded.truncated
 
 

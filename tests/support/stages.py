@@ -52,6 +52,8 @@ def recipe(place, out, *more):
     over += [f"stages.{name}.objective.max_length=48" for name in NAMES[1:3]]
     over += [f"stages.instruct.data.source={place / 'asked.jsonl'}", "stages.instruct.task.new_tokens=4"]
     over += ["stages.instruct.task.max_length=320"]
+    if json.loads((place / "model/config.json").read_text())["tie_word_embeddings"]:
+        over += ["stages.embeddings.method=Embeddings()"]  # its input embeddings are its head
     for name in TRAINED:
         place_of = f"stages.{name}.settings"
         over += [f"{place_of}.epochs=null", f"{place_of}.max_steps=4", f"{place_of}.checkpoint_every=2"]

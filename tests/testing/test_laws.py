@@ -71,6 +71,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "BitFit(missing='add')": ("llama", "t5"),
     "BitFit(sites='*.{attn.q,ffn.in}')": ("bert", "gpt2"),
     "Unfreeze(layers=1)": ("t5",),
+    "Embeddings(head=False)": ("bert", "llama"),
     # The unified view: what merges, what gates, what reads the output.
     "Unified(r=3, form='linear', composition='learned', sites='*.attn.{q,v}')": ("bert", "gpt2"),
     "Unified(r=3, form='softmax', composition='gated', sites='*.attn')": ("llama", "t5"),

@@ -139,7 +139,11 @@ def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[
 
 def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
     """The rows, after a check that each has all of the texts, or one of them."""
+    from deltatune.data.published.forms import with_plain_columns
+
     for number, row in enumerate(rows, 1):
+        if any(column not in row for column in columns):  # it may be in a published form, with nested columns
+            row = with_plain_columns([row], columns, f"{name} row {number}", several=False)[0]
         missing = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
         if missing and (every or len(missing) == len(columns)):
             names = ", ".join(row) or "none"

@@ -1,4 +1,4 @@
-"""Runs of the command line that are killed: `python killed.py PLAN`. Used by tests/training/test_kill.py.
+"""Runs of the command line that are killed: `python killed.py PLAN`, which `killed` starts.
 
 The libraries are imported once; every run is a fork of this process, which never computes anything itself. A run dies
 by SIGKILL, either when a clock says so or right before the n-th time it touches a file.
@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -108,6 +109,19 @@ def carry_out(command: list[str], folder: str, touches: int, clock: int, seed: i
     if code:
         raise SystemExit(f"the uninterrupted run ended with {code}")
     return {"touches": by_touches(command, place, touches, seed), "clock": by_clock(command, place, clock, seed)}
+
+
+def killed(command: list[str], folder: Path, **plan: int) -> dict[str, int]:
+    """Let killed.py carry a plan out; what it says."""
+    whole = {"command": command, "folder": str(folder), "seed": 0, **plan}
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(whole)],
+        env=os.environ | quiet, capture_output=True, text=True, timeout=3000, check=False,
+    )  # fmt: skip
+    log = folder / "log"
+    assert done.returncode == 0, done.stderr[-3000:] + (log.read_text()[-3000:] if log.is_file() else "")
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints with content that no run writes: of an incomplete one the one before is used, other problems are named."""
+"""Checkpoints with content that no run writes: of an incomplete one the one before is used, other faults are named."""
 
 import json
 import os

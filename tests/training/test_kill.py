@@ -1,9 +1,6 @@
 """Runs killed with SIGKILL at any moment: the same command again ends with the same adapter, and nothing lies about."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +8,9 @@ import pytest
 from deltatune.store.adapter_folder import TENSORS
 from support import models
 from support.command_line import review_folder
+from support.killed import killed
 from support.language_models import generation_tokenizer, make_rows
 
-SUPPORT = Path(__file__).parents[1] / "support"
 QUICK = ["--epochs", "3", "--lr", "1e-2", "--batch-size", "16", "--accumulation", "2", "--precision", "float32"]
 CASES = {
     "classify": ["--max-length", "32"],
@@ -35,19 +32,6 @@ def prepared(case: str, folder: Path) -> list[str]:
     (models.tiny("bert") if case == "classify" else models.tiny("llama", "lm")).save_pretrained(model)
     generation_tokenizer().save_pretrained(model)
     return ["train", "--model", str(model), "--data", str(data), *QUICK, *CASES[case]]
-
-
-def killed(command: list[str], folder: Path, **plan: int) -> dict[str, int]:
-    """Let killed.py carry a plan out; what it says."""
-    whole = {"command": command, "folder": str(folder), "seed": 0, **plan}
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, str(SUPPORT / "killed.py"), json.dumps(whole)],
-        env=os.environ | quiet, capture_output=True, text=True, timeout=3000, check=False,
-    )  # fmt: skip
-    log = folder / "log"
-    assert done.returncode == 0, done.stderr[-3000:] + (log.read_text()[-3000:] if log.is_file() else "")
-    return json.loads(done.stdout)
 
 
 def files(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.regular_files import check_regular, read_text
 from deltatune.core.strict_json import dumps, loads
-from deltatune.store.atomic_files import append_line, make_folder, write_file
+from deltatune.store.atomic_files import append_line, make_folder, remove_drafts, write_file
 from deltatune.store.run_folder import differences
 
 RESULTS = "results.jsonl"
@@ -53,7 +53,9 @@ class Records:
                 self.cells[str(record["cell"])] = current_keys(record)
 
     def repair_(self) -> None:
-        """Drop a line that a stopped run left unfinished, so that lines can be added. Only under the folder's lock."""
+        """Remove what a killed run left unfinished: the last line, and drafts. Only under the folder's lock."""
+        for folder in (self.folder, *(self.folder / name for name in ("search", "adapters", "predictions"))):
+            remove_drafts(folder)
         if (self.folder / RESULTS).is_file():
             write_file(self.folder / RESULTS, "".join(line + "\n" for line in self.lines))
 

@@ -89,6 +89,13 @@ def write_file(path: Path, content: str | bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder. Only where no other process writes."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if _DRAFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def append_line(path: Path, line: str, sync: bool = True) -> None:
     """Add a line to a file; with `sync` it is on the disk when this returns.
 
@@ -115,6 +122,7 @@ FULL_DISK = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
 }
+_DRAFT = re.compile(r"\..+(\.[0-9a-f]{8}(\.old)?|\.[0-9]+\.draft)")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

@@ -45,7 +45,7 @@ def labelled_splits(
             kept[name] = rows
     final = _final_names(kept)
     notes += _name_notes({final[name]: names[name] for name in kept if name not in fixed}, "test" in final.values())
-    kept, dropped = _without_unknown({final[name]: rows for name, rows in kept.items()}, label, known)
+    kept, dropped = without_unknown({final[name]: rows for name, rows in kept.items()}, label, known)
     return kept, [*notes, *dropped]
 
 
@@ -118,8 +118,8 @@ def _name_notes(names: Mapping[str, str], has_test: bool) -> list[str]:
     return [f"several parts are scored: {', '.join([*renamed, *further])}"] if further else renamed
 
 
-def _without_unknown(splits: Splits, label: str, known: Collection[str]) -> tuple[Splits, list[str]]:
-    """The splits without the rows on whose label the annotators did not agree, which the source marks."""
+def without_unknown(splits: Splits, label: str, known: Collection[str]) -> tuple[Splits, list[str]]:
+    """The splits without the rows on whose label the annotators did not agree, which the source marks, and notes."""
     kept, notes = {}, []
     gold = normalised(label) == GOLD_LABEL
     for name, rows in splits.items():

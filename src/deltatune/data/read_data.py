@@ -41,9 +41,9 @@ def read(
     """Read data, make the splits that are missing, and check everything before anything is trained.
 
     - `source`: a file (.csv, .tsv, .jsonl, .ndjson, .json (also SQuAD's), .parquet, .arrow, .conll, .bio, .iob, .iob2,
-      .conllu or .txt); a folder with files named train, dev (val, valid, validation) and test, or of plain texts, or with a
-      folder for each class; a data set of the hub (`owner/name` or `owner/name:configuration`); or "python-docs", the
-      built-in data.
+      .conllu or .txt); a folder with files named train, dev (val, valid, validation) and test, or of plain texts, or
+      with a folder for each class; a data set of the hub (`owner/name` or `owner/name:configuration`); or
+      "python-docs", the built-in data.
     - `text`: the text columns.
     - `label`: the label column; or the columns of several classes, which hold 1 or 0, with commas between them.
     - `kind`: the type of the labels, where the inferred one is wrong: "classes", "many" or "number".
@@ -94,7 +94,7 @@ def _in_published_form(
     if not agrees and form.convert is None:
         return opened, task, text, label
     splits, notes = plain_splits(form, opened.splits)
-    opened = replace(opened, splits=splits, notes=(*opened.notes, *notes))
+    opened = replace(opened, splits=splits, metric=form.metric if agrees else "", notes=(*opened.notes, *notes))
     return (opened, form.task, form.text, form.label) if agrees else (opened, task, text, label)
 
 
@@ -167,7 +167,7 @@ def _converted(
         validation=splits["validation"],
         test=splits["test"],
         more_tests={name: rows for name, rows in splits.items() if name not in SPLITS},
-        metric=published_metric(opened.name, kind, len(columns.text)),
+        metric=opened.metric or published_metric(opened.name, kind, len(columns.text)),
         notes=tuple(notes),
     )
     problems = converted.problems + (split_problems(data) if converted.checkable else [])

@@ -24,6 +24,8 @@ class Source:
     """The text columns, where the source fixes them."""
     label: str | None = None
     """The label column, where the source fixes it."""
+    metric: str = ""
+    """The metric with which data of this form are scored, where one is known."""
     class_names: tuple[str, ...] = ()
     """The columns whose class numbers the source names; their None is a label that nobody knows."""
     split_names: Mapping[str, str] = field(default_factory=dict)

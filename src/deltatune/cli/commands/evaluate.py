@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from deltatune.cli.mixture_options import Part, one_source, sources_of_parts
 from deltatune.cli.options import (
     DATA,
     SOURCE,
@@ -44,7 +45,17 @@ PRIMARY_COLUMNS = 4
 
 def evaluate(
     adapter: Adapter,
-    data: Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)],
+    data: Annotated[
+        list[str],
+        option(
+            "--data",
+            "-d",
+            panel=DATA,
+            metavar="DATA",
+            help=f"{SOURCE} For a mixture NAME=DATA for each part, or one with --part.",
+        ),
+    ],
+    part: Part = None,
     split: Annotated[
         str | None,
         option(
@@ -87,13 +98,17 @@ def evaluate(
     from deltatune.training.session import open_adapter
 
     chosen = set_values({"metric": metric, "positive": positive, "metric_model": metric_model})
-    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen}).weighted(weight)
-    splits, notes = rows_of(session, data, split)
+    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen}, part).weighted(weight)
+    if part is None and session.task.label_kind == "mixture":
+        evaluate_parts(session, data, split, by, batch_size, as_json, {"adapter": adapter, "weight": weight})
+        return
+    source = one_source(data)
+    splits, notes = rows_of(session, source, split)
     groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}
     results = {name: scored(session, rows, batch_size, groups[name]) for name, rows in splits.items()}
     first, *others = results
     if as_json:
-        result = results[first] | {"split": first, "data": data, "adapter": adapter, "model": session.model}
+        result = results[first] | {"split": first, "data": source, "adapter": adapter, "model": session.model}
         result["weight"] = weight
         print_json(result | ({"more_splits": {name: results[name] for name in others}} if others else {}))
         return
@@ -114,7 +129,50 @@ def evaluate(
     if weight != 1:
         notes.append(f"the adapter's change was multiplied by {weight:g}; its head was used whole")
     counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
-    show(facts([("rows", f"{counts} from {data}"), *(("note", note) for note in notes)]))
+    show(facts([("rows", f"{counts} from {source}"), *(("note", note) for note in notes)]))
+
+
+def evaluate_parts(
+    session: Session,
+    data: Sequence[str],
+    split: str | None,
+    by: Sequence[str] | None,
+    batch_size: int,
+    as_json: bool,
+    facts_of_run: Mapping[str, Any],
+) -> None:
+    """Score the parts of a mixture, each on its own data, and their mean."""
+    mixture: Any = session.task
+    sources = sources_of_parts(mixture, data)
+    if by:
+        raise DeltatuneError(f"--by {by[0]} is for one part of a mixture: name it with --part")
+    results: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for name, source in sources.items():
+        own = session.for_part(name)
+        splits, of_data = rows_of(own, source, split)
+        for each, rows in splits.items():
+            results.setdefault(each, {})[name] = result = scored(own, rows, batch_size)
+            notes += overlap_notes(result["trained_on"], len(rows), f"{name}: ")
+            if result["truncated"]:
+                notes.append(f"{name}: {result['truncated']} of {len(rows)} texts were truncated to the limit")
+        notes += [f"{name}: {note}" for note in of_data]
+    means = {
+        each: mixture.mean_of({name: result["scores"] for name, result in parts.items()})
+        for each, parts in results.items()
+    }
+    missing = [name for name in mixture.parts if name not in sources]
+    if missing:
+        notes.append(f"the mean is over {', '.join(sources)}: no data were named for {', '.join(missing)}")
+    first, *others = means
+    if as_json:
+        result = {"metric": mixture.metric, "scores": means[first], "parts": results[first], "split": first}
+        more = {"more_splits": {each: {"scores": means[each], "parts": results[each]} for each in others}}
+        print_json({**result, "data": sources, "model": session.model, **facts_of_run, **(more if others else {})})
+        return
+    show(*(part for each in means for part in (scores_table(mixture, {each: means[each]}), "")))
+    counts = ", ".join(f"{count(result['rows'])} from {sources[name]}" for name, result in results[first].items())
+    show(facts([("rows", counts), *(("note", note) for note in notes)]))
 
 
 def rows_of(session: Session, source: str, split: str | None) -> tuple[dict[str, list[Row]], list[str]]:
@@ -124,7 +182,8 @@ def rows_of(session: Session, source: str, split: str | None) -> tuple[dict[str,
     task: Any = session.task
     kind, label = task.label_kind, task.label or None
     if Path(source).is_file() and (split == "all" or (split is None and not _trained_on(session, source))):
-        return {"all": whole_file(task, kind, source)}, []
+        rows, notes = whole_file(task, kind, source)
+        return {"all": rows}, notes
     if split is not None and Path(source).is_file() and split not in SPLITS:
         raise _no_split(split, SPLITS)
     data = read(source, text=task.text, label=label, kind=kind)
@@ -165,24 +224,36 @@ def groups_table(task: Task, name: str, result: Mapping[str, Any]) -> Table:
     return table(columns[:shown], [row[:shown] for row in rows], right=columns[1:shown])
 
 
-def whole_file(task: Any, kind: LabelKind, source: str) -> list[Row]:
-    """All rows of one file in the layout of the task; none is held out."""
-    from deltatune.data import examples, read_rows
-    from deltatune.data.layouts.label_values import convert_labels, join_indicators
+def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list[str]]:
+    """All rows of one file in the layout of the task, none held out, and notes.
 
-    rows = join_indicators({source: read_rows(source)}, task.label or None)[source]
+    Rows that the source marks as having no label are left out, and texts of one input are its references, as in `read`.
+    """
+    from deltatune.data import examples, read_rows
+    from deltatune.data.class_names import names_of_file
+    from deltatune.data.labelled_splits import without_unknown
+    from deltatune.data.layouts.generation_rows import group_references
+    from deltatune.data.layouts.label_values import convert_labels, join_indicators
+    from deltatune.data.published.forms import with_plain_columns
+
+    rows = with_plain_columns(read_rows(source), task.text, source)
+    rows = join_indicators({source: rows}, task.label or None)[source]
     if kind not in ("classes", "number"):
-        return examples(rows, kind, task.text, task.label)
+        rows = examples(rows, kind, task.text, task.label)
+        return group_references(rows, task.text, source) if kind == "text" else (rows, [])
+    splits, notes = without_unknown({source: rows}, task.label, names_of_file(Path(source)))
+    rows = splits[source]
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]
     if len(labels) == len(rows):  # else the task's own check names the rows without a label
         values = convert_labels(labels, task.label, kind)
         rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
-    return rows
+    return rows, notes
 
 
 def _trained_on(session: Session, source: str) -> bool:
     """Whether the adapter was trained on this file: then only its test rows are new to it."""
-    trained = str((session.extra.get("data") or {}).get("source") or "")
+    data = session.extra.get("data") or {}
+    trained = str(((data.get("parts") or {}).get(session.part) or data).get("source") or "")
     return bool(trained) and Path(trained).resolve() == Path(source).resolve()
 
 
@@ -228,8 +299,12 @@ def known_rows(session: Session, encoded: Encoded) -> dict[str, Any] | None:
     }
 
 
-def overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
-    """What a user must know of rows that the adapter has seen."""
+def overlap_notes(known: Mapping[str, Any] | None, total: int, of: str = "") -> list[str]:
+    """What a user must know of rows that the adapter has seen; `of` begins each note."""
+    return [of + note for note in _overlap_notes(known, total)]
+
+
+def _overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
     if known is None:
         return ["whether the adapter was trained on these rows is unknown: its folder has no hashes of training rows"]
     notes = []

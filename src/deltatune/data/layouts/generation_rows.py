@@ -156,15 +156,22 @@ def complete_and_group(splits: Splits, columns: Columns) -> tuple[Splits, list[s
             each = f"{len(completed['train'])} rows with several references became {len(grouped['train'])}"
             notes.append(f"train: {each}, one for each reference")
     for split in [name for name in completed if name != "train"]:
-        rows: dict[tuple[str, ...], Row] = {}
-        for row in completed[split]:
-            first = rows.setdefault(texts(row, columns.text), {**row, REFERENCES: []})
-            first[REFERENCES] += [text for text in row[REFERENCES] if text not in first[REFERENCES]]
-        if len(rows) < len(completed[split]):
-            repeated = f"{len(completed[split])} rows repeat {len(rows)} inputs"
-            notes.append(f"{split}: {repeated}: they became one row for each input, with several references")
-            grouped[split] = list(rows.values())
+        grouped[split], repeated = group_references(completed[split], columns.text, split)
+        notes += repeated
     return grouped, notes
+
+
+def group_references(rows: list[Row], text: Sequence[str], split: str) -> tuple[list[Row], list[str]]:
+    """One row for each input, with every reference of it, and a note where rows became fewer."""
+    by_input: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        first = by_input.setdefault(texts(row, text), {**row, REFERENCES: []})
+        first[REFERENCES] += [reference for reference in row[REFERENCES] if reference not in first[REFERENCES]]
+    if len(by_input) == len(rows):
+        return rows, []
+    repeated = f"{len(rows)} rows repeat {len(by_input)} inputs"
+    note = f"{split}: {repeated}: they became one row for each input, with several references"
+    return list(by_input.values()), [note]
 
 
 def _row_for_each_reference(rows: list[Row]) -> list[Row]:

@@ -33,6 +33,8 @@ class PublishedForm:
     """The columns among `has` that hold an object."""
     several: bool = False
     """Whether a row becomes several."""
+    metric: str = ""
+    """The metric with which it is scored, where it is not the task's default."""
     note: str = ""
     """What to know of it."""
 
@@ -50,12 +52,12 @@ FORMS = (
     ),
     PublishedForm(
         "WikiSQL", ("question", "table", "sql"), "generate", ("question", "columns"), "query", nested.wikisql,
-        made=("columns", "query"), objects=("table", "sql"),
+        made=("columns", "query"), objects=("table", "sql"), metric="logical_form",
     ),
     *(
         PublishedForm(
             "LAMA", ("obj_label", column), "generate", ("cloze",), "obj_label", nested.lama, made=("cloze",),
-            note="a cloze and its object: text to write for language models, a blank to fill in for masked ones",
+            metric="em", note="a cloze and its object: text to write for language models, a blank to fill in for masked ones",
         )
         for column in ("template", "masked_sentence", "masked_sentences", "evidences")
     ),

@@ -61,7 +61,7 @@ CASES: list[Case] = [
     (OTHERS["xsum"], "xsum", "generate", ("document",), "summary", (), ""),
     (OTHERS["samsum"], "samsum", "generate", ("dialogue",), "summary", (), ""),
     (OTHERS["gsm8k"], "gsm8k", "generate", ("question",), "answer", (), ""),
-    (OTHERS["lama"], "lama", "generate", ("cloze",), "obj_label", (), "em"),
+    (OTHERS["lama"], "lama", "generate", ("text",), "obj_label", (), "em"),
     (OTHERS["trec"], "trec", "classify", ("text",), "coarse_label", ("ABBR", "DESC", "ENTY"), ""),
     (OTHERS["imdb"], "imdb", "classify", ("text",), "label", ("neg", "pos"), ""),
     (OTHERS["ag_news"], "ag_news", "classify", ("text",), "label", ("Business", "Sci/Tech", "Sports", "World"), ""),
@@ -214,7 +214,7 @@ def test_wikisql_becomes_text_that_can_be_parsed(tmp_path: Path) -> None:
 
 def test_lama_has_a_cloze(tmp_path: Path) -> None:
     data = read(OTHERS["lama"].write_parquet(tmp_path / "lama"))
-    assert data.train[0]["cloze"] == "Ann 0 was born in {mask} ."
+    assert data.train[0]["text"] == "Ann 0 was born in {mask} ."
     rows = [{"obj_label": "Paris", "evidences": [{"masked_sentence": f"Ann {i} left [MASK]."}]} for i in range(30)]
     (tmp_path / "P19.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DeltatuneError, match="every row has the output 'Paris'"):

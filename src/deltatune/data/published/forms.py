@@ -56,8 +56,8 @@ FORMS = (
     ),
     *(
         PublishedForm(
-            "LAMA", ("obj_label", column), "generate", ("cloze",), "obj_label", nested.lama, made=("cloze",),
-            metric="em", note="a cloze and its object: text to write for language models, a blank to fill in for masked ones",
+            "LAMA", ("obj_label", column), "generate", ("text",), "obj_label", nested.lama, made=("text",),
+            metric="em", note="masked models fill in the blank: deltatune predict --task fill --label obj_label",
         )
         for column in ("template", "masked_sentence", "masked_sentences", "evidences")
     ),

@@ -45,7 +45,7 @@ def wikisql(row: Row) -> list[Row]:
 
 
 def lama(row: Row) -> list[Row]:
-    """`cloze`: the template with its subject, or the first masked sentence, with `{mask}` in place of the object."""
+    """`text`: the template with its subject, or the first masked sentence, with `{mask}` in place of the object."""
     template, sentences = row.get("template"), row.get("masked_sentences") or row.get("masked_sentence")
     if isinstance(template, str) and "[Y]" in template:
         cloze = template.replace("[X]", row["sub_label"]).replace("[Y]", MASK)
@@ -55,7 +55,7 @@ def lama(row: Row) -> list[Row]:
         if "[MASK]" not in cloze:
             raise ValueError("a masked sentence has no [MASK]")
         cloze = cloze.replace("[MASK]", MASK)
-    return [{**row, "cloze": cloze}]
+    return [{**row, "text": cloze}]
 
 
 def multirc(row: Row) -> list[Row]:

@@ -52,8 +52,8 @@ def test_of_epochs_and_steps_the_resolved_recipe_has_the_one_that_counts(tmp_pat
 
 
 MISTAKES = [
-    ({}, "a recipe needs data, or stages"),
-    ({**ONE, "modle": "x"}, "modle: there is no such key, did you mean 'model'?; keys: data, task"),
+    ({}, "a recipe needs data, a mixture, or stages"),
+    ({**ONE, "modle": "x"}, "modle: there is no such key, did you mean 'model'?; keys: data, mixture, task"),
     ({**ONE, "settings": {"epocs": 1}}, "settings.epocs: there is no such key, did you mean 'epochs'?"),
     ({"data": {"source": "a", "labels": "x"}}, "data.labels: there is no such key, did you mean 'label'?"),
     ({"data": {"task": "lm"}}, "data.source: this key is required"),

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from deltatune.core.adapter import Adapter
 from deltatune.core.host import Host
 from deltatune.core.merging import merge_obstacles
+from deltatune.methods.prompts.prefix import KeyValues
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.mixture import MixtureEncoded
 from deltatune.tasks.task import Encoded, TokenRow
 from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.batches import device_of
@@ -41,12 +44,16 @@ class Costs:
     """The same after merging into the weights; None for methods that cannot be merged."""
     extra_flops: float
     """FLOPs per row beyond the bare base's when served as cheaply as possible: merged if the method can be."""
+    tokens: int = 0
+    """Tokens by which prompts and prefixes make each text longer: virtual tokens, and keys in front of the text's."""
     writing_ratio: float | None = None
     """Unmerged: latency of generation with a cache divided by the bare model's; None for other tasks."""
 
 
 def costs_of(session: Session, test: Encoded) -> Costs:
     """Measure the attached adapter on test rows of median length."""
+    if isinstance(test, MixtureEncoded):  # the part with the most rows stands for all
+        test = max(test.parts.values(), key=len)
     host = session.host
     bfloat16 = uses_bfloat16(host.model, session.precision)
     batch = adapter_collator(host, session.name, session.tokenizer, test)(_median_rows(test.rows))
@@ -102,7 +109,14 @@ def inference_costs(
         generation = None
         if generate is not None:
             generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, GENERATION_REPEATS)
-    return Costs(unmerged, merged, 0.0 if merged is not None else max(0.0, flops / rows), generation)
+    extra = 0.0 if merged is not None else max(0.0, flops / rows)
+    return Costs(unmerged, merged, extra, added_tokens(host.adapters[name]), generation)
+
+
+def added_tokens(adapter: Adapter) -> int:
+    """Tokens by which an adapter makes each text longer for the model's attention; 0 for LoRA and most others."""
+    keys = [len(module.prefix()[0]) for module in adapter.modules() if isinstance(module, KeyValues)]
+    return adapter.needs.virtual_tokens + max(keys, default=0)
 
 
 def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[], object]:

@@ -28,6 +28,8 @@ def samples(plan: Plan, finals: Mapping[str, list[dict[str, Any]]], records: Rec
 
     `right` is None for answers that are not simply right or wrong; `score` is the row's own, for generated texts.
     """
+    if plan.data.kind == "mixture":  # whose rows have answers of different kinds
+        return []
     first = {text: runs[0] for text, runs in finals.items() if runs}
     methods = sorted(first, key=lambda text: -_signed(plan, first[text]))[:METHODS]
     rows = plan.data.test[:CONSIDERED]

@@ -11,6 +11,7 @@ from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
 from deltatune.data.layouts.text_rows import long_rows
+from deltatune.data.mixture_data import MixtureData
 from deltatune.data.repeats import repeat_remarks
 
 SMALL_SPLIT = 100
@@ -52,6 +53,8 @@ def split_problems(data: Data) -> list[str]:
 
 def remarks(data: Data) -> list[str]:
     """What makes a score on `data` mean less than it seems, one sentence each. `data` must be without problems."""
+    if isinstance(data, MixtureData):
+        return [f"{name}: {remark}" for name, part in data.parts.items() for remark in remarks(part)]
     return (
         repeat_remarks(data)
         + LAYOUTS[data.task].remarks(data)

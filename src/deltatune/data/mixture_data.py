@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class MixtureData(Data):
 
     parts: Mapping[str, Data] = field(default_factory=dict)
     """The data sets by name."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where each was read, as the user named it."""
 
     @property
     def task(self) -> Any:
@@ -99,4 +101,6 @@ def read_parts(sources: Mapping[str, Any], read_one: Callable[[str, Any], Data])
         except DeltatuneError as error:
             problems.append(f"{name}: {error}")
     raise_all(problems)
-    return mix(parts)
+    return replace(
+        mix(parts), sources={name: str(getattr(source, "source", source)) for name, source in sources.items()}
+    )

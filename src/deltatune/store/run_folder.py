@@ -116,6 +116,12 @@ def differences(stored: Mapping[str, Any], record: Mapping[str, Any]) -> list[tu
 
 def data_record(data: Data, source: str) -> dict[str, Any]:
     """Describe the data of a run: their source, and a hash of the rows."""
+    parts: Mapping[str, Data] = getattr(data, "parts", {})
+    if parts:
+        sources = getattr(data, "sources", {})
+        records = {name: data_record(part, sources.get(name, part.origin)) for name, part in parts.items()}
+        counts = {split: len(rows) for split, rows in data.splits().items()}
+        return {"source": source, "origin": data.origin, "rows": counts, "parts": records}
     content = hashlib.sha256()
     for split, rows in data.splits().items():
         content.update(split.encode())

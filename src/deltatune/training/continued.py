@@ -14,16 +14,15 @@ from typing import Any
 from deltatune.core.adapter_formats import format_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
-from deltatune.core.registry import parse
-from deltatune.core.trained_rows import overlap
-from deltatune.data import Data, LabelKind, read
+from deltatune.data import Data, read
 from deltatune.data.dataset import TASK_OF
+from deltatune.data.mixture_data import MixtureData, named_sources, read_parts
 from deltatune.store import adapter_folder, run_folder
-from deltatune.store.atomic_files import digest, read_json
+from deltatune.store.atomic_files import digest
 from deltatune.store.fingerprint import contents_of
-from deltatune.store.loralib import load_loralib
-from deltatune.tasks import Encoded, Head, Mixture, Task, task_from_json
-from deltatune.training.session import Session, open_adapter, open_session
+from deltatune.tasks import Classify, ExtractiveQA, Head, Mixture, Tag, Task, task_from_json
+from deltatune.training.other_adapters import open_unknown
+from deltatune.training.session import Session, open_adapter
 
 CHANGEABLE = ("metric", "max_length")
 """Fields of a task that a continued training may change, beside those that may change after training."""
@@ -43,6 +42,15 @@ class Start:
         """The task it was trained for; None where its folder does not say."""
         return task_from_json(dict(self.extra["task"])) if "task" in self.extra else None
 
+    def part(self, name: str) -> Start:
+        """The same adapter, seen as trained for one part of its mixture: to read the rows of that part."""
+        task = self.task
+        if task is None:
+            return self
+        if not isinstance(task, Mixture):
+            raise DeltatuneError(f"{self.path} has one task, no mixture: name one data set")
+        return replace(self, extra={**self.extra, "task": task.part(name).to_json()})
+
     def parents(self) -> list[dict[str, Any]]:
         """The adapters that the new one comes from, the oldest first, as plain data."""
         task = self.task
@@ -51,8 +59,7 @@ class Start:
             "fingerprint": digest(self.path) if self.path.is_file() else contents_of(str(self.path)),
             "method": self.extra.get("method"),
             "data": self.extra.get("data"),
-            "text": list(task.text) if task else [],
-            "label": task.label if task else "",
+            "columns": {} if task is None else _columns(task),
         }
         return [*(self.extra.get("parents") or ()), parent]
 
@@ -61,6 +68,13 @@ class Start:
         ours, theirs = folder.resolve(), self.path.resolve()
         if ours in (theirs, *theirs.parents) or theirs in ours.parents:
             raise DeltatuneError(f"{folder} holds the adapter that training starts from; choose another folder (--out)")
+
+
+def _columns(task: Task) -> dict[str, Any]:
+    """The columns of a task, or those of each part."""
+    if isinstance(task, Mixture):
+        return {name: _columns(part) for name, part in task.parts.items()}
+    return {"text": list(task.text), "label": task.label}
 
 
 def read_start(path: str | Path) -> Start:
@@ -80,18 +94,31 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
     if task is None:
         return read(source, text=text, label=label, **more)
     if isinstance(task, Mixture):
-        raise DeltatuneError(f"{start.path} is a mixture of tasks; training goes on with a mixture of the same parts")
+        raise DeltatuneError(
+            f"{start.path} is a mixture of {', '.join(task.parts)}; name data for each: --data NAME=SOURCE"
+        )
+    given: dict[str, Any] = {"text": tuple(text), "label": label}
     asked = more.pop("task", None)
     kind = task.label_kind
     if asked is not None and asked != TASK_OF[kind]:
         raise DeltatuneError(f"--task {asked}: {start.path} was trained for {TASK_OF[kind]}; leave --task out")
-    given = {"text": tuple(text), "label": label}
-    if not text and label is None:
+    if not any(given.values()):
         try:
             return read(source, text=task.text, label=task.label or None, kind=kind, **more)
         except DeltatuneError:
             pass  # other columns, or other problems, which are raised below
-    return read(source, kind=kind, **given, **more)  # type: ignore[arg-type]
+    return read(source, kind=kind, **given, **more)
+
+
+def read_start_sources(start: Start, sources: Sequence[str], **options: Any) -> Data:
+    """Read the data that a command names: one data set, or NAME=SOURCE for each part of a mixture."""
+    named = named_sources(sources)
+    if named is None:
+        return read_rows(start, sources[0], **options)
+    given = {name for name in ("text", "label", "task") if options.get(name)}
+    raise_all([f"--{name} is for a single data set; a mixture's parts have their own" for name in given])
+
+    return read_parts(named, lambda name, source: read_rows(start.part(name), source, limit=options.get("limit")))
 
 
 def open_continued(
@@ -115,13 +142,67 @@ def open_continued(
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     known = start.task
     session = (
-        _open_foreign(start, data, model, method, fields, head or {}, precision, seed)
+        open_unknown(start.path, data, model, method, fields, head or {}, precision, seed)
         if known is None
         else _open_known(start, known, data, model, fields, head or {}, new_labels, seed)
     )
     if method is not None:
         _check_method(session, method, start.path)
     return replace(session, precision=precision)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How new data fit a task."""
+
+    problems: list[str]
+    task: Task
+    """The task for the new data: their columns, further labels."""
+    new_labels: list[str]
+    notes: list[str]
+
+
+def _fit(known: Task, data: Data, fields: Mapping[str, Any]) -> _Fit:
+    """The task with the columns and the labels of new data, or why it cannot have them."""
+    if isinstance(known, Mixture):
+        return _fit_parts(known, data, fields)
+    problems = [*_data_problems(known, data), *_field_problems(known, fields)]
+    if problems:
+        return _Fit(problems, known, [], [])
+    unknown, notes = _unknown_labels(known, data), []
+    changes: dict[str, Any] = {"text": data.text, **fields}
+    if data.kind != "raw":
+        changes["label"] = data.label
+    if isinstance(known, ExtractiveQA) and not known.abstains and any(not row[data.label] for row in data.train):
+        changes["abstains"] = True
+        notes.append("the new data have questions without an answer, so the adapter learns to abstain")
+    if unknown:
+        changes["tags" if isinstance(known, Tag) else "labels"] = (*_labels(known), *unknown)
+        if isinstance(known, Classify) and len(known.labels) == 2 and "positive" not in fields:
+            changes["positive"] = ""
+        notes.append(f"the head has a new output for {', '.join(unknown)}")
+    return _Fit([], replace(known, **changes), unknown, notes)  # type: ignore[type-var]
+
+
+def _fit_parts(known: Mixture, data: Data, fields: Mapping[str, Any]) -> _Fit:
+    """The mixture with the columns of each part's new data."""
+    parts = data.parts if isinstance(data, MixtureData) else {}
+    if set(parts) != set(known.parts):
+        return _Fit([f"it is a mixture of {', '.join(known.parts)}; name data for each of them"], known, [], [])
+    own = fields.get("parts") or {}
+    fits = {name: _fit(part, parts[name], own.get(name) or {}) for name, part in known.parts.items()}
+    problems = [f"{name}: {problem}" for name, fit in fits.items() for problem in fit.problems]
+    problems += [
+        f"{name}: labels that the adapter does not know: {', '.join(map(repr, fit.new_labels))}; leave these rows out"
+        for name, fit in fits.items()
+        if fit.new_labels
+    ]
+    task = replace(
+        known,
+        parts={name: fit.task for name, fit in fits.items()},
+        temperature=fields.get("temperature", known.temperature),
+    )
+    return _Fit(problems, task, [], [f"{name}: {note}" for name, fit in fits.items() for note in fit.notes])
 
 
 def _open_known(
@@ -135,17 +216,16 @@ def _open_known(
     seed: int,
 ) -> Session:
     """Open an adapter that knows its task."""
-    problems = _data_problems(known, data)
-    unknown = [] if problems else _unknown_labels(known, data)
-    if unknown and not new_labels:
-        names = ", ".join(map(repr, unknown))
+    fit = _fit(known, data, fields)
+    problems = list(fit.problems)
+    if fit.new_labels and not new_labels:
+        names = ", ".join(map(repr, fit.new_labels))
         problems.append(
             f"the new data have labels that the adapter does not know: {names}; it knows {', '.join(_labels(known))}. "
             "Leave these rows out, or --new-labels adds an output to the head for each"
         )
-    if new_labels and not unknown:
+    if new_labels and not problems and not fit.new_labels:
         problems.append("--new-labels: the new data have no new labels; leave it out")
-    problems += _field_problems(known, fields)
     raise_all(problems, f"training of {start.path} cannot go on with {data.origin}:" if problems else "")
     session = open_adapter(start.path, model)
     config = getattr(session.adapter.head, "config", None)
@@ -154,21 +234,10 @@ def _open_known(
         for name, value in head.items()
         if value and getattr(config, name, None) != value
     ])  # fmt: skip
-    notes = [f"training goes on with {start.path}, trained on {_source(start.extra) or 'unknown data'}"]
-    changes: dict[str, Any] = {"text": data.text, **fields}
-    if data.kind != "raw":
-        changes["label"] = data.label
-    if data.kind == "span" and not known.abstains and any(not row[data.label] for row in data.train):  # type: ignore[attr-defined]
-        changes["abstains"] = True
-        notes.append("the new data have questions without an answer, so the adapter learns to abstain")
-    if unknown:
-        grow_head_(session, len(unknown), seed)
-        name = "tags" if hasattr(known, "tags") else "labels"
-        changes[name] = (*_labels(known), *unknown)
-        if len(_labels(known)) == 2 and hasattr(known, "positive") and "positive" not in fields:
-            changes["positive"] = ""
-        notes.append(f"the head has a new output for {', '.join(unknown)}")
-    return replace(session, task=replace(session.task, **changes), notes=tuple(notes))  # type: ignore[type-var]
+    if fit.new_labels:
+        grow_head_(session, len(fit.new_labels), seed)
+    note = f"training goes on with {start.path}, trained on {source_of(start.extra) or 'unknown data'}"
+    return replace(session, task=fit.task, notes=(note, *fit.notes))
 
 
 def _data_problems(known: Task, data: Data) -> list[str]:
@@ -206,56 +275,6 @@ def _check_method(session: Session, method: str, path: Path) -> None:
         raise DeltatuneError(f"--method {method}: {path} is a {trained!r}; leave --method out to go on with it")
 
 
-def _open_foreign(
-    start: Start,
-    data: Data,
-    model: str | None,
-    method: str | None,
-    fields: Mapping[str, Any],
-    head: Mapping[str, Any],
-    precision: str,
-    seed: int,
-) -> Session:
-    """Open an adapter that does not say its task, such as one of PEFT: the data say it, and the head is new."""
-    path = start.path
-    alpha = None
-    if path.is_file():
-        alpha = getattr(parse(method), "alpha", None) if method else None
-        if alpha is None:
-            raise DeltatuneError(
-                f"{path} is a loralib checkpoint, which does not hold its alpha: name its method, such as "
-                '--method "LoRA(r=8, alpha=16)"'
-            )
-    session = open_session(model or _model_of(path), data, fields, head, precision=precision)
-    if alpha is not None:
-        load_loralib(session.host, path, alpha=float(alpha), name=session.name)
-    else:
-        session.host.load(path, name=session.name)
-    adapter = session.adapter
-    wanted = session.make_head(seed)
-    note = f"training goes on with {path}, whose task is unknown: it is that of the data"
-    if wanted and adapter.head is None:
-        adapter.head = wanted.to(next(session.host.model.parameters()).device)
-        note += ", with a new head"
-    shapes = [{name: tuple(p.shape) for name, p in each.named_parameters()} for each in (adapter.head, wanted) if each]
-    if len(shapes) == 2 and shapes[0] != shapes[1]:
-        raise DeltatuneError(f"the head of {path} has tensors {shapes[0]}, these data need {shapes[1]}")
-    return replace(session, notes=(*session.notes, note))
-
-
-def _model_of(path: Path) -> str:
-    """The base that an adapter of another library names."""
-    if path.is_file():
-        raise DeltatuneError(f"{path} does not name its model; say it with --model")
-    if adapter_folder.knows(path):
-        name = (adapter_folder.read_config(path).get("base") or {}).get("name")
-    else:
-        name = read_json(path / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
-        raise DeltatuneError(f"{path} does not name its model; say it with --model")
-    return str(name)
-
-
 def grow_head_(session: Session, more: int, seed: int) -> None:
     """Give the head further outputs, initialised as new ones are; the old ones keep their values."""
     import torch
@@ -271,51 +290,6 @@ def grow_head_(session: Session, more: int, seed: int) -> None:
     session.adapter.head = new
 
 
-# ---- forgetting: the data of earlier trainings
-
-
-@dataclass(frozen=True)
-class EarlierData:
-    """The test rows of an earlier training, encoded for the adapter."""
-
-    source: str
-    task: Task
-    encoded: Encoded
-
-
-def _source(extra: Mapping[str, Any]) -> str:
+def source_of(extra: Mapping[str, Any]) -> str:
+    """The data of an adapter's training, as the user named them."""
     return str((extra.get("data") or {}).get("source") or "")
-
-
-def earlier_data(session: Session, start: Start, new_source: str) -> tuple[list[EarlierData], list[str]]:
-    """The test rows of the earlier trainings that can still be read, and a note for each that cannot.
-
-    Data that the new training reads itself are left out, and so are test rows most of which were trained on: then the
-    splits are other ones than at that training.
-    """
-    data: dict[str, EarlierData] = {}
-    notes = []
-    for parent in start.parents():
-        source = _source(parent)
-        if not source or source in data or _same_source(source, new_source):
-            continue
-        kind: LabelKind = session.task.label_kind
-        task = replace(session.task, text=tuple(parent["text"]))  # type: ignore[type-var]
-        if parent["label"]:
-            task = replace(task, label=parent["label"])  # type: ignore[type-var]
-        try:
-            rows = read(source, text=task.text, label=task.label or None, kind=kind).test
-            encoded = replace(session, task=task).encode(rows)
-        except DeltatuneError as error:
-            notes.append(f"scores on the earlier data {source} are left out: {str(error).splitlines()[0]}")
-            continue
-        known, hashes = session.adapter.trained_rows, encoded.row_hashes
-        if known is not None and hashes is not None and 2 * overlap(hashes, known.train).rows > len(hashes):
-            notes.append(f"scores on the earlier data {source} are left out: its test rows were trained on")
-            continue
-        data[source] = EarlierData(source, task, encoded)
-    return list(data.values()), notes
-
-
-def _same_source(one: str, other: str) -> bool:
-    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())

@@ -21,7 +21,8 @@ from deltatune.models.versions import versions
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
-from deltatune.training.continued import EarlierData, Start, earlier_data, open_continued
+from deltatune.training.continued import Start, open_continued
+from deltatune.training.forgetting import EarlierData, earlier_data
 from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
 from deltatune.training.settings import Settings
@@ -94,7 +95,7 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
     head = session.make_head(settings.seed)
     notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
     session.attach(method, settings.seed, head)
-    if job.task.get("max_length") is None:
+    if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=method.learning_rate)
@@ -108,7 +109,7 @@ def _prepare_continued(job: Job, start: Start, check: Check | None) -> Prepared:
         raise DeltatuneError(f"--budget {job.budget}: the size is that of {start.path}; leave --budget out")
     if job.objective is not None:
         raise DeltatuneError(f"an objective trains a new adapter; leave out the adapter to start from, {start.path}")
-    settings, source = job.settings, job.source or job.data.origin
+    settings, sources = job.settings, list(getattr(job.data, "sources", {}).values())
     session = open_continued(
         start, job.data, model=job.model or None, method=job.method, task=job.task, head=job.head,
         precision=settings.precision, new_labels=job.new_labels, seed=settings.seed,
@@ -120,7 +121,7 @@ def _prepare_continued(job: Job, start: Start, check: Check | None) -> Prepared:
     if settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=adapter.method.learning_rate)
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
-    earlier, left_out = earlier_data(session, start, source)
+    earlier, left_out = earlier_data(session, start, sources or [job.source or job.data.origin])
     return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
 
 
@@ -167,7 +168,7 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
         **before,
     }
     for data, scores in zip(ready.earlier, metrics.get("earlier", ()), strict=True):
-        scores["after"] = scored(session, data.encoded, data.task)
+        scores["after"] = data.scores()
     extra = {**record, **session.to_json(), "scores": metrics}
     if not _rank():
         session.host.save(session.name, folder / run_folder.ADAPTER, extra=extra)
@@ -184,18 +185,18 @@ def _scores_at_start(ready: Prepared) -> dict[str, Any]:
         "earlier": [
             {
                 "source": data.source,
+                "part": data.session.part,
                 "rows": data.encoded.examples,
-                "before": scored(ready.session, data.encoded, data.task),
+                "before": data.scores(),
             }
             for data in ready.earlier
         ],
     }
 
 
-def scored(session: Session, encoded: Encoded, task: Task | None = None) -> dict[str, float]:
-    """Scores of a session's adapter on encoded rows, by default of its task."""
-    answers = dataclasses.replace(session, task=task or session.task).predict(encoded)
-    return (task or session.task).score(answers, encoded.references)
+def scored(session: Session, encoded: Encoded) -> dict[str, float]:
+    """Scores of a session's adapter on encoded rows."""
+    return session.task.score(session.predict(encoded), encoded.references)
 
 
 def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:

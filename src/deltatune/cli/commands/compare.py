@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.mixture_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
 from deltatune.cli.options import (
     BUDGET,
+    DATA,
     HEAD,
     METHOD,
     OUTPUT,
@@ -16,7 +18,6 @@ from deltatune.cli.options import (
     TRAINING,
     BatchSizeOrDefault,
     Beams,
-    Data,
     Dense,
     EpochsOrDefault,
     Json,
@@ -34,14 +35,13 @@ from deltatune.cli.options import (
     Positive,
     PrecisionOrDefault,
     Prompt,
+    Shots,
     Text,
-    class_fields,
-    generation_fields,
     head_of,
     option,
     set_values,
 )
-from deltatune.cli.ui.comparison_live import ComparisonProgress, results
+from deltatune.cli.ui.comparison_live import ComparisonProgress, adds_tokens, results
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, parameter
 from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, truncation_notes
@@ -64,17 +64,23 @@ LEGEND = (
     ("*", "a reference: it has no size to fit to a budget"),
 )
 """What the columns of the closing table mean."""
+TOKENS = ("tokens", "by which a prompt or prefix makes each text longer")
+"""The same for a column that is shown where a method adds tokens."""
+DEFAULT_SEEDS = parameter(PLAN, "make_plan", "seeds")
+FEW_SHOT_DRAWS = 5
+"""Draws of rows with --shots, as in most few-shot papers since Gao et al. 2021."""
 QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
 """Defaults of the built-in comparison, which should end within five minutes on two cores."""
 
 
 def compare(
     model: Model = "builtin",
-    data: Data = "python-docs",
+    data: Sources = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
+    temperature: Temperature = None,
     max_length: MaxLength = None,
     metric: Metric = None,
     positive: Positive = None,
@@ -105,9 +111,26 @@ def compare(
     ] = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
+    shots: Shots = None,
+    draws: Annotated[
+        int | None,
+        option(
+            "--draws",
+            panel=DATA,
+            metavar="COUNT",
+            help=f"With --shots: draws of rows, the same for all methods. Default: {FEW_SHOT_DRAWS}.",
+        ),
+    ] = None,
     seeds: Annotated[
-        int, option("--seeds", panel=TRAINING, metavar="COUNT", help="Runs of each method at its best learning rate.")
-    ] = parameter(PLAN, "make_plan", "seeds"),
+        int | None,
+        option(
+            "--seeds",
+            panel=TRAINING,
+            metavar="COUNT",
+            help="Runs of each method at its best learning rate; with --shots, on each draw. "
+            f"Default: {DEFAULT_SEEDS}; with --shots 1.",
+        ),
+    ] = None,
     rates: Annotated[
         int, option("--rates", panel=TRAINING, metavar="COUNT", help="Learning rates to try for each method.")
     ] = parameter(PLAN, "make_plan", "rates"),
@@ -131,15 +154,20 @@ def compare(
 
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
+      deltatune compare --data train.csv --shots 16 --draws 5
       deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
     """
-    from deltatune.data import read
-
+    if shots is None and draws is not None:
+        raise DeltatuneError(f"--draws {draws}: draws are of --shots rows for each class; set --shots too, such as 16")
+    data = data or [BUILTIN_DATA]
     methods = _all_methods(methods, more_methods)
-    limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
+    limit, epochs, batch_size = quick_defaults(model, ", ".join(data), limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
-    dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
-    generated = generation_fields(dataset, prompt, new_tokens, beams, metric_model)
+    dataset = read_sources(data, text, label, task, limit)
+    fields = task_fields(
+        dataset, max_length, metric, positive, mark, temperature,
+        prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
+    )  # fmt: skip
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings
@@ -151,12 +179,12 @@ def compare(
         model=model,
         methods=methods or METHODS,
         budget=budget if budget is not None or methods else DEFAULT_BUDGET,
-        seeds=seeds,
+        seeds=seeds if seeds is not None else 1 if shots is not None else DEFAULT_SEEDS,
+        shots=shots,
+        draws=draws or (1 if shots is None else FEW_SHOT_DRAWS),
         rates=rates,
         settings=settings,
-        max_length=max_length,
-        metric=metric or "",
-        task={**class_fields(dataset, positive, mark), **generated},
+        task=set_values(fields),
         head=head_of(pooling, dense),
         out=out,
     )
@@ -210,13 +238,15 @@ def introduce(plan: Plan, quiet: bool) -> None:
 def _runs(plan: Plan) -> str:
     rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
     methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
-    return f"{methods} at {rates}, the best learning rate of each with {seeds}"
+    drawn = f" on {plural(len(plan.draws), 'draw')}" if plan.draws else ""
+    return f"{methods} at {rates}, the best learning rate of each with {seeds}{drawn}"
 
 
 def report(summary: dict[str, Any], path: Path) -> None:
     """The closing screen: the table, the recommendation, what failed, where the report is."""
     show(results(summary, console().width), "")
-    show(facts(LEGEND), "")
+    legend = [*LEGEND[:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
+    show(facts(legend), "")
     baseline = summary.get("majority") or {}
     if baseline.get("score") is not None:
         show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")

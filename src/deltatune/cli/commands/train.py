@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from deltatune.cli.mixture_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -18,7 +19,6 @@ from deltatune.cli.options import (
     Accumulation,
     BatchSize,
     Beams,
-    Data,
     Dense,
     Epochs,
     Kind,
@@ -34,9 +34,8 @@ from deltatune.cli.options import (
     Positive,
     Precision,
     Prompt,
+    Shots,
     Text,
-    class_fields,
-    generation_fields,
     head_of,
     option,
 )
@@ -103,11 +102,13 @@ def train(
             "[demo]). Default: builtin; with --from, the adapter's.",
         ),
     ] = None,
-    data: Data = "python-docs",
+    data: Sources = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
+    shots: Shots = None,
+    temperature: Temperature = None,
     max_length: MaxLength = None,
     metric: Metric = None,
     positive: Positive = None,
@@ -158,7 +159,10 @@ def train(
     seed: Annotated[
         int,
         option(
-            "--seed", panel=TRAINING, metavar="NUMBER", help="Random seed for initialisation, shuffling and dropout."
+            "--seed",
+            panel=TRAINING,
+            metavar="NUMBER",
+            help="Random seed for initialisation, shuffling and dropout; of --shots, the draw too.",
         ),
     ] = SETTINGS["seed"].default,
     precision: Precision = SETTINGS["precision"].default,
@@ -180,21 +184,28 @@ def train(
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
+      deltatune train --data topic=topic.csv --data names=names.conll --temperature 2
     """
-    from deltatune.data import read
-
     check_peer(export_for)
+    data = data or [BUILTIN_DATA]
     if new_labels and start is None:
         raise DeltatuneError("--new-labels is for an adapter whose training goes on: name it with --from")
     # before torch is imported: mistakes in the data show quickly
     if start is None:
-        dataset = read(data, task=task, text=text or [], label=label, limit=limit)  # type: ignore[arg-type]  # it checks
+        dataset = read_sources(data, text, label, task, limit)
     else:
-        from deltatune.training.continued import read_rows, read_start
+        from deltatune.training.continued import read_start, read_start_sources
 
         origin = read_start(start)
-        dataset = read_rows(origin, data, text=text or [], label=label, limit=limit, task=task)
-    generated = generation_fields(dataset, prompt, new_tokens, beams, metric_model)
+        dataset = read_start_sources(origin, data, text=text or [], label=label, limit=limit, task=task)
+    if shots is not None:
+        from deltatune.data.few_shot import few_shot
+
+        dataset = few_shot(dataset, shots, seed)
+    fields = task_fields(
+        dataset, max_length, metric, positive, mark, temperature,
+        prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
+    )  # fmt: skip
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import Job, prepare, record_of, run
@@ -204,16 +215,16 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    fields = {"max_length": max_length, "metric": metric, **class_fields(dataset, positive, mark), **generated}
+    source = ", ".join(data)
     job = Job(
         model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
-        settings, start=None if start is None else origin, new_labels=new_labels, source=data,
+        settings, start=None if start is None else origin, new_labels=new_labels, source=source,
     )  # fmt: skip
     ready = prepare(job, partial(check_export, export_for))
     folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))
     if ready.start is not None:
         ready.start.check_apart(folder)
-    record = record_of(ready, data)
+    record = record_of(ready, source)
     processes = join_processes(device_of(ready.session.host))
     if not processes.is_main:  # one of torchrun's other processes: only the first one prints and writes
         if processes.broadcast(None) is None:
@@ -307,7 +318,9 @@ def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     for earlier in metrics.get("earlier", ()):
         name = f"earlier: {Path(earlier['source']).name}"
         name = f"{name} ({len(rows)})" if name in rows else name
-        rows[f"{name}, before"], rows[name] = earlier["before"], earlier["after"]
+        part = f"{earlier['part']}." if earlier["part"] else ""
+        for title, state in ((f"{name}, before", "before"), (name, "after")):
+            rows[title] = {f"{part}{metric}": value for metric, value in earlier[state].items()}
     return rows
 
 

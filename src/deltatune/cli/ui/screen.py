@@ -108,14 +108,19 @@ REPEATED = ("f1_micro", "f1_macro")
 
 
 def scores_table(task: Task, splits: Mapping[str, Mapping[str, float]]) -> Table:
-    """Make a table with a row per split, the task's metric first; an F1 equal to an earlier metric is left out."""
+    """Make a table with a row per split, the task's metric first; an F1 equal to an earlier metric is left out.
+
+    A split may lack metrics, such as those of a mixture's other parts.
+    """
     all_scores = list(splits.values())
     names: list[str] = []
-    for name in dict.fromkeys([task.metric, *all_scores[0]]):
-        same = any(all(scores[name] == scores[other] for scores in all_scores) for other in names)
+    for name in dict.fromkeys([task.metric, *(name for scores in all_scores for name in scores)]):
+        same = any(all(scores.get(name) == scores.get(other) for scores in all_scores) for other in names)
         if not (same and name in REPEATED):
             names.append(name)
-    rows = [[split, *(score(scores[name]) for name in names)] for split, scores in splits.items()]
+    rows = [
+        [split, *(score(scores[name]) if name in scores else "–" for name in names)] for split, scores in splits.items()
+    ]
     headers = metric_headers(task, names)
     if width_of(["", *headers], rows) <= console().width:
         return table(["", *headers], rows, right=headers)

@@ -8,18 +8,19 @@ from typing import Any
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
-from deltatune.core.merging import merge_obstacles
 from deltatune.core.memory import check_memory
+from deltatune.core.merging import merge_obstacles
 from deltatune.core.registry import parse
 from deltatune.data import Data, read
+from deltatune.data.mixture_data import read_parts
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import empty_backbone
 from deltatune.tasks import HeadConfig, Task
-from deltatune.tasks.auto_task import check_fields_of
+from deltatune.tasks.auto_task import check_fields_of, check_task_fields
 from deltatune.tasks.pretraining import objective_from
 from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.training.continued import Start, read_rows, read_start
-from deltatune.training.recipes.schema import Recipe, Rows, Stage, Training
+from deltatune.training.recipes.schema import Parts, Recipe, Rows, Stage, Training
 from deltatune.training.session import NAME
 
 
@@ -33,7 +34,9 @@ class TrainingData:
     @property
     def answers(self) -> str:
         """The kind of output that the task needs from the model."""
-        return str((self.objective or DATA_TASKS[self.data.kind]).answers)
+        kinds = [part.kind for part in getattr(self.data, "parts", {}).values()] or [self.data.kind]
+        answers = [str((self.objective or DATA_TASKS[kind]).answers) for kind in kinds]
+        return "row" if "row" in answers else answers[0]
 
     @property
     def loads(self) -> Any:
@@ -62,6 +65,8 @@ def load_rows(rows: Rows, raw: bool = False, start: Start | None = None) -> Data
 
 def load_training_data(training: Training) -> TrainingData:
     """Read the rows of a training, and check its task, head and method."""
+    if training.mixture is not None:
+        return _load_parts(training, training.mixture)
     assert training.data is not None  # the schema requires it
     start = read_start(training.start) if training.start else None
     parse(training.method)
@@ -73,6 +78,22 @@ def load_training_data(training: Training) -> TrainingData:
     checked = TrainingData(data, objective)
     if objective is None:
         check_fields_of(DATA_TASKS[data.kind], training.task)
+    if training.head:
+        _check_head(training, checked)
+    return checked
+
+
+def _load_parts(training: Training, mixture: Parts) -> TrainingData:
+    """Read the rows of a mixture's parts, and check the fields of their tasks."""
+    parse(training.method)
+    start = read_start(training.start) if training.start else None
+
+    def rows_of(name: str, rows: Rows) -> Data:
+        return load_rows(rows) if start is None else load_rows(rows, start=start.part(name))
+
+    checked = TrainingData(read_parts(mixture.parts, rows_of))
+    if start is None:
+        check_task_fields(checked.data, training.task_fields)
     if training.head:
         _check_head(training, checked)
     return checked

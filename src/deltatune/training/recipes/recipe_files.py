@@ -15,7 +15,17 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.regular_files import read_text
 from deltatune.core.validation import shortened
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
-from deltatune.training.recipes.schema import Recipe, Rows, Section, Stage, Training, TrainingSettings, Vocabulary
+from deltatune.training.recipes.schema import (
+    PartRows,
+    Parts,
+    Recipe,
+    Rows,
+    Section,
+    Stage,
+    Training,
+    TrainingSettings,
+    Vocabulary,
+)
 
 SOURCES = ("data", "measure", "known")
 """Keys of rows, whose value may be the source alone."""
@@ -157,7 +167,9 @@ def _key_names(location: Sequence[Any]) -> list[str]:
         return list(TrainingSettings.__dataclass_fields__)
     if isinstance(last, int):
         return _keys(Stage)
-    sections: dict[str, Any] = {"vocabulary": Vocabulary, **dict.fromkeys(SOURCES, Rows)}
+    if len(location) > 1 and location[-2] == "parts":
+        return _keys(PartRows)
+    sections: dict[str, Any] = {"vocabulary": Vocabulary, "mixture": Parts, **dict.fromkeys(SOURCES, Rows)}
     return _keys(sections.get(last, Recipe))
 
 
@@ -168,7 +180,8 @@ def _keys(section: type[BaseModel]) -> list[str]:
 
 def _misplaced_paths(recipe: Recipe, folder: Path) -> Iterator[str]:
     """Messages for paths that exist beside the recipe but not in the working directory."""
-    rows = [training.data for training in (recipe, *recipe.stages)] + [recipe.measure]
+    rows: list[Rows | None] = [training.data for training in (recipe, *recipe.stages)] + [recipe.measure]
+    rows += list(recipe.mixture.parts.values()) if recipe.mixture else []
     rows += [stage.vocabulary.known for stage in recipe.stages if stage.vocabulary]
     paths = [path for source in rows if source for path in (source.source, source.validation, source.test) if path]
     for path in dict.fromkeys([recipe.model, *paths]):
@@ -189,7 +202,7 @@ def as_yaml(recipe: Section) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Rows):
-        return _set_fields(value, list(Rows.model_fields))
+        return _set_fields(value, list(type(value).model_fields))
     if isinstance(value, BaseModel):
         aliases = {name: field.alias or name for name, field in type(value).model_fields.items()}
         return {aliases[name]: item for name, item in _set_fields(value, _used_fields(value)).items()}
@@ -200,7 +213,7 @@ def _plain(value: Any) -> Any:
         return _set_fields(value, names)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _set_fields(value: Any, names: list[str]) -> dict[str, Any]:

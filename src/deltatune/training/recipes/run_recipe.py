@@ -60,10 +60,9 @@ def run_recipe(
     if again is not None:
         raise DeltatuneError(f"--again {again}: this recipe has no stages; --force runs it again")
     prepared = prepare(job_of(recipe, "" if recipe.start and "model" not in recipe.model_fields_set else recipe.model))
-    assert recipe.data is not None
     if prepared.start is not None:
         prepared.start.check_apart(folder)
-    record = record_of(prepared, recipe.data.source)
+    record = record_of(prepared, recipe.source)
     with FolderLock(folder, "out="):
         before = run_folder.open_run(folder, record, force, option="out=")
         write_file(folder / RECIPE, as_yaml(recipe))

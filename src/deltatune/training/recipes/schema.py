@@ -63,6 +63,26 @@ Source = Annotated[Rows, BeforeValidator(_as_source, json_schema_input_type=str 
 """Rows, or only their source."""
 
 
+class PartRows(Rows):
+    """The rows of one part of a mixture, and its task."""
+
+    fields: dict[str, Any] = {}
+    """Fields of the part's task, such as max_length, prompt or metric."""
+
+
+PartSource = Annotated[PartRows, BeforeValidator(_as_source, json_schema_input_type=str | PartRows)]
+"""Rows of a part, or only their source."""
+
+
+class Parts(Section):
+    """Several tasks that one adapter learns together, as `deltatune.tasks.Mixture`."""
+
+    parts: dict[str, PartSource]
+    """The rows of each task by its name."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Parts are sampled by size to the power 1/temperature: large values even them out."""
+
+
 class Vocabulary(Section):
     """New tokens for the model's vocabulary, learned from the texts of the stage."""
 
@@ -88,6 +108,8 @@ class Training(Section):
 
     data: Source | None = None
     """The rows."""
+    mixture: Parts | None = None
+    """Several tasks instead of `data`, learned by one adapter."""
     task: dict[str, Any] = {}
     """Fields of the task, such as max_length, prompt or metric."""
     objective: dict[str, Any] | None = None
@@ -122,6 +144,15 @@ class Training(Section):
     def _own_fields(self) -> Self:
         if self.new_labels and not self.start:
             raise ValueError("new_labels is for an adapter that is trained further: name it with from")
+        if self.mixture is not None:
+            if self.data is not None:
+                raise ValueError("there are data and mixture, and only one can be trained on: leave one out")
+            if self.task:
+                raise ValueError(
+                    f"a mixture's parts have fields of their own: move {', '.join(self.task)} to fields there"
+                )
+            if self.objective is not None:
+                raise ValueError("an objective learns from one source of texts: leave mixture out")
         if self.start and self.budget is not None:
             raise ValueError("the size is that of the adapter in from: leave budget out")
         if self.start and self.objective is not None:
@@ -134,6 +165,21 @@ class Training(Section):
             raise ValueError("an objective uses the language-model head: leave head out")
         refuse_labels("data of an objective", self.data, "task", "label")
         return self
+
+    @property
+    def source(self) -> str:
+        """The data as the recipe names them."""
+        if self.mixture is not None:
+            return ", ".join(f"{name}={rows.source}" for name, rows in self.mixture.parts.items())
+        return self.data.source if self.data is not None else ""
+
+    @property
+    def task_fields(self) -> dict[str, Any]:
+        """The fields that are set of the task, or of the mixture and its parts."""
+        if self.mixture is None:
+            return self.task
+        fields = {name: rows.fields for name, rows in self.mixture.parts.items()}
+        return {"temperature": self.mixture.temperature, "parts": fields}
 
     def trains(self) -> list[str]:
         """Keys of a training that are set here."""
@@ -152,6 +198,8 @@ class Stage(Training):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.mixture is not None:
+            raise ValueError("a mixture is trained by a recipe without stages: leave it out of the stage")
         if self.data is None:
             raise ValueError("a stage needs data")
         if self.vocabulary is None:
@@ -180,8 +228,8 @@ class Recipe(Training):
         idle = self.trains()
         if self.stages and idle:
             raise ValueError(f"a recipe with stages does not use {', '.join(idle)} outside of them")
-        if not self.stages and self.data is None:
-            raise ValueError("a recipe needs data, or stages")
+        if not self.stages and self.data is None and self.mixture is None:
+            raise ValueError("a recipe needs data, a mixture, or stages")
         if not self.stages and self.measure is not None:
             raise ValueError("measure needs stages; a single training is scored on its own data")
         refuse_labels("measure", self.measure, "task", "label", "limit", "validation")

@@ -56,19 +56,18 @@ def silent(stage: StageInfo) -> AbstractContextManager[OnStep | None]:
 def job_of(training: Training, model: str, checked: TrainingData | None = None) -> Job:
     """The job of a recipe or a stage on this model."""
     checked = checked or load_training_data(training)
-    assert training.data is not None  # the schema requires it
     return Job(
         model,
         checked.data,
         training.asked_method,
         training.budget,
-        training.task,
+        training.task_fields,
         training.head,
         training.settings,
         checked.objective,
         start=read_start(training.start) if training.start else None,
         new_labels=training.new_labels,
-        source=training.data.source,
+        source=training.source,
     )
 
 

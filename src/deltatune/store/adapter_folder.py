@@ -173,13 +173,14 @@ def method_from_json(content: Any, folder: Path) -> Method:
             f"{folder} holds a {shortened(name, quoted=False)} adapter, but that method is not installed; "
             "install its package"
         )
-    unknown = [option for option in options if option not in hyperparameters(maker)]  # type: ignore[arg-type]
+    unknown = [option for option in options if option not in hyperparameters(maker)]
     if unknown:
         raise DeltatuneError(f"{folder} uses unknown options of {name}: {', '.join(unknown)}; update deltatune")
     try:
-        return maker(**{name: _value_from_json(value, folder) for name, value in options.items()})
+        method: Method = maker(**{name: _value_from_json(value, folder) for name, value in options.items()})
     except (TypeError, AttributeError) as error:  # values that the method's own checks do not expect
         raise DeltatuneError(f"{folder / CONFIG} is damaged: {name} cannot have its options ({error})") from None
+    return method
 
 
 def _value_from_json(value: Any, folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -16,7 +15,9 @@ from threading import Event
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.strict_json import dumps, loads
 from deltatune.core.validation import check_fields
+from deltatune.prompting.endpoints.bounded_request import TooLarge, post
 from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
 
 REQUEST_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
@@ -27,6 +28,8 @@ RETRIABLE = {408, 409, 425, 429, 500, 502, 503, 504}
 """Status codes after which a retry may succeed."""
 MAX_BACKOFF = 60.0
 """Maximum number of seconds between two attempts."""
+MAX_ANSWER = 16 << 20
+"""Bytes of an answer."""
 SHOWN = 300
 """Maximum number of characters of a server's answer that an error shows."""
 
@@ -44,7 +47,7 @@ class OpenAICompatible:
     key: str | None = None
     """Name of the environment variable that holds the API key. Default: no key."""
     timeout: float = 120.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a whole answer, from connecting to its last byte; at most a day."""
     retries: int = 5
     """Retries when the server is busy, slow, or closes the connection."""
     backoff: float = 1.0
@@ -56,19 +59,21 @@ class OpenAICompatible:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        parts = urllib.parse.urlsplit(self.url)
         problems = []
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = _address(self.url)
+        if parts is None:
             problems.append(f"url={self.url!r} is not an address; use one such as http://localhost:8000/v1")
-        if parts.username or parts.password:
+        elif parts.username or parts.password:
             problems.append("url contains a password; put it into an environment variable and give its name as key")
         if not self.model:
             problems.append("model must name one of the server's models")
         unknown = [name for name in self.request_fields if name not in REQUEST_FIELDS]
         if unknown:
             problems.append(f"request_fields={unknown}: the fields of a request are {', '.join(REQUEST_FIELDS)}")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
-            problems.append("timeout must be above 0, retries and backoff at least 0, concurrency at least 1")
+        if not 0 < self.timeout <= 86_400 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
+            problems.append(
+                "timeout must be above 0 and at most 86400, retries and backoff at least 0, concurrency at least 1"
+            )
         raise_all(problems)
 
     @property
@@ -104,7 +109,9 @@ class OpenAICompatible:
         problem = ""
         for attempt in range(self.retries + 1):
             try:
-                return self._text(self._post(self._body(prompt, params), key))
+                return self._text(*self._post(self._body(prompt, params), key))
+            except TooLarge as error:
+                raise DeltatuneError(f"{self.url} {error}; is this the base URL of the API?") from None
             except urllib.error.HTTPError as error:
                 problem = self._status_error(error, key)
                 if error.code not in RETRIABLE:
@@ -116,7 +123,7 @@ class OpenAICompatible:
                 if not isinstance(error.reason, CONNECTION_ERRORS):
                     raise DeltatuneError(self._unreachable(error)) from None
                 problem, retry_after = self._connection_error(error.reason), None
-            seconds = min(self.backoff * 2**attempt if retry_after is None else retry_after, MAX_BACKOFF)
+            seconds = min(self.backoff * 2 ** min(attempt, 60) if retry_after is None else retry_after, MAX_BACKOFF)
             if attempt < self.retries and stop_retrying.wait(seconds):
                 break
         attempts = "once" if not self.retries else f"{self.retries + 1} times"
@@ -145,41 +152,43 @@ class OpenAICompatible:
             **{name: value for name, value in fields.items() if name in self.request_fields},
         }
 
-    def _post(self, body: dict[str, Any], key: str | None) -> bytes:
+    def _post(self, body: dict[str, Any], key: str | None) -> tuple[bytes, str]:
+        """The content of the answer and its type."""
         path = "chat/completions" if self.form == "chat" else "completions"
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "deltatune"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
-        opener = urllib.request.build_opener(_NoRedirect)  # the key must not reach another server
-        with opener.open(request, timeout=self.timeout) as answer:
-            content: bytes = answer.read()
-        return content
+        data = dumps(body, "the request", ensure_ascii=True).encode()
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data, headers)
+        return post(request, self.timeout, MAX_ANSWER)
 
     # ---- answer
 
-    def _text(self, content: bytes) -> str:
+    def _text(self, content: bytes, kind: str) -> str:
         try:
-            choice = json.loads(content)["choices"][0]
+            choice = loads(content, "the answer")["choices"][0]
             text = choice["message"]["content"] if self.form == "chat" else choice["text"]
             finish_reason = choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise DeltatuneError(self._malformed(content)) from None
+        except DeltatuneError as error:
+            raise DeltatuneError(self._malformed(content, kind, f" ({error})")) from None
+        except (LookupError, TypeError, AttributeError):
+            raise DeltatuneError(self._malformed(content, kind)) from None
         if text is None and finish_reason in ("length", "content_filter"):
             text = ""
         if not isinstance(text, str):
-            raise DeltatuneError(self._malformed(content))
+            raise DeltatuneError(self._malformed(content, kind))
         return Truncated(text) if finish_reason == "length" else text
 
-    def _malformed(self, content: bytes) -> str:
+    def _malformed(self, content: bytes, kind: str, reason: str = "") -> str:
+        of_kind = "" if not kind or "json" in kind else f" of type {printable(kind)}"
         return (
-            f"{self.url} answered, but not in OpenAI's format: {_short(content)!r}. "
+            f"{self.url} answered{of_kind}, but not in OpenAI's format: {_short(content)!r}{reason}. "
             "Is this the base URL of the API (it often ends in /v1)?"
         )
 
     def _status_error(self, error: urllib.error.HTTPError, key: str | None) -> str:
         try:
-            message = _error_message(error.read())
-        except (OSError, http.client.HTTPException):
+            message = _error_message(error.read(64 << 10))
+        except (OSError, ValueError, http.client.HTTPException):
             message = ""
         message = message.replace(key, "***") if key else message
         detail = f": {message}" if message else ""
@@ -190,7 +199,8 @@ class OpenAICompatible:
             fix = f"there is no model {self.model!r}, or this is not the base URL of the API (it often ends in /v1)"
             return f"{self.url} answered 404{detail}; {fix}"
         if 300 <= error.code < 400:
-            return f"{self.url} redirects to {error.headers.get('Location')}; use that address if you trust it"
+            address = printable(str(error.headers.get("Location")))
+            return f"{self.url} redirects to {address}; use that address if you trust it"
         if error.code in (400, 422):
             fix = "A field that it names can be left out (request_fields)"
             return f"{self.url} refused the request ({error.code}){detail}. {fix}"
@@ -203,11 +213,14 @@ class OpenAICompatible:
         return f"no answer from {self.url}: {_reason(error.reason)}. Is the server running, and the address right?"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Raises a redirect as an error."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+def _address(url: str) -> urllib.parse.SplitResult | None:
+    """The parts of the address of a server; None for a text that is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+    except ValueError:
         return None
+    return parts if usable and " " not in url else None
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
@@ -219,19 +232,24 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
 def _error_message(content: bytes) -> str:
     """The message of an error in OpenAI's format, else the beginning of the answer."""
     try:
-        answer = json.loads(content)
+        answer = loads(content, "the answer")
         error = answer.get("error", answer)
         text = error if isinstance(error, str) else error.get("message", error)
     except (ValueError, AttributeError):
         text = content.decode("utf-8", "replace")
-    return " ".join(str(text).split())[:SHOWN]
+    return printable(" ".join(str(text).split())[:SHOWN])
+
+
+def printable(text: str) -> str:
+    """A text of a server without control characters, which a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)[:SHOWN]
 
 
 def _short(content: bytes) -> str:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -84,14 +84,14 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader without tags and without repeated keys."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = _resolvers()
+    yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute of the class
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) is not None:
             _refuse(event, f"the tag {event.tag} is not read: recipes hold plain values")
         if self._depth > MAX_DEPTH:
@@ -135,7 +135,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 class _Dumper(yaml.SafeDumper):
     """Quotes the texts that the loader would read as something else; no aliases."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = _resolvers()
+    yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute of the class
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -76,3 +76,7 @@ def test_wic_reads_its_word_and_cola_is_scored_by_matthews(place: Path) -> None:
     assert evaluated(place, "wic", place / "wic")["rows"] == 6
     train(place, "bert", "cola")
     assert evaluated(place, "cola", place / "cola")["metric"] == "matthews"
+    hidden = place / "cola" / "data" / "test-00000-of-00001.parquet"
+    done = ran("evaluate", "--adapter", place / "run-cola", "--data", hidden)
+    assert done.code == 2
+    assert "none of its 6 rows has a label in column 'label'" in done.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.column_names import GOLD_LABEL, NO_GOLD, REFERENCES, normalised
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.dataset import SPLITS, Row, Splits, columns_of
@@ -116,6 +117,16 @@ def _name_notes(names: Mapping[str, str], has_test: bool) -> list[str]:
         f"{split} is {name}" for split, name in names.items() if split in SPLITS and name.lower() not in synonyms
     ]
     return [f"several parts are scored: {', '.join([*renamed, *further])}"] if further else renamed
+
+
+def check_labelled(rows: Sequence[Row], label: str, source: str) -> None:
+    """Raise DeltatuneError where no row has a label that it could be scored by, as in published test files."""
+    values = [row.get(label) for row in rows]
+    if len(values) > 1 and all(_is_missing(value) or _is_hidden(value) for value in values):
+        raise DeltatuneError(
+            f"{source}: none of its {len(rows)} rows has a label in column {label!r} (the first is {values[0]!r}), as in "
+            "published test files: there is nothing to score. `deltatune predict` needs no labels."
+        )
 
 
 def without_unknown(splits: Splits, label: str, known: Collection[str]) -> tuple[Splits, list[str]]:

@@ -112,8 +112,9 @@ def evaluate(
         result["weight"] = weight
         print_json(result | ({"more_splits": {name: results[name] for name in others}} if others else {}))
         return
+    left_out: list[str] = []
     if by:
-        show(*(part for name in results for part in (groups_table(session.task, name, results[name]), "")))
+        show(*(part for name in results for part in (groups_table(session.task, name, results[name], left_out), "")))
     else:
         show(scores_table(session.task, {name: result["scores"] for name, result in results.items()}), "")
     for name, result in results.items():
@@ -128,6 +129,8 @@ def evaluate(
         ]
     if weight != 1:
         notes.append(f"the adapter's change was multiplied by {weight:g}; its head was used whole")
+    if left_out:
+        notes.append(f"no room on this screen for {', '.join(dict.fromkeys(left_out))}; --json has them")
     counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
     show(facts([("rows", f"{counts} from {source}"), *(("note", note) for note in notes)]))
 
@@ -203,8 +206,11 @@ def _no_split(split: str, splits: Sequence[str]) -> DeltatuneError:
     )
 
 
-def groups_table(task: Task, name: str, result: Mapping[str, Any]) -> Table:
-    """Scores of all rows of a split, then of each group, with their numbers of rows and 95 % intervals."""
+def groups_table(task: Task, name: str, result: Mapping[str, Any], left_out: list[str]) -> Table:
+    """Scores of all rows of a split, then of each group, with their numbers of rows and 95 % intervals.
+
+    The metrics that a narrow screen has no room for are added to `left_out`.
+    """
     parts = [(name, result)]
     for column, groups in result["by"].items():
         largest = set(sorted(groups, key=lambda value: -groups[value]["rows"])[:GROUPS_SHOWN])
@@ -221,6 +227,8 @@ def groups_table(task: Task, name: str, result: Mapping[str, Any]) -> Table:
     shown = len(columns)
     while shown > PRIMARY_COLUMNS and width_of(columns[:shown], [row[:shown] for row in rows]) > console().width:
         shown -= 1  # the last metrics are left to --json where the screen is narrow
+    if shown < len(columns):
+        left_out.extend(columns[shown:])
     return table(columns[:shown], [row[:shown] for row in rows], right=columns[1:shown])
 
 
@@ -231,7 +239,7 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     """
     from deltatune.data import examples, read_rows
     from deltatune.data.class_names import names_of_file
-    from deltatune.data.labelled_splits import without_unknown
+    from deltatune.data.labelled_splits import check_labelled, without_unknown
     from deltatune.data.layouts.generation_rows import group_references
     from deltatune.data.layouts.label_values import convert_labels, join_indicators
     from deltatune.data.published.forms import with_plain_columns
@@ -241,6 +249,7 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     if kind not in ("classes", "number"):
         rows = examples(rows, kind, task.text, task.label)
         return group_references(rows, task.text, source) if kind == "text" else (rows, [])
+    check_labelled(rows, task.label, source)
     splits, notes = without_unknown({source: rows}, task.label, names_of_file(Path(source)))
     rows = splits[source]
     labels = [row[task.label] for row in rows if row.get(task.label) is not None]

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import BertForSequenceClassification
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, task_from_json
@@ -104,3 +105,32 @@ def test_what_is_missing_is_told_before_training(fields, message, encoder):
         fields = {**fields, "metric_model": encoder}
     with pytest.raises(DeltatuneError, match=message):
         Generate(metric="bertscore", **fields).encode([{"input": "a", "output": "b"}], generation_tokenizer())
+
+
+# --- BLEURT ---
+
+
+def test_bleurt_is_the_models_output_for_the_pair(tmp_path):
+    config = models.tiny("bert").config
+    config.num_labels = 1
+    model, tokenizer = BertForSequenceClassification(config).eval(), generation_tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    score = text_scores(TEXTS, REFERENCES, ["bleurt"], encoder=str(tmp_path))["bleurt"]
+    with torch.no_grad():
+        for text, row, value in zip(TEXTS, REFERENCES, score.sums[:, 0], strict=True):
+            outputs = [float(model(**tokenizer(one, text, return_tensors="pt")).logits) for one in row]
+            assert value == pytest.approx(max(outputs), abs=1e-5)
+
+
+def test_bleurt_needs_a_checkpoint_with_one_output(encoder, tmp_path):
+    models.tiny("bert", "classify").save_pretrained(tmp_path)
+    for model, message in [
+        ("", "bleurt needs a BLEURT checkpoint"),
+        (encoder, "BertModel with"),
+        (str(tmp_path), "3 labels"),
+    ]:
+        with pytest.raises(DeltatuneError, match=message):
+            Generate(metric="bleurt", metric_model=model).encode(
+                [{"input": "a", "output": "b"}], generation_tokenizer()
+            )

@@ -11,6 +11,7 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, task_from_json
 from deltatune.tasks.collator import collator_for
+from deltatune.tasks.generation import METRICS
 from deltatune.training import Settings, encode_for, predict, train
 from deltatune.training.inference.decoding import before_stop, generate_texts
 from deltatune.training.inference.likelihood import negative_log_likelihoods
@@ -197,7 +198,7 @@ def test_an_answer_is_compared_with_all_its_references():
     scores = TASK.score([other], encoded.references)
     assert scores["em"] == 0.0
     assert scores["perplexity"] == pytest.approx(math.e)
-    assert set(scores) == set(TASK.metrics)
+    assert set(scores) == set(METRICS)
     assert "perplexity" not in TASK.score([{"text": "bad"}], encoded.references)
     weights = np.array([[1], [2]])
     assert TASK.resampled([one], encoded.references, weights).tolist() == [1.0, 1.0]

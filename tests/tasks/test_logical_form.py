@@ -6,6 +6,7 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate
 from deltatune.tasks.metrics.generation import text_scores
+from support.language_models import generation_tokenizer
 
 GOLD = "SELECT COUNT Player FROM table WHERE No. = 23 AND Position = guard"
 
@@ -48,3 +49,11 @@ def test_it_is_reported_where_it_is_the_primary_metric():
     assert scores["logical_form"] == 0.5
     assert task.resampled(answers, references, np.array([[2.0, 0.0]])) == pytest.approx([1.0])
     assert "logical_form" not in Generate().score([{"text": "a"}], [["a"]])
+
+
+def test_rows_that_are_no_queries_are_told_before_training():
+    rows = [{"input": "who", "output": GOLD}, {"input": "who", "output": "a man"}]
+    with pytest.raises(DeltatuneError, match="row 1: the reference 'a man' is not a query"):
+        Generate(metric="logical_form").encode(rows, generation_tokenizer())
+    Generate(metric="logical_form").encode(rows[:1], generation_tokenizer())
+    Generate(metric="logical_form").encode(rows, generation_tokenizer(), labelled=False)

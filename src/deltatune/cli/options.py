@@ -91,6 +91,15 @@ Label = Annotated[
     ),
 ]
 Limit = Annotated[int | None, option("--limit", panel=DATA, metavar="ROWS", help="Train on this many rows only.")]
+Shots = Annotated[
+    int | None,
+    option(
+        "--shots",
+        panel=DATA,
+        metavar="ROWS",
+        help="Train on a draw of this many rows of each class, and choose by as many validation rows.",
+    ),
+]
 MaxLength = Annotated[
     int | None,
     option(
@@ -112,8 +121,8 @@ Metric = Annotated[
         "precision, recall, f1_macro or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; "
         "generation: rougeL, bleu, rouge1, rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: "
         "perplexity, loss, bits_per_char or bits_per_byte. Default: the published metric of a known data set, "
-        "else the first of them. Generation has on request logical_form (WikiSQL's queries), and bertscore and "
-        "mover, which take --metric-model.",
+        "else the first of them. Generation has on request logical_form (WikiSQL's queries), and bertscore, "
+        "mover and bleurt, which take --metric-model.",
     ),
 ]
 Positive = Annotated[
@@ -161,7 +170,7 @@ MetricModel = Annotated[
         "--metric-model",
         panel=DATA,
         metavar="MODEL",
-        help="The encoder of the metrics bertscore and mover: a folder, or a name on the hub.",
+        help="The model of the metrics bertscore and mover (an encoder) and bleurt: a folder, or a name on the hub.",
     ),
 ]
 Beams = Annotated[

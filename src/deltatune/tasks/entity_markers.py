@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data.columns.column_values import has_text
 from deltatune.tasks.task import Row, column, raise_listed
 
 MARKERS = (("@", "*"), ("#", "^"))
@@ -96,7 +97,7 @@ def mark_entities(rows: Sequence[Row], text: str, mark: Sequence[str]) -> list[M
             place = _place(value, values[i])
             if isinstance(place, str):
                 problems.append(f"row {i}: {each.column} {_short(values[i])} {place}")
-            elif each.type_column and not (isinstance(kinds[i], str) and kinds[i].strip()):
+            elif each.type_column and not has_text(kinds[i]):
                 problems.append(f"row {i}: {each.type_column} is {kinds[i]!r}, not the name of a type")
             else:
                 spans.append((*place, kinds[i]))

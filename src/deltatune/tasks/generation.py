@@ -74,7 +74,7 @@ class Generate(LanguageModelTask):
 
     "Span corruption + sentinel" of Lester et al. 2021, https://arxiv.org/abs/2104.08691"""
     metric_model: str = ""
-    """Encoder of the metrics bertscore and mover: a folder, or a name on the hub."""
+    """Model of the metrics bertscore and mover (an encoder) and bleurt: a folder, or a name on the hub."""
     metric_layer: int = 0
     """Its layer; 0 takes the one that the package bert-score uses, or the last."""
 
@@ -125,7 +125,10 @@ class Generate(LanguageModelTask):
         """
         if labelled:
             generation_metrics.check_metric(self.metric, self.metric_model, self.metric_layer)
-        return PromptEncoder(self, tokenizer, joined).encode(rows, positions, positions_taken, labelled)
+        encoded = PromptEncoder(self, tokenizer, joined).encode(rows, positions, positions_taken, labelled)
+        if labelled:
+            generation_metrics.check_references(self.metric, encoded.references)
+        return encoded
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Ids of the tokens that end generation."""

@@ -9,7 +9,7 @@ from deltatune.core.errors import nearest, raise_all
 from deltatune.tasks.metrics.corpus_score import UNBOUNDED_ERROR, CorpusScore, MetricFacts, check_pairs, mean_score
 from deltatune.tasks.metrics.generation.bleu_chrf_ter import bleu, chrf, ter
 from deltatune.tasks.metrics.generation.cider import cider
-from deltatune.tasks.metrics.generation.logical_form import logical_form
+from deltatune.tasks.metrics.generation.logical_form import check_queries, logical_form
 from deltatune.tasks.metrics.generation.meteor import meteor
 from deltatune.tasks.metrics.generation.nist import nist
 from deltatune.tasks.metrics.generation.rouge import ROUGES, rouge
@@ -47,14 +47,15 @@ QUERY_METRICS: dict[str, MetricFunction] = {"logical_form": logical_form}
 EncoderMetric = Callable[[Texts, References, str, int], CorpusScore]
 """(predictions, references, encoder, layer) -> the score of the corpus."""
 
-ENCODER_METRICS = ("bertscore", "mover")
-"""Metrics that need an encoder; `embedding_scores` has them, which imports torch."""
+ENCODER_METRICS = ("bertscore", "mover", "bleurt")
+"""Metrics that need a model; `embedding_scores` and `bleurt` have them."""
 
 ON_REQUEST = ("rougeLsum", *QUERY_METRICS, *ENCODER_METRICS)
 """Metrics that the generation task reports only where they are its primary metric."""
 
 FACTS = {
     "bertscore": MetricFacts(lowest=-1.0),
+    "bleurt": MetricFacts(lowest=-math.inf, highest=math.inf),
     "cider": MetricFacts(highest=10.0),
     "mover": MetricFacts(lowest=-1.0),
     "nist": MetricFacts(highest=math.inf),
@@ -68,18 +69,28 @@ ALL = (*METRICS, *QUERY_METRICS, *ENCODER_METRICS)
 
 def check_metric(name: str, encoder: str, layer: int) -> None:
     """Raise DeltatuneError where a metric lacks its encoder or a package. It loads nothing."""
-    if name in ENCODER_METRICS:
+    if name == "bleurt":
+        from deltatune.tasks.metrics.generation.bleurt import check_bleurt
+
+        check_bleurt(encoder)
+    elif name in ENCODER_METRICS:
         from deltatune.tasks.metrics.generation.embedding_scores import check_encoder
 
         check_encoder(name, encoder, layer)
 
 
 def encoder_metric(name: str) -> EncoderMetric:
-    """A metric of embeddings by its name."""
-    from deltatune.tasks.metrics.generation import embedding_scores
+    """A metric of `ENCODER_METRICS` by its name."""
+    from deltatune.tasks.metrics.generation.bleurt import bleurt
+    from deltatune.tasks.metrics.generation.embedding_scores import bertscore, mover
 
-    metric: EncoderMetric = getattr(embedding_scores, name)
-    return metric
+    return {"bertscore": bertscore, "mover": mover, "bleurt": bleurt}[name]
+
+
+def check_references(name: str, references: References) -> None:
+    """Raise DeltatuneError for references that a metric cannot read."""
+    if name in QUERY_METRICS:
+        check_queries(references)
 
 
 def text_scores(
@@ -93,10 +104,11 @@ def text_scores(
     """The named metrics of predictions (N) with one or more references each.
 
     bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf, em and logical_form lie between 0 and 1, bertscore and mover
-    below 1, cider between 0 and 10; nist has no upper bound; ter is a share of the words and may exceed 1, lower is
-    better. The n-gram weights of nist and cider are computed from all references once: a resample does not change them.
+    below 1, cider between 0 and 10; nist has no upper bound and bleurt no bounds; ter is a share of the words and may
+    exceed 1, lower is better. The n-gram weights of nist and cider are computed from all references once: a resample
+    does not change them.
     characters: count each Chinese or Japanese character as a word.
-    encoder, layer: the model of bertscore and mover, a folder or a hub name, and its layer; 0 is the usual one.
+    encoder, layer: the model of bertscore, mover and bleurt, a folder or a hub name, and its layer; 0 is the usual one.
     Raises DeltatuneError for unknown names, rows without references and missing packages.
     """
     check_pairs(predictions, references)

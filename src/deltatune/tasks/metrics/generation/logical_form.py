@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltatune.core.errors import raise_all
-from deltatune.data.published.wikisql import parse_query
+from deltatune.data.published.wikisql import Query, parse_query
 from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
 
 
@@ -17,6 +17,16 @@ def logical_form(
     As in WikiSQL's evaluation the order of the conditions, the case of the values and white space have no meaning, and
     a text that is no query is wrong. Raises DeltatuneError for references that are no query.
     """
+    parsed = check_queries(references)
+    forms = [{query.logical_form() for query in row if query} for row in parsed]
+    answers = [parse_query(text) for text in predictions]
+    return mean_score([
+        answer is not None and answer.logical_form() in row for answer, row in zip(answers, forms, strict=True)
+    ])  # fmt: skip
+
+
+def check_queries(references: Sequence[Sequence[str]]) -> list[list[Query | None]]:
+    """The queries of the references. Raises DeltatuneError listing references that are none."""
     parsed = [[parse_query(text) for text in row] for row in references]
     raise_all([
         f"row {i}: the reference {text[:80]!r} is not a query of WikiSQL: SELECT COUNT Player FROM table WHERE No. = 23"
@@ -24,8 +34,4 @@ def logical_form(
         for query, text in zip(row, texts, strict=True)
         if query is None
     ][:10])  # fmt: skip
-    forms = [{query.logical_form() for query in row if query} for row in parsed]
-    answers = [parse_query(text) for text in predictions]
-    return mean_score([
-        answer is not None and answer.logical_form() in row for answer, row in zip(answers, forms, strict=True)
-    ])  # fmt: skip
+    return parsed

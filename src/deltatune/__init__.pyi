@@ -37,6 +37,7 @@ from deltatune.methods.low_rank.lora import LoRAPlus as LoRAPlus
 from deltatune.methods.low_rank.lora import RsLoRA as RsLoRA
 from deltatune.methods.low_rank.pissa import PiSSA as PiSSA
 from deltatune.methods.low_rank.vera import VeRA as VeRA
+from deltatune.methods.prompts.idpg import IDPG as IDPG
 from deltatune.methods.prompts.prefix import Prefix as Prefix
 from deltatune.methods.prompts.prefix import PTuningV2 as PTuningV2
 from deltatune.methods.prompts.prompt import Prompt as Prompt

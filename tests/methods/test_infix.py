@@ -9,9 +9,9 @@ from transformers import DynamicCache
 
 from deltatune import DeltatuneError, LoRA, Prefix, Prompt, UniPELT
 from deltatune.core.registry import parse
+from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.testing import check_method
 from deltatune.testing.fixtures import attach, make_host
-from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.training.inference.prediction import encode_for
 from deltatune.training.task_model import labelled_outputs, token_logits
 from support import models

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from deltatune import Host, find_sites, parse
+from deltatune import DeltatuneError, Host, find_sites, parse
 from deltatune.core.registry import registry
 from deltatune.core.sites.site import generic
+from deltatune.testing import tiny
 
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
@@ -74,6 +75,7 @@ COUNTS = [
         3 * (200 * 1024 + 1024 * 800 + 800) + 36 * (800 * 2 * 1024 + 2 * 1024),
     ),
     ("roberta-large", "PTuningV2(length=16)", 24 * 2 * 16 * 1024),
+    ("bert-base", "IDPG()", 16 * (768 + 1) + 5 * 768 * (16 + 1)),  # (D + 1) m + P D (m + 1)
     # Soft prompts: P d
     ("t5-xxl", "Prompt(length=100)", 409_600),
     ("bert-base", "PTuning(length=9)", 8_278_272),
@@ -149,3 +151,18 @@ def test_a_large_model_is_searched_quickly():
     sites = find_sites(model)
     assert time.process_time() - start < 3
     assert len({name for name in sites if generic(name) == "layers.*.attn.q"}) == 32
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+def test_every_method_attaches_to_a_model_without_weights(kind):
+    """Recipes and counts try methods on shapes alone; initial values that are computed from weights do not matter."""
+    extra = ["Prompt(length=2, init='normal')", "Prompt(length=2, init='ids', ids=(3, (4, 5)))", "Prefix(ids=(3, 4))"]
+    for text in [*(f"{name}()" for name in registry()), *extra]:
+        with torch.device("meta"):
+            model = tiny(kind, "lm")
+        host, method = Host(model), parse(text)
+        try:
+            adapter = host.attach("a", method)
+        except DeltatuneError:
+            continue
+        assert adapter.count == method.count(host.sites), text

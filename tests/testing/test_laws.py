@@ -63,6 +63,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "Prompt(length=3, init='uniform')": ("gpt2",),
     "Prompt(length=3, init='normal')": ("bert",),
     "Prompt(length=3, init='ids', ids=(7, (8, 9)))": ("t5",),
+    "IDPG(length=2, hidden=3) + LoRA(r=2)": ("gpt2", "t5"),
     "PTuning(length=3, encoder='mlp')": ("gpt2", "t5"),
     "PTuning(length=3, hidden=5, layers=1)": ("bert",),
     # Groups that roll, positions brought together, LoRA and the groups alone.

@@ -57,6 +57,8 @@ class Needs:
     """`offsets` is set before each call: where each token stands relative to its row's answer."""
     virtual_tokens: int = _declared(0, _largest)
     """Virtual tokens in front of each row (kind `embed`)."""
+    prompt_ids: bool = _declared(False, any)
+    """`prompt_ids` is set before each call: the tokens of each row's text, in decoders of its prompt."""
     position_shift: int = _declared(0, _largest)
     """Positions by which real tokens are moved (kind `kv`)."""
     answer_shift: int = _declared(0, _largest)

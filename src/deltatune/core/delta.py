@@ -47,6 +47,9 @@ class Delta(nn.Module):
     offsets: Tensor | None = None
     """Columns (B, T) of this call's tokens from the first one of each row's answer, if `needs.answer_offsets`: from 0
     in the answer, -1 at the prompt's last token. None outside decoders."""
+    prompt_ids: Tensor | None = None
+    """Token ids (B, T) of the input as given, of decoders the prompt's, if `needs.prompt_ids`: -1 at padding, virtual
+    tokens and the answer. None where the call has no ids, as in steps of a decoder behind an encoder."""
     base: BaseWeights
     """The base's parameters at its site, set before `init_`."""
     dropout: float = 0.0

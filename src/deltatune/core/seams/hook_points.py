@@ -38,10 +38,30 @@ class BatchContext:
     offsets: Tensor | None = None
     """Columns (B, T) of the tokens from the first one of each row's answer, if an active Delta needs them."""
 
+    reads_prompt = False
+    """Whether an active Delta needs the token ids of the text."""
+    vocabulary = 0
+    """The first virtual id."""
+    prompt_ids: Tensor | None = None
+    """Those ids (B, T), -1 at padding, virtual tokens and the answer."""
+
+    def see_prompt(self, ids: Any) -> None:
+        """Keep the token ids (B, T) of the text, if an active Delta needs them; masks and offsets are set before."""
+        if not self.reads_prompt or not isinstance(ids, Tensor):
+            self.prompt_ids = None
+            return
+        text = ids < self.vocabulary
+        if self.mask is not None:
+            text = text & self.mask[:, -ids.shape[1] :].bool()
+        if self.offsets is not None:
+            text = text & (self.offsets < 0)
+        self.prompt_ids = ids.masked_fill(~text, -1)
+
     def see_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of an encoder before a decoder: generate() calls it alone."""
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self.see_prompt(kwargs.get("input_ids", args[0] if args else None))
 
 
 class PluggedDelta(NamedTuple):
@@ -102,12 +122,14 @@ class HookPoint:
         return active
 
     def tell(self, plugged: PluggedDelta, acting: RowsAndWeight) -> None:
-        """Tell a Delta that needs it which tokens of its rows are real, and which belong to the answer."""
+        """Tell a Delta that needs it which tokens of its rows are real, which the answer's, and what the text is."""
         if plugged.delta.needs.padding_mask:
             behind = plugged.site.name.startswith("decoder.")
             plugged.delta.mask = _of_rows(self.context.decoder_mask if behind else self.context.mask, acting)
         if plugged.delta.needs.answer_offsets:
             plugged.delta.offsets = _of_rows(self.context.offsets, acting)
+        if plugged.delta.needs.prompt_ids:
+            plugged.delta.prompt_ids = _of_rows(self.context.prompt_ids, acting)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
@@ -170,7 +192,11 @@ def _stacking_order(route: Route) -> Callable[[str], tuple[int, str]]:
 def _is_plain(plugged: PluggedDelta) -> bool:
     whole = plugged.site.kind == "linear" and plugged.site.slice is None
     needs = plugged.delta.needs
-    return whole and plugged.delta.reads == "input" and not (needs.padding_mask or needs.answer_offsets)
+    return (
+        whole
+        and plugged.delta.reads == "input"
+        and not (needs.padding_mask or needs.answer_offsets or needs.prompt_ids)
+    )
 
 
 class InputHookPoint(HookPoint):

@@ -23,6 +23,7 @@ class ModelSeams:
 
     def __init__(self, model: nn.Module, sites: Sites) -> None:
         self.context = BatchContext()
+        self.context.vocabulary = sites.facts.vocabulary
         self.hooks = HookRegistry(model, sites, self.context)
         self.weights = WeightSeam(model)
         self.positions = PositionShift(model, sites.facts.position_modules, self.context)
@@ -47,6 +48,7 @@ class ModelSeams:
         self.prompts.route, self.prompts.lengths = route, prompts
         offsets = any(need.answer_offsets for need in needs.values())
         self.prompts.answers.wanted = self.prompts.facts.decoder and offsets
+        self.context.reads_prompt = any(need.prompt_ids for need in needs.values())
         self.positions.follow(route, shifts, answer_shifts, factors)
         self.weights.follow(active.values())
         self.attention.follow(*self.hooks.attention)

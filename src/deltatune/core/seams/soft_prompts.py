@@ -52,6 +52,7 @@ class PromptSeam:
             self.context.mask = _all_so_far(batch)
         self.context.decoder_mask = _two_dimensional(batch.get("decoder_attention_mask"))
         self.context.offsets = None if columns is None else _offsets(columns, batch)
+        self.context.see_prompt(batch.get("input_ids"))
         return ((), batch) if inserted else None
 
     def _virtual(self, ids: Tensor) -> bool:

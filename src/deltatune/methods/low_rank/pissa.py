@@ -40,8 +40,7 @@ class Principal(LowRank):
         root = (S / self.scale).sqrt()  # S is divided by s first, so that s B A is the principal part for every α
         self.A0 = (root.unsqueeze(1) * Vh).contiguous()
         self.B0 = (U * root).contiguous()
-        self.A.copy_(self.A0)
-        self.B.copy_(self.B0)
+        self.A, self.B = nn.Parameter(self.A0.clone()), nn.Parameter(self.B0.clone())
 
     def down(self) -> Tensor:
         return torch.cat([self.A, self.A - self.A0])  # (2r, in)

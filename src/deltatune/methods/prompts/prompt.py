@@ -37,18 +37,15 @@ class SoftPrompt(Delta):
 
     @torch.no_grad()
     def init_(self, rng: Rng, base: nn.Module) -> None:
-        device = next(base.parameters()).device
         if self.init == "normal":
             nn.init.normal_(self.prompt, std=spread(base), generator=rng("prompt"))
         else:
             nn.init.uniform_(self.prompt, -0.5, 0.5, generator=rng("prompt"))
-        if self.init not in DRAWN:  # the first 5,000 rows are the most frequent pieces in SentencePiece's order
-            first = min(5000, self.vocabulary)
-            drawn = torch.randperm(first, generator=rng("vocabulary")).repeat(1 + self.length // first)[: self.length]
-            self.prompt.copy_(base(drawn.to(device)))
+        if self.init not in DRAWN:
+            self.prompt.copy_(drawn_vectors(base, self.length, self.vocabulary, rng("vocabulary")))
         for i, ids in enumerate(self.ids[: self.length]):
-            given = torch.tensor([ids] if isinstance(ids, int) else ids, device=device)
-            self.prompt[i] = base(given).mean(0)
+            given = torch.tensor([ids] if isinstance(ids, int) else ids)
+            self.prompt[i] = vectors_of(base, given).mean(0)
 
     def vectors(self) -> Tensor:
         """P (P, D)."""
@@ -144,9 +141,27 @@ class Prompt(Method):
         return longest_prompt(sites)
 
 
+def drawn_vectors(table: nn.Module, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:
+    """Vectors (length, D) of tokens drawn from the first 5,000, the most frequent ones in SentencePiece's order."""
+    first = min(5000, vocabulary)
+    drawn = torch.randperm(first, generator=generator).repeat(1 + length // first)[:length]
+    return vectors_of(table, drawn)
+
+
+def vectors_of(table: nn.Module, ids: Tensor) -> Tensor:
+    """Vectors (N, D) of token ids (N,); zeros for a model without weights, of which only shapes are asked."""
+    weight = table.get_parameter("weight")
+    if weight.is_meta:
+        return torch.zeros(len(ids), weight.shape[1])
+    vectors: Tensor = table(ids.to(weight.device))
+    return vectors
+
+
 def spread(table: nn.Module) -> float:
     """Standard deviation of the entries of a token embedding's vectors, as the model sees them (Gemma scales them)."""
     weight = table.get_parameter("weight")
+    if weight.is_meta:  # a model without weights, of which only shapes are asked
+        return 1.0
     return float(weight.float().std()) * float(getattr(table, "embed_scale", 1.0))
 
 

@@ -171,3 +171,34 @@ def test_a_named_test_file_replaces_every_test_split(tmp_path: Path) -> None:
     assert sizes(tmp_path / "d", test=other) == {"train": 60, "validation": 20, "test": 10}
     notes = read(tmp_path / "d", test=other).notes
     assert "not used, as another file was named for it: test_b" in notes
+
+
+def test_the_folders_of_webnlg(tmp_path: Path) -> None:
+    def entry(i: int) -> str:
+        lex = "".join(f'<lex comment="{c}" lid="Id1">Place {i} is {c}.</lex>' for c in ("good", "toFix"))
+        triple = f"<modifiedtripleset><mtriple>Place_{i} | size | {i}</mtriple></modifiedtripleset>"
+        return f'<entry category="City" eid="Id{i}" size="1">{triple}{lex}</entry>'
+
+    for place, numbers in (("train/1triples", range(40)), ("train/2triples", range(40, 60)), ("test", range(60, 70))):
+        path = tmp_path / place / "City.xml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"<benchmark><entries>{''.join(map(entry, numbers))}</entries></benchmark>")
+    data = read(tmp_path)
+    assert len(data.train) + len(data.validation) == 60
+    assert data.test[0]["triples"] == "Place_60 | size | 60"
+    assert data.test[0]["references"] == ["Place 60 is good."]
+    assert (data.test[0]["category"], data.test[0]["seen"]) == ("City", "seen")
+    assert not any("not used, as no split" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("<benchmark><entries>", "is not XML"),
+        ("<html><body/></html>", "is no XML of WebNLG"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><benchmark/>', "declares a document type or entities"),
+    ],
+)
+def test_other_xml(tmp_path: Path, content: str, part: str) -> None:
+    (tmp_path / "a.xml").write_text(content)
+    assert part in complaint(tmp_path / "a.xml")

@@ -122,6 +122,14 @@ def test_a_hidden_test_split_gives_way_to_the_published_validation_rows(tmp_path
         assert f"the {HELD_OUT} test rows have no label, so they are not used" in data.notes
 
 
+def test_a_hidden_split_that_was_named_is_an_error(tmp_path: Path) -> None:
+    folder = GLUE["stsb"].write_jsonl(tmp_path / "stsb")
+    problem = "none of its 6 rows has a label in column 'label' .the first is -1.0"
+    for option in ("validation", "test"):
+        with pytest.raises(DeltatuneError, match=f"{option}: {problem}"):
+            read(folder / "train.jsonl", **{option: folder / "test.jsonl"})  # type: ignore[arg-type]
+
+
 def test_splits_and_files_that_are_not_used_are_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: OTHERS["imdb"].load())
     assert "splits that are not used: unsupervised (6 rows)" in read("stanfordnlp/imdb").notes

@@ -90,7 +90,7 @@ def _files(folder: Path) -> Source:
         files_of = _by_last_word(files_of)
     if list(files_of) == [DATA] and (folder / SAVED).is_file():
         files_of = {"train": files}
-    shards_of = {path.name.lower(): _data_files(path) for path in subfolders if match_splits([path.name]).splits}
+    shards_of = {path.name.lower(): _shards(path) for path in subfolders if match_splits([path.name]).splits}
     shards_of = {name: shards for name, shards in shards_of.items() if shards and name not in files_of}
     files_of |= shards_of
     match = match_splits(files_of)
@@ -124,9 +124,9 @@ def _read_files(folder: Path, match: SplitMatch, files_of: Mapping[str, Sequence
             problems.append(str(error))
     raise_all(problems)
     used = [file for stem in match.splits.values() for file in files_of[stem]]
-    used_folders = {file.parent for file in used}
-    unused = [item for item in _visible(folder) if item not in used and item not in used_folders]
-    unused += [item for path in used_folders - {folder} for item in _visible(path) if item not in used]
+    used_folders = {path for file in used for path in file.parents if path.is_relative_to(folder)}
+    unused = [item for path in {folder, *used_folders} for item in _visible(path) if item not in used]
+    unused = [item for item in unused if item not in used_folders]
     header = any(fmt.header for file in used for fmt in file_formats(file))
     names = ", ".join(str(file.relative_to(folder)) for file in used)
     return Source(
@@ -196,6 +196,11 @@ def _visible(folder: Path) -> list[Path]:
 def _data_files(folder: Path) -> list[Path]:
     """The files of a folder in a format for data, those about the data left out."""
     return [f for f in _visible(folder) if is_data_file(f) and not f.is_dir() and not ABOUT.fullmatch(f.name)]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The data files of a split's folder, or of its folders, as WebNLG has them: train/1triples/Airport.xml."""
+    return _data_files(folder) or [file for path in _visible(folder) if path.is_dir() for file in _data_files(path)]
 
 
 def _unused(folder: Path, items: Iterable[Path]) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ def labelled_splits(
         elif name not in SPLITS and (reason := _unusable(rows, text, label)):
             notes.append(f"{names[name]} is not used: {reason}")
         else:
+            if name in (*fixed, "validation") and label and all(_is_hidden(row.get(label)) for row in rows):
+                check_labelled(rows, label, names[name])
             kept[name] = rows
     final = _final_names(kept)
     notes += _name_notes({final[name]: names[name] for name in kept if name not in fixed}, "test" in final.values())
@@ -124,8 +126,8 @@ def check_labelled(rows: Sequence[Row], label: str, source: str) -> None:
     values = [row.get(label) for row in rows]
     if len(values) > 1 and all(_is_missing(value) or _is_hidden(value) for value in values):
         raise DeltatuneError(
-            f"{source}: none of its {len(rows)} rows has a label in column {label!r} (the first is {values[0]!r}), as in "
-            "published test files: there is nothing to score. `deltatune predict` needs no labels."
+            f"{source}: none of its {len(rows)} rows has a label in column {label!r} (the first is {values[0]!r}), "
+            "as in published test files: there is nothing to score. `deltatune predict` needs no labels."
         )
 
 

@@ -41,9 +41,9 @@ def read(
     """Read data, make the splits that are missing, and check everything before anything is trained.
 
     - `source`: a file (.csv, .tsv, .jsonl, .ndjson, .json (also SQuAD's), .parquet, .arrow, .conll, .bio, .iob, .iob2,
-      .conllu or .txt); a folder with files named train, dev (val, valid, validation) and test, or of plain texts, or
-      with a folder for each class; a data set of the hub (`owner/name` or `owner/name:configuration`); or
-      "python-docs", the built-in data.
+      .conllu, .txt or WebNLG's .xml); a folder with files named train, dev (val, valid, validation) and test, or of
+      plain texts, or with a folder for each class; a data set of the hub (`owner/name` or
+      `owner/name:configuration`); or "python-docs", the built-in data.
     - `text`: the text columns.
     - `label`: the label column; or the columns of several classes, which hold 1 or 0, with commas between them.
     - `kind`: the type of the labels, where the inferred one is wrong: "classes", "many" or "number".

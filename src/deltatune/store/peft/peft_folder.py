@@ -14,7 +14,9 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.validation import shortened
 from deltatune.store.atomic_files import read_json, write_folder, write_json
+from deltatune.store.peft.peft_config import check_config
 from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFormat, head_copies
 from deltatune.store.peft.peft_ia3 import IA3Format
 from deltatune.store.peft.peft_lora import LoRAFormat
@@ -85,17 +87,19 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     """Attach a PEFT adapter with its saved classifier. One error lists everything that does not fit."""
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type")
-    if kind not in READS:
+    if not isinstance(kind, str) or kind not in READS:
         raise DeltatuneError(
-            f"cannot read the PEFT adapter {folder}: its type is {kind}; supported types: {', '.join(READS)}"
+            f"cannot read the PEFT adapter {folder}: its type is {shortened(kind, quoted=False)}; supported types: "
+            f"{', '.join(READS)}"
         )
-    if not (folder / TENSORS).is_file():
+    if not os.path.lexists(folder / TENSORS):
         raise DeltatuneError(
             f"{folder} has no {TENSORS}; pickled .bin adapters are not read: save it as safetensors with PEFT"
         )
     peft_format = READS[kind]
     tensors = {key.removeprefix(peft_format.prefix): tensor for key, tensor in read_tensors(folder / TENSORS).items()}
     content = PeftFolder(str(folder), config, tensors)
+    check_config(content)
     imported = peft_format.read(host, content)
     heads = _head_tensors(host, content, imported.used)
     attach_filled(

@@ -18,6 +18,7 @@ from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
 from deltatune.core.sites.fused_projections import put
 from deltatune.core.sites.site import Site
+from deltatune.store.peft.peft_config import lora_contradictions, matching
 from deltatune.store.peft.peft_format import (
     MODULE_PREFIX,
     Exported,
@@ -102,6 +103,8 @@ class LoRAFormat:
                     used.add(key)
         sites = _sites(host, folder, modules)
         ranks = {path: len(parts["A"]) for path, parts in modules.items()}
+        problems = lora_contradictions(folder, ranks, host.sites)
+        raise_all(problems[:8], f"the PEFT adapter {folder.path} contradicts itself:" if problems else "")
         scales = {path: _scale(folder, path, rank) for path, rank in ranks.items()}
         r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
         name, power = _method_name(folder)
@@ -164,11 +167,7 @@ def _method_name(folder: PeftFolder) -> tuple[str, float]:
 
 def _scale(folder: PeftFolder, path: str, rank: int) -> float:
     """The scale of a module's BA in PEFT; the first pattern that matches the module gives its alpha."""
-    alpha = folder.config.get("lora_alpha", 8)
-    for pattern, value in (folder.config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            alpha = value
-            break
+    alpha = matching(folder.config.get("alpha_pattern"), path, folder.config.get("lora_alpha", 8))
     return float(alpha) / (math.sqrt(rank) if folder.config.get("use_rslora") else rank)
 
 

@@ -36,6 +36,19 @@ def test_logical_form(text, right):
     assert score.score() == float(right)
 
 
+def test_names_of_columns_may_hold_and():
+    gold = "SELECT Date and time FROM table WHERE Name and rank = Bill and co AND No. > 3"
+    swapped = "SELECT date and time FROM table WHERE No. > 3 AND Name and rank = Bill and co"
+    other = "SELECT Date and time FROM table WHERE Name and rank = Bill AND No. > 3"
+    score = text_scores([gold, swapped, other], [[gold]] * 3, ["logical_form"])["logical_form"]
+    assert score.sums[:, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_many_bad_references_are_counted():
+    with pytest.raises(DeltatuneError, match="and 15 more"):
+        text_scores([GOLD] * 25, [["x"]] * 25, ["logical_form"])
+
+
 def test_references_must_be_queries():
     with pytest.raises(DeltatuneError, match="row 1: the reference 'a man' is not a query of WikiSQL"):
         text_scores([GOLD, "x"], [[GOLD], ["a man"]], ["logical_form"])

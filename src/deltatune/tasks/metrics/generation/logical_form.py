@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from deltatune.core.errors import raise_all
-from deltatune.data.published.wikisql import Query, parse_query
+from deltatune.data.published.wikisql import OPERATORS
 from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
+
+LogicalForm = tuple[str, frozenset[str]]
+"""The selection with its aggregation, and the parts of the conditions."""
+
+QUERY = re.compile(r"select (.+?) from table(?: where (.+))?")
+OPERATOR = re.compile("|".join(f" {re.escape(operator.lower())} " for operator in OPERATORS))
+EXAMPLE = "SELECT COUNT Player FROM table WHERE No. = 23"
+LISTED = 10
 
 
 def logical_form(
@@ -17,21 +26,35 @@ def logical_form(
     As in WikiSQL's evaluation the order of the conditions, the case of the values and white space have no meaning, and
     a text that is no query is wrong. Raises DeltatuneError for references that are no query.
     """
-    parsed = check_queries(references)
-    forms = [{query.logical_form() for query in row if query} for row in parsed]
-    answers = [parse_query(text) for text in predictions]
+    check_queries(references)
+    forms = [{form_of(text) for text in row} for row in references]
     return mean_score([
-        answer is not None and answer.logical_form() in row for answer, row in zip(answers, forms, strict=True)
+        (form := form_of(text)) is not None and form in row for text, row in zip(predictions, forms, strict=True)
     ])  # fmt: skip
 
 
-def check_queries(references: Sequence[Sequence[str]]) -> list[list[Query | None]]:
-    """The queries of the references. Raises DeltatuneError listing references that are none."""
-    parsed = [[parse_query(text) for text in row] for row in references]
-    raise_all([
-        f"row {i}: the reference {text[:80]!r} is not a query of WikiSQL: SELECT COUNT Player FROM table WHERE No. = 23"
-        for i, (row, texts) in enumerate(zip(parsed, references, strict=True))
-        for query, text in zip(row, texts, strict=True)
-        if query is None
-    ][:10])  # fmt: skip
-    return parsed
+def form_of(text: str) -> LogicalForm | None:
+    """The logical form of a query in its text form; None for a text that is none.
+
+    Names of columns may hold "and" ("Date and time = 3 AND Rank = 1"), and without the table's columns no parser knows
+    which one joins conditions. So the text is split at each of them: two queries have the same parts if and only if
+    they have the same conditions, but for conditions that exchange parts.
+    """
+    match = QUERY.fullmatch(" ".join(text.lower().split()))
+    if match is None:
+        return None
+    selection, conditions = match.groups()
+    if conditions is None:
+        return selection, frozenset()
+    return (selection, frozenset(conditions.split(" and "))) if OPERATOR.search(conditions) else None
+
+
+def check_queries(references: Sequence[Sequence[str]]) -> None:
+    """Raise DeltatuneError listing references that are no query."""
+    problems = [
+        f"row {i}: the reference {text[:80]!r} is not a query of WikiSQL: {EXAMPLE}"
+        for i, row in enumerate(references)
+        for text in row
+        if form_of(text) is None
+    ]
+    raise_all([*problems[:LISTED], *([f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else [])])

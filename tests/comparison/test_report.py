@@ -158,7 +158,14 @@ def test_a_summary_with_earlier_keys_is_rendered_the_same():
 
 
 def test_records_with_earlier_keys_are_read(tmp_path):
-    line = {"cell": "a", "status": "ok", "latency_ratio": 1.5, "latency_ratio_folded": 1.1}
+    line = {
+        "cell": "a",
+        "status": "ok",
+        "stage": "seed",
+        "config": {},
+        "latency_ratio": 1.5,
+        "latency_ratio_folded": 1.1,
+    }
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     assert Records(tmp_path).cells["a"]["latency_ratio_merged"] == 1.1
     assert json.loads((tmp_path / "results.jsonl").read_text()) == line

@@ -35,6 +35,10 @@ def peer(metric, predictions, references, classes):
             value = sk.mean_squared_error(references, predictions)
         elif metric in ("f1", "f1_macro"):
             value = sk.f1_score(references, predictions, average="macro", zero_division=0)
+        elif metric in ("precision", "recall"):
+            of = {"pos_label": 1} if classes <= 2 else {"average": "macro"}
+            score = {"precision": sk.precision_score, "recall": sk.recall_score}[metric]
+            value = score(references, predictions, zero_division=0, **of)
         elif metric == "matthews":
             value = sk.matthews_corrcoef(references, predictions)
         else:

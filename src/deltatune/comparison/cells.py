@@ -100,7 +100,7 @@ class CellRunner:
 
     def train(self, cell: Cell, key: str) -> Record:
         """Attach a new adapter, train it and score it on the validation rows; it stays attached."""
-        session, splits = self.plan.session, self.plan.splits
+        session, splits = self.plan.session, self.plan.splits_of(cell.draw)
         head, extra = session.make_head(cell.seed), _extra(self.plan)
         adapter = session.attach(cell.candidate.method, cell.seed, head, extra=extra)
         settings = dataclasses.replace(self.plan.settings, learning_rate=cell.rate, seed=cell.seed)
@@ -134,6 +134,7 @@ class CellRunner:
             "name": cell.candidate.method.label,
             "learning_rate": cell.rate,
             "seed": cell.seed,
+            "draw": cell.draw,
             "status": "ok",
             "error": None,
             "metric": self.plan.session.task.metric,

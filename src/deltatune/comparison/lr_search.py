@@ -23,13 +23,14 @@ class Search:
     def __init__(
         self,
         rates: Sequence[float],
-        seeds: Sequence[int],
-        run: Callable[[float, int], Record | None],
+        seeds: Sequence[Any],
+        run: Callable[[float, Any], Record | None],
         score: Callable[[Record], float],
         slack: float = 0.0,
     ) -> None:
         """`run` trains at a rate with a seed and returns None if that fails; a higher `score` is better.
 
+        `seeds`: what the runs at one rate differ in: seeds, or pairs of a seed and a draw of rows.
         `slack`: another rate is clearly better if its score is better by more than this share.
         """
         self.seeds, self.slack, self._run, self._score = seeds, slack, run, score

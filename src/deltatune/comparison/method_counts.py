@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deltatune.comparison.costs import added_tokens
 from deltatune.core.adapter import Adapter
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -25,7 +26,7 @@ from deltatune.models.shape_run import Device, LiveMemory, kept_for_backward, re
 from deltatune.store.tensors import file_size
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.training.forward import adapter_logits, reads_decoder_states
-from deltatune.training.inference.prediction import free_positions, positions_taken
+from deltatune.training.inference.prediction import free_positions
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 
 ADAMW_STATES = 2
@@ -88,7 +89,7 @@ class MethodCount:
     head: int | None = None
     """Parameters of the task's head."""
     tokens: int | None = None
-    """Positions of the model that it takes from each text."""
+    """Tokens by which prompts and prefixes make each text longer."""
     file_bytes: int | None = None
     """Size of `adapter.safetensors`, the head included."""
     memory: Memory | None = None
@@ -155,7 +156,7 @@ class CountingHost:
                     trained=adapter.count,
                     share=adapter.count / host.sites.base_params,
                     head=adapter.head_count,
-                    tokens=positions_taken(host, NAME),
+                    tokens=added_tokens(adapter),
                     file_bytes=file_size(adapter.without_reparametrisation().tensors()),
                     memory=self._memory(adapter),
                 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from deltatune.comparison.candidates import Candidate, make_candidates
 from deltatune.comparison.records import unused_results
@@ -16,7 +16,8 @@ from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method
 from deltatune.core.strict_json import dumps
-from deltatune.data import Data
+from deltatune.data import Data, Row
+from deltatune.data.few_shot import few_shot
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import BUILTIN
 from deltatune.tasks.task import Encoded
@@ -45,11 +46,22 @@ class Cell:
     candidate: Candidate
     rate: float
     seed: int
+    draw: int | None = None
+    """Number of the draw of training rows; None where all rows are trained on."""
 
     def describe(self) -> str:
         """The cell for people: `LoRA(r=12), lr 0.002, learning-rate search`."""
         stage = "learning-rate search" if self.stage == "search" else f"seed {self.seed}"
+        stage = stage if self.draw is None else f"{stage}, draw {self.draw}"
         return f"{self.candidate.text}, lr {self.rate:g}, {stage}"
+
+
+class Repeat(NamedTuple):
+    """One of the runs of a method at a learning rate."""
+
+    seed: int
+    draw: int | None = None
+    """Number of the draw of training rows; None where all rows are trained on."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,20 @@ class Plan:
     seeds: tuple[int, ...]
     settings: Settings
     budget: Budget | None
+    shots: int | None = None
+    """Training rows of each class in a draw; None: all rows are trained on."""
+    draws: tuple[dict[str, Encoded], ...] = ()
+    """Train and validation rows of each draw; the test rows are the same for all."""
+
+    @property
+    def repeats(self) -> tuple[Repeat, ...]:
+        """The runs of each method at its learning rate: every seed, on every draw."""
+        draws: Sequence[int | None] = range(len(self.draws)) if self.draws else [None]
+        return tuple(Repeat(seed, draw) for draw in draws for seed in self.seeds)
+
+    def splits_of(self, draw: int | None) -> dict[str, Encoded]:
+        """The rows of one draw, or all rows."""
+        return self.splits if draw is None else {**self.splits, **self.draws[draw]}
 
     @cached_property
     def head_json(self) -> dict[str, Any] | None:
@@ -85,12 +111,13 @@ class Plan:
         return sum(self.runs_of(candidate) for candidate in self.candidates)
 
     def runs_of(self, candidate: Candidate) -> int:
-        """Planned training runs of one candidate: every rate at the first seed, one rate at the other seeds."""
-        return len(candidate.rates) + len(self.seeds) - 1
+        """Planned training runs of one candidate: every rate at the first repeat, one rate at the others."""
+        return len(candidate.rates) + len(self.repeats) - 1
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
         settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
+        drawn = {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
         return {
             "model": self.session.model,
             "base_params": self.session.host.sites.base_params,
@@ -100,11 +127,12 @@ class Plan:
             "method": cell.candidate.text,
             "settings": settings,
             "schedule_version": self.settings.schedule_version(),
+            **drawn,
         }
 
     def notes(self) -> list[str]:
         """Notes for the user: on the data, on methods left out, on results in the folder that cannot be used."""
-        first = Cell("search", self.candidates[0], self.candidates[0].rates[0], self.seeds[0])
+        first = Cell("search", self.candidates[0], self.candidates[0].rates[0], *self.repeats[0])
         return [*self.data.notes, *unused_results(self.out, self.identity(first))]
 
     def key(self, cell: Cell) -> str:
@@ -115,6 +143,14 @@ class Plan:
     def _digest(self) -> str:
         return _hash({name: [list(rows), rows.row_references] for name, rows in self.splits.items()})
 
+    @cached_property
+    def _drawn(self) -> list[dict[str, Any]]:
+        """What identifies each draw."""
+        return [
+            {"shots": self.shots, "rows": _hash({name: list(rows) for name, rows in draw.items()})}
+            for draw in self.draws
+        ]
+
 
 def make_plan(
     data: Data,
@@ -124,6 +160,8 @@ def make_plan(
     budget: str | int | None = DEFAULT_BUDGET,
     seeds: int = 3,
     rates: int = 3,
+    shots: int | None = None,
+    draws: int = 1,
     settings: Settings | None = None,
     max_length: int | None = None,
     metric: str = "",
@@ -137,11 +175,20 @@ def make_plan(
     `max_length` all methods get the same one: the task's default, or the most that each of them leaves of the model's
     positions. `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the
     largest that fits, whatever size it was given; None keeps the sizes as given. `rates` is the number of learning
-    rates to try for each method. Raises DeltatuneError listing every method that cannot run on this model, before
+    rates to try for each method. With `shots` every method is trained on `draws` draws of so many rows a class, with
+    every seed on each; validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all
+    are scored on the same test rows. Raises DeltatuneError listing every method that cannot run on this model, before
     anything is trained; of the default methods those are left out, and a note says so.
     """
-    raise_all([f"{n} must be at least 1, not {v}" for n, v in (("seeds", seeds), ("rates", rates)) if v < 1])
+    numbers = (("seeds", seeds), ("rates", rates), ("draws", draws))
+    raise_all([f"{n} must be at least 1, not {v}" for n, v in numbers if v < 1])
+    if shots is None and draws > 1:
+        raise DeltatuneError(
+            f"draws={draws}: draws are of `shots` rows for each class; set shots too, such as shots=16"
+        )
     settings = settings or Settings()
+    whole, drawn = data, [few_shot(data, shots, draw) for draw in range(draws)] if shots is not None else []
+    data = drawn[0] if drawn else data
     fields = dict(task or {})
     fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
     session = open_session(model, data, fields, head, precision=settings.precision)
@@ -159,12 +206,14 @@ def make_plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
         session=session,
-        data=dataclasses.replace(data, notes=(*data.notes, *notes)),
-        splits=_encode(session, data),
+        data=dataclasses.replace(whole, notes=(*data.notes, *notes)),
+        splits=_encode(session, data.splits()),
         candidates=tuple(candidates),
         seeds=tuple(range(seeds)),
         settings=settings,
         budget=limit,
+        shots=shots,
+        draws=tuple(_encode(session, {"train": each.train, "validation": each.validation}) for each in drawn),
     )
 
 
@@ -213,11 +262,11 @@ def _length_note(session: Session, limited: Session, method: str) -> list[str]:
     ]
 
 
-def _encode(session: Session, data: Data) -> dict[str, Encoded]:
+def _encode(session: Session, splits: Mapping[str, Sequence[Row]]) -> dict[str, Encoded]:
     """Tokens of each split, the same for all methods."""
     session.attach(Probe(), 0, head=False)  # it adds no tokens
     try:
-        return {name: session.encode(rows) for name, rows in data.splits().items()}
+        return {name: session.encode(rows) for name, rows in splits.items()}
     finally:
         session.detach()
 

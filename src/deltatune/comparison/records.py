@@ -18,7 +18,7 @@ from deltatune.store.run_folder import differences
 RESULTS = "results.jsonl"
 NEEDED = ("cell", "status", "stage", "config")
 """Keys that every record has."""
-FREE = ("method", "settings.learning_rate", "settings.seed")
+FREE = ("method", "settings.learning_rate", "settings.seed", "draw.rows")
 """Keys of a cell's configuration that differ within one comparison."""
 EARLIER_KEYS = {"latency_ratio_folded": "latency_ratio_merged"}
 """Keys that earlier versions wrote into results.jsonl and summary.json, and their current names."""

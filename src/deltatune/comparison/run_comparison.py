@@ -11,7 +11,7 @@ from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.cells import CellRunner, OnEvent, Record
 from deltatune.comparison.costs import costs_of
 from deltatune.comparison.lr_search import Search
-from deltatune.comparison.plan import Cell, Plan
+from deltatune.comparison.plan import Cell, Plan, Repeat
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.summary import summarise
@@ -62,8 +62,8 @@ class Comparison:
         cells, plan = self.cells, self.plan
         end = cells.done + plan.runs_of(candidate)
 
-        def train(rate: float, seed: int) -> Record | None:
-            cell = Cell("search" if seed == plan.seeds[0] else "seed", candidate, rate, seed)
+        def train(rate: float, repeat: Repeat) -> Record | None:
+            cell = Cell("search" if repeat == plan.repeats[0] else "seed", candidate, rate, *repeat)
             if cells.done >= end:  # more than was planned
                 cells.total += 1
                 cells.queue.insert(cells.done, cell.describe())
@@ -71,7 +71,7 @@ class Comparison:
             return record if record["status"] == "ok" else None
 
         slack = plan.splits["validation"].examples ** -0.5  # about the standard error of a score of so many rows
-        search = Search(candidate.rates, plan.seeds, train, self._score, slack)
+        search = Search(candidate.rates, plan.repeats, train, self._score, slack)
         self.searches[candidate.text] = search
         cells.done = max(cells.done, end)
         finals = [self._test(candidate, record) for record in search.chosen]
@@ -96,11 +96,11 @@ class Comparison:
     def _is_tested(self, candidate: Candidate) -> bool:
         """Whether all seeds of some rate were tested: then the adapters of the search are no longer needed."""
 
-        def is_stored(rate: float, seed: int) -> bool:
-            key = self.plan.key(Cell("final", candidate, rate, seed)) + TESTED
+        def is_stored(rate: float, repeat: Repeat) -> bool:
+            key = self.plan.key(Cell("final", candidate, rate, *repeat)) + TESTED
             return self.cells.records.get(key, adapter=True) is not None
 
-        return any(all(is_stored(rate, seed) for seed in self.plan.seeds) for rate in candidate.possible_rates)
+        return any(all(is_stored(rate, each) for each in self.plan.repeats) for rate in candidate.possible_rates)
 
     def _save(self, record: Record) -> Record:
         """Keep the trained adapter until the search is over."""
@@ -110,13 +110,13 @@ class Comparison:
 
     def _test(self, candidate: Candidate, trained: Record) -> Record:
         """Score a run of the chosen rate on the test rows, or take its record of an earlier session."""
-        cell = Cell("final", candidate, trained["learning_rate"], trained["seed"])
+        cell = Cell("final", candidate, trained["learning_rate"], trained["seed"], trained.get("draw"))
         key = self.plan.key(cell) + TESTED
         stored = self.cells.records.get(key, adapter=True)
         return stored or self.cells.attempt(cell, key, lambda: self._tested(cell, key, trained))
 
     def _tested(self, cell: Cell, key: str, trained: Record) -> Record:
-        """Load a trained adapter, score it, keep it, and at the first seed measure its inference costs."""
+        """Load a trained adapter, score it, keep it, and at the first repeat measure its inference costs."""
         plan, session = self.plan, self.plan.session
         session.host.load(plan.out / trained["adapter"], name=session.name)
         test = plan.splits["test"]
@@ -129,12 +129,13 @@ class Comparison:
                 for name in plan.data.more_tests
             },
         }
-        folder = f"adapters/{slug(cell.candidate.text)}-seed{cell.seed}"
+        drawn = "" if cell.draw is None else f"-draw{cell.draw}"
+        folder = f"adapters/{slug(cell.candidate.text)}{drawn}-seed{cell.seed}"
         session.host.save(session.name, plan.out / folder)
         size = sum((plan.out / folder / file).stat().st_size for file in ("adapter.json", "adapter.safetensors"))
         record = trained | self.cells.record_of(cell, key)
         record |= {"scores": scores, "adapter": folder, "adapter_bytes": size}
-        if cell.seed == plan.seeds[0]:
+        if Repeat(cell.seed, cell.draw) == plan.repeats[0]:
             record |= dataclasses.asdict(costs_of(session, test))
         return self.cells.records.add(record, answers)
 
@@ -147,5 +148,5 @@ def slug(text: str) -> str:
 
 def _planned(plan: Plan, candidate: Candidate) -> list[Cell]:
     """The planned cells of a candidate, as far as they are known: the best rate is a guess."""
-    seeds = [Cell("seed", candidate, candidate.rates[-1], seed) for seed in plan.seeds[1:]]
-    return [Cell("search", candidate, rate, plan.seeds[0]) for rate in candidate.rates] + seeds
+    others = [Cell("seed", candidate, candidate.rates[-1], *repeat) for repeat in plan.repeats[1:]]
+    return [Cell("search", candidate, rate, *plan.repeats[0]) for rate in candidate.rates] + others

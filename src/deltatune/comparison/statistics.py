@@ -63,13 +63,23 @@ def resample(
 
 
 def draw(
-    metric: str, scorers: Mapping[str, Sequence[Scorer]], examples: int, resamples: int = 2000, seed: int = 0
+    metric: str,
+    scorers: Mapping[str, Sequence[Scorer]],
+    examples: int,
+    resamples: int = 2000,
+    seed: int = 0,
+    clusters: Mapping[str, Sequence[object]] | None = None,
 ) -> Draws:
-    """Like `resample`, for any score: each method has one Scorer per seed, over the same n examples."""
+    """Like `resample`, for any score: each method has one Scorer per run, over the same n examples.
+
+    clusters: by method, what several runs share, such as their draw of training rows. Whole clusters are resampled
+    then, for runs on the same rows are not independent; the variance of their means holds that of the seeds.
+    """
     all_examples = np.ones((1, examples))
     seed_scores = {method: np.array([score(all_examples)[0] for score in each]) for method, each in scorers.items()}
+    units = {method: _cluster_means(scores, (clusters or {}).get(method)) for method, scores in seed_scores.items()}
     rng = np.random.default_rng(seed)
-    uniform = rng.random((resamples, max((len(each) for each in seed_scores.values()), default=1)))
+    uniform = rng.random((resamples, max((len(each) for each in units.values()), default=1)))
     parts: dict[str, list[Floats]] = {method: [] for method in scorers}
     step = max(1, CELLS // examples)
     for start in range(0, resamples, step):
@@ -77,7 +87,7 @@ def draw(
         weights = _weights(rng, len(chunk), examples)
         for method, each in scorers.items():
             mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
-            parts[method].append(mean + _seed_deviation(seed_scores[method], chunk))
+            parts[method].append(mean + _seed_deviation(units[method], chunk))
     resampled = {method: np.clip(np.concatenate(each), *bounds(metric)) for method, each in parts.items()}
     return Draws(metric, {method: float(scores.mean()) for method, scores in seed_scores.items()}, resampled)
 
@@ -198,6 +208,14 @@ def _weights(rng: np.random.Generator, rows: int, n: int) -> Floats:
     """How often each of n examples is drawn in each of `rows` resamples, (rows, n); a row sums to n."""
     drawn = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
     return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
+def _cluster_means(scores: Floats, clusters: Sequence[object] | None) -> Floats:
+    """The mean of each cluster; the scores themselves without clusters, or with a single one."""
+    members: dict[object, list[float]] = {}
+    for score, cluster in zip(scores, clusters or [], strict=False):
+        members.setdefault(cluster, []).append(float(score))
+    return np.array([np.mean(each) for each in members.values()]) if len(members) > 1 else scores
 
 
 def _seed_deviation(scores: Floats, uniform: Floats) -> Floats:

@@ -54,6 +54,8 @@ def summarise(
         "base_params": plan.session.host.sites.base_params,
         "head_params": plan.head_params,
         "seeds": list(plan.seeds),
+        "shots": plan.shots,
+        "draws": len(plan.draws) or None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
         "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, **_limits(plan)},
@@ -87,7 +89,8 @@ def _intervals_and_ties(
     }
     if not scorers:
         return {}, {}
-    draws = draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES)
+    clusters = {text: [record.get("draw") for record in each] for text, each in finals.items() if plan.draws}
+    draws = draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES, clusters=clusters)
     return intervals_of(draws), ties_of(draws)
 
 
@@ -137,6 +140,7 @@ def _entry(
         "latency_ratio": first.get("latency_ratio"),
         "latency_ratio_merged": first.get("latency_ratio_merged"),
         "writing_ratio": first.get("writing_ratio"),
+        "tokens": first.get("tokens"),
         "extra_flops": first.get("extra_flops"),
         "pscp": pscp(interval.mean, candidate.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
         "curves": [

@@ -181,7 +181,7 @@ def compare(
         budget=budget if budget is not None or methods else DEFAULT_BUDGET,
         seeds=seeds if seeds is not None else 1 if shots is not None else DEFAULT_SEEDS,
         shots=shots,
-        draws=draws or (1 if shots is None else FEW_SHOT_DRAWS),
+        draws=draws if draws is not None else 1 if shots is None else FEW_SHOT_DRAWS,
         rates=rates,
         settings=settings,
         task=set_values(fields),
@@ -245,7 +245,8 @@ def _runs(plan: Plan) -> str:
 def report(summary: dict[str, Any], path: Path) -> None:
     """The closing screen: the table, the recommendation, what failed, where the report is."""
     show(results(summary, console().width), "")
-    legend = [*LEGEND[:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
+    drawn = [(LEGEND[0][0], LEGEND[0][1].replace("seeds", "draws, seeds"))] if summary.get("draws") else [LEGEND[0]]
+    legend = [*drawn, *LEGEND[1:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
     show(facts(legend), "")
     baseline = summary.get("majority") or {}
     if baseline.get("score") is not None:

@@ -97,7 +97,7 @@ def count(
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
     """
-    from deltatune.comparison.method_counts import CountingHost, CountedTraining, all_methods
+    from deltatune.comparison.method_counts import CountedTraining, CountingHost, all_methods
 
     training = CountedTraining(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
     host = CountingHost(model, training)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deltatune.cli.ui.live import LiveDisplay, time_left
 from deltatune.cli.ui.screen import table
-from deltatune.comparison.report.number_format import rate, score, seconds
+from deltatune.comparison.report.number_format import count, rate, score, seconds
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 if TYPE_CHECKING:
@@ -128,14 +128,23 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
         ]
         rows.append([Text(cell, style="bold" if verdict else "") for cell in cells])
     costs = ["trained", "share", "time", "latency", "merged"]
+    if adds_tokens(summary):
+        costs.append("tokens")
+        for cells, result in zip(rows, ranked, strict=True):
+            cells.append(Text(count(result.number("tokens")), style=cells[0].style))
     columns = ["method", summary["metric"], "95 %", "", *further, *costs]
     right = [summary["metric"], "95 %", *further, *costs]
     return table(columns, rows, right=right, gap=2 if width >= WIDE else 1)
 
 
+def adds_tokens(summary: Mapping[str, Any]) -> bool:
+    """Whether a method of the comparison makes texts longer."""
+    return any(row.get("tokens") for row in summary["methods"])
+
+
 def _costs(result: MethodResult, wide: bool) -> list[str]:
     from deltatune.comparison.recommend import percent
-    from deltatune.comparison.report.number_format import count, ratio, short_count
+    from deltatune.comparison.report.number_format import ratio, short_count
 
     share, params = result.number("share"), result.number("params")
     return [

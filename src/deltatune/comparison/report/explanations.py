@@ -16,6 +16,7 @@ def explanations(summary: Mapping[str, Any]) -> str:
         ("The score", html(_score(summary))),
         ("The interval", html(_interval(summary))),
         ("Parameters", html(_parameters(summary))),
+        ("Tokens", html(_tokens(summary))),
         ("PSCP", _pscp(summary.get("pscp_constants") or {})),
         ("Limits", html(LIMITS)),
     ]
@@ -46,6 +47,10 @@ def _score(summary: Mapping[str, Any]) -> str:
     description = baseline.get("words") or "Always predicting the most frequent label"
     without_training = f" {description} scores {score:.3f}." if score is not None else ""
     mean = f"mean of {seeds} seeds" if seeds != 1 else "one seed"
+    if summary.get("shots"):
+        draws = summary.get("draws") or 1
+        on = f"{draws} draws" if draws != 1 else "one draw"
+        mean = f"{mean} on each of {on} of {summary['shots']} training rows a class"
     return (
         f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, {mean}. The test rows were used "
         f"once, after the learning rate was chosen by the validation scores of all its seeds.{without_training}"
@@ -55,9 +60,14 @@ def _score(summary: Mapping[str, Any]) -> str:
 def _interval(summary: Mapping[str, Any]) -> str:
     resamples = formats.number(summary.get("settings") or {}, "resamples")
     count = f"{formats.count(resamples)} times" if resamples else "many times"
-    several = len(summary.get("seeds") or []) > 1
-    resampled = "test rows and seeds" if several else "test rows"
-    single = "" if several else " A single seed does not measure seed variance."
+    seeds, draws = len(summary.get("seeds") or []), summary.get("draws") or 1
+    sources = ["test rows", *(["draws of training rows"] if draws > 1 else []), *(["seeds"] if seeds > 1 else [])]
+    resampled = " and ".join([", ".join(sources[:-1]), sources[-1]] if len(sources) > 1 else sources)
+    single = "" if seeds > 1 or draws > 1 else " A single seed does not measure seed variance."
+    if draws > 1:
+        single = " All methods were trained on the same draws, which are resampled whole, with their seeds."
+    elif summary.get("shots"):
+        single += " A single draw does not measure how much the choice of the rows matters."
     return (
         f"Two-sided 95 % bootstrap interval: {resampled} are resampled {count}, with the same resamples for all "
         f"methods. “Tied” means that the interval of the difference to the best method contains 0.{single}"
@@ -75,6 +85,16 @@ def _parameters(summary: Mapping[str, Any]) -> str:
     if budget and base:
         text += f" The budget is {percent(budget['params'] / base)} of the base."
     return text
+
+
+def _tokens(summary: Mapping[str, Any]) -> str:
+    if not any(row.get("tokens") for row in summary["methods"]):
+        return ""
+    return (
+        "By how many tokens a prompt or prefix makes each text longer for the model's attention, in training and in "
+        "use: virtual tokens, and keys and values in front of the text's own. They also take positions of a model "
+        "that has few. 0 for methods that change weights or hidden states only."
+    )
 
 
 def _pscp(constants: Mapping[str, Any]) -> str:

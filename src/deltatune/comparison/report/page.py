@@ -90,6 +90,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
             ("Budget", f"{budget.get('text') or ''}, {formats.short_count(budget['params'])} parameters".lstrip(", "))
         )
     facts += _baseline(summary.get("majority") or {})
+    if summary.get("shots"):
+        facts.append(("Few-shot", f"{summary.get('draws') or 1} draws of {summary['shots']} rows a class"))
     facts.append(("Seeds", str(len(summary.get("seeds") or []))))
     facts.append(("Duration", formats.seconds(formats.number(summary, "elapsed_seconds"))))
     return "".join(f"<div><dt>{html(name)}</dt><dd>{html(value)}</dd></div>" for name, value in facts)

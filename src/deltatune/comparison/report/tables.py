@@ -89,6 +89,7 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
         Column("memory", "Memory", "peak", _formatted("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
         Column("latency", "Latency", "unmerged / merged", _latency, _number("latency_ratio")),
+        Column("tokens", "Tokens", "added to a text", _formatted("tokens", formats.count), _number("tokens")),
         Column("pscp", "PSCP", "see below", _formatted("pscp", formats.score), _number("pscp"), False),
         Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),

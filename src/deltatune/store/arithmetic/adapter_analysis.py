@@ -108,7 +108,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class AdapterOverlap:
     """How far the changes of two adapters at one site agree."""
 
     adapters: tuple[str, str]
@@ -197,7 +197,7 @@ def _built(part: object, site: str, tensors: Mapping[str, Tensor]) -> Delta | No
     return delta
 
 
-def overlaps_of(first: Sequence[Change], second: Sequence[Change], most: int = 8) -> list[Overlap]:
+def overlaps_of(first: Sequence[Change], second: Sequence[Change], most: int = 8) -> list[AdapterOverlap]:
     """Compare two adapters at every parameter that both change in the same shape; φ(i, j) for i, j up to `most`."""
     others = {(change.site, change.parameter): change for change in second}
     overlaps = []
@@ -212,7 +212,7 @@ def overlaps_of(first: Sequence[Change], second: Sequence[Change], most: int = 8
             outputs = _phi(one.svd[0], other.svd[0], min(most, _rank(one)), min(most, _rank(other)))
             chance = k / one.shape[1], k / one.shape[0]
         names = one.adapter, other.adapter
-        overlaps.append(Overlap(names, one.site, one.parameter, cosine(one, other), inputs, outputs, chance))
+        overlaps.append(AdapterOverlap(names, one.site, one.parameter, cosine(one, other), inputs, outputs, chance))
     return overlaps
 
 

@@ -1,0 +1,31 @@
+"""Learning from few rows: a draw of so many rows of each class, to train on and to choose the learning rate by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.data.dataset import Data
+from deltatune.data.mixture_data import MixtureData
+from deltatune.data.splits import draw_shots
+
+
+def few_shot(data: Data, shots: int, seed: int) -> Data:
+    """The data with `shots` training rows of each class, and as many validation rows; the test rows stay.
+
+    Few rows to train on and many to choose by would not be a few-shot setting: Gao et al. 2021,
+    https://arxiv.org/abs/2012.15723, section 3. Where the validation split has fewer rows of a class it stays whole.
+    Raises DeltatuneError naming the classes with too few training rows, and for mixtures.
+    """
+    if isinstance(data, MixtureData):
+        raise DeltatuneError(f"--shots {shots}: a mixture of tasks cannot be drawn from; give a single data set")
+    train = draw_shots(data.train, data.label, data.kind, shots, seed)
+    each = " of each class" if data.kind in ("classes", "many") else ""
+    note = f"trained on draws of {shots} rows{each} out of {len(data.train):,}"
+    try:
+        validation = draw_shots(data.validation, data.label, data.kind, shots, seed)
+        note += "; as many validation rows"
+    except DeltatuneError:
+        validation = data.validation
+        note += f"; all {len(validation):,} validation rows, which have fewer of a class"
+    return replace(data, train=train, validation=validation, notes=(*data.notes, note))

@@ -1,0 +1,40 @@
+"""Mutated JSON of stored tasks: a plain error, or a task that says what it was made of."""
+
+import json
+from typing import Any
+
+import pytest
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.strict_json import loads
+from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, MultiLabel, Tag
+from deltatune.tasks.task_registry import task_from_json
+from support.fuzz import mutations, outcome
+
+TASKS = (
+    Classify(text=("a", "b"), label="c", labels=("no", "yes"), metric="f1"),
+    Classify(text=("a",), label="c", metric="pearson", center=2.5, scale=1.5),
+    MultiLabel(text=("a",), label="c", labels=("x", "y", "z")),
+    Tag(text=("tokens",), label="tags", tags=("B-PER", "I-PER", "O")),
+    ExtractiveQA(),
+    Generate(text=("a",), label="b", prompt="Say {a}:", beams=2),
+    LanguageModel(text=("a",)),
+)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_tasks_are_refused_or_say_what_they_are(count: int) -> None:
+    for seed, task in enumerate(TASKS):
+        stored = json.dumps(task.to_json()).encode()
+        for name, content in mutations(stored, seed, 1 + count // len(TASKS)):
+
+            def read(content: bytes = content) -> Any:
+                value = loads(content, "task")
+                if not isinstance(value, dict):
+                    raise DeltatuneError("a task is an object")
+                return task_from_json(value)
+
+            found = outcome(read, f"{name}: {content[:300]!r}", 5)
+            if not isinstance(found, DeltatuneError) and found != task:
+                assert found.to_json() != task.to_json(), name
+                assert task_from_json(found.to_json()) == found, name

@@ -121,10 +121,16 @@ def test_half_of_a_surrogate_pair(where):
 
 def test_texts_without_a_visible_character(tmp_path):
     more = rows(("\u200b\ufeff", "yes"), ("\u2060 ", "no"), ("\x00", "no"))
-    found = remarks(make(train=[*make().train, *more]))
-    assert any("train: there are texts without a visible character in 3 rows (121, 122, 123)" in r for r in found)
-    assert any("byte-order marks (U+FEFF), where files were joined in 1 row (121)" in r for r in found)
-    assert remarks(make(train=[*make().train, *rows(("two\nlines\tand more \u00e9", "yes"))])) == []
+    assert problems(make(train=[*make().train, *more])) == [
+        "train: column 'text' has no text in 3 rows (121, 122, 123). Fill in or remove them."
+    ]
+    data = make(train=[*make().train, *rows(("two\nlines\tand more \u00e9", "yes"))])
+    assert (problems(data), remarks(data)) == ([], [])
+    data = make(train=[*make().train, *rows(("joined \ufefffile", "yes"), ("\x07bell", "no"))])
+    assert remarks(data) == [
+        "train: there are control characters in 1 row (122).",
+        "train: there are byte-order marks (U+FEFF), where files were joined in 1 row (121).",
+    ]
 
 
 def test_columns_that_tell_nothing():

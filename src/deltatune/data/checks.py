@@ -17,8 +17,6 @@ from deltatune.data.repeats import repeat_remarks
 SMALL_SPLIT = 100
 """Rows of a split below which one row is more than a point."""
 
-INVISIBLE = "texts without a visible character"
-
 DAMAGE = {
     "control characters": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
     "replacement characters (U+FFFD), where a file was read in a wrong encoding": re.compile("\ufffd"),
@@ -26,10 +24,9 @@ DAMAGE = {
         "[ÂÃ][\x80-\xbf]|â€[\x80-\xbf\u2018-\u201e\u2122\u0153\u0161\u00a6\u02dc]|ï¿½|ðŸ"
     ),
     "byte-order marks (U+FEFF), where files were joined": re.compile("\ufeff"),
-    INVISIBLE: re.compile(r"\A[\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]*\Z"),
 }
 """Characters of texts that were damaged before they came here."""
-ASCII_DAMAGE = [(what, DAMAGE[what]) for what in ("control characters", INVISIBLE)]
+ASCII_DAMAGE = [("control characters", DAMAGE["control characters"])]
 """What texts in ASCII can have."""
 
 
@@ -102,14 +99,14 @@ def _length(row: Row, data: Data) -> int:
 
 
 def _damaged_characters(data: Data) -> list[str]:
-    """Characters that come from a wrong encoding or from binary data, and texts of invisible characters alone."""
+    """Characters that come from a wrong encoding or from binary data."""
     columns = [*dict.fromkeys((*data.text, *([data.label] if data.kind == "text" else [])))]
     sentences = []
     for split, rows in data.splits().items():
         numbers: dict[str, list[int]] = {what: [] for what in DAMAGE}
         for number, row in enumerate(rows, start=1):
             text = "\n".join(_strings([row[column] for column in columns]))
-            if text.isascii() and text.isprintable() and not text.isspace():  # nearly all, known quickly
+            if text.isascii() and text.isprintable():  # nearly all, known quickly
                 continue
             for what, pattern in ASCII_DAMAGE if text.isascii() else DAMAGE.items():
                 if pattern.search(text):

@@ -13,6 +13,9 @@ from deltatune.data.formats.file_format import first_few
 
 NUMERIC = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 
+VISIBLE = re.compile("[^\\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+"""A character of a text; tokenizers drop the others, or have no token for them."""
+
 MAX_WHOLE_CLASSES = 20
 """Up to this many different whole numbers are classes, even if written as 3.0."""
 MIN_ROWS_PER_CLASS = 5
@@ -37,8 +40,8 @@ def is_missing(value: object) -> bool:
 
 
 def has_text(value: object) -> bool:
-    """Whether a value is a string that is more than white space."""
-    return isinstance(value, str) and bool(value.strip())
+    """Whether a value is a string with a visible character: more than white space, control and format characters."""
+    return isinstance(value, str) and VISIBLE.search(value) is not None
 
 
 def has_words(value: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import MESSAGES, OUTPUT, REFERENCES
-from deltatune.data.columns.column_values import is_missing, is_strings, with_parsed
+from deltatune.data.columns.column_values import has_text, is_missing, is_strings, with_parsed
 from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
 from deltatune.data.layouts.conversations import convert_chats
 from deltatune.data.layouts.layout import (
@@ -55,7 +55,7 @@ def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: st
         for column in unusable:
             fault = f"column {column!r} is not a text, table or list of triples"
             problems.add(number, fault, TABLE_FIX, short(row.get(column)))
-        if not unusable and not any(line.strip() for line in lines.values() if line):
+        if not unusable and not any(map(has_text, lines.values())):
             have = "has" if len(text) == 1 else "have"
             problems.add(number, f"{' and '.join(map(repr, text))} {have} no text", FILL_IN)
             unusable = list(text)
@@ -89,7 +89,7 @@ def _output(row: Row, label: str, number: int, problems: RowProblems) -> dict[st
     if not isinstance(value, str):
         problems.add(number, f"column {label!r} is not a text", FILL_IN, short(value))
         return None
-    if not value.strip() and problems.split == "train":
+    if not has_text(value) and problems.split == "train":
         problems.add(number, f"column {label!r} has no text", f"{FILL_IN[:-1]}: an empty answer would be learned.")
         return None
     return {OUTPUT if label == REFERENCES else label: value, REFERENCES: list(references) if references else [value]}
@@ -175,11 +175,12 @@ def group_references(rows: list[Row], text: Sequence[str], split: str) -> tuple[
 
 
 def _row_for_each_reference(rows: list[Row]) -> list[Row]:
-    """Rows whose output is the first of their references, once for each reference."""
+    """Rows whose output is the first of their references, once for each different reference that has text."""
     return [
         {**row, OUTPUT: reference, REFERENCES: [reference]}
         for row in rows
-        for reference in (row[REFERENCES] if row[OUTPUT] == row[REFERENCES][0] else [row[OUTPUT]])
+        for reference in (dict.fromkeys(row[REFERENCES]) if row[OUTPUT] == row[REFERENCES][0] else [row[OUTPUT]])
+        if reference.strip()
     ]
 
 

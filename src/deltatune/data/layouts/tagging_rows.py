@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from deltatune.data.columns.column_values import with_parsed
+from deltatune.data.columns.column_values import has_text, with_parsed
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.layout import FILL_IN, ConvertedRows, Layout, RowProblems, count, each_split, in_rows, short
@@ -55,11 +55,14 @@ def _fault(row: Row, lists: dict[str, list[str] | None]) -> tuple[str, str, str]
             return f"column {column!r} is not a list of strings", FORM_FIX, short(row.get(column))
     lengths = {column: len(items) for column, items in lists.items() if items is not None}
     tokens = next(iter(lengths))
-    if not lengths[tokens]:
+    if not any(map(has_text, lists[tokens] or [])):
         return f"column {tokens!r} has no words", FILL_IN, ""
     if len(set(lengths.values())) > 1:
         pair = " and ".join(f"{length} {column}" for column, length in lengths.items())
         return f"{' and '.join(map(repr, lengths))} differ in length", "Each token needs one tag.", pair
+    for column, tags in list(lists.items())[1:]:
+        if any(not tag.strip() for tag in tags or []):
+            return f"column {column!r} has an empty tag", "Each token needs one tag, O outside of entities.", ""
     return None
 
 

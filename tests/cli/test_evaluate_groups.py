@@ -132,3 +132,30 @@ def test_rows_without_the_column_are_a_group():
     assert groups == {"1": [0], "True": [5], "x": [3], '{"k": 1}': [4], "(none)": [1, 2]}
     with pytest.raises(DeltatuneError, match="no such column"):
         group_rows([], "a")
+
+
+def test_marked_entities_from_training_to_prediction(tmp_path):
+    tokenizer, model = models.tiny_tokenizer(), models.tiny("bert", "lm")
+    tokenizer.add_tokens(["@", "#", "*", "^"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = ["film", "plot", "actor"]
+    rows = [
+        {"text": f"the {words[i % 3]} was {words[(i + 1) % 3]} number {i}", "head": words[(i + i // 3 % 2) % 3],
+         "label": "first" if i // 3 % 2 == 0 else "second"}
+        for i in range(60)
+    ]  # fmt: skip
+    rows += [{**row, "head": row["text"].split()[1], "label": "first"} for row in rows if row["label"] == "second"]
+    data = write(tmp_path / "rows.jsonl", rows)
+    done = ran("train", "--model", tmp_path / "model", "--data", data, "--text", "text", "--label", "label",
+               "--mark", "head", *QUICK, "--out", tmp_path / "run")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "with another label" not in done.out  # the same text with another entity is another row
+    assert evaluated(tmp_path / "run", data)["rows"]
+    answer = ran("predict", "--adapter", tmp_path / "run", write(tmp_path / "one.jsonl", rows[:1]))
+    assert json.loads(answer.out)["label"] in ("first", "second")
+    bad = write(tmp_path / "bad.jsonl", [{**rows[0], "head": "nobody"}])
+    assert "head 'nobody' does not occur in the text" in ran("predict", "--adapter", tmp_path / "run", bad).err
+    missing = write(tmp_path / "missing.jsonl", [{"text": "the film"}])
+    assert "no column 'head' in row 0" in ran("predict", "--adapter", tmp_path / "run", missing).err

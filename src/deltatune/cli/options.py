@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
 if TYPE_CHECKING:
     from deltatune.data import Data as Dataset
+    from deltatune.tasks import Task
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
 """Groups of options on the help screen."""
@@ -299,6 +301,20 @@ def generation_fields(
         task = TASK_NAMES.get(data.task, data.task)
         raise_all([f"--{name.replace('_', '-')} is for generation; this task is {task}" for name in set_values(fields)])
     return fields
+
+
+def with_marked_columns(data: Dataset, task: Task) -> Dataset:
+    """The data with the columns of marked entities among its texts, as text: another entity is another input."""
+    columns = [name.partition(":")[0] for name in getattr(task, "mark", ())]
+    if not columns:
+        return data
+    data = replace(data, text=(*data.text, *(name for name in columns if name not in data.text)))
+    splits = {
+        split: [{**row, **{name: str(row.get(name, "")) for name in columns}} for row in rows]
+        for split, rows in data.splits().items()
+    }
+    train, validation, test = (splits.pop(name) for name in ("train", "validation", "test"))
+    return replace(data, train=train, validation=validation, test=test, more_tests=splits)
 
 
 def set_values(options: Mapping[str, Any]) -> dict[str, Any]:

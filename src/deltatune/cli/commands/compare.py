@@ -40,6 +40,7 @@ from deltatune.cli.options import (
     head_of,
     option,
     set_values,
+    with_marked_columns,
 )
 from deltatune.cli.ui.comparison_live import ComparisonProgress, adds_tokens, results
 from deltatune.cli.ui.error_screen import Interrupted
@@ -229,7 +230,12 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]
-    notes = [*plan.notes(), *remarks(data), *truncation_notes(session.task, plan.splits)]
+    marked = with_marked_columns(data, session.task)
+    notes = [
+        *plan.notes(),
+        *remarks(marked),
+        *truncation_notes(session.task, plan.splits),
+    ]
     show(facts(pairs), "", stderr=quiet)
     if notes:
         show(facts([("note", note) for note in notes]), "", stderr=quiet)

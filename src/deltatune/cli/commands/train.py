@@ -38,6 +38,7 @@ from deltatune.cli.options import (
     Text,
     head_of,
     option,
+    with_marked_columns,
 )
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
@@ -267,7 +268,13 @@ def introduce(ready: Prepared, folder: Path) -> None:
         ("folder", str(folder)),
     ]
     show(facts(pairs), "")
-    notes = [*data.notes, *remarks(data), *ready.notes, *truncation_notes(session.task, ready.encoded)]
+    marked = with_marked_columns(data, session.task)
+    notes = [
+        *data.notes,
+        *remarks(marked),
+        *ready.notes,
+        *truncation_notes(session.task, ready.encoded),
+    ]
     if notes:
         show(facts([("note", note) for note in notes]), "")
 

@@ -308,6 +308,35 @@ def test_a_row_in_another_form_is_named(tmp_path: Path) -> None:
     assert "there is no 'header'" in str(caught.value)
 
 
+def test_a_training_row_for_each_different_reference_with_text(tmp_path: Path) -> None:
+    rows = [{"input": f"a {i}", "references": [f"x {i}", f"y {i}", f"x {i}", " "]} for i in range(60)]
+    data = read(_jsonl(tmp_path / "rows.jsonl", rows))
+    assert [row["output"] for row in data.train[:2]] == [
+        data.train[0]["output"],
+        data.train[0]["output"].replace("x", "y"),
+    ]
+    assert all(row["references"] == [row["output"]] and row["output"].strip() for row in data.train)
+    assert all(len(row["references"]) == 4 for row in data.test), "references to score with stay as they are"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("dataset_info.json", b"{bad", "dataset_info.json as JSON"),
+        ("dataset_info.json", b"\xff\xfe", "UTF-8"),
+        ("README.md", b"---\ndataset_info: [class_label\n---\n", "its header is not YAML"),
+        ("README.md", b"---\nclass_label: " + b"[" * 5000 + b"\n---\n", "its header is not YAML"),
+    ],
+)
+def test_damaged_declarations_of_class_names_are_plain_errors(
+    tmp_path: Path, name: str, content: bytes, part: str
+) -> None:
+    folder = GLUE["sst2"].write_jsonl(tmp_path / "sst2")
+    (folder / name).write_bytes(content)
+    with pytest.raises(DeltatuneError, match=part):
+        read(folder)
+
+
 def test_rows_for_an_adapter_are_read_as_training_rows_are(tmp_path: Path) -> None:
     for name in ("web_nlg", "dart", "wikisql", "lama"):
         data = read(OTHERS[name].write_jsonl(tmp_path / name))

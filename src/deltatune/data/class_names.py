@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import read_text
 from deltatune.data.dataset import Row
 
 ClassNames = dict[str, list[str]]
@@ -63,12 +65,12 @@ def _names(feature: Any) -> list[str] | None:
 def names_of_folder(folder: Path) -> ClassNames:
     """The class names that a folder declares beside its data: in `dataset_info.json`, else in the card, `README.md`."""
     info, card = folder / INFO, folder / CARD
-    if info.is_file():
-        value = strict_json.loads(info.read_text(encoding="utf-8"), info)
+    if os.path.lexists(info):
+        value = strict_json.loads(read_text(info), info)
         return names_of_features(value.get("features")) if isinstance(value, dict) else {}
-    if not card.is_file():
+    if not os.path.lexists(card):
         return {}
-    text = card.read_text(encoding="utf-8", errors="replace")
+    text = read_text(card)
     header = text.split("\n---", 1)[0].removeprefix("---") if text.startswith("---") else ""
     if "class_label" not in header:
         return {}

@@ -144,7 +144,9 @@ def plain_rows(form: PublishedForm, rows: Sequence[Row], where: str) -> list[Row
 
 
 def _reason(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return str(error) if isinstance(error, ValueError) else f"a value has another type ({error})"
 
 
 def plain_splits(form: PublishedForm, splits: Splits) -> tuple[Splits, list[str]]:
@@ -156,6 +158,7 @@ def plain_splits(form: PublishedForm, splits: Splits) -> tuple[Splits, list[str]
             plain[split] = plain_rows(form, rows, split)
         except DeltatuneError as error:
             problems.append(str(error))
+    problems += [f"{split}: in the form of {form.name} it holds no rows." for split, rows in plain.items() if not rows]
     raise_all(problems)
     notes = [f"the columns are those of {form.name}" + (f": {form.note}" if form.note else "")]
     if form.made:

@@ -26,6 +26,8 @@ def init_prefixes_(model: nn.Module, adapter: Adapter, bare: Callable[[], Abstra
     """
     if any(site.kind == "kv" for site in adapter.sites.values()):
         inner_attention(model)  # refuse now, before anything is plugged in
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # a model without weights, of which only shapes are asked
     pairs = [
         (site.module, part)
         for _, site, delta in adapter.entries()

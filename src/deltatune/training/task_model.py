@@ -6,7 +6,7 @@ Most tokens have no label and a vocabulary is large, so a language-model head re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -105,7 +105,7 @@ def labelled_outputs(
     names = host.route.names if row_labels else ()
     heads = [head for name in names if isinstance(head := host.adapters[name].head, Head)]
     with selected_states(host.model, select), torch.autocast(labels.device.type, torch.bfloat16, enabled=bfloat16):
-        recording = recorded_states(host.model) if heads else nullcontext([])
+        recording: AbstractContextManager[list[Tensor]] = recorded_states(host.model) if heads else nullcontext([])
         with host.answers(labels, batch.get("attention_mask")), recording as recorded:
             outputs = host.model(**batch)
     for head in heads:

@@ -91,8 +91,8 @@ def count(
 ) -> None:
     """Count what methods train, store and need in memory on a model.
 
-    Only the config is read: a folder with a config.json is enough, and a model of any size can be counted. Peak memory
-    leaves out what the libraries themselves take, and in evaluation the memory of answers.
+    Only the config is read: a folder with a config.json is enough, and a model of any size can be counted. Memory
+    is that of the tensors of a training step; the libraries, and what the allocator leaves unused, come on top.
 
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda

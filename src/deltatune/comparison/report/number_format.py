@@ -38,7 +38,7 @@ def size(value: float | None) -> str:
     """Bytes: 448213 -> "448 kB", 1.04e9 -> "1.04 GB"."""
     if value is None:
         return MISSING
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= scale:
             return f"{_three_digits(value / scale)} {unit}"
     return f"{value:.0f} B"

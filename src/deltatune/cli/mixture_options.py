@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import DATA, SOURCE, class_fields, generation_fields, option, set_values
+from deltatune.cli.options import DATA, SOURCE, generation_fields, option, set_values
+from deltatune.cli.task_options import class_fields
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
 if TYPE_CHECKING:

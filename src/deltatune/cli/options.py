@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
 if TYPE_CHECKING:
     from deltatune.data import Data as Dataset
-    from deltatune.tasks import Task
 
 DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
 """Groups of options on the help screen."""
@@ -127,26 +125,6 @@ Metric = Annotated[
         "mover and bleurt, which take --metric-model.",
     ),
 ]
-Positive = Annotated[
-    str | None,
-    option(
-        "--positive",
-        panel=DATA,
-        metavar="CLASS",
-        help="The class that f1, precision and recall are of. Default for two classes: the one that its name says (1, "
-        "yes, positive, equivalent, entailment, ...), else the last.",
-    ),
-]
-MarkedEntities = Annotated[
-    list[str] | None,
-    option(
-        "--mark",
-        panel=DATA,
-        metavar="COLUMN",
-        help="Relation extraction: mark the entity of this column in the text; give it twice for head and tail. "
-        "COLUMN:TYPE_COLUMN also names its type.",
-    ),
-]
 Prompt = Annotated[
     str | None,
     option(
@@ -164,15 +142,6 @@ NewTokens = Annotated[
         metavar="NUMBER",
         help="Longest answer in new tokens (max_new_tokens). "
         "Default: estimated from the lengths of the training answers.",
-    ),
-]
-MetricModel = Annotated[
-    str | None,
-    option(
-        "--metric-model",
-        panel=DATA,
-        metavar="MODEL",
-        help="The model of the metrics bertscore and mover (an encoder) and bleurt: a folder, or a name on the hub.",
     ),
 ]
 Beams = Annotated[
@@ -274,16 +243,6 @@ def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
 
 
-def class_fields(data: Dataset, positive: str | None, mark: Sequence[str] | None = None) -> dict[str, Any]:
-    """The fields of a classification that options set. Raises DeltatuneError if the data are for another task."""
-    if mark and data.task not in ("classify", "regression"):
-        raise DeltatuneError(f"--mark is for classification; this task is {TASK_NAMES.get(data.task, data.task)}")
-    if positive is not None and data.kind != "classes":
-        task = "several labels a row" if data.kind == "many" else TASK_NAMES.get(data.task, data.task)
-        raise DeltatuneError(f"--positive {positive} is for one class a row; this task is {task}")
-    return set_values({"positive": positive, "mark": tuple(mark) if mark else None})
-
-
 TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}
 """Tasks in words, where these differ from the value of --task."""
 
@@ -301,20 +260,6 @@ def generation_fields(
         task = TASK_NAMES.get(data.task, data.task)
         raise_all([f"--{name.replace('_', '-')} is for generation; this task is {task}" for name in set_values(fields)])
     return fields
-
-
-def with_marked_columns(data: Dataset, task: Task) -> Dataset:
-    """The data with the columns of marked entities among its texts, as text: another entity is another input."""
-    columns = [name.partition(":")[0] for name in getattr(task, "mark", ())]
-    if not columns:
-        return data
-    data = replace(data, text=(*data.text, *(name for name in columns if name not in data.text)))
-    splits = {
-        split: [{**row, **{name: str(row.get(name, "")) for name in columns}} for row in rows]
-        for split, rows in data.splits().items()
-    }
-    train, validation, test = (splits.pop(name) for name in ("train", "validation", "test"))
-    return replace(data, train=train, validation=validation, test=test, more_tests=splits)
 
 
 def set_values(options: Mapping[str, Any]) -> dict[str, Any]:

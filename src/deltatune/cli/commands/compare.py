@@ -24,15 +24,12 @@ from deltatune.cli.options import (
     Kind,
     Label,
     Limit,
-    MarkedEntities,
     MaxLength,
     Metric,
-    MetricModel,
     Model,
     NewTokens,
     Packing,
     Pooling,
-    Positive,
     PrecisionOrDefault,
     Prompt,
     Shots,
@@ -40,8 +37,8 @@ from deltatune.cli.options import (
     head_of,
     option,
     set_values,
-    with_marked_columns,
 )
+from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive, with_marked_columns
 from deltatune.cli.ui.comparison_live import ComparisonProgress, adds_tokens, results
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, parameter

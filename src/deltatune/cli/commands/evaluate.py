@@ -13,15 +13,14 @@ from deltatune.cli.options import (
     Adapter,
     InferenceFields,
     Json,
-    MetricModel,
     OtherBase,
     OtherModel,
-    Positive,
     Weight,
     option,
     read_fields,
     set_values,
 )
+from deltatune.cli.task_options import MetricModel, Positive
 from deltatune.cli.ui.screen import console, facts, metric_headers, print_json, scores_table, show, table, width_of
 from deltatune.comparison.report.number_format import clip, count, score
 from deltatune.core.errors import DeltatuneError, nearest

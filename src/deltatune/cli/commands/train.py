@@ -24,22 +24,19 @@ from deltatune.cli.options import (
     Kind,
     Label,
     Limit,
-    MarkedEntities,
     MaxLength,
     Metric,
-    MetricModel,
     NewTokens,
     Packing,
     Pooling,
-    Positive,
     Precision,
     Prompt,
     Shots,
     Text,
     head_of,
     option,
-    with_marked_columns,
 )
+from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive, with_marked_columns
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes

@@ -229,6 +229,13 @@ def test_lama_has_a_cloze(tmp_path: Path) -> None:
         read(tmp_path / "P19.jsonl")
 
 
+def test_several_answers_of_a_training_row_are_alternatives_and_said_to_be(tmp_path: Path) -> None:
+    data = read(SUPER_GLUE["record"].write_parquet(tmp_path / "record"))
+    assert len(data.test[0]["answers"]) == 2
+    assert any("rows have several different answers: any of them counts as correct" in note for note in data.notes)
+    assert not any("several different" in note for note in read(OTHERS["squad"].write_parquet(tmp_path / "s")).notes)
+
+
 def test_record_answers_are_found_as_whole_words(tmp_path: Path) -> None:
     rows = [
         {

@@ -48,7 +48,15 @@ def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: st
                 for given, answer in zip(answers, located, strict=True)
             )
     note = f"{split}: in {ambiguous} rows an answer without a start occurs more than once: the first place is taken"
-    return ConvertedRows(converted, problems.sentences(), [note] if ambiguous else [])
+    notes = [note] if ambiguous else []
+    if label and split == "train":
+        several = sum(len({answer["text"] for answer in row[label]}) > 1 for row in converted)
+        if several:  # annotators often differ in the rows that are scored; in training it may mean that all are needed
+            notes.append(
+                f"train: {several} of {len(converted)} rows have several different answers: any of them counts as "
+                "correct by itself, and one is learned; answers that are only right together are not a task here"
+            )
+    return ConvertedRows(converted, problems.sentences(), notes)
 
 
 def as_answers(value: Any) -> list[Answer] | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -111,6 +112,8 @@ def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
 
     if line.lstrip().startswith("{"):
         return jsonl_lines
+    if line.strip() == "[" or re.match(r"\s*\[\s*\{\s*\"", line):
+        raise DeltatuneError("this is a JSON list; give one object on each line, or name a file that ends in .json")
     for reader, separator in ((csv_lines, ","), (tsv_lines, "\t")):
         header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
         if set(columns) <= set(header):
@@ -226,7 +229,7 @@ def predict(
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
       deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
-      echo "Paris is the capital of {mask}." | deltatune predict --task fill --model bert-base-uncased
+      deltatune predict --task fill --model bert-base-uncased sentences-with-masks.txt
     """
     if task is None and adapter is None:
         raise DeltatuneError("--adapter is needed: the folder of a trained adapter")

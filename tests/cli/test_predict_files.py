@@ -150,6 +150,12 @@ def test_files_are_read_as_read_does(trained, tmp_path):
     refused(ran("predict", "--adapter", trained, tmp_path / "bad.csv"), "line 3 has 1 field", "line 4 has 1 field")
 
 
+def test_a_json_list_is_no_text(trained):
+    for stdin in ('[{"text": "good"}]\n', '[\n{"text": "good"}\n]\n'):
+        refused(ran("predict", "--adapter", trained, stdin=stdin), "this is a JSON list; give one object on each line")
+    assert json.loads(ran("predict", "--adapter", trained, stdin="[laughs] good\n").out)["text"] == "[laughs] good"
+
+
 def test_values_that_json_has_no_form_for(trained, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

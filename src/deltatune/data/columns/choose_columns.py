@@ -14,6 +14,7 @@ from deltatune.data.columns.column_names import MESSAGES, OUTPUT, REFERENCES, by
 from deltatune.data.columns.column_rules import RULES, Candidate, holds_chats
 from deltatune.data.columns.column_values import column_examples
 from deltatune.data.dataset import Row, TaskName, columns_of
+from deltatune.data.formats.file_format import first_few
 
 UNAMBIGUOUS = {"tags", OUTPUT, MESSAGES}
 """Labels that are chosen even where there are others beside them."""
@@ -67,7 +68,8 @@ def choose_columns(
         inferred.append(f"the text {are} {' + '.join(map(repr, chosen_text))}")
     if label is None and chosen_label and chosen_label not in chosen_text:
         inferred.append(f"the label column is {chosen_label!r}")
-    notes = tuple(f"{choice}, inferred from the columns {', '.join(names)}" for choice in inferred)
+    listed = first_few([name[:60] for name in names], 20)
+    notes = tuple(f"{choice}, inferred from the columns {listed}" for choice in inferred)
     return Columns(chosen_text, chosen_label, notes)
 
 

@@ -140,7 +140,7 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
             f"the separator is a {other}, not a {SEPARATORS[delimiter]}; {fix}"
         ]
     repeated = sorted({name for name in header if header.count(name) > 1}) if len(set(header)) < len(header) else []
-    return [f"line {line}, the header, has the column {name!r} more than once" for name in repeated]
+    return [f"line {line}, the header, has the column {name[:200]!r} more than once" for name in repeated]
 
 
 FORMATS = (

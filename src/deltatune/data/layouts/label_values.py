@@ -200,6 +200,8 @@ def _json_list(value: str) -> list[object] | None:
 # --- a column for each class ---
 
 INDICATORS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
+MAX_INDICATORS = 40
+"""Columns that the hint names."""
 BETWEEN = ","
 """What separates the columns in the name of the label."""
 
@@ -254,4 +256,5 @@ def indicator_hint(rows: Sequence[Row], text: Sequence[str]) -> str:
     """What to add to an error on an unclear label where several columns hold 0 and 1; else ""."""
     names = [name for name in columns_of(rows) if name not in text and not is_id(name)]
     indicators = [name for name in names if all(_indicator(row.get(name)) is not None for row in rows)]
-    return f"A column for each class, several a row: --label {BETWEEN.join(indicators)}" if len(indicators) > 1 else ""
+    shown = [*indicators[:MAX_INDICATORS], *(["..."] if len(indicators) > MAX_INDICATORS else [])]
+    return f"A column for each class, several a row: --label {BETWEEN.join(shown)}" if len(indicators) > 1 else ""

@@ -257,6 +257,57 @@ def test_the_questions_of_a_paragraph_stay_together(tmp_path: Path) -> None:
     assert not paragraphs[0] & paragraphs[1]
 
 
+GLUE_FILES = {
+    "MNLI": (
+        ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched"),
+        {"index": "{i}", "promptID": "{i}p", "genre": "fiction", "sentence1": "a {i}", "sentence2": "b {i}",
+         "label1": "neutral", "gold_label": "{nli}"},
+        ("sentence1", "sentence2"), "gold_label", "accuracy",
+    ),
+    "QQP": (
+        ("train", "dev", "test"),
+        {"id": "{i}", "qid1": "{i}1", "qid2": "{i}2", "question1": "a {i}?", "question2": "b {i}?",
+         "is_duplicate": "{two}"},
+        ("question1", "question2"), "is_duplicate", "f1",
+    ),
+    "MRPC": (
+        ("train", "dev"),
+        {"Quality": "{two}", "#1 ID": "{i}1", "#2 ID": "{i}2", "#1 String": "a {i}", "#2 String": "b {i}"},
+        ("#1 String", "#2 String"), "Quality", "f1",
+    ),
+    "STS-B": (
+        ("train", "dev", "test"),
+        {"index": "{i}", "genre": "main-news", "filename": "headlines", "year": "2015", "old_index": "{i}",
+         "source1": "none", "source2": "none", "sentence1": "a {i}", "sentence2": "b {i}", "score": "{two}.{i}"},
+        ("sentence1", "sentence2"), "score", "pearson",
+    ),
+    "RTE": (
+        ("train", "dev", "test"),
+        {"index": "{i}", "sentence1": "a {i}", "sentence2": "b {i}", "label": "{rte}"},
+        ("sentence1", "sentence2"), "label", "accuracy",
+    ),
+}  # fmt: skip
+"""Files of the GLUE download: split names, columns with their values, text, label, metric. Test files have no label."""
+
+
+@pytest.mark.parametrize("name", GLUE_FILES)
+def test_glue_as_its_own_files_have_it(name: str, tmp_path: Path) -> None:
+    splits, columns, text, label, metric = GLUE_FILES[name]
+    (tmp_path / name).mkdir()
+    for split in splits:
+        shown = {column: value for column, value in columns.items() if column != label or not split.startswith("test")}
+        lines = ["\t".join(shown)]
+        for i in range(60 if split == "train" else 10):
+            rte = ("entailment", "not_entailment")[i % 2]
+            values = {"i": i, "two": i % 2, "nli": published.NLI[i % 3], "rte": rte}
+            lines.append("\t".join(f"{value}" for value in shown.values()).format(**values))
+        (tmp_path / name / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    data = read(tmp_path / name)
+    assert (data.text, data.label, data.metric) == (text, label, metric)
+    assert len(data.test) == 10
+    assert list(data.more_tests) == (["test_mismatched"] if name == "MNLI" else [])
+
+
 def test_superglue_as_its_own_files_have_it(tmp_path: Path) -> None:
     answers = [{"text": "yes", "idx": 0, "label": 1}, {"text": "no", "idx": 1, "label": 0}]
     passages = [

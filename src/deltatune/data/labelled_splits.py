@@ -133,8 +133,10 @@ def check_labelled(rows: Sequence[Row], label: str, source: str) -> None:
 
 def without_unknown(splits: Splits, label: str, known: Collection[str]) -> tuple[Splits, list[str]]:
     """The splits without the rows on whose label the annotators did not agree, which the source marks, and notes."""
-    kept, notes = {}, []
     gold = normalised(label) == GOLD_LABEL
+    if not gold and label not in known:
+        return splits, []
+    kept, notes = {}, []
     for name, rows in splits.items():
         kept[name] = [
             row

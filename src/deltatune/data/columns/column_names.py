@@ -25,6 +25,7 @@ TEXT_PAIRS = (
     ("sentence_a", "sentence_b"),
     ("sentence_1", "sentence_2"),
     ("text", "text_pair"),
+    ("#1 string", "#2 string"),
     ("question", "answer"),
 )
 """Names of two text columns, the likeliest first."""
@@ -36,7 +37,7 @@ SINGLE_TEXTS += ("input",)
 
 LABELS: tuple[str, ...] = ("label", "labels", "class", "category", "target", "score", "similarity", "gold_label")
 LABELS += ("label_text", "intent", "sentiment", "emotion", "topic", "polarity", "rating", "stars")
-LABELS += ("coarse", "coarse_label", "label-coarse", "fine", "fine_label", "label-fine")
+LABELS += ("is_duplicate", "quality", "coarse", "coarse_label", "label-coarse", "fine", "fine_label", "label-fine")
 """Names of the label column, the likeliest first."""
 
 GOLD_LABEL, NO_GOLD = "gold_label", "-"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import read_rows
+from deltatune.data import read, read_rows
 from deltatune.data.formats.csv_tsv import csv_lines, tsv_lines
 from deltatune.data.formats.json_jsonl import jsonl_lines
 
@@ -201,6 +201,14 @@ def test_nothing_beside_the_texts_of_classes_is_left_out(tmp_path):
     message = complaint(read_class_folders, folder)
     assert "neutral has no .txt file: is it a class?" in message
     assert "pos has 5.md beside its texts" in message
+
+
+def test_a_train_file_beside_folders_of_texts_is_the_data(tmp_path):
+    folder = class_folders(tmp_path / "a", ("docs", "notes"))
+    (folder / "train.csv").write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(60)))
+    data = read(folder)
+    assert data.labels == ("0", "1")
+    assert any("docs" in note and "notes" in note for note in data.notes)
 
 
 def test_folder_names_that_are_not_text(tmp_path):

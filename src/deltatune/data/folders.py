@@ -46,6 +46,8 @@ def _class_folders(folder: Path) -> Source | None:
     match = match_splits(subfolders)
     paths = {split: subfolders[name] for split, name in match.splits.items()}
     if "train" not in paths:
+        if "train" in match_splits([file.stem.lower() for file in _data_files(folder)]).splits:
+            return None  # folders of texts beside a train file are no classes
         paths, match = {"train": folder}, SplitMatch()
     for fmt in folder_formats():
         splits = {split: rows for split, path in paths.items() if (rows := fmt.read(path))}

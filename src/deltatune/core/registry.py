@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -69,7 +70,10 @@ def _syntax_tree(text: str) -> ast.expr:
             f"cannot read the method {shortened(text)}: it has {len(text):,} characters, at most {MAX_TEXT:,} are read"
         )
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SyntaxWarning)  # such as 8or for 8 or
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         why = error.msg.partition("; use sys.")[0].partition(" - Consider")[0]
     except (RecursionError, MemoryError):

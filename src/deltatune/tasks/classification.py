@@ -90,7 +90,8 @@ class Classify(Task):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read `to_json`'s result; before `positive` was stored, the last of two classes was the positive one."""
-        last = data["labels"][-1] if cls is Classify and len(data.get("labels") or ()) == 2 else ""
+        labels = data.get("labels")
+        last = labels[-1] if cls is Classify and isinstance(labels, list | tuple) and len(labels) == 2 else ""
         return super().from_json({"positive": last, **data})
 
     # --- text to tokens ---

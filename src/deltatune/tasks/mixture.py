@@ -274,7 +274,17 @@ class Mixture(Task):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Mixture:
         """Read `to_json`'s result."""
-        raise_all([f"the stored mixture lacks {name!r}" for name in ("parts", "temperature") if name not in data])
+        names = ("parts", "temperature")
+        problems = [f"the stored mixture lacks {name!r}" for name in names if name not in data]
+        problems += [
+            f"the stored mixture has {name!r}, which is unknown" for name in data if name not in ("task", *names)
+        ]
+        parts = data.get("parts", {})
+        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+            problems.append("the parts of the stored mixture must be an object of tasks by their names")
+        if "temperature" in data and type(data["temperature"]) not in (int, float):
+            problems.append(f"the temperature of the stored mixture is {data['temperature']!r}, it must be a number")
+        raise_all(problems)
         kinds = {name: str(part.get("task", Classify.name)) for name, part in data["parts"].items()}
         raise_all([
             f"part {name!r} of the stored mixture is an unknown task {kind!r}{nearest(kind, PART_TASKS)}"

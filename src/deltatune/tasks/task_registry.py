@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.validation import shortened
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import ExtractiveQA
@@ -34,7 +35,9 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 
 def task_from_json(data: dict[str, Any]) -> Task:
     """Read a stored task. Raises DeltatuneError for an unknown task and for missing or unknown fields."""
-    name = str(data.get("task"))
+    if not isinstance(data, dict):
+        raise DeltatuneError(f"the stored task is {shortened(data)}; it must be an object with the fields of a task")
+    name = shortened(data.get("task"), quoted=False)
     if name not in TASKS:
         raise DeltatuneError(f"unknown task {name!r}{nearest(name, TASKS)}; tasks: {', '.join(sorted(TASKS))}")
     return TASKS[name].from_json(data)

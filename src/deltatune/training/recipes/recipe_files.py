@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.regular_files import read_text
-from deltatune.core.validation import shortened
+from deltatune.core.validation import fits_utf8, shortened
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
 from deltatune.training.recipes.schema import (
     PartRows,
@@ -67,6 +67,8 @@ def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
 
     Returns the keys that lead to the value, stages by their index.
     """
+    if not fits_utf8(override):
+        raise DeltatuneError(f"{shortened(override)} is not an override: it is not UTF-8")
     key, sign, text = override.partition("=")
     path = key.split(".")
     if not sign or not all(path):

@@ -1,6 +1,7 @@
 """`deltatune pretrain`: every objective, from a checkpoint, from one without the head it needs, and from a config."""
 
 import json
+import re
 
 import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, LlamaConfig
@@ -134,3 +135,50 @@ def test_mistakes_are_named(tmp_path, texts):
         done = ran("pretrain", "--model", model, "--data", texts, *STEP, "--out", tmp_path / "out", *words)
         assert done.code != 0
         assert said in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot read .*config.json"),
+        ("[1]", "does not hold a JSON object"),
+        ("[" * 100_000, "config.json"),
+        ("{}", "does not name a model_type"),
+        ('{"model_type": "unheard-of"}', "is not the config of a model"),
+        ('{"model_type": "bert", "hidden_size": -5}', "describes no possible model"),
+        ('{"model_type": "bert", "vocab_size": 5}', "vocab_size of 5"),
+        ('{"model_type": "bert", "hidden_size": 4398046511104}', "does not fit into memory|no possible model"),
+    ],
+)
+def test_a_config_of_no_model_is_a_plain_error(content, message, tiny_folder, texts, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(content)
+    command = ["pretrain", "--config", config, "--tokenizer", tiny_folder, "--data", texts]
+    done = ran(*command, "--out", tmp_path / "o")
+    assert done.code == 2
+    assert re.search(message, done.err), done.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_start_of_another_config_is_not_taken(tiny_folder, texts, tmp_path):
+    """The second config was ignored, and the first one's model trained and shown."""
+    config, out = tmp_path / "config.json", tmp_path / "out"
+    content = json.loads((tiny_folder / "config.json").read_text())
+    command = ["pretrain", "--config", config, "--tokenizer", tiny_folder, "--data", texts, *STEP, "--out", out]
+    config.write_text(json.dumps(content))
+    assert ran(*command).code == 0
+    assert ran(*command).code == 0
+    config.write_text(json.dumps(content | {"num_hidden_layers": 1}))
+    done = ran(*command)
+    assert done.code == 2
+    assert "start was made from another config; --out NAME keeps both, --force starts again" in done.err
+    assert ran(*command, "--force").code == 0
+    assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_pretraining_keeps_out_of_foreign_folders(tiny_folder, texts, tmp_path):
+    before = sorted(tiny_folder.iterdir())
+    done = ran("pretrain", "--model", tiny_folder, "--data", texts, "--out", tiny_folder)
+    assert done.code == 2
+    assert "holds files that are not a run of deltatune pretrain (config.json, model.safetensors" in done.err
+    assert sorted(tiny_folder.iterdir()) == before

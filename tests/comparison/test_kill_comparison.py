@@ -12,8 +12,8 @@ from support.killed import killed
 
 TIMES = re.compile(r"second|created|pscp|latency|memory|_ms|speed|versions")
 COMMANDS = {
-    "compare": ["compare", "--method", "BitFit()", "--method", "LoRA(r=2)", "--rates", "2", "--seeds", "2"],
-    "dimension": ["dimension", "--rates", "2", "--max", "60"],
+    "compare": ["compare", "--method", "BitFit()", "--method", "LoRA(r=2)", "--rates", "2", "--seeds", "2", "--epochs", "1"],
+    "dimension": ["dimension", "--rates", "1", "--max", "60", "--fraction", "1", "--epochs", "6"],
 }
 
 
@@ -22,7 +22,7 @@ def prepared(case: str, folder: Path) -> list[str]:
     review_folder(folder / "data")
     models.tiny("bert").save_pretrained(folder / "model")
     models.tiny_tokenizer().save_pretrained(folder / "model")
-    quick = ["--epochs", "1", "--max-length", "16", "--precision", "float32", "--batch-size", "32"]
+    quick = ["--max-length", "16", "--precision", "float32", "--batch-size", "16"]
     return [*COMMANDS[case], "--model", str(folder / "model"), "--data", str(folder / "data"), *quick]
 
 

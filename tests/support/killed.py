@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def run(command: list[str], out: Path, touches: int = 0, seconds: float = 0.0) -
             count_touches(out, touches, begun)
             code = main([*command, "--out", str(out)])
             sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(begun)
@@ -83,7 +86,7 @@ def ended(command: list[str], out: Path) -> float:
 def by_touches(command: list[str], folder: Path, number: int, seed: int) -> int:
     """Kill a run at each of a number of its touches (0: at every one), then run it to the end; how many there were."""
     total = int((folder / "whole.touches").read_text())
-    places = random.Random(seed).sample(range(1, total + 1), number or total)
+    places = random.Random(seed).sample(range(1, total + 1), min(number or total, total))
     for place in places:
         out = folder / f"touch-{place}"
         code, _ = run(command, out, touches=place)

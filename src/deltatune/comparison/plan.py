@@ -35,6 +35,8 @@ DEFAULT_METHODS = (
 )
 """Compared if no methods are named: the families with a size, and three references."""
 DEFAULT_BUDGET = "0.5%"
+MOST = {"seeds": 1000, "rates": 50, "draws": 1000}
+"""Most of what is repeated; learning rates are a factor of about 3 apart, so that 50 are more than floats hold."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,7 @@ def make_plan(
     are scored on the same test rows. Raises DeltatuneError listing every method that cannot run on this model, before
     anything is trained; of the default methods those are left out, and a note says so.
     """
-    numbers = (("seeds", seeds), ("rates", rates), ("draws", draws))
-    raise_all([f"{n} must be at least 1, not {v}" for n, v in numbers if v < 1])
+    raise_all(count_problems(seeds=seeds, rates=rates, draws=draws))
     if shots is None and draws > 1:
         raise DeltatuneError(
             f"draws={draws}: draws are of `shots` rows for each class; set shots too, such as shots=16"
@@ -215,6 +216,12 @@ def make_plan(
         shots=shots,
         draws=tuple(_encode(session, {"train": each.train, "validation": each.validation}) for each in drawn),
     )
+
+
+def count_problems(**counts: int) -> list[str]:
+    """What is wrong with numbers of seeds, learning rates and draws."""
+    problems = [f"{name} must be at least 1, not {number}" for name, number in counts.items() if number < 1]
+    return problems + [f"{name} must be at most {MOST[name]}, not {n}" for name, n in counts.items() if n > MOST[name]]
 
 
 def folder_for(model: str, data: Data) -> Path:

@@ -18,6 +18,13 @@ from deltatune.store.run_folder import differences
 RESULTS = "results.jsonl"
 NEEDED = ("cell", "status", "stage", "config")
 """Keys that every record has."""
+OTHERS = {
+    "config.json": "a model",
+    "adapter.json": "an adapter",
+    "run.json": "a training run",
+    "recipe.yaml": "a recipe",
+}
+"""Files of folders that a comparison is not written into, and what these are."""
 FREE = ("method", "settings.learning_rate", "settings.seed", "draw.rows")
 """Keys of a cell's configuration that differ within one comparison."""
 EARLIER_KEYS = {"latency_ratio_folded": "latency_ratio_merged"}
@@ -33,12 +40,18 @@ class Records:
     """Finished cells of one run folder by key; each is stored the moment it is complete."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there; another process may be writing it, so nothing is changed before `repair_`."""
+        """Read what is there; another process may be writing it, so nothing is changed before `repair_`.
+
+        Raises DeltatuneError for a folder of something else.
+        """
         self.folder = folder
         self.cells: dict[str, dict[str, Any]] = {}
         self.lines: list[str] = []
         """Complete lines of the file as they were read."""
         path = folder / RESULTS
+        other = next((name for name in OTHERS if (folder / name).exists() and not path.exists()), None)
+        if other is not None:
+            raise DeltatuneError(f"--out {folder} holds {OTHERS[other]} ({other}); choose another folder")
         for line in _lines(path):
             try:
                 record = loads(line, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +11,9 @@ from torch import Tensor
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+
+LARGEST_WEIGHT = 3.4e38
+"""Beyond float32 a weight is infinite."""
 
 
 class RowsAndWeight(NamedTuple):
@@ -119,7 +121,7 @@ def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict
         raise_all(unknown_adapters([name], attached))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise DeltatuneError(f"the weight of adapter {name!r} must be a number, not {weight!r}")
-        if not math.isfinite(weight):
+        if not abs(weight) <= LARGEST_WEIGHT:
             raise DeltatuneError(f"the weight of adapter {name!r} is {weight}; it must be a finite number such as 0.5")
     return {name: float(weight) for name, weight in weights.items() if weight}
 

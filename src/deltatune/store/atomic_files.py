@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
             for path in [*(work / name for name in files), work / MANIFEST]:
                 path.chmod(mode)  # safetensors gives its files another one
                 _sync(path)
+            _check_same_kind(folder, work)
             _replace(work, folder)
     except CannotWrite as error:
         written = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
@@ -215,6 +216,29 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as error:
         raise DeltatuneError(f"cannot read {path}: {error.strerror}") from None
+
+
+KINDS = {"adapter.json": "an adapter", "adapter_config.json": "an adapter", "config.json": "a model"}
+"""What a folder holds, by the first of these files in it."""
+
+
+def _kind(folder: Path) -> str | None:
+    return next((kind for name, kind in KINDS.items() if (folder / name).is_file()), None)
+
+
+def check_outside(out: Path, inputs: Iterable[str | Path], option: str = "--out ") -> None:
+    """Raise DeltatuneError if `out` is one of the folders that are read, or lies inside one: it would replace them."""
+    for path in map(Path, inputs):
+        if path.exists() and (place := path.resolve()) and (out.resolve() == place or place in out.resolve().parents):
+            raise DeltatuneError(f"{option}{out} would overwrite {path}, which is read; choose another folder")
+
+
+def _check_same_kind(folder: Path, work: Path) -> None:
+    there, new = _kind(folder), _kind(work)
+    if there is not None and there != new:
+        raise DeltatuneError(
+            f"{folder} holds {there}, which {new or 'something else'} would replace; choose another folder"
+        )
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -18,6 +18,7 @@ TRACKERS = {
 """Experiment trackers by the name of their package, each with its callback in transformers."""
 
 
+MOST_EPOCHS = 1_000_000
 SCHEDULE_VERSION = 2
 """Version of the warm-up: in version 1 the first step had a rate of 0."""
 
@@ -69,6 +70,10 @@ class Settings:
             problems.append(f"epochs must be above 0, not {self.epochs}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             problems.append(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.epochs > MOST_EPOCHS:
+            problems.append(f"epochs must be at most {MOST_EPOCHS:,}, not {self.epochs:g}")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"seed must be 0 to {2**32 - 1:,}, not {self.seed}")
         if not 0 <= self.warmup <= 1:
             problems.append(f"warmup is a fraction of the steps, 0 to 1, not {self.warmup}")
         problems += [f"{n} must not be negative" for n in ("weight_decay", "max_grad_norm") if getattr(self, n) < 0]

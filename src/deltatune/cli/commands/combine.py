@@ -12,6 +12,7 @@ from deltatune.cli.options import OUTPUT, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import facts, say, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.store.atomic_files import check_outside
 from deltatune.store.run_folder import find_adapter
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def combine(
       deltatune combine runs/news runs/mail --how ties --rank 8 --head runs/news --out both
     """
     shares = _shares(weights, adapters)
+    check_outside(out, [*map(find_adapter, adapters), *([model] if model else [])])
     host, names = _loaded(adapters, model, other_base)
     chosen_head = _head(head, names, host)
     from deltatune.store.arithmetic import task_arithmetic as arithmetic

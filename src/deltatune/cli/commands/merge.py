@@ -45,10 +45,14 @@ def merge(
     import torch
 
     from deltatune.models.loading import quiet
+    from deltatune.store.atomic_files import check_outside
     from deltatune.store.merged_model import save_merged
+    from deltatune.store.run_folder import find_adapter
     from deltatune.training.session import open_adapter
 
+    check_outside(out, [find_adapter(adapter), *([model] if model else [])])
     session = open_adapter(adapter, model, other_base).weighted(weight)
+    check_outside(out, [session.model])
     stored = getattr(torch, dtype) if dtype else None
     with quiet():
         done = save_merged(session.host, session.name, out, session.tokenizer, stored, weight)

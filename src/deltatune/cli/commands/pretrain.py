@@ -105,7 +105,7 @@ def pretrain(
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     with FolderLock(folder):
-        start = initial_model(model, config, tokenizer, task, method, folder, seed)
+        start = initial_model(model, config, tokenizer, task, method, folder, seed, force)
         ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
         record = record_of(ready, data)
         run = folder / "run"

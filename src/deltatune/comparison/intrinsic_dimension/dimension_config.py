@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltatune.comparison.candidates import rates_around
-from deltatune.comparison.plan import Plan, make_plan
+from deltatune.comparison.plan import Plan, count_problems, make_plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry
@@ -42,9 +42,7 @@ class DimensionConfig:
     """Runs at the best rate; their mean score counts."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{n} must be at least 1, not {v}" for n, v in (("rates", self.rates), ("seeds", self.seeds)) if v < 1
-        ]
+        problems = count_problems(rates=self.rates, seeds=self.seeds)
         if self.method not in METHODS:
             problems.append(f"the method is {' or '.join(METHODS)}, not {self.method!r}{nearest(self.method, METHODS)}")
         if not 0 < self.fraction <= 1:

@@ -183,6 +183,21 @@ def test_a_new_file_is_scored_whole(name, trained, tmp_path):
     assert json.loads(done.out)["rows"] == 7
 
 
+@pytest.mark.parametrize("name", ["tag", "none", "generate", "lm", "many", "prices"])
+def test_groups_are_scored_as_their_rows_alone(name, trained, tmp_path):
+    folder, _, _ = trained(name)
+    rows = [{**row, "group": i % 2} for i, row in enumerate(ROWS[name]()[:12])]
+    done = ran(
+        "evaluate", "--adapter", folder, "--data", write(tmp_path / "all.jsonl", rows), "--by", "group", "--json"
+    )
+    assert done.code == 0, done.err
+    groups = json.loads(done.out)["by"]["group"]
+    assert {value: group["rows"] for value, group in groups.items()} == {"0": 6, "1": 6}
+    part = write(tmp_path / "part.jsonl", [row for row in rows if row["group"] == 1])
+    alone = json.loads(ran("evaluate", "--adapter", folder, "--data", part, "--json").out)
+    assert groups["1"]["scores"] == pytest.approx(alone["scores"], rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_are_answered_in_order(name, trained, tmp_path):
     folder, _, _ = trained(name)

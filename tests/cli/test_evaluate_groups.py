@@ -130,8 +130,23 @@ def test_rows_without_the_column_are_a_group():
     rows = [{"a": 1}, {"b": 2}, {"a": float("nan")}, {"a": "x"}, {"a": {"k": 1}}, {"a": True}]
     groups = group_rows(rows, "a")
     assert groups == {"1": [0], "True": [5], "x": [3], '{"k": 1}': [4], "(none)": [1, 2]}
-    with pytest.raises(DeltatuneError, match="no such column"):
-        group_rows([], "a")
+    assert group_rows([{"a": {"k": 1}}, {"a": 3}, {"a.k": 1}], "a.k") == {"1": [2], "(none)": [0, 1]}
+    for column in ("a", "a.b"):
+        with pytest.raises(DeltatuneError, match="no such column"):
+            group_rows([{"c": {"b": 1}}], column)
+
+
+def test_groups_without_a_wrong_row(adapter, tmp_path):
+    rows = [{**row, "idx": {"question": i // 2, "answer": i}} for i, row in enumerate(labelled(20, seed=3))]
+    data = write(tmp_path / "rows.jsonl", rows)
+    lines = ran("predict", "--adapter", adapter, data).out.splitlines()
+    right = [json.loads(line)["label"] == row["label"] for line, row in zip(lines, rows, strict=True)]
+    expected = sum(right[i] and right[i + 1] for i in range(0, 20, 2)) / 10
+    result = evaluated(adapter, data, "--by", "idx.question")
+    assert list(result["by"]["idx.question"]) == [str(i) for i in range(10)]
+    assert result["whole_groups"] == {"idx.question": {"share": pytest.approx(expected), "groups": 10}}
+    shown = ran("evaluate", "--adapter", adapter, "--data", data, "--by", "idx.question").out
+    assert f"{expected:.3f} of the 10 groups by idx.question have no wrong row" in shown
 
 
 def test_marked_entities_from_training_to_prediction(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from deltatune.comparison.statistics import draw, intervals_of
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.tasks import Task
+from deltatune.tasks import Classify, Task
 
 RESAMPLES = 1000
 """Bootstrap resamples of the rows of a group."""
@@ -24,10 +24,14 @@ Groups = dict[str, list[int]]
 def group_rows(rows: Sequence[Mapping[str, Any]], column: str) -> Groups:
     """The rows by their value in a column; numbers in their order, then texts, then rows without a value.
 
-    Raises DeltatuneError naming the columns if no row has this one.
+    `idx.question` is the value of `question` in the objects of the column `idx`. Raises DeltatuneError naming the
+    columns if no row has this one.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    if column not in columns:
+    outer, _, inner = column.partition(".")
+    if column not in columns and any(isinstance(row.get(outer), dict) and inner in row[outer] for row in rows):
+        rows = [{column: row[outer].get(inner) if isinstance(row.get(outer), dict) else None} for row in rows]
+    elif column not in columns:
         names = ", ".join(map(repr, columns))
         raise DeltatuneError(f"--by {column}: the rows have no such column{nearest(column, columns)}; columns: {names}")
     groups: Groups = {}
@@ -51,19 +55,34 @@ def _order(name: str) -> tuple[int, float, str]:
     return (0, number, name) if np.isfinite(number) else (1, 0.0, name)
 
 
-def group_scores(
-    task: Task, answers: Any, references: Any, column: str, groups: Groups
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """`{column: {value: {"rows", "scores", "interval"}}}`; each group is scored as if it were the whole data set."""
-    scored = {}
-    for name, numbers in groups.items():
-        part = (_subset(answers, numbers), _subset(references, numbers))
-        scored[name] = {
-            "rows": len(numbers),
-            "scores": task.score(*part),
-            "interval": score_interval(task, *part, len(numbers)),
+def scores_by(task: Task, answers: Any, references: Any, columns: Sequence[tuple[str, Groups]]) -> dict[str, Any]:
+    """Scores of groups by one or more columns, each group scored as if it were the whole data set.
+
+    Returns `{"interval": that of all rows, "by": {column: {value: {"rows", "scores", "interval"}}}}`, and for classes
+    `"whole_groups": {column: {"share", "groups"}}`, the share of the groups without a wrong row: the exact match of
+    MultiRC, whose answers are grouped by question (Khashabi et al. 2018, https://aclanthology.org/N18-1023).
+    """
+    rows = sum(map(len, columns[0][1].values()))
+    result: dict[str, Any] = {"interval": score_interval(task, answers, references, rows), "by": {}}
+    for column, groups in columns:
+        scored = result["by"][column] = {}
+        for name, numbers in groups.items():
+            part = (_subset(answers, numbers), _subset(references, numbers))
+            scored[name] = {
+                "rows": len(numbers),
+                "scores": task.score(*part),
+                "interval": score_interval(task, *part, len(numbers)),
+            }
+    if isinstance(task, Classify) and task.label_kind == "classes":
+        right = task.predictions(answers) == np.asarray(references)
+        result["whole_groups"] = {
+            column: {
+                "share": float(np.mean([right[numbers].all() for numbers in groups.values()])),
+                "groups": len(groups),
+            }
+            for column, groups in columns
         }
-    return {column: scored}
+    return result
 
 
 def score_interval(task: Task, answers: Any, references: Any, rows: int) -> list[float] | None:

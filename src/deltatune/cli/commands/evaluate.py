@@ -126,6 +126,10 @@ def evaluate(
             for column, groups in result.get("by", {}).items()
             if len(groups) > GROUPS_SHOWN
         ]
+        notes += [
+            f"{of}{score(whole['share'])} of the {count(whole['groups'])} groups by {column} have no wrong row"
+            for column, whole in result.get("whole_groups", {}).items()
+        ]
     if weight != 1:
         notes.append(f"the adapter's change was multiplied by {weight:g}; its head was used whole")
     if left_out:
@@ -273,11 +277,9 @@ def scored(
     answers = session.predict(encoded, batch_size)
     by: dict[str, Any] = {}
     if groups:
-        from deltatune.comparison.group_scores import group_scores, score_interval
+        from deltatune.comparison.group_scores import scores_by
 
-        by["interval"] = score_interval(session.task, answers, encoded.references, len(rows))
-        parts = [group_scores(session.task, answers, encoded.references, column, values) for column, values in groups]
-        by["by"] = {column: scores for part in parts for column, scores in part.items()}
+        by = scores_by(session.task, answers, encoded.references, groups)
     positive = session.task.to_json().get("positive")
     return {
         "metric": session.task.metric,

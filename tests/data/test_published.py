@@ -210,6 +210,29 @@ def test_dart_has_every_annotation_as_a_reference(tmp_path: Path) -> None:
     assert data.train[0]["triples"] == "Mars Hill 0 | JOINED | 1900 && Mars Hill 0 | LOCATION | Carolina"
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "line"),
+    [
+        ("input", ["A{i} | size | 3", "A{i} | in | B"], "A{i} | size | 3 && A{i} | in | B"),
+        ("tripleset", [["A{i}", "size", "3"]], "A{i} | size | 3"),
+        ("meaning_representation", "name[A{i}]", "name[A{i}]"),
+        ("document", "A{i} is 3.", "A{i} is 3."),
+    ],
+)
+def test_the_sets_of_gem(column: str, value: Any, line: str, tmp_path: Path) -> None:
+    def filled(value: Any, i: int) -> Any:
+        return value.replace("{i}", str(i)) if isinstance(value, str) else [filled(item, i) for item in value]
+
+    def row(i: int) -> dict[str, Any]:
+        references = [] if i < TRAIN else [f"Out {i}.", f"Other {i}."]
+        return {"gem_id": str(i), column: filled(value, i), "target": f"Out {i}.", "references": references}
+
+    data = read(published.made(row).write_jsonl(tmp_path / "gem"))
+    assert (data.task, data.text, data.label, len(data.train)) == ("generate", (column,), "target", TRAIN)
+    assert data.test[0][column] == filled(line, 46)
+    assert data.test[0]["references"] == ["Out 46.", "Other 46."]
+
+
 def test_wikisql_becomes_text_that_can_be_parsed(tmp_path: Path) -> None:
     data = read(OTHERS["wikisql"].write_parquet(tmp_path / "wikisql"))
     row = data.train[3]

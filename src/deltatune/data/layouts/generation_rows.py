@@ -106,6 +106,8 @@ def as_line(value: Any) -> str | None:
         return table_line(value) if all(_is_cell(cell) for cell in value.values()) else None
     if not isinstance(value, (list, tuple)) or not value:
         return None
+    if all(isinstance(item, str) and item.count("|") == 2 for item in value):  # triples as WebNLG writes them
+        value = [[part.strip() for part in item.split("|")] for item in value]
     if all(_has_cells(item, 2) for item in value):
         return table_line(value)
     return triples_line(value) if all(_has_cells(item, 3) for item in value) else None

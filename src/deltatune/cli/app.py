@@ -13,6 +13,7 @@ import typer
 from deltatune.cli.commands import (
     combine,
     compare,
+    continual,
     count,
     data,
     dimension,
@@ -47,6 +48,7 @@ app.command(cls=Command, rich_help_panel="Train")(compare.compare)
 app.command(cls=Command, rich_help_panel="Train")(train.train)
 app.command(cls=Command, rich_help_panel="Train")(run_recipe.run)
 app.command(cls=Command, rich_help_panel="Train")(pretrain.pretrain)
+app.command(cls=Command, rich_help_panel="Train")(continual.continual)
 app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Train")(self_instruct.self_instruct)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)

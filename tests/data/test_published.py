@@ -243,6 +243,27 @@ def test_wikisql_becomes_text_that_can_be_parsed(tmp_path: Path) -> None:
     assert (query.aggregation, query.column, query.conditions) == ("COUNT", "Player", (("No.", "=", "3"),))
 
 
+def test_wikisql_as_its_own_files_have_it(tmp_path: Path) -> None:
+    for split, start, size in (("train", 0, 40), ("dev", 40, 6), ("test", 46, 6)):
+        numbers = range(start, start + size)
+        rows = [
+            {"phase": 1, "table_id": f"1-{i // 2}", "question": f"Who has number {i}?",
+             "sql": {"sel": 0, "conds": [[1, 0, i]], "agg": 3}} for i in numbers
+        ]  # fmt: skip
+        _jsonl(tmp_path / f"{split}.jsonl", rows)
+        tables = [{"id": f"1-{i // 2}", "header": HEADER, "rows": [["Ann", i, 9]]} for i in numbers]
+        _jsonl(tmp_path / f"{split}.tables.jsonl", tables)
+    (tmp_path / "train.db").write_text("x")
+    data = read(tmp_path)
+    assert {split: len(rows) for split, rows in data.splits().items()} == {"train": 40, "validation": 6, "test": 6}
+    assert (data.text, data.label, data.metric) == (("question", "columns"), "query", "logical_form")
+    assert data.test[0]["query"] == "SELECT COUNT Player FROM table WHERE No. = 46"
+    assert "not used, as no split has their name: train.db" in data.notes
+    _jsonl(tmp_path / "dev.tables.jsonl", [{"id": "x", "header": HEADER}])
+    with pytest.raises(DeltatuneError, match="3 values of 'table_id' are the id of no table"):
+        read(tmp_path)
+
+
 def test_lama_has_a_cloze(tmp_path: Path) -> None:
     data = read(OTHERS["lama"].write_parquet(tmp_path / "lama"))
     assert data.train[0]["text"] == "Ann 0 was born in {mask} ."

@@ -15,6 +15,7 @@ from deltatune.data.class_names import names_of_file, names_of_folder, with_clas
 from deltatune.data.dataset import Splits
 from deltatune.data.formats import file_formats, folder_formats, is_data_file, read_rows, suffixes
 from deltatune.data.formats.file_format import first_few
+from deltatune.data.published.nested_columns import with_tables
 from deltatune.data.source import Source
 from deltatune.data.split_names import SplitMatch, match_splits
 
@@ -27,6 +28,8 @@ ABOUT = re.compile(
     re.IGNORECASE,
 )
 """Files about the data."""
+TABLES = ".tables"
+"""The end of the stem of a file with the tables of a split, as in WikiSQL's own files: train.tables.jsonl."""
 DATA, SAVED = "data", "state.json"
 """The folder in which repositories of the hub keep their files, or the stem of files of `Dataset.save_to_disk`; and a
 file that the latter has beside them."""
@@ -90,6 +93,7 @@ def _files(folder: Path) -> Source:
     documents = all(fmt.document for file in files for fmt in file_formats(file))
     if not documents and not match_splits(files_of).splits:
         files_of = _by_last_word(files_of)
+    tables_of = {stem: files_of.pop(stem + TABLES) for stem in list(files_of) if stem + TABLES in files_of}
     if list(files_of) == [DATA] and (folder / SAVED).is_file():
         files_of = {"train": files}
     shards_of = {path.name.lower(): _shards(path) for path in subfolders if match_splits([path.name]).splits}
@@ -109,10 +113,12 @@ def _files(folder: Path) -> Source:
             f"{folder} has no train file (train{', '.join(suffixes())}). {_alternatives(files, subfolders)}"
         )
     raise_all(problems)
-    return _read_files(folder, match, files_of)
+    return _read_files(folder, match, files_of, tables_of)
 
 
-def _read_files(folder: Path, match: SplitMatch, files_of: Mapping[str, Sequence[Path]]) -> Source:
+def _read_files(
+    folder: Path, match: SplitMatch, files_of: Mapping[str, Sequence[Path]], tables_of: Mapping[str, Sequence[Path]]
+) -> Source:
     """The rows of each split's files, and a note on the files that are of no split."""
     splits: Splits = {}
     problems = []
@@ -122,10 +128,12 @@ def _read_files(folder: Path, match: SplitMatch, files_of: Mapping[str, Sequence
         try:
             splits[split] = [row for file in files_of[stem] for row in read_rows(file)]
             splits[split] = with_class_names(splits[split], class_names, split)
+            tables = [table for file in tables_of.get(stem, ()) for table in read_rows(file)]
+            splits[split] = with_tables(splits[split], tables, split) if tables else splits[split]
         except DeltatuneError as error:
             problems.append(str(error))
     raise_all(problems)
-    used = [file for stem in match.splits.values() for file in files_of[stem]]
+    used = [file for stem in match.splits.values() for file in (*files_of[stem], *tables_of.get(stem, ()))]
     used_folders = {path for file in used for path in file.parents if path.is_relative_to(folder)}
     unused = [item for path in {folder, *used_folders} for item in _visible(path) if item not in used]
     unused = [item for item in unused if item not in used_folders]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.data.dataset import Row
+from deltatune.data.formats.file_format import first_few
 from deltatune.data.published.wikisql import write_query
 
 TRIPLE_PARTS = 3
@@ -42,6 +44,18 @@ def wikisql(row: Row) -> list[Row]:
     names = [" ".join(str(name).split()) for name in row["table"]["header"]]
     query = {} if row.get("sql") is None else {"query": write_query(row["sql"], names)}
     return [{**row, "columns": " | ".join(names), **query}]
+
+
+def with_tables(rows: Sequence[Row], tables: Sequence[Row], where: str) -> list[Row]:
+    """The rows of WikiSQL's own files with their `table`, by its id. Raises DeltatuneError for ids of no table."""
+    by_id = {str(table.get("id")): table for table in tables}
+    missing = list(dict.fromkeys(str(row.get("table_id")) for row in rows if str(row.get("table_id")) not in by_id))
+    if missing:
+        raise DeltatuneError(
+            f"{where}: {len(missing)} values of 'table_id' are the id of no table in its file of tables: "
+            f"{first_few(missing)}."
+        )
+    return [{**row, "table": by_id[str(row["table_id"])]} for row in rows]
 
 
 def lama(row: Row) -> list[Row]:

@@ -174,3 +174,13 @@ def test_marked_entities_from_training_to_prediction(tmp_path):
     assert "head 'nobody' does not occur in the text" in ran("predict", "--adapter", tmp_path / "run", bad).err
     missing = write(tmp_path / "missing.jsonl", [{"text": "the film"}])
     assert "no column 'head' in row 0" in ran("predict", "--adapter", tmp_path / "run", missing).err
+
+
+def test_compare_names_the_positive_class(bert, tmp_path):
+    data = write(tmp_path / "data.jsonl", labelled())
+    done = ran("compare", "--model", bert, "--data", data, "--text", "text", "--label", "label", "--metric", "f1",
+               "--method", "LoRA(r=2)", "--seeds", "1", "--rates", "1", *QUICK, "--out", tmp_path / "cmp",
+               "--positive", "not_equivalent")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "of the positive class, not_equivalent" in done.out
+    assert "<dt>Positive class</dt><dd>not_equivalent</dd>" in (tmp_path / "cmp" / "report.html").read_text()

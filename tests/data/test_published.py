@@ -456,6 +456,16 @@ def test_the_metric_needs_the_shape_of_the_set(tmp_path: Path) -> None:
     assert read(tmp_path / "cola", text=["text"]).metric == ""
 
 
+def test_several_train_splits_of_a_hub_set_ask_for_files(monkeypatch: Any) -> None:
+    splits = ("train_r1", "train_r2", "dev_r1", "test_r1")
+    data_set = published.made(lambda i: {"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 2}, splits=splits)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: data_set.load())
+    with pytest.raises(DeltatuneError) as caught:
+        read("facebook/anli")
+    assert "which one is train: train_r1, train_r2?" in str(caught.value)
+    assert "to_parquet('FOLDER/train.parquet')" in str(caught.value)
+
+
 def test_the_configurations_of_a_set_are_listed(monkeypatch: Any) -> None:
     def load_dataset(*_: Any) -> Any:
         raise ValueError(

@@ -12,6 +12,12 @@ from deltatune.data.dataset import Row
 from deltatune.data.source import Source
 from deltatune.data.split_names import match_splits
 
+SAVE_PARTS = (
+    "Save those that you mean under the names train, validation and test, each with "
+    "`load_dataset(...)[SPLIT].to_parquet('FOLDER/train.parquet')`, and give --data FOLDER."
+)
+"""What to do where the splits of a set are not clear: they cannot be renamed on the hub."""
+
 
 def open_hub(source: str, built_in: str) -> Source:
     """A data set by its hub name, `owner/name` or `owner/name:configuration`.
@@ -33,7 +39,7 @@ def open_hub(source: str, built_in: str) -> Source:
             f"{no_file} it cannot be loaded, because {type(error).__name__}: {_reason(error)}{fix}"
         ) from error
     match = match_splits(loaded)
-    problems = [*match.problems]
+    problems = [f"{source}: {problem} {SAVE_PARTS}" for problem in match.problems]
     if "train" not in match.splits and not problems:
         problems.append(f"the data set {source!r} has no train split; its splits are: {', '.join(loaded)}.")
     raise_all(problems)

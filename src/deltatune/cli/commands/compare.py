@@ -250,6 +250,8 @@ def report(summary: dict[str, Any], path: Path) -> None:
     show(results(summary, console().width), "")
     drawn = [(LEGEND[0][0], LEGEND[0][1].replace("seeds", "draws, seeds"))] if summary.get("draws") else [LEGEND[0]]
     legend = [*drawn, *LEGEND[1:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
+    if summary.get("positive") and summary["metric"] in ("f1", "precision", "recall"):
+        legend.insert(0, (summary["metric"], f"of the positive class, {summary['positive']}"))
     show(facts(legend), "")
     baseline = summary.get("majority") or {}
     if baseline.get("score") is not None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, Trainer, TrainingArguments
 
 from deltatune import DeltatuneError, LoRA, Prefix, Prompt, UniPELT
 from deltatune.core.registry import parse
+from deltatune.store.peft import peft_obstacles
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.testing import check_method
 from deltatune.testing.fixtures import attach, make_host
@@ -289,3 +290,23 @@ def test_texts_without_a_prompt_are_refused_before_training():
     attach(host, "a", INFIX)
     with pytest.raises(DeltatuneError, match="language modelling have no prompt"):
         encode_for(host, "a", LanguageModel(max_length=16), [{"text": "the film is good"}], generation_tokenizer())
+
+
+def test_peft_has_no_infix(tmp_path):
+    host = make_host("llama", "lm")
+    host.attach("a", INFIX)
+    assert any("place is not 'prefix'" in problem for problem in peft_obstacles(INFIX, host))
+
+
+def test_the_trainer_of_transformers_states_the_answer_by_its_labels(tmp_path):
+    host = make_host("llama", "lm")
+    attach(host, "a", INFIX)
+    ids = tokens(4)
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels_of(ids), strict=True)]
+    with host.answers(labels_of(ids)), torch.no_grad():
+        stated = host.model(ids).logits
+    args = TrainingArguments(tmp_path, per_device_eval_batch_size=4, report_to=[], use_cpu=True)
+    trainer = Trainer(host.model, args, eval_dataset=rows)
+    loss = trainer.evaluate()["eval_loss"]
+    wanted = F.cross_entropy(stated[:, X - 1 : -1].flatten(0, 1), ids[:, X:].flatten())
+    assert loss == pytest.approx(float(wanted), abs=1e-4)

@@ -91,6 +91,14 @@ def test_tags_and_several_labels_of_one_form():
     assert any("the labels 'B' (180 rows), 'b' (180 rows) differ only" in remark for remark in remarks(data))
 
 
+def test_labels_that_are_one_number():
+    train = [{"text": f"train {i}", "label": ("0", "1", "1.0")[i % 3]} for i in range(120)]
+    other = [[{"text": f"{part} {i}", "label": "01"[i % 2]} for i in range(120)] for part in ("dev", "test")]
+    data = make(train=train, validation=other[0], test=other[1], labels=("0", "1", "1.0"))
+    (remark,) = [remark for remark in remarks(data) if "number" in remark]
+    assert "the labels '1' (160 rows), '1.0' (40 rows) are one number: they are learned as 2 classes." in remark
+
+
 def test_an_unseen_label_names_the_one_that_it_may_mean():
     data = make(validation=[*make().validation, *rows(("new", "Yes"))])
     (problem,) = problems(data)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from deltatune.data.columns.column_values import is_numeric
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.layout import count, in_rows
@@ -104,12 +105,19 @@ def _labels_of_one_form(data: Data) -> list[str]:
         return []
     counts = Counter(name for rows in data.splits().values() for row in rows for name in _names(row.get(data.label)))
     thing, unit = ("tags", "word") if data.kind == "tags" else ("labels", "row")
+    numbers: dict[float, list[str]] = {}
+    for name in counts:
+        if is_numeric(name):
+            numbers.setdefault(float(name), []).append(name)
+    spelled = [names for names in numbers.values() if len({near_form(name) for name in names}) > 1]
+    groups = [(f"differ only in {FORM}", names) for names in same_forms(counts)]
+    groups += [("are one number", names) for names in spelled]
     sentences = []
-    for names in same_forms(list(counts)):
-        names = sorted(names, key=lambda name: (-counts[name], name != name.strip(), name))
+    for how, group in groups:
+        names = sorted(group, key=lambda name: (-counts[name], name != name.strip(), name))
         listed = first_few([f"{name!r} ({count(counts[name], unit)})" for name in names])
         sentences.append(
-            f"the {thing} {listed} differ only in {FORM}: they are learned as {len(names)} classes. "
+            f"the {thing} {listed} {how}: they are learned as {len(names)} classes. "
             f"If they are one, write {names[0]!r} for all."
         )
     return sentences

@@ -18,7 +18,7 @@ from deltatune.testing.tiny_models import tiny
 from deltatune.training.forward import adapter_logits
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 
-FAMILIES = ["bert", "gpt2", "llama", "t5", "distilbert"]
+FAMILIES = ["bert", "gpt2", "llama", "t5", "distilbert", "bart", "opt"]
 LLAMA_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -93,7 +93,7 @@ def test_the_file_is_that_of_a_saved_adapter(folders, tmp_path):
     assert counted.file_bytes == (tmp_path / "saved/adapter.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5", "bart", "opt"])
 def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(kind, folders):
     counting = CountingHost(str(folders[kind]), STEP)
     for method in ("LoRA(r=3)", "Bottleneck(size=5)", "Prefix(length=4)", "Prompt(length=4)", "Full()", "IA3()"):
@@ -102,7 +102,7 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(kind, folders
         host.model.train()
         kept = kept_for_backward(lambda host=host: loss_of(host), tensors_of(host))
         assert counted.memory is not None, counted.problem
-        assert counted.memory.activations == pytest.approx(kept, rel=0.07 if method == "Full()" else 0.005), method
+        assert counted.memory.activations == pytest.approx(kept, rel=0.005), method
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -155,7 +155,19 @@ def test_methods_that_a_model_cannot_take_say_why(folders):
     assert counting.count("BitFit(missing='add')").trained
     with pytest.raises(DeltatuneError, match="no method is called 'LoRAX'"):
         counting.count("LoRAX()")
-    assert "only a head" in str(CountingHost(str(folders["llama"]), CountedTraining(task="lm")).count("Probe()").problem)
+    assert "only a head" in str(
+        CountingHost(str(folders["llama"]), CountedTraining(task="lm")).count("Probe()").problem
+    )
+
+
+@pytest.mark.parametrize(("kind", "words"), [("vit", "reads pixel_values"), ("qwen3_moe", "without values")])
+def test_where_memory_cannot_be_forecast_counts_stay(kind, words, tmp_path):
+    tiny(kind).config.save_pretrained(tmp_path)
+    counted = CountingHost(str(tmp_path), STEP).count("LoRA(r=2)")
+    assert counted.trained
+    assert counted.file_bytes
+    assert counted.memory is None
+    assert words in str(counted.memory_problem)
 
 
 def test_a_budget_sets_the_size(folders):

@@ -93,6 +93,8 @@ class MethodCount:
     file_bytes: int | None = None
     """Size of `adapter.safetensors`, the head included."""
     memory: Memory | None = None
+    memory_problem: str | None = None
+    """Why memory cannot be forecast on this model; `memory` is None then."""
     problem: str | None = None
     """Why this model cannot take it; all else is None then."""
 
@@ -151,6 +153,7 @@ class CountingHost:
                 adapter = host.attach(NAME, parsed, head=self._head())
                 if not host.trainable(NAME):
                     raise DeltatuneError("it trains only a head, and this task uses the language-model head")
+                memory = self._memory(adapter)
                 return MethodCount(
                     text,
                     trained=adapter.count,
@@ -158,7 +161,8 @@ class CountingHost:
                     head=adapter.head_count,
                     tokens=added_tokens(adapter),
                     file_bytes=file_size(adapter.without_reparametrisation().tensors()),
-                    memory=self._memory(adapter),
+                    memory=memory if isinstance(memory, Memory) else None,
+                    memory_problem=memory if isinstance(memory, str) else None,
                 )
         except DeltatuneError as error:
             return MethodCount(text, problem=str(error))
@@ -177,7 +181,20 @@ class CountingHost:
 
     # ---- memory
 
-    def _memory(self, adapter: Adapter) -> Memory:
+    def _memory(self, adapter: Adapter) -> Memory | str:
+        """The memory of a step, or why it cannot be forecast: counts do not depend on it."""
+        reads = str(getattr(self.host.model, "main_input_name", "input_ids"))
+        if reads != "input_ids":
+            return f"this model reads {reads}, and steps are forecast for texts"
+        try:
+            return self._step(adapter)
+        except DeltatuneError:
+            raise
+        except Exception as error:  # the model's own code, of whatever kind: it may look at values, as experts do
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"this model cannot be run without values: {reason[:120]}"
+
+    def _step(self, adapter: Adapter) -> Memory:
         host, training = self.host, self.training
         base = dict(host.base_tensors()).values()  # also those that the adapter's own weights stand in for
         fixed = [*base, *host.model.parameters(), *host.model.buffers()]

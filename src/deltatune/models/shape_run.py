@@ -83,14 +83,17 @@ class _Values(TorchFunctionMode):
         options = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name in VALUES and isinstance(args[0], Tensor) and args[0].is_meta:
-            return VALUES[name] if name != "__bool__" else not hasattr(args[0], "is_any")
+            return VALUES[name] if name != "__bool__" else not hasattr(args[0], "is_false")
         if func is F.scaled_dot_product_attention:
             return _attention(self.device, *args, **options)
         if func is F.dropout and self.device == "cuda":
             return _dropout(*args, **options)
         result = func(*args, **options)
-        if name == "any" and isinstance(result, Tensor) and result.is_meta:
-            result.is_any = True  # type: ignore[attr-defined]  # for `bool` above: no token is padding or virtual
+        if isinstance(result, Tensor) and result.is_meta and not result.dim():
+            if name == "any" or (name in ("lt", "__lt__") and hasattr(args[0], "is_drawn")):
+                result.is_false = True  # type: ignore[attr-defined]  # no token is padding, and no layer dropped
+            elif name == "rand":
+                result.is_drawn = True  # type: ignore[attr-defined]
         return result
 
 
@@ -134,7 +137,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        *rows, heads, length, _ = query.shape
+        out = query.new_empty(*rows, length, heads, value.shape[-1]).transpose(-2, -3)  # as the kernels lay it out
         if mask is not None and mask.dtype == torch.bool:
             mask = mask.to(query.dtype)  # each call makes and keeps one
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32), mask)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from deltatune.cli.options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
+from deltatune.comparison.report.number_format import MISSING, size
 from deltatune.comparison.report.number_format import count as number
-from deltatune.comparison.report.number_format import size
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
@@ -153,6 +153,9 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int) -> None:
     show(table(columns, rows, right=columns[1:]), "")
     legend = [*LEGEND[:2], (stored, "one base and an adapter for each task"), *LEGEND[2:]]
     show(facts(legend))
+    unknown = sorted({each.memory_problem for each in fitting if each.memory_problem})
+    if unknown:
+        show("", facts([("memory", f"not forecast: {problem}") for problem in unknown]))
     problems = [each for each in counts if each.problem]
     if problems:
         show("", facts((each.method, str(each.problem).partition("\n")[0]) for each in problems))
@@ -162,13 +165,8 @@ def _cells(each: MethodCount) -> list[str]:
     from deltatune.comparison.recommend import percent
 
     memory = each.memory
-    assert memory is not None
     assert each.share is not None
-    return [
-        number(each.trained),
-        percent(each.share),
-        size(each.file_bytes),
-        size(memory.activations),
-        size(memory.gradients + memory.optimizer),
-        size(memory.peak),
-    ]
+    cells = [number(each.trained), percent(each.share), size(each.file_bytes)]
+    if memory is None:
+        return [*cells, MISSING, MISSING, MISSING]
+    return [*cells, size(memory.activations), size(memory.gradients + memory.optimizer), size(memory.peak)]

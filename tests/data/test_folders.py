@@ -11,6 +11,7 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.data.split_names import match_splits
+from support.fuzz import mutations, outcome
 
 ROWS = [{"text": f"text number {i}", "label": ("bad", "good")[i % 2]} for i in range(120)]
 
@@ -202,3 +203,32 @@ def test_the_folders_of_webnlg(tmp_path: Path) -> None:
 def test_other_xml(tmp_path: Path, content: str, part: str) -> None:
     (tmp_path / "a.xml").write_text(content)
     assert part in complaint(tmp_path / "a.xml")
+
+
+CARD = (
+    "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    "          '0': bad\n          '1': good\n---\n# Films\n"
+)
+INFO = json.dumps({"features": {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}})
+XML = "<benchmark><entries>{}</entries></benchmark>".format(
+    "".join(
+        f'<entry category="City" eid="Id{i}" size="1"><modifiedtripleset><mtriple>P{i} | size | {i}</mtriple>'
+        f'</modifiedtripleset><lex comment="good" lid="1">P {i}.</lex></entry>'
+        for i in range(20)
+    )
+)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("README.md", CARD), ("dataset_info.json", INFO), ("train.xml", XML)],
+    ids=["card", "info", "xml"],
+)
+def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str, content: str, count: int) -> None:
+    if name != "train.xml":
+        write(tmp_path / "train.jsonl", [{**row, "label": i % 2} for i, row in enumerate(ROWS[:30])])
+    for mutation, mutated in mutations(content.encode(), seed=0, count=count):
+        (tmp_path / name).write_bytes(mutated)
+        result = outcome(lambda: read(tmp_path), mutation)
+        assert isinstance(result, DeltatuneError) or result.train

@@ -97,7 +97,8 @@ def _names_of_card(features: Any) -> ClassNames:
     for feature in features if isinstance(features, list) else []:
         types = (feature.get(key) for key in ("dtype", "sequence", "list")) if isinstance(feature, dict) else ()
         for kind in types:
-            by_number = kind.get("class_label", {}).get("names") if isinstance(kind, dict) else None
+            label = kind.get("class_label") if isinstance(kind, dict) else None
+            by_number = label.get("names") if isinstance(label, dict) else None
             if isinstance(by_number, dict):
                 by_number = [by_number.get(str(i), by_number.get(i)) for i in range(len(by_number))]
             if _are_names(by_number):

@@ -36,7 +36,7 @@ def _row(entry: ElementTree.Element) -> Row:
     return {
         "category": entry.get("category", ""),
         "eid": entry.get("eid", ""),
-        "size": int(entry.get("size", "0")) if entry.get("size", "0").isdecimal() else len(triples),
+        "size": len(triples),
         "modified_triple_sets": {"mtriple_set": [triples]},
         "lex": {
             "comment": [text.get("comment", "") for text in lex],

@@ -118,6 +118,14 @@ def test_nameless_columns(tmp_path):
     assert "line 3 has a value in column 3, which has no name" in complaint(read_rows, path)
 
 
+def test_columns_of_one_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,Text ,label\n" + "".join(f"film {i},book {i},{i % 2}\n" for i in range(60)))
+    message = complaint(read, path)
+    assert "the columns 'text' and 'Text ' differ only in case or blanks: name one with --text NAME." in message
+    assert read(path, text=["Text "]).text == ("Text ",)
+
+
 # --- streams are read as files are ---
 
 

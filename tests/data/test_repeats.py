@@ -137,7 +137,7 @@ def test_texts_without_a_visible_character(tmp_path):
     data = make(train=[*make().train, *rows(("joined \ufefffile", "yes"), ("\x07bell", "no"))])
     assert remarks(data) == [
         "train: there are control characters in 1 row (122).",
-        "train: there are byte-order marks (U+FEFF), where files were joined in 1 row (121).",
+        "train: there are byte-order marks (U+FEFF) in 1 row (121).",
     ]
 
 

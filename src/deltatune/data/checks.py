@@ -23,7 +23,7 @@ DAMAGE = {
     "letters such as 'Ã©' and 'â€™', UTF-8 read as another encoding": re.compile(
         "[ÂÃ][\x80-\xbf]|â€[\x80-\xbf\u2018-\u201e\u2122\u0153\u0161\u00a6\u02dc]|ï¿½|ðŸ"
     ),
-    "byte-order marks (U+FEFF), where files were joined": re.compile("\ufeff"),
+    "byte-order marks (U+FEFF)": re.compile("\ufeff"),
 }
 """Characters of texts that were damaged before they came here."""
 ASCII_DAMAGE = [("control characters", DAMAGE["control characters"])]

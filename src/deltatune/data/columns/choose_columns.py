@@ -57,6 +57,14 @@ def choose_columns(
         problems.append(f"which column holds {rules.texts} is not clear: name it with {rules.text_option}.")
     if rules.label and not chosen_label:
         problems.append(f"which column holds {rules.label} is not clear: name it with --label NAME.")
+    for column, option in [
+        *((name, "--text") for name in chosen_text if name not in text),
+        *((name, "--label") for name in [chosen_label] if name and name != label and name not in chosen_text),
+    ]:
+        twins = [name for name in names if normalised(name) == normalised(column)]
+        if len(twins) > 1:
+            listed = " and ".join(map(repr, twins))
+            problems.append(f"the columns {listed} differ only in case or blanks: name one with {option} NAME.")
     if problems:
         hint = (
             " If the first line of the file is data already, put a line with column names above it." if header else ""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import LlamaForTokenClassification
 
 from deltatune import IDPG, DeltatuneError, Host, Prompt, Template, parse
 from deltatune.tasks.language_modeling import LanguageModel
@@ -151,3 +152,11 @@ def test_a_model_without_weights_can_be_asked_for_counts(method):
     with torch.device("meta"):
         model = models.tiny("bert")
     assert Host(model).attach("a", method).count == method.count(make_host("bert").sites)
+
+
+def test_labels_of_tags_are_no_answers():
+    host = Host(LlamaForTokenClassification(models.tiny("llama").config))
+    attach(host, "a", METHOD)
+    ids = tokens()
+    assert torch.isfinite(host.model(ids, labels=ids % 3).loss)
+    assert delta_of(host).prompt_ids.tolist() == [[-1, -1, -1, *ids[0].tolist()]]

@@ -229,9 +229,15 @@ class CountingHost:
             labels = ids if training.task == "tag" else ids[:, 0]
             return _cross_entropy(logits, labels)
         more: dict[str, Any] = {"decoder_input_ids": ids} if reads_decoder_states(host) else {}
-        if getattr(host.model.config, "use_cache", False):
-            more["use_cache"] = False
-        logits = host.model(**batch, **more).logits
+        config: Any = host.model.config
+        caching = getattr(config, "use_cache", False)
+        if caching:  # by the config: said in the call, it may be a step of generation without a cache
+            config.use_cache = False
+        try:
+            logits = host.model(**batch, **more).logits
+        finally:
+            if caching:
+                config.use_cache = caching
         return _cross_entropy(logits[:, -length:], ids)
 
 

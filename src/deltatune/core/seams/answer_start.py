@@ -22,7 +22,9 @@ IGNORED = -100
 class AnswerStart:
     """The first column of each row's answer, if an active adapter wants to know it."""
 
-    def __init__(self) -> None:
+    def __init__(self, language_model: bool) -> None:
+        self.language_model = language_model
+        """Whether labels of tokens are those of a language-model head, and not tags."""
         self.wanted = False
         """Whether an active adapter treats prompt and answer differently, and the model is a decoder."""
         self.stated: Tensor | None = None
@@ -48,7 +50,7 @@ class AnswerStart:
         tokens = tokens_of(batch)
         if self.stated is not None:
             return self.stated.to(tokens.device).repeat_interleave(len(tokens) // len(self.stated))
-        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        labels, mask = batch.get("labels") if self.language_model else None, batch.get("attention_mask")
         if isinstance(labels, Tensor) and labels.shape == tokens.shape[:2] and not labels.is_floating_point():
             return first_labelled(labels, mask)
         past, new = past_of(batch), tokens.shape[1]

@@ -17,6 +17,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
 from deltatune.core.seams.answer_start import AnswerStart, end_of_prompt, past_of, tokens_of
 from deltatune.core.seams.hook_points import BatchContext
+from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.core.sites.site import Facts
 
 
@@ -27,7 +28,7 @@ class PromptSeam:
         self.facts, self.context = facts, context
         pad = getattr(model.config, "pad_token_id", None)
         self.pad = pad if isinstance(pad, int) else 0
-        self.answers = AnswerStart()
+        self.answers = AnswerStart(output_embeddings(model) is not None)
         self.lengths: dict[str, int] = {}
         """Virtual tokens of each active adapter that has any."""
         self.route = Route()

@@ -18,6 +18,8 @@ from deltatune.comparison.summary import summarise
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
+SEARCH = "search"
+"""Folder of the adapters that are kept until the search is over."""
 TESTED = "-test"
 """Suffix of a cell's key in the records of its test scores."""
 
@@ -77,8 +79,8 @@ class Comparison:
         finals = [self._test(candidate, record) for record in search.chosen]
         for records in search.runs.values():
             for record in records:
-                if record["stage"] != "final":
-                    shutil.rmtree(plan.out / record["adapter"], ignore_errors=True)
+                # also of runs whose test scores are of an earlier session, which was killed before it came to this
+                shutil.rmtree(plan.out / SEARCH / record["cell"].removesuffix(TESTED), ignore_errors=True)
         return [record for record in finals if record["status"] == "ok"]
 
     def _score(self, record: Record) -> float:
@@ -104,7 +106,7 @@ class Comparison:
 
     def _save(self, record: Record) -> Record:
         """Keep the trained adapter until the search is over."""
-        folder, session = f"search/{record['cell']}", self.plan.session
+        folder, session = f"{SEARCH}/{record['cell']}", self.plan.session
         session.host.save(session.name, self.plan.out / folder)
         return record | {"adapter": folder}
 

@@ -285,4 +285,4 @@ def complete(folder: Path) -> bool:
         check_folder(folder)
     except DeltatuneError:
         return False
-    return set(FILES) <= read_json(folder / MANIFEST)["files"].keys()
+    return bool(set(FILES) <= read_json(folder / MANIFEST)["files"].keys())

@@ -98,9 +98,25 @@ def test_the_labelled_one_of_two_test_files_is_the_test_split(tmp_path: Path) ->
     assert "the 20 testset rows have no label, so they are not used" in data.notes
 
 
+def test_texts_whose_names_begin_like_splits_are_a_corpus(tmp_path: Path) -> None:
+    for name in ("train_journey", "test_drive", "dev_notes", "novel"):
+        (tmp_path / f"{name}.txt").write_text(f"A text on {name}.\n" * 200)
+    data = read(tmp_path)
+    assert data.task == "lm"
+    assert {row["name"] for row in data.train} == {"train_journey.txt", "test_drive.txt", "dev_notes.txt", "novel.txt"}
+
+
+def test_names_that_end_in_splits_beside_one_that_begins_so(tmp_path: Path) -> None:
+    for name, rows in (("films_train", ROWS[:80]), ("films_test", ROWS[80:]), ("dev_notes", ROWS[:3])):
+        write(tmp_path / f"{name}.jsonl", rows)
+    assert len(read(tmp_path).test) == 40
+    assert "not used, as no split has their name: dev_notes.jsonl" in read(tmp_path).notes
+
+
 @pytest.mark.parametrize(
     ("names", "part"),
     [
+        (["train_timetable", "buses"], "which one is train: train_timetable, buses?"),
         (["train_r1", "train_r2", "dev_r1"], "which one is train: train_r1, train_r2? Keep one"),
         (["train", "dev_a", "val_a"], "both 'dev_a' and 'val_a' can be validation_a"),
         (["train-00000-of-00003", "train-00002-of-00003"], "the shards of train are not complete"),

@@ -90,16 +90,17 @@ def _files(folder: Path) -> Source:
     files_of: dict[str, list[Path]] = {}
     for file in files:
         files_of.setdefault(VERSION.sub("", SHARD.sub("", file.stem.lower())), []).append(file)
-    documents = all(fmt.document for file in files for fmt in file_formats(file))
-    if not documents and not match_splits(files_of).splits:
-        files_of = _by_last_word(files_of)
+    documents = bool(files) and all(fmt.document for file in files for fmt in file_formats(file))
+    if not documents and "train" not in match_splits(files_of).splits:
+        by_word = _by_last_word(files_of)
+        files_of = by_word if "train" in match_splits(by_word, in_parts=False).splits else files_of
     tables_of = {stem: files_of.pop(stem + TABLES) for stem in list(files_of) if stem + TABLES in files_of}
     if list(files_of) == [DATA] and (folder / SAVED).is_file():
         files_of = {"train": files}
     shards_of = {path.name.lower(): _shards(path) for path in subfolders if match_splits([path.name]).splits}
     shards_of = {name: shards for name, shards in shards_of.items() if shards and name not in files_of}
     files_of |= shards_of
-    match = match_splits(files_of)
+    match = match_splits(files_of, in_parts=not documents)
     if files and not match.splits and documents:
         rows = [{"name": file.name, **row} for file in files for row in read_rows(file)]
         notes = _unused(folder, [item for item in _visible(folder) if item not in files])

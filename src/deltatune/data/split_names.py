@@ -28,18 +28,20 @@ class SplitMatch:
     """Where two names mean the same split, one sentence each."""
 
 
-def match_splits(names: Iterable[str]) -> SplitMatch:
+def match_splits(names: Iterable[str], in_parts: bool = True) -> SplitMatch:
     """The splits among the names of files, folders or hub splits, in any case.
 
     A name may be a split's (`dev`), or begin with it (`dev_mismatched`, `test-w-refs`). Where no name is the split's
     own, the first of its parts stands for it. Parts of validation and test are kept, under `validation_` and `test_`
-    and the rest of their name; parts of train beside a train split are not used, and several without one are a problem.
+    and the rest of their name; parts of train beside a train split are not used. Several of them without one are a
+    problem, as is one beside names of no split. With `in_parts=False` only a split's own names count.
     """
     names = list(names)
     match = SplitMatch()
     for split in SPLITS:
         whole = [name for synonym in SPLIT_NAMES[split] for name in names if name.lower() == synonym]
-        parts = {name: part for name in names if name not in whole and (part := _part(name.lower(), split))}
+        others = [name for name in names if in_parts and name not in whole]
+        parts = {name: part for name in others if (part := _part(name.lower(), split))}
         if len(whole) > 1:
             match.problems.append(f"both {whole[0]!r} and {whole[1]!r} can be the {split} split: keep one of them.")
         if split == "train" and not whole and len(parts) > 1:
@@ -56,6 +58,9 @@ def match_splits(names: Iterable[str]) -> SplitMatch:
             elif name != main:
                 match.splits[f"{split}_{part}"] = name
     match.unused.extend(name for name in names if name not in match.splits.values())
+    only = next(iter(match.splits.values())) if list(match.splits) == ["train"] else ""
+    if match.unused and _part(only.lower(), "train") and not match.problems:
+        match.problems.append(f"which one is train: {', '.join([only, *match.unused])}? Name one of them train.")
     return match
 
 

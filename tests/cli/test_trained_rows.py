@@ -68,3 +68,21 @@ def test_damaged_hashes_are_an_error(trained, data, tmp_path):
     done = ran("evaluate", "--adapter", broken, "--data", data)
     assert done.code != 0
     assert ROWS in done.err
+
+
+def test_compare_and_pretrain_keep_them_too(data, tiny_folder, tmp_path):
+    method = ("--method", "BitFit()", "--rates", "1", "--seeds", "1")
+    done = ran("compare", "--model", tiny_folder, "--data", data, *QUICK, *method, "--out", tmp_path / "compared")
+    assert done.code == 0, done.err
+    [winner] = (tmp_path / "compared" / "adapters").iterdir()
+    found = evaluated(winner, write_csv(tmp_path / "train.csv", reviews(64, 0)))
+    assert (found["rows"], found["same_label"]) == (64, 64)
+    assert evaluated(winner, write_csv(tmp_path / "dev.csv", reviews(20, 1)))["validation_rows"] == 20
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"the film {i} is good and the plot is bad\n" for i in range(60)))
+    done = ran(
+        "pretrain", "--model", tiny_folder, "--data", texts, "--method", "Full()", "--epochs", "1", "--lr", "1e-3",
+        "--precision", "float32", "--out", tmp_path / "pretrained",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert (tmp_path / "pretrained" / "run" / "adapter" / ROWS).is_file()

@@ -16,7 +16,8 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.training import Settings
 from deltatune.training.session import open_adapter
 from support import models
-from support.command_line import ran, reviews, write_csv
+from support.command_line import ran, review_folder, reviews, write_csv
+from support.killed import killed
 from support.language_models import generation_tokenizer
 
 SETTINGS = Settings(epochs=1, batch_size=8, learning_rate=1e-2, precision="float32")
@@ -159,3 +160,37 @@ def test_the_command_prints_the_matrix_and_measures(files, tiny_folder, tmp_path
         assert message in refused.err
     single = ran("continual", "--model", tiny_folder, "--data", files["mood"])
     assert "at least two tasks" in single.err
+
+
+def kill_command(folder):
+    review_folder(folder / "data")
+    write_csv(folder / "more.csv", reviews(40, 9))
+    models.tiny("bert").save_pretrained(folder / "model")
+    models.tiny_tokenizer().save_pretrained(folder / "model")
+    sources = ["--data", f"first={folder / 'data'}", "--data", f"second={folder / 'more.csv'}"]
+    quick = ["--max-length", "16", "--precision", "float32", "--epochs", "1", "--method", "LoRA(r=2)"]
+    return ["continual", "--model", str(folder / "model"), *sources, *quick]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def assert_as_if_never_killed(folder):
+    whole = contents(folder / "whole")
+    others = [path for path in folder.iterdir() if path.name != "whole" and (path / "metrics.json").exists()]
+    for other in others:
+        assert contents(other) == whole, other.name
+    return len(others)
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
+    killed(kill_command(tmp_path), tmp_path, touches=1, clock=1)
+    assert assert_as_if_never_killed(tmp_path) == 3
+
+
+@pytest.mark.slow
+def test_there_is_no_moment_at_which_a_kill_does_harm(tmp_path):
+    """Killed before 20 random changes of files, and one run at 20 random times."""
+    killed(kill_command(tmp_path), tmp_path, touches=20, clock=20)
+    assert assert_as_if_never_killed(tmp_path) == 22

@@ -330,5 +330,9 @@ def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
 
 def example_file(task: Task) -> str:
     """Example of a file name for `deltatune predict`."""
+    parts = getattr(task, "parts", None)
+    if parts:
+        name = next(iter(parts))
+        return f"--part {name} {example_file(parts[name])}"
     one = len(task.text) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"

@@ -18,6 +18,7 @@ from deltatune.comparison.run_comparison import slug
 from deltatune.core.method import Method
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json
+from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.heads import Head, Heads
 from deltatune.training.session import Session
 
@@ -39,18 +40,26 @@ def run(plan: ContinualPlan, on_training: OnTraining | None = None, force: bool 
 
     Raises DeltatuneError for a folder with another run.
     """
-    record = plan.record()
-    if force:
-        shutil.rmtree(plan.out / TRAININGS, ignore_errors=True)
-    before = run_folder.open_run(plan.out, record, force)
-    if before is not None:
-        return before
+    with FolderLock(plan.out):
+        before = run_folder.open_run(plan.out, plan.record(), force)
+        if force:
+            shutil.rmtree(plan.out / TRAININGS, ignore_errors=True)
+        return _run(plan, on_training or (lambda text, scores: None)) if before is None else before
+
+
+def _run(plan: ContinualPlan, on_training: OnTraining) -> dict[str, Any]:
+    """Run the trainings that are left."""
+    for draft in [*(plan.out / TRAININGS).rglob(".*")]:  # of a killed process: no other one has the folder now
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
     entries = []
     for method in plan.methods:
         results: dict[Mode, list[dict[str, Any]]] = {mode: [] for mode in plan.modes}
         counts: dict[str, int] = {}
         for seed in plan.seeds:
-            learner = _Learner(plan, method, seed, on_training or (lambda text, scores: None))
+            learner = _Learner(plan, method, seed, on_training)
             for mode in plan.modes:
                 results[mode].append({"seed": seed, **learner.learn(mode)})
             counts = learner.counts

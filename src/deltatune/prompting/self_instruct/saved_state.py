@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.regular_files import file_problem
 from deltatune.core.strict_json import dumps, loads
 from deltatune.prompting.self_instruct.seed_tasks import Row
 from deltatune.store.atomic_files import read_json, write_file
@@ -107,6 +108,10 @@ class SavedState:
             raise DeltatuneError(f"{self.out}: the output is JSON lines, so the name of the file must end in .jsonl")
         if self.out.is_dir():
             raise DeltatuneError(f"{self.out} is a folder; name a file")
+        for path in (self.out, self.rejected, self.state):
+            problem = file_problem(path) if os.path.lexists(path) else None
+            if problem:
+                raise DeltatuneError(f"cannot write {path}: {problem}; choose another file")
 
     def _read_state(self) -> dict[str, Any]:
         if not self.state.is_file():
@@ -119,7 +124,9 @@ class SavedState:
             return {}
         state = read_json(self.state)
         if state.get("form") != SCHEMA:
-            raise DeltatuneError(f"{self.state} has schema {state.get('form')}, this version reads {SCHEMA}")
+            raise DeltatuneError(f"{self.state} has schema {_short(state.get('form'))}, this version reads {SCHEMA}")
+        damage = _damage(state)
+        raise_all(damage, f"{self.state} is damaged; restore it, or choose another file:" if damage else "")
         old = {OLD_NAMES.get(name, name): value for name, value in state["identity"].items()}
         names = [*self.identity, *(name for name in old if name not in self.identity)]
         raise_all(
@@ -150,6 +157,28 @@ class SavedState:
             raise DeltatuneError(f"{path} has lines that were not generated here; remove them, or choose another file")
         file.truncate(recorded["bytes"])
         return content_hash
+
+
+def _damage(state: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the record of a run."""
+    problems = [
+        f"{name} is {_short(state.get(name))}, it must be {words}"
+        for name, kind, words in (
+            ("identity", dict, "an object"),
+            ("files", dict, "an object"),
+            ("round", int, "a number"),
+        )
+        if type(state.get(name)) is not kind
+    ]
+    files = state.get("files")
+    for name in ("kept", "rejected") if isinstance(files, dict) else ():
+        entry = files.get(name)
+        sound = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("hash"), str)
+        if not sound or entry["bytes"] < 0:
+            problems.append(f"files.{name} is {_short(entry)}, it must have bytes and a hash")
+    if type(state.get("round")) is int and not 0 < state["round"] < 2**31:
+        problems.append(f"round is {_short(state['round'])}, it must be a number from 1")
+    return problems
 
 
 def _unfinished(rest: bytes, finished: int) -> bool:

@@ -203,6 +203,16 @@ def test_webnlg_has_triples_references_and_seen_categories(tmp_path: Path) -> No
     assert "52 texts whose comment is not 'good' are not used" in data.notes
 
 
+def test_webnlg_in_several_languages_says_so(tmp_path: Path) -> None:
+    rows = [
+        {"modified_triple_sets": {"mtriple_set": [[f"A{i} | in | B"]]},
+         "lex": {"text": [f"A{i} is in B.", f"A{i} w B."], "lang": ["en", "ru"], "comment": ["good", ""]}}
+        for i in range(40)
+    ]  # fmt: skip
+    notes = read(_jsonl(tmp_path / "webnlg.jsonl", rows)).notes
+    assert any("in several languages (en 40, ru 40)" in note for note in notes)
+
+
 def test_dart_has_every_annotation_as_a_reference(tmp_path: Path) -> None:
     data = read(OTHERS["dart"].write_parquet(tmp_path / "dart"))
     assert len(data.train) == 2 * TRAIN

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,29 +167,31 @@ def plain_splits(form: PublishedForm, splits: Splits) -> tuple[Splits, list[str]
         notes[0] = f"the columns are those of {form.name}; made of them: {', '.join(made)}"
         notes += [f"{form.name}: {form.note}"] if form.note else []
     if form.convert is nested.webnlg:
-        return _with_seen(plain), notes + _left_out(plain)
+        return _with_seen(plain), notes + _about_texts(plain)
     return plain, notes
 
 
 def _with_seen(splits: Splits) -> Splits:
     """Rows of WebNLG with `seen`: whether train has their category."""
-    categories = {row.get("category") for row in splits["train"]}
+    categories = {str(row.get("category")) for row in splits["train"]}
 
     def seen(row: Row) -> Row:
-        return row if "seen" in row else {**row, "seen": "seen" if row.get("category") in categories else "unseen"}
+        return row if "seen" in row else {**row, "seen": "seen" if str(row.get("category")) in categories else "unseen"}
 
     return {split: [seen(row) for row in rows] for split, rows in splits.items()}
 
 
-def _left_out(splits: Splits) -> list[str]:
-    """A note on the texts of WebNLG that its annotators did not find good."""
+def _about_texts(splits: Splits) -> list[str]:
+    """Notes on the texts of WebNLG: those that its annotators did not find good, and several languages."""
     rows = [row for part in splits.values() for row in part]
-    left_out = sum(_texts_of(row["lex"]) - len(row["references"]) for row in rows)
-    return [f"{left_out} texts whose comment is not 'good' are not used"] if left_out else []
-
-
-def _texts_of(lex: Any) -> int:
-    return len(lex["text"]) if isinstance(lex, Mapping) else len(lex)
+    texts = [text for row in rows for text in nested.objects_of(row["lex"])]
+    left_out = len(texts) - sum(len(row["references"]) for row in rows)
+    languages = Counter(text["lang"] for text in texts if text.get("lang"))
+    notes = [f"{left_out} texts whose comment is not 'good' are not used"] if left_out else []
+    if len(languages) > 1:
+        listed = ", ".join(f"{language} {count}" for language, count in languages.most_common())
+        notes.append(f"the texts are in several languages ({listed}), and all of them are used: keep one in `lex`")
+    return notes
 
 
 def with_plain_columns(rows: Sequence[Row], text: Sequence[str], where: str, several: bool = True) -> list[Row]:

@@ -27,7 +27,7 @@ def webnlg(row: Row) -> list[Row]:
     triples = [[part.strip() for part in triple.split("|")] for triple in first]
     if not triples or any(len(triple) != TRIPLE_PARTS for triple in triples):
         raise ValueError("a triple is not subject | relation | object")
-    texts = [lex["text"] for lex in _objects(row["lex"]) if str(lex.get("comment") or "good").lower() == "good"]
+    texts = [lex["text"] for lex in objects_of(row["lex"]) if str(lex.get("comment") or "good").lower() == "good"]
     return [{**row, "triples": triples, "references": texts}]
 
 
@@ -36,7 +36,7 @@ def dart(row: Row) -> list[Row]:
     triples = [list(triple) for triple in row["tripleset"]]
     if not triples or any(len(triple) != TRIPLE_PARTS for triple in triples):
         raise ValueError("a triple has not three parts")
-    return [{**row, "triples": triples, "references": [note["text"] for note in _objects(row["annotations"])]}]
+    return [{**row, "triples": triples, "references": [note["text"] for note in objects_of(row["annotations"])]}]
 
 
 def wikisql(row: Row) -> list[Row]:
@@ -116,7 +116,7 @@ def _located(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": answer["text"], "start": answer["start"]}
 
 
-def _objects(value: Any) -> Sequence[Mapping[str, Any]]:
+def objects_of(value: Any) -> Sequence[Mapping[str, Any]]:
     """A list of objects, also where it is an object of lists, as `datasets` has it."""
     if isinstance(value, Mapping):
         columns = {name: items for name, items in value.items() if isinstance(items, (list, tuple))}

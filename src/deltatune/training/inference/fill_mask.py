@@ -32,7 +32,7 @@ def fill_masks(
     name: str | None = None,
     weight: float = 1.0,
     words: Sequence[str | None] | None = None,
-    batch_size: int = 16,
+    batch_size: int = 8,
     precision: str = "float32",
     first: int = 0,
 ) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 import typer
 from rich.console import Console
 
+from deltatune.cli import input_rows as lines
 from deltatune.cli.app import app
-from deltatune.cli.commands import predict as lines
 from deltatune.cli.commands.predict import joined
 from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.help_screen import fields_in

@@ -156,6 +156,13 @@ def test_a_json_list_is_no_text(trained):
     assert json.loads(ran("predict", "--adapter", trained, stdin="[laughs] good\n").out)["text"] == "[laughs] good"
 
 
+def test_rows_of_later_batches_are_named(trained, tmp_path):
+    rows = "".join(json.dumps({"text": "good" if i != 5 else 7}) + "\n" for i in range(6))
+    done = ran("predict", "--adapter", trained, "--batch-size", "4", "--out", tmp_path / "a.csv", stdin=rows)
+    refused(done, "rows 5 to 6 of stdin, counted from 0 here: row 1: text is 7, not a text")
+    refused(ran("predict", "--adapter", trained, stdin='{"text": null}\n'), "no text in column 'text'; its columns")
+
+
 def test_values_that_json_has_no_form_for(trained, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -1,0 +1,136 @@
+"""Rows that predict reads: from a file in a data format, or from a stream of texts, JSON lines or a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltatune.core.errors import DeltatuneError, nearest
+
+if TYPE_CHECKING:
+    from deltatune.data.formats.file_format import LineReader
+
+Row = dict[str, Any]
+
+
+def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
+    """Rows of a file, or of stdin for "-"; each has all of the columns, or without `every` at least one of them.
+
+    Files in a data format are read as `read` reads them. The first line of any other file decides, as that of stdin
+    does. Raises DeltatuneError naming the line that cannot be used.
+    """
+    if file == "-":
+        yield from parsed(_decoded(_stdin(), "stdin"), "stdin", None, columns, every)
+        return
+    from deltatune.core.regular_files import check_regular
+    from deltatune.data.formats import file_formats, missing_file, read_rows
+
+    path = Path(file).expanduser()
+    if os.path.lexists(path) and not path.is_file() and not path.is_dir():
+        try:
+            check_regular(path)
+        except DeltatuneError as error:
+            raise DeltatuneError(f"{error}; a stream is read from stdin: deltatune predict - < {path}") from None
+    if any(not fmt.document for fmt in file_formats(path)):
+        yield from _with_columns(read_rows(path), file, columns, every)
+        return
+    if not path.is_file():
+        raise DeltatuneError(missing_file(path))
+    check_regular(path)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        yield from parsed(_decoded(stream, file), file, None, columns, every)
+
+
+def _stdin() -> Iterable[str]:
+    if sys.stdin is None:
+        raise DeltatuneError("there is no stdin to read rows from; name a file")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")
+    return sys.stdin
+
+
+def _decoded(stream: Iterable[str], name: str) -> Iterator[str]:
+    """The lines of a stream. Raises DeltatuneError for bytes that are not UTF-8, and for null characters of UTF-16."""
+    number = 0
+    try:
+        for number, line in enumerate(stream, start=1):
+            if "\0" in line and line.count("\0") > len(line) // 3:
+                raise DeltatuneError(f"{name} line {number} looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+            yield line
+    except UnicodeDecodeError as error:
+        raise DeltatuneError(
+            f"{name} is not UTF-8 after line {number} ({error.reason}); convert it: iconv -f OLD -t UTF-8"
+        ) from None
+    except OSError as error:
+        raise DeltatuneError(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def parsed(
+    lines: Iterator[str], name: str, reader: LineReader | None, columns: Sequence[str], every: bool = True
+) -> Iterator[Row]:
+    """Rows of lines. Without a reader the first line decides: an object is JSONL, the columns' names a CSV header."""
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = itertools.chain([first], lines)
+    reader = reader or _reader_of(first, columns)
+    yield from _with_columns(reader(lines, name), name, columns, every) if reader else _texts(lines, name, columns)
+
+
+def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
+    """The reader for a JSON object or for a header with the columns; None for a text."""
+    from deltatune.data.formats.csv_tsv import csv_lines, tsv_lines
+    from deltatune.data.formats.json_jsonl import jsonl_lines
+
+    if line.lstrip().startswith("{"):
+        return jsonl_lines
+    if line.strip() == "[" or re.match(r"\s*\[\s*\{\s*\"", line):
+        raise DeltatuneError("this is a JSON list; give one object on each line, or name a file that ends in .json")
+    for reader, separator in ((csv_lines, ","), (tsv_lines, "\t")):
+        header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+        if set(columns) <= set(header):
+            return reader
+    return None
+
+
+def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[Row]:
+    blank = 0
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            blank += 1
+            continue
+        parts = text.split("\t") if len(columns) > 1 else [text]
+        if len(parts) != len(columns):
+            raise DeltatuneError(
+                f"{name} line {number} has {len(parts)} texts, this adapter reads {len(columns)} "
+                f"({', '.join(columns)}): put one tab between them"
+            )
+        yield dict(zip(columns, parts, strict=True))
+    if blank:
+        were = "1 blank line was" if blank == 1 else f"{blank} blank lines were"
+        print(f"{name}: {were} skipped", file=sys.stderr)
+
+
+def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every: bool) -> Iterator[Row]:
+    """The rows, after a check that each has all of the texts, or one of them."""
+    from deltatune.data.published.forms import with_plain_columns
+
+    for number, row in enumerate(rows, 1):
+        if any(column not in row for column in columns):  # it may be in a published form, with nested columns
+            row = with_plain_columns([row], columns, f"{name} row {number}", several=False)[0]
+        missing = [column for column in columns if not row.get(column) and not isinstance(row.get(column), str)]
+        if missing and (every or len(missing) == len(columns)):
+            names = ", ".join(row) or "none"
+            near = "" if missing[0] in row else nearest(missing[0], row)
+            raise DeltatuneError(
+                f"{name} row {number} has no text in column {missing[0]!r}{near}; its columns: {names}"
+            )
+        yield row

@@ -37,10 +37,10 @@ def test_a_draw_has_so_many_rows_of_each_class(folder):
     assert drawn.test == data.test
     assert few_shot(data, 4, 0) == drawn
     assert few_shot(data, 4, 1).train != drawn.train
-    assert "draws of 4 rows of each class out of 80" in drawn.notes[-1]
+    assert "drawn: 4 rows of each class out of 80" in drawn.notes[-1]
     many = few_shot(data, 20, 0)
     assert (counts(many.train), many.validation) == ({"good": 20, "bad": 20}, data.validation)
-    assert "fewer of a class" in many.notes[-1]
+    assert "too few to draw from" in many.notes[-1]
     with pytest.raises(DeltatuneError, match="has only 40 rows"):
         few_shot(data, 41, 0)
 

@@ -21,11 +21,11 @@ def few_shot(data: Data, shots: int, seed: int) -> Data:
         raise DeltatuneError(f"--shots {shots}: a mixture of tasks cannot be drawn from; give a single data set")
     train = draw_shots(data.train, data.label, data.kind, shots, seed)
     each = " of each class" if data.kind in ("classes", "many") else ""
-    note = f"trained on draws of {shots} rows{each} out of {len(data.train):,}"
+    note = f"training rows are drawn: {shots} rows{each} out of {len(data.train):,}"
     try:
         validation = draw_shots(data.validation, data.label, data.kind, shots, seed)
         note += "; as many validation rows"
     except DeltatuneError:
         validation = data.validation
-        note += f"; all {len(validation):,} validation rows, which have fewer of a class"
+        note += f"; the {len(validation):,} validation rows stay, as there are too few to draw from"
     return replace(data, train=train, validation=validation, notes=(*data.notes, note))

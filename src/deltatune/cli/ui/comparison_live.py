@@ -113,7 +113,7 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     further = list(dict.fromkeys(split for row in summary["methods"] for split in row.get("more_scores") or {}))
     ranked = sorted(method_results(summary), key=lambda result: (result.score is None, -sign * (result.score or 0.0)))
     best = ranked[0].score if ranked else None
-    rows = []
+    rows: list[list[Text]] = []
     for result in ranked:
         name = result.row["method"] if width >= WIDE else result.label
         interval = result.interval

@@ -10,6 +10,7 @@ import pytest
 from deltatune.comparison.records import Records
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.atomic_files import read_json, write_json
+from deltatune.store.fingerprint import contents_of
 from deltatune.store.run_folder import RECORD, write_record
 from deltatune.training import reporting
 
@@ -25,9 +26,11 @@ def test_a_metric_that_is_not_finite_is_null_in_every_file(tmp_path: Path) -> No
     write_record(tmp_path / RECORD, {"scores": {"perplexity": math.inf, "loss": 2.5}})
     assert strict((tmp_path / RECORD).read_text()) == {"scores": {"perplexity": None, "loss": 2.5}}
 
-    records = Records(tmp_path)
+    folder = tmp_path / "comparison"
+    (folder / "predictions").mkdir(parents=True)
+    records = Records(folder)
     records.add({"cell": "a", "status": "failed", "scores": {"loss": math.nan}}, answers=["text"])
-    assert strict((tmp_path / "results.jsonl").read_text())["scores"] == {"loss": None}
+    assert strict((folder / "results.jsonl").read_text())["scores"] == {"loss": None}
 
 
 def test_metrics_of_steps_are_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +59,9 @@ def test_lines_of_metrics_may_end_early_but_not_be_broken_before(tmp_path: Path)
     path.write_text('{"step": 1\n{"step": 2}\n')
     with pytest.raises(DeltatuneError, match=r"metrics.jsonl line 1"):
         reporting.read(path)
+
+
+def test_a_manifest_of_a_model_that_lists_no_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": []}')
+    with pytest.raises(DeltatuneError, match=r"manifest.json lists no files"):
+        contents_of(str(tmp_path))

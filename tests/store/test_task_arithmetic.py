@@ -398,3 +398,11 @@ def test_unknown_names_and_broken_weights():
     with pytest.raises(DeltatuneError, match="name the adapters"):
         combine(host, "c", {})
     assert isinstance(host.model, nn.Module)
+
+
+@pytest.mark.parametrize("weight", ["x", None, True, [1]])
+def test_a_weight_that_is_no_number_is_named(weight):
+    host = Host(models.tiny("bert"))
+    host.attach("a", parse("LoRA(r=2)"), head=False)
+    with pytest.raises(DeltatuneError, match=r"the weight of 'a' is .*, it must be a number"):
+        combine(host, "b", {"a": weight})

@@ -93,7 +93,10 @@ def contents_of(model: str) -> str | None:
         return None
     content = hashlib.blake2b(digest_size=16)
     if (folder / MANIFEST).is_file():
-        content.update(str(sorted(read_json(folder / MANIFEST).get("files", {}).items())).encode())
+        files = read_json(folder / MANIFEST).get("files")
+        if not isinstance(files, dict):
+            raise DeltatuneError(f"{folder / MANIFEST} lists no files; save the model again or restore a copy")
+        content.update(str(sorted(files.items())).encode())
         return content.hexdigest()
     for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
         content.update(f"{path.name} {path.stat().st_size} {_sampled_hash(path)}".encode())

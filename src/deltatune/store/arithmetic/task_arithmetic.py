@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
-from deltatune.core.trained_rows import rows_of_all
 from deltatune.core.route import unknown_adapters
+from deltatune.core.trained_rows import rows_of_all
+from deltatune.core.validation import shortened
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms
 from deltatune.store.arithmetic.summed_deltas import CombinedTensors, CombineOptions, How, sum_as_matrices, sum_exactly
 from deltatune.store.arithmetic.ties_dare import Scope
@@ -66,6 +68,11 @@ def combine(
     `head`: the adapter whose task head to take, `"mean"` for the weighted mean, False for none.
     Raises DeltatuneError for adapters without a weight form, and if an option is missing or does not apply.
     """
+    raise_all([
+        f"the weight of {name!r} is {shortened(weight)}, it must be a number"
+        for name, weight in weights.items()
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real)
+    ])  # fmt: skip
     weights = {adapter: float(weight) for adapter, weight in weights.items()}
     options = _options(host, weights, how, rank, density, scale, scope, seed)
     with host.using(None):  # the base's own weights must be in place

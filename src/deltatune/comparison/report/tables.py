@@ -64,6 +64,7 @@ def failures(failed: Sequence[Mapping[str, Any]]) -> str:
 def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: bool) -> list[Column]:
     ends = [value for result in methods for value in (result.interval or ())]
     ends += [result.score for result in methods if result.score is not None]
+    ends += [value for result in methods for value in _seed_scores(result)]  # their ticks stay on the scale
     scale = linear(ends, 4, 104, pad=0.04)
     scores = [result.score for result in methods if result.score is not None]
     best = (min if lower else max)(scores, default=None)
@@ -89,11 +90,18 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
         Column("memory", "Memory", "peak", _formatted("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
         Column("latency", "Latency", "unmerged / merged", _latency, _number("latency_ratio")),
-        Column("tokens", "Tokens", "added to a text", _formatted("tokens", formats.count), _number("tokens")),
+        *_tokens(methods),
         Column("pscp", "PSCP", "see below", _formatted("pscp", formats.score), _number("pscp"), False),
         Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),
     ]
+
+
+def _tokens(methods: Sequence[MethodResult]) -> list[Column]:
+    """The length cost, where a method has one."""
+    if not any(result.number("tokens") for result in methods):
+        return []
+    return [Column("tokens", "Tokens", "added to a text", _formatted("tokens", formats.count), _number("tokens"))]
 
 
 def _more_scores(methods: Sequence[MethodResult], lower: bool) -> list[Column]:

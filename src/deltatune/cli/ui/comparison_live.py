@@ -130,8 +130,8 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
     costs = ["trained", "share", "time", "latency", "merged"]
     if adds_tokens(summary):
         costs.append("tokens")
-        for cells, result in zip(rows, ranked, strict=True):
-            cells.append(Text(count(result.number("tokens")), style=cells[0].style))
+        for row, result in zip(rows, ranked, strict=True):
+            row.append(Text(count(result.number("tokens")), style=row[0].style))
     columns = ["method", summary["metric"], "95 %", "", *further, *costs]
     right = [summary["metric"], "95 %", *further, *costs]
     return table(columns, rows, right=right, gap=2 if width >= WIDE else 1)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from deltatune.core.errors import DeltatuneError
+from deltatune.training import train
+from support import models
 from support.command_line import QUICK, ran, review_folder
 from support.holder import Holder
+from support.runs import PLAIN, ROWS, TASK, host_with
 
 
 @pytest.fixture
@@ -72,3 +76,20 @@ def test_of_runs_begun_at_once_one_is_let_in(kind, tiny_folder, data, tmp_path):
             json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line
         ]
         assert steps == list(range(1, max(steps) + 1))
+
+
+def test_training_from_python_is_refused_as_well(tmp_path):
+    holder = Holder(tmp_path)
+    with pytest.raises(DeltatuneError, match=f"is in use by process {holder.process.pid} on "):
+        train(host_with(), "a", TASK, ROWS, None, models.tiny_tokenizer(), PLAIN, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    holder.end()
+    train(host_with(), "a", TASK, ROWS, None, models.tiny_tokenizer(), PLAIN, tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_runs_in_two_folders_do_not_meet(tiny_folder, data, tmp_path):
+    holder = Holder(tmp_path / "one")
+    done = ran(*commands(tiny_folder, data, tmp_path / "two")["train"])
+    assert done.code == 0, done.err
+    holder.end()

@@ -89,7 +89,7 @@ class IDPG(Method):
     """Width of the layer between; 16 in the authors' code."""
 
     size_field: ClassVar[str | None] = "length"
-    learning_rate: ClassVar[float] = 2e-3
+    learning_rate: ClassVar[float] = 1e-2
     starts_as_base: ClassVar[bool] = False
     view: ClassVar[View] = View(
         "P(x)[i] − h, P(x) = W₂ gelu(W₁ x̄)", "none", "input embeddings at virtual tokens", "replace"

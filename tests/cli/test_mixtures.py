@@ -193,3 +193,24 @@ def test_compare_ranks_methods_by_the_mean_of_the_parts(tiny_folder, files, tmp_
     assert all({"mean", "mood.accuracy", "names.f1"} <= set(entry["scores"]) for entry in summary["methods"])
     assert all(entry["ci95"][0] <= entry["score"] <= entry["ci95"][1] for entry in summary["methods"])
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_merged_mixture_keeps_its_heads_and_its_answers(trained, files, tmp_path):
+    done = ran("merge", "--adapter", trained, "--out", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    head = json.loads(done.out)["head"]
+    both = sources(files, "mood", "names")
+    before, after = (
+        json.loads(ran("evaluate", "--adapter", adapter, *both, "--split", "all", "--json").out)
+        for adapter in (trained, head)
+    )
+    assert after["scores"] == pytest.approx(before["scores"], abs=1e-4)
+    assert after["parts"]["mood"]["trained_on"]["rows"] == before["parts"]["mood"]["trained_on"]["rows"] > 0
+
+
+def test_parts_may_have_names_of_python(tiny_folder, files, tmp_path):
+    data = ["--data", f"items={files['mood']}", "--data", f"update={files['names']}"]
+    done = ran("train", "--model", tiny_folder, *data, *FAST, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "--part items texts.txt" in done.out
+    assert ran("predict", "--adapter", tmp_path / "run", "--part", "update", stdin="the film\n").code == 0

@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from deltatune.store.atomic_files import MANIFEST
+from support import models
 from support.command_line import QUICK, ran, review_folder, reviews, write_csv
+from support.language_models import generation_tokenizer
 
 ROWS = "trained_rows.safetensors"
 
@@ -86,3 +88,42 @@ def test_compare_and_pretrain_keep_them_too(data, tiny_folder, tmp_path):
     )  # fmt: skip
     assert done.code == 0, done.err
     assert (tmp_path / "pretrained" / "run" / "adapter" / ROWS).is_file()
+
+
+KINDS = {
+    "span": ({"question": "what is it", "context": "the film {i} is good"}, {"text": ["film"], "answer_start": [4]}),
+    "generate": ({"input": "the film {i}"}, "good {i}"),
+    "regression": ({"text": "the film {i}"}, None),
+    "tag": ({"tokens": ["the", "film", "{i}"]}, ["O", "B-X", "O"]),
+    "lm": ({"text": "the film {i} is good and the plot is bad"}, None),
+}
+LABELS = {"span": "answers", "generate": "output", "regression": "score", "tag": "tags"}
+OPTIONS = {"generate": ("--new-tokens", "3", "--prompt", "plain"), "lm": ("--text", "text")}
+
+
+def filled(value, i):
+    if isinstance(value, list):
+        return [filled(item, i) for item in value]
+    return value.replace("{i}", str(i)) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("kind", ["span", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "span")])
+def test_rows_of_every_kind_are_recognised_in_another_file(kind, tmp_path):
+    models.tiny("llama", "lm").save_pretrained(tmp_path / "model")
+    generation_tokenizer().save_pretrained(tmp_path / "model")
+    inputs, label = KINDS[kind]
+    rows = []
+    for i in range(40):
+        value = float(i % 7) + 0.5 if kind == "regression" else filled(label, i)
+        rows.append({**{name: filled(text, i) for name, text in inputs.items()}, LABELS.get(kind, "id"): value})
+    for name in ("first", "copy"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = ran(
+        "train", "--model", tmp_path / "model", "--data", tmp_path / "first.jsonl", "--task", kind, "--epochs", "1",
+        "--lr", "1e-2", "--precision", "float32", *OPTIONS.get(kind, ()), "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["data"]["rows"]
+    found = evaluated(tmp_path / "out", tmp_path / "copy.jsonl")
+    assert (found["rows"], found["validation_rows"]) == (counts["train"], counts["validation"])
+    assert found["same_label"] == found["rows"]

@@ -123,7 +123,8 @@ class Mixture(Task):
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """The share of each part in the rows that are sampled, given how many it has."""
-        weights = {name: size ** (1 / self.temperature) for name, size in sizes.items()}
+        largest = max(sizes.values())  # relative sizes: a small temperature makes large powers
+        weights = {name: (size / largest) ** (1 / self.temperature) for name, size in sizes.items()}
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     # --- rows to tokens, heads ---

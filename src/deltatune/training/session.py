@@ -138,7 +138,8 @@ class Session:
         task = self.task
         if self.mixture is not None and self.part is not None:
             task = replace(self.mixture, parts={**self.mixture.parts, self.part: self.task})
-        return predict(self.host, self.name, task, rows, self.tokenizer, batch_size, self.precision, self.part, self.weight)
+        host, tokenizer = self.host, self.tokenizer
+        return predict(host, self.name, task, rows, tokenizer, batch_size, self.precision, self.part, self.weight)
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's folder holds so that `open_adapter` can open it without further options."""
@@ -178,7 +179,7 @@ def open_session(
     if objective is None:
         check_task_fields(data, fields)
     loads = next((kind.loads for kind in kinds if kind.loads == "text"), kinds[0].loads)
-    host, tokenizer = open_host(model, loads, _reads_pooler(head))
+    host, tokenizer = open_host(model, loads, reads_pooler(head))
     head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision)
@@ -211,7 +212,7 @@ def open_adapter(
     stored = task_from_json(extra["task"])
     task = with_fields(stored, fields or {}) if part is None else stored
     trained_on = str(extra.get("model") or config["base"].get("name"))
-    pooler = _reads_pooler((config.get("head") or {}).get("config"))
+    pooler = reads_pooler((config.get("head") or {}).get("config"))
     try:
         host, tokenizer = open_host(model or trained_on, task.loads, pooler)
     except DeltatuneError as error:
@@ -242,9 +243,10 @@ def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:
     return replace(task, **fields) if fields else task  # type: ignore[type-var]
 
 
-def _reads_pooler(head: Mapping[str, Any] | None) -> bool:
+def reads_pooler(head: Mapping[str, Any] | None) -> bool:
+    """Whether a head, as plain data, or one of a mixture's heads reads the base's pooler."""
     parts = (head or {}).get("parts") or {}
-    return (head or {}).get("pooling") == "pooler" or any(_reads_pooler(part) for part in parts.values())
+    return (head or {}).get("pooling") == "pooler" or any(reads_pooler(part) for part in parts.values())
 
 
 def _check_head(answers: str, head: Mapping[str, Any]) -> None:

@@ -85,10 +85,11 @@ def save_head(session: Session, out: Path) -> str | None:
 
     from deltatune.methods.base_weights.unfreeze import Probe
     from deltatune.store.run_folder import ADAPTER
-    from deltatune.training.session import open_host
+    from deltatune.training.session import open_host, reads_pooler
 
-    pooler = head.config.pooling == "pooler"  # type: ignore[union-attr]
-    host, _ = open_host(str(out), session.task.answers, pooler)
-    host.attach(session.name, Probe(), head=deepcopy(head))
+    pooler = reads_pooler(head.config.to_json())  # type: ignore[union-attr,operator]
+    loads = session.task.loads if session.task.label_kind == "mixture" else session.task.answers
+    host, _ = open_host(str(out), loads, pooler)
+    host.attach(session.name, Probe(), head=deepcopy(head)).trained_rows = session.adapter.trained_rows
     host.save(session.name, out / ADAPTER, extra={**session.extra, "model": str(out.resolve())})
     return str(out / ADAPTER)

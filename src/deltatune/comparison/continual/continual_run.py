@@ -41,9 +41,10 @@ def run(plan: ContinualPlan, on_training: OnTraining | None = None, force: bool 
     Raises DeltatuneError for a folder with another run.
     """
     with FolderLock(plan.out):
-        before = run_folder.open_run(plan.out, plan.record(), force)
-        if force:
+        if force and (plan.out / run_folder.RECORD).is_file():  # trainings never stand beside another run's record
+            (plan.out / run_folder.METRICS).unlink(missing_ok=True)
             shutil.rmtree(plan.out / TRAININGS, ignore_errors=True)
+        before = run_folder.open_run(plan.out, plan.record(), force)
         return _run(plan, on_training or (lambda text, scores: None)) if before is None else before
 
 

@@ -62,6 +62,11 @@ def together(tmp_path_factory):
     return folder
 
 
+def learned(values):
+    """Without the biases of keys, which softmax cancels: their gradients are noise, which Adam scales up like others."""
+    return {name: value for name, value in values.items() if not name.endswith("key.bias.value")}
+
+
 @pytest.mark.parametrize("case", EQUAL)
 def test_two_processes_train_what_one_does(case, together):
     host, outcome = train_case(case)
@@ -71,7 +76,7 @@ def test_two_processes_train_what_one_does(case, together):
         np.testing.assert_allclose(
             [loss for _, loss in said["history"]], [loss for _, loss in outcome.history], atol=1e-5
         )
-        assert_same(tensors(host), theirs, rtol=0, atol=1e-5)
+        assert_same(learned(tensors(host)), learned(theirs), rtol=0, atol=1e-5)
         assert len(said["evaluations"]) == len(outcome.evaluations)
         for (step, ours), (other, scores) in zip(outcome.evaluations, said["evaluations"], strict=True):
             assert step == other

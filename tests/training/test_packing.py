@@ -24,7 +24,7 @@ from support.language_models import generation_tokenizer, lm_host, make_rows
 
 TASK = LanguageModel(max_length=32)
 QUICK = Settings(epochs=1, batch_size=8, learning_rate=1e-2, precision="float32", schedule="constant", warmup=0.0)
-PROMPTS = {"Prompt", "PTuning"}
+PROMPTS = {"IDPG", "Prompt", "PTuning"}
 BY_HAND = {"codegen": "*.ffn.in", "deepseek_v3": "*.attn.o"}
 """Families whose queries have another name: where LoRA acts there."""
 MIXING = {"opt", "opt-350m", "falcon-7b", "falcon-40b", "falcon-rw", "lfm2"}
@@ -130,7 +130,13 @@ def test_every_decoder_gives_the_same_loss_or_is_refused(kind):
 def test_soft_prompts_are_refused(name):
     host = lm_host("llama", f"{name}(length=3)")
     with pytest.raises(DeltatuneError, match="has a soft prompt"):
-        checked(host, encoded_on(host))
+        checked(host, encoded_on(host, task=Generate(max_length=32, new_tokens=8)))
+
+
+def test_an_infix_between_prompt_and_answer_is_refused():
+    host = lm_host("llama", "Prefix(length=3, place='infix')")
+    with pytest.raises(DeltatuneError, match=r"packed rows.*without packing"):
+        checked(host, encoded_on(host, task=Generate(max_length=32, new_tokens=8)))
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

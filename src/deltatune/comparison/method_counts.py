@@ -255,8 +255,8 @@ def _bytes(tensors: Iterator[Any] | Sequence[Any]) -> int:
 
 
 def all_methods() -> list[str]:
-    """Every registered method and short form at its defaults."""
-    return [repr(maker()) for maker in registry().values()]
+    """Every registered method and short form at its defaults, equal ones once."""
+    return list(dict.fromkeys(repr(maker()) for maker in registry().values()))
 
 
 def storage(model: ModelCount, count: MethodCount, tasks: int) -> dict[str, int]:

@@ -122,8 +122,8 @@ def test_stages_are_named_in_overrides(tmp_path):
         ("settings.epochs", "'settings.epochs' is not an override; write NAME=VALUE"),
         ("=3", "is not an override"),
         ("settings..epochs=3", "is not an override"),
-        ("data={", "the value is not YAML"),
-        ("stages.c.method=x", "stages.c: there is no 'c'; there are: a, b"),
+        ("data={", "cannot read the value of 'data={' as YAML"),
+        ("stages.c.method=x", "there is no 'c'; there are: a, b"),
         ("stages.3.method=x", "there is no '3'"),
         ("stages.a.name.x=3", "stages.a.name is 'a': there is nothing below it to set"),
         ("settings.epochs=2", "a recipe with stages does not use settings"),
@@ -142,7 +142,7 @@ def test_files_that_are_no_recipes(tmp_path):
         read_recipe(tmp_path / "lists.yaml")
     with pytest.raises(DeltatuneError, match="is not a recipe: it needs keys"):
         read_recipe(tmp_path / "list.yaml")
-    with pytest.raises(DeltatuneError, match="is not YAML"):
+    with pytest.raises(DeltatuneError, match="as YAML"):
         read_recipe(tmp_path / "broken.yaml")
 
 

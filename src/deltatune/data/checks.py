@@ -123,7 +123,12 @@ def _not_utf8(data: Data) -> list[str]:
     sentences = []
     for split, rows in data.splits().items():
         for column in columns:
-            numbers = [i for i, row in enumerate(rows, start=1) if not _is_utf8(row.get(column))]
+            values = [row.get(column) for row in rows]
+            numbers = [
+                i
+                for i, value in enumerate(values, start=1)
+                if not (type(value) is str and value.isascii()) and not _is_utf8(value)  # known without reading it
+            ]
             if numbers:
                 sentences.append(
                     f"{split}: column {column!r} has half of a surrogate pair, which UTF-8 cannot hold, in "
@@ -134,8 +139,6 @@ def _not_utf8(data: Data) -> list[str]:
 
 def _is_utf8(value: Any) -> bool:
     if isinstance(value, str):
-        if value.isascii():  # known without reading the text
-            return True
         try:
             value.encode()
         except UnicodeEncodeError:

@@ -41,11 +41,13 @@ def is_missing(value: object) -> bool:
 
 def has_text(value: object) -> bool:
     """Whether a value is a string with a visible character: more than white space, control and format characters."""
-    return isinstance(value, str) and VISIBLE.search(value) is not None
+    return isinstance(value, str) and (value[:1].isalnum() or VISIBLE.search(value) is not None)
 
 
 def has_words(value: object) -> bool:
     """Whether a value is a text, or a list of words with one that is more than white space."""
+    if isinstance(value, str):
+        return has_text(value)
     words = value if isinstance(value, (list, tuple)) else [value]
     return all(isinstance(word, str) for word in words) and any(map(has_text, words))
 

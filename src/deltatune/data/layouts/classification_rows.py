@@ -51,9 +51,9 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
     if present and infer_kind(present, label, forced)[0] == "many":
         splits = {split: [_with_empty_list(row, label) for row in rows] for split, rows in splits.items()}
     problems = [p for split, rows in splits.items() for p in missing_values(rows, split, columns.text, label)]
-    numbered = {
-        s: [(i, row) for i, row in enumerate(rows, 1) if _is_complete(row, columns)] for s, rows in splits.items()
-    }
+    numbered = {split: list(enumerate(rows, start=1)) for split, rows in splits.items()}
+    if problems:
+        numbered = {s: [(i, row) for i, row in rows if _is_complete(row, columns)] for s, rows in numbered.items()}
     numbered = _finite(numbered, label, forced == "number", problems)
     kind, note = infer_kind([row[label] for rows in numbered.values() for _, row in rows], label, forced)
     if kind not in kinds:

@@ -63,7 +63,7 @@ def together(tmp_path_factory):
 
 
 def learned(values):
-    """Without the biases of keys, which softmax cancels: their gradients are noise, which Adam scales up like others."""
+    """Without the biases of keys, which softmax cancels: their gradients are noise, which Adam makes large."""
     return {name: value for name, value in values.items() if not name.endswith("key.bias.value")}
 
 

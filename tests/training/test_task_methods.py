@@ -57,6 +57,8 @@ HEADLESS = {"Probe"}
 """Methods that train nothing but a head."""
 NO_BIAS = {("BitFit", "generate"), ("BitFit", "sequence")}
 """Llama and T5 have no biases."""
+NO_PROMPT = {("IDPG", "lm")}
+"""A text that a decoder learns whole has no prompt to make virtual tokens of."""
 
 
 def tokenizer():
@@ -84,6 +86,10 @@ def test_every_method_learns_every_task(tmp_path, name, case):
         return
     host.attach("a", method, head=False if own is None else own)
     settings = Settings(max_steps=4, batch_size=6, learning_rate=1e-2, precision="float32", schedule="constant")
+    if (name, case) in NO_PROMPT:
+        with pytest.raises(deltatune.DeltatuneError, match="have no prompt"):
+            train(host, "a", task, ROWS[case], None, tokenizer(), settings)
+        return
     if name in HEADLESS and own is None:
         with pytest.raises(deltatune.DeltatuneError, match="nothing to train"):
             train(host, "a", task, ROWS[case], None, tokenizer(), settings)

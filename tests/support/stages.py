@@ -59,7 +59,13 @@ def recipe(place, out, *more):
         over += [f"{place_of}.epochs=null", f"{place_of}.max_steps=4", f"{place_of}.checkpoint_every=2"]
         over += [f"{place_of}.batch_size=8", f"{place_of}.accumulation=2", f"{place_of}.precision=float32"]
         over += [f"{place_of}.learning_rate=1e-2"]
-    return read_recipe(RECIPE, [*over, *more])
+    replaced = tuple(override.partition("=")[0] for override in more)  # a value may be set only once
+    kept = [
+        override
+        for override in over
+        if not any(f"{override.partition('=')[0]}.".startswith(f"{name}.") for name in replaced)
+    ]
+    return read_recipe(RECIPE, [*kept, *more])
 
 
 def stopping(stage, stop, after=3):

@@ -65,7 +65,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
     """Set one value of a recipe in place, such as `stages.instruct.settings.epochs=2`; null removes it.
 
-    Returns the keys that lead to the value, stages by their index.
+    Returns the keys that lead to the value, stages by their name if they have one.
     """
     if not fits_utf8(override):
         raise DeltatuneError(f"{shortened(override)} is not an override: it is not UTF-8")
@@ -79,9 +79,10 @@ def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
     parent: Any = content
     place: tuple[str | int, ...] = ()
     for i, name in enumerate(path):
-        place += (_stage_index(parent, name, key) if isinstance(parent, list) else name,)
+        here = ".".join(path[: i + 1])
+        place += (_stage_name(parent, name, here) if isinstance(parent, list) else name,)
         if i + 1 < len(path):
-            parent = _child(parent, name, ".".join(path[: i + 1]))
+            parent = _child(parent, name, here)
     if isinstance(parent, list):
         index = _stage_index(parent, path[-1], key)
         if value is None:
@@ -106,6 +107,13 @@ def _child(parent: Any, name: str, key: str) -> Any:
     if not isinstance(parent[name], (dict, list)):
         raise DeltatuneError(f"{key} is {parent[name]!r}: there is nothing below it to set")
     return parent[name]
+
+
+def _stage_name(stages: list[Any], name: str, key: str) -> str | int:
+    """Name of a stage, given that or its number: numbers change when a stage is removed."""
+    index = _stage_index(stages, name, key)
+    own_name = stages[index].get("name") if isinstance(stages[index], dict) else None
+    return own_name if isinstance(own_name, str) else index
 
 
 def _stage_index(stages: list[Any], name: str, key: str) -> int:

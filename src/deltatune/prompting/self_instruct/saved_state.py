@@ -170,11 +170,11 @@ def _damage(state: Mapping[str, Any]) -> list[str]:
         )
         if type(state.get(name)) is not kind
     ]
-    files = state.get("files")
+    files: Any = state.get("files")
     for name in ("kept", "rejected") if isinstance(files, dict) else ():
-        entry = files.get(name)
-        sound = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("hash"), str)
-        if not sound or entry["bytes"] < 0:
+        entry: Any = files.get(name)
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(entry.get("hash"), str):
             problems.append(f"files.{name} is {_short(entry)}, it must have bytes and a hash")
     if type(state.get("round")) is int and not 0 < state["round"] < 2**31:
         problems.append(f"round is {_short(state['round'])}, it must be a number from 1")

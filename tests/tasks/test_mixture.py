@@ -66,7 +66,9 @@ def test_a_loss_counts_as_the_better_the_lower_it_is():
     assert scores["mean"] == pytest.approx((1 / (1 + 3.0) + 1.0) / 2)
 
 
-@pytest.mark.parametrize(("temperature", "shares"), [(1.0, (0.8, 0.2)), (2.0, (2 / 3, 1 / 3)), (1e9, (0.5, 0.5)), (1e-5, (1.0, 0.0))])
+@pytest.mark.parametrize(
+    ("temperature", "shares"), [(1.0, (0.8, 0.2)), (2.0, (2 / 3, 1 / 3)), (1e9, (0.5, 0.5)), (1e-5, (1.0, 0.0))]
+)
 def test_parts_have_their_shares(temperature, shares):
     mixture = Mixture({"a": SENTIMENT, "b": TOPIC}, temperature)
     assert tuple(mixture.shares({"a": 800, "b": 200}).values()) == pytest.approx(shares)

@@ -170,7 +170,8 @@ class Host:
     def merge_(self, name: str, weight: float = 1.0) -> float:
         """Write an adapter into the base's weights and return the largest difference of the outputs on random inputs.
 
-        `weight` multiplies its changes, as `use({name: weight})` does. Raises CannotMerge if a Delta has no weight form, or if the difference exceeds what rounding explains.
+        `weight` multiplies its changes, as `use({name: weight})` does. Raises CannotMerge if a Delta has no weight
+        form, or if the difference exceeds what rounding explains.
         """
         adapter = self._adapter(name)
         if name in self.merged:

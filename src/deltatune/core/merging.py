@@ -77,8 +77,8 @@ def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
 def write_adapter_(model: nn.Module, adapter: Adapter, weight: float = 1.0) -> None:
     """Write every Delta of an adapter into the base's parameters in place, its changes multiplied by a weight.
 
-    Each site's output is linear in its parameters, so W + w ΔW gives h + w Δ exactly. Unmerged, all Deltas of a module see the output of the base alone, so their changes of its weights add up; those of
-    its input come last.
+    Each site's output is linear in its parameters, so W + w ΔW gives h + w Δ exactly. Unmerged, all Deltas of a module
+    see the output of the base alone, so their changes of its weights add up; those of its input come last.
     """
     changes: dict[tuple[bool, str, str], list[tuple[BaseWeights, Delta]]] = {}
     for _, site, delta in adapter.entries():

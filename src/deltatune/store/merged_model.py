@@ -38,9 +38,9 @@ def save_merged(
     """Write the base with adapter `name` merged into it as a model folder, atomically.
 
     The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
-    the weights in another type; `weight` multiplies the adapter's changes. The host is unchanged afterwards. A task head is not part of the model and stays with
-    the adapter. Raises DeltatuneError for an adapter without a weight form, a folder with other content, and a
-    difference larger than rounding errors; then no folder is written.
+    the weights in another type; `weight` multiplies the adapter's changes. The host is unchanged afterwards. A task
+    head is not part of the model and stays with the adapter. Raises DeltatuneError for an adapter without a weight
+    form, a folder with other content, and a difference larger than rounding errors; then no folder is written.
     """
     model = host.model
     if not isinstance(model, PreTrainedModel):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deltatune import BitFit, Bottleneck, DeltatuneError, Full, Host, LoRA, Prefix, Prompt, parse
+from deltatune import IDPG, BitFit, Bottleneck, DeltatuneError, Full, Host, LoRA, Prefix, Prompt, parse
 from deltatune.testing.fixtures import attach, make_host, outputs
 from support import models
 
@@ -187,6 +187,19 @@ def test_a_new_adapter_starts_from_the_base_not_from_the_active_weights():
     attach(host, "full", Full())
     found = host.attach("first", Bottleneck(norms=True)).tensors()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("route", ["other", ["other", None, "other"]])
+@pytest.mark.parametrize("other", [LoRA(r=2, sites="embed"), IDPG(length=2)])
+def test_a_new_prompt_starts_from_the_base_not_from_changed_embeddings(other, route):
+    wanted = make_host("llama").attach("new", Prompt(length=3)).tensors()
+    host = make_host("llama")
+    attach(host, "other", other)
+    host.model(**models.inputs("llama"))
+    host.use(route)
+    found = host.attach("new", Prompt(length=3)).tensors()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert host.route.names == {"other"}
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama", "gpt_neox", "opt"])

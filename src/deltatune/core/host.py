@@ -88,7 +88,7 @@ class Host:
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
-        with self._seams.weights.put_back():
+        with self.using(None):  # initial values are those of the base, whatever acts on it at present
             adapter = build_adapter(
                 method, self.sites, self.model, self._init_prefixes_, seed=seed, head=head, extra=extra or {}
             )
@@ -255,7 +255,7 @@ class Host:
         return children
 
     def _init_prefixes_(self, adapter: Adapter) -> None:
-        init_prefixes_(self.model, adapter, lambda: self.using(None))
+        init_prefixes_(self.model, adapter)
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)

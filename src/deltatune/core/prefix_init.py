@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from deltatune.core.seams.attention import HOOK_POINT, inner_attention, register
 from deltatune.core.seams.hook_points import ActiveDelta
 
 
-def init_prefixes_(model: nn.Module, adapter: Adapter, bare: Callable[[], AbstractContextManager[None]]) -> None:
+def init_prefixes_(model: nn.Module, adapter: Adapter) -> None:
     """Pass every attention Delta with `initial_ids` the keys and values that the bare model computes for them.
 
-    `bare` is entered while the model runs, so that no adapter acts. Raises DeltatuneError if the adapter changes
-    attention and the model's attention has no seam.
+    No adapter acts on the model meanwhile. Raises DeltatuneError if the adapter changes attention and the model's
+    attention has no seam.
     """
     if any(site.kind == "kv" for site in adapter.sites.values()):
         inner_attention(model)  # refuse now, before anything is plugged in
@@ -36,8 +36,7 @@ def init_prefixes_(model: nn.Module, adapter: Adapter, bare: Callable[[], Abstra
     ]
     for ids in dict.fromkeys(part.initial_ids for _, part in pairs):
         wanted = [(path, part) for path, part in pairs if part.initial_ids == ids]
-        with bare():
-            computed = keys_and_values(model, ids, [path for path, _ in wanted])
+        computed = keys_and_values(model, ids, [path for path, _ in wanted])
         for path, part in wanted:
             part.init_from_(*computed[path])
 

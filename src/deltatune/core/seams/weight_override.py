@@ -5,8 +5,7 @@ A Delta of kind `weight` either trains the stand-in (`WeightDelta`) or computes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +48,6 @@ class WeightSeam:
         self.running: nn.Module | None = None
         """The outermost module whose forward is running."""
         self.hooked = False
-
-    @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """The base with its own weights, while an adapter takes its initial values from them."""
-        active = self.active
-        self.follow(())
-        try:
-            yield
-        finally:
-            self.follow(active)
 
     def follow(self, adapters: Iterable[Adapter]) -> None:
         """Put the originals back, then swap in or prepare the values of the given adapters."""

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaForTokenClassification
 
-from deltatune import IDPG, DeltatuneError, Host, Prompt, Template, parse
+from deltatune import IDPG, DeltatuneError, Embeddings, Host, Prompt, Template, parse
 from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.testing.conformance import LAWS
 from deltatune.testing.fixtures import attach, make_host
 from deltatune.training.inference.prediction import encode_for
 from deltatune.training.task_model import labelled_outputs
@@ -136,6 +137,12 @@ def test_places_in_a_template_do_not_matter_to_what_is_read():
     rendered = Template("{2} {text} {1} {mask}").render({"text": "the film is good"}, tokenizer, V)
     host.model(torch.tensor([rendered.input_ids]))
     assert [i for i in delta_of(host).prompt_ids[0].tolist() if i >= 0] == [i for i in rendered.input_ids if i < V]
+
+
+@pytest.mark.parametrize("law", ["gradients_are_exact", "merging_equals_live", "files_keep_it"])
+def test_embeddings_that_are_trained_too_are_read_with_their_gradient(law):
+    """In bfloat16 as well, where they stand beside the module's parameter."""
+    LAWS[law](METHOD + Embeddings(), "llama")
 
 
 def test_counts_and_texts():

@@ -33,7 +33,8 @@ class BaseWeights:
     @property
     def weight(self) -> Tensor:
         """(out, in) of a linear map, (V, D) of an embedding, (D,) of a norm."""
-        return self._oriented(self.module.get_parameter("weight"), "weight")
+        weight: Tensor = self.module.weight  # type: ignore[assignment]  # no parameter where an adapter replaces it
+        return self._oriented(weight, "weight")
 
     @property
     def bias(self) -> Tensor | None:

@@ -52,7 +52,7 @@ class GeneratedPrompt(Delta):
         """P(x) (B, P, D) of the prompts' token ids (B, T), -1 where there is none."""
         W1 = self.W1
         text = (prompt >= 0).unsqueeze(-1)
-        embedded = F.embedding(prompt.clamp(min=0), self.base.weight.detach())  # (B, T, D)
+        embedded = F.embedding(prompt.clamp(min=0), self.base.weight)  # (B, T, D)
         mean = (embedded * text).sum(1, dtype=W1.dtype) / text.sum(1).clamp(min=1)  # (B, D)
         low = F.gelu(F.linear(mean / self.spread.to(W1.dtype), W1, self.b1))  # (B, hidden)
         return F.linear(low, self.W2).view(-1, *self.b2.shape) + self.b2
@@ -77,10 +77,10 @@ class IDPG(Method):
     """[P(x); E(x)], P(x) = W₂ gelu(W₁ x̄ + b₁) + b₂: P virtual tokens made from the text x itself, x̄ its mean embedding
 
     Wu et al. 2022, https://arxiv.org/abs/2204.04497
-    Each row has vectors of its own. x̄ is the mean over the model's own frozen token embeddings (the paper's variants
-    use GloVe vectors or a pass of the model). In decoders it is over the prompt alone, in training as in generation, so
-    a text that is all answer (language modelling) is refused. Not the identity at the start: the model sees P more
-    tokens, and at first they are the same for all texts, as those of `Prompt`.
+    Each row has vectors of its own. x̄ is the mean over the model's own token embeddings, frozen unless `Embeddings()`
+    trains them too (the paper's variants use GloVe vectors or a pass of the model). In decoders it is over the prompt
+    alone, in training as in generation, so a text that is all answer (language modelling) is refused. Not the identity
+    at the start: the model sees P more tokens, and at first they are the same for all texts, as those of `Prompt`.
     """
 
     length: int = 5

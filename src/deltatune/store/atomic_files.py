@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -39,9 +41,13 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
     CannotWrite where nothing can be written or the disk is full; then nothing has changed. `size`: bytes that will be
     written, as far as the caller knows, for that error.
     """
+    if folder.is_symlink():  # a link stays, and the folder that it names is written
+        folder = Path(os.path.realpath(folder))
     folder = folder.absolute()
-    _check_replaceable(folder)
     make_folder(folder.parent)
+    with plain_write_errors(folder):
+        _restore(folder)
+    _check_replaceable(folder)
     work = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
     with plain_write_errors(folder):
         work.mkdir()
@@ -250,7 +256,12 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _replace(work: Path, folder: Path) -> None:
-    if folder.exists():  # rename cannot replace a folder with content: the old one is moved away first
+    """Put a finished draft in the place of a folder; a process killed here leaves the old one or the new one there."""
+    if not folder.exists():
+        os.replace(work, folder)
+    elif _exchange(work, folder):
+        shutil.rmtree(work)  # the old one
+    else:  # the old one is moved away first
         old = work.with_name(work.name + ".old")
         os.replace(folder, old)
         try:
@@ -259,9 +270,24 @@ def _replace(work: Path, folder: Path) -> None:
             os.replace(old, folder)
             raise
         shutil.rmtree(old)
-    else:
-        os.replace(work, folder)
     _sync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step, which Linux can on most file systems; False where that is not possible."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _restore(folder: Path) -> None:
+    """Give a folder that is gone its old content back: a process was killed while it replaced it without exchange."""
+    old = [p for p in folder.parent.glob(f".{glob.escape(folder.name)}.*.old") if _DRAFT.fullmatch(p.name)]
+    if len(old) == 1 and not os.path.lexists(folder) and (old[0] / MANIFEST).is_file():
+        os.replace(old[0], folder)
 
 
 def _sync(path: Path) -> None:

@@ -123,6 +123,7 @@ class Plan:
         return {
             "model": self.session.model,
             "base_params": self.session.host.sites.base_params,
+            "base": self._base,
             "data": {"name": self.data.name, "origin": self.data.origin, "digest": self._digest},
             "task": self.session.task.to_json(),
             "head": self.head_json,
@@ -140,6 +141,10 @@ class Plan:
     def key(self, cell: Cell) -> str:
         """Hash of a cell's identity: equal for equal runs, in every session."""
         return _hash(self.identity(cell))
+
+    @cached_property
+    def _base(self) -> dict[str, str]:
+        return self.session.base_record()
 
     @cached_property
     def _digest(self) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.regular_files import read_text
 from deltatune.core.strict_json import dumps, loads
-from deltatune.store.atomic_files import write_file
+from deltatune.store.atomic_files import check_folder, write_file
 from deltatune.store.folder_lock import LOCK
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ RECORD, CHECKPOINTS, ADAPTER, METRICS = "run.json", "checkpoints", "adapter", "m
 STEP_METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 MAY_DIFFER = ("versions.", "settings.checkpointing", "settings.report_to")
 """Parts of a record that may differ when a run is resumed."""
+SINCE = ("base",)
+"""Parts of a record that runs of earlier versions lack: those are not compared."""
 MAX_NAME = 60
 """Maximum number of characters of data and method in a folder's name."""
 
@@ -51,7 +53,7 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
     if force and stored is not None:
         clear(folder)
     elif stored is not None:
-        changed = differences(stored, record)
+        changed = differences({name: record.get(name) for name in SINCE} | stored, record)
         if changed:
             lines = [f"  {name}: it was {old!r}, now it is {new!r}" for name, old, new in changed]
             state = "a finished run" if (folder / METRICS).is_file() else "an unfinished run"
@@ -61,7 +63,7 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
             )
         remove_partial_files(folder)
         if (folder / METRICS).is_file():
-            return _read(folder / METRICS)
+            return _finished(folder)
         return None
     elif folder.is_dir() and any(not _draft_of(path, RECORD) and path.name != LOCK for path in folder.iterdir()):
         raise DeltatuneError(
@@ -78,6 +80,8 @@ def clear(folder: Path) -> None:
     remove_partial_files(folder)
     (folder / STEP_METRICS).unlink(missing_ok=True)
     for name in (CHECKPOINTS, ADAPTER, TENSORBOARD):
+        if (folder / name).is_symlink():
+            (folder / name).unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / RECORD).unlink(missing_ok=True)
 
@@ -92,7 +96,7 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process left: incomplete files and folders, checkpoints of a finished run."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if any(_draft_of(path, name) for name in (RECORD, METRICS, STEP_METRICS, ADAPTER)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if (folder / METRICS).is_file():
         _remove_checkpoints(folder)
 
@@ -146,7 +150,9 @@ def find_adapter(folder: str | Path) -> Path:
         return path / ADAPTER
     if (path / RECORD).is_file():
         raise DeltatuneError(
-            f"the run in {path} is not finished, so it has no adapter yet; resume it with the same command"
+            f"the run in {path} is finished, but its adapter was removed; train it again with --force"
+            if (path / METRICS).is_file()
+            else f"the run in {path} is not finished, so it has no adapter yet; resume it with the same command"
         )
     return path
 
@@ -154,6 +160,20 @@ def find_adapter(folder: str | Path) -> Path:
 def write_record(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_file(path, dumps(value, path, nonfinite="null", indent=2) + "\n")
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The content of metrics.json. Raises DeltatuneError if that, or the adapter of a training, is gone or damaged."""
+    metrics, adapter = _read(folder / METRICS), folder / ADAPTER
+    try:
+        if "methods" in metrics:  # of several trainings, each in a folder of its own
+            return metrics
+        if not all(isinstance(metrics.get(name), dict) for name in ("validation", "training")):
+            raise DeltatuneError(f"{folder / METRICS} has no scores")
+        check_folder(adapter)
+    except DeltatuneError as error:
+        raise DeltatuneError(f"the run in {folder} is finished, but {error}\n--force trains it again") from None
+    return metrics
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

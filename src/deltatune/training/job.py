@@ -130,6 +130,7 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
     session, adapter = ready.session, ready.session.adapter
     return {
         "model": session.model,
+        "base": session.base_record(),
         "data": run_folder.data_record(ready.data, source),
         "task": session.task.to_json(),
         "method": repr(adapter.method),

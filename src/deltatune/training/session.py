@@ -22,6 +22,7 @@ from deltatune.data.mixture_data import MixtureData
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
+from deltatune.store.fingerprint import base_identity
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
 from deltatune.tasks.auto_task import check_task_fields, shorter, task_for
 from deltatune.tasks.task import Row
@@ -140,6 +141,11 @@ class Session:
             task = replace(self.mixture, parts={**self.mixture.parts, self.part: self.task})
         host, tokenizer = self.host, self.tokenizer
         return predict(host, self.name, task, rows, tokenizer, batch_size, self.precision, self.part, self.weight)
+
+    def base_record(self) -> dict[str, str]:
+        """Fingerprints of the base and the tokenizer: another model may come to have the same name."""
+        base = base_identity(self.host)
+        return {**{key: base[key] for key in ("shapes", "content")}, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's folder holds so that `open_adapter` can open it without further options."""

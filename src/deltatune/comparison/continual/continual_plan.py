@@ -68,6 +68,7 @@ class ContinualPlan:
         """The configuration as plain data: two runs with equal records are the same run."""
         return {
             "model": self.session.model,
+            "base": self.session.base_record(),
             "data": run_folder.data_record(self.data, self.data.origin),
             "order": self.names,
             "task": self.mixture.to_json(),

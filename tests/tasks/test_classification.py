@@ -1,5 +1,6 @@
 """Classification: texts to tokens, labels to numbers, batches, scores, and errors."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_truncation_is_longest_first_and_counted(tokenizer, longest):
     for row, source in zip(encoded, PAIRS, strict=True):
         cut = tokenizer(source["a"], source["b"], truncation="longest_first", max_length=longest)
         assert row["input_ids"] == cut["input_ids"]
+
+
+@pytest.mark.parametrize(("task", "least"), [(single, 3), (pair, 4)])
+def test_a_length_without_room_for_a_text_is_refused(tokenizer, task, least):
+    rows = ROWS if task is single else PAIRS
+    for longest in range(1, least):  # below the special tokens, tokenizers leave the whole text
+        with pytest.raises(DeltatuneError, match=rf"max_length={longest} leaves no room .* set max_length to {least}"):
+            dataclasses.replace(task, max_length=longest).encode(rows, tokenizer)
+    encoded = dataclasses.replace(task, max_length=least).encode(rows, tokenizer)
+    assert max(len(row["input_ids"]) for row in encoded) == least
 
 
 def test_no_warning_and_no_limit_of_the_tokenizer(tokenizer, caplog):

@@ -48,6 +48,13 @@ def speaking(words, tokenizer, piece):
 # --- words to tokens ---
 
 
+@pytest.mark.parametrize("longest", [1, 2])
+def test_a_length_without_room_for_a_word_is_refused(longest):
+    task = Tag(tags=TAGS, max_length=longest)
+    with pytest.raises(DeltatuneError, match=f"max_length={longest} leaves no room for a text: 2 tokens"):
+        task.encode([{"tokens": ["good", "film"], "tags": ["O", "B-film"]}], models.tiny_tokenizer())
+
+
 @pytest.mark.parametrize("kind", ["tiny", "wordpiece", "bytes", "behind", "llama", "suffix", "unigram", "t5"])
 @pytest.mark.parametrize("piece", ["first", "last"])
 def test_a_word_is_read_at_its_first_or_last_token(kind, piece):

@@ -20,7 +20,7 @@ from deltatune.tasks.heads import HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS, is_entity_scheme, tag_scores
 from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, raise_listed, token_loss
-from deltatune.tasks.tokenization import check_length, need_offsets
+from deltatune.tasks.tokenization import check_length, check_room, need_offsets
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Tag(Task):
         tokens = dict(tokenizer(text, return_offsets_mapping=True, return_attention_mask=True, verbose=False))
         cut = len(tokens["input_ids"]) > self.max_length
         if cut:
+            check_room(self.max_length, 1, tokenizer.num_special_tokens_to_add())
             tokens = dict(
                 tokenizer(
                     text, truncation=True, max_length=self.max_length, return_offsets_mapping=True, verbose=False,

@@ -30,6 +30,8 @@ def tokenise(
     columns = [list(column) for column in zip(*texts, strict=True)]
     if len(columns) > 2:
         return join_columns(columns, tokenizer, longest)
+    if longest is not None:
+        check_room(longest, 1, tokenizer.num_special_tokens_to_add(pair=len(columns) == 2))
     truncation = {"truncation": "longest_first", "max_length": longest} if longest else {"truncation": False}
     # verbose=False: the tokenizer would warn of texts longer than its model, which the tasks count themselves
     encoding = tokenizer(*columns, padding=False, return_attention_mask=True, verbose=False, **truncation)
@@ -51,10 +53,8 @@ def join_columns(
     ids, types = pair["input_ids"], pair.get("token_type_ids")
     before, between, after = ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :]
     special = len(before) + len(after) + len(between) * (len(columns) - 1)
-    if longest is not None and longest < special + len(columns):
-        raise DeltatuneError(
-            f"max_length={longest} leaves no room for {len(columns)} texts: {special} tokens stand around them"
-        )
+    if longest is not None:
+        check_room(longest, len(columns), special)
     tokens = [tokenizer(list(column), add_special_tokens=False, verbose=False)["input_ids"] for column in columns]
     rows: list[TokenRow] = []
     for parts in zip(*tokens, strict=True):
@@ -101,6 +101,16 @@ def check_length(max_length: int, positions: int | None, positions_taken: int) -
         free = 0 if positions is None else positions - positions_taken
         fix = f": set max_length to {free} or less" if free > 0 else ""
         raise DeltatuneError(f"max_length={max_length} cannot be used{limit}{virtual}{fix}")
+
+
+def check_room(max_length: int, texts: int, special: int) -> None:
+    """Raise DeltatuneError for a max_length that leaves texts no token: tokenizers may then leave them whole."""
+    if max_length < special + texts:
+        what, them = ("a text", "it") if texts == 1 else (f"{texts} texts", "them")
+        raise DeltatuneError(
+            f"max_length={max_length} leaves no room for {what}: {special} tokens stand around {them}; set max_length "
+            f"to {special + texts} or more"
+        )
 
 
 def need_offsets(tokenizer: PreTrainedTokenizerBase, what: str) -> None:

@@ -154,6 +154,11 @@ CASES = [
     ("optimizer.safetensors", of("|exp_avg_sq", lambda t: t - 1), "values below 0"),
     ("optimizer.safetensors", of("|exp_avg", lambda t: t[:1].clone()), r"exp_avg has shape \(1, .*not \("),
     ("optimizer.safetensors", of("|step", lambda t: None), r"\|step is missing"),
+    (
+        "optimizer.safetensors",
+        lambda content: [content.pop(name) for name in list(content) if ".B|" in name],
+        r"\.B\|exp_avg is missing",
+    ),
     ("optimizer.safetensors", put("x|exp_avg", value=torch.ones(2)), r"x\|exp_avg belongs to no tensor"),
     ("adapter/adapter.safetensors", of(".B", lambda t: torch.full_like(t, NAN)), r"\.B has .* not finite: NaN"),
     ("adapter/adapter.safetensors", of(".B", lambda t: t[:1].clone()), r"\.B has shape \(1, .* in the file"),

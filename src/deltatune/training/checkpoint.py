@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +177,19 @@ def load_(
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
     processes: Processes,
+    required: Collection[str] = (),
 ) -> dict[str, Any]:
     """Restore the adapter, the optimizer and this process's random generators; return the stored progress.
 
+    `required`: names of tensors that every step trains, so that the optimizer has moments of them.
     Raises DeltatuneError with all that is wrong in the files, before anything is changed.
     """
     values, moments = read_tensors(folder / ADAPTER / TENSORS), read_tensors(folder / OPTIMIZER)
     record, random_states = read_json(folder / RUN), read_tensors(folder / RANDOM)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     problems = [f"{ADAPTER}/{TENSORS}: {p}" for p in mismatches(host.adapters[adapter], values) + not_finite(values)]
-    problems += [f"{OPTIMIZER}: {p}" for p in moment_problems(moments, dict(zip(names, parameters, strict=True)))]
+    shapes = dict(zip(names, parameters, strict=True))
+    problems += [f"{OPTIMIZER}: {p}" for p in moment_problems(moments, shapes, required)]
     problems += [f"{RUN}: {p}" for p in progress_problems(record.get("progress"), step_of(folder))]
     records = record.get("random")
     if not isinstance(records, list):
@@ -203,7 +206,9 @@ def load_(
     return progress
 
 
-def moment_problems(moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
+def moment_problems(
+    moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor], required: Collection[str]
+) -> list[str]:
     """What is wrong with stored `optimizer_tensors`: of other parameters, of other shapes, incomplete, not finite."""
     problems = not_finite(moments)
     stored: dict[str, set[str]] = {name: set() for name in parameters}
@@ -219,7 +224,11 @@ def moment_problems(moments: Mapping[str, Tensor], parameters: Mapping[str, Tens
             if key != "exp_avg" and value.numel() and not value.min() >= 0:
                 problems.append(f"tensor {entry} has values below 0")
     return problems + [
-        f"tensor {name}|{key} is missing" for name, keys in stored.items() if keys for key in MOMENTS if key not in keys
+        f"tensor {name}|{key} is missing"
+        for name, keys in stored.items()
+        if keys or name in required
+        for key in MOMENTS
+        if key not in keys
     ]
 
 

@@ -238,7 +238,8 @@ class TrainingLoop:
 
     def load_checkpoint_(self, folder: Path) -> None:
         """Restore the adapter, the optimizer, the random generators and the progress."""
-        stored = checkpoint.load_(folder, self.host, self.name, self.optimizer, self.optimizer_names, self.processes)
+        optimizer, names, required = self.optimizer, self.optimizer_names, self.gradient_check.required
+        stored = checkpoint.load_(folder, self.host, self.name, optimizer, names, self.processes, required)
         self.progress = Progress(
             [(int(step), float(loss)) for step, loss in stored["history"]],
             [(int(step), dict(scores)) for step, scores in stored["evaluations"]],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting import OpenAICompatible
+from deltatune.prompting import OpenAICompatible, Truncated
 from deltatune.prompting.endpoints import openai_server
 
 GOOD = json.dumps({"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}).encode()
@@ -114,6 +114,7 @@ def test_an_answer_in_pieces_without_end_is_bounded(server: RawServer, monkeypat
         (b'{"error": {"message": "\x1b[2J\\u001b[31mred"}}', "400 Bad", {}, "refused the request (400): "),
         (b"x" * 10_000_000, "500 Bad", {}, "answered 500: xxx"),
         (b"", "503 Busy", {"Retry_After": "1e400"}, "answered 503; tried once"),
+        (b"", "999999 \x1b[2J", {}, "HTTP/1.1 999999"),
         (b"", "200 OK", {f"X{i}": "y" for i in range(200)}, "more than 100 headers"),
     ],
     ids=lambda value: str(value)[:16],
@@ -125,16 +126,63 @@ def test_nonsense_is_a_plain_error(
     assert message in error_of(server)
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(server: RawServer) -> None:
+    def broken_first(connection: socket.socket) -> None:
+        sent = GOOD[:-20] if server.asked == 1 else GOOD
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode() + sent)
+
+    server.answer = broken_first
+    assert OpenAICompatible(server.url, "m", timeout=5.0, backoff=0.0)(["hi"]) == ["hello"]
+    assert server.asked == 2
+
+
+def test_a_text_that_the_server_filtered_is_incomplete(server: RawServer) -> None:
+    server.sends(GOOD.replace(b"stop", b"content_filter"))
+    assert isinstance(OpenAICompatible(server.url, "m", timeout=5.0)(["hi"])[0], Truncated)
+
+
+def test_no_error_shows_the_key(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    server.sends(b'{"request": {"Authorization": "Bearer secret"}}')
+    with pytest.raises(DeltatuneError, match=r"Bearer \*\*\*"):
+        OpenAICompatible(server.url, "m", key="MY_KEY")(["hi"])
+    server.sends(GOOD.replace(b"hello", b"no secret"))
+    assert OpenAICompatible(server.url, "m", key="MY_KEY")(["hi"]) == ["no secret"]
+    for value in ("sec\nret", "schlüssel", "sec€ret"):
+        monkeypatch.setenv("MY_KEY", value)
+        with pytest.raises(
+            DeltatuneError, match="MY_KEY holds a line break or a character that is not ASCII"
+        ) as caught:
+            OpenAICompatible(server.url, "m", key="MY_KEY")(["hi"])
+        assert value not in str(caught.value)
+
+
 def test_a_good_answer_is_read_in_time(server: RawServer) -> None:
     server.sends(GOOD, Content_Type="application/json")
     assert OpenAICompatible(server.url, "m", timeout=5.0)(["hi", "again"]) == ["hello", "hello"]
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[::1", "http://a:99999/v1", "http://a:b/", "http://a b/", "http://a\n/", "ftp://a"]
+    "url",
+    [
+        "http://[::1",
+        "http://a:99999/v1",
+        "http://a:b/",
+        "http://a b/",
+        "http://a\n/",
+        "ftp://a",
+        "http://a/v1é",
+        "http://a..b",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(DeltatuneError, match="is not an address"):
+        OpenAICompatible(url, "m")
+
+
+@pytest.mark.parametrize("url", ["http://a/v1?version=1", "http://a/v1#chat"])
+def test_an_address_with_a_query_is_refused(url: str) -> None:
+    with pytest.raises(DeltatuneError, match=r"has a part after \? or #"):
         OpenAICompatible(url, "m")
 
 

@@ -61,6 +61,8 @@ def _answer(
             if encoding != "identity":
                 raise TooLarge(f"answered in the encoding {encoding[:40]!r}, which was not asked for")
             content: bytes = answer.read(max_bytes + 1)
+            if answer.length and len(content) <= max_bytes:  # read with a limit, it does not raise this itself
+                raise http.client.IncompleteRead(content, answer.length)
             kind = str(answer.headers.get("Content-Type") or "")
     except urllib.error.HTTPError as error:  # its text is read here, in time
         text = b""

@@ -31,7 +31,7 @@ class SamplingParams:
 
 
 class Truncated(str):
-    """A text that reached `max_tokens`, so its last part may be incomplete."""
+    """A text that reached `max_tokens`, or that the server cut, so its last part may be incomplete."""
 
     __slots__ = ()
 

@@ -63,6 +63,8 @@ class OpenAICompatible:
         parts = _address(self.url)
         if parts is None:
             problems.append(f"url={self.url!r} is not an address; use one such as http://localhost:8000/v1")
+        elif parts.query or parts.fragment:
+            problems.append(f"url={self.url!r} has a part after ? or #, to which no path can be added; leave it out")
         elif parts.username or parts.password:
             problems.append("url contains a password; put it into an environment variable and give its name as key")
         if not self.model:
@@ -102,6 +104,11 @@ class OpenAICompatible:
         value = os.environ.get(self.key, "").strip()
         if not value:
             raise DeltatuneError(f"the environment variable {self.key} is not set; set it to the key of {self.url}")
+        if not (value.isascii() and value.isprintable()):  # a header cannot hold it
+            raise DeltatuneError(
+                f"the environment variable {self.key} holds a line break or a character that is not ASCII, which no "
+                f"key has; set it to the key of {self.url}"
+            )
         return value
 
     def _complete(self, prompt: str, params: SamplingParams, key: str | None, stop_retrying: Event) -> str:
@@ -109,7 +116,8 @@ class OpenAICompatible:
         problem = ""
         for attempt in range(self.retries + 1):
             try:
-                return self._text(*self._post(self._body(prompt, params), key))
+                content, kind = self._post(self._body(prompt, params), key)
+                return self._text(content, kind, key)
             except TooLarge as error:
                 raise DeltatuneError(f"{self.url} {error}; is this the base URL of the API?") from None
             except urllib.error.HTTPError as error:
@@ -163,25 +171,28 @@ class OpenAICompatible:
 
     # ---- answer
 
-    def _text(self, content: bytes, kind: str) -> str:
+    def _text(self, content: bytes, kind: str, key: str | None) -> str:
         try:
             choice = loads(content, "the answer")["choices"][0]
             text = choice["message"]["content"] if self.form == "chat" else choice["text"]
             finish_reason = choice.get("finish_reason")
         except DeltatuneError as error:
-            raise DeltatuneError(self._malformed(content, kind, f" ({error})")) from None
+            raise DeltatuneError(self._malformed(content, kind, key, f" ({error})")) from None
         except (LookupError, TypeError, AttributeError):
-            raise DeltatuneError(self._malformed(content, kind)) from None
+            raise DeltatuneError(self._malformed(content, kind, key)) from None
         if text is None and finish_reason in ("length", "content_filter"):
             text = ""
         if not isinstance(text, str):
-            raise DeltatuneError(self._malformed(content, kind))
-        return Truncated(text) if finish_reason == "length" else text
+            raise DeltatuneError(self._malformed(content, kind, key))
+        cut = finish_reason == "length" or (finish_reason == "content_filter" and text)
+        return Truncated(text) if cut else text
 
-    def _malformed(self, content: bytes, kind: str, reason: str = "") -> str:
+    def _malformed(self, content: bytes, kind: str, key: str | None, reason: str = "") -> str:
         of_kind = "" if not kind or "json" in kind else f" of type {printable(kind)}"
+        shown = f"{_short(content)!r}{reason}"
+        shown = shown.replace(key, "***") if key else shown  # a server may show the request that it was sent
         return (
-            f"{self.url} answered{of_kind}, but not in OpenAI's format: {_short(content)!r}{reason}. "
+            f"{self.url} answered{of_kind}, but not in OpenAI's format: {shown}. "
             "Is this the base URL of the API (it often ends in /v1)?"
         )
 
@@ -218,6 +229,8 @@ def _address(url: str) -> urllib.parse.SplitResult | None:
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+        (parts.hostname or "").encode("idna")
+        parts.path.encode("ascii")
     except ValueError:
         return None
     return parts if usable and " " not in url else None
@@ -257,5 +270,5 @@ def _short(content: bytes) -> str:
 
 
 def _reason(error: object) -> str:
-    text = str(getattr(error, "strerror", None) or error).strip()
+    text = printable(str(getattr(error, "strerror", None) or error).strip())
     return text or type(error).__name__

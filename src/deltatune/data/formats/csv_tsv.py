@@ -94,6 +94,8 @@ def _rows(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[Row | 
         unnamed = [i for i, name in enumerate(header) if i and not name.strip()]  # the first: row numbers of pandas
         for line, fields in records:
             if len(fields) == len(header):
+                if fields[-1] == header[-1] and _is_header(fields, header):
+                    yield f"line {line} is the header again, as where two files were joined: remove it"
                 for i in unnamed:
                     if fields[i].strip():
                         yield f"line {line} has a value in column {i + 1}, which has no name in the header"
@@ -103,6 +105,11 @@ def _rows(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[Row | 
                 yield f"line {line} has {count}, the header has {len(header)} ({_names(header)})"
     except csv.Error as error:
         yield str(error)
+
+
+def _is_header(fields: list[str], header: list[str]) -> bool:
+    """Whether a record of several fields repeats the header, perhaps behind the byte-order mark of its own file."""
+    return len(header) > 1 and [fields[0].removeprefix("\ufeff"), *fields[1:]] == header
 
 
 def _names(header: list[str]) -> str:
@@ -140,7 +147,18 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
             f"the separator is a {other}, not a {SEPARATORS[delimiter]}; {fix}"
         ]
     repeated = sorted({name for name in header if header.count(name) > 1}) if len(set(header)) < len(header) else []
-    return [f"line {line}, the header, has the column {name[:200]!r} more than once" for name in repeated]
+    problems = [f"line {line}, the header, has the column {name[:200]!r} more than once" for name in repeated]
+    problems += [
+        f"line {line}, the header, has the column {name[:200]!r}: a quote behind a blank quotes nothing: remove it"
+        for name in header
+        if delimiter == ","
+        and name[:1].isspace()
+        and len(name.strip()) > 1
+        and name.strip()[0] == name.strip()[-1] == '"'
+    ]
+    marked = [name for name in header if "\ufeff" in name]
+    problems += [f"line {line}, the header, has a byte-order mark in {name[:200]!r}: remove it" for name in marked]
+    return problems
 
 
 FORMATS = (

@@ -13,7 +13,15 @@ from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_values import has_words, is_missing, is_numeric
 from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.layouts.label_values import LARGEST, convert_labels, infer_kind, not_finite, sort_classes
+from deltatune.data.layouts.label_values import (
+    LARGEST,
+    convert_labels,
+    infer_kind,
+    list_faults,
+    name_separator,
+    not_finite,
+    sort_classes,
+)
 from deltatune.data.layouts.layout import (
     FILL_IN,
     Converted,
@@ -62,11 +70,15 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
         numbered = _small(numbered, label, problems)
     splits = {split: [row for _, row in rows] for split, rows in numbered.items()}
     notes = [note] if note else []
-    checkable = True
+    labels = [row[label] for rows in splits.values() for row in rows]
+    faults = list_faults(labels, kind, forced is not None)
+    problems += [f"column {label!r} {fault}" for fault in faults]
+    checkable = not faults
+    separator = name_separator(labels) if kind == "many" else None
     converted: Splits = {}
     for split, rows in splits.items():
         try:
-            values = convert_labels([row[label] for row in rows], label, kind)
+            values = convert_labels([row[label] for row in rows], label, kind, separator)
             converted[split] = [{**row, label: value} for row, value in zip(rows, values, strict=True)]
         except DeltatuneError as error:
             problems.append(f"{split}: {error}")

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.columns.column_names import SCORES, is_id, normalised
@@ -58,10 +58,15 @@ def _unknown_note(values: Sequence[object], column: str) -> str | None:
     )
 
 
-def convert_labels(values: Sequence[object], column: str, kind: LabelKind) -> list[str] | list[float] | list[list[str]]:
-    """All labels as class names, lists of class names or numbers. Raises DeltatuneError naming those that are not."""
+def convert_labels(
+    values: Sequence[object], column: str, kind: LabelKind, separator: str | None = None
+) -> list[str] | list[float] | list[list[str]]:
+    """All labels as class names, lists of class names or numbers. Raises DeltatuneError naming those that are not.
+
+    `separator`: that of names in strings; None for the one that `values` have.
+    """
     if kind == "many":
-        lists = as_name_lists(values)
+        lists = as_name_lists(values, separator)
         _refuse([value for value, names in zip(values, lists, strict=True) if names is None], column, MULTILABEL_FIX)
         return [names for names in lists if names is not None]
     if kind == "number":
@@ -164,11 +169,16 @@ def _share_names(distinct: set[str], with_separator: list[str], separator: str, 
     return few and all(any(occurrences[name] > 1 for name in _split(value, separator)) for value in with_separator)
 
 
-def as_name_lists(values: Sequence[object]) -> list[list[str] | None]:
+def name_separator(values: Iterable[object]) -> str:
+    """The separator of names in strings that are no JSON lists, or ""."""
+    strings = {value for value in values if isinstance(value, str) and _json_list(value) is None}
+    return next((separator for separator in SEPARATORS if any(separator in value for value in strings)), "")
+
+
+def as_name_lists(values: Sequence[object], separator: str | None = None) -> list[list[str] | None]:
     """The names of each label, each once and in their order; None where a value holds no names."""
-    strings = [value for value in values if isinstance(value, str)]
-    separator = next((sep for sep in SEPARATORS if any(sep in v for v in strings if _json_list(v) is None)), "")
-    return [_as_names(value, separator) for value in values]
+    chosen = name_separator(values) if separator is None else separator
+    return [_as_names(value, chosen) for value in values]
 
 
 def _as_names(value: object, separator: str) -> list[str] | None:
@@ -195,6 +205,42 @@ def _json_list(value: str) -> list[object] | None:
     except (json.JSONDecodeError, RecursionError):
         return None
     return parsed if isinstance(parsed, list) else None
+
+
+LIST = re.compile(r"\s*\[\s*(['\"].*|[-+\d][-+\d\s.,]*)?\]\s*", re.DOTALL)
+"""A list in a string, also as Python and numpy write it."""
+DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+(,\d+)?\s*")
+"""A number with a comma in place of the point, or without one."""
+
+
+def list_faults(values: Iterable[object], kind: LabelKind, forced: bool) -> list[str]:
+    """Why labels that look like classes, or like several of them, are read as something else, with the fix."""
+    if kind not in ("classes", "many"):
+        return []
+    values = list(values)
+    strings = {value for value in values if isinstance(value, str)}
+    lists = sorted(value for value in strings if value.lstrip()[:1] == "[")
+    unread = [value for value in lists if LIST.fullmatch(value) and _json_list(value) is None]
+    if unread:
+        return [f'holds lists that are not JSON, such as {unread[0][:60]!r}. Write ["a", "b"], or a|b.']
+    if kind == "many" and _are_indicators([_json_list(v) if isinstance(v, str) else v for v in values]):
+        return ['holds lists with 1 or 0 for each class. Write the names of the classes: ["a", "b"].']
+    commas = sorted(value for value in strings if "," in value)
+    if kind == "many" and commas and not forced and all(map(DECIMAL_COMMA.fullmatch, strings)):
+        one, other = commas[0].strip().split(",")
+        return [f"holds {commas[0]!r}: one number or two classes? Write {one}.{other}, or {one}|{other}."]
+    return []
+
+
+def _are_indicators(values: Sequence[object]) -> bool:
+    """Whether the values are lists of 0 and 1 of one length, with one of them twice in some list."""
+    length = len(values[0]) if values and isinstance(values[0], (list, tuple)) else 0
+    return (
+        length > 1
+        and all(isinstance(v, (list, tuple)) and len(v) == length for v in values)
+        and all(isinstance(item, int) and item in (0, 1) for v in values for item in v)  # type: ignore[attr-defined]
+        and any(len(set(v)) < length for v in values)  # type: ignore[call-overload]
+    )
 
 
 # --- a column for each class ---

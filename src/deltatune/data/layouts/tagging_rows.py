@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +17,9 @@ OUTSIDE = "O"
 """The tag of tokens outside every entity."""
 BEGIN, INSIDE = "B-", ("I-", "E-")
 
+LIST_FIX = "Write JSON in every row (Python: json.dumps(tags)), or words with blanks between them."
+WRITTEN_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
+"""A list of strings in a string, also as Python and numpy write it."""
 FORM_FIX = 'A row is {"tokens": ["Ann", "slept"], "tags": ["B-person", "O"]}.'
 
 
@@ -53,6 +57,12 @@ def _fault(row: Row, lists: dict[str, list[str] | None]) -> tuple[str, str, str]
     for column, items in lists.items():
         if items is None:
             return f"column {column!r} is not a list of strings", FORM_FIX, short(row.get(column))
+        if isinstance(row.get(column), str) and WRITTEN_LIST.fullmatch(row[column]):
+            return (
+                f"column {column!r} has lists in strings that are not JSON in every row",
+                LIST_FIX,
+                short(row[column]),
+            )
     lengths = {column: len(items) for column, items in lists.items() if items is not None}
     tokens = next(iter(lengths))
     if not any(map(has_text, lists[tokens] or [])):

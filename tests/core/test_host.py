@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from deltatune import IDPG, BitFit, Bottleneck, DeltatuneError, Full, Host, LoRA, Prefix, Prompt, parse
+from deltatune import IDPG, BitFit, Bottleneck, DeltatuneError, Full, Host, LoRA, Prefix, Prompt, TopLayers, parse
 from deltatune.testing.fixtures import attach, make_host, outputs
 from support import models
 
@@ -162,6 +162,11 @@ def test_replaced_weights_run_alone(host):
     for route in ({"full": 0.5}, {"full": 1.0, "a": 1.0}, ["full", "a"]):
         refused(lambda route=route: host.use(route), "'full' (Full())", "can only run alone", "host.use('full')")
     assert host.route.uniform == {"full": 1.0}
+
+
+def test_more_layers_than_there_are_cannot_be_trained(host):
+    refused(lambda: host.attach("top", TopLayers(3)), "TopLayers(3): this BertModel has 2 layers; Full() trains all")
+    host.attach("top", TopLayers(2))
 
 
 def test_tied_weights_are_one_parameter():

@@ -136,11 +136,19 @@ class Method:
 
 
 def at_least(method: Method, **least: float) -> None:
-    """Raise unless each named field is at least the number given: `at_least(self, r=1, dropout=0)`."""
+    """Raise unless each named field is at least the number given: `at_least(self, r=1, size=1)`."""
     for name, bound in least.items():
         value = getattr(method, name)
         if not value >= bound:
             raise DeltatuneError(f"{type(method).__name__}({name}={value!r}): {name} must be at least {bound}")
+
+
+def check_dropout(method: Any) -> None:
+    """Raise unless its field `dropout` is a share of at least 0 that leaves something."""
+    at_least(method, dropout=0)
+    value = method.dropout
+    if value >= 1:
+        raise DeltatuneError(f"{type(method).__name__}(dropout={value!r}) leaves nothing; dropout is a share below 1")
 
 
 def at_most(method: Method, **most: float) -> None:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-
-LARGEST_WEIGHT = 3.4e38
-"""Beyond float32 a weight is infinite."""
+from deltatune.core.validation import LARGEST_FLOAT32
 
 
 class RowsAndWeight(NamedTuple):
@@ -121,7 +119,7 @@ def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict
         raise_all(unknown_adapters([name], attached))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise DeltatuneError(f"the weight of adapter {name!r} must be a number, not {weight!r}")
-        if not abs(weight) <= LARGEST_WEIGHT:
+        if not abs(weight) <= LARGEST_FLOAT32:
             raise DeltatuneError(f"the weight of adapter {name!r} is {weight}; it must be a finite number such as 0.5")
     return {name: float(weight) for name, weight in weights.items() if weight}
 

@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 from deltatune.core.errors import DeltatuneError, nearest
 
+LARGEST_FLOAT32 = 3.4e38
+"""Beyond it a number is infinite in float32."""
+
 
 def check_fields(config: Any) -> None:
     """Check every field of a dataclass instance; ints become floats and lists tuples where annotated so.
 
-    Raises DeltatuneError naming the field, the value and the allowed ones. Numbers are finite and integers have at most
-    64 bits, because tensors have no others; text has no half of a surrogate pair, because files cannot hold it.
+    Raises DeltatuneError naming the field, the value and the allowed ones. Numbers fit float32 and integers have
+    at most 64 bits, because tensors have no others; text has no half of a surrogate pair, because files cannot hold it.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -47,11 +50,17 @@ def _unfit_value(value: Any) -> str:
     values = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(item, float) and not math.isfinite(item) for item in values):
         return "a finite number"
+    if any(isinstance(item, float) and not _fits_float32(item) for item in values):
+        return "a number that float32 can hold, up to 3.4e38"
     if any(type(item) is int and not _has_64_bits(item) for item in values):
         return "a number of at most 64 bits"
     if any(isinstance(item, str) and not fits_utf8(item) for item in values):
         return "text without half of a surrogate pair, which UTF-8 cannot hold"
     return ""
+
+
+def _fits_float32(value: float) -> bool:
+    return abs(value) <= LARGEST_FLOAT32
 
 
 def _has_64_bits(value: int) -> bool:
@@ -102,7 +111,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return (float(value), True) if _has_64_bits(value) else (value, False)
     if hint is float:
-        return value, isinstance(value, float) and math.isfinite(value)
+        return value, isinstance(value, float) and _fits_float32(value)
     if hint is int:
         return value, isinstance(value, int) and not isinstance(value, bool) and _has_64_bits(value)
     if hint is str:

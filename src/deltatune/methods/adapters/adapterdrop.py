@@ -12,7 +12,7 @@ from torch import Tensor
 from deltatune.core.capabilities import TrainingHints
 from deltatune.core.delta import Delta, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import Activation, Bottleneck, Form, TwoLayer
 
@@ -98,7 +98,8 @@ class AdapterDrop(Method):
         return self.init == "identity"
 
     def check(self) -> None:
-        at_least(self, size=1, drop=0, dropout=0)
+        at_least(self, size=1, drop=0)
+        check_dropout(self)
 
     @property
     def label(self) -> str:

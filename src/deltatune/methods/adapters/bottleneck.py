@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from deltatune.core.delta import Delta, ModuleCopy, Rng
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Site, Sites
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]
@@ -118,7 +118,8 @@ class Bottleneck(Method):
         return self.init == "identity"
 
     def check(self) -> None:
-        at_least(self, size=1, dropout=0)
+        at_least(self, size=1)
+        check_dropout(self)
 
     @property
     def label(self) -> str:

@@ -84,6 +84,9 @@ class Unfreeze(Method):
         weights = list(sites.weights.values())
         if self.layers is None:
             return weights
+        depth = max((site.depth for site in weights), default=0)
+        if self.layers > depth:
+            raise DeltatuneError(f"{self!r}: this {sites.facts.architecture} has {depth} layers; Full() trains all")
         return [site for site in weights if site.layer is not None and site.layer >= site.depth - self.layers]
 
     def build(self, site: Site) -> Delta:
@@ -137,6 +140,8 @@ def TopLayers(layers: int = 2) -> Unfreeze:
 @short_form
 def Embeddings(head: bool = True) -> Unfreeze:
     """The token embeddings and the language-model head, for new tokens; without `head` the embeddings alone."""
+    if not isinstance(head, bool):
+        raise DeltatuneError(f"Embeddings(head={head!r}): head must be True or False")
     return Unfreeze(part="embeddings" if head else "input-embeddings")
 
 

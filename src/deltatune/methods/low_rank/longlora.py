@@ -14,7 +14,7 @@ from deltatune.core.attention_call import AttentionCall
 from deltatune.core.capabilities import Capabilities, Needs
 from deltatune.core.delta import AttentionDelta, Delta, ModuleCopy
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Method, View, at_least
+from deltatune.core.method import Method, View, at_least, check_dropout
 from deltatune.core.sites.site import Site, Sites
 from deltatune.core.union import Compound, Union
 from deltatune.methods.low_rank.lora import LoRA
@@ -259,7 +259,8 @@ class LongLoRA(Compound):
     view: ClassVar[View] = View("attention in groups; B A x", "parallel", "attention, norms, embeddings", "scaled")
 
     def check(self) -> None:
-        at_least(self, r=1, dropout=0, groups=1, factor=1)
+        at_least(self, r=1, groups=1, factor=1)
+        check_dropout(self)
 
     @property
     def union(self) -> Method:

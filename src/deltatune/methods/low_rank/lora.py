@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from deltatune.core.capabilities import Capabilities, TrainingHints
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
 
 Init = Literal["kaiming", "gaussian"]
@@ -154,7 +154,8 @@ class LoRA(Method):
         return 2e-3 / math.sqrt(self.ratio)
 
     def check(self) -> None:
-        at_least(self, r=1, dropout=0)
+        at_least(self, r=1)
+        check_dropout(self)
         if not self.ratio > 0:
             raise DeltatuneError(f"{type(self).__name__}(ratio={self.ratio!r}): ratio must be above 0")
         for entry in self.ranks:

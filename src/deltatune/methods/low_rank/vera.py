@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng, SharedModule
-from deltatune.core.method import Method, View, at_least
+from deltatune.core.method import Method, View, at_least, check_dropout
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.low_rank.lora import few_tokens
 
@@ -109,7 +109,8 @@ class VeRA(Method):
     view: ClassVar[View] = View("λ_b ⊙ B (λ_d ⊙ A x)", "parallel", "output of each chosen matrix", "scaled")
 
     def check(self) -> None:
-        at_least(self, r=1, dropout=0)
+        at_least(self, r=1)
+        check_dropout(self)
 
     def pick(self, sites: Sites) -> list[Site]:
         return sites.match(self.sites, kinds=("linear",))

@@ -14,7 +14,7 @@ from deltatune.core.attention_call import AttentionCall
 from deltatune.core.capabilities import Needs
 from deltatune.core.delta import AttentionDelta, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Site, Sites
 
 Place = Literal["prefix", "infix"]
@@ -238,9 +238,8 @@ class Prefix(Method):
     view: ClassVar[View] = View("softmax(x W_q P_kᵀ) P_v", "parallel", "attention output, head by head", "gated")
 
     def check(self) -> None:
-        at_least(self, length=1, mlp=0, dropout=0)
-        if self.dropout >= 1:
-            raise DeltatuneError(f"Prefix(dropout={self.dropout!r}) leaves nothing; dropout is a share below 1")
+        at_least(self, length=1, mlp=0)
+        check_dropout(self)
 
     def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         if not self.words or self.ids:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
-from deltatune.core.method import Method, View, at_least, at_most
+from deltatune.core.method import Method, View, at_least, at_most, check_dropout
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.prompts.prompt import SoftPrompt, at_input
 
@@ -98,7 +98,8 @@ class PTuning(Method):
     view: ClassVar[View] = View("P[i] − h, P = MLP(BiLSTM(E))", "none", "input embeddings at virtual tokens", "replace")
 
     def check(self) -> None:
-        at_least(self, length=1, hidden=0, layers=1, dropout=0)
+        at_least(self, length=1, hidden=0, layers=1)
+        check_dropout(self)
         at_most(self, layers=32)
 
     @property

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `deltatune` with these arguments (by default the process's own) and return its exit code.
 
-    0 success, 1 unexpected failure, 2 a mistake that the user can fix, 130 interrupted.
+    0 success, 1 unexpected failure, 2 a mistake that the user can fix, 130 interrupted, 141 stopped because
+    the reader of its output has closed the pipe.
     """
     missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
     if missing:

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def start(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif context.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    elif context.invoked_subcommand != "train" and (os.environ.get("WORLD_SIZE") or "1") != "1":
         raise DeltatuneError(
             f"`deltatune {context.invoked_subcommand}` runs in one process; torchrun and accelerate can only start "
             "`deltatune train`"
@@ -89,9 +89,24 @@ def run(argv: list[str]) -> int:
     debug = "--debug" in argv or os.environ.get("DELTATUNE_DEBUG", "") not in ("", "0")
     argv = [word for word in argv if word != "--debug"]  # it may be anywhere
     command = typer.main.get_command(app)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? instead
-    code = run_guarded(lambda: command.main(args=argv, prog_name="deltatune", standalone_mode=False), debug)
-    sys.stdout.flush()
-    return code
+    return run_guarded(lambda: _run(command, argv), debug)
+
+
+def _run(command: Any, argv: list[str]) -> Any:
+    result = command.main(args=argv, prog_name="deltatune", standalone_mode=False)
+    sys.stdout.flush()  # a full disk or a closed pipe shows here
+    return result
+
+
+def _open_standard_streams() -> None:
+    """Open the null device for output streams that are closed, so that no file that is written gets their numbers."""
+    if sys.stdout is not None and sys.stderr is not None:
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -10,6 +10,7 @@ import typer
 
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.regular_files import expanded
 
 if TYPE_CHECKING:
     from deltatune.data import Data as Dataset
@@ -28,7 +29,9 @@ def _lower(text: str) -> str:
 
 
 def option(*names: str, panel: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """A typer option of a group."""
+    """A typer option of a group. Outputs are found at home for ~, which shells leave as it is in --out=~/runs."""
+    if "--out" in names:
+        more["callback"] = lambda value: None if value is None else expanded(value)
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
 
 

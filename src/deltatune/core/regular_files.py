@@ -9,6 +9,11 @@ from pathlib import Path
 from deltatune.core.errors import DeltatuneError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder for ~; as it is where there is no such home, for a file may be called so."""
+    return Path(os.path.expanduser(path))
+
+
 def check_regular(path: Path, what: str = "file") -> None:
     """Raise DeltatuneError unless `path` is a regular file that can be read; `what` says in the error what it is.
 

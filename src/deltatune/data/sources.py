@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.regular_files import expanded
 from deltatune.data import python_docs
 from deltatune.data.class_names import names_of_file
 from deltatune.data.dataset import SPLITS, Row, Splits
@@ -52,7 +53,7 @@ def _open(source: str | Path) -> Source:
     """The built-in name, then what exists on disk, then the hub: no network where a path was meant."""
     if source == BUILT_IN:
         return _built_in()
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return open_folder(path)
     if os.path.lexists(path):

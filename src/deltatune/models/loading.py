@@ -29,6 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.regular_files import expanded
 from deltatune.models.architecture import Loads, can_generate, has_masked_lm
 
 BUILTIN = "builtin"
@@ -102,7 +103,7 @@ def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
 def _place(model_name: str) -> str:
     if model_name == BUILTIN:
         return str(_builtin())
-    path = Path(model_name).expanduser()
+    path = expanded(model_name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise DeltatuneError(_no_model(path))

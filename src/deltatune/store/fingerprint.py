@@ -11,6 +11,7 @@ import torch
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.regular_files import expanded
 from deltatune.store.atomic_files import MANIFEST, digest, read_json
 
 _SAMPLE = 1024
@@ -88,7 +89,7 @@ def contents_of(model: str) -> str | None:
 
     A folder written here has the hashes of its files in its manifest; in others, large files are sampled.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         return None
     content = hashlib.blake2b(digest_size=16)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import read_text
+from deltatune.core.regular_files import expanded, read_text
 from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import check_folder, write_file
 from deltatune.store.folder_lock import LOCK
@@ -145,7 +145,7 @@ def find_adapter(folder: str | Path) -> Path:
 
     Raises DeltatuneError for an unfinished run.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if (path / ADAPTER).is_dir():
         return path / ADAPTER
     if (path / RECORD).is_file():

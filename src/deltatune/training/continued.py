@@ -14,6 +14,7 @@ from typing import Any
 from deltatune.core.adapter_formats import format_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
+from deltatune.core.regular_files import expanded
 from deltatune.data import Data, read
 from deltatune.data.dataset import TASK_OF
 from deltatune.data.mixture_data import MixtureData, named_sources, read_parts
@@ -79,7 +80,7 @@ def _columns(task: Task) -> dict[str, Any]:
 
 def read_start(path: str | Path) -> Start:
     """The adapter of a folder, of a training run's folder, or of a loralib file. Raises DeltatuneError for others."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.is_file():
         return Start(given, {})
     folder = run_folder.find_adapter(given)

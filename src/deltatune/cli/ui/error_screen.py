@@ -32,6 +32,8 @@ OTHER_NAMES = {
 """Names of options in other libraries: the hint for a command that has the option on the left."""
 INTERRUPTED = 130
 """Exit code of Ctrl-C, as in shells."""
+CLOSED_PIPE = 141
+"""Exit code of a command that stopped because nobody reads its output, as in shells (128 + SIGPIPE)."""
 INTERRUPTED_TEXT = "interrupted; nothing is saved"
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -52,9 +54,9 @@ def run_guarded(command: Callable[[], Any], debug: bool) -> int:
         return _print(INTERRUPTED_TEXT, INTERRUPTED)
     except Interrupted as error:
         return _print(f"interrupted; {error}", INTERRUPTED)
-    except BrokenPipeError:  # `deltatune ... | head`: the reader has closed the pipe
+    except BrokenPipeError:  # `deltatune ... | head`: the reader has closed the pipe, and the command has stopped
         silence_stdout()
-        return 0
+        return CLOSED_PIPE
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -82,6 +84,8 @@ def _message(error: Exception) -> tuple[str, int]:
     if isinstance(error, USAGE_ERROR):
         return _usage_message(error), 2
     if isinstance(error, OSError) and error.errno in FULL_DISK | NO_ACCESS:
+        if error.errno in FULL_DISK:
+            return f"cannot write {error.filename or 'the output'}: {error.strerror}", 2
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}", 2
     if is_out_of_memory(error):

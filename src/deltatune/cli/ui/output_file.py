@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import check_regular
+from deltatune.core.regular_files import check_regular, expanded
 
 
 def checked_output(out: Path, inputs: Iterable[str | Path]) -> Path:
@@ -18,7 +18,7 @@ def checked_output(out: Path, inputs: Iterable[str | Path]) -> Path:
     Raises DeltatuneError for a folder, pipe or device, for a link to nothing, for a folder that is not there or cannot
     be written, and for one of the inputs, or a file in one that is a folder.
     """
-    path = out.expanduser()
+    path = expanded(out)
     if path.is_symlink() or path.exists():
         if path.is_dir():
             raise DeltatuneError(f"--out {out} is a folder; name a file in it")
@@ -40,7 +40,7 @@ def checked_output(out: Path, inputs: Iterable[str | Path]) -> Path:
 
 def _holds(source: str | Path, target: Path) -> bool:
     """Whether an input is the target, by any of its names, or the folder of an existing target."""
-    place = Path(source).expanduser()
+    place = expanded(source)
     if not target.exists() or not place.exists():
         return False
     return place.samefile(target) or (place.is_dir() and place.resolve() in target.parents)

@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 120
 """Columns if the output is not a terminal and COLUMNS is not set: logs are wider than the 80 that rich assumes."""
+MIN_WIDTH = 40
+"""Columns of a narrower terminal: rich leaves out what does not fit, and shows nothing in none; the terminal wraps."""
 
 
 def console(stderr: bool = False) -> Console:
     """Return a console on the current stdout or stderr. Brackets in texts are not markup."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isdecimal() and len(given) < 6 else 0
+    width = columns or (None if stream.isatty() else PIPED_WIDTH)
+    made = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    if made.width < MIN_WIDTH:
+        made.width = MIN_WIDTH
+    return made
 
 
 def show(*parts: RenderableType, stderr: bool = False) -> None:
@@ -98,9 +105,22 @@ def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:
     counts = [f"{rows.truncated} of {rows.examples} {split}" for split, rows in encoded.items() if rows.truncated]
     if not counts:
         return []
-    if task.to_json()["task"] == "span":
+    if in_windows(task):
         return [f"split into windows of {task.max_length} tokens: {', '.join(counts)} passages"]
     return [f"truncated to {task.max_length} tokens: {', '.join(counts)} texts"]
+
+
+def in_windows(task: Any) -> bool:
+    """Whether long texts are read whole, in several windows, and not truncated."""
+    return bool(task.to_json()["task"] == "span")
+
+
+def long_texts(task: Any, rows: int, total: int | None = None) -> str:
+    """A sentence on the rows longer than the task allows: truncated, or split into windows."""
+    of = "" if total is None else f" of {total}"
+    if in_windows(task):
+        return f"{rows}{of} {'passage' if rows == 1 else 'passages'} split into windows of {task.max_length} tokens"
+    return f"{rows}{of} {'text' if rows == 1 else 'texts'} truncated to the adapter's limit"
 
 
 REPEATED = ("f1_micro", "f1_macro")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.regular_files import check_regular
+from deltatune.core.regular_files import check_regular, expanded
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
 
@@ -51,7 +51,7 @@ def read_rows(path: str | Path) -> list[Row]:
     files give one row for each sentence, with `tokens` and `tags`. A plain text file is one row with the column `text`.
     Raises DeltatuneError for a missing, empty or malformed file.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not os.path.lexists(path) or path.is_dir():
         raise DeltatuneError(missing_file(path))
     check_regular(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.regular_files import expanded
 from deltatune.core.strict_json import dumps
 from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, name_of
 from deltatune.prompting.self_instruct.generation_round import RoundGenerator
@@ -69,7 +70,7 @@ def generate_instructions(
         )
     with ExitStack() as stack:
         identity = identity_of(seeds, endpoint, settings)
-        state = stack.enter_context(SavedState(Path(out).expanduser(), identity)) if out is not None else None
+        state = stack.enter_context(SavedState(expanded(out), identity)) if out is not None else None
         rounds = RoundGenerator(endpoint, tasks, settings)
         return _Loop(rounds, state, on_round or (lambda progress: None)).run()
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.regular_files import read_text
+from deltatune.core.regular_files import expanded, read_text
 from deltatune.core.validation import fits_utf8, shortened
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
 from deltatune.training.recipes.schema import (
@@ -37,7 +37,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Its paths are relative to the working directory, as on the command line. Raises DeltatuneError listing everything
     that is wrong with the file or the overrides.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not os.path.lexists(path):
         others = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise DeltatuneError(
@@ -195,7 +195,7 @@ def _misplaced_paths(recipe: Recipe, folder: Path) -> Iterator[str]:
     rows += [stage.vocabulary.known for stage in recipe.stages if stage.vocabulary]
     paths = [path for source in rows if source for path in (source.source, source.validation, source.test) if path]
     for path in dict.fromkeys([recipe.model, *paths]):
-        if not Path(path).expanduser().exists() and (folder / path).exists():
+        if not expanded(path).exists() and (folder / path).exists():
             yield (
                 f"{path} does not exist in the working directory ({Path.cwd()}) but beside the recipe: paths are "
                 f"relative to the working directory; run from {folder} or write {folder / path}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.merging import merge_obstacles
+from deltatune.core.regular_files import expanded
 from deltatune.models.loading import quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file
@@ -42,7 +43,7 @@ MODEL, PIPELINE, STAGE, BASE = "model", "pipeline.json", "stage.json", "0-base.j
 
 def folder_of(recipe: Recipe, name: str) -> Path:
     """Folder of a recipe's run."""
-    return Path(recipe.out).expanduser() if recipe.out else Path("runs") / name
+    return expanded(recipe.out) if recipe.out else Path("runs") / name
 
 
 def run_recipe(

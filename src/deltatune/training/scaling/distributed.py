@@ -143,7 +143,7 @@ def join_processes(device: torch.device) -> Processes:
 
     Raises DeltatuneError if two of them would compute on the same GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not (dist.is_available() and dist.is_initialized()):
+    if int(os.environ.get("WORLD_SIZE") or "1") == 1 and not (dist.is_available() and dist.is_initialized()):
         return Processes(device=device)
     if not is_accelerate_available():
         raise DeltatuneError("training in several processes needs accelerate: pip install 'deltatune[train]'")

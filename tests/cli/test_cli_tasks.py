@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -235,6 +236,17 @@ def test_lines_of_text_are_tagged_and_continued(trained):
     assert [len(json.loads(line)["tags"]) for line in done.out.splitlines()] == [2, 3], done.err
     done = ran("predict", "--adapter", trained("generate")[0], stdin="the film\n")
     assert set(json.loads(done.out)) == {"input", "output"}, done.err
+
+
+def test_passages_in_windows_are_not_truncated(trained, tmp_path):
+    adapter, place = trained("span")[0], tmp_path / "long.jsonl"
+    context = " ".join(["the film is good ."] * 200)
+    place.write_text(json.dumps({"question": "is it good", "context": context, "answers": [{"text": "film"}]}) + "\n")
+    for done in (ran("predict", "--adapter", adapter, place), ran("evaluate", "--adapter", adapter, "--data", place)):
+        assert done.code == 0, done.err
+        said = " ".join((done.err or done.out).split())
+        assert re.search(r"1( of 1)? passage split into windows of \d+ tokens", said)
+        assert "truncated" not in said
 
 
 def test_predict_reads_every_format_that_evaluate_reads(trained, tmp_path):

@@ -130,6 +130,7 @@ def test_rows_without_the_column_are_a_group():
     rows = [{"a": 1}, {"b": 2}, {"a": float("nan")}, {"a": "x"}, {"a": {"k": 1}}, {"a": True}]
     groups = group_rows(rows, "a")
     assert groups == {"1": [0], "True": [5], "x": [3], '{"k": 1}': [4], "(none)": [1, 2]}
+    assert group_rows([{"a": ""}, {"a": " "}, {"a": "x"}], "a") == {"x": [2], "(none)": [0, 1]}
     assert group_rows([{"a": {"k": 1}}, {"a": 3}, {"a.k": 1}], "a.k") == {"1": [2], "(none)": [0, 1]}
     for column in ("a", "a.b"):
         with pytest.raises(DeltatuneError, match="no such column"):
@@ -184,3 +185,12 @@ def test_compare_names_the_positive_class(bert, tmp_path):
     assert done.code == 0, done.err
     assert "of the positive class, not_equivalent" in done.out
     assert "<dt>Positive class</dt><dd>not_equivalent</dd>" in (tmp_path / "cmp" / "report.html").read_text()
+
+
+def test_rows_without_text_or_label_are_not_scored(adapter, tmp_path):
+    rows = labelled(4)
+    rows[1]["text"], rows[2]["label"] = "  ", ""
+    done = ran("evaluate", "--adapter", adapter, "--data", write(tmp_path / "rows.jsonl", rows))
+    assert done.code == 2
+    assert "column 'text' has no text in 1 row (2)" in done.err
+    assert "column 'label' has no label in 1 row (3)" in done.err

@@ -201,3 +201,22 @@ def test_stdin_of_every_kind(trained, tmp_path):
     os.close(folder)
     assert done.returncode != 0
     assert b"Traceback" not in done.stderr
+
+
+def test_columns_of_earlier_answers_stay(trained, tmp_path):
+    rows, first, second, third = (tmp_path / f"{i}.csv" for i in range(4))
+    write_csv(rows, [{"text": "good film", "label": "mine"}, {"text": "bad film", "label": "yours"}])
+    for source, out in ((rows, first), (first, second), (second, third)):
+        assert ran("predict", "--adapter", trained, source, "--out", out).code == 0
+        assert [row["given_label"] for row in read_rows(out)] == ["mine", "yours"]
+    labels = [row["label"] for row in read_rows(first)]
+    assert [row["given_given_label"] for row in read_rows(third)] == labels
+
+
+@pytest.mark.parametrize(
+    ("header", "fix"),
+    [("Text,Id", "write the columns in this case"), ("id;text", "with commas, not semicolons")],
+)
+def test_a_header_that_is_no_text(trained, header, fix):
+    refused(ran("predict", "--adapter", trained, stdin=f"{header}\ngood,1\n"), f"the first line, {header!r}", fix)
+    assert ran("predict", "--adapter", trained, stdin="Text, it is\nid; text\n").code == 0

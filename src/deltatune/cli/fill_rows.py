@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deltatune.cli.input_rows import given_columns
 from deltatune.cli.ui.screen import plural
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
@@ -68,7 +69,7 @@ class Filler:
         self.done += len(rows)
         self.ranks += [answer["rank"] for answer in answers if "rank" in answer]
         put([
-            {f"given_{name}" if name in answer else name: value for name, value in row.items()} | _rounded(answer)
+            given_columns(row, answer) | _rounded(answer)
             for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
         return 0

@@ -1,4 +1,4 @@
-"""Rows that predict reads: from a file in a data format, or from a stream of texts, JSON lines or a table."""
+"""Rows that predict and evaluate read: a file in a data format, or a stream of texts, JSON lines or a table."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
 if TYPE_CHECKING:
+    from deltatune.data import LabelKind
     from deltatune.data.formats.file_format import LineReader
 
 Row = dict[str, Any]
+
+NAME = re.compile(r"[\w.-]+")
+"""What a column is called in a header; a text has more than this."""
 
 
 def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
@@ -29,10 +32,10 @@ def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator
     if file == "-":
         yield from parsed(_decoded(_stdin(), "stdin"), "stdin", None, columns, every)
         return
-    from deltatune.core.regular_files import check_regular
+    from deltatune.core.regular_files import check_regular, expanded
     from deltatune.data.formats import file_formats, missing_file, read_rows
 
-    path = Path(file).expanduser()
+    path = expanded(file)
     if os.path.lexists(path) and not path.is_file() and not path.is_dir():
         try:
             check_regular(path)
@@ -97,7 +100,20 @@ def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
         header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
         if set(columns) <= set(header):
             return reader
+    _refuse_other_header(line.rstrip("\r\n"), columns)
     return None
+
+
+def _refuse_other_header(line: str, columns: Sequence[str]) -> None:
+    """Raise DeltatuneError for a header that has the columns in another case, or another separator."""
+    for separator, name in ((",", ""), ("\t", ""), (";", "semicolons"), ("|", "bars")):
+        header = line.split(separator)
+        wanted = {column.lower() for column in columns}
+        if len(header) > 1 and all(map(NAME.fullmatch, header)) and wanted <= {field.lower() for field in header}:
+            fix = f"separate its columns with commas, not {name}" if name else "write the columns in this case"
+            raise DeltatuneError(
+                f"the first line, {line[:200]!r}, looks like a header; this adapter reads {', '.join(columns)}: {fix}"
+            )
 
 
 def _texts(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -134,3 +150,43 @@ def _with_columns(rows: Iterable[Row], name: str, columns: Sequence[str], every:
                 f"{name} row {number} has no text in column {missing[0]!r}{near}; its columns: {names}"
             )
         yield row
+
+
+def given_columns(row: Row, answer: Container[str]) -> Row:
+    """A row whose columns with the name of an answer are called `given_...`, which no other column is called."""
+    names = {}
+    for name in row:
+        names[name] = new = f"given_{name}" if name in answer else name
+        while new != name and (new in row or new in answer):
+            names[name] = new = f"given_{new}"
+    return {names[name]: value for name, value in row.items()}
+
+
+def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list[str]]:
+    """All rows of one file in the layout of the task, none held out, and notes.
+
+    Rows that the source marks as having no label are left out, and texts of one input are its references, as in `read`.
+    """
+    from deltatune.core.regular_files import expanded
+    from deltatune.data import examples, read_rows
+    from deltatune.data.class_names import names_of_file
+    from deltatune.data.dataset import columns_of
+    from deltatune.data.labelled_splits import check_labelled, without_unknown
+    from deltatune.data.layouts.generation_rows import group_references
+    from deltatune.data.layouts.label_values import convert_labels, join_indicators
+    from deltatune.data.layouts.layout import missing_values
+    from deltatune.data.published.forms import with_plain_columns
+
+    rows = with_plain_columns(read_rows(source), task.text, source)
+    rows = join_indicators({source: rows}, task.label or None)[source]
+    if kind not in ("classes", "number"):
+        rows = examples(rows, kind, task.text, task.label)
+        return group_references(rows, task.text, source) if kind == "text" else (rows, [])
+    check_labelled(rows, task.label, source)
+    splits, notes = without_unknown({source: rows}, task.label, names_of_file(expanded(source)))
+    rows, names = splits[source], columns_of(splits[source])
+    if {*task.text, task.label} <= {*names}:  # else the task's own check names the column
+        raise_all(missing_values(rows, source, task.text, task.label))
+        values = convert_labels([row[task.label] for row in rows], task.label, kind)
+        rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
+    return rows, notes

@@ -10,6 +10,7 @@ import numpy as np
 
 from deltatune.comparison.statistics import draw, intervals_of
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.data.columns.column_values import is_missing
 from deltatune.tasks import Classify, Task
 
 RESAMPLES = 1000
@@ -42,7 +43,7 @@ def group_rows(rows: Sequence[Mapping[str, Any]], column: str) -> Groups:
 
 def _name(value: Any) -> str:
     """A value as the name of a group. A list or an object is one value."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if is_missing(value):
         return NO_VALUE
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else str(value)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from deltatune.cli.input_rows import whole_file
 from deltatune.cli.mixture_options import Part, one_source, sources_of_parts
 from deltatune.cli.options import (
     DATA,
@@ -21,7 +22,17 @@ from deltatune.cli.options import (
     set_values,
 )
 from deltatune.cli.task_options import MetricModel, Positive
-from deltatune.cli.ui.screen import console, facts, metric_headers, print_json, scores_table, show, table, width_of
+from deltatune.cli.ui.screen import (
+    console,
+    facts,
+    long_texts,
+    metric_headers,
+    print_json,
+    scores_table,
+    show,
+    table,
+    width_of,
+)
 from deltatune.comparison.report.number_format import clip, count, score
 from deltatune.core.errors import DeltatuneError, nearest
 
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from deltatune.comparison.group_scores import Groups
-    from deltatune.data import LabelKind, Row
+    from deltatune.data import Row
     from deltatune.tasks import Encoded, Task
     from deltatune.training.session import Session
 
@@ -120,7 +131,7 @@ def evaluate(
         total, of = len(splits[name]), f"{name}: " if others else ""
         notes += [of + note for note in overlap_notes(result["trained_on"], total)]
         if result["truncated"]:
-            notes.append(f"{of}{result['truncated']} of {total} texts were truncated to the adapter's limit")
+            notes.append(of + long_texts(session.task, result["truncated"], total))
         notes += [
             f"{of}the {GROUPS_SHOWN} largest of {len(groups)} groups by {column} are shown; --json has all"
             for column, groups in result.get("by", {}).items()
@@ -161,7 +172,7 @@ def evaluate_parts(
             results.setdefault(each, {})[name] = result = scored(own, rows, batch_size)
             notes += overlap_notes(result["trained_on"], len(rows), f"{name}: ")
             if result["truncated"]:
-                notes.append(f"{name}: {result['truncated']} of {len(rows)} texts were truncated to the limit")
+                notes.append(f"{name}: {long_texts(own.task, result['truncated'], len(rows))}")
         notes += [f"{name}: {note}" for note in of_data]
     means = {
         each: mixture.mean_of({name: result["scores"] for name, result in parts.items()})
@@ -233,33 +244,6 @@ def groups_table(task: Task, name: str, result: Mapping[str, Any], left_out: lis
     if shown < len(columns):
         left_out.extend(columns[shown:])
     return table(columns[:shown], [row[:shown] for row in rows], right=columns[1:shown])
-
-
-def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list[str]]:
-    """All rows of one file in the layout of the task, none held out, and notes.
-
-    Rows that the source marks as having no label are left out, and texts of one input are its references, as in `read`.
-    """
-    from deltatune.data import examples, read_rows
-    from deltatune.data.class_names import names_of_file
-    from deltatune.data.labelled_splits import check_labelled, without_unknown
-    from deltatune.data.layouts.generation_rows import group_references
-    from deltatune.data.layouts.label_values import convert_labels, join_indicators
-    from deltatune.data.published.forms import with_plain_columns
-
-    rows = with_plain_columns(read_rows(source), task.text, source)
-    rows = join_indicators({source: rows}, task.label or None)[source]
-    if kind not in ("classes", "number"):
-        rows = examples(rows, kind, task.text, task.label)
-        return group_references(rows, task.text, source) if kind == "text" else (rows, [])
-    check_labelled(rows, task.label, source)
-    splits, notes = without_unknown({source: rows}, task.label, names_of_file(Path(source)))
-    rows = splits[source]
-    labels = [row[task.label] for row in rows if row.get(task.label) is not None]
-    if len(labels) == len(rows):  # else the task's own check names the rows without a label
-        values = convert_labels(labels, task.label, kind)
-        rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
-    return rows, notes
 
 
 def _trained_on(session: Session, source: str) -> bool:

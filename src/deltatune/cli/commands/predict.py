@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltatune.cli.fill_rows import FILL, Filler, check_task
-from deltatune.cli.input_rows import rows_from
+from deltatune.cli.input_rows import given_columns, rows_from
 from deltatune.cli.mixture_options import Part, check_single
 from deltatune.cli.options import (
     DATA,
@@ -28,7 +28,7 @@ from deltatune.cli.options import (
 )
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
-from deltatune.cli.ui.screen import plural
+from deltatune.cli.ui.screen import long_texts
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError
 
@@ -124,7 +124,7 @@ def predict(
         check_suffix(suffix, f"--out {out}")
         target = checked_output(out, [name for name in (file if file != "-" else None, adapter) if name is not None])
     answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
-    filler = None
+    filler, task_of_adapter = None, None
     if task == FILL or adapter is None:
         filler = Filler(adapter, model, other_base, top, label, weight)
         answer, columns, every = filler.write, [filler.text], True
@@ -132,6 +132,7 @@ def predict(
         session = open_adapter(adapter, model, other_base, read_fields(fields), part).weighted(weight)
         check_single(session.task)
         answer, columns = partial(write, session), list(session.task.text)
+        task_of_adapter = session.task
         every = session.task.answers != "text"  # the input of an instruction may be empty
     if file == "-" and sys.stdin is not None and sys.stdin.isatty():
         print("Type texts, one per line; Ctrl-D ends.", file=sys.stderr)
@@ -156,7 +157,7 @@ def predict(
         if filler:
             filler.summarise()
         if truncated:
-            print(f"{plural(truncated, 'text')} truncated to the adapter's limit", file=sys.stderr)
+            print(long_texts(task_of_adapter, truncated), file=sys.stderr)
     except BrokenPipeError:
         silence_stdout()  # the reader has closed the pipe
     except KeyboardInterrupt:
@@ -215,4 +216,4 @@ def joined(row: dict[str, Any], answer: dict[str, Any], more: dict[str, Any] | N
     else:
         answer = rounded(answer)
     answer = answer | (more or {})
-    return {f"given_{name}" if name in answer else name: value for name, value in row.items()} | answer
+    return given_columns(row, answer) | answer

@@ -34,6 +34,9 @@ def error_of(template: str) -> str:
         ("{% for m in messages %}", "fails (TemplateSyntaxError)"),
         ("{{ 1 / 0 }}", "fails (ZeroDivisionError)"),
         ("{{ raise_exception('only one turn') }}", "refuses the conversation: only one turn"),
+        ("\ud800{{ messages[0].content }}", "makes half of a surrogate pair"),
+        ("<s>", "leaves out or changes the message 'hello' of the role 'user'"),
+        ("{{ messages[0].content | upper }}", "leaves out or changes the message 'hello'"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "fails (RecursionError)"),
         ("{{ 'x' * 2000000000 }}", "needs more than 1,024 MB of memory"),
         ("{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "of memory"),
@@ -71,6 +74,18 @@ def test_known_templates_pass_the_trial_once(monkeypatch: pytest.MonkeyPatch) ->
             assert text in chat_prompt(talk(text), tokenizer)
     assert [template for template, _ in calls] == [TEMPLATES["chatml"], TEMPLATES["thinking"]]
     assert all(trial(*args) == "" for args in calls)
+
+
+def test_a_role_that_a_template_passes_over_is_named() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]{% endif %}{% endfor %}"
+    )
+    question = {"role": "user", "content": " hello "}
+    assert chat_prompt([question], tokenizer) == "[INST] hello [/INST]"
+    for role in ("system", "tool"):
+        with pytest.raises(DeltatuneError, match=f"leaves out or changes the message 'be kind' of the role '{role}'"):
+            chat_prompt([{"role": role, "content": "be kind"}, question], tokenizer)
 
 
 def test_a_prompt_that_pads_without_end_is_refused() -> None:

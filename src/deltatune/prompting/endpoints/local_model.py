@@ -16,7 +16,7 @@ from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
 from deltatune.tasks.collator import PaddingCollator
-from deltatune.tasks.prompts.chat_templates import rendered
+from deltatune.tasks.prompts.prompt_format import chat_prompt
 from deltatune.tasks.tokenization import longest_input, padding_id
 
 MIN_NEW_TOKENS = 32
@@ -88,8 +88,7 @@ class LocalModel:
 
     def _encode(self, prompt: str) -> list[int]:
         if self.form == "chat":
-            messages = [{"role": "user", "content": prompt}]
-            text = rendered(messages, self.tokenizer, prompt=True)
+            text = chat_prompt([{"role": "user", "content": prompt}], self.tokenizer)
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         ids = list(self.tokenizer(prompt, verbose=False)["input_ids"])
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id} - {None}

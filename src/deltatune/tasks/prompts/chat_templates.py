@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.validation import fits_utf8
 
 TRIAL_SECONDS = 10
 """Processor time of a trial; templates of published models take some milliseconds."""
@@ -76,6 +77,8 @@ def rendered(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokeniz
         raise DeltatuneError(
             f"this tokenizer's chat template {what}: {str(error)[:500] or 'it says nothing'}{reads}"
         ) from None
+    if not fits_utf8(str(text)):
+        raise DeltatuneError("this tokenizer's chat template makes half of a surrogate pair, which UTF-8 cannot hold")
     return str(text)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.validation import shortened
 from deltatune.tasks.prompts.chat_templates import rendered
 
 ALPACA = (
@@ -117,9 +118,20 @@ def earlier_answers(messages: Sequence[Message], tokenizer: PreTrainedTokenizerB
 
 
 def chat_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a conversation up to the assistant's next answer."""
+    """The text of a conversation up to the assistant's next answer.
+
+    Raises DeltatuneError for a template that leaves out a message of somebody else, as some do with roles that they do
+    not know.
+    """
     check_chat(tokenizer)
-    return rendered(messages, tokenizer, prompt=True)
+    text = rendered(messages, tokenizer, prompt=True)
+    for message in messages:
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            raise DeltatuneError(
+                f"this tokenizer's chat template leaves out or changes the message {message['content'][:80]!r} of the "
+                f"role {shortened(message['role'])}: change it in the data, or set another tokenizer.chat_template"
+            )
+    return text
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -75,3 +75,10 @@ def test_an_empty_number_of_processes_is_one(monkeypatch: pytest.MonkeyPatch) ->
     assert ran("methods", "LoRA").code == 0
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "two")
     assert "runs in one process" in ran("methods", "LoRA").err
+
+
+def test_an_error_sends_no_control_characters_to_the_terminal() -> None:
+    done = ran("data", "check", "--data", "no\x1b[31m\0file\x07.csv")
+    assert done.code == 2
+    assert "no file no\\x1b[31m\\x00file\\x07.csv" in done.err
+    assert all(sign.isprintable() or sign == "\n" for sign in done.err)

@@ -73,6 +73,8 @@ def silence_stdout() -> None:
 
 
 def _print(text: str, code: int) -> int:
+    """Print a message; control characters, which a terminal obeys, are written out."""
+    text = "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
     print(text if code == INTERRUPTED else f"error: {text}", file=sys.stderr)
     return code
 

@@ -32,7 +32,8 @@ def test_gaps_name_the_rows():
         rows(("a", "x"), ("", "y"), (None, "z"), (" ", None), ("b", float("nan")), (3, "")), "train", ["text"], "label"
     )
     assert found == [
-        "train: column 'text' has no text in 4 rows (2, 3, 4, 6). Fill in or remove them.",
+        "train: column 'text' is no text in 1 row (6): 3. Write strings.",
+        "train: column 'text' has no text in 3 rows (2, 3, 4). Fill in or remove them.",
         "train: column 'label' has no label in 3 rows (4, 5, 6). Fill in or remove them.",
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import Data, read
+from deltatune.data import Data, read, remarks
 
 
 def csv_of(path: Path, *labels: str, header: str = "text,label", count: int = 60) -> Path:
@@ -93,3 +93,62 @@ def test_headers_with_more_than_names(tmp_path, header, problem):
     with pytest.raises(DeltatuneError) as error:
         read(path)
     assert problem in str(error.value)
+
+
+# --- what stands in the place of a value ---
+
+
+def test_words_for_missing_values_are_remarked(tmp_path):
+    said = "\n".join(remarks(read(csv_of(tmp_path / "a.csv", "x", "y", "nan"))))
+    assert "the class 'nan' (20 rows) is what programs write for a missing value" in said
+    path = tmp_path / "b.csv"
+    path.write_text("text,label\n" + "".join(f"{'NaN' if i < 1 else f'text {i}'},{'xy'[i % 2]}\n" for i in range(60)))
+    assert "a text is what programs write for a missing value, in 1 row (" in "\n".join(remarks(read(path)))
+
+
+def test_a_split_of_one_class_is_remarked(tmp_path):
+    csv_of(tmp_path / "train.csv", "0", "1")
+    csv_of(tmp_path / "test.csv", "0")
+    assert "test: all 60 rows have the label '0', train has 2 classes" in "\n".join(remarks(read(tmp_path)))
+
+
+def test_a_label_under_another_name_is_named(tmp_path):
+    csv_of(tmp_path / "train.csv", "x", "y")
+    csv_of(tmp_path / "test.csv", "x", "y", header="text,target")
+    note = "the 60 test rows have no column 'label', so they are not used; they have 'target' instead"
+    assert note in read(tmp_path).notes
+
+
+def test_numbers_are_no_missing_texts(tmp_path):
+    rows = [{"text": 17, "label": "x"}, {"text": "", "label": "y"}]
+    problems = told(jsonl_of(tmp_path / "a.jsonl", *rows))
+    assert "column 'text' is no text in 30 rows (1, 3, 5, 7, 9, and 25 more): 17. Write strings." in problems
+    assert "column 'text' has no text in 30 rows (2, 4, 6, 8, 10, and 25 more). Fill in" in problems
+
+
+def test_empty_answers_of_chats_are_not_learned(tmp_path):
+    def chat(i: int) -> dict[str, object]:
+        answer = "" if i % 3 == 0 else f"bye {i}"
+        return {"messages": [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": answer}]}
+
+    assert "train: the last assistant turn has no text in 20 rows" in told(
+        jsonl_of(tmp_path / "a.jsonl", *map(chat, range(60)))
+    )
+
+
+# --- files beside the data ---
+
+
+def test_documentation_is_no_document(tmp_path):
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"some text {i} " * 20)
+    (tmp_path / "README.txt").write_text("about these files")
+    data = read(tmp_path)
+    assert all("about these files" not in row["text"] for rows in data.splits().values() for row in rows)
+    assert any("not used" in note and "README.txt" in note for note in data.notes)
+
+
+def test_blank_lines_with_tabs_are_blank(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("".join(f"Ann{i} B-x\nslept O\n \t\n" for i in range(60)))
+    assert sum(map(len, read(path).splits().values())) == 60

@@ -24,10 +24,10 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 VERSION = re.compile(r"-v\d+(\.\d+)*$")
 """The version in a stem, as in SQuAD's: train-v2.0.json."""
 ABOUT = re.compile(
-    r"(readme|licen[sc]e|citation|changelog)(\.rst)?|.*\.(md|py|ipynb|lock)|dataset_(info|infos|dict)\.json|state\.json",
+    r"(readme|licen[sc]e|citation|changelog)(\.rst|\.txt)?|.*\.(md|py|ipynb|lock)|dataset_(info|infos|dict)\.json|state\.json",
     re.IGNORECASE,
 )
-"""Files about the data."""
+"""Files about the data. Those that end in .txt are named in a note."""
 TABLES = ".tables"
 """The end of the stem of a file with the tables of a split, as in WikiSQL's own files: train.tables.jsonl."""
 DATA, SAVED = "data", "state.json"
@@ -219,6 +219,6 @@ def _unused(folder: Path, items: Iterable[Path]) -> tuple[str, ...]:
     named = [
         str(item.relative_to(folder)) + ("/" if item.is_dir() else "")
         for item in sorted(items)
-        if not ABOUT.fullmatch(item.name)
+        if not ABOUT.fullmatch(item.name) or item.suffix.lower() == ".txt"  # it could be one of the texts
     ]
     return (f"not used, as no split has their name: {first_few(named, 12)}",) if named else ()

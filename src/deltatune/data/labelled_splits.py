@@ -13,6 +13,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.column_names import GOLD_LABEL, NO_GOLD, REFERENCES, normalised
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.dataset import SPLITS, Row, Splits, columns_of
+from deltatune.data.formats.file_format import first_few
 from deltatune.data.split_names import SPLIT_NAMES
 
 HIDDEN = (-1, "-1", "-1.0")
@@ -39,7 +40,7 @@ def labelled_splits(
     for name, rows in splits.items():
         hidden = label and name not in fixed and name.startswith("test")
         if hidden and _are_hidden(rows, label, splits["train"]):
-            notes.append(f"the {len(rows)} {names[name]} rows have no label, so they are not used")
+            notes.append(f"the {len(rows)} {names[name]} rows have {_no_label(rows, label, splits['train'])}")
         elif name not in SPLITS and (reason := _unusable(rows, text, label)):
             notes.append(f"{names[name]} is not used: {reason}")
         else:
@@ -62,6 +63,15 @@ def _are_hidden(rows: Sequence[Row], label: str, train: Sequence[Row]) -> bool:
     if all(map(_is_hidden, values)):
         return not any(_is_hidden(row.get(label)) for row in train)
     return all(map(_is_empty, values)) and sum(_is_empty(row.get(label)) for row in train) * 2 < len(train)
+
+
+def _no_label(rows: Sequence[Row], label: str, train: Sequence[Row]) -> str:
+    """The end of the note on rows without labels. A column that train lacks may be the label under another name."""
+    known = columns_of(train)
+    others = [name for name in columns_of(rows) if name not in known]
+    if others and label not in columns_of(rows):
+        return f"no column {label!r}, so they are not used; they have {first_few(list(map(repr, others)))} instead"
+    return "no label, so they are not used"
 
 
 def _is_missing(value: Any) -> bool:

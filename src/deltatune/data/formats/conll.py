@@ -30,7 +30,7 @@ def parse(text: str) -> tuple[list[Row], list[str]]:
     """
     problems: list[str] = []
     lines = lines_of(text, problems)
-    tabs = any("\t" in line for line in lines[:1000])
+    tabs = any("\t" in line for line in lines[:1000] if line.strip())
     rows: list[Row] = []
     sentence: list[tuple[str, str]] = []
     width = 0

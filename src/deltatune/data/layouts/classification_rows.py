@@ -42,6 +42,10 @@ COARSE = 0.9
 """Share of the different numbers that float32 keeps apart, below which it is remarked."""
 LEAK = 0.2
 """Share of training rows with their label in the text, above which it is remarked."""
+ROWS_OF_SEVERAL = 20
+"""Rows of a split from which on one class alone is remarked."""
+MISSING_WORDS = {"nan", "null", "n/a", "#n/a", "<na>", "na"}
+"""What programs write where there is no value."""
 RESCALE = "Divide the column by a constant, or mend them."
 MIN_LEAK_LENGTH = 3
 """Characters of a label that is searched for in the texts."""
@@ -162,7 +166,8 @@ def remarks(data: Data) -> list[str]:
     """Equal texts with different labels, classes of different size, labels that occur in the text."""
     return (
         _contradictions(data)
-        + (_imbalance(data) if data.kind == "classes" else [])
+        + (_imbalance(data) + _one_class(data) if data.kind == "classes" else [])
+        + _missing_words(data)
         + (_leak(data) if data.kind != "number" else _coarse(data))
     )
 
@@ -252,6 +257,38 @@ def _imbalance(data: Data) -> list[str]:
         f"Always predicting {most!r} is right on {rate:.1%} of test."
         + (f" Classes of fewer than {SMALL_CLASS} train rows: {first_few(small)}." if len(small) > 1 else "")
     ]
+
+
+def _one_class(data: Data) -> list[str]:
+    """Splits with one class where train has several: their labels may stand for labels that are not public."""
+    sentences = []
+    for split, rows in data.splits().items():
+        names = {row[data.label] for row in rows}
+        if len(names) == 1 < len(data.labels) and len(rows) >= ROWS_OF_SEVERAL:
+            (only,) = names
+            sentences.append(
+                f"{split}: all {len(rows)} rows have the label {only!r}, train has {len(data.labels)} classes: is it so?"
+            )
+    return sentences
+
+
+def _missing_words(data: Data) -> list[str]:
+    """Classes and texts that are what programs write where there is no value."""
+    counts = Counter(name for rows in data.splits().values() for row in rows for name in _names(row[data.label]))
+    sentences = [
+        f"the class {name!r} ({count(rows, 'row')}) is what programs write for a missing value: is it one?"
+        for name, rows in counts.items()
+        if str(name).strip().lower() in MISSING_WORDS
+    ]
+    for split, rows in data.splits().items():
+        numbers = [
+            i
+            for i, row in enumerate(rows, start=1)
+            if any(len(text) < 6 and text.strip().lower() in MISSING_WORDS for text in texts(row, data.text))
+        ]
+        if numbers:
+            sentences.append(f"{split}: a text is what programs write for a missing value, in {in_rows(numbers)}.")
+    return sentences
 
 
 def _leak(data: Data) -> list[str]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from deltatune.data.columns.column_names import MESSAGES, REFERENCES
-from deltatune.data.columns.column_values import is_chat, with_parsed
+from deltatune.data.columns.column_values import has_text, is_chat, with_parsed
 from deltatune.data.dataset import Row
 from deltatune.data.layouts.layout import ConvertedRows, RowProblems, short
 
@@ -54,6 +54,11 @@ def convert_chats(rows: Sequence[Row], split: str, column: str, labelled: bool =
             end = 1 + max(i for i, message in enumerate(messages) if message["role"] == "assistant")
             cut += end < len(messages)
             answer = messages[end - 1]["content"]
+            if split == "train" and not has_text(answer):
+                problems.add(
+                    number, "the last assistant turn has no text", "An empty answer would be learned: fill it in."
+                )
+                continue
             converted.append({**others, MESSAGES: messages[:end], REFERENCES: [answer]})
         else:
             converted.append({**others, MESSAGES: messages})

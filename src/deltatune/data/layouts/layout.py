@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import normalised
-from deltatune.data.columns.column_values import has_words, is_missing
+from deltatune.data.columns.column_values import has_words, is_missing, is_strings
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.splits import complete
@@ -140,12 +140,22 @@ def missing_values(rows: Sequence[Row], split: str, text: Sequence[str], label: 
     problems = []
     for column in text:
         empty = [i for i, row in enumerate(rows, start=1) if not has_words(row.get(column))]
+        others = [i for i in empty if not _is_blank(rows[i - 1].get(column))]
+        if others:
+            shown = short(rows[others[0] - 1][column], 30)
+            problems.append(f"{split}: column {column!r} is no text in {in_rows(others)}: {shown}. Write strings.")
+            empty = sorted({*empty} - {*others})
         if empty:
             problems.append(f"{split}: column {column!r} has no text in {in_rows(empty)}. {FILL_IN}")
     unlabelled = [i for i, row in enumerate(rows, start=1) if is_missing(row.get(label))]
     if unlabelled:
         problems.append(f"{split}: column {label!r} has no label in {in_rows(unlabelled)}. {FILL_IN}")
     return problems
+
+
+def _is_blank(value: object) -> bool:
+    """Whether a text is missing, and not something else such as a number."""
+    return is_missing(value) or is_strings(value) or isinstance(value, str)
 
 
 def in_rows(numbers: Sequence[int]) -> str:

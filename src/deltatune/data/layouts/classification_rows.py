@@ -267,7 +267,7 @@ def _one_class(data: Data) -> list[str]:
         if len(names) == 1 < len(data.labels) and len(rows) >= ROWS_OF_SEVERAL:
             (only,) = names
             sentences.append(
-                f"{split}: all {len(rows)} rows have the label {only!r}, train has {len(data.labels)} classes: is it so?"
+                f"{split}: all rows have the label {only!r}, train has {len(data.labels)} classes: is it real?"
             )
     return sentences
 

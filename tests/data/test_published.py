@@ -181,6 +181,17 @@ def test_class_names_of_a_data_card(tmp_path: Path) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize("names", [("no", "yes"), ("1", "2"), ("off", "null"), ("1.0", "2026-01-31")])
+def test_class_names_of_a_data_card_are_texts(tmp_path: Path, names: tuple[str, str]) -> None:
+    pytest.importorskip("yaml")
+    folder = GLUE["sst2"].write_jsonl(tmp_path / "sst2")
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        f"          '0': {names[0]}\n          1: {names[1]}\n---\n"
+    )
+    assert read(folder).labels == tuple(sorted(names))
+
+
 def test_other_tags_and_classes_on_request(tmp_path: Path) -> None:
     folder = OTHERS["conll2003"].write_parquet(tmp_path / "conll")
     assert any("--label pos_tags" in note for note in read(folder).notes)

@@ -1,5 +1,6 @@
 """Self-Instruct: what is kept, what is rejected and why, resuming after a kill, and the endpoint."""
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from deltatune.prompting.self_instruct import seed_tasks as sampling
 from deltatune.prompting.self_instruct.quality_filters import InstructionPool, rouge_l, tokens
 from deltatune.prompting.self_instruct.saved_state import OLD_NAMES
 from deltatune.prompting.self_instruct.seed_tasks import InstructionExample, InstructionTask, seed_tasks
+from deltatune.store.atomic_files import CannotWrite
 from support.command_line import ran
 
 WORDS = [
@@ -501,6 +503,27 @@ def test_two_runs_that_write_one_file_are_refused(tmp_path):
 
     assert generate_instructions(SEEDS, nested, SMALL, out)
     assert tried
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_in_a_round_is_a_plain_error(tmp_path, monkeypatch, error):
+    whole, out, calls = tmp_path / "whole.jsonl", tmp_path / "some.jsonl", []
+    generate_instructions(SEEDS, echo, SMALL, whole)
+
+    def full(descriptor):
+        raise OSError(error, os.strerror(error))
+
+    def third(sent):
+        calls.append(sent)
+        if len(calls) == 3:
+            monkeypatch.setattr("deltatune.prompting.self_instruct.saved_state.os.fsync", full)
+        return echo(sent)
+
+    with pytest.raises(CannotWrite, match=r"some\.(rejected\.)?jsonl: the .*it needs at least [\d,]+ bytes"):
+        generate_instructions(SEEDS, third, SMALL, out)
+    monkeypatch.undo()
+    generate_instructions(SEEDS, echo, SMALL, out)
+    assert files(out) == files(whole)
 
 
 def test_an_endpoint_that_fails_at_once_leaves_no_files(tmp_path):

@@ -81,7 +81,7 @@ def names_of_folder(folder: Path) -> ClassNames:
             f'{card} names the classes of these data; reading it needs PyYAML: pip install "deltatune[recipes]"'
         ) from None
     try:
-        value = yaml.safe_load(header)
+        value = yaml.load(header, Loader=yaml.BaseLoader)  # every value is text: a class may be called no, or 1
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise DeltatuneError(f"{card}: its header is not YAML: {str(error).splitlines()[0]}") from None
     infos = value.get("dataset_info") if isinstance(value, dict) else None
@@ -100,7 +100,7 @@ def _names_of_card(features: Any) -> ClassNames:
             label = kind.get("class_label") if isinstance(kind, dict) else None
             by_number = label.get("names") if isinstance(label, dict) else None
             if isinstance(by_number, dict):
-                by_number = [by_number.get(str(i), by_number.get(i)) for i in range(len(by_number))]
+                by_number = [by_number.get(str(i)) for i in range(len(by_number))]
             if _are_names(by_number):
                 names[str(feature.get("name"))] = list(by_number)
     return names

@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.regular_files import file_problem
 from deltatune.core.strict_json import dumps, loads
 from deltatune.prompting.self_instruct.seed_tasks import Row
-from deltatune.store.atomic_files import read_json, write_file
+from deltatune.store.atomic_files import plain_write_errors, read_json, write_file
 from deltatune.store.folder_lock import FolderLock
 
 SCHEMA = 1
@@ -63,10 +63,11 @@ class SavedState:
     def close(self) -> None:
         """Close both files, and end the lock; without a finished round the files are removed."""
         for name, file in self._files.items():
-            empty = not file.seek(0, os.SEEK_END)
-            file.close()
-            if empty and not self.state.is_file():
-                self._path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what a full disk did not take, which was raised when it was written
+                file.close()
+            path = self._path(name)
+            if not self.state.is_file() and path.is_file() and not path.stat().st_size:
+                path.unlink()
         self._lock.__exit__(None, None, None)
 
     def rows(self, name: str) -> list[Row]:
@@ -75,16 +76,16 @@ class SavedState:
         return [loads(line, self._path(name)) for line in self._files[name].read().splitlines()]
 
     def add_(self, number: int, kept: Sequence[Row], rejected: Sequence[Row]) -> None:
-        """Write a round: its lines first, then the record that makes them valid."""
+        """Write a round: its lines first, then the record that makes them valid. Raises CannotWrite."""
         for name, rows in (("rejected", rejected), ("kept", kept)):
             file = self._files[name]
-            file.seek(0, os.SEEK_END)
-            for row in rows:
-                line = dumps(row, self._path(name)).encode() + b"\n"
-                file.write(line)
-                self._hashes[name].update(line)
-            file.flush()
-            os.fsync(file.fileno())
+            lines = b"".join(dumps(row, self._path(name)).encode() + b"\n" for row in rows)
+            with plain_write_errors(self._path(name), len(lines)):
+                file.seek(0, os.SEEK_END)
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            self._hashes[name].update(lines)
         self.round = number
         sizes = {name: {"bytes": file.tell(), "hash": self._hashes[name].hexdigest()} for name, file in self._ends()}
         state = {"form": SCHEMA, "round": number, "identity": self.identity, "files": sizes}

@@ -45,6 +45,7 @@ def test_json_has_every_number(config_only):
         (("--method", "BitFit()"), "no biases at any site"),
         (("--task", "span"), "task must be one of 'classify', 'tag', 'lm'"),
         (("--batch-size", "0"), "batch_size must be at least 1"),
+        (("--classes", "1000000000000000000"), "classes must be at most 1,000,000,000"),
         (("--budget", "lots"), "cannot read the budget"),
     ],
 )
@@ -53,3 +54,10 @@ def test_mistakes_are_one_plain_error(config_only, options, words):
     assert done.code != 0
     assert words in done.err
     assert "Traceback" not in done.err
+
+
+def test_the_length_is_what_the_model_takes(config_only):
+    given = [ran("count", "--model", config_only, "--method", "Full()", "--max-length", n) for n in ("128", "100000")]
+    assert all(done.code == 0 for done in given)
+    assert "32 rows of 128 tokens, float32" in given[0].out
+    assert "32 rows of 128 tokens, the most that this model takes" in given[1].out

@@ -35,7 +35,7 @@ def commands(model: Path, data: Path, out: Path) -> dict[str, list[str]]:
         "dimension": ["dimension", *common],
         "run": ["run", str(recipe)],
         "stages": ["run", str(stages)],
-        "pretrain": ["pretrain", *common[:4], "--out", str(out), "--config", str(model / "config.json"),
+        "pretrain": ["pretrain", *common[2:4], "--out", str(out), "--config", str(model / "config.json"),
                      "--tokenizer", str(model)],
     }  # fmt: skip
 

@@ -129,7 +129,8 @@ def test_mistakes_are_named(tmp_path, texts):
         (("--set", "rat=0.2"), "rate"),
         (("--set", "rate"), "NAME=VALUE"),
         (("--tokenizer", model), "--config"),
-        (("--config", tmp_path / "none.json", "--tokenizer", model), "no such file"),
+        (("--config", tmp_path / "none.json", "--tokenizer", model), "would not be read; leave one out"),
+        (("--model", "builtin", "--config", tmp_path / "none.json", "--tokenizer", model), "no such file"),
         (("--objective", "lm"), "decoder"),
     ):
         done = ran("pretrain", "--model", model, "--data", texts, *STEP, "--out", tmp_path / "out", *words)

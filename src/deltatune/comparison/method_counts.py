@@ -5,6 +5,7 @@ The model has shapes and no weights, so that a model of any size is counted in s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from deltatune.models.architecture import family
 from deltatune.models.loading import empty_backbone, find_config
 from deltatune.models.shape_run import Device, LiveMemory, kept_for_backward, recomputed_shapes, shapes_only
 from deltatune.store.tensors import file_size
+from deltatune.tasks import longest_input
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.training.forward import adapter_logits, reads_decoder_states
 from deltatune.training.inference.prediction import free_positions
@@ -32,6 +34,8 @@ from deltatune.training.scaling.gradient_checkpointing import gradient_checkpoin
 ADAMW_STATES = 2
 """Tensors that AdamW keeps for each trained one."""
 NAME = "adapter"
+MOST = 1_000_000_000
+"""Largest number of classes, rows and tokens: the bytes of larger tensors are beyond what 64 bits can count."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class CountedTraining:
     def __post_init__(self) -> None:
         wrong = {name: getattr(self, name) for name in ("classes", "batch_size", "max_length")}
         raise_all([f"{name} must be at least 1, not {value}" for name, value in wrong.items() if value < 1])
+        raise_all([f"{name} must be at most {MOST:,}, not {value}" for name, value in wrong.items() if value > MOST])
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ class CountingHost:
         with shapes_only(self.training.device):
             backbone = empty_backbone(model, loads)
             self.host = Host(backbone.to(getattr(torch, self.training.dtype)))
+        positions = longest_input(self.host.model)
+        if positions is not None and self.training.max_length > positions:
+            self.training = dataclasses.replace(self.training, max_length=positions)
 
     @property
     def model(self) -> ModelCount:

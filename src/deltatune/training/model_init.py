@@ -42,6 +42,10 @@ def initial_model(
     if config is None and tokenizer is not None:
         raise DeltatuneError("--tokenizer requires --config; a model comes with its own tokenizer")
     start = folder / START
+    if config is not None and model != "builtin":
+        raise DeltatuneError(
+            f"--config {config} starts from new weights, so that --model {model} would not be read; leave one out"
+        )
     if config is not None:
         if tokenizer is None:
             raise DeltatuneError("--config requires --tokenizer: the name or folder of a model with the tokenizer")

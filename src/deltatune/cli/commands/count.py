@@ -112,7 +112,7 @@ def count(
     if as_json:
         print_json(_as_json(host, counts, tasks))
     else:
-        _show(host, counts, tasks)
+        _show(host, counts, tasks, max_length)
 
 
 def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[
     }
 
 
-def _show(host: CountingHost, counts: list[MethodCount], tasks: int) -> None:
+def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length: int) -> None:
     from deltatune.comparison.method_counts import storage
 
     model, training = host.model, host.training
@@ -140,7 +140,8 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int) -> None:
         ("model", f"{model.architecture} ({model.model}): {number(model.params)} parameters, {size(model.file_bytes)}"),
         (
             "training",
-            f"{plural(training.batch_size, 'row')} of {plural(training.max_length, 'token')}, {training.dtype}, "
+            f"{plural(training.batch_size, 'row')} of {plural(training.max_length, 'token')}"
+            f"{', the most that this model takes' if training.max_length < max_length else ''}, {training.dtype}, "
             f"{training.device}{', gradient checkpointing' if training.checkpointing else ''}{head}",
         ),
         ("storage", f"{number(tasks)} fine-tuned copies of the model: {copies}"),

@@ -105,6 +105,10 @@ def _options(
         problems.append(f"rank={rank!r}: it is a number from 1, or 'full'")
     if how in ("linear", "svd") and density is not None:
         problems.append(f"density={density}: {how} keeps every entry; ties, dare and dare_ties take a density")
+    if scope != "model" and how != "ties":
+        problems.append(f"scope={scope!r}: {how} does not trim; ties takes a scope")
+    if seed and how not in ("dare", "dare_ties"):
+        problems.append(f"seed={seed}: {how} draws nothing; dare and dare_ties take a seed")
     if how == "ties" and density is None:
         density = TIES_DENSITY
     if how in ("dare", "dare_ties") and density is None:

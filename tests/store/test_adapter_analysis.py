@@ -1,12 +1,13 @@
 """Norms, ranks and overlaps of adapters: those of the dense change, by numpy's SVD."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from deltatune import Host, parse
 from deltatune.store.arithmetic.adapter_analysis import (
-    Change,
     changes_in,
     changes_of,
     cosine,
@@ -99,7 +100,7 @@ def test_an_adapter_agrees_with_itself_and_not_with_its_opposite():
         assert overlap.cosine == pytest.approx(1)
         assert overlap.inputs[2][2] == pytest.approx(1)
         assert overlap.outputs[2][2] == pytest.approx(1)
-    opposite = [Change(c.adapter, c.site, c.parameter, c.form, None, (c.factors[0], -c.factors[1])) for c in changes]
+    opposite = [replace(change, factors=(change.factors[0], -change.factors[1])) for change in changes]
     assert total_cosine(changes, opposite) == pytest.approx(-1)
     assert cosine(changes[0], opposite[0]) == pytest.approx(-1)
 
@@ -137,3 +138,43 @@ def test_without_the_base_the_norms_are_the_same_and_absolute(method, tmp_path):
         assert change.site == whole.site
         assert change.norm == pytest.approx(whole.norm, rel=1e-6)
         np.testing.assert_allclose(change.singular_values, whole.singular_values, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("LoRA(r=2) + LoRA(r=3, sites='*.attn.{q,k}')", "LoRA(r=4)"),
+        ("LoRA(r=2) + DoRA(r=2, sites='*.attn.v')", "LoRA(r=2)"),
+        ("Full()", "LoRA(r=3)"),
+        ("Full()", "DoRA(r=3)"),
+        ("TopLayers(1)", "LoRA(r=2) + LoRA(r=3, sites='*.attn.{q,k}')"),
+        ("LoRA(r=3, sites='*.ffn.out')", "IA3()"),
+        ("Embeddings()", "LoRA(r=2, sites='embed')"),
+    ],
+)
+def test_norms_and_cosines_are_those_of_the_merged_weights_whatever_the_sites(kind, one, other):
+    host = host_with(kind, one, other)
+    dense_one, dense_other = dense(host, "a"), dense(host, "b")
+    first, second = changes_of(host, "a"), changes_of(host, "b")
+    norms = [np.sqrt(sum(float((change**2).sum()) for change in each.values())) for each in (dense_one, dense_other)]
+    assert [total_norm(first), total_norm(second)] == pytest.approx(norms, rel=1e-4)
+    inner = sum(float((dense_one[path] * dense_other[path]).sum()) for path in dense_one.keys() & dense_other.keys())
+    assert total_cosine(first, second) == pytest.approx(inner / norms[0] / norms[1], rel=1e-3, abs=1e-6)
+    places = [(change.site, change.parameter) for change in first]
+    assert len(places) == len(set(places))  # what several methods change together is one row
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_full_fine_tuning_and_lora_meet_at_their_sites(kind):
+    host = host_with(kind, "Full()", "LoRA(r=3)")
+    overlaps = overlaps_of(changes_of(host, "a"), changes_of(host, "b"))
+    assert [overlap.site for overlap in overlaps] == [
+        f"layers.{layer}.attn.{role}" for layer in range(2) for role in "qv"
+    ]
+
+
+def test_a_union_is_summed_without_its_base_too(tmp_path):
+    host = host_with("bert", "LoRA(r=2) + LoRA(r=3, sites='*.attn.{q,k}')")
+    host.save("a", tmp_path / "a")
+    assert total_norm(changes_in(tmp_path / "a", "a")) == pytest.approx(total_norm(changes_of(host, "a")))

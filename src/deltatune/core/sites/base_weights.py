@@ -22,7 +22,7 @@ class BaseWeights:
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name; at kind `weight` the one under its attribute's name."""
-        return {name: self._oriented(tensor, name) for name, tensor in self.stored().items()}
+        return {name: self.oriented(tensor, name) for name, tensor in self.stored().items()}
 
     def stored(self) -> dict[str, Tensor]:
         """The same as the model stores them: whole, and GPT-2's weights as (in, out)."""
@@ -34,13 +34,13 @@ class BaseWeights:
     def weight(self) -> Tensor:
         """(out, in) of a linear map, (V, D) of an embedding, (D,) of a norm."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]  # no parameter where an adapter replaces it
-        return self._oriented(weight, "weight")
+        return self.oriented(weight, "weight")
 
     @property
     def bias(self) -> Tensor | None:
         """(out,), or None."""
         bias = getattr(self.module, "bias", None)
-        return self._oriented(bias, "bias") if isinstance(bias, Tensor) else None
+        return self.oriented(bias, "bias") if isinstance(bias, Tensor) else None
 
     def placed(self, name: str, part: Tensor) -> Tensor:
         """A whole parameter as the model stores it, with this site's part of it replaced."""
@@ -57,7 +57,8 @@ class BaseWeights:
     def _cuts(self) -> bool:
         return self.site.kind in ("linear", "input")
 
-    def _oriented(self, tensor: Tensor, name: str) -> Tensor:
+    def oriented(self, tensor: Tensor, name: str) -> Tensor:
+        """A whole parameter as the model stores it -> this site's part of it, weights (out, in)."""
         if not self._cuts:
             return tensor
         turned = tensor.T if self.site.transposed and name == "weight" else tensor

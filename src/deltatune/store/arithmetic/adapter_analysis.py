@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +18,12 @@ from deltatune.core.adapter import labelled_parts
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.sites.site import Site
+from deltatune.core.regular_files import check_directory
+from deltatune.core.sites.base_weights import BaseWeights
+from deltatune.core.sites.fused_projections import take
+from deltatune.core.sites.site import Site, Slice
 from deltatune.store.adapter_folder import CONFIG, TENSORS, knows, method_from_json, read_config
-from deltatune.store.arithmetic.delta_terms import FORMS, DeltaTerm
+from deltatune.store.arithmetic.delta_terms import FORMS, BaseParameters, DeltaTerm
 from deltatune.store.tensors import read_tensors
 
 VECTORS = ("bias", "scaling", "tensor")
@@ -43,6 +46,13 @@ class Change:
     """(A, B) of a low-rank change ΔW = B A, A (r, in), B (out, r)."""
     base_norm: float | None = None
     """Frobenius norm of what is changed; None without the base."""
+    place: tuple[str, Slice | None] = "", None
+    """Path of the base's parameter, and the slice of it; empty where the base was not read."""
+
+    @property
+    def key(self) -> str:
+        """What is changed, whatever the sites are called through which adapters change it."""
+        return self.place[0] or f"{self.site}.{self.parameter}"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,31 +141,62 @@ def changes_of(host: Host, name: str) -> list[Change]:
     adapter = host.adapters[name].without_reparametrisation()
     changes: list[Change] = []
     with host.using(None), torch.no_grad():  # the base's own weights must be in place
+        weights = BaseParameters(host)
         for key, site, delta in adapter.entries():
             if site.kind == "head" or not delta.capabilities.merges:
                 changes += _own_tensors(name, key.partition(".")[2], dict(delta.named_parameters()))
                 continue
             trained = frozenset(parameter for parameter, _ in delta.named_parameters())
             form = "weight" if site.kind == "weight" else FORMS.get(trained, "matrix")
-            changes += _weight_changes(DeltaTerm(name, 1.0, site, delta, form, adapter.method_at(key)))
+            changes += _weight_changes(DeltaTerm(name, 1.0, site, delta, form, adapter.method_at(key)), weights)
         for label, shared in adapter.shared.items():
             changes += _own_tensors(name, label, dict(shared.named_parameters()))
         if adapter.head is not None:
             changes += _own_tensors(name, "head", dict(adapter.head.named_parameters()))
-    return changes
+    return _added(changes)
 
 
-def _weight_changes(term: DeltaTerm) -> Iterator[Change]:
-    base = {name: float(torch.linalg.vector_norm(t.double())) for name, t in term.delta.base.parameters().items()}
+def _weight_changes(term: DeltaTerm, weights: BaseParameters) -> Iterator[Change]:
+    base: BaseWeights = term.delta.base
+    norms = {name: _norm(tensor) for name, tensor in base.parameters().items()}
     if term.form == "low_rank":
         a, b, scale = term.factors()
-        factors = (a.double(), b.double() * scale)
-        yield Change(term.adapter, term.site.name, "weight", "low_rank", None, factors, base.get("weight"))
+        factors, place = (a.double(), b.double() * scale), weights.place(base, "weight")
+        yield Change(term.adapter, term.site.name, "weight", "low_rank", None, factors, norms.get("weight"), place)
         return
     for parameter, matrix in term.matrices().items():
-        turned = matrix.T if term.site.kind == "embed" and matrix.dim() == 2 else matrix
-        if bool(matrix.any()) or parameter in ("weight", term.site.attribute):
-            yield Change(term.adapter, term.site.name, parameter, term.form, turned, None, base.get(parameter))
+        place = weights.place(base, parameter)
+        parts = weights.parts(place[0]) if term.form == "weight" else []
+        for part, name in parts:  # under the names at which other methods change it
+            there, old = part.oriented(matrix, name), _norm(part.parameters()[name])
+            turned = there.T if part.site.kind == "embed" and there.dim() == 2 else there
+            yield Change(term.adapter, part.site.name, name, "weight", turned, None, old, (place[0], part.site.slice))
+        if not parts and (bool(matrix.any()) or parameter in ("weight", term.site.attribute)):
+            turned = matrix.T if term.site.kind == "embed" and matrix.dim() == 2 else matrix
+            yield Change(term.adapter, term.site.name, parameter, term.form, turned, None, norms.get(parameter), place)
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double()))
+
+
+def _added(changes: Sequence[Change]) -> list[Change]:
+    """The changes with those of one parameter at one site as their sum: several methods may change it together."""
+    groups: dict[tuple[str, str, str], list[Change]] = {}
+    for change in changes:
+        own = str(len(groups)) if change.form == "tensor" else ""
+        groups.setdefault((change.site, change.parameter, own), []).append(change)
+    return [_sum(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _sum(changes: Sequence[Change]) -> Change:
+    first = changes[0]
+    factors = [change.factors for change in changes if change.factors is not None]
+    if len(factors) == len(changes):
+        together = torch.cat([A for A, _ in factors]), torch.cat([B for _, B in factors], dim=1)
+        return replace(first, factors=together)
+    form = first.form if len({change.form for change in changes}) == 1 else "matrix"
+    return replace(first, form=form, factors=None, matrix=torch.stack([_dense(each) for each in changes]).sum(0))
 
 
 def _own_tensors(name: str, site: str, tensors: Mapping[str, Tensor]) -> list[Change]:
@@ -167,6 +208,7 @@ def changes_in(folder: Path, name: str) -> list[Change]:
 
     Raises DeltatuneError for a folder that is not in deltatune's format.
     """
+    check_directory(folder, "adapter")
     if not knows(folder):
         raise DeltatuneError(f"{folder} has no {CONFIG}; without the base only adapters in deltatune's format are read")
     parts = labelled_parts(method_from_json(read_config(folder)["method"], folder))
@@ -184,7 +226,7 @@ def changes_in(folder: Path, name: str) -> list[Change]:
             changes.append(Change(name, site, "weight", "low_rank", None, (a.double(), b.double() * scale)))
         else:
             changes += _own_tensors(name, site or label, tensors)
-    return changes
+    return _added(changes)
 
 
 def _built(part: object, site: str, tensors: Mapping[str, Tensor]) -> Delta | None:
@@ -223,7 +265,18 @@ def cosine(one: Change, other: Change) -> float | None:
 
 
 def product(one: Change, other: Change) -> float:
-    """⟨ΔW₁, ΔW₂⟩: of factors tr((B₂ᵀ B₁)(A₁ A₂ᵀ)), without ΔW."""
+    """⟨ΔW₁, ΔW₂⟩: of factors tr((B₂ᵀ B₁)(A₁ A₂ᵀ)), without ΔW. A slice meets its part of the whole parameter."""
+    cuts = one.place[1], other.place[1]
+    if cuts[0] != cuts[1] and None not in cuts:
+        return 0.0  # other entries of one fused projection
+    if cuts[0] != cuts[1]:
+        parts = [
+            take(_dense(change).T, cuts[0] or cuts[1]).T if change.place[1] is None else _dense(change)
+            for change in (one, other)
+        ]
+        return float((parts[0] * parts[1]).sum())
+    if one.shape != other.shape:
+        return 0.0  # the two sides of a tied weight
     if one.factors is not None and other.factors is not None:
         (A1, B1), (A2, B2) = one.factors, other.factors
         return float(((B1.T @ B2) * (A1 @ A2.T)).sum())
@@ -235,20 +288,22 @@ def total_cosine(first: Sequence[Change], second: Sequence[Change]) -> float | N
 
     Task vectors of Ilharco et al. 2023, https://arxiv.org/abs/2212.04089. None if one changes nothing.
     """
-    one, other = (
-        {(change.site, change.parameter): change for change in changes if change.form != "tensor"}
-        for changes in (first, second)
-    )
-    together = sum(
-        product(one[key], other[key]) for key in one.keys() & other.keys() if one[key].shape == other[key].shape
-    )
-    size = total_norm(list(one.values())) * total_norm(list(other.values()))
-    return together / size if size > 0 else None
+    size = total_norm(first) * total_norm(second)
+    return _inner(first, second) / size if size > 0 else None
+
+
+def _inner(first: Sequence[Change], second: Sequence[Change]) -> float:
+    """⟨first, second⟩ over all parameters of the base; trained tensors that are no changes are left out."""
+    others: dict[str, list[Change]] = {}
+    for change in second:
+        if change.form != "tensor":
+            others.setdefault(change.key, []).append(change)
+    return sum(product(one, other) for one in first if one.form != "tensor" for other in others.get(one.key, []))
 
 
 def total_norm(changes: Sequence[Change]) -> float:
     """The norm of all changes of the base together; trained tensors that are no changes are left out."""
-    return math.sqrt(sum(change.norm**2 for change in changes if change.form != "tensor"))
+    return math.sqrt(max(0.0, _inner(changes, changes)))
 
 
 def _dense(change: Change) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import raise_all
 from deltatune.core.host import Host
+from deltatune.core.sites.base_weights import BaseWeights
 from deltatune.core.sites.fused_projections import put
-from deltatune.core.sites.site import Site
+from deltatune.core.sites.site import Site, Slice
 
 FORMS: dict[frozenset[str], str] = {
     frozenset("AB"): "low_rank",
@@ -101,3 +102,29 @@ def widen_slice(change: Tensor, site: Site, rows: int) -> Tensor:
     """Place a change of a slice of a fused projection, (out, in) or (out,), into zeros of the whole projection."""
     transposed = change.T if change.dim() == 2 else change
     return put(transposed.new_zeros(*transposed.shape[:-1], rows), site.slice, transposed).T
+
+
+class BaseParameters:
+    """The base's parameters by path, and the sites at which other methods change each of them."""
+
+    def __init__(self, host: Host) -> None:
+        self.paths = {id(host.model.get_parameter(path)): path for path in host.sites.weights}
+        self.sites: dict[str, list[tuple[BaseWeights, str]]] = {}
+        for site in host.sites.values():
+            if site.kind in ("linear", "norm", "embed"):
+                base = BaseWeights(host.model.get_submodule(site.module), site)
+                for parameter, tensor in base.stored().items():
+                    self.sites.setdefault(self.paths.get(id(tensor), ""), []).append((base, parameter))
+
+    def place(self, base: BaseWeights, parameter: str) -> tuple[str, Slice | None]:
+        """Path and slice of a site's parameter; a new bias gets the path that it would have."""
+        tensor = base.stored().get(parameter)
+        return self.paths.get(id(tensor), f"{base.site.module}.{parameter}"), base.site.slice
+
+    def parts(self, path: str) -> list[tuple[BaseWeights, str]]:
+        """The sites of one whole parameter: the parts of a fused projection, or one site; none outside of sites."""
+        sites = self.sites.get(path, [])
+        whole = [each for each in sites if each[0].site.slice is None]
+        parts = [each for each in sites if each[0].site.slice is not None]
+        widths = {base.site.width_out for base, _ in whole}
+        return parts if {sum(base.site.width_out for base, _ in parts)} == widths else whole[:1]

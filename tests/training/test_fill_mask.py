@@ -115,7 +115,8 @@ def test_predict_says_what_fill_needs(folder, tmp_path):
         ((), "--task fill needs a masked language model: --model MODEL, or --adapter FOLDER"),
         (("--model", folder), "row 40 has no mask: 'nothing'"),
         (("--model", folder, "--weight", "0.5"), "--weight 0.5 is an adapter's, and there is none"),
-        (("--model", folder, "--label", "x"), "--label x: a row has None there"),
+        (("--model", folder, "--label", "x"), "--label x: row 0 has None there"),
+        (("--model", folder, "--part", "mood"), "--part is for a task that is trained"),
         (("--model", folder, "--set", "beams=2"), "--set is for a task that is trained"),
     ]:
         done = ran("predict", "--task", "fill", *argv, texts)
@@ -123,3 +124,15 @@ def test_predict_says_what_fill_needs(folder, tmp_path):
     assert "only fill is named here" in ran("predict", "--task", "filll", "--model", folder, texts).err
     assert "--adapter is needed" in ran("predict", texts).err
     assert "--label is for --task fill" in ran("predict", "--adapter", "x", "--label", "y", texts).err
+    assert "--top is for --task fill" in ran("predict", "--adapter", "x", "--top", "3", texts).err
+    late = ran("predict", "--task", "fill", "--model", folder, texts).err
+    assert "counted from 0 here" not in late  # the row's number is that in the file
+
+
+@pytest.mark.parametrize("name", ["texts.txt", "-"])
+def test_a_text_may_begin_with_its_mask(folder, tmp_path, name):
+    (tmp_path / "texts.txt").write_text("{mask} is good\n", encoding="utf-8")
+    file = name if name == "-" else tmp_path / name
+    done = ran("predict", "--task", "fill", "--model", folder, file, stdin="{mask} is good\n")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["text"] == "{mask} is good"

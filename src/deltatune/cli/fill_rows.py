@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 FILL = "fill"
 """Value of --task."""
+FILLED_WORDS = 5
+"""Words of each mask that are printed, if --top does not say it."""
 
 
 def check_task(task: str | None, others: Mapping[str, Any]) -> None:
@@ -25,7 +27,7 @@ def check_task(task: str | None, others: Mapping[str, Any]) -> None:
             f"--task {task}: predict takes the adapter's task; only {FILL} is named here{nearest(str(task), [FILL])}"
         )
     where = f"--task {FILL}" if task is None else f"a task that is trained, not for {FILL}"
-    raise_all([f"{name} is for {where}" for name, value in others.items() if value and (task or name != "--set")])
+    raise_all([f"{name} is for {where}" for name, value in others.items() if value])
 
 
 class Filler:
@@ -61,7 +63,7 @@ class Filler:
         """Fill the masks of some rows and put them out; none is truncated. With a label, each has its word's `rank`."""
         from deltatune.training.inference.fill_mask import fill_masks
 
-        words = None if self.label is None else [_label(row, self.label) for row in rows]
+        words = None if self.label is None else [_label(row, self.label, self.done + i) for i, row in enumerate(rows)]
         answers = fill_masks(
             self.host, self.tokenizer, [row[self.text] for row in rows], self.top, name=self.name, weight=self.weight,
             words=words, first=self.done,
@@ -86,10 +88,12 @@ class Filler:
         print(f"{', '.join(parts)} of {plural(len(self.ranks), 'text')}{more}", file=sys.stderr)
 
 
-def _label(row: Row, column: str) -> str:
+def _label(row: Row, column: str, number: int) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DeltatuneError(f"--label {column}: a row has {value!r} there, not a word; columns: {', '.join(row)}")
+        raise DeltatuneError(
+            f"--label {column}: row {number} has {value!r} there, not a word; columns: {', '.join(row)}"
+        )
     return value.strip()
 
 

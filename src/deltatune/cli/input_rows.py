@@ -92,7 +92,7 @@ def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
     from deltatune.data.formats.csv_tsv import csv_lines, tsv_lines
     from deltatune.data.formats.json_jsonl import jsonl_lines
 
-    if line.lstrip().startswith("{"):
+    if line.lstrip().startswith("{") and not line.lstrip().startswith("{mask}"):  # a text may begin with a blank
         return jsonl_lines
     if line.strip() == "[" or re.match(r"\s*\[\s*\{\s*\"", line):
         raise DeltatuneError("this is a JSON list; give one object on each line, or name a file that ends in .json")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.fill_rows import FILL, Filler, check_task
+from deltatune.cli.fill_rows import FILL, FILLED_WORDS, Filler, check_task
 from deltatune.cli.input_rows import given_columns, rows_from
 from deltatune.cli.mixture_options import Part, check_single
 from deltatune.cli.options import (
@@ -71,8 +71,15 @@ def predict(
         ),
     ] = None,
     top: Annotated[
-        int, option("--top", panel=DATA, metavar="NUMBER", help="With --task fill: words of each mask.", min=1)
-    ] = 5,
+        int | None,
+        option(
+            "--top",
+            panel=DATA,
+            metavar="NUMBER",
+            help=f"With --task fill: words of each mask. Default: {FILLED_WORDS}.",
+            min=1,
+        ),
+    ] = None,
     label: Annotated[
         str | None,
         option(
@@ -114,7 +121,7 @@ def predict(
     """
     if task is None and adapter is None:
         raise DeltatuneError("--adapter is needed: the folder of a trained adapter")
-    check_task(task, {"--label": label, "--set": fields} if task is None else {"--set": fields})
+    check_task(task, {"--label": label, "--top": top} if task is None else {"--set": fields, "--part": part})
     from deltatune.data.write_rows import check_suffix, row_writer
     from deltatune.training.session import open_adapter
 
@@ -126,7 +133,7 @@ def predict(
     answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
     filler, task_of_adapter = None, None
     if task == FILL or adapter is None:
-        filler = Filler(adapter, model, other_base, top, label, weight)
+        filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight)
         answer, columns, every = filler.write, [filler.text], True
     else:
         session = open_adapter(adapter, model, other_base, read_fields(fields), part).weighted(weight)
@@ -147,7 +154,7 @@ def predict(
                 try:
                     truncated += answer(rows, put)
                 except DeltatuneError as error:
-                    if not done or not re.match(r"(- )?row \d", str(error)):
+                    if not done or filler or not re.match(r"(- )?row \d", str(error)):
                         raise
                     where = f"rows {done + 1} to {done + len(rows)} of {'stdin' if file == '-' else file}"
                     raise DeltatuneError(f"{where}, counted from 0 here: {error}") from None

@@ -90,14 +90,28 @@ def contradictions(config: Mapping[str, Any], method: Method) -> list[str]:
 def site_contradictions(adapter: Adapter, sites: Mapping[str, str]) -> list[str]:
     """List where the stored sites are not those at which the method acts on this model."""
     here = {key: site.module for key, site in adapter.sites.items()}
-    extra, missing = _names(sites.keys() - here.keys()), _names(here.keys() - sites.keys())
+    only_there, only_here = sites.keys() - here.keys(), here.keys() - sites.keys()
+    weights = [key for key in only_here if adapter.sites[key].kind == "weight"]  # named by their paths
+    pairs = [(key, other) for key in weights for other in only_there if _same_weight(key, other)]
+    extra = _names(only_there - {other for _, other in pairs})
+    missing = _names(only_here - {key for key, _ in pairs})
     problems = [f"sites has {extra}, where {adapter.method!r} does not act"] if extra else []
     problems += [f"sites lacks {missing}, where {adapter.method!r} acts"] if missing else []
     for key in sorted(sites.keys() & here.keys()):
-        # a body alone and a body under a head have the same modules, with a prefix or without
-        if not (f".{here[key]}".endswith(f".{sites[key]}") or f".{sites[key]}".endswith(f".{here[key]}")):
+        if not _same_path(here[key], sites[key]):
             problems.append(f"sites has {key} at the module {sites[key]}, on this model it is {here[key]}")
     return problems
+
+
+def _same_path(path: str, other: str) -> bool:
+    """Whether two paths differ at most in a prefix, as those of a body alone and of a body under a head do."""
+    return f".{path}".endswith(f".{other}") or f".{other}".endswith(f".{path}")
+
+
+def _same_weight(key: str, other: str) -> bool:
+    label, _, path = key.partition(".")
+    other_label, _, other_path = other.partition(".")
+    return label == other_label and _same_path(path, other_path)
 
 
 def _names(keys: Collection[str]) -> str:

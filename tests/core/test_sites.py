@@ -21,7 +21,7 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deltatune import DeltatuneError, Host, LoRA, Prompt, find_sites
+from deltatune import DeltatuneError, Host, LoRA, Prompt, find_sites, parse
 from deltatune.core.delta import Delta
 from deltatune.core.method import Method
 from deltatune.core.sites.blocks import find_blocks
@@ -346,6 +346,12 @@ def test_a_modules_name_is_answered_with_the_sites(family, pattern, names):
     with pytest.raises(DeltatuneError) as error:
         find_sites(models.tiny(family)).match(pattern, kinds=("linear",))
     assert names in str(error.value), error.value
+
+
+@pytest.mark.parametrize("text", ["LoRA(sites=())", "VeRA(sites=())", "Prefix(sites=())", "LoRA(r=2) + IA3(sites=())"])
+def test_no_glob_at_all_is_no_choice(text):
+    with pytest.raises(DeltatuneError, match=r"sites=\(\) names no site; sites of this model: .*layers"):
+        Host(models.tiny("llama")).attach("a", parse(text))
 
 
 def test_kinds_are_kept_apart():

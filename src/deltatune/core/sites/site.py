@@ -104,7 +104,8 @@ class Sites(Mapping[str, Site]):
         """Return the sites that match any of the globs, in model order.
 
         `*` stands for one or more whole components and `{a,b}` for alternatives: `"*.attn.{q,v}"`. Every alternative
-        must match at least one site (of the given `kinds`), otherwise one error names each that did not.
+        must match at least one site (of the given `kinds`), otherwise one error names each that did not. No glob at all
+        is an error too.
         """
         wanted = [single for pattern in _as_list(patterns) for single in expand(pattern)]
         pool = [site for site in self._sites.values() if not kinds or site.kind in kinds]
@@ -118,6 +119,9 @@ class Sites(Mapping[str, Site]):
                 missing.append(pattern)
         if missing:
             raise DeltatuneError(self._explain(missing, pool))
+        if not wanted:
+            have = ", ".join(sorted({generic(site.name) for site in pool})) or "none"
+            raise DeltatuneError(f"sites=() names no site; sites of this model: {have}")
         return [site for site in self._sites.values() if site.name in chosen]
 
     def _explain(self, missing: list[str], pool: list[Site]) -> str:

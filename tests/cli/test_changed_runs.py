@@ -103,3 +103,15 @@ def test_force_replaces_a_link_to_an_adapter_and_leaves_what_it_names(tiny_folde
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "adapter", "metrics.json", "metrics.jsonl", "run.json",
     ]  # fmt: skip
+
+
+def test_a_comparison_in_which_every_run_failed_is_an_error(model, data, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    broken = next(name for name in tensors if name.endswith("query.weight"))
+    save_file({**tensors, broken: tensors[broken] * float("nan")}, model / "model.safetensors", {"format": "pt"})
+    words = ["compare", "--method", "BitFit()", "--rates", "1", "--seeds", "1", "--model", model, "--data", data]
+    for more in ((), ("--json",)):
+        done = ran(*words, *QUICK, "--out", tmp_path / "out", *more)
+        assert done.code == 2, done.out
+        assert "every run failed; BitFit(): DeltatuneError: the loss became nan in step 1: the model's own" in done.err
+    assert (tmp_path / "out/report.html").is_file()

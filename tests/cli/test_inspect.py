@@ -80,7 +80,7 @@ def test_every_kind_of_method_has_norms(runs, method, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("nowhere",), "nowhere"),
+        (("nowhere",), "cannot read the adapter nowhere: it does not exist"),
         (("{runs}/one", "--plot", "out.png"), "an .svg file"),
         (("{runs}/data",), "data"),
     ],

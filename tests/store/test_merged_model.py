@@ -173,3 +173,19 @@ def test_a_model_outside_transformers_is_refused(tmp_path):
     host.model = Mine()
     with pytest.raises(DeltatuneError, match="Mine is not a model of transformers"):
         save_merged(host, "a", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (float("nan"), None, "q_proj.weight has 1,024 of 1,024 values that are not finite: NaN"),
+        (1e6, torch.float16, "not finite in float16; nothing was written"),
+    ],
+)
+def test_weights_that_are_not_finite_are_not_written(value, dtype, words, tmp_path):
+    host = lm_host("llama", "LoRA(r=2)")
+    with torch.no_grad():  # the attention kernels of some versions make 0 of NaN: the outputs do not show it
+        host.model.get_submodule("model.layers.1.self_attn.q_proj").weight.fill_(value)
+    with pytest.raises(DeltatuneError, match=words):
+        save_merged(host, "a", tmp_path / "out", dtype=dtype)
+    assert not list(tmp_path.iterdir())

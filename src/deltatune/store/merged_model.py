@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.merging import difference, rounding_tolerance, verification_output
 from deltatune.store.atomic_files import read_json, write_folder, write_json
+from deltatune.store.tensors import not_finite
 
 CONFIG, RECORD = "config.json", "merge.json"
 
@@ -40,7 +42,8 @@ def save_merged(
     The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
     the weights in another type; `weight` multiplies the adapter's changes. The host is unchanged afterwards. A task
     head is not part of the model and stays with the adapter. Raises DeltatuneError for an adapter without a weight
-    form, a folder with other content, and a difference larger than rounding errors; then no folder is written.
+    form, a folder with other content, weights that are not finite, and a difference beyond rounding errors; then no
+    folder is written.
     """
     model = host.model
     if not isinstance(model, PreTrainedModel):
@@ -51,6 +54,7 @@ def save_merged(
     host.merge_(name, weight)
     try:
         state = weights_of(model, stored_dtype)
+        check_finite(model, state, stored_dtype)
         largest = 0.0
 
         def fill(work: Path) -> None:
@@ -82,6 +86,20 @@ def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Te
             converted = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
             state[name] = cast.setdefault(id(tensor), converted)
     return state
+
+
+def check_finite(model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Raise DeltatuneError for weights that are not finite: attention kernels may hide NaN from the verification."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    problems = not_finite({name: tensor for name, tensor in state.items() if name in names})
+    kind = str(dtype).removeprefix("torch.")
+    raise_all(
+        problems,
+        f"the merged weights are not finite in {kind}; nothing was written. The model or the adapter is damaged, its "
+        f"weight is too large, or values are beyond the range of {kind}:"
+        if problems
+        else "",
+    )
 
 
 def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

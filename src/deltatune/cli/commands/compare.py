@@ -199,6 +199,9 @@ def compare(
         print_json(summary)
     else:
         report(summary, plan.out / "report.html")
+    failed = summary.get("failed") or []
+    if failed and summary["recommendation"]["method"] is None:
+        raise DeltatuneError(f"every run failed; {failed[0]['method']}: {failed[0].get('error') or 'no message'}")
 
 
 def quick_defaults(

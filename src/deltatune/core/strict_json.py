@@ -23,6 +23,7 @@ MAX_DIGITS = 300
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_BLANKS = " \t\n\r"
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]')
 
 
@@ -39,8 +40,10 @@ def loads(text: str | bytes, where: str | Path) -> Any:
         except UnicodeDecodeError as error:
             raise DeltatuneError(f"cannot read {where}: it is not UTF-8 ({_bytes_problem(error)})") from None
     try:
-        value = _QUICK.decode(text)
-    except (ValueError, RecursionError):
+        value, end = _QUICK.raw_decode(text)
+        if end < len(text) and text[end:].strip(_BLANKS):
+            raise ValueError
+    except (ValueError, RecursionError):  # something is wrong, or there are blanks before the value
         value = _decode(text, where)
     if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         _refuse_depth(where)

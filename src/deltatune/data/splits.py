@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
@@ -39,8 +40,10 @@ def by_hash(rows: Sequence[Row], columns: Sequence[str], shares: Sequence[float]
     """
     positions = [hash_position(row, columns) for row in rows]
     parts = _partition(rows, positions, shares)
+    if min(map(len, parts)) >= MIN_ROWS:
+        return parts
     rank_of = {position: rank for rank, position in enumerate(sorted(set(positions)))}
-    if min(map(len, parts)) >= MIN_ROWS or len(rank_of) < MIN_ROWS * len(shares):
+    if len(rank_of) < MIN_ROWS * len(shares):
         return parts
     held_out = [max(MIN_ROWS / len(rank_of), share) for share in shares[1:]]
     ranks = [(rank_of[position] + 0.5) / len(rank_of) for position in positions]
@@ -51,7 +54,7 @@ def _partition(rows: Sequence[Row], positions: Sequence[float], shares: Sequence
     bounds = [sum(shares[:end]) for end in range(1, len(shares))]
     parts: list[list[Row]] = [[] for _ in shares]
     for row, position in zip(rows, positions, strict=True):
-        parts[sum(position >= bound for bound in bounds)].append(row)
+        parts[bisect_right(bounds, position)].append(row)
     return parts
 
 

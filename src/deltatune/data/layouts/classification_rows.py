@@ -60,14 +60,16 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
     label, notes = columns.label, []
     forced = kinds[0] if len(kinds) == 1 else None
     present = [row[label] for rows in splits.values() for row in rows if not is_missing(row.get(label))]
-    if present and infer_kind(present, label, forced)[0] == "many":
+    inferred = infer_kind(present, label, forced)
+    if present and inferred[0] == "many":
         splits = {split: [_with_empty_list(row, label) for row in rows] for split, rows in splits.items()}
     problems = [p for split, rows in splits.items() for p in missing_values(rows, split, columns.text, label)]
     numbered = {split: list(enumerate(rows, start=1)) for split, rows in splits.items()}
     if problems:
         numbered = {s: [(i, row) for i, row in rows if _is_complete(row, columns)] for s, rows in numbered.items()}
     numbered = _finite(numbered, label, forced == "number", problems)
-    kind, note = infer_kind([row[label] for rows in numbered.values() for _, row in rows], label, forced)
+    labels = [row[label] for rows in numbered.values() for _, row in rows]
+    kind, note = inferred if labels == present else infer_kind(labels, label, forced)
     if kind not in kinds:
         kind, note = "classes", None
     if kind == "number":
@@ -83,7 +85,9 @@ def convert(splits: Splits, columns: Columns, kinds: Sequence[LabelKind]) -> Con
     for split, rows in splits.items():
         try:
             values = convert_labels([row[label] for row in rows], label, kind, separator)
-            converted[split] = [{**row, label: value} for row, value in zip(rows, values, strict=True)]
+            converted[split] = [
+                row if row[label] is value else {**row, label: value} for row, value in zip(rows, values, strict=True)
+            ]
         except DeltatuneError as error:
             problems.append(f"{split}: {error}")
             converted[split] = []
@@ -146,7 +150,16 @@ def class_names(splits: Splits, kind: LabelKind, label: str) -> tuple[str, ...]:
     """The class names of the training rows; none for numbers."""
     if kind == "number":
         return ()
-    return sort_classes({name for row in splits["train"] for name in _names(row[label])})
+    return sort_classes({*_class_counts(splits["train"], label)})
+
+
+def _class_counts(rows: Sequence[Row], label: str) -> Counter[Any]:
+    """How many rows have each class."""
+    values = [row.get(label) for row in rows]
+    try:
+        return Counter(values)
+    except TypeError:  # lists of classes
+        return Counter(name for value in values for name in _names(value))
 
 
 def _names(value: Any) -> tuple[Any, ...]:
@@ -173,7 +186,8 @@ def remarks(data: Data) -> list[str]:
 
 
 def _single_label(data: Data) -> list[str]:
-    values = {_names(row.get(data.label)) for row in data.train}
+    labels = (row.get(data.label) for row in data.train)
+    values = {_names(value) for value in (labels if data.kind == "many" else set(labels))}
     if len(values) != 1 or len(data.train) < LAYOUT.min_rows:
         return []
     things = {"classes": "one class only", "number": "one value only", "many": "the same classes in every row"}
@@ -205,11 +219,13 @@ def _unusable_numbers(data: Data) -> list[str]:
 
 def _unseen_classes(data: Data) -> list[str]:
     """Classes that no training row has: no method can predict them."""
-    seen = {name for row in data.train for name in _names(row.get(data.label))}
+    seen = {*_class_counts(data.train, data.label)}
     sentences = []
     for split, rows in data.splits().items():
-        names = [name for row in rows for name in _names(row.get(data.label))]
-        counts = Counter(str(name) for name in names if name not in seen and name)
+        counts: Counter[str] = Counter()
+        for name, number in _class_counts(rows, data.label).items():
+            if name and name not in seen:
+                counts[str(name)] += number
         if counts:
             unseen = first_few([f"{label!r} ({count(rows, 'row')})" for label, rows in counts.most_common()])
             forms = [group for group in same_forms([*map(str, seen), *counts]) if not seen.issuperset(group)]
@@ -274,7 +290,7 @@ def _one_class(data: Data) -> list[str]:
 
 def _missing_words(data: Data) -> list[str]:
     """Classes and texts that are what programs write where there is no value."""
-    counts = Counter(name for rows in data.splits().values() for row in rows for name in _names(row[data.label]))
+    counts = sum((_class_counts(rows, data.label) for rows in data.splits().values()), Counter[Any]())
     sentences = [
         f"the class {name!r} ({count(rows, 'row')}) is what programs write for a missing value: is it one?"
         for name, rows in counts.items()

@@ -37,6 +37,7 @@ def make(**changes):
         ("stra\u00dfe", "STRASSE"),
         ("zero\u200bwidth", "zerowidth"),
         ("no\u00a0break", "no break"),
+        ("left\u200e \u202eto\u2069", "left to"),
     ],
 )
 def test_forms(one, other):
@@ -97,6 +98,13 @@ def test_labels_that_are_one_number():
     data = make(train=train, validation=other[0], test=other[1], labels=("0", "1", "1.0"))
     (remark,) = [remark for remark in remarks(data) if "number" in remark]
     assert "the labels '1' (160 rows), '1.0' (40 rows) are one number: they are learned as 2 classes." in remark
+
+
+def test_long_identifiers_are_several_numbers():
+    names = (str(2**60), str(2**60 + 1), "1e99999", "9" * 5000)
+    train = [{"text": f"train {i}", "label": names[i % 4]} for i in range(120)]
+    data = make(train=train, validation=train[:60], test=train[60:], labels=names)
+    assert not [remark for remark in remarks(data) if "one number" in remark]
 
 
 def test_an_unseen_label_names_the_one_that_it_may_mean():

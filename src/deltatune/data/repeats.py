@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from deltatune.core.strict_json import MAX_DIGITS
 from deltatune.data.columns.column_values import is_numeric
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.formats.file_format import first_few
@@ -107,8 +109,8 @@ def _labels_of_one_form(data: Data) -> list[str]:
     thing, unit = ("tags", "word") if data.kind == "tags" else ("labels", "row")
     numbers: dict[float, list[str]] = {}
     for name in counts:
-        if is_numeric(name):
-            numbers.setdefault(float(name), []).append(name)
+        if is_numeric(name) and math.isfinite(number := _number(name)):
+            numbers.setdefault(number, []).append(name)
     spelled = [names for names in numbers.values() if len({near_form(name) for name in names}) > 1]
     groups = [(f"differ only in {FORM}", names) for names in same_forms(counts)]
     groups += [("are one number", names) for names in spelled]
@@ -121,6 +123,11 @@ def _labels_of_one_form(data: Data) -> list[str]:
             f"If they are one, write {names[0]!r} for all."
         )
     return sentences
+
+
+def _number(name: str) -> float:
+    """The number that a text spells; whole ones exactly, for a float joins long identifiers."""
+    return int(name) if name.strip().lstrip("+-").isdecimal() and len(name) <= MAX_DIGITS else float(name)
 
 
 def _names(value: Any) -> list[str]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 FORM = "case, blanks or Unicode form"
 """What texts of one form differ in, for sentences."""
-INVISIBLE = str.maketrans(dict.fromkeys("\u00ad\u200b\u2060\ufeff"))
-"""Characters that nobody sees: soft hyphen, zero-width space, word joiner, byte-order mark."""
+INVISIBLE = dict.fromkeys(
+    [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
+)
+"""Characters that nobody sees: soft hyphen, zero-width space, word joiner, byte-order mark, marks of direction."""
 
 
 def near_form(text: str) -> str:

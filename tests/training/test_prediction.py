@@ -101,6 +101,9 @@ def test_rows_of_different_adapters_in_one_batch(tokenizer):
     host.use(["a", None])
     with pytest.raises(DeltatuneError, match=r"rows \[1\] run without an adapter that has a head"):
         logits(host, collate(encoded.rows[:2]))
+    host.use(["a", {"a": 1.0, "c": -1.0}])
+    with pytest.raises(DeltatuneError, match=r"weights of the adapters of rows \[1\] sum to 0"):
+        logits(host, collate(encoded.rows[:2]))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

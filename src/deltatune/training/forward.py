@@ -174,7 +174,8 @@ def base_head_logits(outputs: Any, name: str) -> Tensor:
 def logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -> list[Tensor]:
     """Logits (C,) of each row by the heads of the adapters in its route, with one pass of the base for all rows.
 
-    A row with several adapters gets the weighted mean of their logits. Raises DeltatuneError for a row without a head.
+    A row with several adapters gets the weighted mean of their logits. Raises DeltatuneError for a row without a head,
+    and for one whose weights sum to 0.
     """
     weights = host.route.weights(len(batch["input_ids"]))
     names = sorted({name for row in weights for name in row if host.adapters[name].head is not None})
@@ -189,6 +190,11 @@ def logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -> list
         for i, values in zip(rows, head_logits(host, name, rows, outputs, batch), strict=True):
             total, weight = sums.get(i, (torch.zeros_like(values), 0.0))
             sums[i] = total + weights[i][name] * values, weight + weights[i][name]
+    without_mean = [i for i, (_, weight) in sums.items() if weight == 0]
+    if without_mean:
+        raise DeltatuneError(
+            f"the weights of the adapters of rows {without_mean} sum to 0, so that their logits have no weighted mean"
+        )
     for i, (total, weight) in sums.items():
         answers[i] = total / weight
     if missing := [i for i, answer in enumerate(answers) if answer is None]:

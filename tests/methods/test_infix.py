@@ -272,6 +272,18 @@ def test_positions_must_suffice():
         host.model(ids, labels=labels_of(ids))
 
 
+def test_positions_must_suffice_for_each_row_alone():
+    host = make_host("gpt2", "lm")
+    attach(host, "a", Prefix(length=40))
+    attach(host, "b", Prefix(length=40, place="infix"))
+    ids = tokens(2, models.POSITIONS - 60)
+    host.use(["a", "b"])
+    assert torch.isfinite(host.model(ids).logits).all()
+    host.use({"a": 1.0, "b": 1.0})
+    with pytest.raises(DeltatuneError, match="prefix of 80 exceed"):
+        host.model(ids)
+
+
 def test_texts_of_it_read_back_and_old_ones_are_prefixes():
     assert repr(INFIX) == "Prefix(length=3, place='infix')"
     assert parse(repr(INFIX)) == INFIX

@@ -30,6 +30,8 @@ class PositionShift:
         """Factor by which an active adapter divides positions, where it is not 1."""
         self.shift, self.answer_shift, self.factor = 0, 0, 1.0
         """The largest of these, computed beforehand: `torch.compile` traces no max() with a default."""
+        self.longest = 0
+        """The largest shift of a row, by its prefix and its infix together."""
         self.route = Route()
 
     def follow(
@@ -40,6 +42,11 @@ class PositionShift:
         self.shift = max(shifts.values(), default=0)
         self.answer_shift = max(answer_shifts.values(), default=0)
         self.factor = max(factors.values(), default=1.0)
+        of_rows = (
+            int(_largest_of(shifts, row, 0) + _largest_of(answer_shifts, row, 0))
+            for row in route.rows or [route.uniform]
+        )
+        self.longest = max(of_rows, default=0)
         if (shifts or answer_shifts or factors) and not self.hooked:
             self.hooked = True
             for path in self.modules:
@@ -60,10 +67,9 @@ class PositionShift:
     def moved(self, module: nn.Module, ids: Tensor) -> Tensor:
         """Position ids (B or 1, T) with each row's prefix length added, divided by its factor."""
         most = _positions(module) if isinstance(module, nn.Embedding) else None
-        longest = self.shift + self.answer_shift
-        if most is not None and ids.shape[-1] + longest > most:
+        if most is not None and ids.shape[-1] + self.longest > most:
             raise DeltatuneError(
-                f"{ids.shape[-1]} tokens and a prefix of {longest} exceed the model's {most} positions; "
+                f"{ids.shape[-1]} tokens and a prefix of {self.longest} exceed the model's {most} positions; "
                 "shorten the texts or the prefix, or use Prefix(shift_positions=False)"
             )
         if self.answer_shifts:

@@ -88,6 +88,21 @@ def test_evaluate_scores_one_part_or_all(trained, files):
     assert "names f1" in text.out
 
 
+def test_a_split_of_one_part_is_no_mean_of_all(trained, files, tmp_path):
+    for name, seed in (("train", 1), ("test_matched", 2), ("test_mismatched", 3)):
+        write_csv(tmp_path / f"{name}.csv", reviews(20, seed))
+    data = ("--data", f"mood={tmp_path}", *sources(files, "names"))
+    shown = " ".join(ran("evaluate", "--adapter", trained, *data, "--weight", "0.5").out.split())
+    assert "the mean of test_mismatched is over mood: the other parts have no such split" in shown
+    assert f"rows test: 20 from {tmp_path}" in shown
+    assert f"test_mismatched: 20 from {tmp_path}" in shown
+    assert "the adapter's change was multiplied by 0.5" in shown
+    named = ran("evaluate", "--adapter", trained, "--part", "mood", "--data", f"mood={files['mood']}", "--json")
+    assert named.code == 0, named.err
+    twice = ran("evaluate", "--adapter", trained, "--part", "mood", *sources(files, "mood", "names"))
+    assert "--part mood is one task: name one data set, not 2" in twice.err
+
+
 def test_predict_uses_one_part(trained, tmp_path):
     done = ran("predict", "--adapter", trained, "--part", "mood", stdin="the film is good\nthe plot is bad\n")
     assert done.code == 0, done.err

@@ -86,11 +86,13 @@ def task_fields(
     return {"parts": fields, **set_values({"temperature": temperature})}
 
 
-def one_source(sources: Sequence[str]) -> str:
-    """The only data set. Raises DeltatuneError for several, which are for a mixture."""
+def one_source(sources: Sequence[str], part: str | None = None) -> str:
+    """The only data set, also as PART=DATA for a named part. Raises DeltatuneError for several."""
     if len(sources) > 1:
-        raise DeltatuneError(f"this adapter has one task: name one data set, not {len(sources)} (--data)")
-    return sources[0]
+        what = "this adapter has one task" if part is None else f"--part {part} is one task"
+        raise DeltatuneError(f"{what}: name one data set, not {len(sources)} (--data)")
+    name, _, source = sources[0].partition("=")
+    return source if source and name == part else sources[0]
 
 
 def sources_of_parts(mixture: Any, sources: Sequence[str]) -> dict[str, str]:

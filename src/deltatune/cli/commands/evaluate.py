@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,7 +113,7 @@ def evaluate(
     if part is None and session.task.label_kind == "mixture":
         evaluate_parts(session, data, split, by, batch_size, as_json, {"adapter": adapter, "weight": weight})
         return
-    source = one_source(data)
+    source = one_source(data, part)
     splits, notes = rows_of(session, source, split)
     groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}
     results = {name: scored(session, rows, batch_size, groups[name]) for name, rows in splits.items()}
@@ -142,7 +143,7 @@ def evaluate(
             for column, whole in result.get("whole_groups", {}).items()
         ]
     if weight != 1:
-        notes.append(f"the adapter's change was multiplied by {weight:g}; its head was used whole")
+        notes.append(weight_note(weight))
     if left_out:
         notes.append(f"no room on this screen for {', '.join(dict.fromkeys(left_out))}; --json has them")
     counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
@@ -170,9 +171,10 @@ def evaluate_parts(
         splits, of_data = rows_of(own, source, split)
         for each, rows in splits.items():
             results.setdefault(each, {})[name] = result = scored(own, rows, batch_size)
-            notes += overlap_notes(result["trained_on"], len(rows), f"{name}: ")
+            of = f"{name}, {each}: " if len(splits) > 1 else f"{name}: "
+            notes += overlap_notes(result["trained_on"], len(rows), of)
             if result["truncated"]:
-                notes.append(f"{name}: {long_texts(own.task, result['truncated'], len(rows))}")
+                notes.append(f"{of}{long_texts(own.task, result['truncated'], len(rows))}")
         notes += [f"{name}: {note}" for note in of_data]
     means = {
         each: mixture.mean_of({name: result["scores"] for name, result in parts.items()})
@@ -181,6 +183,13 @@ def evaluate_parts(
     missing = [name for name in mixture.parts if name not in sources]
     if missing:
         notes.append(f"the mean is over {', '.join(sources)}: no data were named for {', '.join(missing)}")
+    notes += [
+        f"the mean of {each} is over {', '.join(parts)}: the other parts have no such split"
+        for each, parts in results.items()
+        if len(parts) < len(sources)
+    ]
+    if (weight := facts_of_run["weight"]) != 1:
+        notes.append(weight_note(weight))
     first, *others = means
     if as_json:
         result = {"metric": mixture.metric, "scores": means[first], "parts": results[first], "split": first}
@@ -188,8 +197,17 @@ def evaluate_parts(
         print_json({**result, "data": sources, "model": session.model, **facts_of_run, **(more if others else {})})
         return
     show(*(part for each in means for part in (scores_table(mixture, {each: means[each]}), "")))
-    counts = ", ".join(f"{count(result['rows'])} from {sources[name]}" for name, result in results[first].items())
-    show(facts([("rows", counts), *(("note", note) for note in notes)]))
+    counts = {
+        each: ", ".join(f"{count(result['rows'])} from {sources[name]}" for name, result in parts.items())
+        for each, parts in results.items()
+    }
+    rows_scored = counts[first] if not others else "; ".join(f"{each}: {of}" for each, of in counts.items())
+    show(facts([("rows", rows_scored), *(("note", note) for note in notes)]))
+
+
+def weight_note(weight: float) -> str:
+    """What --weight did to the scores."""
+    return f"the adapter's change was multiplied by {weight:g}; its head was used whole"
 
 
 def rows_of(session: Session, source: str, split: str | None) -> tuple[dict[str, list[Row]], list[str]]:
@@ -257,7 +275,11 @@ def scored(
     session: Session, rows: list[Row], batch_size: int, groups: Sequence[tuple[str, Groups]] = ()
 ) -> dict[str, Any]:
     """Scores of the rows and of their groups, their number, and the number of truncated rows."""
-    encoded = session.encode(rows)
+    try:
+        encoded = session.encode(rows)
+    except DeltatuneError as error:
+        counted = "\nrows are counted from 0 here" if re.match(r"(- )?row \d", str(error)) else ""
+        raise DeltatuneError(f"{error}{counted}") from None
     answers = session.predict(encoded, batch_size)
     by: dict[str, Any] = {}
     if groups:

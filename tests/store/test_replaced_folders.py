@@ -1,10 +1,14 @@
 """Folders that are replaced: at every moment the old or the new one is in its place, also behind a link."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from deltatune.store import atomic_files
+from deltatune.core.errors import DeltatuneError
+from deltatune.store import atomic_files, run_folder
 from deltatune.store.atomic_files import check_folder, write_folder
 from support.child import in_child
 
@@ -72,3 +76,39 @@ def test_behind_a_link_the_folder_it_names_is_written(tmp_path):
         assert (tmp_path / folder / "x/a.txt").read_text() == "new"
         assert names(tmp_path / folder) == ["x"]
     assert names(tmp_path) == ["dangling", "link", "not-yet", "there"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_what_is_write_protected_is_not_replaced_and_nothing_is_left_beside_it():
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        run_folder.open_run(place / "run", {"a": 1}, force=False)
+        write_folder(place / "run" / run_folder.ADAPTER, filled("old"))
+        (place / "run" / run_folder.METRICS).write_text("{}")
+        os.chown(place, 65534, 65534)
+        for path in place.rglob("*"):
+            os.chown(path, 65534, 65534)
+        (place / "run" / run_folder.ADAPTER).chmod(0o555)
+        before = sorted(place.rglob("*"))
+
+        def act():
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            said = []
+            for attempt in (
+                lambda: write_folder(place / "run" / run_folder.ADAPTER, filled("new")),
+                lambda: run_folder.open_run(place / "run", {"a": 2}, force=True),
+            ):
+                try:
+                    attempt()
+                except DeltatuneError as error:
+                    said.append(str(error))
+            return 0, "\n".join(said)
+
+        said = in_child(act)[1]
+        assert "adapter: it is write-protected; choose another folder" in said
+        assert "adapter is write-protected, so the run in" in said
+        assert sorted(place.rglob("*")) == before
+    finally:
+        shutil.rmtree(place)

@@ -250,6 +250,8 @@ def _check_same_kind(folder: Path, work: Path) -> None:
 def _check_replaceable(folder: Path) -> None:
     if folder.is_file():
         raise DeltatuneError(f"{folder} is a file; choose another folder")
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise CannotWrite(f"cannot write {folder}: it is write-protected; choose another folder")
     foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()
     if foreign:
         raise DeltatuneError(f"{folder} holds files that were not written here; choose another folder or empty it")
@@ -260,7 +262,7 @@ def _replace(work: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(work, folder)
     elif _exchange(work, folder):
-        shutil.rmtree(work)  # the old one
+        shutil.rmtree(work, ignore_errors=True)  # the old one: it stays there if it is write-protected
     else:  # the old one is moved away first
         old = work.with_name(work.name + ".old")
         os.replace(folder, old)

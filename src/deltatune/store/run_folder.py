@@ -10,13 +10,14 @@ metrics.json    its scores, written last: a run that has it is finished
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.regular_files import expanded, read_text
 from deltatune.core.strict_json import dumps, loads
 from deltatune.store.atomic_files import check_folder, write_file
@@ -76,6 +77,8 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
 
 def clear(folder: Path) -> None:
     """Remove a run's files: first those that mark it as finished, last those that mark the folder as a run."""
+    protected = [name for name in (CHECKPOINTS, ADAPTER, TENSORBOARD) if not _removable(folder / name)]
+    raise_all([f"{folder / name} is write-protected, so the run in {folder} is not replaced" for name in protected])
     (folder / METRICS).unlink(missing_ok=True)
     remove_partial_files(folder)
     (folder / STEP_METRICS).unlink(missing_ok=True)
@@ -84,6 +87,10 @@ def clear(folder: Path) -> None:
             (folder / name).unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / RECORD).unlink(missing_ok=True)
+
+
+def _removable(folder: Path) -> bool:
+    return folder.is_symlink() or not folder.is_dir() or os.access(folder, os.R_OK | os.W_OK | os.X_OK)
 
 
 def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -96,7 +103,10 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process left: incomplete files and folders, checkpoints of a finished run."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if any(_draft_of(path, name) for name in (RECORD, METRICS, STEP_METRICS, ADAPTER)):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # one that is write-protected stays, and does no harm
+            else:
+                path.unlink()
     if (folder / METRICS).is_file():
         _remove_checkpoints(folder)
 

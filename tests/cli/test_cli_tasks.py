@@ -249,6 +249,19 @@ def test_passages_in_windows_are_not_truncated(trained, tmp_path):
         assert "truncated" not in said
 
 
+@pytest.mark.parametrize(("number", "fault"), [("nan", "has no finite number"), ("1e39", "has numbers beyond 1e+38")])
+def test_numbers_that_cannot_be_scored_are_named(trained, tmp_path, number, fault):
+    adapter = trained("prices")[0]
+    task = json.loads((adapter / "adapter" / "adapter.json").read_text())["extra"]["task"]
+    text, label = task["text"], task["label"]
+    place = tmp_path / "rows.csv"
+    place.write_text(f"{text[0]},{label}\ngood film,250000\nthe film,{number}\nbad film,260000\n")
+    done = ran("evaluate", "--adapter", adapter, "--data", place)
+    assert done.code == 2
+    assert f"{place}: column {label!r} {fault}" in done.err
+    assert f"1 row (2): {number!r}" in done.err
+
+
 def test_predict_reads_every_format_that_evaluate_reads(trained, tmp_path):
     folder = trained("tag")[0]
     sentences = [row["tokens"] for row in tag_rows()[:3]]

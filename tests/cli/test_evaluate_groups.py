@@ -194,3 +194,15 @@ def test_rows_without_text_or_label_are_not_scored(adapter, tmp_path):
     assert done.code == 2
     assert "column 'text' has no text in 1 row (2)" in done.err
     assert "column 'label' has no label in 1 row (3)" in done.err
+
+
+def test_errors_of_rows_say_how_they_are_counted(adapter, tmp_path):
+    rows = labelled(4)
+    rows[1]["label"] = "neither"
+    place = write(tmp_path / "rows.jsonl", rows)
+    done = ran("evaluate", "--adapter", adapter, "--data", place)
+    assert "row 1: 'neither' is not a label" in done.err
+    assert "rows are counted from 0 here" in done.err
+    done = ran("predict", "--adapter", adapter, write(tmp_path / "more.jsonl", [{"text": "good"}, {"text": 5}]))
+    assert "rows 1 to 2 of" in done.err
+    assert "counted from 0 here: row 1: text is 5" in done.err

@@ -170,11 +170,12 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     from deltatune.core.regular_files import expanded
     from deltatune.data import examples, read_rows
     from deltatune.data.class_names import names_of_file
-    from deltatune.data.dataset import columns_of
+    from deltatune.data.columns.choose_columns import Columns
+    from deltatune.data.dataset import TASK_OF, columns_of
     from deltatune.data.labelled_splits import check_labelled, without_unknown
+    from deltatune.data.layouts import LAYOUTS
     from deltatune.data.layouts.generation_rows import group_references
-    from deltatune.data.layouts.label_values import convert_labels, join_indicators
-    from deltatune.data.layouts.layout import missing_values
+    from deltatune.data.layouts.label_values import join_indicators
     from deltatune.data.published.forms import with_plain_columns
 
     rows = with_plain_columns(read_rows(source), task.text, source)
@@ -186,7 +187,8 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     splits, notes = without_unknown({source: rows}, task.label, names_of_file(expanded(source)))
     rows, names = splits[source], columns_of(splits[source])
     if {*task.text, task.label} <= {*names}:  # else the task's own check names the column
-        raise_all(missing_values(rows, source, task.text, task.label))
-        values = convert_labels([row[task.label] for row in rows], task.label, kind)
-        rows = [{**row, task.label: value} for row, value in zip(rows, values, strict=True)]
+        columns = Columns(tuple(task.text), task.label)
+        converted = LAYOUTS[TASK_OF[kind]].convert({source: rows}, columns, (kind,))
+        raise_all(converted.problems)
+        rows = converted.splits[source]
     return rows, notes

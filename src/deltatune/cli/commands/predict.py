@@ -154,7 +154,7 @@ def predict(
                 try:
                     truncated += answer(rows, put)
                 except DeltatuneError as error:
-                    if not done or filler or not re.match(r"(- )?row \d", str(error)):
+                    if filler or not re.match(r"(- )?row \d", str(error)):
                         raise
                     where = f"rows {done + 1} to {done + len(rows)} of {'stdin' if file == '-' else file}"
                     raise DeltatuneError(f"{where}, counted from 0 here: {error}") from None

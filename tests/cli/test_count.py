@@ -61,3 +61,20 @@ def test_the_length_is_what_the_model_takes(config_only):
     assert all(done.code == 0 for done in given)
     assert "32 rows of 128 tokens, float32" in given[0].out
     assert "32 rows of 128 tokens, the most that this model takes" in given[1].out
+
+
+def test_methods_over_the_budget_are_named(config_only):
+    methods = ("--method", "LoRA()", "--method", "Full()", "--method", "IA3()")
+    shown = " ".join(ran("count", "--model", config_only, *methods, "--budget", "2%").out.split())
+    assert "budget 2% = 375 parameters; these have no size to fit and train more: Full()" in shown
+    found = json.loads(ran("count", "--model", config_only, *methods, "--budget", "2%", "--json").out)
+    assert found["budget"] == {"text": "2%", "params": 375}
+    assert [each["trained"] <= 375 for each in found["methods"]] == [True, False, True]
+    assert "no size to fit" not in ran("count", "--model", config_only, "--method", "LoRA()", "--budget", "2%").out
+
+
+def test_classes_of_a_task_without_a_head_are_refused(config_only):
+    done = ran("count", "--model", config_only, "--task", "lm", "--classes", "7", "--method", "LoRA()")
+    assert done.code == 2
+    assert "--classes 7 is of a head" in done.err
+    assert ran("count", "--model", config_only, "--task", "lm", "--method", "LoRA()").code == 0

@@ -39,7 +39,12 @@ def count(
     ] = None,
     budget: Annotated[
         str | None,
-        option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Every method gets the largest that fits."),
+        option(
+            "--budget",
+            panel=METHOD,
+            metavar="SIZE",
+            help=f"{BUDGET} Every method with a size gets the largest that fits.",
+        ),
     ] = None,
     tasks: Annotated[
         int,
@@ -56,8 +61,14 @@ def count(
         ),
     ] = FIELDS["task"].default,
     classes: Annotated[
-        int, option("--classes", panel=DATA, metavar="NUMBER", help=f"{FIELDS['classes'].help}.")
-    ] = FIELDS["classes"].default,
+        int | None,
+        option(
+            "--classes",
+            panel=DATA,
+            metavar="NUMBER",
+            help=f"{FIELDS['classes'].help}. Default: {FIELDS['classes'].default}.",
+        ),
+    ] = None,
     max_length: Annotated[
         int, option("--max-length", panel=DATA, metavar="TOKENS", help=f"{FIELDS['max_length'].help}.")
     ] = FIELDS["max_length"].default,
@@ -99,20 +110,28 @@ def count(
     """
     from deltatune.comparison.method_counts import CountedTraining, CountingHost, all_methods
 
+    if task == "lm" and classes is not None:
+        raise DeltatuneError(f"--classes {classes} is of a head, and --task lm has none of its own; leave it out")
+    classes = FIELDS["classes"].default if classes is None else classes
     training = CountedTraining(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
     host = CountingHost(model, training)
+    allowed = None
     if budget is not None:
         from deltatune.core.budget import read_budget
 
-        read_budget(budget, host.host.sites)  # an error for all methods is one error
+        allowed = read_budget(budget, host.host.sites)  # an error for all methods is one error
     counts = [host.count(method, budget) for method in methods or all_methods()]
     if methods and all(each.problem for each in counts):
         raise DeltatuneError("\n".join(f"{each.method}: {each.problem}" for each in counts))
     counts = list({each.method: each for each in counts}.values())  # short forms may be the same method
     if as_json:
-        print_json(_as_json(host, counts, tasks))
+        print_json({**_as_json(host, counts, tasks), "budget": allowed and dataclasses.asdict(allowed)})
     else:
         _show(host, counts, tasks, max_length)
+        over = [each.method for each in counts if allowed is not None and (each.trained or 0) > allowed.params]
+        if allowed is not None and over:
+            of = f"{allowed.text} = {number(allowed.params)} parameters"
+            show("", facts([("budget", f"{of}; these have no size to fit and train more: {', '.join(over)}")]))
 
 
 def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[str, Any]:

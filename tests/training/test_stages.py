@@ -278,6 +278,21 @@ def test_a_head_cannot_be_merged_but_may_be_kept_apart(world, tmp_path):
     assert (tmp_path / "out/2-instruct/adapter").is_dir()
 
 
+def test_an_adapter_that_was_removed_is_noticed(tiny_folder, tmp_path):
+    rows = [{"text": f"{word} film {number}", "label": word} for number in range(60) for word in ("good", "bad")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = "{max_steps: 1, precision: float32}"
+    stage = f"{{name: one, data: {tmp_path / 'rows.jsonl'}, method: BitFit(), merge: false, settings: {settings}}}"
+    (tmp_path / "recipe.yaml").write_text(f"model: {tiny_folder}\nout: {tmp_path / 'out'}\nstages: [{stage}]\n")
+    staged = read_recipe(tmp_path / "recipe.yaml")
+    run_recipe(staged, "recipe")
+    shutil.rmtree(tmp_path / "out/1-one/adapter")
+    with pytest.raises(DeltatuneError, match=r"stage one was finished, but .* is incomplete[^$]*--again one trains it"):
+        run_recipe(staged, "recipe")
+    run_recipe(staged, "recipe", again="one")
+    assert (tmp_path / "out/1-one/adapter").is_dir()
+
+
 def test_folders_of_others_are_left_alone(world, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -228,7 +228,14 @@ def _has_changed(stage_run: StageRun, stored: dict[str, Any], config: dict[str, 
 def _is_complete(stage_run: StageRun, result: dict[str, Any]) -> bool:
     """Whether the stage's result still exists as it was written."""
     if not stage_run.writes_model:
-        return (stage_run.folder / run_folder.METRICS).is_file()
+        if not (stage_run.folder / run_folder.METRICS).is_file():
+            return False
+        try:
+            check_folder(stage_run.folder / run_folder.ADAPTER)
+        except DeltatuneError as error:
+            again = f"--again {stage_run.stage.name} trains it again"
+            raise DeltatuneError(f"stage {stage_run.stage.name} was finished, but {error}\n{again}") from None
+        return True
     if contents_of(str(stage_run.target)) != result.get("content"):
         return False  # removed, or another stage's
     check_folder(stage_run.target)

@@ -43,6 +43,12 @@ def test_tokens_in_lists_that_python_wrote(tmp_path):
     assert "column 'tokens' has lists in strings that are not JSON in every row" in told(path)
 
 
+def test_outputs_in_lists_that_python_wrote_are_remarked(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("input,output\n" + "".join(f"some text {i},\"['x{i}', 'y']\"\n" for i in range(60)))
+    assert "train: every output is a list in a string, " in "\n".join(remarks(read(path)))
+
+
 def test_lists_with_a_place_for_each_class(tmp_path):
     rows = [{"label": label} for label in ([0, 0, 1], [1, 1, 0], [1, 1, 1])]
     problem = "column 'label' holds lists with 1 or 0 for each class"

@@ -27,6 +27,9 @@ SAMPLE = 100
 """Rows that are looked at to tell what a column holds."""
 
 
+WRITTEN_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
+"""A list of strings in a string, also as Python and numpy write it."""
+
 # --- missing and text ---
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import MESSAGES, OUTPUT, REFERENCES
-from deltatune.data.columns.column_values import has_text, is_missing, is_strings, with_parsed
+from deltatune.data.columns.column_values import WRITTEN_LIST, has_text, is_missing, is_strings, with_parsed
 from deltatune.data.dataset import Data, LabelKind, Row, Splits, texts
 from deltatune.data.layouts.conversations import convert_chats
 from deltatune.data.layouts.layout import (
@@ -201,7 +201,19 @@ def problems(data: Data) -> list[str]:
 def remarks(data: Data) -> list[str]:
     """Empty outputs, outputs copied from the input, rows far longer than the others."""
     copies = [sentence for split, rows in data.splits().items() for sentence in _copies(data, split, rows)]
-    return copies + long_rows(data, lambda row: sum(map(len, (*texts(row, data.text), output_of(row, data)))))
+    return (
+        _written_lists(data)
+        + copies
+        + long_rows(data, lambda row: sum(map(len, (*texts(row, data.text), output_of(row, data)))))
+    )
+
+
+def _written_lists(data: Data) -> list[str]:
+    """Outputs that are lists in strings in every row, which are learned letter by letter."""
+    if not data.train or not all(WRITTEN_LIST.fullmatch(output_of(row, data)) for row in data.train):
+        return []
+    example = short(output_of(data.train[0], data), 40)
+    return [f"train: every output is a list in a string, {example}: it is learned as it is. Write references as JSON."]
 
 
 def output_of(row: Row, data: Data) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from deltatune.data.columns.column_values import has_text, with_parsed
+from deltatune.data.columns.column_values import WRITTEN_LIST, has_text, with_parsed
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.layout import FILL_IN, ConvertedRows, Layout, RowProblems, count, each_split, in_rows, short
@@ -18,8 +17,6 @@ OUTSIDE = "O"
 BEGIN, INSIDE = "B-", ("I-", "E-")
 
 LIST_FIX = "Write JSON in every row (Python: json.dumps(tags)), or words with blanks between them."
-WRITTEN_LIST = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
-"""A list of strings in a string, also as Python and numpy write it."""
 FORM_FIX = 'A row is {"tokens": ["Ann", "slept"], "tags": ["B-person", "O"]}.'
 
 

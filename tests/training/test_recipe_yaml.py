@@ -93,3 +93,21 @@ def test_a_pipe_and_a_dangling_link_are_no_recipes(tmp_path: Path) -> None:
         read_recipe(tmp_path / "link.yaml")
     with pytest.raises(DeltatuneError, match="it is a folder"):
         read_recipe(tmp_path)
+
+
+def test_true_is_no_number_and_an_empty_override_is_no_value(tmp_path: Path) -> None:
+    recipe = tmp_path / "a.yaml"
+    stages = "model: builtin\nstages:\n- name: one\n  data: {source: a.csv, limit: true}\n  settings: {seed: false}\n"
+    recipe.write_text(f"{stages}- name: two\n  data: b.csv\n  settings: {{packing: true, warmup: true, epochs: 1}}\n")
+    with pytest.raises(DeltatuneError) as caught:
+        read_recipe(recipe)
+    assert str(caught.value).splitlines()[1:] == [
+        "- stages.one.data.limit: input should be a number, not true",
+        "- stages.one.settings.seed: input should be a number, not false",
+        "- stages.two.settings.warmup: input should be a number, not true",
+    ]
+    recipe.write_text("model: builtin\ndata: a.csv\nsettings: {epochs: 1}\n")
+    for override in ("settings.epochs=", "model= "):
+        with pytest.raises(DeltatuneError, match="has no value; NAME=null removes one"):
+            read_recipe(recipe, [override])
+    assert read_recipe(recipe, ["settings.epochs=null"]).settings.epochs == 3

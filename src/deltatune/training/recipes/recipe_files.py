@@ -73,6 +73,8 @@ def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
     path = key.split(".")
     if not sign or not all(path):
         raise DeltatuneError(f"{override!r} is not an override; write NAME=VALUE, such as settings.epochs=1")
+    if not text.strip():  # an empty variable of a shell must not bring the default back
+        raise DeltatuneError(f"{override!r} has no value; NAME=null removes one")
     if len(path) > MAX_DEPTH:
         raise DeltatuneError(f"{shortened(override)}: it has {len(path)} keys, one below the other; recipes have fewer")
     value = load_yaml(text, f"the value of {shortened(override)}")
@@ -129,12 +131,29 @@ def _stage_index(stages: list[Any], name: str, key: str) -> int:
 def checked_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from plain data. Raises DeltatuneError with a line for each mistake."""
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise_all(
             [line for problem in error.errors() for line in _messages(problem, content)], f"{where} cannot be used:"
         )
         raise
+    truths = list(_truths_as_numbers(content, recipe))
+    raise_all(truths, f"{where} cannot be used:" if truths else "")
+    return recipe
+
+
+def _truths_as_numbers(content: Any, value: Any, key: str = "") -> Iterator[str]:
+    """Messages for true and false where a number is read: pydantic takes them for 1 and 0."""
+    if isinstance(content, bool) and type(value) in (int, float):
+        yield f"{key}: input should be a number, not {str(content).lower()}"
+    elif isinstance(content, Mapping):
+        for name, item in content.items():
+            child = value.get(name) if isinstance(value, Mapping) else getattr(value, str(name), None)
+            yield from _truths_as_numbers(item, child, f"{key}.{name}".lstrip("."))
+    elif isinstance(content, list) and isinstance(value, (list, tuple)):
+        for i, (item, child) in enumerate(zip(content, value, strict=False), start=1):
+            named = item.get("name") if isinstance(item, Mapping) else None
+            yield from _truths_as_numbers(item, child, f"{key}.{named or i}")
 
 
 def _messages(problem: Any, content: Mapping[str, Any]) -> list[str]:

@@ -70,6 +70,7 @@ def test_ties_at_a_rank_says_what_was_lost(world, tmp_path):
         (("--head", "mean", "--how", "ties"), "set a rank, such as rank=8"),
         (("--head", "mean", "--how", "svd", "--rank", "x"), "must be a number or full"),
         (("--head", "mean", "--how", "dare"), "needs a density"),
+        (("--head", "mean", "--how", "dare", "--rank", "2", "--density", "1e-9"), "dare drops every entry"),
         (("--head", "mean", "--scope", "tensor"), "scope='tensor': linear does not trim"),
         (("--head", "mean", "--how", "svd", "--rank", "2", "--seed", "3"), "seed=3: svd draws nothing"),
         (("--head", "mean", "--how", "ties", "--rank", "2", "--scope", "layer"), "it is model or tensor"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import raise_all
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import registry
@@ -117,10 +117,11 @@ def combine_tensors(
 ) -> dict[Key, Tensor]:
     """Combine the adapters' changes of each tensor; an adapter that does not change a tensor counts as 0.
 
-    `change_of(term, key)` gives the change of a tensor by one term.
+    `change_of(term, key)` gives the change of a tensor by one term. Raises DeltatuneError if DARE drops every entry.
     """
     adapters = list(dict.fromkeys(term.adapter for terms in groups.values() for term in terms))
     stacks: dict[Key, list[Tensor]] = {}
+    dropped = []
     for key, terms in groups.items():
         changes: dict[str, Tensor] = {}
         for term in terms:
@@ -136,6 +137,9 @@ def combine_tensors(
         weights = {term.adapter: term.weight for term in terms}
         zero = torch.zeros_like(next(iter(changes.values())))
         stacks[key] = [weights[name] * changes[name] if name in changes else zero for name in adapters]
+        dropped.append(options.how.startswith("dare") and not any(bool(change.any()) for change in changes.values()))
+    if dropped and all(dropped):
+        raise DeltatuneError(f"density={options.density}: {options.how} drops every entry of the changes; raise it")
     return {key: options.scale * change for key, change in _combine_stacks(stacks, options).items()}
 
 

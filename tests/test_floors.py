@@ -28,7 +28,7 @@ FLOORS: list[list[str]] = [
 """From the ground up."""
 
 CORE_FLOORS: list[list[str]] = [
-    ["errors", "validation", "lazy_exports", "strict_json", "regular_files", "trained_rows"],
+    ["errors", "input_validation", "lazy_exports", "trained_rows"],
     ["sites"],
     ["attention_call", "capabilities", "delta", "method", "union", "registry", "memory", "budget"],
     ["route"],
@@ -39,7 +39,7 @@ CORE_FLOORS: list[list[str]] = [
 ]
 """The floors of core, from the ground up: files and rooms. A file imports from its own floor and from those below."""
 
-BESIDES = {"data": {"core.errors", "core.strict_json", "core.regular_files"}}
+BESIDES = {"data": {"core.errors", "core.input_validation.strict_json", "core.input_validation.regular_files"}}
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.cli.ui.screen import say, show, table
-from deltatune.core.regular_files import expanded
+from deltatune.core.input_validation.regular_files import expanded
 from support.command_line import ran, reviews, write_csv
 
 

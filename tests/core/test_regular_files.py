@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import check_directory, check_regular, read_text
+from deltatune.core.input_validation.regular_files import check_directory, check_regular, read_text
 
 
 def test_a_pipe_a_dangling_link_and_a_folder_are_named(tmp_path: Path) -> None:

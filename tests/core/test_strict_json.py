@@ -5,7 +5,7 @@ import math
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.strict_json import MAX_DEPTH, dumps, finite_or_null, loads
+from deltatune.core.input_validation.strict_json import MAX_DEPTH, dumps, finite_or_null, loads
 
 
 @pytest.mark.parametrize(

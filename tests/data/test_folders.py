@@ -10,7 +10,7 @@ import pytest
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
-from deltatune.data.split_names import match_splits
+from deltatune.data.sources.split_names import match_splits
 from support.fuzz import mutations, outcome
 
 ROWS = [{"text": f"text number {i}", "label": ("bad", "good")[i % 2]} for i in range(120)]

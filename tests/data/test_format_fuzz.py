@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.strict_json import dumps
+from deltatune.core.input_validation.strict_json import dumps
 from deltatune.data import Data, problems, read, read_rows, remarks
 from deltatune.data.dataset import describe
 from deltatune.data.formats.class_folders import read_class_folders

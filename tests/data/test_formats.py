@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import formats, inputs, read, read_rows
-from deltatune.data.hub import hub_rows
 from deltatune.data.layouts.generation_rows import as_line
+from deltatune.data.sources.hub import hub_rows
 from deltatune.data.splits import complete_documents
 
 

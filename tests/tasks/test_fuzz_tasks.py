@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.strict_json import loads
+from deltatune.core.input_validation.strict_json import loads
 from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, Mixture, MultiLabel, Tag
 from deltatune.tasks.task_registry import TASKS, task_from_json
 from support.fuzz import mutations, outcome

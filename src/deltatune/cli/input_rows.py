@@ -32,7 +32,7 @@ def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator
     if file == "-":
         yield from parsed(_decoded(_stdin(), "stdin"), "stdin", None, columns, every)
         return
-    from deltatune.core.regular_files import check_regular, expanded
+    from deltatune.core.input_validation.regular_files import check_regular, expanded
     from deltatune.data.formats import file_formats, missing_file, read_rows
 
     path = expanded(file)
@@ -167,16 +167,16 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
 
     Rows that the source marks as having no label are left out, and texts of one input are its references, as in `read`.
     """
-    from deltatune.core.regular_files import expanded
+    from deltatune.core.input_validation.regular_files import expanded
     from deltatune.data import examples, read_rows
-    from deltatune.data.class_names import names_of_file
     from deltatune.data.columns.choose_columns import Columns
     from deltatune.data.dataset import TASK_OF, columns_of
-    from deltatune.data.labelled_splits import check_labelled, without_unknown
     from deltatune.data.layouts import LAYOUTS
     from deltatune.data.layouts.generation_rows import group_references
     from deltatune.data.layouts.label_values import join_indicators
     from deltatune.data.published.forms import with_plain_columns
+    from deltatune.data.sources.class_names import names_of_file
+    from deltatune.data.sources.labelled_splits import check_labelled, without_unknown
 
     rows = with_plain_columns(read_rows(source), task.text, source)
     rows = join_indicators({source: rows}, task.label or None)[source]

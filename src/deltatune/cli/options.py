@@ -10,7 +10,7 @@ import typer
 
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.regular_files import expanded
+from deltatune.core.input_validation.regular_files import expanded
 
 if TYPE_CHECKING:
     from deltatune.data import Data as Dataset

@@ -14,8 +14,8 @@ from deltatune.comparison.candidates import Candidate, make_candidates
 from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.input_validation.strict_json import dumps
 from deltatune.core.method import Method
-from deltatune.core.strict_json import dumps
 from deltatune.data import Data, Row
 from deltatune.data.few_shot import few_shot
 from deltatune.methods.base_weights.unfreeze import Probe

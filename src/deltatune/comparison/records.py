@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import check_regular, read_text
-from deltatune.core.strict_json import dumps, loads
+from deltatune.core.input_validation.regular_files import check_regular, read_text
+from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.store.atomic_files import append_line, make_folder, remove_drafts, write_file
 from deltatune.store.run_folder import differences
 

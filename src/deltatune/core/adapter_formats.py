@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import folder_problem
+from deltatune.core.input_validation.regular_files import folder_problem
 
 
 class Format(Protocol):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.memory import check_parameters
 from deltatune.core.method import Method
 from deltatune.core.sites.site import Sites
-from deltatune.core.validation import shortened
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from deltatune.core.delta import Delta, SharedModule
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.core.sites.site import Site, Sites
-from deltatune.core.validation import check_fields
 
 REGISTRY: dict[str, Callable[..., Method]] = {}
 """Method classes, entered by being defined, and short forms; read it through `core.registry.registry`."""

@@ -11,9 +11,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.method import REGISTRY, Method
 from deltatune.core.union import MAX_MEMBERS, join
-from deltatune.core.validation import shortened
 
 ALIASES = {
     "rank": "r",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.validation import LARGEST_FLOAT32
+from deltatune.core.input_validation.field_validation import LARGEST_FLOAT32
 
 
 class RowsAndWeight(NamedTuple):

@@ -16,13 +16,13 @@ from deltatune.data.columns.column_names import REFERENCES, is_id
 from deltatune.data.columns.infer_task import infer_task, other_tasks
 from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.labelled_splits import labelled_splits
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
 from deltatune.data.published.benchmarks import published_metric
 from deltatune.data.published.forms import find_form, plain_splits
-from deltatune.data.source import Source
-from deltatune.data.sources import open_source
+from deltatune.data.sources.labelled_splits import labelled_splits
+from deltatune.data.sources.open_source import open_source
+from deltatune.data.sources.source import Source
 from deltatune.data.splits import first_by_hash
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deltatune.core.strict_json import MAX_DIGITS
+from deltatune.core.input_validation.strict_json import MAX_DIGITS
 from deltatune.data.columns.column_values import is_numeric
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.formats.file_format import first_few

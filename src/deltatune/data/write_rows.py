@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.strict_json import dumps, finite_or_null
+from deltatune.core.input_validation.strict_json import dumps, finite_or_null
 from deltatune.data.dataset import Row, columns_of
 
 LINES = (".jsonl", ".ndjson")

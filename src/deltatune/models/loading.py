@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.regular_files import expanded
+from deltatune.core.input_validation.regular_files import expanded
 from deltatune.models.architecture import Loads, can_generate, has_masked_lm
 
 BUILTIN = "builtin"

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.input_validation.field_validation import shortened
+from deltatune.core.input_validation.regular_files import check_directory
 from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import registry
-from deltatune.core.regular_files import check_directory
 from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
-from deltatune.core.validation import shortened
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.config_checks import contradictions, site_contradictions, wrong_entries
 from deltatune.store.fingerprint import base_identity, compare_bases

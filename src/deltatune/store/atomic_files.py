@@ -18,9 +18,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import file_problem, read_text
-from deltatune.core.strict_json import dumps, loads
-from deltatune.core.validation import shortened
+from deltatune.core.input_validation.field_validation import shortened
+from deltatune.core.input_validation.regular_files import file_problem, read_text
+from deltatune.core.input_validation.strict_json import dumps, loads
 
 MANIFEST = "manifest.json"
 

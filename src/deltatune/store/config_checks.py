@@ -7,9 +7,9 @@ from typing import Any
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
-from deltatune.core.validation import shortened
 
 WORDS = {
     dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false",

@@ -11,7 +11,7 @@ import torch
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.regular_files import expanded
+from deltatune.core.input_validation.regular_files import expanded
 from deltatune.store.atomic_files import MANIFEST, digest, read_json
 
 _SAMPLE = 1024

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import expanded, read_text
-from deltatune.core.strict_json import dumps, loads
+from deltatune.core.input_validation.regular_files import expanded, read_text
+from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.store.atomic_files import check_folder, write_file
 from deltatune.store.folder_lock import LOCK
 

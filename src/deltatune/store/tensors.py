@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.core.method import Method
-from deltatune.core.regular_files import check_regular
 from deltatune.store.atomic_files import plain_write_errors
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.validation import check_fields
+from deltatune.core.input_validation.field_validation import check_fields
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.validation import check_fields
+from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore

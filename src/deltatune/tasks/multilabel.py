@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltatune.core.errors import nearest
-from deltatune.core.strict_json import loads
+from deltatune.core.input_validation.strict_json import loads
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify, check_finite
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, Floats, mean_score, ratio

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.validation import shortened
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import ExtractiveQA

@@ -21,8 +21,8 @@ from deltatune.models.versions import versions
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
-from deltatune.training.continued import Start, open_continued
-from deltatune.training.forgetting import EarlierData, earlier_data
+from deltatune.training.continued.continued_training import Start, open_continued
+from deltatune.training.continued.forgetting import EarlierData, earlier_data
 from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
 from deltatune.training.settings import Settings

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory
+from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.core.registry import parse
-from deltatune.core.regular_files import check_regular
 from deltatune.methods.base_weights.unfreeze import Unfreeze
 from deltatune.models.loading import auto_class, find_config, load_tokenizer, quiet
 from deltatune.store.atomic_files import MANIFEST, check_folder, digest, read_json, write_folder, write_json

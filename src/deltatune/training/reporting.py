@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import check_regular
-from deltatune.core.strict_json import dumps, loads
+from deltatune.core.input_validation.regular_files import check_regular
+from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.store.atomic_files import append_line, make_folder, write_file
 from deltatune.store.run_folder import STEP_METRICS, TENSORBOARD
 from deltatune.training.settings import TRACKERS, Settings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltatune.core.errors import nearest, raise_all
-from deltatune.core.validation import check_fields
+from deltatune.core.input_validation.field_validation import check_fields
 
 TRACKERS = {
     "tensorboard": "TensorBoardCallback",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.mixture_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
+from deltatune.cli.data_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
 from deltatune.cli.options import (
     BUDGET,
     DATA,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.mixture_options import task_fields
+from deltatune.cli.data_options import task_fields
 from deltatune.cli.options import (
     DATA,
     METHOD,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from deltatune.cli.data_options import Part, one_source, sources_of_parts
 from deltatune.cli.input_rows import whole_file
-from deltatune.cli.mixture_options import Part, one_source, sources_of_parts
 from deltatune.cli.options import (
     DATA,
     SOURCE,

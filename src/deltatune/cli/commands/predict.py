@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.data_options import Part, check_single
 from deltatune.cli.fill_rows import FILL, FILLED_WORDS, Filler, check_task
 from deltatune.cli.input_rows import given_columns, rows_from
-from deltatune.cli.mixture_options import Part, check_single
 from deltatune.cli.options import (
     DATA,
     OUTPUT,

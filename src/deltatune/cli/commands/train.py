@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.mixture_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
+from deltatune.cli.data_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -192,7 +192,7 @@ def train(
     if start is None:
         dataset = read_sources(data, text, label, task, limit)
     else:
-        from deltatune.training.continued import read_start, read_start_sources
+        from deltatune.training.continued.continued_training import read_start, read_start_sources
 
         origin = read_start(start)
         dataset = read_start_sources(origin, data, text=text or [], label=label, limit=limit, task=task)

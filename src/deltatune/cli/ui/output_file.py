@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import check_regular, expanded
+from deltatune.core.input_validation.regular_files import check_regular, expanded
 
 
 def checked_output(out: Path, inputs: Iterable[str | Path]) -> Path:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltatune.comparison.report.number_format import score
-from deltatune.core.strict_json import dumps
+from deltatune.core.input_validation.strict_json import dumps
 
 if TYPE_CHECKING:
     from deltatune.tasks import Encoded, Task

@@ -18,7 +18,7 @@ from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.plots import cost_bars, learning_curves, learning_rate_plots
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
 from deltatune.comparison.report.tradeoff import score_against_parameters
-from deltatune.core.strict_json import dumps
+from deltatune.core.input_validation.strict_json import dumps
 from deltatune.store.atomic_files import write_file
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.regular_files import check_regular, expanded
+from deltatune.core.input_validation.regular_files import check_regular, expanded
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import check_regular
+from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.data.dataset import Row
 
 SHOWN = 5

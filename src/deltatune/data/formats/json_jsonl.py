@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation import strict_json
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few, raise_malformed, read_text
 

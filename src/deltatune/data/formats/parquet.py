@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import check_regular
-from deltatune.data.class_names import names_of_schema, with_class_names
+from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
+from deltatune.data.sources.class_names import names_of_schema, with_class_names
 
 ARROW_FILE = b"ARROW1"
 """How a file begins that is not a stream."""

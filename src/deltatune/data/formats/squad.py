@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation import strict_json
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
 

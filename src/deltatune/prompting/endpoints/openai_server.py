@@ -15,8 +15,8 @@ from threading import Event
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.strict_json import dumps, loads
-from deltatune.core.validation import check_fields
+from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.prompting.endpoints.bounded_request import TooLarge, post
 from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
 

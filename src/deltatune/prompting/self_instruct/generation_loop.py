@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import expanded
-from deltatune.core.strict_json import dumps
+from deltatune.core.input_validation.regular_files import expanded
+from deltatune.core.input_validation.strict_json import dumps
 from deltatune.prompting.endpoints.endpoint import Endpoint, GenerateFunction, name_of
 from deltatune.prompting.self_instruct.generation_round import RoundGenerator
 from deltatune.prompting.self_instruct.quality_filters import OVER_TOTAL, InstructionPool

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import file_problem
-from deltatune.core.strict_json import dumps, loads
+from deltatune.core.input_validation.regular_files import file_problem
+from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.prompting.self_instruct.seed_tasks import Row
 from deltatune.store.atomic_files import plain_write_errors, read_json, write_file
 from deltatune.store.folder_lock import FolderLock

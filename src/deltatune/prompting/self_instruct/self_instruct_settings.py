@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deltatune.core.errors import raise_all
-from deltatune.core.validation import check_fields
+from deltatune.core.input_validation.field_validation import check_fields
 
 BLOCKED_WORDS = (
     "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot",

@@ -18,7 +18,7 @@ from deltatune.core.adapter import labelled_parts
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
-from deltatune.core.regular_files import check_directory
+from deltatune.core.input_validation.regular_files import check_directory
 from deltatune.core.sites.base_weights import BaseWeights
 from deltatune.core.sites.fused_projections import take
 from deltatune.core.sites.site import Site, Slice

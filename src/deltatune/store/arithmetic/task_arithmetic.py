@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.route import unknown_adapters
 from deltatune.core.trained_rows import rows_of_all
-from deltatune.core.validation import shortened
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms
 from deltatune.store.arithmetic.summed_deltas import CombinedTensors, CombineOptions, How, sum_as_matrices, sum_exactly
 from deltatune.store.arithmetic.ties_dare import Scope

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltatune.core.errors import raise_all
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.sites.site import Sites
-from deltatune.core.validation import shortened
 from deltatune.store.config_checks import wrong_types
 from deltatune.store.peft.peft_format import PeftFolder
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.method import Method
-from deltatune.core.validation import shortened
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 from deltatune.store.peft.peft_config import check_config
 from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFormat, head_copies

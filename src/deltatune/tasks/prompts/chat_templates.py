@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.validation import fits_utf8
+from deltatune.core.input_validation.field_validation import fits_utf8
 
 TRIAL_SECONDS = 10
 """Processor time of a trial; templates of published models take some milliseconds."""

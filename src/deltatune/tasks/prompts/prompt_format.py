@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest
-from deltatune.core.validation import shortened
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.tasks.prompts.chat_templates import rendered
 
 ALPACA = (

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.validation import shortened
+from deltatune.core.input_validation.field_validation import shortened
 
 _PLACE = re.compile(r"\{(\w+)\}")
 

@@ -19,7 +19,7 @@ from deltatune.tasks import HeadConfig, Task
 from deltatune.tasks.auto_task import check_fields_of, check_task_fields
 from deltatune.tasks.pretraining import objective_from
 from deltatune.tasks.task_registry import DATA_TASKS
-from deltatune.training.continued import Start, read_rows, read_start
+from deltatune.training.continued.continued_training import Start, read_rows, read_start
 from deltatune.training.recipes.schema import Parts, Recipe, Rows, Stage, Training
 from deltatune.training.session import NAME
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.regular_files import expanded, read_text
-from deltatune.core.validation import fits_utf8, shortened
+from deltatune.core.input_validation.field_validation import fits_utf8, shortened
+from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
 from deltatune.training.recipes.schema import (
     PartRows,

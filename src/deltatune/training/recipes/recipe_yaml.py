@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import yaml
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.strict_json import MAX_DIGITS
-from deltatune.core.validation import fits_utf8
+from deltatune.core.input_validation.field_validation import fits_utf8
+from deltatune.core.input_validation.strict_json import MAX_DIGITS
 
 MAX_TEXT = 200_000
 """Characters of a recipe."""

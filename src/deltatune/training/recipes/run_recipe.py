@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.merging import merge_obstacles
-from deltatune.core.regular_files import expanded
 from deltatune.models.loading import quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file

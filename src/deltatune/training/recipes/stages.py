@@ -14,7 +14,7 @@ from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel
-from deltatune.training.continued import read_start
+from deltatune.training.continued.continued_training import read_start
 from deltatune.training.job import Job, Prepared
 from deltatune.training.loop import OnStep
 from deltatune.training.recipes.check_recipe import TrainingData, load_rows, load_training_data

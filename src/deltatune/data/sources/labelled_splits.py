@@ -14,7 +14,7 @@ from deltatune.data.columns.column_names import GOLD_LABEL, NO_GOLD, REFERENCES,
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.dataset import SPLITS, Row, Splits, columns_of
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.split_names import SPLIT_NAMES
+from deltatune.data.sources.split_names import SPLIT_NAMES
 
 HIDDEN = (-1, "-1", "-1.0")
 """Labels of test rows that are not public. -1.0 equals -1."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.data.class_names import ClassNames, names_of_features, with_class_names
 from deltatune.data.dataset import Row
-from deltatune.data.source import Source
-from deltatune.data.split_names import match_splits
+from deltatune.data.sources.class_names import ClassNames, names_of_features, with_class_names
+from deltatune.data.sources.source import Source
+from deltatune.data.sources.split_names import match_splits
 
 SAVE_PARTS = (
     "Save those that you mean under the names train, validation and test, each with "

@@ -11,7 +11,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.trained_rows import overlap
 from deltatune.data import read
 from deltatune.tasks import Encoded
-from deltatune.training.continued import Start
+from deltatune.training.continued.continued_training import Start
 from deltatune.training.session import Session
 
 

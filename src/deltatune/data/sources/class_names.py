@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from deltatune.core import strict_json
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.regular_files import read_text
+from deltatune.core.input_validation import strict_json
+from deltatune.core.input_validation.regular_files import read_text
 from deltatune.data.dataset import Row
 
 ClassNames = dict[str, list[str]]

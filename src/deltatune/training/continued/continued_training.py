@@ -13,8 +13,8 @@ from typing import Any
 
 from deltatune.core.adapter_formats import format_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.method import Method
-from deltatune.core.regular_files import expanded
 from deltatune.data import Data, read
 from deltatune.data.dataset import TASK_OF
 from deltatune.data.mixture_data import MixtureData, named_sources, read_parts
@@ -22,7 +22,7 @@ from deltatune.store import adapter_folder, run_folder
 from deltatune.store.atomic_files import digest
 from deltatune.store.fingerprint import contents_of
 from deltatune.tasks import Classify, ExtractiveQA, Head, Mixture, Tag, Task, task_from_json
-from deltatune.training.other_adapters import open_unknown
+from deltatune.training.continued.other_adapters import open_unknown
 from deltatune.training.session import Session, open_adapter
 
 CHANGEABLE = ("metric", "max_length")

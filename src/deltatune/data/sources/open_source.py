@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.regular_files import expanded
+from deltatune.core.input_validation.regular_files import expanded
 from deltatune.data import python_docs
-from deltatune.data.class_names import names_of_file
 from deltatune.data.dataset import SPLITS, Row, Splits
-from deltatune.data.folders import open_folder
 from deltatune.data.formats import file_formats, is_data_file, missing_file, read_rows
-from deltatune.data.hub import open_hub
-from deltatune.data.source import Source
+from deltatune.data.sources.class_names import names_of_file
+from deltatune.data.sources.folders import open_folder
+from deltatune.data.sources.hub import open_hub
+from deltatune.data.sources.source import Source
 from deltatune.data.splits import by_hash
 
 BUILT_IN = "python-docs"

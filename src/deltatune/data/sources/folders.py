@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.data.class_names import names_of_file, names_of_folder, with_class_names
 from deltatune.data.dataset import Splits
 from deltatune.data.formats import file_formats, folder_formats, is_data_file, read_rows, suffixes
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.published.nested_columns import with_tables
-from deltatune.data.source import Source
-from deltatune.data.split_names import SplitMatch, match_splits
+from deltatune.data.sources.class_names import names_of_file, names_of_folder, with_class_names
+from deltatune.data.sources.source import Source
+from deltatune.data.sources.split_names import SplitMatch, match_splits
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 """The end of a shard's stem, as on the hub: train-00000-of-00002.parquet."""

@@ -1,0 +1,1 @@
+"""Validation of input: fields of dataclasses, JSON, files and sizes."""

@@ -74,3 +74,24 @@ def test_data_check_lists_every_split(folder: Path) -> None:
     done = ran("data", "check", folder)
     assert done.code == 0, done.err
     assert "test_mismatched" in done.out
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_files_of_single_splits(command: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """Rows of --validation and --test take the place of splits made from the training rows."""
+    for seed, (name, size) in enumerate({"train": 40, "validation": 6, "test": 8}.items()):
+        lines = "".join(json.dumps(dict(row)) + "\n" for row in reviews(size, seed))
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    files = ["--validation", tmp_path / "validation.jsonl", "--test", tmp_path / "test.jsonl"]
+    short = ["--seeds", "1", "--rates", "1"] if command == "compare" else []
+    options = ["--model", tiny_folder, "--method", "BitFit()", *QUICK, *short, "--out", tmp_path / "run"]
+    done = ran(command, "--data", tmp_path / "train.jsonl", *files, *options)
+    assert done.code == 0, done.err
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*.json")]
+    assert any('"train": 40, "validation": 6, "test": 8' in json.dumps(record) for record in records)
+
+
+def test_files_of_single_splits_are_not_for_mixtures(tmp_path: Path) -> None:
+    done = ran("train", "--data", "a=a.csv", "--data", "b=b.csv", "--test", "more.csv", "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "--test is for a single data set" in done.err

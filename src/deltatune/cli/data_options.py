@@ -1,8 +1,9 @@
-"""Options of mixtures: several data sets by name, their temperature, and one part of a trained mixture."""
+"""Options of the data: files of single splits; mixtures: several data sets by name, their temperature, one part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import DATA, SOURCE, generation_fields, option, set_values
@@ -22,6 +23,12 @@ Sources = Annotated[
         help=f"{SOURCE} Several as NAME=DATA are the parts of a mixture, which one adapter learns together.",
     ),
 ]
+ValidationFile = Annotated[
+    Path | None, option("--validation", panel=DATA, metavar="FILE", help="Rows of another file for validation.")
+]
+TestFile = Annotated[
+    Path | None, option("--test", panel=DATA, metavar="FILE", help="Rows of another file for the test.")
+]
 Temperature = Annotated[
     float | None,
     option(
@@ -39,7 +46,13 @@ BUILTIN_DATA = "python-docs"
 
 
 def read_sources(
-    sources: Sequence[str], text: Sequence[str] | None, label: str | None, task: str | None, limit: int | None
+    sources: Sequence[str],
+    text: Sequence[str] | None,
+    label: str | None,
+    task: str | None,
+    limit: int | None,
+    validation: Path | None = None,
+    test: Path | None = None,
 ) -> Data:
     """The data of a command: one data set, or a mixture of named ones, whose columns are inferred."""
     from deltatune.data import read
@@ -47,8 +60,16 @@ def read_sources(
 
     named = named_sources(sources)
     if named is None:
-        return read(sources[0], text=text or [], label=label, task=task, limit=limit)  # type: ignore[arg-type]  # it checks
-    idle = set_values({"text": text or None, "label": label, "task": task})
+        return read(
+            sources[0],
+            text=text or [],
+            label=label,
+            task=task,  # type: ignore[arg-type]  # it checks
+            limit=limit,
+            validation=validation,
+            test=test,
+        )
+    idle = set_values({"text": text or None, "label": label, "task": task, "validation": validation, "test": test})
     raise_all([
         f"--{name} is for a single data set; in a mixture it is inferred for each part, and a recipe sets it"
         for name in idle

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.data_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
+from deltatune.cli.data_options import (
+    BUILTIN_DATA,
+    Sources,
+    Temperature,
+    TestFile,
+    ValidationFile,
+    read_sources,
+    task_fields,
+)
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -77,6 +85,8 @@ def compare(
     task: Kind = None,
     text: Text = None,
     label: Label = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
     limit: Limit = None,
     temperature: Temperature = None,
     max_length: MaxLength = None,
@@ -161,7 +171,7 @@ def compare(
     methods = _all_methods(methods, more_methods)
     limit, epochs, batch_size = quick_defaults(model, ", ".join(data), limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
-    dataset = read_sources(data, text, label, task, limit)
+    dataset = read_sources(data, text, label, task, limit, validation, test)
     fields = task_fields(
         dataset, max_length, metric, positive, mark, temperature,
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,

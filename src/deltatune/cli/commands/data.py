@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from deltatune.cli.data_options import TestFile, ValidationFile
 from deltatune.cli.options import DATA, SOURCE, Json, Kind, Label, Limit, Text, option
 from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
@@ -37,12 +37,8 @@ def check(
     text: Text = None,
     label: Label = None,
     limit: Limit = None,
-    validation: Annotated[
-        Path | None, option("--validation", panel=DATA, metavar="FILE", help="Rows of another file for validation.")
-    ] = None,
-    test: Annotated[
-        Path | None, option("--test", panel=DATA, metavar="FILE", help="Rows of another file for the test.")
-    ] = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
     as_json: Json = False,
 ) -> None:
     """Read data as train would, describe them, and report everything that is wrong with them.

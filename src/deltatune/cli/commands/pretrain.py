@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from deltatune.cli.commands.train import introduce, report, watched_run
 from deltatune.cli.options import (
     DATA,
     METHOD,
@@ -23,6 +22,7 @@ from deltatune.cli.options import (
     read_fields,
 )
 from deltatune.cli.ui.screen import say, show
+from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.commands.train import introduce, report
 from deltatune.cli.options import OUTPUT, Json, option
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import print_json, say, show, table
+from deltatune.cli.ui.training_screen import introduce, report
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from deltatune.cli.data_options import BUILTIN_DATA, Sources, Temperature, read_sources, task_fields
+from deltatune.cli.data_options import (
+    BUILTIN_DATA,
+    Sources,
+    Temperature,
+    TestFile,
+    ValidationFile,
+    read_sources,
+    task_fields,
+)
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -36,12 +43,9 @@ from deltatune.cli.options import (
     head_of,
     option,
 )
-from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive, with_marked_columns
-from deltatune.cli.ui.error_screen import Interrupted
-from deltatune.cli.ui.live import TrainingProgress
-from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes
-from deltatune.comparison.recommend import percent
-from deltatune.comparison.report.number_format import count, rate, seconds, size
+from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
+from deltatune.cli.ui.screen import show
+from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
@@ -51,9 +55,6 @@ if TYPE_CHECKING:
 
     from deltatune.core.host import Host
     from deltatune.core.method import Method
-    from deltatune.tasks import Task
-    from deltatune.training import Settings
-    from deltatune.training.job import Prepared
 
 
 PEERS = ("peft",)
@@ -104,6 +105,8 @@ def train(
     task: Kind = None,
     text: Text = None,
     label: Label = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
     limit: Limit = None,
     shots: Shots = None,
     temperature: Temperature = None,
@@ -190,12 +193,13 @@ def train(
         raise DeltatuneError("--new-labels is for an adapter whose training goes on: name it with --from")
     # before torch is imported: mistakes in the data show quickly
     if start is None:
-        dataset = read_sources(data, text, label, task, limit)
+        dataset = read_sources(data, text, label, task, limit, validation, test)
     else:
         from deltatune.training.continued.continued_training import read_start, read_start_sources
 
         origin = read_start(start)
-        dataset = read_start_sources(origin, data, text=text or [], label=label, limit=limit, task=task)
+        files = {"validation": validation, "test": test}
+        dataset = read_start_sources(origin, data, text=text or [], label=label, limit=limit, task=task, **files)
     if shots is not None:
         from deltatune.data.few_shot import few_shot
 
@@ -237,102 +241,3 @@ def train(
             metrics = before
             show("This run was finished before; --force trains it again.\n")
         report(ready.session.task, metrics, folder)
-
-
-def introduce(ready: Prepared, folder: Path) -> None:
-    """Print what was read, inferred and decided, before the long part begins."""
-    from deltatune.data import remarks
-    from deltatune.models.hardware import uses_bfloat16
-
-    data, session, settings = ready.data, ready.session, ready.settings
-    host, adapter, base = session.host, session.adapter, session.host.sites.base_params
-    head = adapter.head_count
-    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
-    share = percent(adapter.count / base) if base else "–"
-    bfloat16 = uses_bfloat16(host.model, settings.precision)
-    dtype = "bfloat16" if bfloat16 else str(host.model.dtype).removeprefix("torch.")
-    pairs = [
-        ("data", f"{data.origin}: {splits} rows"),
-        ("task", session.task.describe()),
-        ("model", f"{session.model}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
-        ("method", repr(adapter.method)),
-        ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
-        (
-            "training",
-            f"{_length(settings)}, batches of {settings.batch_size} rows, "
-            f"learning rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
-        ),
-        ("folder", str(folder)),
-    ]
-    show(facts(pairs), "")
-    marked = with_marked_columns(data, session.task)
-    notes = [
-        *data.notes,
-        *remarks(marked),
-        *ready.notes,
-        *truncation_notes(session.task, ready.encoded),
-    ]
-    if notes:
-        show(facts([("note", note) for note in notes]), "")
-
-
-def _length(settings: Settings) -> str:
-    """Length of the training: epochs, or steps if they are set."""
-    if settings.max_steps is not None:
-        return plural(settings.max_steps, "step")
-    return plural(settings.epochs, "epoch")
-
-
-def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Train, score and save under a progress line; after an interruption, print what is kept."""
-    from deltatune.training import checkpoint
-    from deltatune.training.job import run
-
-    try:
-        with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
-            return run(ready, folder, record, progress)
-    except KeyboardInterrupt:
-        path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
-        if path is None:
-            raise Interrupted("no checkpoint yet; the same command starts again") from None
-        step = path.name.removeprefix(checkpoint.PREFIX)
-        raise Interrupted(f"step {step} is kept in {path}; the same command resumes") from None
-
-
-def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
-    """The closing screen: scores, cost, and what to do next."""
-    show(scores_table(task, score_rows(metrics)), "")
-    spent = metrics["training"]
-    memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
-    show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
-    adapter = folder / run_folder.ADAPTER
-    held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
-    say(f"Adapter: {adapter} ({size(held)})")
-    if use:
-        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
-
-
-def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Scores by split; of an adapter that was trained before, also those at the start and on its earlier data."""
-    rows: dict[str, Mapping[str, float]] = {}
-    for split in [name for name in metrics if name not in ("training", "before", "earlier")]:
-        if "before" in metrics:
-            rows[f"{split}, before"] = metrics["before"][split]
-        rows[split] = metrics[split]
-    for earlier in metrics.get("earlier", ()):
-        name = f"earlier: {Path(earlier['source']).name}"
-        name = f"{name} ({len(rows)})" if name in rows else name
-        part = f"{earlier['part']}." if earlier["part"] else ""
-        for title, state in ((f"{name}, before", "before"), (name, "after")):
-            rows[title] = {f"{part}{metric}": value for metric, value in earlier[state].items()}
-    return rows
-
-
-def example_file(task: Task) -> str:
-    """Example of a file name for `deltatune predict`."""
-    parts = getattr(task, "parts", None)
-    if parts:
-        name = next(iter(parts))
-        return f"--part {name} {example_file(parts[name])}"
-    one = len(task.text) == 1 and task.answers in ("row", "text")
-    return "texts.txt" if one else "rows.jsonl"

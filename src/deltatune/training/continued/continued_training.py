@@ -116,7 +116,7 @@ def read_start_sources(start: Start, sources: Sequence[str], **options: Any) -> 
     named = named_sources(sources)
     if named is None:
         return read_rows(start, sources[0], **options)
-    given = {name for name in ("text", "label", "task") if options.get(name)}
+    given = [name for name in ("text", "label", "task", "validation", "test") if options.get(name)]
     raise_all([f"--{name} is for a single data set; a mixture's parts have their own" for name in given])
 
     return read_parts(named, lambda name, source: read_rows(start.part(name), source, limit=options.get("limit")))

@@ -1,0 +1,119 @@
+"""Screens of one training: what is about to run, its progress, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltatune.cli.task_options import with_marked_columns
+from deltatune.cli.ui.error_screen import Interrupted
+from deltatune.cli.ui.live import TrainingProgress
+from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes
+from deltatune.comparison.recommend import percent
+from deltatune.comparison.report.number_format import count, rate, seconds, size
+from deltatune.store import run_folder
+
+if TYPE_CHECKING:
+    from deltatune.tasks import Task
+    from deltatune.training import Settings
+    from deltatune.training.job import Prepared
+
+
+def introduce(ready: Prepared, folder: Path) -> None:
+    """Print what was read, inferred and decided, before the long part begins."""
+    from deltatune.data import remarks
+    from deltatune.models.hardware import uses_bfloat16
+
+    data, session, settings = ready.data, ready.session, ready.settings
+    host, adapter, base = session.host, session.adapter, session.host.sites.base_params
+    head = adapter.head_count
+    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
+    share = percent(adapter.count / base) if base else "–"
+    bfloat16 = uses_bfloat16(host.model, settings.precision)
+    dtype = "bfloat16" if bfloat16 else str(host.model.dtype).removeprefix("torch.")
+    pairs = [
+        ("data", f"{data.origin}: {splits} rows"),
+        ("task", session.task.describe()),
+        ("model", f"{session.model}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
+        ("method", repr(adapter.method)),
+        ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
+        (
+            "training",
+            f"{_length(settings)}, batches of {settings.batch_size} rows, "
+            f"learning rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
+        ),
+        ("folder", str(folder)),
+    ]
+    show(facts(pairs), "")
+    marked = with_marked_columns(data, session.task)
+    notes = [
+        *data.notes,
+        *remarks(marked),
+        *ready.notes,
+        *truncation_notes(session.task, ready.encoded),
+    ]
+    if notes:
+        show(facts([("note", note) for note in notes]), "")
+
+
+def _length(settings: Settings) -> str:
+    """Length of the training: epochs, or steps if they are set."""
+    if settings.max_steps is not None:
+        return plural(settings.max_steps, "step")
+    return plural(settings.epochs, "epoch")
+
+
+def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Train, score and save under a progress line; after an interruption, print what is kept."""
+    from deltatune.training import checkpoint
+    from deltatune.training.job import run
+
+    try:
+        with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
+            return run(ready, folder, record, progress)
+    except KeyboardInterrupt:
+        path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
+        if path is None:
+            raise Interrupted("no checkpoint yet; the same command starts again") from None
+        step = path.name.removeprefix(checkpoint.PREFIX)
+        raise Interrupted(f"step {step} is kept in {path}; the same command resumes") from None
+
+
+def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:
+    """The closing screen: scores, cost, and what to do next."""
+    show(scores_table(task, score_rows(metrics)), "")
+    spent = metrics["training"]
+    memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
+    show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
+    adapter = folder / run_folder.ADAPTER
+    held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
+    say(f"Adapter: {adapter} ({size(held)})")
+    if use:
+        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+
+
+def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Scores by split; of an adapter that was trained before, also those at the start and on its earlier data."""
+    rows: dict[str, Mapping[str, float]] = {}
+    for split in [name for name in metrics if name not in ("training", "before", "earlier")]:
+        if "before" in metrics:
+            rows[f"{split}, before"] = metrics["before"][split]
+        rows[split] = metrics[split]
+    for earlier in metrics.get("earlier", ()):
+        name = f"earlier: {Path(earlier['source']).name}"
+        name = f"{name} ({len(rows)})" if name in rows else name
+        part = f"{earlier['part']}." if earlier["part"] else ""
+        for title, state in ((f"{name}, before", "before"), (name, "after")):
+            rows[title] = {f"{part}{metric}": value for metric, value in earlier[state].items()}
+    return rows
+
+
+def example_file(task: Task) -> str:
+    """Example of a file name for `deltatune predict`."""
+    parts = getattr(task, "parts", None)
+    if parts:
+        name = next(iter(parts))
+        return f"--part {name} {example_file(parts[name])}"
+    one = len(task.text) == 1 and task.answers in ("row", "text")
+    return "texts.txt" if one else "rows.jsonl"

@@ -64,7 +64,8 @@ def test_a_merged_model_is_no_place_for_an_adapter(trained, monkeypatch):
     [
         (["--rates", "1000000000"], "rates must be at most 50"),
         (["--seeds", "1000000000000"], "seeds must be at most 1000"),
-        (["--epochs", "1e300"], "epochs must be at most 1,000,000"),
+        (["--epochs", "1e30"], "epochs must be at most 1,000,000"),
+        (["--epochs", "1e300"], "epochs must be a number that float32 can hold"),
         (["--epochs", "nan"], "epochs"),
         (["--batch-size", "-1"], "batch_size must be at least 1"),
     ],

@@ -163,9 +163,10 @@ def test_a_model_that_cannot_recompute_is_named(tokenizer):
 def test_a_run_in_its_folder_goes_on_with_another_tracker_and_takes_its_figures_with_it(tmp_path):
     record = {"method": "LoRA(r=4)", "settings": dataclasses.asdict(PLAIN)}
     assert run_folder.open_run(tmp_path, record, force=False) is None
-    run_folder.finish(tmp_path, {"test": {}})
+    finished = {"methods": {}}  # of several trainings: one of a single training is read with its adapter
+    run_folder.finish(tmp_path, finished)
     free = {"settings": record["settings"] | {"report_to": ("wandb",), "checkpointing": True}}
-    assert run_folder.open_run(tmp_path, record | free, force=False) == {"test": {}}
+    assert run_folder.open_run(tmp_path, record | free, force=False) == finished
     with pytest.raises(DeltatuneError, match=r"method: it was 'LoRA\(r=4\)', now it is 'Full\(\)'"):
         run_folder.open_run(tmp_path, record | {"method": "Full()"}, force=False)
     (tmp_path / FILE).write_text("{}\n")

@@ -55,7 +55,8 @@ def _describe(maker: Callable[..., Method]) -> dict[str, Any]:
     if short:
         docs = {option["name"]: option["help"] for option in options}
         parameters = inspect.signature(maker).parameters.values()
-        options = [_option(p.name, p.default, docs.get(p.name, "")) for p in parameters]
+        # An option of the short form alone, such as Embeddings(head=), is what its sentence is about.
+        options = [_option(p.name, p.default, docs.get(p.name) or _first_line(maker)) for p in parameters]
     return {
         "method": maker.__name__,
         "summary": _first_line(maker),

@@ -89,7 +89,7 @@ def test_the_report_states_draws_and_tokens(compared):
     assert "3 draws of 4 rows a class" in page
     tokens = {method["method"]: method["tokens"] for method in summary["methods"]}
     assert tokens == {"LoRA(r=2)": 0, "Prompt(length=3)": 3}
-    assert "added to a text" in page
+    assert "<small>added</small>" in page
     assert "makes each text longer" in page
 
 

@@ -101,7 +101,7 @@ def _tokens(methods: Sequence[MethodResult]) -> list[Column]:
     """The length cost, where a method has one."""
     if not any(result.number("tokens") for result in methods):
         return []
-    return [Column("tokens", "Tokens", "added to a text", _formatted("tokens", formats.count), _number("tokens"))]
+    return [Column("tokens", "Tokens", "added", _formatted("tokens", formats.count), _number("tokens"))]
 
 
 def _more_scores(methods: Sequence[MethodResult], lower: bool) -> list[Column]:

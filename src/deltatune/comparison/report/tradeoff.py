@@ -180,7 +180,9 @@ def _labels(methods: Sequence[PlottedMethod], up: Axis, bounds: Box, budget: flo
 
 def _label(method: PlottedMethod, name: str, point: LabelledPoint, placement: Placement) -> str:
     box, (x, y) = placement.box, placement.end
-    label = text(box.left + 1, box.bottom - 4, name, class_="label")
+    # Fonts may be wider than measured: a label grows away from its marker.
+    left = box.right <= point.x
+    label = text(box.right - 1 if left else box.left + 1, box.bottom - 4, name, "end" if left else "start", "label")
     if placement.distance <= NO_LEADER:
         return group(method.result.style, label)
     return group(method.result.style, line(point.x, point.y, x, y, "leader") + label)

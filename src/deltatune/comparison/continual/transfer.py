@@ -1,7 +1,7 @@
-"""Measures of continual learning from the matrix R, where R[i][j] is the score on task j after learning task i.
+"""Measures of continual learning from the matrix R, where `R[i][j]` is the score on task j after learning task i.
 
-Average score A = mean_j R[T][j], backward transfer B = mean_{j<T} R[T][j] - R[j][j] (Lopez-Paz and Ranzato 2017,
-https://arxiv.org/abs/1706.08840), forgetting F = mean_{j<T} max_{l<T} R[l][j] - R[T][j] (Chaudhry et al. 2018,
+Average score `A = mean_j R[T][j]`, backward transfer `B = mean_{j<T} R[T][j] - R[j][j]` (Lopez-Paz and Ranzato 2017,
+https://arxiv.org/abs/1706.08840), forgetting `F = mean_{j<T} max_{l<T} R[l][j] - R[T][j]` (Chaudhry et al. 2018,
 https://arxiv.org/abs/1801.10112).
 """
 

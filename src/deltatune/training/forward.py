@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.tasks.heads import Head, Heads
 
 PADDING_LOGIT = -1e4
@@ -29,31 +30,41 @@ def base_outputs(
     more: dict[str, Any] = {}
     if states and reads_decoder_states(host):
         more = shifted_decoder_inputs(host.model, batch) if shift_right else unshifted_decoder_inputs(batch)
-    if states and (getattr(host.model, "base_model", host.model) is not host.model or _token_head(host.model)):
+    if states and (getattr(host.model, "base_model", host.model) is not host.model or output_embeddings(host.model)):
         more["output_hidden_states"] = True
-    device_type = batch["input_ids"].device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=bfloat16), _few_token_logits(host.model, states):
+    autocast = torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16)
+    with autocast, few_token_logits(host.model) if states else nullcontext():
         return host.model(**{**more, **batch})
 
 
-@contextmanager
-def _few_token_logits(model: nn.Module, states: bool) -> Iterator[None]:
+def few_token_logits(model: nn.Module) -> AbstractContextManager[None]:
     """Within this context a language model whose states are read computes logits of one token a row, not of all."""
-    output = _token_head(model) if states else None
-    if output is None:
-        yield
-        return
+    if output_embeddings(model) is None:
+        return nullcontext()
+    return selected_states(model, lambda states: states[:, :1])
+
+
+@contextmanager
+def selected_states(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context the language-model head reads `select(states)` instead of all states (B, T, D)."""
+    head = language_model_head(model)
     # before all other hooks, so that an adapter of the head reads the selected states too
-    handle = output.register_forward_pre_hook(lambda module, args: (args[0][:, :1], *args[1:]), prepend=True)
+    handle = head.register_forward_pre_hook(lambda module, args: (select(args[0]), *args[1:]), prepend=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _token_head(model: nn.Module) -> nn.Module | None:
-    """The language-model head; None for a model without one."""
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+def language_model_head(model: nn.Module) -> nn.Module:
+    """The layer that computes logits over the vocabulary. Raises DeltatuneError for a model without one."""
+    head = output_embeddings(model)
+    if head is None:
+        raise DeltatuneError(
+            f"{type(model).__name__} has no language-model head, so it can neither generate text nor be trained on "
+            "tokens; load it with load_backbone(name, answers='text')"
+        )
+    return head
 
 
 def reads_decoder_states(host: Host) -> bool:

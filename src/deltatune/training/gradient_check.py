@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.tasks.heads import Head, Heads, HeadsConfig
 
 STEPS = 3
@@ -38,9 +38,8 @@ def unread_tensors(host: Host, name: str) -> set[str]:
 
 def _output_modules(host: Host) -> set[str]:
     """The path of the language-model head, if the model has one."""
-    model: Any = host.model
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {path for path, module in model.named_modules() if module is output and output is not None}
+    output = output_embeddings(host.model)
+    return {path for path, module in host.model.named_modules() if module is output}
 
 
 def _names_at(host: Host, name: str, modules: Collection[str]) -> set[str]:

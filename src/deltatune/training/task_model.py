@@ -5,7 +5,7 @@ Most tokens have no label and a vocabulary is large, so a language-model head re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head, Heads
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
-from deltatune.training.forward import adapter_logits, text_mask, text_states
+from deltatune.training.forward import adapter_logits, selected_states, text_mask, text_states
 
 
 class TaskModel(nn.Module):
@@ -120,18 +119,6 @@ def token_logits(outputs: Any) -> Tensor:
 
 
 @contextmanager
-def selected_states(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within this context the language-model head reads `select(states)` instead of all states (B, T, D)."""
-    head = output_embeddings(model)
-    # before all other hooks, so that an adapter of the head reads the selected states too
-    handle = head.register_forward_pre_hook(lambda module, args: (select(args[0]), *args[1:]), prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def recorded_states(model: nn.Module) -> Iterator[list[Tensor]]:
     """Within this context the list gets the last hidden states (B, T', D) of every forward of the body."""
     states: list[Tensor] = []
@@ -141,17 +128,6 @@ def recorded_states(model: nn.Module) -> Iterator[list[Tensor]]:
         yield states
     finally:
         handle.remove()
-
-
-def output_embeddings(model: nn.Module) -> nn.Module:
-    """The layer that computes logits over the vocabulary. Raises DeltatuneError for a model without one."""
-    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if head is None:
-        raise DeltatuneError(
-            f"{type(model).__name__} has no language-model head, so it can neither generate text nor be trained on "
-            "tokens; load it with load_backbone(name, answers='text')"
-        )
-    return head
 
 
 def shift_right(model: nn.Module, labels: Tensor) -> Tensor:

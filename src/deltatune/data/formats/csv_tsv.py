@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deltatune.data.dataset import Row
-from deltatune.data.formats.file_format import FileFormat, raise_malformed, read_text
+from deltatune.data.formats.file_format import (
+    FileFormat,
+    raise_malformed,
+    read_text,
+    rows_and_problems,
+    until_malformed,
+)
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 LONGEST_FIELD = 2**31 - 1
@@ -36,11 +42,7 @@ def read_tsv(path: Path) -> list[Row]:
 
 def csv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Rows of a stream. Raises DeltatuneError at the first record that `read_csv` would refuse."""
-    for row in _rows(lines, ",", csv.QUOTE_MINIMAL):
-        if isinstance(row, str):
-            raise_malformed(name, [row], CSV_FIX)
-        else:
-            yield row
+    return until_malformed(_rows(lines, ",", csv.QUOTE_MINIMAL), name, CSV_FIX)
 
 
 def tsv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
@@ -72,14 +74,7 @@ def _has_quoted_header(text: str) -> bool:
 
 def _table(lines: Iterable[str], delimiter: str, quoting: int) -> tuple[list[Row], list[str]]:
     """Rows and problems of delimited lines with a header."""
-    rows: list[Row] = []
-    problems: list[str] = []
-    for row in _rows(lines, delimiter, quoting):
-        if isinstance(row, str):
-            problems.append(row)
-        else:
-            rows.append(row)
-    return rows, problems
+    return rows_and_problems(_rows(lines, delimiter, quoting))
 
 
 def _rows(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[Row | str]:
@@ -162,6 +157,6 @@ def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
 
 
 FORMATS = (
-    FileFormat(read_csv, (".csv",), header=True, read_lines=csv_lines),
-    FileFormat(read_tsv, (".tsv",), header=True, read_lines=tsv_lines),
+    FileFormat(read_csv, (".csv",), header=True),
+    FileFormat(read_tsv, (".tsv",), header=True),
 )

@@ -40,8 +40,6 @@ class FileFormat:
     """The text columns, where the format fixes them."""
     label: str | None = None
     """The label column, where the format fixes it."""
-    read_lines: LineReader | None = None
-    """Reads rows from a stream, where the format allows it."""
 
 
 def read_text(path: Path) -> str:
@@ -91,6 +89,27 @@ def lines_of(text: str, problems: list[str]) -> list[str]:
             if "\r" in line
         ]
     return lines
+
+
+def rows_and_problems(read: Iterable[Row | str]) -> tuple[list[Row], list[str]]:
+    """The rows of a reader, and what it says of the places without one."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for row in read:
+        if isinstance(row, str):
+            problems.append(row)
+        else:
+            rows.append(row)
+    return rows, problems
+
+
+def until_malformed(read: Iterable[Row | str], name: str, fix: str) -> Iterator[Row]:
+    """The rows of a reader. Raises DeltatuneError at the first place without one."""
+    for row in read:
+        if isinstance(row, str):
+            raise_malformed(name, [row], fix)
+        else:
+            yield row
 
 
 def raise_malformed(path: str | Path, problems: Sequence[str], fix: str) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation import strict_json
 from deltatune.data.dataset import Row
-from deltatune.data.formats.file_format import FileFormat, first_few, raise_malformed, read_text
+from deltatune.data.formats.file_format import (
+    FileFormat,
+    first_few,
+    raise_malformed,
+    read_text,
+    rows_and_problems,
+    until_malformed,
+)
 
 LINES_FIX = 'Each line must be one object such as {"text": "...", "label": "..."}, a missing value null.'
 SEVERAL = "extra data"
@@ -24,21 +31,11 @@ def read_jsonl(path: Path) -> list[Row]:
 
 def jsonl_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Rows of a stream. Raises DeltatuneError at the first line that is not a JSON object."""
-    for row in _rows(lines):
-        if isinstance(row, str):
-            raise_malformed(name, [row], LINES_FIX)
-        else:
-            yield row
+    return until_malformed(_rows(lines), name, LINES_FIX)
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
-    problems: list[str] = []
-    for row in _rows(text.split("\n")):  # not splitlines: U+2028 may occur inside a JSON string
-        if isinstance(row, str):
-            problems.append(row)
-        else:
-            rows.append(row)
+    rows, problems = rows_and_problems(_rows(text.split("\n")))  # not splitlines: U+2028 may occur in a JSON string
     raise_malformed(path, problems, LINES_FIX)
     return rows
 
@@ -90,6 +87,6 @@ def read_json(path: Path) -> list[Row]:
 
 
 FORMATS = (
-    FileFormat(read_jsonl, (".jsonl", ".ndjson"), read_lines=jsonl_lines),
+    FileFormat(read_jsonl, (".jsonl", ".ndjson")),
     FileFormat(read_json, (".json",)),
 )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.data.columns.column_values import has_text
+from deltatune.data.layouts.qa_rows import is_whole
 from deltatune.tasks.task import Row, column, raise_listed
 
 MARKERS = (("@", "*"), ("#", "^"))
@@ -163,16 +164,11 @@ def _occurrence(text: str, entity: str) -> tuple[int, int] | str:
     if not places:
         near = nearest(entity, text.split())
         return f"does not occur in the text{near}: {_short(text)}"
-    whole = [start for start in places if _is_whole(text, start, start + len(entity))] or places
+    whole = [start for start in places if is_whole(text, start, start + len(entity))] or places
     if len(whole) > 1:
         at = ", ".join(map(str, whole[:5]))
         return f"occurs {len(whole)} times in the text, at characters {at}: give [start, end] in its place"
     return whole[0], whole[0] + len(entity)
-
-
-def _is_whole(text: str, start: int, end: int) -> bool:
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return not ((before.isalnum() and text[start].isalnum()) or (after.isalnum() and text[end - 1].isalnum()))
 
 
 def _joined(text: Any) -> tuple[str, list[tuple[int, int]] | None]:

@@ -102,12 +102,12 @@ def _located(answer: Answer, context: str) -> Answer:
     if answer["start"] != UNKNOWN or not text:
         return answer
     start = context.find(text)
-    while start >= 0 and not _is_whole(context, start, start + len(text)):
+    while start >= 0 and not is_whole(context, start, start + len(text)):
         start = context.find(text, start + 1)
     return {**answer, "start": start if start >= 0 else context.find(text)}
 
 
-def _is_whole(context: str, start: int, end: int) -> bool:
+def is_whole(context: str, start: int, end: int) -> bool:
     """Whether a span neither begins nor ends inside a word."""
     inside = (
         0 < place < len(context) and context[place - 1].isalnum() and context[place].isalnum() for place in (start, end)

@@ -126,10 +126,7 @@ class Comparison:
         scores = {
             "validation": trained["scores"]["validation"],
             "test": session.task.score(answers, test.references),
-            **{
-                name: session.task.score(session.predict(plan.splits[name]), plan.splits[name].references)
-                for name in plan.data.more_tests
-            },
+            **{name: session.score(plan.splits[name]) for name in plan.data.more_tests},
         }
         drawn = "" if cell.draw is None else f"-draw{cell.draw}"
         folder = f"adapters/{slug(cell.candidate.text)}{drawn}-seed{cell.seed}"

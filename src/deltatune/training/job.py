@@ -86,43 +86,43 @@ class Prepared:
 
 def prepare(job: Job, check: Check | None = None) -> Prepared:
     """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training."""
-    settings = job.settings
-    if job.start is not None:
-        return _prepare_continued(job, job.start, check)
-    parse(job.method_text)
-    session = open_session(job.model, job.data, job.task, job.head, job.objective, settings.precision)
-    method = session.fit(job.method_text, job.budget)
-    head = session.make_head(settings.seed)
-    notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
-    session.attach(method, settings.seed, head)
+    settings, start = job.settings, job.start
+    session, notes = _new_adapter(job, check) if start is None else _continued_adapter(job, start, check)
     if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
     if settings.learning_rate is None:
-        settings = dataclasses.replace(settings, learning_rate=method.learning_rate)
+        settings = dataclasses.replace(settings, learning_rate=session.adapter.method.learning_rate)
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
-    return Prepared(session, settings, job.data, encoded, notes)
+    if start is None:
+        return Prepared(session, settings, job.data, encoded, notes)
+    sources = list(getattr(job.data, "sources", {}).values())
+    earlier, left_out = earlier_data(session, start, sources or [job.source or job.data.origin])
+    return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
 
 
-def _prepare_continued(job: Job, start: Start, check: Check | None) -> Prepared:
-    """Load the adapter that training starts from, and encode the new rows and those of its earlier trainings."""
+def _new_adapter(job: Job, check: Check | None) -> tuple[Session, list[str]]:
+    """The model with a new adapter attached, and notes."""
+    parse(job.method_text)
+    session = open_session(job.model, job.data, job.task, job.head, job.objective, job.settings.precision)
+    method = session.fit(job.method_text, job.budget)
+    head = session.make_head(job.settings.seed)
+    notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
+    session.attach(method, job.settings.seed, head)
+    return session, notes
+
+
+def _continued_adapter(job: Job, start: Start, check: Check | None) -> tuple[Session, list[str]]:
+    """The adapter that training starts from on its model, and notes."""
     if job.budget is not None:
         raise DeltatuneError(f"--budget {job.budget}: the size is that of {start.path}; leave --budget out")
     if job.objective is not None:
         raise DeltatuneError(f"an objective trains a new adapter; leave out the adapter to start from, {start.path}")
-    settings, sources = job.settings, list(getattr(job.data, "sources", {}).values())
     session = open_continued(
         start, job.data, model=job.model or None, method=job.method, task=job.task, head=job.head,
-        precision=settings.precision, new_labels=job.new_labels, seed=settings.seed,
+        precision=job.settings.precision, new_labels=job.new_labels, seed=job.settings.seed,
     )  # fmt: skip
     adapter = session.adapter
-    notes = [*session.notes, *(check(adapter.method, session.host, adapter.head) if check else [])]
-    if job.task.get("max_length") is None:
-        session = session.limited(session.free_positions())
-    if settings.learning_rate is None:
-        settings = dataclasses.replace(settings, learning_rate=adapter.method.learning_rate)
-    encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
-    earlier, left_out = earlier_data(session, start, sources or [job.source or job.data.origin])
-    return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
+    return session, [*session.notes, *(check(adapter.method, session.host, adapter.head) if check else [])]
 
 
 def record_of(ready: Prepared, source: str) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
     )
     metrics = {
         "validation": outcome.evaluations[-1][1],
-        **{split: scored(session, rows) for split, rows in encoded.items() if split not in ("train", "validation")},
+        **{split: session.score(rows) for split, rows in encoded.items() if split not in ("train", "validation")},
         "training": _facts(outcome, encoded),
         **before,
     }
@@ -182,7 +182,7 @@ def _scores_at_start(ready: Prepared) -> dict[str, Any]:
     if ready.start is None:
         return {}
     return {
-        "before": {split: scored(ready.session, rows) for split, rows in ready.encoded.items() if split != "train"},
+        "before": {split: ready.session.score(rows) for split, rows in ready.encoded.items() if split != "train"},
         "earlier": [
             {
                 "source": data.source,
@@ -193,11 +193,6 @@ def _scores_at_start(ready: Prepared) -> dict[str, Any]:
             for data in ready.earlier
         ],
     }
-
-
-def scored(session: Session, encoded: Encoded) -> dict[str, float]:
-    """Scores of a session's adapter on encoded rows."""
-    return session.task.score(session.predict(encoded), encoded.references)
 
 
 def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:

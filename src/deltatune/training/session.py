@@ -142,6 +142,10 @@ class Session:
         host, tokenizer = self.host, self.tokenizer
         return predict(host, self.name, task, rows, tokenizer, batch_size, self.precision, self.part, self.weight)
 
+    def score(self, encoded: Encoded) -> dict[str, float]:
+        """Every metric of the attached adapter on encoded rows."""
+        return self.task.score(self.predict(encoded), encoded.references)
+
     def base_record(self) -> dict[str, str]:
         """Fingerprints of the base and the tokenizer: another model may come to have the same name."""
         base = base_identity(self.host)

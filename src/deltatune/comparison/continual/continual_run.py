@@ -201,8 +201,7 @@ class _Learner:
         session.train(splits["train"], None, settings, out=_checkpoints(place))
 
     def _scores(self, session: Session, name: str) -> dict[str, float]:
-        test = self.plan.encoded[name]["test"]
-        return session.task.score(session.predict(test), test.references)
+        return session.score(self.plan.encoded[name]["test"])
 
     def _save(self, session: Session, name: str | None, mode: str, title: str) -> None:
         """Keep an adapter as `deltatune train` does, so that it can be used."""

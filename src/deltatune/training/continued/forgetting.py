@@ -26,7 +26,7 @@ class EarlierData:
 
     def scores(self) -> dict[str, float]:
         """Scores of the session's adapter as it is now."""
-        return self.session.task.score(self.session.predict(self.encoded), self.encoded.references)
+        return self.session.score(self.encoded)
 
 
 def earlier_data(session: Session, start: Start, new_sources: Collection[str]) -> tuple[list[EarlierData], list[str]]:

@@ -52,7 +52,7 @@ def run_recipe(
     """Run a whole recipe; returns the content of metrics.json or, with stages, of pipeline.json.
 
     Called again it resumes; what was finished is not run again, unless with `force`, or from stage `again` on.
-    Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything run_folder.
+    Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything runs.
     """
     folder = folder_of(recipe, name)
     if recipe.stages:

@@ -94,8 +94,7 @@ def evaluate_model(
         session = Session(model, host, tokenizer, LanguageModel(text=data.text, max_length=BLOCK))
         session.attach(Probe(), 0, head=False)  # the model as it is
         session = session.limited(session.free_positions())
-        encoded = session.encode(data.test)
-        scores |= session.task.score(session.predict(encoded), encoded.references)
+        scores |= session.score(session.encode(data.test))
     path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_record(path, {"asked": config, "found": scores})
     return scores

@@ -187,12 +187,12 @@ PrecisionOrDefault = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead.")]
-Adapter = Annotated[
-    str,
-    option(
-        "--adapter", "-a", panel=DATA, metavar="FOLDER", help="A trained adapter, or the folder of its training run."
-    ),
-]
+Force = Annotated[bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")]
+ADAPTER = option(
+    "--adapter", "-a", panel=DATA, metavar="FOLDER", help="A trained adapter, or the folder of its training run."
+)
+Adapter = Annotated[str, ADAPTER]
+AdapterIfAny = Annotated[str | None, ADAPTER]
 OtherModel = Annotated[
     str | None,
     option(

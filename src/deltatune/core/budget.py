@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
-
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.memory import check_parameters
@@ -60,11 +58,10 @@ def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:
             f"{allowed.text}{number}; raise the budget or give the method fewer sites"
         )
     low, high = 1, max(1, method.limit(sites))
-    with torch.device("meta"):  # gates are counted by building them
-        while low < high:
-            middle = (low + high + 1) // 2
-            if method.sized(middle).count(sites) <= allowed.params:
-                low = middle
-            else:
-                high = middle - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if method.sized(middle).count(sites) <= allowed.params:
+            low = middle
+        else:
+            high = middle - 1
     return method.sized(low)

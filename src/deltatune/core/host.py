@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,13 @@ class Host:
             )
         with self.using(None):  # initial values are those of the base, whatever acts on it at present
             adapter = build_adapter(
-                method, self.sites, self.model, self._init_prefixes_, seed=seed, head=head, extra=extra or {}
+                method,
+                self.sites,
+                self.model,
+                partial(init_prefixes_, self.model),
+                seed=seed,
+                head=head,
+                extra=extra or {},
             )
         adapter.train(self.model.training)
         self.adapters[name] = adapter
@@ -253,9 +260,6 @@ class Host:
         children = self.model.deltatune
         assert isinstance(children, nn.ModuleDict)
         return children
-
-    def _init_prefixes_(self, adapter: Adapter) -> None:
-        init_prefixes_(self.model, adapter)
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)

@@ -90,8 +90,7 @@ def tensor_bytes(part: Method, sites: Sites) -> int | None:
 
 def _closed_form(part: Method, sites: Sites) -> int | None:
     try:
-        with torch.device("meta"):  # gates are counted by building them
-            return part.count(sites) * FLOAT32
+        return part.count(sites) * FLOAT32
     except (NotImplementedError, RuntimeError, OverflowError):
         return None
 
@@ -110,7 +109,7 @@ def _largest(config: Any) -> tuple[str, int] | None:
 
 def _message(part: Method, sites: Sites, needed: int, device: torch.device, memory: int) -> str:
     name, value = _largest(part) or ("", 0)
-    amount = f"{in_bytes(needed)}" if needed < 2**63 else f"more than {in_bytes(2**63)}"
+    amount = in_bytes(needed) if needed < 2**63 else f"more than {in_bytes(2**63)}"
     place = "the GPU" if device.type == "cuda" else "this machine"
     limit = part.limit(sites) if name == part.size_field else 2**20
     useful = f"; {name} is useful up to {limit:,} on this model" if limit < 2**20 else f"; choose a smaller {name}"

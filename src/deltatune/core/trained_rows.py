@@ -7,7 +7,7 @@ different texts share 48 bits once in 2.8e14 pairs: 100,000 rows against 100,000
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,7 @@ class TrainedRows:
 
     def with_rows(self, train: Hashes, validation: Hashes) -> TrainedRows:
         """These rows and further ones."""
-        joined = (np.union1d(self.train, train), np.union1d(self.validation, validation))
-        return TrainedRows(joined[0], joined[1], self.complete)
+        return replace(self, train=np.union1d(self.train, train), validation=np.union1d(self.validation, validation))
 
 
 def overlap(rows: Hashes, known: Hashes) -> Overlap:
@@ -69,11 +68,8 @@ def rows_of_all(parents: Iterable[TrainedRows | None]) -> TrainedRows:
     total = TrainedRows()
     for parent in parents:
         known = parent or TrainedRows(complete=False)
-        total = TrainedRows(
-            np.union1d(total.train, known.train),
-            np.union1d(total.validation, known.validation),
-            total.complete and known.complete,
-        )
+        complete = total.complete and known.complete
+        total = replace(total.with_rows(known.train, known.validation), complete=complete)
     return total
 
 

@@ -95,7 +95,7 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
         head=module or (None if config["own_head"] and not misshapen else False),
         extra=config["extra"],
         problems=[*problems, *misshapen],
-        check=lambda adapter: site_contradictions(adapter, config.get("sites") or {}) if "sites" in config else [],
+        check=lambda adapter: site_contradictions(adapter, config["sites"]) if "sites" in config else [],
     )
     adapter.trained_rows = trained_rows
 

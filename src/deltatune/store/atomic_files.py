@@ -78,22 +78,16 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically, text as UTF-8: a draft beside it, fsync, rename. Raises CannotWrite."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     data = content.encode() if isinstance(content, str) else content
-    try:
-        with plain_write_errors(path, len(data)):
+    with plain_write_errors(path, len(data)):
+        try:
             with draft.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
-    except CannotWrite as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        if error.needed:
-            raise _full(path, len(data), error.code) from None
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        finally:  # before the error is made: the bytes that are free then are free for it
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def remove_drafts(folder: Path) -> None:
@@ -174,14 +168,11 @@ def _full(path: Path, needed: int, code: int) -> CannotWrite:
 
 def check_folder(folder: Path, required: Sequence[str] = ()) -> None:
     """Raise DeltatuneError unless every file of the manifest exists with its hash, the `required` ones among them."""
-    path = folder / MANIFEST
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(folder / MANIFEST):
         raise DeltatuneError(
             f"{folder} is incomplete: it has no {MANIFEST}; the write was interrupted or files were removed"
         )
-    files = read_json(path).get("files")
-    if not isinstance(files, dict):
-        raise DeltatuneError(f"{path} lists no files; save {folder} again or restore a copy")
+    files = listed_files(folder)
     problems = [f"{name} is not listed in {MANIFEST}" for name in required if name not in files]
     for name, expected in files.items():
         if name.startswith("/") or ".." in Path(name).parts:
@@ -193,6 +184,14 @@ def check_folder(folder: Path, required: Sequence[str] = ()) -> None:
         elif digest(folder / name) != expected:
             problems.append(f"{name} was changed or damaged: its hash is not the one in {MANIFEST}")
     raise_all(problems, f"{folder} is damaged; save it again or restore a copy:" if problems else "")
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """The hash of each file by its name, from the manifest. Raises DeltatuneError for one that lists none."""
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise DeltatuneError(f"{folder / MANIFEST} lists no files; save {folder} again or restore a copy")
+    return files
 
 
 def _leaves(folder: Path, name: str) -> bool:

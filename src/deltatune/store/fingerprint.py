@@ -12,7 +12,7 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
-from deltatune.store.atomic_files import MANIFEST, digest, read_json
+from deltatune.store.atomic_files import MANIFEST, digest, listed_files
 
 _SAMPLE = 1024
 """Entries per tensor that are hashed."""
@@ -94,10 +94,7 @@ def contents_of(model: str) -> str | None:
         return None
     content = hashlib.blake2b(digest_size=16)
     if (folder / MANIFEST).is_file():
-        files = read_json(folder / MANIFEST).get("files")
-        if not isinstance(files, dict):
-            raise DeltatuneError(f"{folder / MANIFEST} lists no files; save the model again or restore a copy")
-        content.update(str(sorted(files.items())).encode())
+        content.update(str(sorted(listed_files(folder).items())).encode())
         return content.hexdigest()
     for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
         content.update(f"{path.name} {path.stat().st_size} {_sampled_hash(path)}".encode())

@@ -94,9 +94,14 @@ def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
             problems.append(f"tensor {key} has shape {in_file} in the file, {here} here")
         if tensors[key].is_floating_point() != expected[key].is_floating_point():
             problems.append(f"tensor {key} is of {tensors[key].dtype} in the file, {expected[key].dtype} here")
-        elif not torch.isfinite(tensors[key].to(expected[key].dtype)).all() and torch.isfinite(tensors[key]).all():
+        elif tensors[key].dtype != expected[key].dtype and _overflows(tensors[key], expected[key].dtype):
             problems.append(f"tensor {key} has values beyond the range of {expected[key].dtype}")
     return sorted(problems)
+
+
+def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite values are not finite in another dtype."""
+    return bool(torch.isfinite(tensor).all()) and not torch.isfinite(tensor.to(dtype)).all()
 
 
 def attach_filled(

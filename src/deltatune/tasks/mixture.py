@@ -234,7 +234,7 @@ class Mixture(Task):
             part_scores = part.corpus_scores(values, known[name][1], asked)
             first = sorted(part_scores, key=lambda metric: metric != part.metric)
             scores |= {f"{name}.{metric}": _PartScore(part_scores[metric], rows) for metric in first}
-            primary.append((_PartScore(part_scores[part.metric], rows), part.metric))
+            primary.append((scores[f"{name}.{part.metric}"], part.metric))
         return {self.metric: _MeanScore(primary), **scores}
 
     def mean_of(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

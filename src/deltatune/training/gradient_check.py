@@ -74,8 +74,8 @@ class GradientCheck:
         """Required tensors that have not moved yet; empty when the check is over."""
         self.has_moved = False
         """Whether any tensor has moved."""
-        self.rates: list[float] = []
-        """Learning rates above 0 of the steps so far."""
+        self.steps = 0
+        """Steps so far with a learning rate above 0."""
         self.largest: dict[str, tuple[int, float, float]] = {}
         """For each watched tensor the index of its largest gradient, and the value and the gradient there."""
         self.expected: dict[str, float] = {}
@@ -88,15 +88,16 @@ class GradientCheck:
         if step >= STEPS:
             self.unmoved.clear()
 
-    def _watched(self) -> list[str]:
-        return [name for name in self.parameters if name in self.unmoved or not self.has_moved]
-
     def before_step(self) -> None:
         """Every unmoved tensor must have a gradient; remember where it is largest."""
+        if self.has_moved and not self.unmoved:  # the check is over
+            self.largest = {}
+            return
         missing = [name for name in self.required if name in self.unmoved and self.parameters[name].grad is None]
         if missing:
             raise DeltatuneError(no_gradient(self.name, missing, len(self.required)))
-        self.largest = {name: self._largest_gradient(name) for name in self._watched()}
+        watched = [name for name in self.parameters if name in self.unmoved or not self.has_moved]
+        self.largest = {name: self._largest_gradient(name) for name in watched}
         self.had_gradient |= {name for name, (index, _, _) in self.largest.items() if index >= 0}
 
     def _largest_gradient(self, name: str) -> tuple[int, float, float]:
@@ -120,24 +121,19 @@ class GradientCheck:
                 self.has_moved = True
         if not self.unmoved or learning_rate == 0:
             return
-        self.rates.append(learning_rate)
+        self.steps += 1
         zero = [name for name in self.required if name in self.unmoved - self.had_gradient]
         stuck = [n for n in self.required if n in self.unmoved & self.had_gradient and not self._too_small_to_move(n)]
-        steps = len(self.rates)
-        if stuck or (zero and steps == STEPS):
-            raise DeltatuneError(no_movement(self.name, zero if steps == STEPS else [], stuck, self.total, steps))
-        if steps == STEPS:
+        last = self.steps == STEPS
+        if stuck or (zero and last):
+            raise DeltatuneError(no_movement(self.name, zero if last else [], stuck, len(self.required), self.steps))
+        if last:
             self.unmoved.clear()
 
     def end(self, steps: int, learning_rate: float) -> None:
         """Raise DeltatuneError if nothing at all has moved in the whole run; `learning_rate` is its peak."""
         if self.parameters and not self.has_moved:
             raise DeltatuneError(nothing_moved(self.name, steps, len(self.parameters), learning_rate))
-
-    @property
-    def total(self) -> int:
-        """Number of tensors that must move."""
-        return len(self.required)
 
     def _too_small_to_move(self, name: str) -> bool:
         """Whether Adam's steps (at most the rate each) vanish in the rounding of the value: no bug, but a tiny rate."""

@@ -59,6 +59,10 @@ class BatchSampler:
         """The rows of an epoch in random order."""
         return torch.randperm(len(self.lengths), generator=generator).tolist()
 
+    def part(self, row: int) -> str | None:
+        """The part of a mixture that a row belongs to; None where there is one task."""
+        return None
+
     def forward_passes(self, batch: Sequence[int]) -> list[list[int]]:
         """The rows of one step cut into this process's forward passes.
 
@@ -88,6 +92,10 @@ class MixtureSampler(BatchSampler):
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch."""
         return -(-sum(self.quotas.values()) // self.batch_size)
+
+    def part(self, row: int) -> str:
+        """The part that a row belongs to."""
+        return self.part_of[row]
 
     def rows_of(self, epoch: int, generator: torch.Generator) -> list[int]:
         """The rows of an epoch in random order."""
@@ -154,5 +162,4 @@ class BatchLoader:
     def _micro_batch(self, rows: Sequence[int], epoch: int) -> MicroBatch:
         tensors = self.make_batch(rows or [0], epoch)  # models take no empty batch
         tensors.pop("rows", None)  # the number of packed rows
-        part = self.sampler.part_of[next(iter(rows), 0)] if isinstance(self.sampler, MixtureSampler) else None
-        return MicroBatch(tensors, len(rows), part)
+        return MicroBatch(tensors, len(rows), self.sampler.part(next(iter(rows), 0)))

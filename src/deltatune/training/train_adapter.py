@@ -271,7 +271,7 @@ def mixture_and_loader(
     )
 
     def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
-        return collators[sampler.part_of[numbers[0]]]([rows.rows[number] for number in numbers])
+        return collators[sampler.part(numbers[0])]([rows.rows[number] for number in numbers])
 
     return TaskModel(host, name, task, uses_bfloat16(host.model, settings.precision)), BatchLoader(sampler, make_batch)
 

@@ -17,6 +17,7 @@ from deltatune.cli.options import (
     BatchSize,
     Beams,
     Epochs,
+    Force,
     Json,
     Limit,
     MaxLength,
@@ -80,9 +81,7 @@ def continual(
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/continual-<tasks>.")
     ] = None,
-    force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")
-    ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Learn tasks one after another, and measure forgetting.
@@ -177,7 +176,7 @@ def report(result: Mapping[str, Any]) -> None:
     """For each method a table: a row after each training, a column for each task, then the measures."""
     names = [f"{task['name']} ({task['metric']})" for task in result["tasks"]]
     for entry in result["methods"]:
-        present = [mode for mode in ("apart", "sequential", "joint") if mode in entry]
+        present = [mode for mode in _MODE_NAMES if mode in entry]
         rows = [row for mode in present for row in _rows(mode, entry[mode], [task["name"] for task in result["tasks"]])]
         headers = [*names, *MEASURES.values()]
         show(

@@ -137,12 +137,13 @@ def count(
 def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[str, Any]:
     from deltatune.comparison.method_counts import storage
 
+    model = host.model
     return {
-        "model": dataclasses.asdict(host.model),
+        "model": dataclasses.asdict(model),
         "training": dataclasses.asdict(host.training),
         "tasks": tasks,
         "methods": [
-            {**each.to_json(), "storage": None if each.problem else storage(host.model, each, tasks)} for each in counts
+            {**each.to_json(), "storage": None if each.problem else storage(model, each, tasks)} for each in counts
         ],
     }
 
@@ -168,8 +169,9 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length:
     show(facts(pairs), "")
     stored = f"{number(tasks)} tasks"
     columns = ["method", "trained", "share", "file", stored, "kept", "states", "peak"]
-    rows = [[each.method, *_cells(each), size(storage(model, each, tasks)["adapters"])] for each in fitting]
-    rows = [[*row[:4], row[-1], *row[4:-1]] for row in rows]
+    rows = [
+        [each.method, *_sizes(each), size(storage(model, each, tasks)["adapters"]), *_memory(each)] for each in fitting
+    ]
     show(table(columns, rows, right=columns[1:]), "")
     legend = [*LEGEND[:2], (stored, "one base and an adapter for each task"), *LEGEND[2:]]
     show(facts(legend))
@@ -181,12 +183,15 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length:
         show("", facts((each.method, str(each.problem).partition("\n")[0]) for each in problems))
 
 
-def _cells(each: MethodCount) -> list[str]:
+def _sizes(each: MethodCount) -> list[str]:
     from deltatune.comparison.recommend import percent
 
-    memory = each.memory
     assert each.share is not None
-    cells = [number(each.trained), percent(each.share), size(each.file_bytes)]
+    return [number(each.trained), percent(each.share), size(each.file_bytes)]
+
+
+def _memory(each: MethodCount) -> list[str]:
+    memory = each.memory
     if memory is None:
-        return [*cells, MISSING, MISSING, MISSING]
-    return [*cells, size(memory.activations), size(memory.gradients + memory.optimizer), size(memory.peak)]
+        return [MISSING, MISSING, MISSING]
+    return [size(memory.activations), size(memory.gradients + memory.optimizer), size(memory.peak)]

@@ -172,7 +172,7 @@ def evaluate_parts(
         for each, rows in splits.items():
             results.setdefault(each, {})[name] = result = scored(own, rows, batch_size)
             of = f"{name}, {each}: " if len(splits) > 1 else f"{name}: "
-            notes += overlap_notes(result["trained_on"], len(rows), of)
+            notes += [of + note for note in overlap_notes(result["trained_on"], len(rows))]
             if result["truncated"]:
                 notes.append(f"{of}{long_texts(own.task, result['truncated'], len(rows))}")
         notes += [f"{name}: {note}" for note in of_data]
@@ -250,7 +250,7 @@ def groups_table(task: Task, name: str, result: Mapping[str, Any], left_out: lis
     names = list(dict.fromkeys(metric for _, part in parts for metric in part["scores"]))
     rows = []
     for label, part in parts:
-        cells = ["–" if metric not in part["scores"] else score(part["scores"][metric]) for metric in names]
+        cells = [score(part["scores"].get(metric)) for metric in names]
         interval = part["interval"]
         half = f"±{(interval[1] - interval[0]) / 2:.3f}" if interval else ""
         rows.append([clip(label, LONGEST_LABEL), count(part["rows"]), cells[0], half, *cells[1:]])
@@ -315,12 +315,8 @@ def known_rows(session: Session, encoded: Encoded) -> dict[str, Any] | None:
     }
 
 
-def overlap_notes(known: Mapping[str, Any] | None, total: int, of: str = "") -> list[str]:
-    """What a user must know of rows that the adapter has seen; `of` begins each note."""
-    return [of + note for note in _overlap_notes(known, total)]
-
-
-def _overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
+def overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
+    """What a user must know of rows that the adapter has seen."""
     if known is None:
         return ["whether the adapter was trained on these rows is unknown: its folder has no hashes of training rows"]
     notes = []

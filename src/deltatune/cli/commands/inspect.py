@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,7 @@ def inspect(
             f"--plot {plot}: the figure is an .svg file; a browser, Inkscape or rsvg-convert makes a PNG of it"
         )
     folders = [find_adapter(folder) for folder in adapters]
-    names = dict(zip(_names(adapters), folders, strict=True))
+    names = dict(zip(_names(folders), folders, strict=True))
     changes, note = _changes(names, model, other_base, base)
     analysis = analyse(names, changes, top)
     analysis["note"] = note
@@ -130,13 +131,11 @@ def _change(change: Change) -> dict[str, Any]:
     }
 
 
-def _names(adapters: list[str]) -> list[str]:
+def _names(folders: list[Path]) -> list[str]:
     """A name for each folder, for hosts and tables: the run's, with a number where two are the same."""
-    import re
-
     names: list[str] = []
-    for folder in adapters:
-        path = find_adapter(folder).resolve()
+    for folder in folders:
+        path = folder.resolve()
         plain = re.sub(r"\W+", "_", (path.parent if path.name == "adapter" else path).name).strip("_") or "adapter"
         plain = plain if plain.isidentifier() else f"a_{plain}"
         names.append(plain if plain not in names else f"{plain}_{len(names) + 1}")
@@ -191,8 +190,7 @@ def _show(analysis: dict[str, Any]) -> None:
         columns = ["site", "change", "shape", "norm", "relative", "largest", "rank", "effective", "stable"]
         cells = [_cells(row) for row in rows[:SHOWN]]
         used = [i for i, column in enumerate(columns) if i < 4 or any(row[i] for row in cells)]
-        right = [column for column in columns[2:]]
-        show(table([columns[i] for i in used], [[row[i] for i in used] for row in cells], right=right), "")
+        show(table([columns[i] for i in used], [[row[i] for i in used] for row in cells], right=columns[2:]), "")
         if len(rows) > SHOWN:
             show(f"{SHOWN} of {len(rows)} rows are shown; --json has all.", "")
     for pair in analysis["pairs"]:

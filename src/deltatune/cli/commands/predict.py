@@ -19,6 +19,7 @@ from deltatune.cli.input_rows import given_columns, rows_from
 from deltatune.cli.options import (
     DATA,
     OUTPUT,
+    AdapterIfAny,
     InferenceFields,
     OtherBase,
     OtherModel,
@@ -50,16 +51,7 @@ def predict(
         ),
     ] = "-",
     *,
-    adapter: Annotated[
-        str | None,
-        option(
-            "--adapter",
-            "-a",
-            panel=DATA,
-            metavar="FOLDER",
-            help="A trained adapter, or the folder of its training run.",
-        ),
-    ] = None,
+    adapter: AdapterIfAny = None,
     model: OtherModel = None,
     task: Annotated[
         str | None,

@@ -14,6 +14,7 @@ from deltatune.cli.options import (
     Accumulation,
     BatchSize,
     Epochs,
+    Force,
     Limit,
     Model,
     Packing,
@@ -77,9 +78,7 @@ def pretrain(
         Path | None,
         option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/pretrain-<data>-<objective>."),
     ] = None,
-    force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Train on raw text with a pretraining objective, and write the model.
 

@@ -28,6 +28,7 @@ from deltatune.cli.options import (
     Beams,
     Dense,
     Epochs,
+    Force,
     Kind,
     Label,
     Limit,
@@ -172,9 +173,7 @@ def train(
         option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/train-<data>-<method>."),
     ] = None,
     export_for: ExportFor = None,
-    force: Annotated[
-        bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Train one adapter and score it.
 

@@ -138,9 +138,7 @@ def scores_table(task: Task, splits: Mapping[str, Mapping[str, float]]) -> Table
         same = any(all(scores.get(name) == scores.get(other) for scores in all_scores) for other in names)
         if not (same and name in REPEATED):
             names.append(name)
-    rows = [
-        [split, *(score(scores[name]) if name in scores else "–" for name in names)] for split, scores in splits.items()
-    ]
+    rows = [[split, *(score(scores.get(name)) for name in names)] for split, scores in splits.items()]
     headers = metric_headers(task, names)
     if width_of(["", *headers], rows) <= console().width:
         return table(["", *headers], rows, right=headers)

@@ -23,6 +23,7 @@ from deltatune.comparison.report.svg import (
     logarithmic,
     mark,
     path,
+    standalone,
     svg,
     tag,
     text,
@@ -181,5 +182,5 @@ def draw_curve(result: Mapping[str, Any]) -> str:
         parts.append(group(style, mark(style, x, y), title))
         if point["dimension"] == result["dimension"]:
             parts.append(text(x, y - 12, f"{point['dimension']:,}", "middle", "label"))
-    picture = svg(WIDTH, HEIGHT, "".join(parts), f"Validation {result['metric']} against the dimension of the subspace")
-    return picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    label = f"Validation {result['metric']} against the dimension of the subspace"
+    return standalone(svg(WIDTH, HEIGHT, "".join(parts), label))

@@ -15,6 +15,7 @@ from deltatune.comparison.report.svg import (
     linear,
     logarithmic,
     path,
+    standalone,
     svg,
     tag,
     text,
@@ -51,8 +52,7 @@ def change_figure(analysis: Mapping[str, Any]) -> str:
         width = max(width, left)
         height += max(high for _, _, high in block) + 24
     paper = tag("rect", width=width, height=height, class_="paper")
-    image = svg(width, height, f"<style>{STYLE}</style>{paper}{''.join(parts)}", "Changes of adapters")
-    return image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return standalone(svg(width, height, f"<style>{STYLE}</style>{paper}{''.join(parts)}", "Changes of adapters"))
 
 
 Panel = tuple[str, float, float]

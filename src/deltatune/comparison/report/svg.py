@@ -87,6 +87,11 @@ def svg(width: float, height: float, content: str, label: str, class_: str = "")
     return tag("svg", content, viewBox=box, width=width, height=height, role="img", aria_label=label, class_=class_)
 
 
+def standalone(image: str) -> str:
+    """An image as a file of its own."""
+    return image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
 def text(x: float, y: float, content: str, anchor: str = "start", class_: str = "") -> str:
     """Text at a point, escaped."""
     text_anchor = None if anchor == "start" else anchor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 
 LARGEST_FLOAT32 = 3.4e38
 """Beyond it a number is infinite in float32."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_fields(config: Any) -> None:
@@ -69,7 +71,7 @@ def _has_64_bits(value: int) -> bool:
 
 def fits_utf8(value: str) -> bool:
     """Whether a text can be written to a file: UTF-8 cannot hold half of a surrogate pair."""
-    return value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value)
+    return value.isascii() or not _SURROGATE.search(value)
 
 
 def describe_type(hint: Any) -> str:

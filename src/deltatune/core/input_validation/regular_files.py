@@ -37,12 +37,14 @@ def read_text(path: Path, what: str = "file") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DeltatuneError(
-            f"cannot read the {what} {path}: it is not UTF-8 (byte 0x{byte:02x} at position {error.start})"
-        ) from None
+        raise DeltatuneError(f"cannot read the {what} {path}: {not_utf8(error)}") from None
     except OSError as error:
         raise DeltatuneError(f"cannot read the {what} {path}: {error.strerror or error}") from None
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that are not UTF-8, and where."""
+    return f"it is not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start})"
 
 
 def folder_problem(path: Path) -> str | None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.field_validation import fits_utf8
+from deltatune.core.input_validation.regular_files import not_utf8
 
 MAX_DEPTH = 100
 """Lists and objects within each other. Files of adapters, recipes and data sets have fewer than ten."""
 MAX_DIGITS = 300
 """Characters of a number: what is longer fits no float64, the widest number that anything here computes with."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANKS = " \t\n\r"
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]')
@@ -38,16 +39,16 @@ def loads(text: str | bytes, where: str | Path) -> Any:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DeltatuneError(f"cannot read {where}: it is not UTF-8 ({_bytes_problem(error)})") from None
+            raise DeltatuneError(f"cannot read {where}: {not_utf8(error)}") from None
     try:
-        value, end = _QUICK.raw_decode(text)
+        value, end = _DECODER.raw_decode(text)
         if end < len(text) and text[end:].strip(_BLANKS):
             raise ValueError
-    except (ValueError, RecursionError):  # something is wrong, or there are blanks before the value
+    except (ValueError, _Refused, RecursionError):  # something is wrong, or there are blanks before the value
         value = _decode(text, where)
     if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         _refuse_depth(where)
-    if ("\\u" in text and _SURROGATE_ESCAPE.search(text)) or (not text.isascii() and _SURROGATE.search(text)):
+    if ("\\u" in text and _SURROGATE_ESCAPE.search(text)) or not fits_utf8(text):
         _refuse_surrogates(value, f"cannot read {where}")
     return value
 
@@ -55,10 +56,13 @@ def loads(text: str | bytes, where: str | Path) -> Any:
 def _decode(text: str, where: str | Path) -> Any:
     """The value, or the error that says what is wrong with the text and where."""
     try:
-        return _decoder(text, where).decode(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise DeltatuneError(f"cannot read {where} as JSON: {_plain(error.msg)} ({place})") from None
+    except _Refused as error:
+        what, position = error.explain(text)
+        raise DeltatuneError(f"cannot read {where}: {what} ({_place(text, position)})") from None
     except RecursionError:
         _refuse_depth(where)
 
@@ -95,7 +99,7 @@ def dumps(
         raise DeltatuneError(
             f"cannot write {where}: {', '.join(numbers[:5])}{more}; JSON holds finite numbers alone"
         ) from None
-    if _SURROGATE.search(text):
+    if not fits_utf8(text):
         _refuse_surrogates(value, f"cannot write {where}")
     return text
 
@@ -112,72 +116,48 @@ def finite_or_null(value: Any) -> Any:
 # ---- what Python's reader lets through
 
 
-def _quick_integer(literal: str) -> int:
+class _Refused(Exception):
+    """Something in a text that the reader refuses; `explain` says of the text what it is, and its position."""
+
+    def __init__(self, explain: Callable[[str], tuple[str, int]]) -> None:
+        self.explain = explain
+
+
+def _integer(literal: str) -> int:
     if len(literal) > MAX_DIGITS:
-        raise ValueError
+        _refuse_number(literal)
     return int(literal)
 
 
-def _quick_real(literal: str) -> float:
+def _real(literal: str) -> float:
     number = float(literal)
     if len(literal) > MAX_DIGITS or math.isinf(number):
-        raise ValueError
+        _refuse_number(literal)
     return number
 
 
-def _quick_constant(literal: str) -> NoReturn:
-    raise ValueError
+def _refuse_number(literal: str) -> NoReturn:
+    why = f"has {len(literal):,} characters" if len(literal) > MAX_DIGITS else "is beyond the range of float64"
+    raise _Refused(lambda text: (f"the number {_short(literal)} {why}", text.find(literal)))
 
 
-def _quick_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _constant(literal: str) -> NoReturn:
+    raise _Refused(lambda text: (f"{literal} is not JSON; numbers are finite", _outside_strings(text, literal)))
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError
+        raise _Refused(lambda text: _repeated_key(text, [name for name, _ in pairs]))
     return content
 
 
-_QUICK = json.JSONDecoder(
-    object_pairs_hook=_quick_members,
-    parse_int=_quick_integer,
-    parse_float=_quick_real,
-    parse_constant=_quick_constant,
-)
-"""Reads what `_decoder` reads. Made once: a data set has a text for each row. It does not say what is wrong."""
-
-
-def _decoder(text: str, where: str | Path) -> json.JSONDecoder:
-    def integer(literal: str) -> int:
-        if len(literal) > MAX_DIGITS:
-            refuse_number(literal)
-        return int(literal)
-
-    def real(literal: str) -> float:
-        number = float(literal)
-        if len(literal) > MAX_DIGITS or math.isinf(number):
-            refuse_number(literal)
-        return number
-
-    def refuse_number(literal: str) -> NoReturn:
-        why = f"has {len(literal):,} characters" if len(literal) > MAX_DIGITS else "is beyond the range of float64"
-        place = _place(text, text.find(literal))
-        raise DeltatuneError(f"cannot read {where}: the number {_short(literal)} {why} ({place})")
-
-    def constant(literal: str) -> NoReturn:
-        place = _place(text, _outside_strings(text, literal))
-        raise DeltatuneError(f"cannot read {where}: {literal} is not JSON; numbers are finite ({place})")
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            key, at = _repeated_key(text, [name for name, _ in pairs])
-            raise DeltatuneError(f"cannot read {where}: the key {_short(key)} is repeated ({_place(text, at)})")
-        return content
-
-    return json.JSONDecoder(object_pairs_hook=members, parse_int=integer, parse_float=real, parse_constant=constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_int=_integer, parse_float=_real, parse_constant=_constant)
+"""Made once: a data set has a text for each row."""
 
 
 def _repeated_key(text: str, names: list[str]) -> tuple[str, int]:
-    """The first key that an object of the text has twice, and where its repetition stands."""
+    """What is wrong with the first key that an object of the text has twice, and where its repetition stands."""
     tokens = list(_TOKENS.finditer(text))
     objects: list[set[str] | None] = []  # the keys of the objects that are open; None for a list
     for token, after in zip(tokens, [*tokens[1:], None], strict=True):
@@ -189,10 +169,10 @@ def _repeated_key(text: str, names: list[str]) -> tuple[str, int]:
         elif sign[0] == '"' and objects and after is not None and after.group() == ":":
             keys, key = objects[-1], json.loads(sign, strict=False)
             if keys is not None and key in keys:
-                return key, token.start()
+                return f"the key {_short(key)} is repeated", token.start()
             if keys is not None:
                 keys.add(key)
-    return next(name for name in names if names.count(name) > 1), 0
+    return f"the key {_short(next(name for name in names if names.count(name) > 1))} is repeated", 0
 
 
 def _outside_strings(text: str, literal: str) -> int:
@@ -227,8 +207,8 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 def _refuse_surrogates(value: Any, what: str) -> None:
     for path, string in _leaves(value):
-        if isinstance(string, str) and _SURROGATE.search(string):
-            place = f" of {path}" if path and not _SURROGATE.search(path) else ""
+        if isinstance(string, str) and not fits_utf8(string):
+            place = f" of {path}" if path and fits_utf8(path) else ""
             raise DeltatuneError(
                 f"{what}: the text {_short(string)}{place} has half of a surrogate pair, which UTF-8 cannot hold; "
                 "write the whole character"
@@ -253,13 +233,9 @@ def _is_nonfinite(value: Any) -> bool:
 
 
 def _short(text: str) -> str:
-    shown = ascii(text) if _SURROGATE.search(text) else repr(text)
+    shown = repr(text) if fits_utf8(text) else ascii(text)
     return shown if len(shown) <= 60 else f"{shown[:40]}...{shown[-10:]}"
 
 
 def _plain(message: str) -> str:
     return message[:1].lower() + message[1:]
-
-
-def _bytes_problem(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at position {error.start}"

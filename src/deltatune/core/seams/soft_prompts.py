@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
-from deltatune.core.seams.answer_start import AnswerStart, end_of_prompt, past_of, tokens_of
+from deltatune.core.seams.answer_start import IGNORED, AnswerStart, end_of_prompt, past_of, tokens_of
 from deltatune.core.seams.hook_points import BatchContext
 from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.core.sites.site import Facts
@@ -85,7 +85,7 @@ class PromptSeam:
     def missing(self, batch: Mapping[str, Any]) -> bool:
         """Whether the prompts still have to be inserted. Raises DeltatuneError inside a plain `generate`."""
         ids, cache = batch.get("input_ids"), batch.get("past_key_values")
-        if batch.get("encoder_outputs") is not None or (cache is not None and cache.get_seq_length()):
+        if batch.get("encoder_outputs") is not None or past_of(batch):
             return False
         if isinstance(ids, Tensor) and self._virtual(ids):
             return False
@@ -121,8 +121,7 @@ def _two_dimensional(mask: Any) -> Tensor | None:
 
 def _all_so_far(batch: Mapping[str, Any]) -> Tensor | None:
     """The mask (B, S) of a cached step without one: generate() passes none where every token is real."""
-    cache, ids = batch.get("past_key_values"), batch.get("input_ids")
-    past = 0 if cache is None else int(cache.get_seq_length())
+    past, ids = past_of(batch), batch.get("input_ids")
     return ids.new_ones(ids.shape[0], past + ids.shape[1]) if past and isinstance(ids, Tensor) else None
 
 
@@ -153,7 +152,7 @@ def insert_prompts(
             out[name] = layout.move(values, 0)
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.shape == ids.shape and not labels.is_floating_point():  # one a token
-        out["labels"] = layout.move(labels, -100)
+        out["labels"] = layout.move(labels, IGNORED)
     if isinstance(positions := batch.get("position_ids"), Tensor):
         shifted = positions.expand_as(ids) + layout.lengths[:, None]
         out["position_ids"] = torch.where(layout.virtual, layout.index, layout.move(shifted, 0))

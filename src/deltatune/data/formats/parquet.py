@@ -67,8 +67,7 @@ def _read(path: Path, module: str, read_table: Callable[[Any], Any]) -> list[Row
     except Exception as error:  # damaged bytes raise whatever pyarrow's layers raise: there is no common class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeltatuneError(f"{path} is not a readable {kind} file: {reason}") from None
-    class_names = names_of_schema(table.schema.metadata, path)
-    return with_class_names(rows, class_names, str(path)) if class_names else rows
+    return with_class_names(rows, names_of_schema(table.schema.metadata, path), str(path))
 
 
 FORMATS = (FileFormat(read_parquet, (".parquet",)), FileFormat(read_arrow, (".arrow",)))

@@ -120,8 +120,6 @@ def find_form(rows: Sequence[Row]) -> PublishedForm | None:
 def _has_objects(form: PublishedForm, row: Row) -> bool:
     if form.convert is nested.multirc:
         return isinstance(row.get("passage"), Mapping) and "questions" in row["passage"]
-    if form.convert is nested.wikisql:
-        return isinstance(row.get("sql"), Mapping) and isinstance(row.get("table"), Mapping)
     return all(isinstance(row.get(column), Mapping) for column in form.objects)
 
 

@@ -41,12 +41,11 @@ def names_of_schema(metadata: Mapping[bytes, bytes] | None, path: Path) -> Class
 
 def names_of_file(path: Path) -> ClassNames:
     """The class names that a Parquet file or an Arrow stream declares; none for other files."""
-    readers = {".parquet": ("pyarrow.parquet", "read_schema"), ".arrow": ("pyarrow.ipc", "read_schema")}
-    if path.suffix.lower() not in readers:
+    module = {".parquet": "pyarrow.parquet", ".arrow": "pyarrow.ipc"}.get(path.suffix.lower())
+    if module is None:
         return {}
-    module, function = readers[path.suffix.lower()]
     try:
-        schema = getattr(importlib.import_module(module), function)(path)
+        schema = importlib.import_module(module).read_schema(path)
     except (ImportError, ValueError, OSError):  # reading its rows tells what is wrong
         return {}
     return names_of_schema(schema.metadata, path)
@@ -115,6 +114,8 @@ def with_class_names(rows: Iterable[Row], names: ClassNames, where: str) -> list
 
     Values that are not numbers stay. Raises DeltatuneError for numbers without a name.
     """
+    if not names:
+        return list(rows)
     named = []
     for i, row in enumerate(rows, start=1):
         changed = {

@@ -13,7 +13,7 @@ from deltatune.core.capabilities import Needs
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
-from deltatune.methods.prompts.prompt import at_input, drawn_vectors, longest_prompt
+from deltatune.methods.prompts.prompt import at_input, at_virtual_tokens, drawn_vectors, longest_prompt
 
 
 class GeneratedPrompt(Delta):
@@ -64,12 +64,9 @@ class GeneratedPrompt(Delta):
         if self.prompt_ids is None:  # a decoder's step behind an encoder, without the encoder's text
             return h
         index = x - self.vocabulary  # (B, T), negative at real tokens
-        virtual = ((index >= 0) & (index < self.length)).unsqueeze(-1)
         places = index.clamp(0, self.length - 1).unsqueeze(-1).expand(-1, -1, h.shape[-1])
         vectors = self.vectors(self.prompt_ids).to(h.dtype).gather(1, places)  # (B, T, D)
-        return torch.where(
-            virtual, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
-        )
+        return at_virtual_tokens(h, index, vectors, self.length, weight)
 
 
 @dataclass(frozen=True)

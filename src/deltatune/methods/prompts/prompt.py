@@ -57,10 +57,7 @@ class SoftPrompt(Delta):
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         index = x - self.vocabulary  # (B, T), negative at real tokens
         vectors = F.embedding(index.clamp(0, self.length - 1), self.vectors().to(h.dtype))  # (B, T, D)
-        virtual = ((index >= 0) & (index < self.length)).unsqueeze(-1)
-        return torch.where(
-            virtual, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
-        )
+        return at_virtual_tokens(h, index, vectors, self.length, weight)
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,14 @@ class Prompt(Method):
 
     def limit(self, sites: Sites) -> int:
         return longest_prompt(sites)
+
+
+def at_virtual_tokens(h: Tensor, index: Tensor, vectors: Tensor, length: int, weight: float | Tensor) -> Tensor:
+    """h (B, T, D), with the vectors (B, T, D) where index (B, T) is one of a prompt's virtual tokens."""
+    virtual = ((index >= 0) & (index < length)).unsqueeze(-1)
+    return torch.where(
+        virtual, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h
+    )
 
 
 def drawn_vectors(table: nn.Module, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:

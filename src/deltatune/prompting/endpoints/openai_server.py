@@ -198,7 +198,7 @@ class OpenAICompatible:
 
     def _status_error(self, error: urllib.error.HTTPError, key: str | None) -> str:
         try:
-            message = _error_message(error.read(64 << 10))
+            message = _error_message(error.read())  # `post` has bounded it
         except (OSError, ValueError, http.client.HTTPException):
             message = ""
         message = message.replace(key, "***") if key else message

@@ -67,7 +67,8 @@ def rendered(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokeniz
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several templates, and none of them is the default
         raise DeltatuneError(f"this tokenizer's chat template cannot be used: {error}") from None
-    _try(str(template), json.dumps({"messages": conversation, **_special_tokens(tokenizer)}))
+    if str(template) not in _tried:
+        _try(str(template), json.dumps({"messages": conversation, **_special_tokens(tokenizer)}))
     try:
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # whatever code that is not ours raises
@@ -92,8 +93,6 @@ _tried: set[str] = set()
 
 def _try(template: str, values: str) -> None:
     """Render a template that was not tried before in a process with limits, with the first conversation."""
-    if template in _tried:
-        return
     problem = _trial(template, values)
     if problem:
         raise DeltatuneError(

@@ -26,10 +26,13 @@ from deltatune.training.session import NAME
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of one training, read and checked, and its pretraining objective if it has one."""
+    """The rows of one training, read and checked."""
 
     data: Data
     objective: Task | None = None
+    """Its pretraining objective, if it has one."""
+    start: Start | None = None
+    """The adapter that it goes on with, if it does."""
 
     @property
     def answers(self) -> str:
@@ -75,7 +78,7 @@ def load_training_data(training: Training) -> TrainingData:
     objective = None
     if training.objective is not None:
         objective = objective_from({"text": list(data.text), **training.objective})
-    checked = TrainingData(data, objective)
+    checked = TrainingData(data, objective, start)
     if objective is None:
         check_fields_of(DATA_TASKS[data.kind], training.task)
     if training.head:
@@ -89,9 +92,9 @@ def _load_parts(training: Training, mixture: Parts) -> TrainingData:
     start = read_start(training.start) if training.start else None
 
     def rows_of(name: str, rows: Rows) -> Data:
-        return load_rows(rows) if start is None else load_rows(rows, start=start.part(name))
+        return load_rows(rows, start=None if start is None else start.part(name))
 
-    checked = TrainingData(read_parts(mixture.parts, rows_of))
+    checked = TrainingData(read_parts(mixture.parts, rows_of), start=start)
     if start is None:
         check_task_fields(checked.data, training.task_fields)
     if training.head:

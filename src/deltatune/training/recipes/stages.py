@@ -14,7 +14,6 @@ from deltatune.models.loading import load_backbone, quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel
-from deltatune.training.continued.continued_training import read_start
 from deltatune.training.job import Job, Prepared
 from deltatune.training.loop import OnStep
 from deltatune.training.recipes.check_recipe import TrainingData, load_rows, load_training_data
@@ -65,7 +64,7 @@ def job_of(training: Training, model: str, checked: TrainingData | None = None) 
         training.head,
         training.settings,
         checked.objective,
-        start=read_start(training.start) if training.start else None,
+        start=checked.start,
         new_labels=training.new_labels,
         source=training.source,
     )

@@ -49,7 +49,7 @@ from deltatune.methods.representations.reft import ReFT as ReFT
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
 from deltatune.store.loralib import load_loralib as load_loralib
-from deltatune.tasks.prompts.soft_prompt_templates import Template as Template
+from deltatune.tasks.prompts.templates import Template as Template
 from deltatune.tasks.tokenization import with_token_ids as with_token_ids
 from deltatune.training import ensemble as ensemble
 from deltatune.training import fuse as fuse

@@ -8,7 +8,7 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.prompts import chat_templates
 from deltatune.tasks.prompts.prompt_format import chat_prompt, check_template
-from deltatune.tasks.prompts.soft_prompt_templates import Template
+from deltatune.tasks.prompts.templates import Template
 from support.chats import TEMPLATES, chat_tokenizer, talk
 
 

@@ -12,7 +12,7 @@ from deltatune.cli.options import SOURCE, Metric
 from deltatune.data import formats, read
 from deltatune.tasks import generation, language_modeling, multilabel
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS
-from deltatune.tasks.metrics.generation.generation_metrics import ENCODER_METRICS, QUERY_METRICS
+from deltatune.tasks.metrics.generation.generation_metrics import ENCODER_METRICS, READ_METRICS
 from deltatune.tasks.metrics.qa_scores import SPAN_METRICS
 from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS
 
@@ -180,7 +180,7 @@ def test_the_help_of_metric_names_every_metric():
     parts = dict(part.split(": ") for part in text.split("; "))
     listed_metrics = {name.lower(): tuple(re.split(", | or ", names)) for name, names in parts.items()}
     assert listed_metrics == {name: tuple(metrics) for name, metrics in METRICS.items()}
-    assert all(name in Metric.__metadata__[0].help for name in (*QUERY_METRICS, *ENCODER_METRICS))
+    assert all(name in Metric.__metadata__[0].help for name in (*READ_METRICS, *ENCODER_METRICS))
 
 
 def test_the_table_of_tasks_names_every_metric():

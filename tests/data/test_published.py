@@ -60,7 +60,7 @@ CASES: list[Case] = [
     (OTHERS["wikisql"], "wikisql", "generate", ("question", "columns"), "query", (), "logical_form"),
     (OTHERS["xsum"], "xsum", "generate", ("document",), "summary", (), ""),
     (OTHERS["samsum"], "samsum", "generate", ("dialogue",), "summary", (), ""),
-    (OTHERS["gsm8k"], "gsm8k", "generate", ("question",), "answer", (), ""),
+    (OTHERS["gsm8k"], "gsm8k", "generate", ("question",), "answer", (), "final_answer"),
     (OTHERS["lama"], "lama", "generate", ("text",), "obj_label", (), "em"),
     (OTHERS["trec"], "trec", "classify", ("text",), "coarse_label", ("ABBR", "DESC", "ENTY"), ""),
     (OTHERS["imdb"], "imdb", "classify", ("text",), "label", ("neg", "pos"), ""),

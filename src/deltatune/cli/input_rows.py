@@ -178,7 +178,7 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     from deltatune.data.sources.class_names import names_of_file
     from deltatune.data.sources.labelled_splits import check_labelled, without_unknown
 
-    rows = with_plain_columns(read_rows(source), task.text, source)
+    rows = with_plain_columns(read_rows(source), [*task.text, *filter(None, [task.label])], source)
     rows = join_indicators({source: rows}, task.label or None)[source]
     if kind not in ("classes", "number"):
         rows = examples(rows, kind, task.text, task.label)

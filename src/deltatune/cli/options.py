@@ -124,8 +124,9 @@ Metric = Annotated[
         "precision, recall, f1_macro or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; "
         "generation: rougeL, bleu, rouge1, rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: "
         "perplexity, loss, bits_per_char or bits_per_byte. Default: the published metric of a known data set, "
-        "else the first of them. Generation has on request logical_form (WikiSQL's queries), and bertscore, "
-        "mover and bleurt, which take --metric-model.",
+        "else the first of them. Generation has on request logical_form (WikiSQL's queries), final_answer (what a "
+        "chain of thought ends in: a number, a choice, a text), and bertscore, mover and bleurt, which take "
+        "--metric-model.",
     ),
 ]
 Prompt = Annotated[

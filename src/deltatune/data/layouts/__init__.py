@@ -33,7 +33,7 @@ def examples(rows: Sequence[Row], kind: LabelKind, text: Sequence[str], label: s
 
     Raises DeltatuneError naming columns that are missing and rows that cannot be used.
     """
-    rows = with_plain_columns(_with_messages(rows, text), text, "rows")
+    rows = with_plain_columns(_with_messages(rows, text), [*text, *([label] if label else [])], "rows")
     needs_label = label and not (kind == "text" and REFERENCES in columns_of(rows))
     _require(rows, [*text, *([label] if needs_label else [])])
     converted = LAYOUTS[TASK_OF[kind]].convert({"rows": list(rows)}, Columns(tuple(text), label), (kind,))

@@ -34,6 +34,8 @@ class PublishedForm:
     """The columns among `has` that hold an object."""
     several: bool = False
     """Whether a row becomes several."""
+    marked: str = ""
+    """What the label of the first row must hold, where the names of the columns do not tell."""
     metric: str = ""
     """The metric with which it is scored, where it is not the task's default."""
     note: str = ""
@@ -54,6 +56,14 @@ FORMS = (
     PublishedForm(
         "WikiSQL", ("question", "table", "sql"), "generate", ("question", "columns"), "query", nested.wikisql,
         made=("columns", "query"), objects=("table", "sql"), metric="logical_form",
+    ),
+    PublishedForm(
+        "GSM8K", ("question", "rationale", "final_answer"), "generate", ("question",), "answer", nested.gsm8k,
+        made=("answer",), metric="final_answer", note="an answer is the rationale and, behind ####, the final answer",
+    ),
+    PublishedForm(
+        "GSM8K", ("question", "answer"), "generate", ("question",), "answer", marked="####", metric="final_answer",
+        note="an answer is the rationale and, behind ####, the final answer",
     ),
     *(
         PublishedForm(
@@ -120,6 +130,8 @@ def find_form(rows: Sequence[Row]) -> PublishedForm | None:
 def _has_objects(form: PublishedForm, row: Row) -> bool:
     if form.convert is nested.multirc:
         return isinstance(row.get("passage"), Mapping) and "questions" in row["passage"]
+    if form.marked and form.marked not in str(row.get(form.label)):
+        return False
     return all(isinstance(row.get(column), Mapping) for column in form.objects)
 
 

@@ -46,6 +46,16 @@ def wikisql(row: Row) -> list[Row]:
     return [{**row, "columns": " | ".join(names), **query}]
 
 
+def gsm8k(row: Row) -> list[Row]:
+    """`answer` from `rationale` and `final_answer`, as GSM8K's own files write it: the answer behind `####`."""
+    rationale, final = row["rationale"], row["final_answer"]
+    if final is None or isinstance(final, bool) or not str(final).strip():
+        raise ValueError("final_answer is empty")
+    if not isinstance(final, (str, int, float)) or not isinstance(rationale, (str, type(None))):
+        raise TypeError("rationale and final_answer are texts or numbers")
+    return [{**row, "answer": f"{(rationale or '').strip()}\n#### {final}".strip()}]
+
+
 def with_tables(rows: Sequence[Row], tables: Sequence[Row], where: str) -> list[Row]:
     """The rows of WikiSQL's own files with their `table`, by its id. Raises DeltatuneError for ids of no table."""
     by_id = {str(table.get("id")): table for table in tables}

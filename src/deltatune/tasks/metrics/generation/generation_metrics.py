@@ -9,6 +9,7 @@ from deltatune.core.errors import nearest, raise_all
 from deltatune.tasks.metrics.corpus_score import UNBOUNDED_ERROR, CorpusScore, MetricFacts, check_pairs, mean_score
 from deltatune.tasks.metrics.generation.bleu_chrf_ter import bleu, chrf, ter
 from deltatune.tasks.metrics.generation.cider import cider
+from deltatune.tasks.metrics.generation.final_answer import check_answers, final_answer
 from deltatune.tasks.metrics.generation.logical_form import check_queries, logical_form
 from deltatune.tasks.metrics.generation.meteor import meteor
 from deltatune.tasks.metrics.generation.nist import nist
@@ -41,8 +42,8 @@ METRICS: dict[str, MetricFunction | None] = {
 }
 """In the order of tables; None for the ROUGE metrics, which `rouge` computes together."""
 
-QUERY_METRICS: dict[str, MetricFunction] = {"logical_form": logical_form}
-"""Metrics of texts that are queries."""
+READ_METRICS: dict[str, MetricFunction] = {"logical_form": logical_form, "final_answer": final_answer}
+"""Metrics that read something in the texts: a query, or the answer at the end of a chain of thought."""
 
 EncoderMetric = Callable[[Texts, References, str, int], CorpusScore]
 """(predictions, references, encoder, layer) -> the score of the corpus."""
@@ -50,7 +51,7 @@ EncoderMetric = Callable[[Texts, References, str, int], CorpusScore]
 ENCODER_METRICS = ("bertscore", "mover", "bleurt")
 """Metrics that need a model; `embedding_scores` and `bleurt` have them."""
 
-ON_REQUEST = ("rougeLsum", *QUERY_METRICS, *ENCODER_METRICS)
+ON_REQUEST = ("rougeLsum", *READ_METRICS, *ENCODER_METRICS)
 """Metrics that the generation task reports only where they are its primary metric."""
 
 FACTS = {
@@ -64,7 +65,7 @@ FACTS = {
 """Metrics whose direction or range is not the usual one."""
 
 
-ALL = (*METRICS, *QUERY_METRICS, *ENCODER_METRICS)
+ALL = (*METRICS, *READ_METRICS, *ENCODER_METRICS)
 
 
 def check_metric(name: str, encoder: str, layer: int) -> None:
@@ -89,8 +90,10 @@ def encoder_metric(name: str) -> EncoderMetric:
 
 def check_references(name: str, references: References) -> None:
     """Raise DeltatuneError for references that a metric cannot read."""
-    if name in QUERY_METRICS:
+    if name == "logical_form":
         check_queries(references)
+    elif name == "final_answer":
+        check_answers(references)
 
 
 def text_scores(
@@ -103,10 +106,10 @@ def text_scores(
 ) -> dict[str, CorpusScore]:
     """The named metrics of predictions (N) with one or more references each.
 
-    bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf, em and logical_form lie between 0 and 1, bertscore and mover
-    below 1, cider between 0 and 10; nist has no upper bound and bleurt no bounds; ter is a share of the words and may
-    exceed 1, lower is better. The n-gram weights of nist and cider are computed from all references once: a resample
-    does not change them.
+    bleu, meteor, rouge1, rouge2, rougeL, rougeLsum, chrf, em, logical_form and final_answer lie between 0 and 1,
+    bertscore and mover below 1, cider between 0 and 10; nist has no upper bound and bleurt no bounds; ter is a share of
+    the words and may exceed 1, lower is better. The n-gram weights of nist and cider are computed from all references
+    once: a resample does not change them.
     characters: count each Chinese or Japanese character as a word.
     encoder, layer: the model of bertscore, mover and bleurt, a folder or a hub name, and its layer; 0 is the usual one.
     Raises DeltatuneError for unknown names, rows without references and missing packages.
@@ -122,7 +125,7 @@ def text_scores(
     if rouge_names:
         scores |= rouge(predictions, references, rouge_names, characters)
     for name in names:
-        metric = {**METRICS, **QUERY_METRICS}.get(name)
+        metric = {**METRICS, **READ_METRICS}.get(name)
         if metric is not None:
             scores[name] = metric(predictions, references, characters)
         elif name in ENCODER_METRICS:

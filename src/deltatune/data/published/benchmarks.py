@@ -46,9 +46,14 @@ def published_metric(source: str, kind: LabelKind, texts: int) -> str:
 
     `source` is a name such as `glue-cola` or `sts-b`; `texts` is the number of text columns.
     """
-    words = re.findall(r"[a-z]+|\d+", source.lower())
-    names = {*words, *map("".join, pairwise(words)), re.sub(r"[^a-z0-9]", "", source.lower())}
+    names = names_in(source)
     for name, benchmark in BENCHMARKS.items():
         if name in names and benchmark.kind == kind and benchmark.texts == texts:
             return benchmark.metric
     return ""
+
+
+def names_in(source: str) -> set[str]:
+    """The names that the name of a source may hold, lower case and without hyphens: words, pairs of them, and all."""
+    words = re.findall(r"[a-z]+|\d+", source.lower())
+    return {*words, *map("".join, pairwise(words)), re.sub(r"[^a-z0-9]", "", source.lower())}

@@ -1,0 +1,333 @@
+"""Fact completion: the object of a fact, one token at the blank of a wording that names its subject."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.data import LabelKind
+from deltatune.models.architecture import Answers, Loads, family
+from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
+from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
+from deltatune.tasks.pretraining.span_corruption import NAMES, sentinel_ids
+from deltatune.tasks.prompts.templates import Template, spells_spaces
+from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
+from deltatune.tasks.tokenization import not_words, word_of
+
+SUBJECT = "subject"
+"""The field of a wording that stands for the subject, whatever its column is called."""
+Blank = Literal["mask", "next", "sentinel", "denoise"]
+"""How a model sees the blank: as its mask token, as the next token of a text, as a sentinel whose span the decoder
+writes, or as a mask token in a text that the decoder repeats."""
+SEVERAL, UNKNOWN, NO_CANDIDATE, LONG = "several tokens", "unknown to the tokenizer", "no candidate", "too long"
+"""Why a row cannot be scored."""
+
+
+@dataclass(frozen=True)
+class FactCompletion(LanguageModelTask):
+    """-log p(object | wording with the subject)     Petroni et al. 2019, https://arxiv.org/abs/1909.01066
+
+    The object is one token. It is ranked among the candidates, or among all tokens that are words: P@k is the share of
+    the rows whose object is among the k likeliest. Virtual tokens in the wording are what OptiPrompt and P-tuning train
+    (Zhong et al. 2021, https://arxiv.org/abs/2104.05240; Liu et al. 2021, https://arxiv.org/abs/2103.10385).
+    `fact_task` fills in what the model and the tokenizer decide.
+    """
+
+    name: ClassVar[str] = "fact"
+    answers: ClassVar[Answers] = "likelihood"
+    loads: ClassVar[Loads] = "words"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric", "top")
+
+    template: str = "{subject} is {mask}."
+    """The wording: {subject} the subject, {mask} the object; virtual tokens as in `Template`."""
+    text: tuple[str, ...] = (SUBJECT,)
+    """The column of subjects."""
+    label: str = "object"
+    """The column of objects."""
+    blank: Blank = "mask"
+    """How the model sees the blank."""
+    start: int = 0
+    """Id that the decoder of an encoder-decoder reads first."""
+    vocabulary: int = 0
+    """Rows of the model's token embedding; the ids of virtual tokens begin there."""
+    candidates: tuple[int, ...] = ()
+    """Ids of the tokens that are ranked, in order; empty for all that are words."""
+    not_words: tuple[int, ...] = ()
+    """Ids that are never ranked: special tokens, and rows of the embedding without a token."""
+    over: Literal["vocabulary", "candidates"] = "vocabulary"
+    """What the probability in the loss is shared by: the whole vocabulary, or the candidates."""
+    top: int = 10
+    """k of P@k."""
+    metric: str = "p@1"
+    """Primary metric."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        problems = self.metric_problems("fact completion", self.metrics)
+        problems += wording_problems(self.template, self.blank)
+        if len(self.text) != 1:
+            problems.append(f"text must name the one column of subjects, not {len(self.text)}")
+        if self.top < 1:
+            problems.append(f"top must be at least 1, not {self.top}")
+        if self.over == "candidates" and not self.candidates:
+            problems.append("over='candidates' needs candidates")
+        if list(self.candidates) != sorted(set(self.candidates)) or min(self.candidates, default=0) < 0:
+            problems.append("candidates must be token ids in order, each once")
+        raise_all(problems)
+
+    @property
+    def has_virtual_tokens(self) -> bool:
+        """Whether the wording itself places an adapter's virtual tokens."""
+        return any(part.kind == "virtual" for part in Template(self.template).parts)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """P@1, P@k, the mean reciprocal rank, and the loss in nats."""
+        return tuple(dict.fromkeys(("p@1", f"p@{self.top}", "mrr", "loss")))
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """A text for each text."""
+        return "text"
+
+    # ---- rows to tokens
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        positions_taken: int = 0,
+        labelled: bool = True,
+        joined: bool = True,
+    ) -> Encoded:
+        """Tokenise rows. Raises DeltatuneError listing those that cannot be scored: see `encode_scorable`."""
+        encoded, problems = self.encode_scorable(rows, tokenizer, positions, positions_taken, labelled)
+        raise_listed(
+            [
+                f"row {i}: {rows[i].get(self.label)!r} after {rows[i].get(self.text[0])!r}: {reason}"
+                for i, reason in problems.items()
+            ],
+            "an object is one token of this tokenizer, and one of the candidates if there are any; `deltatune facts` "
+            "leaves other rows out and counts them",
+        )
+        return encoded
+
+    def encode_scorable(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        positions: int | None = None,
+        positions_taken: int = 0,
+        labelled: bool = True,
+    ) -> tuple[Encoded, dict[int, str]]:
+        """The rows that can be scored as tokens, and by row number why the others cannot.
+
+        Those are objects of several tokens, unknown ones and ones that are no candidates, and rows that are longer than
+        the model's positions: rows are not truncated.
+        """
+        subjects = text_column(rows, self.text[0])
+        objects: list[str | None] = [*text_column(rows, self.label)] if labelled else [None] * len(rows)
+        template = Template(self.template)
+        known = object_ids([each for each in objects if each is not None], tokenizer, template.spaced_blank)
+        own = len(template.initial_ids(tokenizer))  # virtual tokens that are in the row are not in front of it, too
+        room = None if positions is None else positions - max(0, positions_taken - own)
+        candidates = frozenset(self.candidates)
+        encoded: list[TokenRow] = []
+        facts: list[tuple[PreTrainedTokenizerBase, bool]] = []
+        problems: dict[int, str] = {}
+        for i, (subject, answer) in enumerate(zip(subjects, objects, strict=True)):
+            id = 0 if answer is None else known[answer]
+            if not isinstance(id, int):
+                problems[i] = id
+                continue
+            if answer is not None and self.candidates and id not in candidates:
+                problems[i] = NO_CANDIDATE
+                continue
+            row = self._tokens(template, subject, id, tokenizer)
+            if room is not None and max(len(row["input_ids"]), len(row.get("decoder_input_ids", ()))) > room:
+                problems[i] = LONG
+                continue
+            encoded.append(row)
+            facts.append((tokenizer, answer is not None))
+        references = [answer for i, answer in enumerate(objects) if i not in problems]
+        return Encoded(encoded, 0, None, facts, references if labelled else None), problems
+
+    def _tokens(self, template: Template, subject: str, id: int, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
+        """One row, with `id` as the label at the blank."""
+        shown = self._shown(tokenizer)
+        rendered = template.render({SUBJECT: subject}, tokenizer, self.vocabulary, blank=shown)
+        ids = rendered.input_ids
+        if self.blank == "next":  # the model reads the wording up to the blank
+            ids = [*ids[: rendered.blank], id]
+            return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * (len(ids) - 1) + [id]}
+        row: TokenRow = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if self.blank == "mask":
+            types = {"token_type_ids": rendered.token_type_ids} if has_token_types(tokenizer) else {}
+            labels = [IGNORED] * len(ids)
+            labels[rendered.blank] = id
+            return {**row, **types, "labels": labels}
+        # the decoder writes the span after its sentinel, or repeats the text up to the blank; it has no virtual tokens
+        read = shown if self.blank == "sentinel" else [i for i in ids[: rendered.blank] if i < self.vocabulary]
+        return {**row, "decoder_input_ids": [self.start, *read], "labels": [IGNORED] * len(read) + [id]}
+
+    def _shown(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """What stands at the blank in the text that is read."""
+        if self.blank == "next":
+            return []
+        return [sentinel_ids(tokenizer)[0] if self.blank == "sentinel" else int(tokenizer.mask_token_id)]
+
+    # ---- logits to a loss and to ranks
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the objects, over the vocabulary or the candidates: (M, V), (M,) -> scalar."""
+        if self.over == "vocabulary":
+            return super().loss(logits, labels)
+        ranked = torch.tensor(self.candidates, device=logits.device)  # (C,), in order
+        return F.cross_entropy(logits.float()[:, ranked], torch.searchsorted(ranked, labels), reduction="sum")
+
+    def extra_statistics(self, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor | None:
+        """The object's rank from 1, the id of the likeliest token that is ranked, and its log-probability: (B, 3).
+
+        Of tokens with equal scores the first in the vocabulary is the likelier, so that no two share a rank.
+        """
+        scores, labels = outputs.get("logits")[0].float(), extra_labels["labels"]  # (B, V), (B,)
+        ranked = torch.tensor(self.candidates, device=scores.device)  # (C,)
+        if not self.candidates:
+            is_word = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
+            is_word[torch.tensor(self.not_words, dtype=torch.long, device=scores.device)] = False
+            ranked = is_word.nonzero()[:, 0]
+        own, chosen = scores.gather(1, labels[:, None]), scores[:, ranked]  # (B, 1), (B, C)
+        before = (chosen > own) | ((chosen == own) & (ranked < labels[:, None]))
+        best = ranked[(chosen == chosen.amax(1, keepdim=True)).float().argmax(1)]  # (B,)
+        likely = scores.log_softmax(-1).gather(1, best[:, None])[:, 0]
+        return torch.stack([1 + before.sum(1).double(), best.double(), likely.double()], 1)
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
+        """`{"word", "probability"}` of each row, the likeliest word; where it has an object `rank`, `nll`, `tokens`."""
+        answers: list[dict[str, Any]] = []
+        for (nll, tokens, _, rank, best, likely), (tokenizer, labelled) in zip(
+            pieces, encoded.facts or (), strict=True
+        ):
+            answer: dict[str, Any] = {"word": word_of(tokenizer, int(best)), "probability": math.exp(likely)}
+            answers.append(answer | ({"rank": int(rank), "nll": float(nll), "tokens": int(tokens)} if labelled else {}))
+        return answers
+
+    def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`{"word", "probability"}` per row, and `rank` where it has an object."""
+        return [{key: answer[key] for key in ("word", "probability", "rank") if key in answer} for answer in answers]
+
+    def corpus_scores(
+        self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
+    ) -> Mapping[str, CorpusScore]:
+        """Every metric; the answers know their objects."""
+        ranks = [answer["rank"] for answer in answers]
+        hits = {f"p@{k}": mean_score([rank <= k for rank in ranks]) for k in (1, self.top)}
+        return {**hits, "mrr": mean_score([1 / rank for rank in ranks]), **likelihood_scores(answers, ("loss",))}
+
+    def describe(self) -> str:
+        """One line."""
+        among = f"{len(self.candidates):,} candidates" if self.candidates else "all words"
+        return f"the {self.label} in {self.template!r}, ranked among {among}, scored by {self.metric}"
+
+
+def fact_task(
+    template: str,
+    config: PretrainedConfig,
+    vocabulary: int,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: Iterable[str] | None = None,
+    **fields: Any,
+) -> FactCompletion:
+    """The task of one wording for a model with this config, `vocabulary` rows of its token embedding, and a tokenizer.
+
+    candidates: words that are ranked; those that are not one token are left out. `fields` are the task's others.
+    Raises DeltatuneError for a wording that the model cannot read, and where no candidate is one token.
+    """
+    blank = blank_of(config, tokenizer)
+    excluded = {*not_words(tokenizer, vocabulary), *(_sentinels(tokenizer) if blank == "sentinel" else ())}
+    ids: set[int] = set()
+    if candidates is not None:
+        known = object_ids(candidates, tokenizer, Template(template).spaced_blank)
+        ids = {id for id in known.values() if isinstance(id, int)} - excluded
+        if not ids:
+            raise DeltatuneError(f"none of the {len(known):,} candidates is one token of this tokenizer")
+    start = getattr(config, "decoder_start_token_id", None)
+    return FactCompletion(
+        template=template, blank=blank, start=start if isinstance(start, int) else 0, vocabulary=vocabulary,
+        candidates=tuple(sorted(ids)), not_words=() if ids else tuple(sorted(excluded)), **fields,
+    )  # fmt: skip
+
+
+def blank_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Blank:
+    """How a model sees a blank. Raises DeltatuneError for an encoder whose tokenizer has no mask token, and such."""
+    kind = family(config)
+    if kind == "decoder":
+        return "next"
+    if kind == "encoder-decoder" and _sentinels(tokenizer):
+        return "sentinel"
+    if tokenizer.mask_token_id is None:
+        more = " and no sentinels (<extra_id_0>, ...)" if kind == "encoder-decoder" else ""
+        raise DeltatuneError(
+            f"the tokenizer of this {config.model_type} has no mask token{more}: it cannot show a blank"
+        )
+    return "mask" if kind == "encoder" else "denoise"
+
+
+def wording_problems(template: str, blank: Blank) -> list[str]:
+    """What is wrong with a wording for models that see a blank in this way."""
+    try:
+        parsed = Template(template)
+    except DeltatuneError as error:
+        return [str(error)]
+    problems = [
+        f"the wording {template!r} has the field {name!r}; its fields are {{{SUBJECT}}} and {{mask}}"
+        for name in parsed.columns
+        if name != SUBJECT
+    ]
+    kinds = [part.kind for part in parsed.parts]
+    behind = parsed.parts[kinds.index("mask") + 1 :]
+    if blank == "next" and any(part.kind != "words" or any(map(str.isalnum, part.text)) for part in behind):
+        problems.append(
+            f"the blank of {template!r} is not at its end, and a left-to-right model sees nothing behind a blank; use "
+            "a wording that ends with it, a final point aside, or a masked language model"
+        )
+    return problems
+
+
+def object_ids(words: Iterable[str], tokenizer: PreTrainedTokenizerBase, spaced: bool = True) -> dict[str, int | str]:
+    """The token of each word at a blank, or why it is not one: SEVERAL or UNKNOWN.
+
+    spaced: whether the blank follows a space, which some tokenizers spell as part of a word.
+    """
+    listed = list(dict.fromkeys(words))
+    if not listed:
+        return {}
+    space = " " if spaced and spells_spaces(tokenizer) else ""
+    encoded = tokenizer([space + word for word in listed], add_special_tokens=False, verbose=False)["input_ids"]
+    special = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
+    found: dict[str, int | str] = {}
+    for word, ids in zip(listed, encoded, strict=True):
+        unknown = not ids or any(id in special for id in ids)
+        found[word] = UNKNOWN if unknown else SEVERAL if len(ids) > 1 else int(ids[0])
+    return found
+
+
+def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [id for name, id in tokenizer.get_vocab().items() if NAMES.fullmatch(name)]
+
+
+def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer makes token types, which BERT reads."""
+    return "token_type_ids" in tokenizer.model_input_names

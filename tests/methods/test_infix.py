@@ -13,8 +13,9 @@ from deltatune.store.peft import peft_obstacles
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.testing import check_method
 from deltatune.testing.fixtures import attach, make_host
+from deltatune.training.forward import token_logits
 from deltatune.training.inference.prediction import encode_for
-from deltatune.training.task_model import labelled_outputs, token_logits
+from deltatune.training.task_model import labelled_outputs
 from support import models
 from support.language_models import generation_tokenizer
 

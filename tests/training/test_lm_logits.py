@@ -9,9 +9,9 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, Tag, collator_for
 from deltatune.tasks.task import IGNORED
 from deltatune.training import encode_for, predict
-from deltatune.training.forward import text_states
+from deltatune.training.forward import text_states, token_logits
 from deltatune.training.inference.likelihood import negative_log_likelihoods
-from deltatune.training.task_model import TaskModel, labelled_outputs, token_logits
+from deltatune.training.task_model import TaskModel, labelled_outputs
 from support import models
 from support.language_models import LM_KINDS, generation_tokenizer, lm_host, make_rows, randomize_
 

@@ -16,9 +16,10 @@ from deltatune.core.sites.blocks import is_decoder
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Answers = Literal["row", "token", "text", "likelihood"]
 """What a model outputs for a task: logits per row, logits per token, generated text, or likelihoods of tokens."""
-Loads = Literal[Answers, "mask", "pairs"]
+Loads = Literal[Answers, "mask", "pairs", "words"]
 """Kind of model to load: "row" and "token" a bare transformer, "text" and "likelihood" a language model,
-"mask" a masked language model, "pairs" a masked language model with next-sentence prediction."""
+"mask" a masked language model, "pairs" a masked language model with next-sentence prediction, "words" the language
+model of its family, whichever that is."""
 
 
 def family(config: PretrainedConfig) -> Family:

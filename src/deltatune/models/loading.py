@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded
-from deltatune.models.architecture import Loads, can_generate, has_masked_lm
+from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm
 
 BUILTIN = "builtin"
 """Name of the built-in model, which comes as a package."""
@@ -46,7 +46,8 @@ def load_backbone(
     """Load a model, in float32 and eval mode, and its tokenizer from a folder, the hub, or `builtin`, the package.
 
     answers: "row" or "token" loads the bare transformer (AutoModel), "text" or "likelihood" a causal or seq2seq
-    language model, "mask" a masked language model, "pairs" one with next-sentence prediction.
+    language model, "mask" a masked language model, "pairs" one with next-sentence prediction, "words" the language
+    model of its family.
     pooler: keep the pooler of a bare transformer. By default it is dropped: nothing uses it, and under full fine-tuning
     it would get no gradient.
     A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no
@@ -160,6 +161,8 @@ def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
     """The auto class of transformers that loads a model for these answers; DeltatuneError where there is none."""
     if answers in ("row", "token"):
         return AutoModel
+    if answers == "words":
+        answers = "mask" if family(config) == "encoder" else "text"
     if answers in ("mask", "pairs"):
         if has_masked_lm(config):
             return AutoModelForMaskedLM if answers == "mask" else AutoModelForPreTraining

@@ -138,7 +138,7 @@ class Classify(Task):
 
     def _column(self, rows: Sequence[Row], name: str) -> list[str]:
         """The texts of a column; words in lists are joined by blanks."""
-        values = [_joined_words(value) for value in column(rows, name)]
+        values = [joined_words(value) for value in column(rows, name)]
         return text_column([{name: value} for value in values], name)
 
     def _marked(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:
@@ -258,7 +258,7 @@ class Classify(Task):
         return f"{metric} (positive: {self.positive})" if self.positive and metric in POSITIVE_METRICS else metric
 
 
-def _joined_words(value: Any) -> Any:
+def joined_words(value: Any) -> Any:
     """A list of words as one text; other values as they are."""
     words = isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value)
     return " ".join(value) if words else value

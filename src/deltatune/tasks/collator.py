@@ -21,6 +21,9 @@ MULTIPLE = 8
 """Rows are padded to a multiple of it: matrix units work on tiles, and fewer distinct shapes are compiled."""
 TOKEN_LABELS = "labels"
 """One label per token: padded with IGNORED, to its own length where that is not the input's (encoder-decoders)."""
+DECODER_IDS = "decoder_input_ids"
+"""What the decoder of an encoder-decoder reads, where that is not its labels one step later: as long as the labels, on
+the right of which both are padded; nothing attends to what is behind a token."""
 ROW_LABELS = {"label": "labels", "pair_label": "pair_labels"}
 """One label per row: its name in a row and in a batch."""
 
@@ -42,10 +45,10 @@ class PaddingCollator:
         """Return the batch; B rows padded to the longest, rounded up to a multiple of 8."""
         count = len(rows)
         if self.packed:
-            rows = pack_rows(rows, self._width(rows))
-        width = self._width(rows)
+            rows = pack_rows(rows, self.width([row["input_ids"] for row in rows]))
+        width = self.width([row["input_ids"] for row in rows])
         names = {**self.fill, **({"position_ids": 0} if self.packed else {})}
-        batch = {name: self._pad([row[name] for row in rows], fill, width) for name, fill in names.items()}
+        batch = {name: self.pad([row[name] for row in rows], fill, width) for name, fill in names.items()}
         if self.packed:
             batch["rows"] = torch.tensor(count)
         for name, batch_name in ROW_LABELS.items():
@@ -53,21 +56,26 @@ class PaddingCollator:
                 batch[batch_name] = torch.tensor([row[name] for row in rows])
         if TOKEN_LABELS in rows[0]:
             batch["labels"] = self._token_labels(rows, width)
+        if DECODER_IDS in rows[0]:
+            size = batch["labels"].shape[1]
+            batch[DECODER_IDS] = torch.tensor([row[DECODER_IDS] + [0] * (size - len(row[DECODER_IDS])) for row in rows])
         return batch
 
-    def _width(self, rows: Sequence[TokenRow]) -> int:
-        longest = max(len(row["input_ids"]) for row in rows)
+    def width(self, sequences: Sequence[Sequence[int]]) -> int:
+        """The padded length of these sequences."""
+        longest = max(map(len, sequences))
         width = -(-longest // MULTIPLE) * MULTIPLE
         return width if self.longest is None else max(longest, min(width, self.longest))
 
     def _token_labels(self, rows: Sequence[TokenRow], width: int) -> Tensor:
         labels = [row[TOKEN_LABELS] for row in rows]
         if all(len(row[TOKEN_LABELS]) == len(row["input_ids"]) for row in rows):
-            return self._pad(labels, IGNORED, width)
+            return self.pad(labels, IGNORED, width)
         longest = max(map(len, labels))
         return torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels])  # (B, T of the answers)
 
-    def _pad(self, values: list[list[int]], fill: int, width: int) -> Tensor:
+    def pad(self, values: list[list[int]], fill: int, width: int) -> Tensor:
+        """Lists of numbers, padded on the collator's side: (B, T)."""
         if self.left:
             return torch.tensor([[fill] * (width - len(row)) + row for row in values])  # (B, T)
         return torch.tensor([row + [fill] * (width - len(row)) for row in values])  # (B, T)

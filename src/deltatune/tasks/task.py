@@ -110,6 +110,11 @@ class Task(ABC):
     """Name of the primary metric, a key of `score`'s result."""
 
     @property
+    def has_virtual_tokens(self) -> bool:
+        """Whether encoded rows have an adapter's virtual tokens, which are put in front of them otherwise."""
+        return False
+
+    @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that may be the primary one."""
@@ -262,7 +267,10 @@ class LanguageModelTask(Task):
         return self.loss(logits, labels)
 
     def extra_statistics(self, outputs: Any, extra_labels: Mapping[str, Tensor]) -> Tensor | None:
-        """More numbers of each row (B, K), which `collect` gets after nll, tokens and hits; None if there are none."""
+        """More numbers of each row (B, K), which `collect` gets after nll, tokens and hits; None if there are none.
+
+        `extra_labels` holds the labels (M,) of the labelled tokens too, as "labels".
+        """
         return None
 
 

@@ -9,7 +9,9 @@ from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import ExtractiveQA
+from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
@@ -28,7 +30,7 @@ DATA_TASKS: dict[LabelKind, type[Task]] = {
 }
 """The task of each kind of data."""
 
-_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), Mixture, *OBJECTIVES)
+_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), LabelWords, FactCompletion, Mixture, *OBJECTIVES)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 """Tasks by the name under which an adapter folder stores them."""
 

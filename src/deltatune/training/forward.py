@@ -56,6 +56,12 @@ def selected_states(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Ite
         handle.remove()
 
 
+def token_logits(outputs: Any) -> Tensor:
+    """Logits (M, V) of the language-model head, of outputs at selected states (1, M, V)."""
+    logits: Tensor = outputs.get("logits", outputs.get("prediction_logits"))[0]
+    return logits.float()
+
+
 def language_model_head(model: nn.Module) -> nn.Module:
     """The layer that computes logits over the vocabulary. Raises DeltatuneError for a model without one."""
     head = output_embeddings(model)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head, Heads
+from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
-from deltatune.training.forward import adapter_logits, selected_states, text_mask, text_states
+from deltatune.training.forward import adapter_logits, selected_states, text_mask, text_states, token_logits
+from deltatune.training.label_word_logits import label_word_logits
 
 
 class TaskModel(nn.Module):
@@ -73,6 +75,9 @@ def part_logits(
     host: Host, name: str, task: Task, part: str | None, batch: dict[str, Tensor], bfloat16: bool
 ) -> Tensor:
     """Logits of an adapter's head; of a mixture those of one part, whose head may be columns of one for all parts."""
+    own = task.part(part) if isinstance(task, Mixture) and part is not None else task
+    if isinstance(own, LabelWords):
+        return label_word_logits(host, own, batch, bfloat16)
     logits = adapter_logits(host, name, batch, bfloat16, part)
     shared = isinstance(task, Mixture) and part is not None and isinstance(host.adapters[name].head, Head)
     return logits[..., task.columns(part)] if shared else logits  # type: ignore[attr-defined]
@@ -84,12 +89,13 @@ def labelled_outputs(
     """Run the base; return its outputs, with logits (1, M, V) at the M labelled tokens alone, and the labels (M,).
 
     A decoder predicts a token from the state before it, a masked language model from the state at it. The decoder of an
-    encoder-decoder reads the labels one step later, after its start token. `row_labels`: whole rows have labels too,
-    which the adapter's head predicts if it has one, as `seq_relationship_logits` (B, C).
+    encoder-decoder reads the labels one step later, after its start token, unless the batch says what it reads.
+    `row_labels`: whole rows have labels too, which the adapter's head predicts if it has one, as
+    `seq_relationship_logits` (B, C).
     """
     kind = family(host.model.config)  # type: ignore[arg-type]
     batch = dict(batch)
-    if kind == "encoder-decoder":
+    if kind == "encoder-decoder" and "decoder_input_ids" not in batch:
         batch["decoder_input_ids"] = shift_right(host.model, labels)
     if kind == "decoder" and "use_cache" in signature(host.model.forward).parameters:
         batch["use_cache"] = False  # type: ignore[assignment]  # with a cache, packed rows would see each other
@@ -110,12 +116,6 @@ def labelled_outputs(
     for head in heads:
         outputs.seq_relationship_logits = head(recorded[-1], text_mask(host, batch))
     return outputs, targets[labelled]
-
-
-def token_logits(outputs: Any) -> Tensor:
-    """Logits (M, V) of the language-model head, out of the outputs of `labelled_outputs`."""
-    logits: Tensor = outputs.get("logits", outputs.get("prediction_logits"))[0]
-    return logits.float()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import collator_for
 from deltatune.tasks.task import TokenRow, raise_listed
-from deltatune.tasks.tokenization import longest_input, token_row
+from deltatune.tasks.tokenization import longest_input, not_words, token_row, word_of
 from deltatune.training.forward import base_outputs, text_states
 from deltatune.training.inference.batches import device_of, length_sorted_batches
 from deltatune.training.inference.prediction import free_positions
@@ -106,8 +106,7 @@ def _encode(
 def _not_words(host: Host, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Ids (n,) that are no words: special tokens, and rows of the embedding without a token."""
     size = int(host.model.config.get_text_config().vocab_size)  # type: ignore[union-attr,operator]
-    ids = {*tokenizer.all_special_ids, *range(len(tokenizer), size)}
-    return torch.tensor(sorted(id for id in ids if id < size), device=device_of(host))
+    return torch.tensor(not_words(tokenizer, size), device=device_of(host))
 
 
 def _filled(
@@ -116,17 +115,13 @@ def _filled(
     probabilities = logits.softmax(-1).index_fill(-1, excluded, 0.0)  # (masks, V)
     best = probabilities.topk(min(top, probabilities.shape[-1] - len(excluded)))
     masks = [
-        [{"word": _word(tokenizer, id), "score": score} for id, score in zip(ids, scores, strict=True)]
+        [{"word": word_of(tokenizer, id), "score": score} for id, score in zip(ids, scores, strict=True)]
         for ids, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     filled = text.replace(BLANK, str(tokenizer.mask_token))
     for words in masks:
         filled = filled.replace(str(tokenizer.mask_token), words[0]["word"].removeprefix("##"), 1)
     return {"filled": filled, "masks": masks}
-
-
-def _word(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
-    return str(tokenizer.decode([id])).strip()
 
 
 def _rank(tokenizer: PreTrainedTokenizerBase, word: str, logits: Tensor, excluded: Tensor) -> int | None:

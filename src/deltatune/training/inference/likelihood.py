@@ -12,8 +12,9 @@ from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask
+from deltatune.training.forward import token_logits
 from deltatune.training.inference.batches import device_of, length_sorted_batches
-from deltatune.training.task_model import labelled_outputs, token_logits
+from deltatune.training.task_model import labelled_outputs
 
 MAX_BATCH_TOKENS = 4096
 """Tokens of a batch: each has logits over the whole vocabulary."""
@@ -39,7 +40,7 @@ def negative_log_likelihoods(
         predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
         row_of_token = (predicted != IGNORED).nonzero()[:, 0].cpu()  # (M,)
         per_row = torch.zeros(len(numbers), 3, dtype=torch.float64).index_add_(0, row_of_token, per_token)
-        extra = task.extra_statistics(outputs, extra_labels)
+        extra = task.extra_statistics(outputs, {**extra_labels, "labels": targets})
         if extra is not None:
             per_row = torch.cat([per_row, extra.double().cpu()], 1)  # (B, 3 + K)
         for number, values in zip(numbers, per_row.numpy(), strict=True):

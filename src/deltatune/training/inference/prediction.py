@@ -18,6 +18,8 @@ from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
+from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.prompt_batches import PromptCollator
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.row_hashes import row_hashes
@@ -84,7 +86,8 @@ def ensure_encoded(
     """
     if not isinstance(rows, Encoded):
         return encode_for(host, name, task, rows, tokenizer, labelled)
-    positions, taken = longest_input(host.model), positions_taken(host, name)
+    positions = longest_input(host.model)
+    taken = 0 if task.has_virtual_tokens else positions_taken(host, name)
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if positions is not None and longest + taken > positions:
         raise DeltatuneError(
@@ -114,10 +117,24 @@ def encode_for(
             f"{host.adapters[name].method!r} treats a prompt and its answer differently, and the texts of language "
             "modelling have no prompt; use generate with columns input and output, or another method"
         )
+    _check_virtual_tokens(host, name, task, tokenizer)
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
     encoded = task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
     return replace(encoded, row_hashes=row_hashes(task, rows)) if labelled else encoded
+
+
+def _check_virtual_tokens(host: Host, name: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DeltatuneError where a template places other virtual tokens than the adapter has."""
+    if not isinstance(task, LabelWords) or not task.has_virtual_tokens:
+        return
+    adapter, placed = host.adapters[name], len(task.templates[0].initial_ids(tokenizer))
+    if adapter.needs.virtual_tokens != placed:
+        raise DeltatuneError(
+            f"the template {task.template!r} has {placed} virtual tokens, and {adapter.method!r} trains "
+            f"{adapter.needs.virtual_tokens}: write the template into the method, as Prompt(template=...) or "
+            "PTuning(template=...)"
+        )
 
 
 def adapter_collator(
@@ -128,7 +145,13 @@ def adapter_collator(
     Tasks that look answers up by position (tagging, extractive QA) are padded on the right.
     """
     left = False if isinstance(rows, Encoded) and rows.facts is not None else None
-    return collator_for(host.model, tokenizer, rows[0], free_positions(host, name), pack, left)
+    if "sequences" not in rows[0]:
+        return collator_for(host.model, tokenizer, rows[0], free_positions(host, name), pack, left)
+    if pack:
+        raise DeltatuneError("rows with label words cannot be packed: set packing=False")
+    example = {**rows[0], "token_type_ids": []} if "types" in rows[0] else rows[0]
+    plain = collator_for(host.model, tokenizer, example, free_positions(host, name))
+    return PromptCollator(plain.fill, plain.left, plain.longest, vocabulary=host.sites.facts.vocabulary)
 
 
 def positions_taken(host: Host, name: str) -> int:

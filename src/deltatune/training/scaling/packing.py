@@ -11,8 +11,9 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.collator import PaddingCollator, concatenate_rows
 from deltatune.tasks.task import IGNORED, TokenRow
+from deltatune.training.forward import token_logits
 from deltatune.training.inference.batches import device_of
-from deltatune.training.task_model import labelled_outputs, token_logits
+from deltatune.training.task_model import labelled_outputs
 
 TOLERANCE = 1e-3
 """Largest difference of logits that counts as rounding, relative to their size."""

@@ -1,0 +1,228 @@
+"""LabelWords: the task of classes whose words are scored in the blank of a template, by the model's own head.
+
+Schick and Schütze 2021, https://arxiv.org/abs/2001.07676; Gao et al. 2021, https://arxiv.org/abs/2012.15723;
+Brown et al. 2020, https://arxiv.org/abs/2005.14165
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.models.architecture import Loads
+from deltatune.tasks.classification import Classify, joined_words
+from deltatune.tasks.label_words.prompt_rows import PromptRows, special_form
+from deltatune.tasks.label_words.verbalizer import Words, check_words, word_tokens, words_of_names
+from deltatune.tasks.prompts.templates import Template
+from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
+from deltatune.tasks.tokenization import check_length
+
+Scoring = Literal["likelihood", "probability", "logit"]
+DEMONSTRATIONS = "demonstrations"
+"""A column of rows with demonstrations of their own (a list of texts), which take the place of the task's."""
+
+
+@dataclass(frozen=True)
+class LabelWords(Classify):
+    """One label for a text or a pair of texts: the class whose word fits best into the blank of a template.
+
+    No parameter is new: masked models read the blank at their mask token, left-to-right models at the end of the text,
+    T5 at a sentinel.
+    """
+
+    name: ClassVar[str] = "label-words"
+    loads: ClassVar[Loads] = "words"
+    inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive", "scoring")
+
+    text: tuple[str, ...] = ()
+    """The text columns; by default those of the template."""
+    template: str = ""
+    """The text with a blank: "{text} It was {mask}."; see `deltatune.Template`."""
+    more_templates: tuple[str, ...] = ()
+    """Further templates: every row is read in each of them, and the scores of its classes are averaged."""
+    words: Words = ()
+    """One or several words for each class, in the order of `labels`; by default the class names in words."""
+    scoring: Scoring = "likelihood"
+    """Score of a class: `likelihood`, the mean over its words of the log-probability a token; `probability`, the sum of
+    its words' probabilities; `logit`, the mean of their logits, as in PET. All are the same for words of one token."""
+    demonstrations: tuple[tuple[str, ...], ...] = ()
+    """Sets of filled templates that are shown with every row, the first ones the oldest: before it to models that
+    generate text, behind it to masked models. With several sets the scores of the classes are averaged."""
+    separator: str = "\n\n"
+    """Text between demonstrations; masked models have their separator token."""
+    calibration: tuple[tuple[float, ...], ...] = ()
+    """What is added to the scores of the classes, for each prompt (each set within each template) or one for all."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.labels) < 2:
+            problems.append("label words are for classes: labels must name at least two")
+        templates = [Template(text) for text in (self.template, *self.more_templates)]
+        if not self.text:
+            object.__setattr__(self, "text", tuple(dict.fromkeys(name for each in templates for name in each.columns)))
+        if not self.words:
+            object.__setattr__(self, "words", words_of_names(self.labels))
+        problems += [
+            f"the template {each.text!r} names {name!r}, which is not a text column{nearest(name, self.text)}; "
+            f"columns: {', '.join(self.text)}"
+            for each in templates
+            for name in each.columns
+            if name not in self.text
+        ]
+        problems += check_words(self.words, self.labels)
+        if len({each.tokens for each in templates}) > 1:
+            problems.append("templates of one prompt must have the same number of virtual tokens")
+        if any(len(each) != len(self.labels) for each in self.calibration):
+            problems.append(f"calibration must give a number for each of the {len(self.labels)} classes")
+        if len(self.calibration) > 1 and len(self.calibration) != self.prompts:
+            problems.append(f"calibration must be for one prompt or for each of the {self.prompts}")
+        if self.mark:
+            problems.append("mark is for a classification with a head; name the entities' columns in the template")
+        raise_all(problems)
+        super().__post_init__()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read `to_json`'s result, whose nested lists are tuples."""
+        return super().from_json({name: _tuples(value) for name, value in data.items()})
+
+    @cached_property
+    def templates(self) -> tuple[Template, ...]:
+        """All templates."""
+        return tuple(Template(text) for text in (self.template, *self.more_templates))
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts that a row is read in: templates times sets of demonstrations."""
+        return (1 + len(self.more_templates)) * max(1, len(self.demonstrations))
+
+    @property
+    def has_virtual_tokens(self) -> bool:
+        """Whether the template itself places an adapter's virtual tokens."""
+        return any(part.kind == "virtual" for template in self.templates for part in template.parts)
+
+    # --- rows to tokens ---
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        positions: int | None = None,
+        positions_taken: int = 0,
+        labelled: bool = True,
+        joined: bool = True,
+    ) -> Encoded:
+        """Fill the rows into the templates; columns of longer rows are cut, and the rows counted.
+
+        Where there is no room for all demonstrations, the oldest go. Raises DeltatuneError for a template that the
+        model cannot read, words that the tokenizer does not know, and what `Classify.encode` refuses.
+        """
+        if self.has_virtual_tokens:
+            positions_taken = 0  # they are tokens of the row
+        check_length(self.max_length, positions, positions_taken)
+        texts = [dict(zip(self.text, values, strict=True)) for values in self._texts(rows)]
+        labels = self._labels(rows) if labelled else [None] * len(rows)
+        form = special_form(tokenizer, joined)
+        makers = [
+            PromptRows(each, word_tokens(self.words, each, tokenizer), tokenizer, form, self.max_length)
+            for each in self.templates
+        ]
+        encoded: list[TokenRow] = []
+        cut = 0
+        for row, values, label in zip(rows, texts, labels, strict=True):
+            own = row.get(DEMONSTRATIONS)
+            sets = self.demonstrations if own is None else (tuple(own),)
+            made = [maker.row(values, shown, self.separator) for maker in makers for shown in sets or ((),)]
+            cut += any(each.cut for each in made)
+            encoded += [{**each.row, **({} if label is None else {"label": label})} for each in made]
+        if self.too_long == "error" and cut:
+            raise DeltatuneError(
+                f"{cut} of {len(rows)} texts are longer than max_length={self.max_length} tokens; raise max_length or "
+                "choose too_long='truncate'"
+            )
+        per_row = len(encoded) // len(rows) if len(rows) else 1
+        if per_row == 1:
+            return Encoded(encoded, truncated=cut)
+        owners = [i for i in range(len(rows)) for _ in range(per_row)]
+        references: Any = np.asarray(labels) if labelled else None
+        return Encoded(encoded, cut, owners, [None] * len(rows), references)
+
+    def _texts(self, rows: Sequence[Row], marked: Sequence[Any] = ()) -> list[tuple[str, ...]]:
+        columns = []
+        for name in self.text:
+            values = [joined_words(value) for value in column(rows, name)]
+            raise_listed([
+                f"row {i}: {name} is {value!r}, not a text"
+                for i, value in enumerate(values)
+                if not isinstance(value, (str, int, float)) or isinstance(value, bool)
+            ])  # fmt: skip
+            columns.append([str(value) for value in values])
+        return list(zip(*columns, strict=True))
+
+    # --- scores of words to a loss and answers ---
+
+    def head_config(self, config: PretrainedConfig, **over: Any) -> None:  # type: ignore[override]
+        """None: the model's own head answers."""
+
+    def class_scores(self, words: Tensor, tokens: Tensor) -> Tensor:
+        """Scores of the classes (B, C), from those of words (B, W), summed over their `tokens` (B, W)."""
+        sizes = [len(of_class) for of_class in self.words]
+        by_class, counts = torch.split(words, sizes, 1), torch.split(tokens, sizes, 1)
+        if self.scoring == "probability":
+            return torch.stack([scores.logsumexp(1) for scores in by_class], 1)
+        return torch.stack([(scores / count).mean(1) for scores, count in zip(by_class, counts, strict=True)], 1)
+
+    def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
+        """Log-probabilities of the classes (N, C), calibrated, and averaged over the prompts of each row."""
+        logits = np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
+        rows = encoded.examples
+        prompts = len(logits) // rows if rows else 1
+        logits = logits.reshape(rows, prompts, self.outputs)
+        if self.calibration:
+            logits = logits + np.asarray(self.calibration, logits.dtype)  # (P or 1, C)
+        if prompts == 1:
+            return logits[:, 0]
+        log_probabilities = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        mean: NDArray[Any] = np.logaddexp.reduce(log_probabilities, axis=1) - np.log(prompts)
+        return mean.astype(np.float32)
+
+    def describe(self) -> str:
+        """One sentence."""
+        words = ", ".join("/".join(of_class) for of_class in self.words[:6]) + (", ..." if len(self.words) > 6 else "")
+        shown = f" after {len(self.demonstrations[0])} demonstrations" if self.demonstrations else ""
+        return (
+            f"one of {len(self.labels)} labels by the words {words} in {self.template!r}{shown}, at most "
+            f"{self.max_length} tokens, scored by {self.metric_name(self.metric)}"
+        )
+
+
+def as_label_words(task: Classify, **fields: Any) -> LabelWords:
+    """A classification through the model's own head instead of a new one; `fields` are those of LabelWords.
+
+    Raises DeltatuneError for tasks without one class a row.
+    """
+    if isinstance(task, LabelWords):
+        return replace(task, **fields)
+    if type(task) is not Classify or not task.labels:
+        raise DeltatuneError(
+            f"label words are for one class a row, and this task is {task.describe()}; choose a method with a head"
+        )
+    common: Mapping[str, Any] = {
+        name: getattr(task, name)
+        for name in ("labels", "text", "label", "max_length", "metric", "too_long", "positive")
+    }
+    return LabelWords(**{**common, **fields})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

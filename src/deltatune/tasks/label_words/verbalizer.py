@@ -1,0 +1,96 @@
+"""Verbalizer: the words of each class, and their tokens in the blank of a template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.tasks.prompts.templates import Template, spells_spaces
+
+Words = tuple[tuple[str, ...], ...]
+"""One or several words for each class, in the order of the classes."""
+
+
+def words_of_names(labels: Sequence[str]) -> Words:
+    """The class names as words: not_spam and NotSpam become "not spam"."""
+    return tuple((_in_words(label),) for label in labels)
+
+
+def _in_words(label: str) -> str:
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    return re.sub(r"[_\-/\s]+", " ", parted).strip() or label
+
+
+def words_of_classes(words: Mapping[str, str | Sequence[str]], labels: Sequence[str]) -> Words:
+    """Words by class, as a user gives them, in the order of the classes.
+
+    Raises DeltatuneError listing unknown classes and classes without a word.
+    """
+    problems = [
+        f"words are given for {label!r}, which is not a class{nearest(label, labels)}"
+        for label in words
+        if label not in labels
+    ]
+    problems += [f"the class {label!r} has no word" for label in labels if not words.get(label)]
+    raise_all(problems, f"classes: {', '.join(map(repr, labels[:20]))}" if problems else "")
+    return tuple((given,) if isinstance(given := words[label], str) else tuple(given) for label in labels)
+
+
+def read_words(assignments: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`negative=terrible|bad` as a mapping of classes to words. Raises DeltatuneError for other text."""
+    words: dict[str, tuple[str, ...]] = {}
+    for assignment in assignments:
+        label, sign, listed = assignment.partition("=")
+        given = tuple(word.strip() for word in listed.split("|") if word.strip())
+        if not (sign and label.strip() and given):
+            raise DeltatuneError(
+                f"{assignment!r} gives no words: write CLASS=WORD or CLASS=WORD|WORD, such as bad=terrible|awful"
+            )
+        if label.strip() in words:
+            raise DeltatuneError(f"the words of {label.strip()!r} are given twice; give them once, as CLASS=WORD|WORD")
+        words[label.strip()] = given
+    return words
+
+
+def check_words(words: Words, labels: Sequence[str]) -> list[str]:
+    """What is wrong with the words of classes."""
+    if len(words) != len(labels):
+        return [f"{len(words)} classes have words, and the task has {len(labels)} classes"]
+    problems = [
+        f"the class {label!r} has no word" for label, of_class in zip(labels, words, strict=True) if not of_class
+    ]
+    owner: dict[str, str] = {}
+    for label, of_class in zip(labels, words, strict=True):
+        for word in of_class:
+            if not word.strip():
+                problems.append(f"a word of the class {label!r} is empty")
+            elif word in owner:
+                whose = "twice of" if owner[word] == label else f"of {owner[word]!r} and of"
+                problems.append(f"the word {word!r} is {whose} the class {label!r}: give each word once")
+            owner[word] = label
+    return problems
+
+
+def word_tokens(words: Words, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of every word as it stands in the blank, in the order of the classes.
+
+    Raises DeltatuneError for words that the tokenizer does not know, and for two words of the same tokens.
+    """
+    spaced = template.spaced_blank and spells_spaces(tokenizer)
+    ids: list[list[int]] = []
+    problems: list[str] = []
+    seen: dict[tuple[int, ...], str] = {}
+    for word in (word for of_class in words for word in of_class):
+        tokens = tokenizer(f" {word}" if spaced else word, add_special_tokens=False, verbose=False)["input_ids"]
+        unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens
+        if unknown or not tokens:
+            problems.append(f"the tokenizer does not know the word {word!r}; choose another word")
+        elif tuple(tokens) in seen:
+            problems.append(f"the words {seen[tuple(tokens)]!r} and {word!r} are the same tokens; choose another word")
+        seen[tuple(tokens)] = word
+        ids.append(list(tokens))
+    raise_all(problems)
+    return ids

@@ -21,7 +21,8 @@ FLOORS: list[list[str]] = [
     ["core", "data"],
     ["models"],
     ["methods", "store", "tasks"],
-    ["training", "prompting"],
+    ["training"],
+    ["prompting"],
     ["comparison"],
     ["cli", "testing"],
 ]

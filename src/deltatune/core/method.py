@@ -14,6 +14,8 @@ from deltatune.core.sites.site import Site, Sites
 
 REGISTRY: dict[str, Callable[..., Method]] = {}
 """Method classes, entered by being defined, and short forms; read it through `core.registry.registry`."""
+PROMPTING_REGISTRY: dict[str, Callable[..., Method]] = {}
+"""Prompting methods, entered by being defined; read it through `core.registry.prompting_registry`."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,21 @@ class Method:
         """The method with its initial text, or the task's labels, as token ids: itself where it has neither."""
         return self
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, registry: dict[str, Callable[..., Method]] | None = REGISTRY) -> None:
         super().__init_subclass__()
         if "__repr__" not in cls.__dict__:  # before the dataclass decorator puts its own
             cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
-        if not cls.__name__.startswith("_"):
-            REGISTRY[cls.__name__] = cls
+        if registry is not None and not cls.__name__.startswith("_"):
+            registry[cls.__name__] = cls
+
+    @property
+    def input_template(self) -> str:
+        """The template that places its virtual tokens in the input; "" where they come first, or there are none."""
+        return ""
+
+    def with_virtual_tokens(self, ids: Sequence[int | None]) -> Method:
+        """The method with as many virtual tokens, each with the id of the token that it starts from, or None."""
+        raise DeltatuneError(f"{self!r} has no virtual tokens that a template could place")
 
     @property
     def size(self) -> int | None:

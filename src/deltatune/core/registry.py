@@ -12,7 +12,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.field_validation import shortened
-from deltatune.core.method import REGISTRY, Method
+from deltatune.core.method import PROMPTING_REGISTRY, REGISTRY, Method
 from deltatune.core.union import MAX_MEMBERS, join
 
 ALIASES = {
@@ -30,25 +30,41 @@ MAX_TEXT = 10_000
 MAX_NESTING = 8
 """Methods within methods, and tuples within tuples."""
 
-_loaded: list[bool] = []
+_loaded: set[str] = set()
 
 
 def registry() -> dict[str, Callable[..., Method]]:
-    """Every registered method class and short form by name.
+    """Every registered tuning method and short form by name.
 
     Built-in methods are registered as third parties' are: each entry point of the group `deltatune.methods` names a
     module, and importing it registers the methods it defines.
     """
-    if not _loaded:
-        _loaded.append(True)
-        for point in entry_points(group="deltatune.methods"):
-            try:
-                point.load()
-            except Exception as error:
-                raise DeltatuneError(
-                    f"the methods {point.name!r} ({point.value}) cannot be imported: {error}; fix or uninstall them"
-                ) from error
+    _load("deltatune.methods")
     return dict(sorted(REGISTRY.items()))
+
+
+def prompting_registry() -> dict[str, Callable[..., Method]]:
+    """Every registered prompting method by name, from the entry points of the group `deltatune.prompting`."""
+    _load("deltatune.prompting")
+    return dict(sorted(PROMPTING_REGISTRY.items()))
+
+
+def _load(group: str) -> None:
+    if group in _loaded:
+        return
+    _loaded.add(group)
+    for point in entry_points(group=group):
+        try:
+            point.load()
+        except Exception as error:
+            raise DeltatuneError(
+                f"the methods {point.name!r} ({point.value}) cannot be imported: {error}; fix or uninstall them"
+            ) from error
+
+
+def find_method(name: str) -> Callable[..., Method] | None:
+    """The class or short form of this name, or None; prompting methods are looked up last, as their import takes longer."""
+    return registry().get(name) or prompting_registry().get(name)
 
 
 def parse(text: str | Method) -> Method:
@@ -152,15 +168,18 @@ def _is_method(node: ast.expr) -> bool:
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         node = node.left
     called = node.func if isinstance(node, ast.Call) else node
-    registered = isinstance(called, ast.Name) and called.id in registry()
+    registered = isinstance(called, ast.Name) and find_method(called.id) is not None
     return registered or (isinstance(node, ast.Call) and isinstance(called, ast.Name) and called.id[:1].isupper())
 
 
 def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:
-    methods = registry()
-    if name not in methods:
-        raise DeltatuneError(f"no method is called {name!r}{nearest(name, methods)}\nmethods: {', '.join(methods)}")
-    maker = methods[name]
+    maker = find_method(name)
+    if maker is None:
+        tuning, prompting = registry(), prompting_registry()
+        raise DeltatuneError(
+            f"no method is called {name!r}{nearest(name, [*tuning, *prompting])}\nmethods: {', '.join(tuning)}\n"
+            f"prompting: {', '.join(prompting)}"
+        )
     names = option_names(maker)
     unknown = [option for option in options if option not in names]
     if unknown or len(values) > len(names):

@@ -20,7 +20,7 @@ from deltatune.core.host import Host
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.input_validation.regular_files import check_directory
 from deltatune.core.method import Method, hyperparameters
-from deltatune.core.registry import registry
+from deltatune.core.registry import find_method
 from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
@@ -167,7 +167,7 @@ def method_from_json(content: Any, folder: Path) -> Method:
         )
     options = dict(content)
     name = options.pop("name")
-    maker = registry().get(name)
+    maker = find_method(name)
     if not isinstance(maker, type):
         raise DeltatuneError(
             f"{folder} holds a {shortened(name, quoted=False)} adapter, but that method is not installed; "

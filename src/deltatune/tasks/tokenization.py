@@ -11,6 +11,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
+from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Task, TokenRow
 
 FINGERPRINT_TEXTS = (
@@ -133,6 +134,17 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
+def not_words(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """Ids below `vocabulary` that are no words, in order: special tokens, and rows of an embedding without a token."""
+    ids = {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)}
+    return sorted(id for id in ids if id < vocabulary)
+
+
+def word_of(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
+    """A token as a word, without the space that it may begin with."""
+    return str(tokenizer.decode([id])).strip()
+
+
 def longest_input(model: nn.Module) -> int | None:
     """Number of tokens that the model has positions for; None where it has no limit (T5's relative positions)."""
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
@@ -163,7 +175,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def with_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase, task: Task | None = None) -> Method:
-    """The method with its words as token ids; `task.labels`, if it has any, are the words of the labels."""
+    """The method with its words as token ids, and with as many virtual tokens as its template places.
+
+    `task.labels`, if it has any, are the words of the labels.
+    """
+    if method.input_template:
+        method = method.with_virtual_tokens(Template(method.input_template).initial_ids(tokenizer))
 
     def tokenize(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

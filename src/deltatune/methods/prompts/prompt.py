@@ -44,8 +44,9 @@ class SoftPrompt(Delta):
         if self.init not in DRAWN:
             self.prompt.copy_(drawn_vectors(base, self.length, self.vocabulary, rng("vocabulary")))
         for i, ids in enumerate(self.ids[: self.length]):
-            given = torch.tensor([ids] if isinstance(ids, int) else ids)
-            self.prompt[i] = vectors_of(base, given).mean(0)
+            given = (ids,) if isinstance(ids, int) else ids
+            if given:
+                self.prompt[i] = vectors_of(base, torch.tensor(given)).mean(0)
 
     def vectors(self) -> Tensor:
         """P (P, D)."""
@@ -77,7 +78,11 @@ class Prompt(Method):
     text: str = ""
     """The initial text."""
     ids: Ids = ()
-    """Initial token ids; those of labels and texts are filled in before training, by the tokenizer."""
+    """Initial token ids, with () for a vector that is drawn; those of labels and texts are filled in before training,
+    by the tokenizer."""
+    template: str = ""
+    """Where the virtual tokens stand in the input, for classification by label words: "{5} {text} {soft:It was} {mask}"
+    has five that are drawn and two that start from words. Default: in front of the text."""
 
     size_field: ClassVar[str | None] = "length"
     learning_rate: ClassVar[float] = 2e-2
@@ -98,6 +103,20 @@ class Prompt(Method):
             what = "labels" if self.init == "labels" else "tokens"
             raise DeltatuneError(f"Prompt(length={self.length}) is too short for {len(self.ids)} {what}, a vector each")
 
+    @property
+    def input_template(self) -> str:
+        return self.template
+
+    def with_virtual_tokens(self, ids: Sequence[int | None]) -> Method:
+        if self.init in ("labels", "text"):
+            raise DeltatuneError(
+                f"{self!r}: the template says where each virtual token starts from; leave init={self.init!r} out, and "
+                "write {soft:words} for those that start from words"
+            )
+        given = tuple(() if id is None else id for id in ids)
+        known = given if any(ids != () for ids in given) else ()
+        return replace(self, length=len(ids), ids=known, init=self.init if not known else "ids")
+
     def with_token_ids(self, tokenize: Callable[[str], Sequence[int]], labels: Sequence[str]) -> Method:
         if self.ids or self.init not in ("labels", "text"):
             return self
@@ -109,6 +128,11 @@ class Prompt(Method):
             [f"the tokenizer makes no tokens of {t!r}" for t, of_text in zip(texts, ids, strict=True) if not of_text]
         )
         return replace(self, ids=tuple(ids) if self.init == "labels" else ids[0])
+
+    @property
+    def size(self) -> int | None:
+        """The length; None where a template sets it."""
+        return None if self.template else self.length
 
     def sized(self, size: int) -> Method:
         """The same with another length, at least the number of initial ids."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, at_most, check_dropout
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.prompts.prompt import SoftPrompt, at_input
@@ -92,6 +94,9 @@ class PTuning(Method):
     """LSTM layers."""
     dropout: float = 0.0
     """Dropout between LSTM layers."""
+    template: str = ""
+    """Where the virtual tokens stand in the input, for classification by label words: "{3} {text} {3} {mask} {3}" for
+    masked models, "{3} {text} {3} {mask}" for left-to-right ones; words in it are anchors. Default: in front."""
 
     learning_rate: ClassVar[float] = 1e-3
     starts_as_base: ClassVar[bool] = False
@@ -105,6 +110,18 @@ class PTuning(Method):
     @property
     def label(self) -> str:
         return "P-tuning"
+
+    @property
+    def input_template(self) -> str:
+        return self.template
+
+    def with_virtual_tokens(self, ids: Sequence[int | None]) -> Method:
+        if any(id is not None for id in ids):
+            raise DeltatuneError(
+                f"{self!r}: its encoder computes the vectors, which cannot start from words; write "
+                "Prompt(template=...) for {soft:words}"
+            )
+        return replace(self, length=len(ids))
 
     def pick(self, sites: Sites) -> list[Site]:
         return at_input(sites)

@@ -1,0 +1,160 @@
+"""Zero-shot prompts, and tuning methods that train through label words instead of a new head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.method import Method, View
+from deltatune.core.registry import parse
+from deltatune.core.sites.site import Sites
+from deltatune.methods.low_rank.lora import LoRA
+from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
+from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.task import Task
+from deltatune.tasks.tokenization import with_token_ids
+from deltatune.training.session import Session
+from deltatune.training.settings import Settings
+
+
+def check_classes(method: Method, task: Task) -> Classify:
+    """The task as a classification. Raises DeltatuneError for tasks without one class a row."""
+    if not isinstance(task, Classify) or task.label_kind != "classes":
+        raise DeltatuneError(f"{method!r} is for one class a row; this task is {task.describe()}")
+    return task
+
+
+@dataclass(frozen=True)
+class ZeroShot(PromptMethod):
+    """argmax over classes of the score of their words in the blank of a template; nothing is trained
+
+    Brown et al. 2020, https://arxiv.org/abs/2005.14165; Schick and Schütze 2021, https://arxiv.org/abs/2001.07676
+    """
+
+    template: str = ""
+    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one."""
+    words: str = ""
+    """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
+    scoring: Literal["likelihood", "probability", "logit"] = "likelihood"
+    """Score of a class with several words, or words of several tokens; see LabelWords."""
+
+    @property
+    def label(self) -> str:
+        return "Zero-shot"
+
+    def check_task(self, task: Task) -> None:
+        check_classes(self, task)
+
+    def fit(
+        self,
+        session: Session,
+        rows: PromptRows,
+        settings: Settings,
+        options: PromptOptions = NO_OPTIONS,
+        on_step: OnProgress | None = None,
+    ) -> Fitted:
+        task = label_words_task(
+            check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
+            scoring=self.scoring,
+        )  # fmt: skip
+        return Fitted(attach_prompt(session, self, task), prompts=(prompt_text(task),))
+
+
+DEFAULT_METHOD = LoRA()
+
+
+@dataclass(frozen=True)
+class Cloze(PromptMethod):
+    """A tuning method trained through label words: cross-entropy over the scores of the classes, and no new head
+
+    Gao et al. 2021, https://arxiv.org/abs/2012.15723 (prompt-based fine-tuning); with P-tuning or prompt tuning, whose
+    template places the virtual tokens, Liu et al. 2021, https://arxiv.org/abs/2103.10385
+    """
+
+    method: Method = DEFAULT_METHOD
+    """What is trained."""
+    template: str = ""
+    """The text with a blank; default: the method's own, else a published one for the data, else a plain one."""
+    words: str = ""
+    """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
+    scoring: Literal["likelihood", "probability", "logit"] = "likelihood"
+    """Score of a class with several words, or words of several tokens; see LabelWords."""
+
+    trains: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    def check(self) -> None:
+        if isinstance(self.method, PromptMethod):
+            raise DeltatuneError(
+                f"Cloze trains a tuning method such as LoRA(r=8), and {self.method!r} is a prompting method"
+            )
+        if self.template and self.method.input_template:
+            raise DeltatuneError(f"Cloze: {self.method!r} has a template already; give one of the two")
+
+    @property
+    def inner(self) -> Method:
+        return self.method
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """That of the tuning method."""
+        return self.method.learning_rate
+
+    @property
+    def view(self) -> View:  # type: ignore[override]
+        """That of the tuning method."""
+        return self.method.view
+
+    @property
+    def label(self) -> str:
+        return f"{self.method.label}, label words"
+
+    @property
+    def size(self) -> int | None:
+        """That of the tuning method."""
+        return self.method.size
+
+    def sized(self, size: int) -> Method:
+        return replace(self, method=self.method.sized(size))
+
+    def limit(self, sites: Sites) -> int:
+        return self.method.limit(sites)
+
+    def check_task(self, task: Task) -> None:
+        check_classes(self, task)
+
+    def fit(
+        self,
+        session: Session,
+        rows: PromptRows,
+        settings: Settings,
+        options: PromptOptions = NO_OPTIONS,
+        on_step: OnProgress | None = None,
+    ) -> Fitted:
+        task = label_words_task(
+            check_classes(self, session.task), session.host.model.config, options,
+            self.template or self.method.input_template, self.words, scoring=self.scoring,
+        )  # fmt: skip
+        own = replace(session, task=task, head={})
+        own.attach(with_token_ids(self.method, session.tokenizer, task), settings.seed, head=False)
+        try:
+            outcome = own.train(rows.train, rows.validation, settings, on_step=on_step)
+        except BaseException:
+            own.detach()
+            raise
+        return Fitted(own, outcome, (prompt_text(task),))
+
+
+def as_prompt_method(text: str | Method) -> Method:
+    """A method as it runs: one whose template places its virtual tokens trains through label words."""
+    method = parse(text)
+    return Cloze(method) if method.input_template else method
+
+
+def prompt_text(task: LabelWords) -> str:
+    """A prompt on one line, for people."""
+    words = ", ".join(f"{label}: {'/'.join(of)}" for label, of in zip(task.labels[:8], task.words, strict=False))
+    return f"{task.template!r} with {words}{', ...' if len(task.labels) > 8 else ''}"

@@ -71,24 +71,30 @@ def test_cost_is_counted(session):
     assert cost.seconds > 0
 
 
-@pytest.mark.parametrize("text", ["Cloze(LoRA(r=2))", "Full", "BitFit", "Prompt", "PTuning"])
+@pytest.mark.parametrize("text", ["LoRA", "Full", "BitFit", "Prompt", "PTuning"])
 def test_tuning_methods_learn_through_label_words(session, text):
-    end = "{mask}." if session.tokenizer.mask_token and session.host.model.config.model_type == "bert" else "{mask}"
-    prompts = {
-        "Full": "Cloze(Full())",
-        "BitFit": "Cloze(BitFit())",
-        "Prompt": f"Prompt(template='{{2}} {{text}} {{soft:it was}} {end}')",
-        "PTuning": f"PTuning(encoder='mlp', template='{{3}} {{text}} {{3}} {end}')",
-    }
-    method = as_prompt_method(prompts.get(text, text))
+    """All rows get the class whose word is less likely: whatever is trained can make it likelier."""
+    end = "{mask}." if session.host.model.config.model_type == "bert" else "{mask}"
+    method = as_prompt_method(
+        {
+            "LoRA": "Cloze(LoRA(r=2))",
+            "Full": "Cloze(Full())",
+            "BitFit": "Cloze(BitFit(missing='add'))",
+            "Prompt": f"Prompt(template='{{2}} {{text}} {{soft:it was}} {end}')",
+            "PTuning": f"PTuning(encoder='mlp', template='{{3}} {{text}} {{3}} {end}')",
+        }[text]
+    )
     assert isinstance(method, Cloze)
-    rate = 3e-2 if text == "PTuning" else 1e-2
-    settings = Settings(epochs=15, batch_size=6, learning_rate=rate, warmup=0.0)
-    fitted = method.fit(session, PromptRows(ROWS, ROWS), settings, OPTIONS)
+    zero = ZeroShot(template=f"{{text}} it was {end}").fit(session, PromptRows([]), Settings(), OPTIONS).session
+    rare = TASK.labels[int(zero.predict(ROWS).mean(0).argmin())]
+    zero.detach()
+    rows = PromptRows([{**row, "label": rare} for row in ROWS], ROWS)
+    settings = Settings(epochs=12, batch_size=6, learning_rate=3e-2, warmup=0.0)
+    fitted = method.fit(session, rows, settings, OPTIONS)
     assert fitted.outcome is not None
     assert fitted.session.adapter.head is None
     first, last = fitted.outcome.history[0][1], fitted.outcome.history[-1][1]
-    assert last < 0.9 * first
+    assert last < first - 0.02
 
 
 def test_classes_that_say_nothing_need_words(session):

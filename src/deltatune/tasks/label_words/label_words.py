@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.models.architecture import Loads
 from deltatune.tasks.classification import Classify, joined_words
-from deltatune.tasks.label_words.prompt_rows import PromptRows, special_form
+from deltatune.tasks.label_words.prompt_rows import PromptEncoder, special_form
 from deltatune.tasks.label_words.verbalizer import Words, check_words, word_tokens, words_of_names
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
@@ -134,7 +134,7 @@ class LabelWords(Classify):
         labels = self._labels(rows) if labelled else [None] * len(rows)
         form = special_form(tokenizer, joined)
         makers = [
-            PromptRows(each, word_tokens(self.words, each, tokenizer), tokenizer, form, self.max_length)
+            PromptEncoder(each, word_tokens(self.words, each, tokenizer), tokenizer, form, self.max_length)
             for each in self.templates
         ]
         encoded: list[TokenRow] = []

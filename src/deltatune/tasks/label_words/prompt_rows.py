@@ -51,7 +51,7 @@ def special_form(tokenizer: PreTrainedTokenizerBase, joined: bool) -> Form:
 
 
 @dataclass(frozen=True)
-class PromptRows:
+class PromptEncoder:
     """Makes the rows of one template with the tokens of its words."""
 
     template: Template

@@ -22,6 +22,7 @@ from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.prompts.prompt_format import PRESETS
+from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task, default_of
 from deltatune.tasks.task_registry import DATA_TASKS
@@ -135,6 +136,8 @@ def shorter(task: Any, positions: int | None) -> Any:
         limits["stride"] = min(task.stride, positions // 3)
     if isinstance(task, Generate):
         limits["new_tokens"] = min(task.new_tokens, max(1, positions // 2))
+    if isinstance(task, Reason):
+        limits["answer_tokens"] = min(task.answer_tokens, max(1, positions // 4))
     return replace(task, **limits)
 
 

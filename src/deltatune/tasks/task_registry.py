@@ -16,6 +16,7 @@ from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
+from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Task
 
@@ -30,7 +31,7 @@ DATA_TASKS: dict[LabelKind, type[Task]] = {
 }
 """The task of each kind of data."""
 
-_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), LabelWords, FactCompletion, Mixture, *OBJECTIVES)
+_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), LabelWords, FactCompletion, Mixture, Reason, *OBJECTIVES)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 """Tasks by the name under which an adapter folder stores them."""
 

@@ -14,7 +14,15 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
-from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
+from deltatune.prompting.endpoints.endpoint import (
+    Completion,
+    OnCompletion,
+    PromptForm,
+    Request,
+    SamplingParams,
+    by_params,
+    texts_of,
+)
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.prompts.prompt_format import chat_prompt
 from deltatune.tasks.tokenization import longest_input, padding_id
@@ -77,14 +85,20 @@ class LocalModel:
 
     def generate(self, prompts: list[str], params: SamplingParams) -> list[str]:
         """Generate one text per prompt. Raises DeltatuneError if a prompt leaves too few positions."""
-        rows = [self._encode(prompt) for prompt in prompts]
-        max_new_tokens = self._max_new_tokens(rows, params)
+        return texts_of(self, prompts, params)
+
+    def completions(self, requests: Sequence[Request], done: OnCompletion) -> None:
+        """Complete every request, in batches of those with the same parameters."""
         device = next(self._module.parameters()).device
-        texts: list[str] = []
-        with _seeded(params.seed, device), _eval_mode(self._module), torch.no_grad():
-            for start in range(0, len(rows), self.batch_size):
-                texts += self._batch(rows[start : start + self.batch_size], params, max_new_tokens, device)
-        return texts
+        for params, numbers in by_params(requests).items():
+            rows = [self._encode(requests[number].prompt) for number in numbers]
+            max_new_tokens = self._max_new_tokens(rows, params)
+            with _seeded(params.seed, device), _eval_mode(self._module), torch.no_grad():
+                for start in range(0, len(rows), self.batch_size):
+                    batch = rows[start : start + self.batch_size]
+                    made = self._batch(batch, params, max_new_tokens, device)
+                    for number, completion in zip(numbers[start:], made, strict=False):
+                        done(number, completion)
 
     def _encode(self, prompt: str) -> list[int]:
         if self.form == "chat":
@@ -114,7 +128,7 @@ class LocalModel:
 
     def _batch(
         self, rows: list[list[int]], params: SamplingParams, max_new_tokens: int, device: torch.device
-    ) -> list[str]:
+    ) -> list[Completion]:
         collate = PaddingCollator({"input_ids": padding_id(self.tokenizer), "attention_mask": 0}, left=True)
         batch = collate([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}  # (B, T)
@@ -122,17 +136,16 @@ class LocalModel:
         config = self._generation_config(params, max_new_tokens)
         out: Tensor = self.model.generate(**batch, generation_config=config, stopping_criteria=stop)  # type: ignore[operator]
         generated = out[:, batch["input_ids"].shape[1] :].tolist()
-        return [self._decode(ids, params, max_new_tokens) for ids in generated]
+        return [self._decode(row, ids, params, max_new_tokens) for row, ids in zip(rows, generated, strict=True)]
 
-    def _decode(self, ids: list[int], params: SamplingParams, max_new_tokens: int) -> str:
-        """Return the text up to its end; a Truncated one if it has no end."""
+    def _decode(self, row: list[int], ids: list[int], params: SamplingParams, max_new_tokens: int) -> Completion:
+        """The text of a row up to its end, and the tokens that were read and generated."""
         ends = self._end_tokens()
         end = next((position for position, token in enumerate(ids) if token in ends), None)
         text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         stopped = _find_stop(text, params.stop)
-        if stopped is not None:
-            return text[:stopped]
-        return Truncated(text) if end is None and len(ids) >= max_new_tokens else text
+        cut = stopped is None and end is None and len(ids) >= max_new_tokens
+        return Completion(text[:stopped], cut, len(row), len(ids) if end is None else end + 1)
 
     def _end_tokens(self) -> set[int]:
         configured: Any = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)

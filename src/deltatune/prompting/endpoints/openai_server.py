@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from threading import Event
@@ -18,7 +19,15 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.prompting.endpoints.bounded_request import TooLarge, post
-from deltatune.prompting.endpoints.endpoint import PromptForm, SamplingParams, Truncated
+from deltatune.prompting.endpoints.endpoint import (
+    Completion,
+    OnCompletion,
+    PromptForm,
+    Request,
+    SamplingParams,
+    texts_of,
+    valid_unicode,
+)
 
 REQUEST_FIELDS = ("max_tokens", "temperature", "top_p", "stop", "seed")
 """Fields of a request besides model and prompt."""
@@ -88,14 +97,26 @@ class OpenAICompatible:
 
     def generate(self, prompts: list[str], params: SamplingParams) -> list[str]:
         """Generate one text per prompt. Raises DeltatuneError if the server fails or its answer is malformed."""
+        return texts_of(self, prompts, params)
+
+    def completions(self, requests: Sequence[Request], done: OnCompletion) -> None:
+        """Complete every request, several at once; each is `done`, in a thread of its own, as soon as it is there.
+
+        Raises DeltatuneError for the first that fails; no further request is sent then.
+        """
         key = self._api_key()
-        stop_retrying = Event()
-        threads = ThreadPoolExecutor(min(self.concurrency, len(prompts) or 1))
+        stop = Event()
+
+        def run(number: int) -> None:
+            if not stop.is_set():
+                done(number, self._complete(requests[number], key, stop))
+
+        threads = ThreadPoolExecutor(min(self.concurrency, len(requests) or 1))
         try:
-            futures = [threads.submit(self._complete, prompt, params, key, stop_retrying) for prompt in prompts]
-            return [future.result() for future in futures]
+            for future in as_completed([threads.submit(run, number) for number in range(len(requests))]):
+                future.result()
         finally:
-            stop_retrying.set()  # after an error no other thread retries
+            stop.set()  # after an error no other thread retries
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _api_key(self) -> str | None:
@@ -111,13 +132,13 @@ class OpenAICompatible:
             )
         return value
 
-    def _complete(self, prompt: str, params: SamplingParams, key: str | None, stop_retrying: Event) -> str:
+    def _complete(self, request: Request, key: str | None, stop_retrying: Event) -> Completion:
         """Generate one text, with retries."""
         problem = ""
         for attempt in range(self.retries + 1):
             try:
-                content, kind = self._post(self._body(prompt, params), key)
-                return self._text(content, kind, key)
+                content, kind = self._post(self._body(request.prompt, request.params), key)
+                return self._completion(content, kind, key, attempt)
             except TooLarge as error:
                 raise DeltatuneError(f"{self.url} {error}; is this the base URL of the API?") from None
             except urllib.error.HTTPError as error:
@@ -171,9 +192,10 @@ class OpenAICompatible:
 
     # ---- answer
 
-    def _text(self, content: bytes, kind: str, key: str | None) -> str:
+    def _completion(self, content: bytes, kind: str, key: str | None, retries: int) -> Completion:
         try:
-            choice = loads(content, "the answer")["choices"][0]
+            answer = loads(content, "the answer")
+            choice = answer["choices"][0]
             text = choice["message"]["content"] if self.form == "chat" else choice["text"]
             finish_reason = choice.get("finish_reason")
         except DeltatuneError as error:
@@ -184,8 +206,10 @@ class OpenAICompatible:
             text = ""
         if not isinstance(text, str):
             raise DeltatuneError(self._malformed(content, kind, key))
-        cut = finish_reason == "length" or (finish_reason == "content_filter" and text)
-        return Truncated(text) if cut else text
+        cut = finish_reason == "length" or (finish_reason == "content_filter" and bool(text))
+        usage = answer.get("usage")
+        tokens = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+        return Completion(valid_unicode(text), cut, tokens[0], tokens[1], retries)
 
     def _malformed(self, content: bytes, kind: str, key: str | None, reason: str = "") -> str:
         of_kind = "" if not kind or "json" in kind else f" of type {printable(kind)}"
@@ -234,6 +258,12 @@ def _address(url: str) -> urllib.parse.SplitResult | None:
     except ValueError:
         return None
     return parts if usable and " " not in url else None
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """A count of tokens as the server gives it; None where it gives none."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:

@@ -91,7 +91,12 @@ def reference_rationale(reference: str) -> str:
         stated = [match.start() for match in _STATED.finditer(reference)]
         before = reference[: stated[-1]] if stated else ""
         before = re.sub(r"\b(?:so|thus|therefore|hence)?,?\s*\bthe\s*(?:final\s*)?$", "", before, flags=re.IGNORECASE)
-    return _ANNOTATION.sub("", before).strip()
+    return plain_steps(before).strip()
+
+
+def plain_steps(text: str) -> str:
+    """The steps of a rationale without GSM8K's annotations for a calculator, such as `<<48/2=24>>`."""
+    return _ANNOTATION.sub("", text)
 
 
 def kind_of(answer: str) -> AnswerKind:

@@ -55,7 +55,7 @@ def choose_prompts(task: Classify, config: Any, options: PromptOptions = NO_OPTI
     left_to_right = family(config) == "decoder"
     labels = task.labels
     published = find_prompts(labels, len(task.text), options.data, left_to_right)
-    given = _given_words(labels, options)
+    given = given_words(labels, options)
     if given is None and not published and needs_description(labels):
         raise DeltatuneError(
             f"the classes {', '.join(labels[:6])} say nothing in words: describe them, as in --describe "
@@ -98,7 +98,8 @@ def split_words(words: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in words.split(",") if part.strip())
 
 
-def _given_words(labels: Sequence[str], options: PromptOptions) -> Words | None:
+def given_words(labels: Sequence[str], options: PromptOptions) -> Words | None:
+    """The words of the classes that the user gives or describes; None where neither is given."""
     if options.words and options.describe:
         raise DeltatuneError("give the classes' words or a description of the classes, not both (--words, --describe)")
     if options.words:

@@ -19,6 +19,7 @@ from deltatune.cli.commands import (
     dimension,
     env,
     evaluate,
+    facts,
     inspect,
     merge,
     methods,
@@ -53,6 +54,7 @@ app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Train")(self_instruct.self_instruct)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
+app.command(cls=Command, rich_help_panel="Use")(facts.facts)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)
 app.command(cls=Command, rich_help_panel="Use")(inspect.inspect)

@@ -20,7 +20,8 @@ from deltatune.models.architecture import Answers, Loads, family
 from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
 from deltatune.tasks.pretraining.span_corruption import NAMES, sentinel_ids
-from deltatune.tasks.prompts.templates import Template, spells_spaces
+from deltatune.tasks.prompts.template_tokens import spells_spaces
+from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
 from deltatune.tasks.tokenization import not_words, word_of
 

@@ -1,0 +1,128 @@
+"""Training of prompts for one relation: virtual tokens in a wording, on a model that stays as it is.
+
+OptiPrompt, Zhong et al. 2021, https://arxiv.org/abs/2104.05240; P-tuning, Liu et al. 2021,
+https://arxiv.org/abs/2103.10385
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
+from deltatune.core.method import Method
+from deltatune.core.registry import parse
+from deltatune.prompting.facts.wordings import as_template, softened
+from deltatune.store import run_folder
+from deltatune.tasks.fact_completion import FactCompletion
+from deltatune.tasks.task import Encoded, Row
+from deltatune.tasks.tokenization import longest_input
+from deltatune.training.checkpoint import digest_of
+from deltatune.training.inference.prediction import positions_taken
+from deltatune.training.session import Session
+from deltatune.training.settings import Settings
+
+NAME = "fact-prompt"
+"""Name of the adapter on the host."""
+SETTINGS = Settings(epochs=10, batch_size=16, learning_rate=3e-3, warmup=0.1, schedule="linear")
+"""Those of OptiPrompt's code."""
+
+
+def prompt_method(text: str | Method, wording: str | None, from_wording: bool = False) -> tuple[Method, str]:
+    """The method with its template, and the template: its own, else the relation's wording.
+
+    from_wording: virtual tokens in place of the wording's words, from whose vectors they start; the method must take a
+    template. Raises DeltatuneError where there is neither a template nor a wording.
+    """
+    method = parse(text)
+    own = method.input_template
+    if from_wording:
+        if not hasattr(method, "template"):
+            raise DeltatuneError(
+                f"{method!r} takes no template that words could start; use Prompt() to train from them"
+            )
+        if own:
+            raise DeltatuneError(f"{method!r} has a template; leave it out to start from the words of a wording")
+        if wording is None:
+            raise DeltatuneError("there is no wording to start from; name one with --template")
+        template = softened(wording)
+        return dataclasses.replace(method, template=template), template  # type: ignore[call-arg]
+    if own:
+        template = as_template(own)
+        return dataclasses.replace(method, template=template), template  # type: ignore[call-arg]
+    if wording is None:
+        raise DeltatuneError(f"{method!r} has no template, and there is no wording; name one with --template")
+    return method, as_template(wording)
+
+
+def train_prompt(
+    host: Host,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    task: FactCompletion,
+    method: Method,
+    rows: Sequence[Row],
+    validation: Sequence[Row] = (),
+    settings: Settings = SETTINGS,
+    folder: Path | None = None,
+    force: bool = False,
+) -> Session:
+    """Train a method on the facts of one relation, in the task's wording; the adapter `NAME` is then on the host.
+
+    Rows whose object is not one token are left out. With a folder, the adapter is saved there with its scores, and the
+    same call loads it again instead of training. Raises DeltatuneError where no row is left to train on.
+    """
+    if NAME in host.adapters:
+        host.detach(NAME)
+    session = Session(model, host, tokenizer, task, precision=settings.precision, name=NAME)
+    fitted = session.fit(method)
+    session.attach(fitted, settings.seed, False)
+    encoded = {split: _scorable(session, part) for split, part in (("train", rows), ("validation", validation))}
+    if not len(encoded["train"]):
+        raise DeltatuneError(
+            f"none of the {len(rows)} rows to train on has an object that is one token of this tokenizer"
+            + (" and a candidate" if task.candidates else "")
+        )
+    if folder is None:
+        session.train(encoded["train"], encoded["validation"], settings)
+        return session
+    record = _record(session, encoded, settings)
+    finished = run_folder.open_run(folder, record, force, option="")
+    if finished is not None:
+        session.detach()
+        host.load(folder / run_folder.ADAPTER, name=NAME)
+        return session
+    outcome = session.train(encoded["train"], encoded["validation"], settings)
+    metrics = {
+        "validation": outcome.evaluations[-1][1] if outcome.evaluations else {},
+        "training": {"steps": outcome.history[-1][0], "final_loss": outcome.history[-1][1], "seconds": outcome.seconds},
+    }
+    host.save(NAME, folder / run_folder.ADAPTER, extra={**record, **session.to_json(), "scores": metrics})
+    run_folder.finish(folder, metrics)
+    return session
+
+
+def _scorable(session: Session, rows: Sequence[Row]) -> Encoded:
+    """The rows whose objects are one token, encoded for the session's adapter."""
+    host, task = session.host, session.task
+    assert isinstance(task, FactCompletion)
+    taken = positions_taken(host, session.name)
+    _, problems = task.encode_scorable(rows, session.tokenizer, longest_input(host.model), taken)
+    return session.encode([row for i, row in enumerate(rows) if i not in problems])
+
+
+def _record(session: Session, encoded: Mapping[str, Encoded], settings: Settings) -> Mapping[str, Any]:
+    """What decides the result: two runs with equal records are the same run."""
+    return {
+        "model": session.model,
+        "base": session.base_record(),
+        "task": session.task.to_json(),
+        "method": repr(session.adapter.method),
+        "settings": dataclasses.asdict(settings),
+        "rows": {split: digest_of(part.rows) for split, part in encoded.items()},
+    }

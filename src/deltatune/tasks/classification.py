@@ -166,9 +166,10 @@ class Classify(Task):
 
     def _labels(self, rows: Sequence[Row]) -> Any:
         values = column(rows, self.label)
-        return self._classes(values) if self.labels else self._numbers(values)
+        return self.class_numbers(values) if self.labels else self._numbers(values)
 
-    def _classes(self, values: list[Any]) -> list[int]:
+    def class_numbers(self, values: list[Any]) -> list[int]:
+        """The numbers of classes by their names. Raises DeltatuneError listing names that are no class."""
         number = {label: i for i, label in enumerate(self.labels)}
         wrong = [f"row {i}: {value!r} is not a label" for i, value in enumerate(values) if str(value) not in number]
         raise_listed(wrong, f"labels of this task: {listed(self.labels)}")

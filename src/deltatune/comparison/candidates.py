@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from deltatune.core.budget import Budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
+from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
 
 RATE_STEP = 3.0
@@ -22,7 +24,7 @@ class Candidate:
 
     method: Method
     rates: tuple[float, ...]
-    """Learning rates to try, ascending, around the recommended one."""
+    """Learning rates to try, ascending, around the recommended one; 0 for a method that trains nothing."""
     params: int
     """Trainable parameters without the head."""
 
@@ -68,7 +70,11 @@ def make_candidates(
     for text in methods:
         try:
             method = session.fit(text, budget.params if budget else None)
-            candidate = Candidate(method, rates_around(method.learning_rate, rates), method.count(sites))
+            prompting = isinstance(method, PromptMethod)
+            tried = rates_around(method.learning_rate, rates) if not prompting or method.trains else (0.0,)
+            trained = method.inner if prompting else method
+            params = with_token_ids(trained, session.tokenizer, session.task).count(sites) if trained else 0
+            candidate = Candidate(method, tried, params)
         except DeltatuneError as error:
             problems[str(text)] = str(error)
             continue

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deltatune.comparison.plan import Cell, Plan
+from deltatune.comparison.prompt_cells import fit_prompt, prompt_record
 from deltatune.comparison.records import Records
 from deltatune.models.versions import versions
+from deltatune.prompting.prompt_cost import counted
+from deltatune.prompting.prompt_method import OnProgress, PromptMethod
 from deltatune.store.atomic_files import CannotWrite
 
 Record = dict[str, Any]
@@ -100,17 +103,16 @@ class CellRunner:
 
     def train(self, cell: Cell, key: str) -> Record:
         """Attach a new adapter, train it and score it on the validation rows; it stays attached."""
+        if isinstance(cell.candidate.method, PromptMethod):
+            fitted, cost = fit_prompt(self.plan, cell, _extra(self.plan), self._on_step(cell))
+            return self.record_of(cell, key) | prompt_record(fitted, cost, self.plan.rows_of(cell.draw)["validation"])
         session, splits = self.plan.session, self.plan.splits_of(cell.draw)
         head, extra = session.make_head(cell.seed), _extra(self.plan)
-        adapter = session.attach(cell.candidate.method, cell.seed, head, extra=extra)
+        adapter = session.attach(cell.candidate.method, cell.seed, head, extra={**session.to_json(), **extra})
         settings = dataclasses.replace(self.plan.settings, learning_rate=cell.rate, seed=cell.seed)
         counts = {"params": adapter.count, "head_params": adapter.head_count}
-        text = cell.describe()
-
-        def on_step(step: int, total: int, loss: float, rate: float) -> None:
-            self.notify("step", text, step=step, steps=total, loss=loss)
-
-        outcome = session.train(splits["train"], splits["validation"], settings, on_step=on_step)
+        with counted(session.host) as cost:
+            outcome = session.train(splits["train"], splits["validation"], settings, on_step=self._on_step(cell))
         return self.record_of(cell, key) | {
             **counts,
             "share": counts["params"] / session.host.sites.base_params,
@@ -123,7 +125,16 @@ class CellRunner:
             "idle": outcome.untrained_tensors,
             "truncated": outcome.truncated,
             "scores": {"validation": outcome.evaluations[-1][1], "test": None},
+            "cost": cost.to_json(),
         }
+
+    def _on_step(self, cell: Cell) -> OnProgress:
+        text = cell.describe()
+
+        def on_step(step: int, total: int, loss: float, rate: float) -> None:
+            self.notify("step", text, step=step, steps=total, loss=loss)
+
+        return on_step
 
     def record_of(self, cell: Cell, key: str) -> Record:
         """What identifies a cell in the records."""
@@ -147,9 +158,8 @@ class CellRunner:
 
 
 def _extra(plan: Plan) -> dict[str, Any]:
-    """What an adapter's folder must hold so that `evaluate` and `predict` can use it."""
+    """What an adapter's folder must hold, besides its session, so that `evaluate` and `predict` can use it."""
     return {
-        **plan.session.to_json(),
         "data": {"name": plan.data.name, "source": plan.data.origin},
         "settings": {"precision": plan.settings.precision},
     }

@@ -18,6 +18,8 @@ from deltatune.methods.prompts.prefix import KeyValues
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.prompt_batches import SCORED
 from deltatune.tasks.mixture import MixtureEncoded
 from deltatune.tasks.task import Encoded, TokenRow
 from deltatune.tasks.tokenization import padding_id
@@ -50,8 +52,13 @@ class Costs:
     """Unmerged: latency of generation with a cache divided by the bare model's; None for other tasks."""
 
 
-def costs_of(session: Session, test: Encoded) -> Costs:
-    """Measure the attached adapter on test rows of median length."""
+def costs_of(session: Session, test: Encoded, plain: Encoded | None = None) -> Costs:
+    """Measure the attached adapter on test rows of median length.
+
+    plain: the same rows without a prompt, which the bare base reads; by default `test` itself.
+    """
+    if isinstance(session.task, LabelWords) and plain is not None:
+        return _prompt_costs(session, test, plain)
     if isinstance(test, MixtureEncoded):  # the part with the most rows stands for all
         test = max(test.parts.values(), key=len)
     host = session.host
@@ -60,6 +67,37 @@ def costs_of(session: Session, test: Encoded) -> Costs:
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items() if key != "labels"}
     generate = _generator(session, session.task, test, bfloat16) if isinstance(session.task, Generate) else None
     return inference_costs(host, session.name, batch, bfloat16, generate)
+
+
+def _prompt_costs(session: Session, test: Encoded, plain: Encoded) -> Costs:
+    """A prompt and its adapter against the bare base that reads the rows alone."""
+    host, bfloat16 = session.host, uses_bfloat16(session.host.model, session.precision)
+    pieces = len(test) // max(1, test.examples)
+    numbers = _median_numbers(plain.rows)
+    prompted = [row for number in numbers for row in test.rows[number * pieces : (number + 1) * pieces]]
+    batches = []
+    for rows, encoded in ((prompted, test), ([plain.rows[number] for number in numbers], plain)):
+        batch = adapter_collator(host, session.name, session.tokenizer, encoded)(rows)
+        kept = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_ids", *SCORED)}
+        batches.append({name: tensor.to(device_of(host)) for name, tensor in kept.items()})
+    with host.using(None, training=False):
+        runs = [_runner(host, batch, bfloat16) for batch in batches]
+
+        def read(prompt: bool) -> Callable[[], None]:
+            def prepare() -> None:
+                host.use(session.name if prompt else None)
+                chosen[0] = runs[not prompt]
+
+            return prepare
+
+        chosen = [runs[0]]
+        latency = _ratio(read(True), read(False), lambda: chosen[0]())
+        flops = [_flops(host, name, run) for name, run in zip((session.name, None), runs, strict=True)]
+    length = sum(len(ids) for row in prompted for ids in row["sequences"]) / len(numbers)
+    added = length - sum(len(plain.rows[number]["input_ids"]) for number in numbers) / len(numbers)
+    extra = max(0.0, (flops[0] - flops[1]) / len(numbers))
+    tokens = round(added) + (0 if session.task.has_virtual_tokens else added_tokens(session.adapter))
+    return Costs(latency, None, extra, tokens)
 
 
 def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) -> Callable[[], object]:
@@ -91,7 +129,11 @@ def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) 
 
 def _median_rows(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """ROWS rows from the middle of the order by length."""
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    return [rows[number] for number in _median_numbers(rows)]
+
+
+def _median_numbers(rows: Sequence[TokenRow]) -> list[int]:
+    ordered = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
     start = max(0, len(ordered) // 2 - ROWS // 2)
     return ordered[start : start + ROWS]
 

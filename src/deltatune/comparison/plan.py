@@ -16,10 +16,14 @@ from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.core.method import Method
+from deltatune.core.registry import parse
 from deltatune.data import Data, Row
 from deltatune.data.few_shot import few_shot
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import BUILTIN
+from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
+from deltatune.prompting.prompt_method import PromptMethod, PromptRows
+from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings
 from deltatune.training.session import Session, open_session
@@ -34,6 +38,18 @@ DEFAULT_METHODS = (
     "Full()",
 )
 """Compared if no methods are named: the families with a size, and three references."""
+PROMPTING_METHODS = (
+    "ZeroShot()",
+    "TemplateEnsemble()",
+    "ICL(shots=8)",
+    "Cloze(LoRA())",
+    "Cloze(Full())",
+    "LoRA()",
+    "Full()",
+)
+"""Compared with `--prompting`: from no trained number to all of them."""
+MOST_UNLABELLED = 5000
+"""Rows without labels that methods may use."""
 DEFAULT_BUDGET = "0.5%"
 MOST = {"seeds": 1000, "rates": 50, "draws": 1000}
 """Most of what is repeated; learning rates are a factor of about 3 apart, so that 50 are more than floats hold."""
@@ -84,6 +100,12 @@ class Plan:
     """Training rows of each class in a draw; None: all rows are trained on."""
     draws: tuple[dict[str, Encoded], ...] = ()
     """Train and validation rows of each draw; the test rows are the same for all."""
+    drawn: tuple[Data, ...] = ()
+    """The same rows as they were read."""
+    options: PromptOptions = NO_OPTIONS
+    """What the user says of prompts."""
+    more_unlabelled: tuple[Row, ...] = ()
+    """Rows without labels that the user gives."""
 
     @property
     def repeats(self) -> tuple[Repeat, ...]:
@@ -94,6 +116,20 @@ class Plan:
     def splits_of(self, draw: int | None) -> dict[str, Encoded]:
         """The rows of one draw, or all rows."""
         return self.splits if draw is None else {**self.splits, **self.draws[draw]}
+
+    def rows_of(self, draw: int | None) -> dict[str, list[Row]]:
+        """The rows of one draw as they were read, or all rows."""
+        return (self.data if draw is None else self.drawn[draw]).splits()
+
+    def unlabelled(self, draw: int | None) -> list[Row]:
+        """Rows without labels: those given, and with draws the training rows that were not drawn."""
+        rows = list(self.more_unlabelled)
+        if draw is not None and self.data.kind == "classes":
+            known = {id(row) for split in ("train", "validation") for row in self.rows_of(draw)[split]}
+            rows += [row for row in self.data.train if id(row) not in known]
+        return [
+            {name: value for name, value in row.items() if name != self.data.label} for row in rows[:MOST_UNLABELLED]
+        ]
 
     @cached_property
     def head_json(self) -> dict[str, Any] | None:
@@ -118,8 +154,12 @@ class Plan:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
+        method, drawn = cell.candidate.method, {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
         settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
-        drawn = {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
+        if isinstance(method, PromptMethod):
+            drawn |= {"prompt": dataclasses.asdict(self.options), "unlabelled": self._unlabelled_digest(cell.draw)}
+            if not method.draws:  # one result for all seeds and draws, which is computed once
+                settings, drawn = settings | {"seed": 0}, {"prompt": drawn["prompt"]}
         return {
             "model": self.session.model,
             "base_params": self.session.host.sites.base_params,
@@ -150,6 +190,9 @@ class Plan:
     def _digest(self) -> str:
         return _hash({name: [list(rows), rows.row_references] for name, rows in self.splits.items()})
 
+    def _unlabelled_digest(self, draw: int | None) -> str:
+        return _hash([[str(row.get(name)) for name in self.data.text] for row in self.unlabelled(draw)])
+
     @cached_property
     def _drawn(self) -> list[dict[str, Any]]:
         """What identifies each draw."""
@@ -175,6 +218,8 @@ def make_plan(
     task: Mapping[str, Any] | None = None,
     head: dict[str, Any] | None = None,
     out: str | Path | None = None,
+    prompts: PromptOptions = NO_OPTIONS,
+    unlabelled: Sequence[Row] = (),
 ) -> Plan:
     """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
 
@@ -184,7 +229,8 @@ def make_plan(
     largest that fits, whatever size it was given; None keeps the sizes as given. `rates` is the number of learning
     rates to try for each method. With `shots` every method is trained on `draws` draws of so many rows a class, with
     every seed on each; validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all
-    are scored on the same test rows. Raises DeltatuneError listing every method that cannot run on this model, before
+    are scored on the same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded with
+    its language-model head, for all methods. Raises DeltatuneError listing every method that cannot run on this model, before
     anything is trained; of the default methods those are left out, and a note says so.
     """
     raise_all(count_problems(seeds=seeds, rates=rates, draws=draws))
@@ -197,12 +243,21 @@ def make_plan(
     data = drawn[0] if drawn else data
     fields = dict(task or {})
     fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
-    session = open_session(model, data, fields, head, precision=settings.precision)
+    texts, methods = methods, [as_prompt_method(method) for method in _readable(methods)]
+    prompting = any(isinstance(method, PromptMethod) for method in methods)
+    if not prompting and (prompts.template or prompts.words or prompts.describe):
+        raise DeltatuneError(
+            "a template, words or a description of the classes are for prompting methods: name one, such as ZeroShot(), "
+            "or Cloze(LoRA()) to train through label words"
+        )
+    loads = "words" if prompting and data.kind == "classes" else ""
+    session = open_session(model, data, fields, head, precision=settings.precision, loads=loads)
+    prompts = dataclasses.replace(prompts, data=prompts.data or data.name)
     limit = None if budget is None else read_budget(budget, session.host.sites)
     candidates, problems = make_candidates(session, methods, limit, rates)
-    free, unusable = _check_candidates(session, data, candidates, limited="max_length" not in fields)
+    free, unusable = _check_candidates(session, data, candidates, limited="max_length" not in fields, prompts=prompts)
     candidates = [candidate for candidate in candidates if candidate.text not in unusable]
-    notes = [*session.notes, *_check_methods({**problems, **unusable}, methods, len(candidates))]
+    notes = [*session.notes, *_check_methods({**problems, **unusable}, texts, len(candidates))]
     if "max_length" not in fields and free:
         shortest = min(free, key=lambda text: free[text])
         limited = session.limited(free[shortest])
@@ -220,7 +275,22 @@ def make_plan(
         budget=limit,
         shots=shots,
         draws=tuple(_encode(session, {"train": each.train, "validation": each.validation}) for each in drawn),
+        drawn=tuple(drawn),
+        options=prompts,
+        more_unlabelled=tuple(unlabelled),
     )
+
+
+def _readable(methods: Sequence[str | Method]) -> list[Method]:
+    """The methods. Raises DeltatuneError listing every text that is none."""
+    read, problems = [], []
+    for method in methods:
+        try:
+            read.append(parse(method))
+        except DeltatuneError as error:
+            problems.append(f"{method}: {error}")
+    raise_all(problems, "these methods cannot be compared here:" if problems else "")
+    return read
 
 
 def count_problems(**counts: int) -> list[str]:
@@ -235,7 +305,7 @@ def folder_for(model: str, data: Data) -> Path:
 
 
 def _check_candidates(
-    session: Session, data: Data, candidates: Sequence[Candidate], limited: bool
+    session: Session, data: Data, candidates: Sequence[Candidate], limited: bool, prompts: PromptOptions
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Attach each method and encode a row for it, so that what cannot run is known before the first training.
 
@@ -245,8 +315,12 @@ def _check_candidates(
     free: dict[str, int] = {}
     problems: dict[str, str] = {}
     for candidate in candidates:
-        session.attach(candidate.method, 0, head=False)
         try:
+            if isinstance(candidate.method, PromptMethod):
+                rows = PromptRows(data.train, data.validation)
+                candidate.method.check_session(session, rows, prompts)
+                continue
+            session.attach(candidate.method, 0, head=False)
             if session.task.answers in ("text", "likelihood") and not session.host.trainable(session.name):
                 raise DeltatuneError("it trains only a head, and this task uses the language-model head")
             positions = session.free_positions()

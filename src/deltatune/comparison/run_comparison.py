@@ -12,6 +12,7 @@ from deltatune.comparison.cells import CellRunner, OnEvent, Record
 from deltatune.comparison.costs import costs_of
 from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Cell, Plan, Repeat
+from deltatune.comparison.prompt_cells import FittedSessions
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.summary import summarise
@@ -56,6 +57,7 @@ class Comparison:
         self.cells = CellRunner(plan, on_event)
         self.cells.total = plan.total
         self.cells.queue = [cell.describe() for candidate in plan.candidates for cell in _planned(plan, candidate)]
+        self.sessions = FittedSessions(plan)
         self.searches: dict[str, Search] = {}
         """Finished searches by the method's text."""
 
@@ -120,13 +122,13 @@ class Comparison:
     def _tested(self, cell: Cell, key: str, trained: Record) -> Record:
         """Load a trained adapter, score it, keep it, and at the first repeat measure its inference costs."""
         plan, session = self.plan, self.plan.session
-        session.host.load(plan.out / trained["adapter"], name=session.name)
-        test = plan.splits["test"]
-        answers = session.predict(test)
+        own = self.sessions.opened(trained["adapter"])
+        test = self.sessions.rows(own, "test")
+        answers = own.predict(test)
         scores = {
             "validation": trained["scores"]["validation"],
-            "test": session.task.score(answers, test.references),
-            **{name: session.score(plan.splits[name]) for name in plan.data.more_tests},
+            "test": own.task.score(answers, test.references),
+            **{name: own.score(self.sessions.rows(own, name)) for name in plan.data.more_tests},
         }
         drawn = "" if cell.draw is None else f"-draw{cell.draw}"
         folder = f"adapters/{slug(cell.candidate.text)}{drawn}-seed{cell.seed}"
@@ -135,7 +137,7 @@ class Comparison:
         record = trained | self.cells.record_of(cell, key)
         record |= {"scores": scores, "adapter": folder, "adapter_bytes": size}
         if Repeat(cell.seed, cell.draw) == plan.repeats[0]:
-            record |= dataclasses.asdict(costs_of(session, test))
+            record |= dataclasses.asdict(costs_of(own, test, plan.splits["test"]))
         return self.cells.records.add(record, answers)
 
 

@@ -116,7 +116,7 @@ def _entry(
         "ci95": None,
         "tied_with_best": False,
         "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == candidate.text})) or None,
-        "search": [(rate, _validation(search.runs[rate], metric)) for rate in sorted(search.runs)],
+        "search": [(rate, _validation(search.runs[rate], metric)) for rate in sorted(search.runs) if rate],
     }
     if not final:
         return entry
@@ -129,11 +129,11 @@ def _entry(
         "seed_scores": [record["scores"]["test"][metric] for record in final],
         "scores": _mean_scores(final, "test"),
         "more_scores": {name: _mean_scores(final, name) for name in plan.data.more_tests},
-        "learning_rate": first["learning_rate"],
+        "learning_rate": first["learning_rate"] or None,
         "rate_at_edge": len(search.runs) > 1 and search.rate in (min(search.runs), max(search.runs)),
         "head_params": first["head_params"],
         "train_seconds": statistics.mean(record["train_seconds"] for record in final),
-        "examples_per_second": statistics.mean(record["examples_per_second"] for record in final),
+        "examples_per_second": _mean([record["examples_per_second"] for record in final]),
         "peak_memory_bytes": max(memory) if memory else None,
         "adapter_bytes": first["adapter_bytes"],
         "adapter": first["adapter"],
@@ -141,12 +141,23 @@ def _entry(
         "latency_ratio_merged": first.get("latency_ratio_merged"),
         "writing_ratio": first.get("writing_ratio"),
         "tokens": first.get("tokens"),
+        "cost": {key: statistics.mean(record["cost"][key] for record in final) for key in first.get("cost") or {}},
+        "prompts": list(dict.fromkeys(prompt for record in final for prompt in record.get("prompts") or ())),
+        "trials": first.get("trials") or [],
+        "notes": list(dict.fromkeys(note for record in final for note in record.get("notes") or ())),
         "extra_flops": first.get("extra_flops"),
         "pscp": pscp(interval.mean, candidate.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),
         "curves": [
-            {"seed": record["seed"], "loss": record["history"], "validation": record["evaluations"]} for record in final
+            {"seed": record["seed"], "loss": record["history"], "validation": record["evaluations"]}
+            for record in final
+            if record["history"]
         ],
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def _validation(records: list[Record], metric: str) -> float:

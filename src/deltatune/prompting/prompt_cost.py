@@ -36,6 +36,7 @@ class PromptCost:
 def counted(host: Host) -> Iterator[PromptCost]:
     """Within this context every forward pass of the host's model is counted."""
     cost, start = PromptCost(), time.perf_counter()
+    masked: list[Tensor] = []  # numbers of tokens, on the device of the model: nothing waits for them
     names = tuple(signature(host.model.forward).parameters)
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -44,12 +45,15 @@ def counted(host: Host) -> Iterator[PromptCost]:
         if not isinstance(ids, Tensor):
             return
         cost.passes += len(ids)
-        same = isinstance(mask, Tensor) and mask.shape == ids.shape
-        cost.tokens += int(mask.sum()) if same else ids.numel()  # type: ignore[union-attr]
+        if isinstance(mask, Tensor) and mask.shape == ids.shape:
+            masked.append(mask.sum())
+        else:
+            cost.tokens += ids.numel()
 
     handle = host.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield cost
     finally:
         handle.remove()
+        cost.tokens += sum(int(tokens) for tokens in masked)
         cost.seconds = time.perf_counter() - start

@@ -14,6 +14,7 @@ from deltatune.core.method import PROMPTING_REGISTRY, Method, View
 from deltatune.core.sites.site import Site, Sites
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.tasks.task import Row, Task
+from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome
@@ -85,6 +86,16 @@ class PromptMethod(Method, registry=None):
 
     def check_task(self, task: Task) -> None:
         """Raise DeltatuneError for a task that it is not for, before anything runs."""
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        """Raise DeltatuneError for what can be known before anything runs: the task, the prompt, the tuning method.
+
+        No adapter stays attached.
+        """
+        self.check_task(session.task)
+        if self.inner is not None:
+            session.attach(with_token_ids(self.inner, session.tokenizer, session.task), 0, head=False)
+            session.detach()
 
     @property
     def inner(self) -> Method | None:

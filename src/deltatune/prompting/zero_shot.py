@@ -27,6 +27,16 @@ def check_classes(method: Method, task: Task) -> Classify:
     return task
 
 
+def check_prompt(session: Session, method: Method, task: LabelWords, rows: PromptRows) -> None:
+    """Raise DeltatuneError for a method that cannot be attached here, or a prompt that the first row cannot be read in."""
+    own = replace(session, task=task, head={})
+    own.attach(with_token_ids(method, session.tokenizer, task), 0, head=False)
+    try:
+        own.encode(rows.train[:1])
+    finally:
+        own.detach()
+
+
 @dataclass(frozen=True)
 class ZeroShot(PromptMethod):
     """argmax over classes of the score of their words in the blank of a template; nothing is trained
@@ -48,6 +58,16 @@ class ZeroShot(PromptMethod):
     def check_task(self, task: Task) -> None:
         check_classes(self, task)
 
+    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
+        """The task of this prompt, from the classes of the session's task."""
+        return label_words_task(
+            check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
+            scoring=self.scoring,
+        )  # fmt: skip
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        check_prompt(session, self, self.prompt(session, options), rows)
+
     def fit(
         self,
         session: Session,
@@ -56,10 +76,7 @@ class ZeroShot(PromptMethod):
         options: PromptOptions = NO_OPTIONS,
         on_step: OnProgress | None = None,
     ) -> Fitted:
-        task = label_words_task(
-            check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
-            scoring=self.scoring,
-        )  # fmt: skip
+        task = self.prompt(session, options)
         return Fitted(attach_prompt(session, self, task), prompts=(prompt_text(task),))
 
 
@@ -85,6 +102,10 @@ class Cloze(PromptMethod):
 
     trains: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        plain = self == Cloze(self.method)
+        return repr(self.method) if plain and self.method.input_template else Method.__repr__(self)
 
     def check(self) -> None:
         if isinstance(self.method, PromptMethod):
@@ -126,6 +147,16 @@ class Cloze(PromptMethod):
     def check_task(self, task: Task) -> None:
         check_classes(self, task)
 
+    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
+        """The task of this prompt, from the classes of the session's task."""
+        return label_words_task(
+            check_classes(self, session.task), session.host.model.config, options,
+            self.template or self.method.input_template, self.words, scoring=self.scoring,
+        )  # fmt: skip
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        check_prompt(session, self.method, self.prompt(session, options), rows)
+
     def fit(
         self,
         session: Session,
@@ -134,10 +165,7 @@ class Cloze(PromptMethod):
         options: PromptOptions = NO_OPTIONS,
         on_step: OnProgress | None = None,
     ) -> Fitted:
-        task = label_words_task(
-            check_classes(self, session.task), session.host.model.config, options,
-            self.template or self.method.input_template, self.words, scoring=self.scoring,
-        )  # fmt: skip
+        task = self.prompt(session, options)
         own = replace(session, task=task, head={})
         own.attach(with_token_ids(self.method, session.tokenizer, task), settings.seed, head=False)
         try:
@@ -151,7 +179,7 @@ class Cloze(PromptMethod):
 def as_prompt_method(text: str | Method) -> Method:
     """A method as it runs: one whose template places its virtual tokens trains through label words."""
     method = parse(text)
-    return Cloze(method) if method.input_template else method
+    return Cloze(method) if method.input_template and not isinstance(method, PromptMethod) else method
 
 
 def prompt_text(task: LabelWords) -> str:

@@ -61,6 +61,8 @@ class Session:
     """The whole mixture, if `task` is one of its parts."""
     part: str | None = None
     """The name of that part."""
+    loads: str = ""
+    """Kind of model that was loaded where it is not the task's own: "words" for the language model of its family."""
 
     @property
     def adapter(self) -> Adapter:
@@ -157,6 +159,7 @@ class Session:
             "model": self.model,
             "task": self.task.to_json(),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            **({"loads": self.loads} if self.loads not in ("", self.task.loads) else {}),
         }
 
 
@@ -173,12 +176,13 @@ def open_session(
     head: Mapping[str, Any] | None = None,
     objective: Task | None = None,
     precision: str = "auto",
+    loads: str = "",
 ) -> Session:
     """Load a model and choose the task of the data; no adapter is attached yet.
 
     `task` sets fields of the task (None leaves a field to the data), `head` fields of the classifier; `objective` takes
-    the place of the data's task. Raises DeltatuneError for unknown fields before the model is loaded, and for a model
-    that cannot do the task.
+    the place of the data's task; `loads` is the kind of model where it is not the task's own. Raises DeltatuneError for
+    unknown fields before the model is loaded, and for a model that cannot do the task.
     """
     parts = list(data.parts.values()) if isinstance(data, MixtureData) and objective is None else [data]
     kinds: list[Any] = [objective or DATA_TASKS[part.kind] for part in parts]
@@ -188,13 +192,13 @@ def open_session(
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     if objective is None:
         check_task_fields(data, fields)
-    loads = next((kind.loads for kind in kinds if kind.loads == "text"), kinds[0].loads)
-    host, tokenizer = open_host(model, loads, reads_pooler(head))
+    own_loads = next((kind.loads for kind in kinds if kind.loads == "text"), kinds[0].loads)
+    host, tokenizer = open_host(model, loads or own_loads, reads_pooler(head))
     head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision)
     chosen = task_for(data, host.model.config, tokenizer, fields)  # type: ignore[arg-type]
-    return Session(model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes))
+    return Session(model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), loads=loads)
 
 
 def open_adapter(
@@ -224,7 +228,9 @@ def open_adapter(
     trained_on = str(extra.get("model") or config["base"].get("name"))
     pooler = reads_pooler((config.get("head") or {}).get("config"))
     try:
-        host, tokenizer = open_host(model or trained_on, task.loads, pooler)
+        host, tokenizer = open_host(
+            model or trained_on, "words" if extra.get("loads") == "words" else task.loads, pooler
+        )
     except DeltatuneError as error:
         if model is not None:
             raise

@@ -20,7 +20,7 @@ from deltatune.models.architecture import Answers, Loads, family
 from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
 from deltatune.tasks.pretraining.span_corruption import NAMES, sentinel_ids
-from deltatune.tasks.prompts.template_tokens import spells_spaces
+from deltatune.tasks.prompts.template_tokens import Rendered, spells_spaces
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
 from deltatune.tasks.tokenization import not_words, word_of
@@ -145,30 +145,35 @@ class FactCompletion(LanguageModelTask):
         own = len(template.initial_ids(tokenizer))  # virtual tokens that are in the row are not in front of it, too
         room = None if positions is None else positions - max(0, positions_taken - own)
         candidates = frozenset(self.candidates)
-        encoded: list[TokenRow] = []
-        facts: list[tuple[PreTrainedTokenizerBase, bool]] = []
+        ids: dict[int, int] = {}
         problems: dict[int, str] = {}
-        for i, (subject, answer) in enumerate(zip(subjects, objects, strict=True)):
+        for i, answer in enumerate(objects):
             id = 0 if answer is None else known[answer]
             if not isinstance(id, int):
                 problems[i] = id
-                continue
-            if answer is not None and self.candidates and id not in candidates:
+            elif answer is not None and candidates and id not in candidates:
                 problems[i] = NO_CANDIDATE
-                continue
-            row = self._tokens(template, subject, id, tokenizer)
+            else:
+                ids[i] = id
+        shown = self._shown(tokenizer)
+        filled = [{SUBJECT: subjects[i]} for i in ids]
+        encoded: list[TokenRow] = []
+        for i, rendered in zip(ids, template.render_rows(filled, tokenizer, self.vocabulary, None, shown), strict=True):
+            assert not isinstance(rendered, str)  # that is for rows beyond a length, and none is given
+            row = self._tokens(rendered, ids[i], shown, tokenizer)
             if room is not None and max(len(row["input_ids"]), len(row.get("decoder_input_ids", ()))) > room:
                 problems[i] = LONG
-                continue
-            encoded.append(row)
-            facts.append((tokenizer, answer is not None))
+            else:
+                encoded.append(row)
+        problems = dict(sorted(problems.items()))
+        facts = [(tokenizer, labelled)] * len(encoded)
         references = [answer for i, answer in enumerate(objects) if i not in problems]
         return Encoded(encoded, 0, None, facts, references if labelled else None), problems
 
-    def _tokens(self, template: Template, subject: str, id: int, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
-        """One row, with `id` as the label at the blank."""
-        shown = self._shown(tokenizer)
-        rendered = template.render({SUBJECT: subject}, tokenizer, self.vocabulary, blank=shown)
+    def _tokens(
+        self, rendered: Rendered, id: int, shown: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    ) -> TokenRow:
+        """One row, with `id` as the label at the blank, where `shown` stands."""
         ids = rendered.input_ids
         if self.blank == "next":  # the model reads the wording up to the blank
             ids = [*ids[: rendered.blank], id]

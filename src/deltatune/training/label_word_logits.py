@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltatune.core.host import Host
@@ -15,7 +16,7 @@ from deltatune.models.architecture import family
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.prompt_batches import SCORED
 from deltatune.tasks.task import IGNORED
-from deltatune.training.forward import selected_states, shifted_decoder_inputs, text_states, token_logits
+from deltatune.training.forward import selected_states, text_states, token_logits
 
 
 def label_word_logits(host: Host, task: LabelWords, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
@@ -29,7 +30,7 @@ def label_word_logits(host: Host, task: LabelWords, batch: dict[str, Tensor], bf
         return states[places[:, 0], places[:, 1]][None]  # (1, M, D)
 
     autocast = torch.autocast(places.device.type, torch.bfloat16, enabled=bfloat16)
-    with selected_states(host.model, select), autocast, _answers(host, inputs, places):
+    with selected_states(host.model, select), autocast, _encoded_once(host, inputs), _answers(host, inputs, places):
         logits = token_logits(host.model(**_model_inputs(host, inputs)))  # (M, V)
     return scores_of_classes(task, logits, batch)
 
@@ -45,20 +46,42 @@ def scores_of_classes(task: LabelWords, logits: Tensor, batch: dict[str, Tensor]
 
 
 def _model_inputs(host: Host, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of the model's forward; the decoder of BART reads the text with the blank, one step later."""
+    """The arguments of the model's forward; decoders of encoder-decoders read a start token first."""
     model: Any = host.model
     arguments: dict[str, Any] = dict(inputs)
-    ids = arguments.pop("decoder_ids", None)
-    if host.sites.facts.encoder_decoder:
-        if ids is None:
-            vocabulary = host.sites.facts.vocabulary
-            plain = inputs["input_ids"].masked_fill(inputs["input_ids"] >= vocabulary, model.config.pad_token_id or 0)
-            arguments |= shifted_decoder_inputs(model, {**inputs, "input_ids": plain})
-        else:
-            arguments["decoder_input_ids"] = F.pad(ids, (1, 0), value=model.config.decoder_start_token_id)
-    if family(model.config) != "encoder" and "use_cache" in signature(model.forward).parameters:
+    if "decoder_ids" in arguments:
+        ids = arguments.pop("decoder_ids")
+        arguments["decoder_input_ids"] = F.pad(ids, (1, 0), value=model.config.decoder_start_token_id)
+    if takes_cache(host):
         arguments["use_cache"] = False
     return arguments
+
+
+def takes_cache(host: Host) -> bool:
+    """Whether the model's forward can be told to keep no cache."""
+    generates = family(host.model.config) != "encoder"  # type: ignore[arg-type]
+    return generates and "use_cache" in signature(host.model.forward).parameters
+
+
+@contextmanager
+def _encoded_once(host: Host, inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Within this context an encoder reads each text once, however many decoders read what it makes of it."""
+    times = len(inputs["decoder_ids"]) // len(inputs["input_ids"]) if "decoder_ids" in inputs else 1
+    if times == 1:
+        yield
+        return
+
+    def repeat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = ("encoder_hidden_states", "encoder_attention_mask")
+        repeated = {n: kwargs[n].repeat_interleave(times, 0) for n in names if isinstance(kwargs.get(n), Tensor)}
+        return args, {**kwargs, **repeated}
+
+    decoder: nn.Module = host.model.get_decoder()  # type: ignore[operator]
+    handle = decoder.register_forward_pre_hook(repeat, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _answers(host: Host, inputs: dict[str, Tensor], places: Tensor) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ Brown et al. 2020, https://arxiv.org/abs/2005.14165
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,10 +19,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.field_validation import check_fields, shortened
 from deltatune.models.architecture import Loads
 from deltatune.tasks.classification import Classify, joined_words
-from deltatune.tasks.label_words.prompt_rows import PromptEncoder, special_form
-from deltatune.tasks.label_words.verbalizer import Words, check_words, word_tokens, words_of_names
+from deltatune.tasks.label_words.prompt_rows import PromptEncoder, PromptRow, special_form
+from deltatune.tasks.label_words.verbalizer import Words, check_words, word_tokens, words_of_classes, words_of_names
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
 from deltatune.tasks.tokenization import check_length
@@ -63,36 +65,60 @@ class LabelWords(Classify):
     """What is added to the scores of the classes, for each prompt (each set within each template) or one for all."""
 
     def __post_init__(self) -> None:
-        problems = []
+        for name in ("labels", "text", "more_templates", "words", "demonstrations", "calibration"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))  # as JSON and YAML have them
+        object.__setattr__(self, "words", _words_of(self.words, self.labels))
+        check_fields(self)
+        templates, problems = self._read_templates()
+        columns = tuple(dict.fromkeys(name for template in templates for name in template.columns))
+        object.__setattr__(self, "text", self.text or columns or ("text",))
         if len(self.labels) < 2:
             problems.append("label words are for classes: labels must name at least two")
-        templates = [Template(text) for text in (self.template, *self.more_templates)]
-        if not self.text:
-            object.__setattr__(self, "text", tuple(dict.fromkeys(name for each in templates for name in each.columns)))
-        if not self.words:
-            object.__setattr__(self, "words", words_of_names(self.labels))
         problems += [
-            f"the template {each.text!r} names {name!r}, which is not a text column{nearest(name, self.text)}; "
+            f"the template {template.text!r} names {name!r}, which is not a text column{nearest(name, self.text)}; "
             f"columns: {', '.join(self.text)}"
-            for each in templates
-            for name in each.columns
+            for template in templates
+            for name in template.columns
             if name not in self.text
         ]
+        problems += [
+            f"the template {template.text!r} names {self.label!r}, the column of the labels, so it would give the "
+            "answer away; leave it out"
+            for template in templates
+            if self.label in template.columns
+        ]
         problems += check_words(self.words, self.labels)
-        if len({each.tokens for each in templates}) > 1:
+        if len({template.tokens for template in templates}) > 1:
             problems.append("templates of one prompt must have the same number of virtual tokens")
         if any(len(each) != len(self.labels) for each in self.calibration):
             problems.append(f"calibration must give a number for each of the {len(self.labels)} classes")
+        if not all(math.isfinite(value) for each in self.calibration for value in each):
+            problems.append("calibration must be finite numbers")
         if len(self.calibration) > 1 and len(self.calibration) != self.prompts:
             problems.append(f"calibration must be for one prompt or for each of the {self.prompts}")
         if self.mark:
             problems.append("mark is for a classification with a head; name the entities' columns in the template")
+        try:
+            super().__post_init__()
+        except DeltatuneError as error:
+            problems.append(str(error))
         raise_all(problems)
-        super().__post_init__()
+
+    def _read_templates(self) -> tuple[list[Template], list[str]]:
+        """The templates that can be read, and what is wrong with the others."""
+        templates, problems = [], []
+        if not self.template.strip():
+            problems.append("label words need a template with a blank, such as template='{text} It was {mask}.'")
+        for text in (self.template, *self.more_templates) if self.template.strip() else self.more_templates:
+            try:
+                templates.append(Template(text))
+            except DeltatuneError as error:
+                problems.append(str(error))
+        return templates, problems
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Read `to_json`'s result, whose nested lists are tuples."""
+        """Read `to_json`'s result."""
         return super().from_json({name: _tuples(value) for name, value in data.items()})
 
     @cached_property
@@ -132,30 +158,74 @@ class LabelWords(Classify):
         check_length(self.max_length, positions, positions_taken)
         texts = [dict(zip(self.text, values, strict=True)) for values in self._texts(rows)]
         labels = self._labels(rows) if labelled else [None] * len(rows)
-        form = special_form(tokenizer, joined)
-        makers = [
-            PromptEncoder(each, word_tokens(self.words, each, tokenizer), tokenizer, form, self.max_length)
-            for each in self.templates
-        ]
-        encoded: list[TokenRow] = []
-        cut = 0
-        for row, values, label in zip(rows, texts, labels, strict=True):
-            own = row.get(DEMONSTRATIONS)
-            sets = self.demonstrations if own is None else (tuple(own),)
-            made = [maker.row(values, shown, self.separator) for maker in makers for shown in sets or ((),)]
-            cut += any(each.cut for each in made)
-            encoded += [{**each.row, **({} if label is None else {"label": label})} for each in made]
+        makers = self._makers(tokenizer, joined, any(row.get(DEMONSTRATIONS) for row in rows))
+        sets = self._demonstration_sets(rows)
+        per_row = len(makers) * (len(sets[0]) if sets else 1)
+        made: list[list[PromptRow | str]] = [[] for _ in rows]
+        for maker in makers:
+            asked = [(i, shown) for i, each in enumerate(sets) for shown in each]
+            results = maker.rows([texts[i] for i, _ in asked], [shown for _, shown in asked], self.separator)
+            for (i, _), result in zip(asked, results, strict=True):
+                made[i].append(result)
+        raise_listed([
+            f"row {i}: {problem}"
+            for i, results in enumerate(made)
+            for problem in dict.fromkeys(each for each in results if isinstance(each, str))
+        ])  # fmt: skip
+        pieces = [[each for each in results if isinstance(each, PromptRow)] for results in made]
+        cut = [i for i, results in enumerate(pieces) if any(each.cut for each in results)]
         if self.too_long == "error" and cut:
             raise DeltatuneError(
-                f"{cut} of {len(rows)} texts are longer than max_length={self.max_length} tokens; raise max_length or "
-                "choose too_long='truncate'"
+                f"{len(cut)} of {len(rows)} texts are longer than max_length={self.max_length} tokens, first row "
+                f"{cut[0]}; raise max_length or choose too_long='truncate'"
             )
-        per_row = len(encoded) // len(rows) if len(rows) else 1
-        if per_row == 1:
-            return Encoded(encoded, truncated=cut)
+        encoded: list[TokenRow] = [
+            {**each.row, **({} if label is None else {"label": label})}
+            for results, label in zip(pieces, labels, strict=True)
+            for each in results
+        ]
+        if len(encoded) == len(rows):
+            return Encoded(encoded, truncated=len(cut))
         owners = [i for i in range(len(rows)) for _ in range(per_row)]
         references: Any = np.asarray(labels) if labelled else None
-        return Encoded(encoded, cut, owners, [None] * len(rows), references)
+        return Encoded(encoded, len(cut), owners, [None] * len(rows), references)
+
+    def _demonstration_sets(self, rows: Sequence[Row]) -> list[tuple[tuple[str, ...], ...]]:
+        """The sets of demonstrations of each row, as many of each. Raises DeltatuneError for other values."""
+        sets, problems = [], []
+        for i, row in enumerate(rows):
+            own = row.get(DEMONSTRATIONS)
+            if own is None:
+                sets.append(self.demonstrations or ((),))
+            elif isinstance(own, (list, tuple)) and all(isinstance(text, str) for text in own):
+                sets.append((tuple(own),))
+            else:
+                problems.append(f"row {i}: {DEMONSTRATIONS} is {shortened(own)}; it must be a list of texts")
+        if len(set(map(len, sets))) > 1:
+            problems.append(
+                f"some rows have {DEMONSTRATIONS} of their own, and the others the task's {len(self.demonstrations)} "
+                "sets: give them to every row, or to none"
+            )
+        raise_listed(problems)
+        return sets
+
+    def _makers(self, tokenizer: PreTrainedTokenizerBase, joined: bool, demonstrated: bool) -> list[PromptEncoder]:
+        """One for each template. Raises DeltatuneError listing what the model cannot read, words included."""
+        form = special_form(tokenizer, joined)
+        makers, problems = [], []
+        for template in self.templates:
+            try:
+                words = word_tokens(self.words, template, tokenizer)
+            except DeltatuneError as error:
+                problems.append(str(error))
+                continue
+            maker = PromptEncoder(template, words, tokenizer, form, self.max_length, self.words[0][0])
+            problems += maker.problems(demonstrated or bool(self.demonstrations))
+            if not (problems or maker.room > 0):
+                problems.append(f"max_length={self.max_length} leaves no room for a text beside the words; raise it")
+            makers.append(maker)
+        raise_all(list(dict.fromkeys(problems)))
+        return makers
 
     def _texts(self, rows: Sequence[Row], marked: Sequence[Any] = ()) -> list[tuple[str, ...]]:
         columns = []
@@ -226,3 +296,17 @@ def as_label_words(task: Classify, **fields: Any) -> LabelWords:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _words_of(words: Any, labels: Sequence[str]) -> Any:
+    """Words as tuples by class: also of a mapping of classes to words, and of one word for each class."""
+    if isinstance(words, Mapping):
+        return words_of_classes({str(label): _tuples(given) for label, given in words.items()}, labels)
+    if isinstance(words, tuple):
+        given = words or words_of_names(labels)
+        return tuple(
+            tuple(word.strip() if isinstance(word, str) else word for word in of_class) if isinstance(of_class, tuple)
+            else (of_class.strip(),) if isinstance(of_class, str) else of_class
+            for of_class in given
+        )  # fmt: skip
+    return words

@@ -1,8 +1,9 @@
-"""Prompt rows: a row in a template as the sequences that a model reads, and the tokens whose scores make its words'.
+"""Prompt rows: rows in a template as the token ids that a model reads, and the words that are scored in the blank.
 
 A masked model reads the blank as mask tokens, one sequence for each length of a word. A left-to-right model reads the
-text up to the blank; where a word has several tokens, or text comes after the blank, one sequence for each word, whose
-tokens and the text after it are scored. T5 reads a sentinel, and its decoder the words after the same sentinel.
+text up to the blank; where a word has several tokens, or text comes after the blank, the tokens of each word and the
+text behind it are scored. An encoder-decoder reads the blank as a sentinel (T5), which its decoder repeats before the
+word, or as a mask token (BART), whose decoder reads the text up to the word.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.tasks.prompts.templates import Rendered, Template
+from deltatune.core.input_validation.field_validation import shortened
+from deltatune.tasks.prompts.template_tokens import Rendered, ids_of_texts
+from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import TokenRow
 
 VIRTUAL = 1 << 30
@@ -27,9 +30,10 @@ class PromptRow(NamedTuple):
     """One row, ready for a model."""
 
     row: TokenRow
-    """`sequences`: lists of token ids; `types`: their token types; `scored`: for each word (sequence, position, id) of
-    its tokens, where `position` is that of the state that predicts the token; `decoder`: the decoder's inputs, for a
-    sentinel; `input_ids` and `attention_mask`: those of the longest sequence, for its length."""
+    """`prompt`: the token ids with one token at the blank, or up to it in a left-to-right model; `blank`: its position;
+    `words`: the token ids of every word; `after`: those behind the blank of a left-to-right model; `form`: how the
+    blank is read; `types`: token types of `prompt`; `input_ids` and `attention_mask`: those of the longest sequence
+    that the model reads."""
     cut: bool
 
 
@@ -52,7 +56,7 @@ def special_form(tokenizer: PreTrainedTokenizerBase, joined: bool) -> Form:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Makes the rows of one template with the tokens of its words."""
+    """Makes the rows of one template, with the tokens of its words."""
 
     template: Template
     words: Sequence[Sequence[int]]
@@ -60,97 +64,126 @@ class PromptEncoder:
     tokenizer: PreTrainedTokenizerBase
     form: Form
     max_length: int
+    word: str = "a"
+    """The first word, as text."""
 
-    def row(self, values: dict[str, str], demonstrations: Sequence[str], separator: str) -> PromptRow:
-        """One row with its demonstrations, the oldest left out where there is no room for them."""
-        shown = list(demonstrations)
-        while True:
-            try:
-                made = self._made(values, shown, separator)
-            except DeltatuneError:
-                if not shown:
-                    raise
-                shown = self._fewer(shown)
+    def problems(self, demonstrated: bool) -> list[str]:
+        """What makes the template one that this model cannot read; `demonstrated`: whether text stands in front."""
+        if self.form != "left-to-right":
+            return []
+        problems = []
+        kinds = [part.kind for part in self.template.parts]
+        if kinds[0] == "mask" and not demonstrated:
+            problems.append(
+                f"the template {shortened(self.template.text)} begins with its blank, and a left-to-right model reads "
+                "nothing before it; put text first, as in '{text} It was {mask}'"
+            )
+        if "virtual" in kinds[kinds.index("mask") :]:
+            problems.append(
+                f"the template {shortened(self.template.text)} has virtual tokens behind its blank, which a "
+                "left-to-right model would have to predict; put them before it"
+            )
+        return problems
+
+    def rows(
+        self, values: Sequence[dict[str, str]], shown: Sequence[Sequence[str]], separator: str
+    ) -> list[PromptRow | str]:
+        """The rows with their demonstrations, the oldest left out where there is no room for them.
+
+        A sentence says why in place of a row that cannot be made.
+        """
+        kept = [list(each) for each in shown]
+        results: list[PromptRow | str] = [""] * len(values)
+        pending = list(range(len(values)))
+        while pending:
+            made = self._rendered([values[i] for i in pending], [kept[i] for i in pending], separator)
+            longer = []
+            for i, rendered in zip(pending, made, strict=True):
+                if isinstance(rendered, Rendered):
+                    results[i] = self._row(rendered)
+                elif isinstance(rendered, int):
+                    kept[i] = self._fewer(kept[i], rendered, separator)
+                    longer.append(i)
+                else:
+                    results[i] = rendered
+            pending = longer
+        return results
+
+    def _rendered(
+        self, values: Sequence[dict[str, str]], shown: Sequence[list[str]], separator: str
+    ) -> list[Rendered | int | str]:
+        """The rendered rows; for those too long for all of their demonstrations the number of tokens over the limit."""
+        masked = self.form == "masked"
+        leads = ["" if masked else "".join(f"{text}{separator}" for text in each) for each in shown]
+        tails = [list(reversed(each)) if masked else [] for each in shown]
+        results: list[Rendered | int | str] = [""] * len(values)
+        for demonstrated in (True, False):
+            some = [i for i, each in enumerate(shown) if bool(each) == demonstrated]
+            if not some:
                 continue
-            if not (made.cut and shown):
-                return made
-            shown = self._fewer(shown)
-
-    def _fewer(self, shown: list[str]) -> list[str]:
-        """Without the demonstration that is furthest from the row: the oldest."""
-        return shown[1:]
-
-    def _made(self, values: dict[str, str], shown: Sequence[str], separator: str) -> PromptRow:
-        if self.form == "masked":
-            return self._masked(values, shown)
-        lead = "".join(f"{text}{separator}" for text in shown)
-        return self._sentinel(values, lead) if self.form == "sentinel" else self._left_to_right(values, lead)
-
-    def _masked(self, values: dict[str, str], shown: Sequence[str]) -> PromptRow:
-        mask = int(self.tokenizer.mask_token_id)
-        lengths = sorted({len(ids) for ids in self.words})
-        rendered = [
-            self.template.render(
-                values, self.tokenizer, VIRTUAL, self.max_length, [mask] * length, tail=[*reversed(shown)]
+            made = self.template.render_rows(
+                [values[i] for i in some],
+                self.tokenizer,
+                VIRTUAL,
+                None if demonstrated else self.room,
+                self._blank(),
+                [leads[i] for i in some],
+                [tails[i] for i in some],
+                closed=self.form != "left-to-right",
+                word=self.word,
             )
-            for length in lengths
-        ]
-        scored = []
-        for ids in self.words:
-            number = lengths.index(len(ids))
-            scored.append([(number, rendered[number].blank + i, token) for i, token in enumerate(ids)])
-        typed = "token_type_ids" in self.tokenizer("a")
-        types = [each.token_type_ids for each in rendered] if typed else None
-        return self._row([each.input_ids for each in rendered], types, scored, rendered)
+            for i, rendered in zip(some, made, strict=True):
+                over = 0 if isinstance(rendered, str) else len(rendered.input_ids) - self.room
+                results[i] = rendered if over <= 0 else over
+        return results
 
-    def _left_to_right(self, values: dict[str, str], lead: str) -> PromptRow:
+    @property
+    def room(self) -> int:
+        """The longest prompt, with one token at the blank or none in a left-to-right model."""
         longest = max(map(len, self.words))
-        one_pass = self.template.ends_with_blank and longest == 1
-        room = self.max_length - (0 if one_pass else longest)
-        rendered = self.template.render(values, self.tokenizer, VIRTUAL, room, (), lead, one_segment=True)
-        prompt, after = rendered.input_ids[: rendered.blank], rendered.input_ids[rendered.blank :]
-        if not prompt:
-            raise DeltatuneError(
-                f"the template {self.template.text!r} begins with its blank, and a left-to-right model reads nothing "
-                "before it; put the text first"
-            )
-        last = len(prompt) - 1
-        if one_pass:
-            return self._row([prompt], None, [[(0, last, ids[0])] for ids in self.words], [rendered])
-        sequences, scored = [], []
-        for number, ids in enumerate(self.words):
-            answer = [*ids, *after]
-            sequences.append([*prompt, *answer[:-1]])
-            scored.append([(number, last + i, token) for i, token in enumerate(answer)])
-        return self._row(sequences, None, scored, [rendered])
+        return self.max_length if self.form == "sentinel" else self.max_length - longest + 1
 
-    def _sentinel(self, values: dict[str, str], lead: str) -> PromptRow:
-        sentinel = self.tokenizer.get_vocab()[SENTINEL]
-        rendered = self.template.render(values, self.tokenizer, VIRTUAL, self.max_length, [sentinel], lead)
-        if all(len(ids) == 1 for ids in self.words):
-            decoder = [[sentinel]]
-            scored = [[(0, 1, ids[0])] for ids in self.words]  # after the start token and the sentinel
+    def _blank(self) -> list[int]:
+        if self.form == "left-to-right":
+            return []
+        vocabulary = self.tokenizer.get_vocab()
+        return [int(self.tokenizer.mask_token_id) if self.form == "masked" else vocabulary[SENTINEL]]
+
+    def _fewer(self, shown: list[str], over: int, separator: str) -> list[str]:
+        """Without the demonstrations that are furthest from the row: as many as `over` tokens need, but at least one.
+
+        A demonstration may be some tokens shorter within a text than alone, so few are taken at once.
+        """
+        ids = ids_of_texts([f"{text}{separator}" for text in shown], self.tokenizer)
+        gone = 1
+        while gone < len(shown) and sum(len(ids[f"{text}{separator}"]) + 2 for text in shown[:gone]) < over:
+            gone += 1
+        return shown[gone:]
+
+    def _row(self, rendered: Rendered) -> PromptRow | str:
+        ids, blank = rendered.input_ids, rendered.blank
+        longest = max(map(len, self.words))
+        row: TokenRow = {"form": self.form, "words": self.words, "blank": blank}
+        if self.form == "left-to-right":
+            row["prompt"], row["after"] = ids[:blank], ids[blank:]
+            if not blank:
+                return (
+                    "nothing stands before the blank, and a left-to-right model predicts a word from what is before "
+                    "it; put words in front of {mask}, as in '{text} It was {mask}'"
+                )
+            behind = [*max(self.words, key=len), *row["after"]][:-1]
+            row["input_ids"] = [*row["prompt"], *behind] if behind else row["prompt"]
+        elif self.form == "masked":
+            row["prompt"] = ids
+            row["input_ids"] = with_blanks(ids, blank, longest)
+            if "token_type_ids" in self.tokenizer.model_input_names:
+                row["types"] = rendered.token_type_ids
         else:
-            decoder = [[sentinel, *ids[:-1]] for ids in self.words]
-            scored = [[(n, 1 + i, token) for i, token in enumerate(ids)] for n, ids in enumerate(self.words)]
-        made = self._row([rendered.input_ids] * len(decoder), None, scored, [rendered])
-        made.row["decoder"] = decoder
-        return made
+            row["prompt"] = row["input_ids"] = ids
+        row["attention_mask"] = [1] * len(row["input_ids"])
+        return PromptRow(row, rendered.cut)
 
-    def _row(
-        self,
-        sequences: list[list[int]],
-        types: list[list[int]] | None,
-        scored: list[list[tuple[int, int, int]]],
-        rendered: Sequence[Rendered],
-    ) -> PromptRow:
-        longest = max(sequences, key=len)
-        row: TokenRow = {
-            "input_ids": longest,
-            "attention_mask": [1] * len(longest),
-            "sequences": sequences,
-            "scored": scored,
-        }
-        if types is not None:
-            row["types"] = types
-        return PromptRow(row, any(each.cut for each in rendered))
+
+def with_blanks(ids: list[int], blank: int, number: int) -> list[int]:
+    """The ids with `number` times the token at the blank; also of token types."""
+    return ids if number == 1 else [*ids[:blank], *[ids[blank]] * number, *ids[blank + 1 :]]

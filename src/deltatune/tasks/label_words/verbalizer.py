@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.tasks.prompts.templates import Template, spells_spaces
+from deltatune.tasks.prompts.template_tokens import tokens_after
+from deltatune.tasks.prompts.templates import Template
 
 Words = tuple[tuple[str, ...], ...]
 """One or several words for each class, in the order of the classes."""
@@ -36,7 +37,8 @@ def words_of_classes(words: Mapping[str, str | Sequence[str]], labels: Sequence[
     ]
     problems += [f"the class {label!r} has no word" for label in labels if not words.get(label)]
     raise_all(problems, f"classes: {', '.join(map(repr, labels[:20]))}" if problems else "")
-    return tuple((given,) if isinstance(given := words[label], str) else tuple(given) for label in labels)
+    listed = [(given,) if isinstance(given := words[label], str) else tuple(given) for label in labels]
+    return tuple(tuple(word.strip() if isinstance(word, str) else word for word in given) for given in listed)
 
 
 def read_words(assignments: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -79,18 +81,20 @@ def word_tokens(words: Words, template: Template, tokenizer: PreTrainedTokenizer
 
     Raises DeltatuneError for words that the tokenizer does not know, and for two words of the same tokens.
     """
-    spaced = template.spaced_blank and spells_spaces(tokenizer)
-    ids: list[list[int]] = []
+    before = template.part_before_blank
+    context = before.text if before is not None and before.kind == "words" else ""
+    listed = [word for of_class in words for word in of_class]
+    ids = tokens_after(context, listed, template.spaced_blank, tokenizer)
+    special = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     problems: list[str] = []
     seen: dict[tuple[int, ...], str] = {}
-    for word in (word for of_class in words for word in of_class):
-        tokens = tokenizer(f" {word}" if spaced else word, add_special_tokens=False, verbose=False)["input_ids"]
-        unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens
-        if unknown or not tokens:
+    for word, tokens in zip(listed, ids, strict=True):
+        if not tokens or tokenizer.unk_token_id in tokens:
             problems.append(f"the tokenizer does not know the word {word!r}; choose another word")
+        elif not special.isdisjoint(tokens):
+            problems.append(f"the word {word!r} has a special token of the tokenizer; choose another word")
         elif tuple(tokens) in seen:
             problems.append(f"the words {seen[tuple(tokens)]!r} and {word!r} are the same tokens; choose another word")
         seen[tuple(tokens)] = word
-        ids.append(list(tokens))
     raise_all(problems)
     return ids

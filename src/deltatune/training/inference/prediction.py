@@ -145,13 +145,17 @@ def adapter_collator(
     Tasks that look answers up by position (tagging, extractive QA) are padded on the right.
     """
     left = False if isinstance(rows, Encoded) and rows.facts is not None else None
-    if "sequences" not in rows[0]:
+    if "words" not in rows[0]:
         return collator_for(host.model, tokenizer, rows[0], free_positions(host, name), pack, left)
     if pack:
         raise DeltatuneError("rows with label words cannot be packed: set packing=False")
-    example = {**rows[0], "token_type_ids": []} if "types" in rows[0] else rows[0]
+    segments = int(getattr(host.model.config, "type_vocab_size", 2)) > 1
+    example = {**rows[0], "token_type_ids": []} if "types" in rows[0] and segments else rows[0]
     plain = collator_for(host.model, tokenizer, example, free_positions(host, name))
-    return PromptCollator(plain.fill, plain.left, plain.longest, vocabulary=host.sites.facts.vocabulary)
+    facts = host.sites.facts
+    return PromptCollator(
+        plain.fill, plain.left, plain.longest, vocabulary=facts.vocabulary, encoder_decoder=facts.encoder_decoder
+    )
 
 
 def positions_taken(host: Host, name: str) -> int:
@@ -214,7 +218,7 @@ def ensemble(
     combine = {"vote": vote, "mean": mean}[how]
     longest = max(names, key=lambda name: positions_taken(host, name))
     encoded = ensure_encoded(host, longest, task, rows, tokenizer, labelled=False)
-    if not all(host.adapters[name].mixes for name in names):
+    if isinstance(task, LabelWords) or not all(host.adapters[name].mixes for name in names):
         return combine([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
     collate, bfloat16 = adapter_collator(host, longest, tokenizer, encoded), uses_bfloat16(host.model, precision)
 

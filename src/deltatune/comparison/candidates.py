@@ -70,9 +70,10 @@ def make_candidates(
     for text in methods:
         try:
             method = session.fit(text, budget.params if budget else None)
-            prompting = isinstance(method, PromptMethod)
-            tried = rates_around(method.learning_rate, rates) if not prompting or method.trains else (0.0,)
-            trained = method.inner if prompting else method
+            trained: Method | None = method
+            tried = rates_around(method.learning_rate, rates)
+            if isinstance(method, PromptMethod):
+                trained, tried = method.inner, tried if method.trains else (0.0,)
             params = with_token_ids(trained, session.tokenizer, session.task).count(sites) if trained else 0
             candidate = Candidate(method, tried, params)
         except DeltatuneError as error:

@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deltatune.comparison.candidates import Candidate, make_candidates
+from deltatune.comparison.check_candidates import (
+    check_candidates,
+    check_methods,
+    encode_splits,
+    length_note,
+    readable_methods,
+)
 from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget, read_budget
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.core.method import Method
-from deltatune.core.registry import parse
 from deltatune.data import Data, Row
 from deltatune.data.few_shot import few_shot
-from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.loading import BUILTIN
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
-from deltatune.prompting.prompt_method import PromptMethod, PromptRows
+from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings
@@ -123,13 +128,11 @@ class Plan:
 
     def unlabelled(self, draw: int | None) -> list[Row]:
         """Rows without labels: those given, and with draws the training rows that were not drawn."""
-        rows = list(self.more_unlabelled)
+        rows, label = list(self.more_unlabelled), self.data.label
         if draw is not None and self.data.kind == "classes":
             known = {id(row) for split in ("train", "validation") for row in self.rows_of(draw)[split]}
             rows += [row for row in self.data.train if id(row) not in known]
-        return [
-            {name: value for name, value in row.items() if name != self.data.label} for row in rows[:MOST_UNLABELLED]
-        ]
+        return [{name: value for name, value in row.items() if name != label} for row in rows[:MOST_UNLABELLED]]
 
     @cached_property
     def head_json(self) -> dict[str, Any] | None:
@@ -154,7 +157,8 @@ class Plan:
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
-        method, drawn = cell.candidate.method, {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
+        method = cell.candidate.method
+        drawn: dict[str, Any] = {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
         settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
         if isinstance(method, PromptMethod):
             drawn |= {"prompt": dataclasses.asdict(self.options), "unlabelled": self._unlabelled_digest(cell.draw)}
@@ -229,9 +233,9 @@ def make_plan(
     largest that fits, whatever size it was given; None keeps the sizes as given. `rates` is the number of learning
     rates to try for each method. With `shots` every method is trained on `draws` draws of so many rows a class, with
     every seed on each; validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all
-    are scored on the same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded with
-    its language-model head, for all methods. Raises DeltatuneError listing every method that cannot run on this model, before
-    anything is trained; of the default methods those are left out, and a note says so.
+    are scored on the same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
+    with its language-model head, for all methods. Raises DeltatuneError listing every method that cannot run on this
+    model, before anything is trained; of the default methods those are left out, and a note says so.
     """
     raise_all(count_problems(seeds=seeds, rates=rates, draws=draws))
     if shots is None and draws > 1:
@@ -243,54 +247,43 @@ def make_plan(
     data = drawn[0] if drawn else data
     fields = dict(task or {})
     fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
-    texts, methods = methods, [as_prompt_method(method) for method in _readable(methods)]
+    texts, methods = methods, [as_prompt_method(method) for method in readable_methods(methods)]
     prompting = any(isinstance(method, PromptMethod) for method in methods)
     if not prompting and (prompts.template or prompts.words or prompts.describe):
         raise DeltatuneError(
-            "a template, words or a description of the classes are for prompting methods: name one, such as ZeroShot(), "
-            "or Cloze(LoRA()) to train through label words"
+            "a template, words or a description of the classes are for prompting methods: name one, such as "
+            "ZeroShot(), or Cloze(LoRA()) to train through label words"
         )
     loads = "words" if prompting and data.kind == "classes" else ""
     session = open_session(model, data, fields, head, precision=settings.precision, loads=loads)
     prompts = dataclasses.replace(prompts, data=prompts.data or data.name)
     limit = None if budget is None else read_budget(budget, session.host.sites)
     candidates, problems = make_candidates(session, methods, limit, rates)
-    free, unusable = _check_candidates(session, data, candidates, limited="max_length" not in fields, prompts=prompts)
+    free, unusable = check_candidates(session, data, candidates, limited="max_length" not in fields, prompts=prompts)
     candidates = [candidate for candidate in candidates if candidate.text not in unusable]
-    notes = [*session.notes, *_check_methods({**problems, **unusable}, texts, len(candidates))]
+    left_out = check_methods({**problems, **unusable}, tuple(texts) == DEFAULT_METHODS, len(candidates))
+    notes = [*session.notes, *left_out]
     if "max_length" not in fields and free:
         shortest = min(free, key=lambda text: free[text])
         limited = session.limited(free[shortest])
-        notes += _length_note(session, limited, shortest)
+        notes += length_note(session, limited, shortest)
         session = limited
     return Plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
         session=session,
         data=dataclasses.replace(whole, notes=(*data.notes, *notes)),
-        splits=_encode(session, data.splits()),
+        splits=encode_splits(session, data.splits()),
         candidates=tuple(candidates),
         seeds=tuple(range(seeds)),
         settings=settings,
         budget=limit,
         shots=shots,
-        draws=tuple(_encode(session, {"train": each.train, "validation": each.validation}) for each in drawn),
+        draws=tuple(encode_splits(session, {"train": each.train, "validation": each.validation}) for each in drawn),
         drawn=tuple(drawn),
         options=prompts,
         more_unlabelled=tuple(unlabelled),
     )
-
-
-def _readable(methods: Sequence[str | Method]) -> list[Method]:
-    """The methods. Raises DeltatuneError listing every text that is none."""
-    read, problems = [], []
-    for method in methods:
-        try:
-            read.append(parse(method))
-        except DeltatuneError as error:
-            problems.append(f"{method}: {error}")
-    raise_all(problems, "these methods cannot be compared here:" if problems else "")
-    return read
 
 
 def count_problems(**counts: int) -> list[str]:
@@ -302,70 +295,6 @@ def count_problems(**counts: int) -> list[str]:
 def folder_for(model: str, data: Data) -> Path:
     """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others."""
     return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
-
-
-def _check_candidates(
-    session: Session, data: Data, candidates: Sequence[Candidate], limited: bool, prompts: PromptOptions
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Attach each method and encode a row for it, so that what cannot run is known before the first training.
-
-    Returns the positions that each usable method leaves to texts (empty for a model without a limit), and why the other
-    methods cannot be used. `limited`: texts may be shortened to those positions.
-    """
-    free: dict[str, int] = {}
-    problems: dict[str, str] = {}
-    for candidate in candidates:
-        try:
-            if isinstance(candidate.method, PromptMethod):
-                rows = PromptRows(data.train, data.validation)
-                candidate.method.check_session(session, rows, prompts)
-                continue
-            session.attach(candidate.method, 0, head=False)
-            if session.task.answers in ("text", "likelihood") and not session.host.trainable(session.name):
-                raise DeltatuneError("it trains only a head, and this task uses the language-model head")
-            positions = session.free_positions()
-            (session.limited(positions) if limited else session).encode(data.train[:1])
-            if positions is not None:
-                free[candidate.text] = positions
-        except DeltatuneError as error:
-            problems[candidate.text] = str(error)
-        finally:
-            session.detach()
-    if len(problems) == len(candidates) > 1 and len(set(problems.values())) == 1:
-        raise DeltatuneError(next(iter(problems.values())))  # the data are at fault then, not the methods
-    return free, problems
-
-
-def _length_note(session: Session, limited: Session, method: str) -> list[str]:
-    """A note if one method limits the texts of all: with different texts the comparison would not be fair."""
-    default, common = session.task.max_length, limited.task.max_length  # type: ignore[attr-defined]
-    positions = session.positions
-    if positions is None or common in (default, positions):
-        return []
-    return [
-        f"all methods read at most {common} tokens of a text, not {default}: {method} takes {positions - common} of "
-        f"the model's {positions} positions"
-    ]
-
-
-def _encode(session: Session, splits: Mapping[str, Sequence[Row]]) -> dict[str, Encoded]:
-    """Tokens of each split, the same for all methods."""
-    session.attach(Probe(), 0, head=False)  # it adds no tokens
-    try:
-        return {name: session.encode(rows) for name, rows in splits.items()}
-    finally:
-        session.detach()
-
-
-def _check_methods(problems: Mapping[str, str], methods: Sequence[str | Method], usable: int) -> list[str]:
-    """Raise DeltatuneError for methods that cannot be compared; returns notes on default methods left out."""
-    lines = [f"{method}: {reason}" for method, reason in problems.items()]
-    if tuple(methods) == DEFAULT_METHODS and usable:
-        return [f"left out: {line}" for line in lines]
-    raise_all(lines, "these methods cannot be compared here:" if lines else "")
-    if not methods:
-        raise DeltatuneError("name at least one method, for example --method 'LoRA()' --method 'BitFit()'")
-    return []
 
 
 def _hash(value: Any) -> str:

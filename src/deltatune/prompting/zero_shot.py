@@ -28,7 +28,7 @@ def check_classes(method: Method, task: Task) -> Classify:
 
 
 def check_prompt(session: Session, method: Method, task: LabelWords, rows: PromptRows) -> None:
-    """Raise DeltatuneError for a method that cannot be attached here, or a prompt that the first row cannot be read in."""
+    """Raise DeltatuneError for a method that cannot be attached here, and a prompt that cannot take the first row."""
     own = replace(session, task=task, head={})
     own.attach(with_token_ids(method, session.tokenizer, task), 0, head=False)
     try:

@@ -27,6 +27,13 @@ class PromptCost:
     calls: int = 0
     """Requests to a server."""
 
+    def add(self, other: PromptCost) -> None:
+        """Count what was spent elsewhere too."""
+        self.passes += other.passes
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.calls += other.calls
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"passes": self.passes, "tokens": self.tokens, "seconds": self.seconds, "calls": self.calls}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View
@@ -164,12 +164,14 @@ class Cloze(PromptMethod):
         settings: Settings,
         options: PromptOptions = NO_OPTIONS,
         on_step: OnProgress | None = None,
+        **more: Any,
     ) -> Fitted:
+        """As every method's; `more` goes to `Session.train`: with out= the training is resumed."""
         task = self.prompt(session, options)
         own = replace(session, task=task, head={})
         own.attach(with_token_ids(self.method, session.tokenizer, task), settings.seed, head=False)
         try:
-            outcome = own.train(rows.train, rows.validation, settings, on_step=on_step)
+            outcome = own.train(rows.train, rows.validation, settings, on_step=on_step, **more)
         except BaseException:
             own.detach()
             raise

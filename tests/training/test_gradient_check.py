@@ -117,6 +117,15 @@ def test_what_the_head_does_not_read_is_said(tokenizer):
     assert train(reads, "a", TASK, ROWS, None, tokenizer, PLAIN).untrained_tensors == ()
 
 
+@pytest.mark.parametrize("method", ["Full()", "BitFit()"])
+def test_a_head_of_classes_does_not_read_a_masked_models_own_head(method, tokenizer):
+    host = deltatune.Host(models.tiny("bert", "lm"))
+    host.attach("a", deltatune.parse(method), head=TASK.make_head(host.model.config))
+    outcome = train(host, "a", TASK, ROWS, None, tokenizer, PLAIN)
+    assert outcome.untrained_tensors
+    assert all("predictions" in each or "lm_head" in each for each in outcome.untrained_tensors)
+
+
 def test_a_loss_that_explodes_stops_training(tokenizer):
     with pytest.raises(DeltatuneError, match=r"(?s)the loss became .* in step \d+: .*lower the learning_rate"):
         train(host_with("Full()"), "a", TASK, ROWS, None, tokenizer, dataclasses.replace(PLAIN, learning_rate=1e30))

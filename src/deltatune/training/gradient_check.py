@@ -11,6 +11,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.tasks.heads import Head, Heads, HeadsConfig
+from deltatune.tasks.task import LanguageModelTask, Task
 
 STEPS = 3
 """Steps in which every tensor must have moved. In the first it may not: LoRA's A has no gradient at B = 0."""
@@ -18,10 +19,11 @@ ADAM_EPS = 1e-8
 """Adam's epsilon: gradients far below it hardly move a value."""
 
 
-def unread_tensors(host: Host, name: str) -> set[str]:
+def unread_tensors(host: Host, name: str, task: Task | None = None) -> set[str]:
     """Trainable tensors that the adapter's head does not read: the base's pooler under another pooling, its LM head.
 
-    They belong to the method (full fine-tuning has every weight) but cannot learn anything for this task.
+    They belong to the method (full fine-tuning has every weight) but cannot learn anything for this task. An objective
+    with a head of its own, for pairs of sentences, reads the language-model head too.
     """
     adapter = host.adapters[name]
     if not isinstance(adapter.head, (Head, Heads)):
@@ -31,15 +33,19 @@ def unread_tensors(host: Host, name: str) -> set[str]:
     poolings = {config.pooling for config in (own.parts.values() if isinstance(own, HeadsConfig) else (own,))}
     if "pooler" in host.sites and "pooler" not in poolings:
         modules.add(host.sites["pooler"].module)
-    if isinstance(own, HeadsConfig):  # another part may read the language-model head
+    if isinstance(own, HeadsConfig) or isinstance(task, LanguageModelTask):  # which read the language-model head
         return _names_at(host, name, modules)
     return _names_at(host, name, modules | _output_modules(host))
 
 
 def _output_modules(host: Host) -> set[str]:
-    """The path of the language-model head, if the model has one."""
+    """The paths of the language-model head, if the model has one: BERT's has a dense layer and a norm too."""
     output = output_embeddings(host.model)
-    return {path for path, module in host.model.named_modules() if module is output}
+    if output is None:
+        return set()
+    body = getattr(host.model, "base_model", host.model)
+    inside = {id(module) for module in body.modules()}
+    return {p for p, module in host.model.named_modules() if p and (module is output or id(module) not in inside)}
 
 
 def _names_at(host: Host, name: str, modules: Collection[str]) -> set[str]:

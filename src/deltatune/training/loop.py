@@ -84,7 +84,8 @@ class TrainingLoop:
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
         self.warmup_steps = warmup_steps_of(settings.warmup, self.total_steps)
 
-        trainable, unread, skippable = host.trainable(name), unread_tensors(host, name), skippable_tensors(host, name)
+        trainable, unread = host.trainable(name), unread_tensors(host, name, task)
+        skippable = skippable_tensors(host, name)
         self.parameters = [parameter for n, parameter in trainable if n not in unread]
         self.gradient_check = GradientCheck(name, {n: p for n, p in trainable if n not in unread}, skippable)
 

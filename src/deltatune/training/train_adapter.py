@@ -139,7 +139,7 @@ def train(
         learning_rate=settings.learning_rate or 0.0,
         bfloat16=bfloat16,
         truncated=rows.truncated + validation.truncated,
-        untrained_tensors=tuple(sorted(unread_tensors(host, name))),
+        untrained_tensors=tuple(sorted(unread_tensors(host, name, task))),
         resumed=checkpoint.step_of(resume) if resume else 0,
     )
 

@@ -2,10 +2,8 @@
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,75 +22,20 @@ from deltatune.prompting import (
     generate_instructions,
 )
 from support.command_line import ran
-
-Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
-
-
-class Server:
-    """A server on this machine; `answer(body, number)` returns status, content and maybe headers of each request."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = written
-        self.requests: list[dict[str, Any]] = []
-        self.most = self.now = 0
-        server, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.requests.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
-                    number = len(server.requests)
-                    server.now += 1
-                    server.most = max(server.most, server.now)
-                try:
-                    status, content, *headers = server.answer(body, number)
-                finally:
-                    with lock:
-                        server.now -= 1
-                if status == 0:  # hang up in the middle
-                    self.connection.close()
-                    return
-                data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-                self.send_response(status)
-                for name, value in dict(*headers).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-def text_of(text: str | None, ended: str = "stop") -> dict[str, Any]:
-    """An answer in OpenAI's format, for both kinds of request."""
-    return {"choices": [{"message": {"content": text}, "text": text, "finish_reason": ended}]}
+from support.endpoint_server import Server, endpoint_of, prompt_of, running, text_of
 
 
 def written(body: dict[str, Any], number: int) -> tuple[int, Any]:
     """The answer of `echo` to the prompt."""
-    prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
-    return 200, text_of(echo([prompt])[0])
+    return 200, text_of(echo([prompt_of(body)])[0])
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
-
-
-def endpoint_of(server: Server, **more: Any) -> OpenAICompatible:
-    """The endpoint of a server, with a short backoff."""
-    return OpenAICompatible(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, **more})
+    with running(written) as found:
+        yield found
 
 
 # ---- a server

@@ -7,8 +7,8 @@ from deltatune.prompting.default_prompts import (
     class_words,
     default_templates,
     needs_description,
-    words_of_name,
 )
+from deltatune.tasks.label_words.verbalizer import words_of_name
 from deltatune.tasks.prompts.templates import Template
 
 

@@ -18,6 +18,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.prompting.published.class_aliases import is_opaque, plain_name
 from deltatune.prompting.published_prompts import with_columns
+from deltatune.tasks.label_words.verbalizer import words_of_name
 
 SINGLE = (
     "{text} This is {mask}.",
@@ -92,16 +93,6 @@ def class_words(labels: Sequence[str], described: str = "") -> dict[str, tuple[s
     fix = "" if described.strip() else f"describe the classes in words: {example_description(labels)}"
     raise_all([*problems, fix] if problems and fix else problems)
     return words
-
-
-def words_of_name(label: str) -> str:
-    """A class name in words: `not_spam` is `not spam`, `NaturalPlace` is `natural place`; `NUM` stays."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label)
-    kept = [word.strip("-.,;:") for word in re.split(r"[\s_]+", spaced.strip())]
-    words = [word for word in kept if word]
-    if len(words) > 1 and (label.isupper() or spaced != label):
-        words = [word if word.isupper() and not label.isupper() else word.lower() for word in words]
-    return " ".join(words)
 
 
 def needs_description(labels: Sequence[str]) -> bool:

@@ -16,13 +16,18 @@ Words = tuple[tuple[str, ...], ...]
 
 
 def words_of_names(labels: Sequence[str]) -> Words:
-    """The class names as words: not_spam and NotSpam become "not spam"."""
-    return tuple((_in_words(label),) for label in labels)
+    """The class names as words: `not_spam` and `NotSpam` become "not spam"."""
+    return tuple((words_of_name(label) or label,) for label in labels)
 
 
-def _in_words(label: str) -> str:
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
-    return re.sub(r"[_\-/\s]+", " ", parted).strip() or label
+def words_of_name(label: str) -> str:
+    """A class name in words: `not_spam` is `not spam`, `NaturalPlace` is `natural place`, `NUM` stays; "" for `___`."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label)
+    words = [word.strip("-.,;:") for word in re.split(r"[\s_]+", parted)]
+    words = [word for word in words if word]
+    if len(words) > 1 and (label.isupper() or parted != label):
+        words = [word if word.isupper() and not label.isupper() else word.lower() for word in words]
+    return " ".join(words)
 
 
 def words_of_classes(words: Mapping[str, str | Sequence[str]], labels: Sequence[str]) -> Words:

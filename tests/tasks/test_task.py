@@ -16,6 +16,13 @@ MADE = {
     "classify": {"labels": ("a", "b")},
     "many": {"labels": ("a", "b")},
     "tag": {"tags": ("O", "B-X")},
+    "label-words": {"labels": ("a", "b"), "template": "{text} {mask}"},
+    "nearest-demonstrations": {
+        "labels": ("a", "b"),
+        "template": "{text} {mask}",
+        "shots": 1,
+        "pool": (("x a", "a", "x"), ("y b", "b", "y")),
+    },
     "mixture": {"parts": {"one": Classify(labels=("a", "b")), "two": Classify(labels=("c", "d"))}},
 }
 
@@ -29,7 +36,7 @@ def test_a_task_declares_what_training_and_prediction_ask_of_it(task):
     assert TASKS[task.name] is type(task)
     assert task.metric in task.metrics
     assert task.answers in ("row", "token", "text", "likelihood")
-    assert task.loads in ("row", "text", "mask", "pairs")
+    assert task.loads in ("row", "text", "mask", "pairs", "words")
     assert task.families
     assert isinstance(task.text, tuple)
     assert isinstance(task.label, str)

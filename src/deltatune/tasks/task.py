@@ -54,6 +54,8 @@ class Encoded(Sequence[TokenRow]):
     """The references of the N rows; None where they are the `label` of the pieces."""
     row_hashes: Hashes | None = None
     """Hashes of the N rows' texts and labels, where they are labelled (`tasks.row_hashes`)."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of these rows, in sentences."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]

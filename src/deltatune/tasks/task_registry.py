@@ -12,6 +12,7 @@ from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
@@ -31,7 +32,15 @@ DATA_TASKS: dict[LabelKind, type[Task]] = {
 }
 """The task of each kind of data."""
 
-_ALL: tuple[type[Task], ...] = (*DATA_TASKS.values(), LabelWords, FactCompletion, Mixture, Reason, *OBJECTIVES)
+_ALL: tuple[type[Task], ...] = (
+    *DATA_TASKS.values(),
+    LabelWords,
+    NearestDemonstrations,
+    FactCompletion,
+    Mixture,
+    Reason,
+    *OBJECTIVES,
+)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
 """Tasks by the name under which an adapter folder stores them."""
 

@@ -131,6 +131,7 @@ def evaluate(
     for name, result in results.items():
         total, of = len(splits[name]), f"{name}: " if others else ""
         notes += [of + note for note in overlap_notes(result["trained_on"], total)]
+        notes += [of + note for note in result.get("notes", ())]
         if result["truncated"]:
             notes.append(of + long_texts(session.task, result["truncated"], total))
         notes += [
@@ -294,6 +295,7 @@ def scored(
         **by,
         "rows": len(rows),
         "truncated": encoded.truncated,
+        **({"notes": list(encoded.notes)} if encoded.notes else {}),
         "trained_on": known_rows(session, encoded),
     }
 

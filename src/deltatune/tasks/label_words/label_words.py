@@ -28,7 +28,7 @@ from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
 from deltatune.tasks.tokenization import check_length
 
-Scoring = Literal["likelihood", "probability", "logit"]
+Scoring = Literal["likelihood", "probability", "logit", "channel"]
 DEMONSTRATIONS = "demonstrations"
 """A column of rows with demonstrations of their own (a list of texts), which take the place of the task's."""
 
@@ -55,7 +55,9 @@ class LabelWords(Classify):
     """One or several words for each class, in the order of `labels`; by default the class names in words."""
     scoring: Scoring = "likelihood"
     """Score of a class: `likelihood`, the mean over its words of the log-probability a token; `probability`, the sum of
-    its words' probabilities; `logit`, the mean of their logits, as in PET. All are the same for words of one token."""
+    its words' probabilities; `logit`, the mean of their logits, as in PET. All are the same for words of one token.
+    `channel`: the mean log-probability of a token of the text behind the word, p(text | word), of a left-to-right model
+    whose template begins with the blank (Min et al. 2022, https://arxiv.org/abs/2108.04106)."""
     demonstrations: tuple[tuple[str, ...], ...] = ()
     """Sets of filled templates that are shown with every row, the first ones the oldest: before it to models that
     generate text, behind it to masked models. With several sets the scores of the classes are averaged."""
@@ -184,11 +186,21 @@ class LabelWords(Classify):
             for results, label in zip(pieces, labels, strict=True)
             for each in results
         ]
+        notes = self._room_notes(pieces)
         if len(encoded) == len(rows):
-            return Encoded(encoded, truncated=len(cut))
+            return Encoded(encoded, truncated=len(cut), notes=notes)
         owners = [i for i in range(len(rows)) for _ in range(per_row)]
         references: Any = np.asarray(labels) if labelled else None
-        return Encoded(encoded, len(cut), owners, [None] * len(rows), references)
+        return Encoded(encoded, len(cut), owners, [None] * len(rows), references, notes=notes)
+
+    def _room_notes(self, pieces: Sequence[Sequence[PromptRow]]) -> tuple[str, ...]:
+        """How many rows have no room for all demonstrations."""
+        left_out = [max((each.left_out for each in results), default=0) for results in pieces]
+        rows = sum(map(bool, left_out))
+        return () if not rows else (
+            f"{rows} of {len(pieces)} rows have no room for all of their demonstrations within {self.max_length} "
+            f"tokens: up to {max(left_out)} are left out, the furthest from the row first",
+        )  # fmt: skip
 
     def _demonstration_sets(self, rows: Sequence[Row]) -> list[tuple[tuple[str, ...], ...]]:
         """The sets of demonstrations of each row, as many of each. Raises DeltatuneError for other values."""
@@ -219,7 +231,9 @@ class LabelWords(Classify):
             except DeltatuneError as error:
                 problems.append(str(error))
                 continue
-            maker = PromptEncoder(template, words, tokenizer, form, self.max_length, self.words[0][0])
+            maker = PromptEncoder(
+                template, words, tokenizer, form, self.max_length, self.words[0][0], self.scoring == "channel"
+            )
             problems += maker.problems(demonstrated or bool(self.demonstrations))
             if not (problems or maker.room > 0):
                 problems.append(f"max_length={self.max_length} leaves no room for a text beside the words; raise it")

@@ -39,7 +39,10 @@ def word_sequences(row: TokenRow, encoder_decoder: bool) -> WordSequences:
         if all(len(answer) == 1 for answer in answers):
             return WordSequences([prompt], [[(0, blank - 1, ids[0])] for ids in words])
         sequences = [[*prompt, *answer[:-1]] for answer in answers]
-        return WordSequences(sequences, [_in_a_row(n, blank - 1, answer) for n, answer in enumerate(answers)])
+        scored = [_in_a_row(n, blank - 1, answer) for n, answer in enumerate(answers)]
+        if row.get("channel"):  # p(text | word): the word itself is given
+            scored = [tokens[len(ids) :] for tokens, ids in zip(scored, words, strict=True)]
+        return WordSequences(sequences, scored)
     if encoder_decoder:
         begun = (
             prompt[blank : blank + 1] if row["form"] == "sentinel" else [id for id in prompt[:blank] if id < VIRTUAL]

@@ -35,6 +35,8 @@ class PromptRow(NamedTuple):
     blank is read; `types`: token types of `prompt`; `input_ids` and `attention_mask`: those of the longest sequence
     that the model reads."""
     cut: bool
+    left_out: int = 0
+    """Demonstrations that there was no room for."""
 
 
 def special_form(tokenizer: PreTrainedTokenizerBase, joined: bool) -> Form:
@@ -66,14 +68,21 @@ class PromptEncoder:
     max_length: int
     word: str = "a"
     """The first word, as text."""
+    channel: bool = False
+    """Whether the text behind the word is scored, given the word."""
 
     def problems(self, demonstrated: bool) -> list[str]:
         """What makes the template one that this model cannot read; `demonstrated`: whether text stands in front."""
         if self.form != "left-to-right":
-            return []
+            return ["scoring='channel' is for left-to-right models; choose another scoring"] if self.channel else []
         problems = []
         kinds = [part.kind for part in self.template.parts]
-        if kinds[0] == "mask" and not demonstrated:
+        if self.channel and "column" not in kinds[kinds.index("mask") :]:
+            problems.append(
+                f"scoring='channel' scores the text behind the word, and the template {shortened(self.template.text)} "
+                "has none: put the blank first, as in '{mask}: {text}'"
+            )
+        if kinds[0] == "mask" and not demonstrated and not self.channel:
             problems.append(
                 f"the template {shortened(self.template.text)} begins with its blank, and a left-to-right model reads "
                 "nothing before it; put text first, as in '{text} It was {mask}'"
@@ -100,7 +109,8 @@ class PromptEncoder:
             longer = []
             for i, rendered in zip(pending, made, strict=True):
                 if isinstance(rendered, Rendered):
-                    results[i] = self._row(rendered)
+                    row = self._row(rendered)
+                    results[i] = row if isinstance(row, str) else row._replace(left_out=len(shown[i]) - len(kept[i]))
                 elif isinstance(rendered, int):
                     kept[i] = self._fewer(kept[i], rendered, separator)
                     longer.append(i)
@@ -166,7 +176,11 @@ class PromptEncoder:
         row: TokenRow = {"form": self.form, "words": self.words, "blank": blank}
         if self.form == "left-to-right":
             row["prompt"], row["after"] = ids[:blank], ids[blank:]
-            if not blank:
+            if self.channel and not row["after"]:
+                return "no text stands behind the word, and scoring='channel' scores that text"
+            if self.channel:
+                row["channel"] = True
+            elif not blank:
                 return (
                     "nothing stands before the blank, and a left-to-right model predicts a word from what is before "
                     "it; put words in front of {mask}, as in '{text} It was {mask}'"

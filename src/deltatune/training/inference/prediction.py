@@ -19,6 +19,7 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
 from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.label_words.prompt_batches import PromptCollator
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
@@ -29,6 +30,8 @@ from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
 from deltatune.training.inference.likelihood import negative_log_likelihoods
+from deltatune.training.inference.prefix_cache import cached_scores, plan
+from deltatune.training.inference.text_vectors import text_vectors
 from deltatune.training.task_model import part_logits
 
 
@@ -65,6 +68,12 @@ def predict(
         collate = adapter_collator(host, name, tokenizer, encoded)
         if isinstance(task, LanguageModelTask):
             return task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
+
+        if isinstance(task, LabelWords) and isinstance(collate, PromptCollator):
+            groups = plan(host, task, encoded, collate)
+            scores = groups and cached_scores(host, task, encoded, groups, collate, batch_size, bfloat16)
+            if scores:
+                return task.collect(scores, encoded)
 
         def batch_logits(batch: dict[str, Tensor]) -> Tensor:
             return part_logits(host, name, mixture, part, batch, bfloat16)
@@ -120,6 +129,9 @@ def encode_for(
     _check_virtual_tokens(host, name, task, tokenizer)
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
+    if isinstance(task, NearestDemonstrations):
+        encoder = task.encoder
+        rows = task.with_demonstrations(rows, lambda texts, keep: text_vectors(host, tokenizer, texts, encoder, keep))
     encoded = task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
     return replace(encoded, row_hashes=row_hashes(task, rows)) if labelled else encoded
 
@@ -154,7 +166,7 @@ def adapter_collator(
     plain = collator_for(host.model, tokenizer, example, free_positions(host, name))
     facts = host.sites.facts
     return PromptCollator(
-        plain.fill, plain.left, plain.longest, vocabulary=facts.vocabulary, encoder_decoder=facts.encoder_decoder
+        plain.fill, False, plain.longest, vocabulary=facts.vocabulary, encoder_decoder=facts.encoder_decoder
     )
 
 

@@ -25,6 +25,7 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.training import checkpoint
+from deltatune.training.auxiliary_loss import AuxiliaryMLM
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
@@ -77,6 +78,7 @@ def train(
     out: str | Path | None = None,
     on_step: OnStep | None = None,
     reports: str | Path | None = None,
+    auxiliary: AuxiliaryMLM | None = None,
 ) -> Outcome:
     """Train adapter `name` and score it on the validation rows; rows may be encoded already.
 
@@ -84,8 +86,8 @@ def train(
     metrics.jsonl goes there too, or to `reports`. At the end `host.remove_reparametrisation_` replaces
     reparametrisations by their values; the route and the modes of the model are restored. Several processes under
     torchrun train together: each makes the same call and gets the same Outcome. The global random generators are seeded
-    with the settings' seed. Raises DeltatuneError for rows that the task refuses, a checkpoint of another run, a
-    trainable tensor that does not learn, and a loss that is not finite.
+    with the settings' seed. `auxiliary` is a further loss, on rows of its own. Raises DeltatuneError for rows that the
+    task refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that is not finite.
     """
     settings = with_learning_rate(settings or Settings(), host, name)
     check_installed(settings.report_to)
@@ -114,6 +116,8 @@ def train(
             hardware.reset_peak_memory(device)
             started = time.perf_counter()
             model, loader = model_and_loader(host, name, task, rows, tokenizer, settings, processes)
+            if auxiliary is not None:
+                model, loader = auxiliary.beside(model, loader, tokenizer, settings.seed)
             identity = None
             if out is not None or processes.size > 1:
                 identity = identity_of(host, name, task, rows, settings)

@@ -50,7 +50,9 @@ class LabelWords(Classify):
     template: str = ""
     """The text with a blank: "{text} It was {mask}."; see `deltatune.Template`."""
     more_templates: tuple[str, ...] = ()
-    """Further templates: every row is read in each of them, and the scores of its classes are averaged."""
+    """Further templates: every row is read in each of them, and the probabilities of its classes are averaged."""
+    template_weights: tuple[float, ...] = ()
+    """Weight of each template in that mean; by default all are equal."""
     words: Words = ()
     """One or several words for each class, in the order of `labels`; by default the class names in words."""
     scoring: Scoring = "likelihood"
@@ -67,7 +69,7 @@ class LabelWords(Classify):
     """What is added to the scores of the classes, for each prompt (each set within each template) or one for all."""
 
     def __post_init__(self) -> None:
-        for name in ("labels", "text", "more_templates", "words", "demonstrations", "calibration"):
+        for name in ("labels", "text", "more_templates", "template_weights", "words", "demonstrations", "calibration"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))  # as JSON and YAML have them
         object.__setattr__(self, "words", _words_of(self.words, self.labels))
         check_fields(self)
@@ -92,6 +94,9 @@ class LabelWords(Classify):
         problems += check_words(self.words, self.labels)
         if len({template.tokens for template in templates}) > 1:
             problems.append("templates of one prompt must have the same number of virtual tokens")
+        weights, count = self.template_weights, 1 + len(self.more_templates)
+        if weights and not (len(weights) == count and min(weights) >= 0 < sum(weights) < math.inf):
+            problems.append(f"template_weights must be {count} numbers of at least 0, one for each template, not all 0")
         if any(len(each) != len(self.labels) for each in self.calibration):
             problems.append(f"calibration must give a number for each of the {len(self.labels)} classes")
         if not all(math.isfinite(value) for each in self.calibration for value in each):
@@ -267,7 +272,7 @@ class LabelWords(Classify):
         return torch.stack([(scores / count).mean(1) for scores, count in zip(by_class, counts, strict=True)], 1)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
-        """Log-probabilities of the classes (N, C), calibrated, and averaged over the prompts of each row."""
+        """Scores of the classes (N, C), calibrated; of several prompts, logarithms of their mean probabilities."""
         logits = np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
         rows = encoded.examples
         prompts = len(logits) // rows if rows else 1
@@ -277,8 +282,16 @@ class LabelWords(Classify):
         if prompts == 1:
             return logits[:, 0]
         log_probabilities = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        mean: NDArray[Any] = np.logaddexp.reduce(log_probabilities, axis=1) - np.log(prompts)
+        mean: NDArray[Any] = np.logaddexp.reduce(log_probabilities + self._log_shares(prompts)[:, None], axis=1)
         return mean.astype(np.float32)
+
+    def _log_shares(self, prompts: int) -> NDArray[Any]:
+        """Logarithm of the share of each prompt in the mean (P,): a template's is shared by its demonstration sets."""
+        weights = np.asarray(self.template_weights or [1.0] * len(self.templates))
+        shares = np.repeat(weights, prompts // len(weights))
+        with np.errstate(divide="ignore"):  # a template without weight
+            logarithms: NDArray[Any] = np.log(shares / shares.sum())
+        return logarithms
 
     def describe(self) -> str:
         """One sentence."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import option
+from deltatune.cli.options import TASK_NAMES, option
+from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
     from deltatune.data import Data
@@ -60,9 +61,12 @@ def prompt_options(
 ) -> PromptOptions:
     """What the options say of the prompts of these data, checked as far as that needs no model.
 
-    Raises DeltatuneError for words of unknown or missing classes, words and a description at once, a template without a
-    blank, and one with a column that the data lack.
+    Raises DeltatuneError for data without one class a row, words of unknown or missing classes, words and a description
+    at once, a template without a blank, and one with a column that the data lack.
     """
+    if data is not None and data.kind != "classes":
+        what = "several labels a row" if data.kind == "many" else TASK_NAMES.get(data.task, data.task)
+        raise_all([f"{name} is for one class a row; this task is {what}" for name in given(template, words, describe)])
     from deltatune.prompting.choose_prompts import PromptOptions, given_words
     from deltatune.tasks.label_words.label_words import LabelWords
 
@@ -73,6 +77,30 @@ def prompt_options(
         if options.template:
             LabelWords(labels=data.labels, text=data.text, template=options.template, words=chosen)  # it checks
     return options
+
+
+def read_unlabelled(file: Path | None, data: Data) -> list[dict[str, Any]]:
+    """The rows of `--unlabelled FILE`: texts, one per line, or rows with the data's text columns."""
+    if file is None:
+        return []
+    from deltatune.cli.input_rows import rows_from
+
+    return [{name: row[name] for name in data.text} for row in rows_from(str(file), list(data.text))]
+
+
+def unlabelled_from(file: Path | None, data: Data) -> list[dict[str, Any]]:
+    """The rows of a file of texts, without labels, in the layout of the data."""
+    if file is None:
+        return []
+    from deltatune.cli.input_rows import rows_from
+    from deltatune.data import inputs
+
+    rows = [
+        {name: value for name, value in row.items() if name != data.label} for row in rows_from(str(file), data.text)
+    ]
+    if not rows:
+        raise DeltatuneError(f"--unlabelled {file} has no rows")
+    return inputs(rows, data.task, data.text)
 
 
 def given(template: str | None, words: Sequence[str] | None, describe: str | None) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data.dataset import Data
+from deltatune.data.dataset import Data, Row
 from deltatune.data.mixture_data import MixtureData
 from deltatune.data.splits import draw_shots
+
+MOST_UNLABELLED = 5000
+"""Rows that were not drawn, and serve as unlabelled ones: the first of so many."""
 
 
 def few_shot(data: Data, shots: int, seed: int) -> Data:
@@ -29,3 +32,10 @@ def few_shot(data: Data, shots: int, seed: int) -> Data:
         validation = data.validation
         note += f"; the {len(validation):,} validation rows stay, as there are too few to draw from"
     return replace(data, train=train, validation=validation, notes=(*data.notes, note))
+
+
+def unlabelled_rows(data: Data, drawn: Data) -> list[Row]:
+    """The training rows that were not drawn, without their labels, at most MOST_UNLABELLED of them."""
+    known = {id(row) for row in (*drawn.train, *drawn.validation)}
+    left = [row for row in data.train if id(row) not in known][:MOST_UNLABELLED]
+    return [{name: value for name, value in row.items() if name != data.label} for row in left]

@@ -43,7 +43,9 @@ from deltatune.cli.options import (
     Text,
     head_of,
     option,
+    set_values,
 )
+from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
 from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
 from deltatune.cli.ui.screen import show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
@@ -139,13 +141,18 @@ def train(
             "--method",
             panel=METHOD,
             metavar="METHOD",
-            help="The method; `deltatune methods` lists all of them. Default: LoRA(r=8); with --from, the adapter's.",
+            help="The method; `deltatune methods` lists all of them, those of prompts too. Default: LoRA(r=8); with "
+            "--from, the adapter's.",
         ),
     ] = None,
     budget: Annotated[
         str | None,
         option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Sets the method's rank, size or length."),
     ] = None,
+    template: Template = None,
+    words: Words = None,
+    describe: Describe = None,
+    unlabelled: Unlabelled = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     epochs: Epochs = SETTINGS["epochs"].default,
@@ -178,18 +185,24 @@ def train(
     """Train one adapter and score it.
 
     The folder gets the adapter (in adapter/) and metrics.json with the scores on the validation and the test split.
-    After an interruption the same command resumes from the last checkpoint.
+    After an interruption the same command resumes from the last checkpoint. A prompting method finds a prompt for the
+    model's own head; with --template, --words or --describe every other method is trained through label words.
 
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
+      deltatune train --model bert-base-uncased --data train.csv --method "PET()" --shots 16
+      deltatune train --model bert-base-uncased --data train.csv --template "{text} It was {mask}."
       deltatune train --data topic=topic.csv --data names=names.conll --temperature 2
     """
     check_peer(export_for)
     data = data or [BUILTIN_DATA]
     if new_labels and start is None:
         raise DeltatuneError("--new-labels is for an adapter whose training goes on: name it with --from")
+    of_prompts = [*given(template, words, describe), *(["--unlabelled"] if unlabelled else [])]
+    if start is not None and of_prompts:
+        raise DeltatuneError(f"{', '.join(of_prompts)}: with --from the prompt is the adapter's; leave it out")
     # before torch is imported: mistakes in the data show quickly
     if start is None:
         dataset = read_sources(data, text, label, task, limit, validation, test)
@@ -199,6 +212,7 @@ def train(
         origin = read_start(start)
         files = {"validation": validation, "test": test}
         dataset = read_start_sources(origin, data, text=text or [], label=label, limit=limit, task=task, **files)
+    every = dataset
     if shots is not None:
         from deltatune.data.few_shot import few_shot
 
@@ -207,8 +221,10 @@ def train(
         dataset, max_length, metric, positive, mark, temperature,
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
+    from deltatune.cli.prompt_training import prompting_of, train_prompt
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
+    from deltatune.training.job import METHOD as DEFAULT_METHOD
     from deltatune.training.job import Job, prepare, record_of, run
     from deltatune.training.scaling.distributed import join_processes
 
@@ -217,6 +233,15 @@ def train(
         precision=precision,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     source = ", ".join(data)
+    prompting = prompting_of(method or DEFAULT_METHOD, template, words, describe, unlabelled) if start is None else None
+    if prompting is not None:
+        train_prompt(
+            prompting, model or "builtin", every, dataset,
+            prompts={"template": template, "words": words, "describe": describe}, unlabelled=unlabelled, budget=budget,
+            task=set_values(fields), settings=settings, source=source, out=out, force=force,
+            refused={f"--pooling {pooling}": pooling, "--dense": dense, f"--export-for {export_for}": export_for},
+        )  # fmt: skip
+        return
     job = Job(
         model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
         settings, start=None if start is None else origin, new_labels=new_labels, source=source,

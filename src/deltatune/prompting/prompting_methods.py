@@ -1,6 +1,8 @@
 """Every prompting method; importing this module registers them under the entry point group `deltatune.prompting`."""
 
 from deltatune.prompting.chain_of_thought import ChainOfThought
+from deltatune.prompting.in_context.in_context_learning import ICL
+from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
 from deltatune.prompting.zero_shot import Cloze, ZeroShot
 
-__all__ = ["ChainOfThought", "Cloze", "ZeroShot"]
+__all__ = ["ICL", "AutoPrompt", "ChainOfThought", "Cloze", "ZeroShot"]

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -123,25 +124,42 @@ def draw_demonstrations(
     return [i for i in order if i in kept]
 
 
-def words_shown(task: LabelWords, rows: Sequence[Row], labels: Labels, seed: int, number: int = 0) -> list[str]:
-    """The word that each row is shown with: its class's first one, or that of a class drawn for it."""
+class Look(NamedTuple):
+    """What demonstrations look like."""
+
+    labels: Labels = "gold"
+    seed: int = 0
+    """Random seed of random labels."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    length: int = 0
+    """Longest demonstration in tokens of the tokenizer; 0 cuts none."""
+
+
+PLAIN = Look()
+"""Whole texts with their own labels."""
+
+
+def shown_texts(
+    task: LabelWords, rows: Sequence[Row], template: Template, look: Look = PLAIN, number: int = 0
+) -> list[str]:
+    """The rows as demonstrations of set `number`, each with its class's first word, or with that of a class drawn."""
     classes = [task.labels.index(str(row[task.label])) for row in rows]
-    if labels == "random":
-        generator = generator_for(seed, f"demonstrations.labels.{number}")
+    if look.labels == "random":
+        generator = generator_for(look.seed, f"demonstrations.labels.{number}")
         classes = torch.randint(len(task.labels), (len(rows),), generator=generator).tolist()
-    return [task.words[c][0] for c in classes]
+    words = [task.words[c][0] for c in classes]
+    if look.length and look.tokenizer is not None:
+        rows = [shorter_row(row, template, task, look.tokenizer, look.length) for row in rows]
+    return [filled(template, row, word, task.separator, look.labels) for row, word in zip(rows, words, strict=True)]
 
 
 def pool_of(
-    task: LabelWords, rows: Sequence[Row], template: Template, labels: Labels = "gold", seed: int = 0, number: int = 0
+    task: LabelWords, rows: Sequence[Row], template: Template, look: Look = PLAIN
 ) -> tuple[tuple[str, str, str], ...]:
     """The rows as `NearestDemonstrations.pool` has them."""
-    words = words_shown(task, rows, labels, seed, number)
     compared = ["\n".join(str(joined_words(row[name])).strip() for name in task.text) for row in rows]
-    return tuple(
-        (filled(template, row, word, task.separator, labels), str(row[task.label]), text)
-        for row, word, text in zip(rows, words, compared, strict=True)
-    )
+    shown = shown_texts(task, rows, template, look)
+    return tuple((text, str(row[task.label]), own) for text, row, own in zip(shown, rows, compared, strict=True))
 
 
 # ---- demonstrations in training
@@ -217,3 +235,28 @@ def with_room(task: Any, session: Session, tokens: int) -> Any:
     free = session.free_positions() if attached else session.positions
     wanted = task.max_length + tokens
     return replace(task, max_length=wanted if free is None else min(wanted, free))
+
+
+def shorter_row(row: Row, template: Template, task: LabelWords, tokenizer: PreTrainedTokenizerBase, length: int) -> Row:
+    """The row, its longest texts cut so that its demonstration has at most `length` tokens with any word.
+
+    Raises DeltatuneError where the template alone is longer.
+    """
+    word = max((word for of_class in task.words for word in of_class), key=len)
+    texts = {name: str(joined_words(row[name])).strip() for name in template.columns}
+    while (over := tokens_of(filled(template, texts, word, task.separator), tokenizer) - length) > 0:
+        longest = max(texts, key=lambda name: tokens_of(texts[name], tokenizer))
+        text, tokens = texts[longest], tokens_of(texts[longest], tokenizer)
+        if len(text) <= 1:
+            raise DeltatuneError(
+                f"a demonstration has {length + over} tokens without its texts, more than length={length}; raise "
+                "length, or shorten the template"
+            )
+        kept = text[: min(len(text) - 1, max(1, len(text) * (tokens - over) // tokens))]
+        texts[longest] = kept.rsplit(" ", 1)[0].rstrip() or kept
+    return {**row, **texts}
+
+
+def tokens_of(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of tokens of a text."""
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,289 @@
+"""In-context learning: labelled rows are shown in the prompt, and nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from deltatune.core.delta import generator_for
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.method import at_least
+from deltatune.core.trained_rows import TrainedRows
+from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
+from deltatune.prompting.in_context.content_free import CONTENT_FREE, with_sets
+from deltatune.prompting.in_context.demonstrations import (
+    Labels,
+    Look,
+    draw_demonstrations,
+    longest_demonstrations,
+    pool_of,
+    shown_texts,
+    usable_rows,
+    with_label_first,
+    with_room,
+)
+from deltatune.prompting.in_context.order_trials import (
+    Trial,
+    best_trial,
+    random_orders,
+    some_rows,
+    spread_note,
+    trial,
+)
+from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
+from deltatune.prompting.zero_shot import check_classes, prompt_text
+from deltatune.store.run_folder import find_adapter
+from deltatune.tasks.label_words.label_words import LabelWords, Scoring
+from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations, NearestOrder
+from deltatune.tasks.prompts.templates import Template
+from deltatune.tasks.row_hashes import row_hashes
+from deltatune.tasks.task import Row, Task
+from deltatune.training.session import Session
+from deltatune.training.settings import Settings
+
+NEAREST_ORDERS: tuple[NearestOrder, ...] = ("nearest-last", "nearest-first", "by-class", "random")
+PROMPTS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ICL(PromptMethod):
+    """argmax over classes y of log p(y | (x_1, y_1), ..., (x_k, y_k), x) - log p_cf(y); nothing is trained
+
+    Brown et al. 2020, https://arxiv.org/abs/2005.14165; p_cf is contextual calibration, Zhao et al. 2021,
+    https://arxiv.org/abs/2102.09690
+    """
+
+    shots: int = 4
+    """Demonstrations in all, not for each class: labelled training rows that are shown with every text."""
+    select: Literal["balanced", "random", "nearest"] = "balanced"
+    """`balanced`: drawn, as many of each class but for one; `random`: drawn; `nearest`: for each text those with the
+    most similar texts (Liu et al. 2022, https://arxiv.org/abs/2101.06804)."""
+    order: Literal["auto", "random", "given", "by-class", "search", "nearest-last", "nearest-first"] = "auto"
+    """`random`: as drawn; `given`: as in the data; `search`: the best of several random orders on the validation rows
+    (Lu et al. 2022, https://arxiv.org/abs/2104.08786). auto: nearest-last for `nearest`, else random."""
+    sets: int = 1
+    """Draws, each in a prompt of its own; the answers are averaged."""
+    calibration: Literal["content-free", "none"] = "content-free"
+    """Whether what a text without content gets is divided out. Not for scoring="channel"."""
+    labels: Labels = "gold"
+    """Labels of the demonstrations: `gold`; `random` ones; `none`, only the texts; `only` the labels without a text
+    (Min et al. 2022, https://arxiv.org/abs/2202.12837)."""
+    format: str = "same"
+    """Template of the demonstrations: the same as the text's, or another one."""
+    template: str = ""
+    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one."""
+    words: str = ""
+    """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
+    scoring: Scoring = "likelihood"
+    """Score of a class, see LabelWords; `channel`: p(x | y), each demonstration with its label first."""
+    separator: str = "\n\n"
+    """Text between demonstrations; masked models have their separator token."""
+    length: int = 0
+    """Longest demonstration in tokens: texts of longer ones are cut, never the answer. 0 cuts none."""
+    orders: int = 8
+    """Orders that are tried for order="search"."""
+    scored: int = 200
+    """Validation rows that score orders and sets, drawn by the seed."""
+    pool: int = 1000
+    """Training rows that `nearest` chooses from, drawn by the seed; they are stored with the prompt."""
+    encoder: str = ""
+    """Folder of the model that compares texts for `nearest`; default: the model itself, without its prompt."""
+    adapter: str = ""
+    """Folder of a trained adapter that reads the prompt, such as one of MetaICL."""
+
+    draws: ClassVar[bool] = True
+
+    def check(self) -> None:
+        at_least(self, shots=1, sets=1, length=0, orders=2, scored=1, pool=2)
+        problems = []
+        if self.select == "nearest":
+            if self.order not in ("auto", *NEAREST_ORDERS):
+                problems.append(f"order={self.order!r} is for one set for all texts; here: {', '.join(NEAREST_ORDERS)}")
+            if self.sets > 1:
+                problems.append("sets are draws, and the nearest rows are not drawn: leave sets out")
+            if self.pool <= self.shots:
+                problems.append(f"pool={self.pool} must be more rows than shots={self.shots}")
+        elif self.order.startswith("nearest"):
+            problems.append(f"order={self.order!r} is for select='nearest'")
+        if self.encoder and self.select != "nearest":
+            problems.append("encoder compares texts for select='nearest'")
+        if not self.format.strip():
+            problems.append("format is 'same' or a template with a blank")
+        raise_all(problems, f"{self!r}:" if problems else "")
+
+    @property
+    def label(self) -> str:
+        return "In-context learning"
+
+    def check_task(self, task: Task) -> None:
+        check_classes(self, task)
+
+    # --- the prompt, before any demonstration
+
+    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
+        """The task of this prompt without demonstrations, from the classes of the session's task."""
+        task = label_words_task(
+            check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
+            separator=self.separator,
+        )  # fmt: skip
+        template = with_label_first(task.template) if self.scoring == "channel" else task.template
+        task = replace(task, template=template, scoring=self.scoring)
+        raise_all([
+            f"the template {each.text!r} has virtual tokens, which demonstrations in text cannot show; use Cloze"
+            for each in (*task.templates, *([] if self.format == "same" else [Template(self.format)]))
+            if any(part.kind in ("virtual", "ids") for part in each.parts)
+        ])  # fmt: skip
+        return task
+
+    def shown_template(self, task: LabelWords) -> Template:
+        """The template of the demonstrations. Raises DeltatuneError for one with other columns than the data."""
+        if self.format == "same":
+            return task.templates[0]
+        return replace(task, template=self.format, more_templates=()).templates[0]  # its columns are checked there
+
+    def _look(self, session: Session, seed: int) -> Look:
+        return Look(self.labels, seed, session.tokenizer, self.length)
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        task = self.prompt(session, options)
+        found = self._attached(session, task, 0)
+        try:
+            usable = usable_rows(task, rows.train)
+            self._numbers(task, usable, 0, 0)
+            if self.order == "search":
+                self._check_validation(rows.validation)
+            found.encode(rows.train[:1])
+        finally:
+            found.detach()
+
+    def _attached(self, session: Session, task: LabelWords, seed: int) -> Session:
+        if not self.adapter:
+            return attach_prompt(session, self, task, seed)
+        found = replace(session, task=task, head={})
+        adapter = found.host.load(find_adapter(Path(self.adapter)), name=found.name)
+        if adapter.head is not None:
+            found.detach()
+            raise DeltatuneError(
+                f"the adapter in {self.adapter} has a classification head, and demonstrations are answered by the "
+                "language model's own; use an adapter of MetaICL or Cloze"
+            )
+        return found
+
+    def fit(
+        self,
+        session: Session,
+        rows: PromptRows,
+        settings: Settings,
+        options: PromptOptions = NO_OPTIONS,
+        on_step: OnProgress | None = None,
+    ) -> Fitted:
+        task = self.prompt(session, options)
+        found = self._attached(session, task, settings.seed)
+        try:
+            usable = usable_rows(task, rows.train)
+            if self.select == "nearest":
+                fitted, known = self._nearest(found, task, usable, settings.seed)
+            else:
+                fitted, known = self._drawn(found, task, usable, rows.validation, settings.seed)
+        except BaseException:
+            found.detach()
+            raise
+        adapter = found.adapter
+        before = adapter.trained_rows if self.adapter else TrainedRows()
+        scored = rows.validation if fitted.trials else []
+        adapter.trained_rows = (before or TrainedRows(complete=False)).with_rows(
+            row_hashes(task, known), row_hashes(task, scored)
+        )
+        left_out = len(rows.train) - len(usable)
+        notes = [f"{left_out} training rows without a text or a known class are not shown"] if left_out else []
+        if self.format != "same":
+            notes.append("the demonstrations have another template than the text that is classified")
+        return replace(fitted, notes=(*notes, *fitted.notes, *self._room_notes(fitted.session, rows)))
+
+    def _room_notes(self, session: Session, rows: PromptRows) -> tuple[str, ...]:
+        """How many of the validation or training rows have no room for all demonstrations."""
+        return session.encode(list(rows.validation or rows.train)[: self.scored], labelled=False).notes
+
+    def _check_validation(self, validation: Sequence[Row]) -> None:
+        if not validation:
+            raise DeltatuneError(f"{self!r}: order='search' needs validation rows, and there are none")
+
+    # --- one set for all texts
+
+    def _numbers(self, task: LabelWords, rows: Sequence[Row], seed: int, number: int) -> list[int]:
+        if self.select == "nearest":
+            if len(rows) <= self.shots:
+                raise DeltatuneError(
+                    f"the {self.shots} nearest are asked for, and {len(rows)} training rows can be shown: there must "
+                    "be more, since a row is not shown to itself"
+                )
+            return torch.randperm(len(rows), generator=generator_for(seed, "pool")).tolist()[: self.pool]
+        numbers = draw_demonstrations(task, rows, self.shots, self.select == "balanced", seed, number)
+        if self.order == "given":
+            numbers.sort()
+        elif self.order == "by-class":
+            numbers.sort(key=lambda i: task.labels.index(str(rows[i][task.label])))
+        return numbers
+
+    def _drawn(
+        self, found: Session, task: LabelWords, rows: Sequence[Row], validation: Sequence[Row], seed: int
+    ) -> tuple[Fitted, list[Row]]:
+        template = self.shown_template(task)
+        draws, known = [], []
+        for number in range(self.sets):
+            chosen = [rows[i] for i in self._numbers(task, rows, seed, number)]
+            draws.append(tuple(shown_texts(task, chosen, template, self._look(found, seed), number)))
+            known += chosen
+        longest = max(longest_demonstrations(shown, len(shown), task, found) for shown in draws)
+        roomy = replace(found, task=with_room(task, found, longest))
+        calibrated = self.calibration == "content-free" and self.scoring != "channel"
+        scored = some_rows(validation, self.scored, seed)
+        trials: list[Trial] = []
+        if self.order == "search":
+            self._check_validation(validation)
+            for number, shown in enumerate(draws):
+                of_set = f"set {number + 1}, " if self.sets > 1 else ""
+                tried = [
+                    trial(roomy, f"{of_set}order {place}", order, scored, calibrated)
+                    for place, order in enumerate(random_orders(shown, self.orders, seed, number), 1)
+                ]
+                trials += tried
+                draws[number] = best_trial(tried).shown
+        elif self.sets > 1 and scored:
+            trials = [trial(roomy, f"set {n}", shown, scored, calibrated) for n, shown in enumerate(draws, 1)]
+        final = with_sets(roomy, draws, calibrated)
+        prompts = (prompt_text(final.task), *(task.separator.join(shown) for shown in draws[:PROMPTS_SHOWN]))  # type: ignore[arg-type]
+        notes = [spread_note(trials, len(scored), task.metric)] if trials else []
+        tried = tuple((trial.name, trial.score) for trial in trials)
+        return Fitted(final, prompts=prompts, trials=tried, notes=tuple(notes)), known
+
+    # --- a set for each text
+
+    def _nearest(self, found: Session, task: LabelWords, rows: Sequence[Row], seed: int) -> tuple[Fitted, list[Row]]:
+        chosen = [rows[i] for i in sorted(self._numbers(task, rows, seed, 0))]
+        pool = pool_of(task, chosen, self.shown_template(task), self._look(found, seed))
+        calibrated = self.calibration == "content-free" and self.scoring != "channel"
+        order: NearestOrder = "nearest-last" if self.order == "auto" else self.order  # type: ignore[assignment]
+        shared = ("labels", "text", "label", "max_length", "metric", "too_long", "positive", "template", "words")
+        own = NearestDemonstrations(
+            **{name: getattr(task, name) for name in shared},
+            scoring=task.scoring,
+            separator=task.separator,
+            pool=pool,
+            shots=self.shots,
+            order=order,
+            encoder=self.encoder,
+            content_free=CONTENT_FREE if calibrated else (),
+            seed=seed,
+        )
+        tokens = longest_demonstrations([shown for shown, *_ in pool], self.shots, task, found)
+        final = replace(found, task=with_room(own, found, tokens))
+        notes = []
+        if len(rows) > len(chosen):
+            notes.append(f"the nearest are chosen from {len(chosen)} of {len(rows)} training rows; pool= sets how many")
+        prompt = f"{prompt_text(task)}, after the {self.shots} nearest of {len(pool)} training rows"
+        return Fitted(final, prompts=(prompt,), notes=tuple(notes)), chosen

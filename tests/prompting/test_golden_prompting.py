@@ -158,6 +158,53 @@ def test_probabilities_of_words_are_those_of_the_calibration_code(number: int, f
     close(found.exp(), tensors("prompting_calibration")[f"input.{number}.label_probs"])
 
 
+# ---- MetaICL: direct and channel
+
+META_ICL = settings("prompting_metaicl")
+
+
+def meta_icl_task(method: str, shown: bool) -> LabelWords:
+    """Input, newline, output; the channel form has the output first and scores the input."""
+    direct = method == "direct"
+    options, texts = tuple(META_ICL["options"]), ("input", "output") if direct else ("output", "input")
+    examples = tuple("\n".join(row[name] for name in texts) for row in META_ICL["train"])
+    return LabelWords(
+        labels=options,
+        words=tuple((option,) for option in options),
+        template="{input}\n{mask}" if direct else "{mask}\n{input}",
+        scoring="likelihood" if direct else "channel",
+        demonstrations=(examples,) if shown else (),
+        separator="\n\n\n",
+        max_length=96,
+    )
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("method", ["direct", "channel"])
+def test_rows_are_read_and_answered_as_in_metaicl(method: str, shown: bool) -> None:
+    """The same tokens; its loss of the direct form also has the newline before the answer, which all options share."""
+    case, key = tensors("prompting_metaicl"), f"{method}.{'shown' if shown else 'alone'}"
+    ids, mask = case[f"input.{key}.ids"], case[f"input.{key}.mask"].bool()
+    scored = case[f"output.{key}.scored"].bool()
+    session = golden_session("prompting_gpt2", meta_icl_task(method, shown))
+    options = len(META_ICL["options"])
+    for i, row in enumerate(session.encode(META_ICL["test"], labelled=False)):
+        read = word_sequences(row, encoder_decoder=False)
+        for option in range(options):
+            theirs = ids[i * options + option][mask[i * options + option]].tolist()
+            (number,) = {place[0] for place in read.scored[option]}
+            assert read.sequences[number] == theirs[:-1], "the last token is predicted, and read by nothing"
+            positions = [position + 1 for _, position, _ in read.scored[option]]
+            wanted = scored[i * options + option].nonzero()[:, 0].tolist()
+            assert positions == (wanted[1:] if method == "direct" else wanted)
+    found, losses = scores(session, META_ICL["test"]), case[f"output.{key}.losses"]
+    if method == "channel":
+        close(found, -losses)
+    else:  # two tokens in each of its answers
+        close(found - found[:, :1], -2 * (losses - losses[:, :1]), loose=2)
+    assert found.argmax(1).tolist() == case[f"output.{key}.answers"].tolist()
+
+
 # ---- LAMA: ranks
 
 

@@ -89,7 +89,7 @@ def word_tokens(words: Words, template: Template, tokenizer: PreTrainedTokenizer
     before = template.part_before_blank
     context = before.text if before is not None and before.kind == "words" else ""
     listed = [word for of_class in words for word in of_class]
-    ids = tokens_after(context, listed, template.spaced_blank, tokenizer)
+    ids = tokens_after(context, listed, template.spaces_blank(tokenizer), tokenizer)
     special = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     problems: list[str] = []
     seen: dict[tuple[int, ...], str] = {}

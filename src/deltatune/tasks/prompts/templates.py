@@ -75,6 +75,10 @@ class Template:
             return True
         return before.kind == "words" and before.text[-1:] in (" ", "\t")
 
+    def spaces_blank(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """`spaced_blank` for this tokenizer: text that begins with a word, to be continued, begins without a space."""
+        return self.spaced_blank and not (self.part_before_blank is None and tokenizer.mask_token_id is None)
+
     @property
     def part_before_blank(self) -> TemplatePart | None:
         """The part right before the blank; None where it begins with the blank."""
@@ -195,7 +199,7 @@ class Template:
         )
 
     def _tokens(self, tokenizer: PreTrainedTokenizerBase, word: str = "a") -> TemplateTokens:
-        return TemplateTokens(self.text, self.parts, tokenizer, self.spaced_blank, word)
+        return TemplateTokens(self.text, self.parts, tokenizer, self.spaces_blank(tokenizer), word)
 
     def _check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:

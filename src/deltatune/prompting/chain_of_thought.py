@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -92,6 +93,14 @@ class ChainOfThought(PromptMethod):
             )
         shown = limited.chain_prompt({name: f"{{{name}}}" for name in limited.text})
         return Fitted(attach_prompt(session, self, limited, settings.seed), prompts=(shown,), notes=tuple(notes))
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        found = self.fit(session, rows, Settings(), options).session
+        try:
+            found.encode(rows.train[:1])
+            cast(Reason, found.task).references([*rows.train, *rows.validation])
+        finally:
+            session.detach()
 
     def reason(self, text: Sequence[str], label: str, rows: Sequence[Row], seed: int = 0) -> Reason:
         """The task with its demonstrations, for columns of questions `text` and answers `label`; no model is needed.

@@ -85,22 +85,10 @@ def read_unlabelled(file: Path | None, data: Data) -> list[dict[str, Any]]:
         return []
     from deltatune.cli.input_rows import rows_from
 
-    return [{name: row[name] for name in data.text} for row in rows_from(str(file), list(data.text))]
-
-
-def unlabelled_from(file: Path | None, data: Data) -> list[dict[str, Any]]:
-    """The rows of a file of texts, without labels, in the layout of the data."""
-    if file is None:
-        return []
-    from deltatune.cli.input_rows import rows_from
-    from deltatune.data import inputs
-
-    rows = [
-        {name: value for name, value in row.items() if name != data.label} for row in rows_from(str(file), data.text)
-    ]
+    rows = [{name: row[name] for name in data.text} for row in rows_from(str(file), list(data.text))]
     if not rows:
         raise DeltatuneError(f"--unlabelled {file} has no rows")
-    return inputs(rows, data.task, data.text)
+    return rows
 
 
 def given(template: str | None, words: Sequence[str] | None, describe: str | None) -> list[str]:

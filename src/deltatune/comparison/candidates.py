@@ -9,6 +9,7 @@ from deltatune.core.budget import Budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
 
@@ -69,7 +70,7 @@ def make_candidates(
     problems: dict[str, str] = {}
     for text in methods:
         try:
-            method = session.fit(text, budget.params if budget else None)
+            method = session.fit(as_prompt_method(text), budget.params if budget else None)
             trained: Method | None = method
             tried = rates_around(method.learning_rate, rates)
             if isinstance(method, PromptMethod):

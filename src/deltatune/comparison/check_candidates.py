@@ -6,26 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from deltatune.comparison.candidates import Candidate
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import Method
-from deltatune.core.registry import parse
 from deltatune.data import Data, Row
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod, PromptRows
 from deltatune.tasks.task import Encoded
+from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
-
-
-def readable_methods(methods: Sequence[str | Method]) -> list[Method]:
-    """The methods. Raises DeltatuneError listing every text that is none."""
-    read, problems = [], []
-    for method in methods:
-        try:
-            read.append(parse(method))
-        except DeltatuneError as error:
-            problems.append(f"{method}: {error}")
-    raise_all(problems, "these methods cannot be compared here:" if problems else "")
-    return read
 
 
 def check_candidates(
@@ -41,8 +28,10 @@ def check_candidates(
     for candidate in candidates:
         try:
             if isinstance(candidate.method, PromptMethod):
-                rows = PromptRows(data.train, data.validation)
-                candidate.method.check_session(session, rows, prompts)
+                rows, positions = PromptRows(data.train, data.validation), _left_by_prompt(session, candidate.method)
+                candidate.method.check_session(session.limited(positions) if limited else session, rows, prompts)
+                if positions is not None:
+                    free[candidate.text] = positions
                 continue
             session.attach(candidate.method, 0, head=False)
             if session.task.answers in ("text", "likelihood") and not session.host.trainable(session.name):
@@ -58,6 +47,17 @@ def check_candidates(
     if len(problems) == len(candidates) > 1 and len(set(problems.values())) == 1:
         raise DeltatuneError(next(iter(problems.values())))  # the data are at fault then, not the methods
     return free, problems
+
+
+def _left_by_prompt(session: Session, method: PromptMethod) -> int | None:
+    """Positions that the tuning method within leaves to a text; None if the model has no limit."""
+    if method.inner is None or method.inner.input_template or session.positions is None:
+        return session.positions
+    session.attach(with_token_ids(method.inner, session.tokenizer, session.task), 0, head=False)
+    try:
+        return session.free_positions()
+    finally:
+        session.detach()
 
 
 def length_note(session: Session, limited: Session, method: str) -> list[str]:

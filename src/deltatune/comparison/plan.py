@@ -16,7 +16,6 @@ from deltatune.comparison.check_candidates import (
     check_methods,
     encode_splits,
     length_note,
-    readable_methods,
 )
 from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget, read_budget
@@ -74,9 +73,10 @@ class Cell:
 
     def describe(self) -> str:
         """The cell for people: `LoRA(r=12), lr 0.002, learning-rate search`."""
-        stage = "learning-rate search" if self.stage == "search" else f"seed {self.seed}"
+        search = self.stage == "search" and self.rate
+        stage = "learning-rate search" if search else f"seed {self.seed}"
         stage = stage if self.draw is None else f"{stage}, draw {self.draw}"
-        return f"{self.candidate.text}, lr {self.rate:g}, {stage}"
+        return f"{self.candidate.text}, {f'lr {self.rate:g}, ' if self.rate else ''}{stage}"
 
 
 class Repeat(NamedTuple):
@@ -247,8 +247,7 @@ def make_plan(
     data = drawn[0] if drawn else data
     fields = dict(task or {})
     fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
-    texts, methods = methods, [as_prompt_method(method) for method in readable_methods(methods)]
-    prompting = any(isinstance(method, PromptMethod) for method in methods)
+    prompting = any(map(_is_prompting, methods))
     if not prompting and (prompts.template or prompts.words or prompts.describe):
         raise DeltatuneError(
             "a template, words or a description of the classes are for prompting methods: name one, such as "
@@ -261,7 +260,7 @@ def make_plan(
     candidates, problems = make_candidates(session, methods, limit, rates)
     free, unusable = check_candidates(session, data, candidates, limited="max_length" not in fields, prompts=prompts)
     candidates = [candidate for candidate in candidates if candidate.text not in unusable]
-    left_out = check_methods({**problems, **unusable}, tuple(texts) == DEFAULT_METHODS, len(candidates))
+    left_out = check_methods({**problems, **unusable}, tuple(methods) == DEFAULT_METHODS, len(candidates))
     notes = [*session.notes, *left_out]
     if "max_length" not in fields and free:
         shortest = min(free, key=lambda text: free[text])
@@ -284,6 +283,14 @@ def make_plan(
         options=prompts,
         more_unlabelled=tuple(unlabelled),
     )
+
+
+def _is_prompting(text: str | Method) -> bool:
+    """Whether a text is a prompting method; one that cannot be read is none, and is told of later with the others."""
+    try:
+        return isinstance(as_prompt_method(text), PromptMethod)
+    except DeltatuneError:
+        return False
 
 
 def count_problems(**counts: int) -> list[str]:

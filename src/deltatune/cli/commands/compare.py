@@ -46,6 +46,7 @@ from deltatune.cli.options import (
     option,
     set_values,
 )
+from deltatune.cli.prompt_options import PROMPTS, Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
 from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive, with_marked_columns
 from deltatune.cli.ui.comparison_live import ComparisonProgress, adds_tokens, results
 from deltatune.cli.ui.error_screen import Interrupted
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 PLAN = "comparison/plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
+PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
 LEGEND = (
     ("95 %", "half the interval of the score, over seeds and test rows"),
@@ -117,6 +119,18 @@ def compare(
             f"{DEFAULT_BUDGET}; for named methods the sizes they are written with.",
         ),
     ] = None,
+    prompting: Annotated[
+        bool,
+        option(
+            "--prompting",
+            panel=PROMPTS,
+            help=f"Compare prompts, label words and new heads: {', '.join(PROMPTING_METHODS)}; --method adds others.",
+        ),
+    ] = False,
+    template: Template = None,
+    words: Words = None,
+    describe: Describe = None,
+    unlabelled: Unlabelled = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     shots: Shots = None,
@@ -163,12 +177,15 @@ def compare(
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
       deltatune compare --data train.csv --shots 16 --draws 5
+      deltatune compare --model bert-base-uncased --data train.csv --shots 16 --prompting --describe "0=spam, 1=normal"
       deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
     """
     if shots is None and draws is not None:
         raise DeltatuneError(f"--draws {draws}: draws are of --shots rows for each class; set --shots too, such as 16")
     data = data or [BUILTIN_DATA]
     methods = _all_methods(methods, more_methods)
+    if prompting:
+        methods = [*PROMPTING_METHODS, *(method for method in methods if method not in PROMPTING_METHODS)]
     limit, epochs, batch_size = quick_defaults(model, ", ".join(data), limit, epochs, batch_size)
     # before torch is imported: mistakes in the data show quickly
     dataset = read_sources(data, text, label, task, limit, validation, test)
@@ -176,6 +193,8 @@ def compare(
         dataset, max_length, metric, positive, mark, temperature,
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
+    prompts = prompt_options(dataset, template, words, describe)
+    further = read_unlabelled(unlabelled, dataset)
     from deltatune.comparison.plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings
@@ -195,6 +214,8 @@ def compare(
         task=set_values(fields),
         head=head_of(pooling, dense),
         out=out,
+        prompts=prompts,
+        unlabelled=further,
     )
     with FolderLock(plan.out):
         introduce(plan, quiet=as_json)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deltatune.cli import main
-from deltatune.cli.commands import evaluate
+from deltatune.cli import main, scored_rows
 from deltatune.store.atomic_files import digest
 from support import models
 from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
@@ -359,7 +358,7 @@ def test_missing_built_in_model(monkeypatch):
 
 
 def test_splits_are_those_of_the_help():
-    assert evaluate.SPLITS == ("train", "validation", "test", "all")
+    assert scored_rows.SPLITS == ("train", "validation", "test", "all")
 
 
 @pytest.mark.parametrize("words", [["trian"], ["train", "--data", "nothing.csv"]])

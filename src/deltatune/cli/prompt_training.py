@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.prompt_options import given, prompt_options, unlabelled_from
+from deltatune.cli.prompt_options import given, prompt_options, read_unlabelled
 from deltatune.cli.ui.prompt_screen import introduce_prompt, report_prompt, watched_prompt
 from deltatune.cli.ui.screen import show
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -73,7 +73,7 @@ def train_prompt(
         problems.append(f"--lr {settings.learning_rate:g}: {method!r} trains nothing; leave --lr out")
     raise_all(problems)
     options = prompt_options(drawn, **prompts)
-    more = unlabelled_from(unlabelled, drawn)
+    more = read_unlabelled(unlabelled, drawn)
     if method.reads_unlabelled and drawn is not data:
         more += unlabelled_rows(data, drawn)
     ready = prepare(PromptJob(model, drawn, method, budget, options, more, task, settings))

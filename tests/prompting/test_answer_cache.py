@@ -9,12 +9,12 @@ import pytest
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting import LocalModel, SamplingParams
-from deltatune.prompting.endpoints.answer_cache import AnswerCache, Source
+from deltatune.prompting.endpoints.answer_cache import AnswerCache, AnswerSource
 from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint
 from deltatune.prompting.endpoints.endpoint import Completion, Request
 from support.endpoint_server import endpoint_of, prompt_of, running, text_of
 
-HERE = Source("m", "http://localhost/v1", "plain")
+HERE = AnswerSource("m", "http://localhost/v1", "plain")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
@@ -54,9 +54,9 @@ def test_an_answer_belongs_to_all_that_it_depends_on(tmp_path):
         (HERE, Request("q", request.params)),
         (HERE, Request("p")),
         (HERE, request.sample(1)),
-        (Source("other", HERE.url, HERE.form), request),
-        (Source("m", "http://other/v1", HERE.form), request),
-        (Source("m", HERE.url, "chat"), request),
+        (AnswerSource("other", HERE.url, HERE.form), request),
+        (AnswerSource("m", "http://other/v1", HERE.form), request),
+        (AnswerSource("m", HERE.url, "chat"), request),
     ]
     assert [cache.get(*other) for other in others] == [None] * 6
     assert cache.get(HERE, request.sample(0)) == Completion("a")

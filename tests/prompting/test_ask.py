@@ -125,8 +125,8 @@ def test_several_prompts_of_a_row_vote():
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (" great", 1), ("GREAT.", 1), ("The answer is: great", 1), ("Answer: bad", 0), ("**Bad**", 0), ("____ great", 1),
-        ("greatly", None), ("not bad", None), ("", None), ("badminton", None), ("Not bad at all!", 2),
+        (" great", 1), ("GREAT.", 1), ("The answer is: great", 1), ("Answer: bad", 0), ("**Bad**", 0),
+        ("greatly", None), ("not bad", None), ("", None), ("badminton", None), ("Not bad at all!", 2), ("__ great", 1),
     ],
 )  # fmt: skip
 def test_the_longest_label_word_at_the_start_decides(text, found):

@@ -35,7 +35,7 @@ CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Source:
+class AnswerSource:
     """What an answer depends on besides the request."""
 
     name: str
@@ -66,11 +66,11 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def get(self, source: Source, request: Request) -> Completion | None:
+    def get(self, source: AnswerSource, request: Request) -> Completion | None:
         """The answer to a request; None where there is none."""
         return self._answers.get(_key(source, request))
 
-    def put(self, source: Source, request: Request, completion: Completion) -> None:
+    def put(self, source: AnswerSource, request: Request, completion: Completion) -> None:
         """Keep an answer; when this returns it is on the disk."""
         entry = {**asdict(source), "prompt": request.prompt, **asdict(request.params), **asdict(completion)}
         line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
@@ -173,7 +173,7 @@ def _end_of_lines(handle: int, size: int) -> int:
     return 0
 
 
-def _key(source: Source, request: Request) -> bytes:
+def _key(source: AnswerSource, request: Request) -> bytes:
     """What identifies a request to a source."""
     content = [*asdict(source).values(), request.prompt, *asdict(request.params).values()]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).digest()
@@ -197,10 +197,10 @@ def _entry(line: bytes, where: str) -> tuple[bytes, Completion]:
         names += [name for name in types if name in data and type(data[name]) not in types[name]]
         names += ["stop"] if not all(isinstance(text, str) for text in data.get("stop") or ()) else []
         if not names:
-            part = {each: {f.name: data[f.name] for f in fields(each)} for each in (Source, Completion)}  # type: ignore[arg-type]
+            part = {each: {f.name: data[f.name] for f in fields(each)} for each in (AnswerSource, Completion)}  # type: ignore[arg-type]
             params = {f.name: data[f.name] for f in fields(SamplingParams)}
             params |= {name: float(params[name]) for name in ("temperature", "top_p")}
             request = Request(data["prompt"], SamplingParams(**{**params, "stop": tuple(data["stop"])}))
-            return _key(Source(**part[Source]), request), Completion(**part[Completion])
+            return _key(AnswerSource(**part[AnswerSource]), request), Completion(**part[Completion])
         wrong = f"{', '.join(map(repr, dict.fromkeys(names)))} is missing, unknown or of another type"
     raise DeltatuneError(f"{where} is no answer: {wrong}; {fix}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.prompting.endpoints.answer_cache import AnswerCache, Source
+from deltatune.prompting.endpoints.answer_cache import AnswerCache, AnswerSource
 from deltatune.prompting.endpoints.endpoint import (
     Completion,
     Endpoint,
@@ -99,7 +99,7 @@ class CachedEndpoint:
 
         Raises DeltatuneError where a request fails; everything that was answered is kept.
         """
-        source = Source(self.name, str(getattr(self.endpoint, "url", "")), self.form)
+        source = AnswerSource(self.name, str(getattr(self.endpoint, "url", "")), self.form)
         if self.cache is not None:
             self.cache.refresh()
         numbers: dict[Request, list[int]] = {}

@@ -2,7 +2,8 @@
 
 from deltatune.prompting.chain_of_thought import ChainOfThought
 from deltatune.prompting.in_context.in_context_learning import ICL
+from deltatune.prompting.in_context.meta_icl import MetaICL
 from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
 from deltatune.prompting.zero_shot import Cloze, ZeroShot
 
-__all__ = ["ICL", "AutoPrompt", "ChainOfThought", "Cloze", "ZeroShot"]
+__all__ = ["ICL", "AutoPrompt", "ChainOfThought", "Cloze", "MetaICL", "ZeroShot"]

@@ -21,6 +21,11 @@ from deltatune.training.forward import selected_states, text_states, token_logit
 
 def label_word_logits(host: Host, task: LabelWords, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
     """Scores of the classes (B, C) under the current route, from a batch of `PromptCollator`."""
+    return scores_of_classes(task, place_logits(host, batch, bfloat16), batch)
+
+
+def place_logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
+    """Logits (M, V) over the vocabulary at the M places of a batch of `PromptCollator`, under the current route."""
     inputs = {name: tensor for name, tensor in batch.items() if name not in SCORED}
     places = batch["places"]  # (M, 2)
 
@@ -31,8 +36,7 @@ def label_word_logits(host: Host, task: LabelWords, batch: dict[str, Tensor], bf
 
     autocast = torch.autocast(places.device.type, torch.bfloat16, enabled=bfloat16)
     with selected_states(host.model, select), autocast, _encoded_once(host, inputs), _answers(host, inputs, places):
-        logits = token_logits(host.model(**_model_inputs(host, inputs)))  # (M, V)
-    return scores_of_classes(task, logits, batch)
+        return token_logits(host.model(**_model_inputs(host, inputs)))  # (M, V)
 
 
 def scores_of_classes(task: LabelWords, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,241 @@
+"""AutoPrompt: gradients, candidates, the search and what it leaves behind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deltatune import DeltatuneError, parse
+from deltatune.prompting.choose_prompts import PromptOptions
+from deltatune.prompting.prompt_method import PromptRows, attach_prompt, with_stored_task
+from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
+from deltatune.prompting.prompt_search.label_word_search import fit_classifier, label_token_scores
+from deltatune.prompting.prompt_search.trigger_gradients import (
+    TriggerRows,
+    allowed_tokens,
+    candidate_tokens,
+    first_order_scores,
+    with_triggers,
+)
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.prompts.templates import Template
+from deltatune.training import Settings
+from deltatune.training.session import Session, open_adapter, open_host
+from support import models
+
+ROWS = [
+    {"text": text, "label": label}
+    for text, label in (
+        ("good great film", "pos"),
+        ("bad awful plot", "neg"),
+        ("the actor is great and very good", "pos"),
+        ("the plot was awful", "neg"),
+    )
+]
+OPTIONS = PromptOptions(words=("neg=bad", "pos=good"))
+TASK = Classify(labels=("neg", "pos"), max_length=32)
+SHORT = AutoPrompt(triggers=2, candidates=4, iterations=4)
+
+
+def session_of(kind, folder, **config):
+    models.tiny(kind, "lm", dropout=False, **config).save_pretrained(folder)
+    tokenizer = models.tiny_tokenizer()
+    if kind == "t5":
+        tokenizer.mask_token = None
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+        tokenizer.get_vocab()
+    tokenizer.save_pretrained(folder)
+    host, tokenizer = open_host(str(folder), "words")
+    return Session(str(folder), host, tokenizer, TASK, precision="float32")
+
+
+@pytest.fixture(params=["bert", "gpt2", "llama", "bart"])
+def session(request, tmp_path):
+    return session_of(request.param, tmp_path / "model")
+
+
+def prompted(session, triggers):
+    template = AutoPrompt().template_for(session, TASK)
+    ending = "{mask}" if template.endswith("{mask}") else "{mask} ."
+    task = LabelWords(
+        labels=TASK.labels,
+        words=(("bad",), ("good",)),
+        template="{text} " + ending,
+        scoring="probability",
+        max_length=32,
+    )
+    own = attach_prompt(session, AutoPrompt(), with_triggers(task, template, triggers))
+    return own, TriggerRows(own, task, template, len(triggers), ROWS), template, task
+
+
+def test_gradients_are_those_of_the_vectors_of_the_triggers(session):
+    own, rows, _, _ = prompted(session, [7, 8, 9])
+    head = own.host.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # no longer the input's table
+    batch, triggers = rows.batch(range(4)), torch.tensor([7, 8, 9])
+    with own.host.using(own.name, training=False):
+        gradients, loss = rows.gradients([batch], triggers)
+        scores = rows.scores(batch, triggers)
+        assert loss == pytest.approx(float(-scores[range(4), batch.labels].mean()), rel=1e-5)
+        total = sum(gradients.values())
+        # finite differences: token 20 has its row of the table alone, so moving that row moves one trigger
+        table = own.host.model.get_input_embeddings().weight.data
+        saved = table[20].clone()
+        for place in (0, 2):
+            changed = triggers.clone()
+            changed[place] = 20
+            table[20] = table[triggers[place]]
+            direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(place))
+            losses = []
+            for step in (1e-3, -1e-3):
+                table[20] = table[triggers[place]] + step * direction
+                scores = rows.scores(batch, changed)
+                losses.append(float(-scores[range(4), batch.labels].double().mean()))
+            table[20] = saved
+            slope = (losses[0] - losses[1]) / 2e-3
+            scale = float(getattr(own.host.model.get_submodule(list(gradients)[0]), "embed_scale", 1.0))
+            assert scale * float(total[place] @ direction) == pytest.approx(slope, rel=0.05, abs=2e-3)
+
+
+def test_first_order_scores_are_vectors_times_gradients(tmp_path):
+    session = session_of("bert", tmp_path / "model")
+    own, rows, _, _ = prompted(session, [7, 8, 9])
+    with own.host.using(own.name, training=False):
+        gradients, _ = rows.gradients([rows.batch(range(4))], torch.tensor([7, 8, 9]))
+    table = own.host.model.get_input_embeddings().weight
+    by_hand = -(table @ sum(gradients.values())[1])
+    scores = first_order_scores(own.host, gradients, 1, len(table))
+    assert torch.allclose(scores, by_hand, atol=1e-6)
+    allowed = allowed_tokens(len(table), {int(by_hand.argmax())}, scores.device)
+    expected = by_hand.masked_fill(~allowed, -torch.inf).topk(5).indices.tolist()
+    assert candidate_tokens(own.host, gradients, 1, allowed, 5) == expected
+
+
+def test_exchanged_triggers_are_those_of_a_new_encoding(session):
+    own, rows, template, task = prompted(session, [7, 8, 9])
+    with own.host.using(own.name, training=False), torch.no_grad():
+        scores = rows.scores(rows.batch(range(4)), torch.tensor([11, 12, 6]))
+    again = replace(own, task=with_triggers(task, template, [11, 12, 6]))
+    assert np.allclose(again.predict(ROWS), scores.numpy(), atol=1e-5)
+
+
+def test_found_triggers_survive_their_folder(session, tmp_path):
+    before = {name: tensor.clone() for name, tensor in session.host.model.state_dict().items()}
+    fitted = SHORT.fit(session, PromptRows(ROWS * 2, ROWS), Settings(), OPTIONS)
+    answers = fitted.session.predict(ROWS)
+    with_stored_task(fitted.session)
+    session.host.save(session.name, tmp_path / "prompt")
+    again = replace(open_adapter(tmp_path / "prompt"), precision="float32")
+    assert again.adapter.count == 0
+    assert again.adapter.method == SHORT
+    assert again.task.template == fitted.session.task.template
+    (ids,) = [part.ids for part in Template(again.task.template).parts if part.kind == "ids"]
+    assert len(ids) == 2
+    encoded = again.encode(ROWS)
+    assert all(f" {ids[0]}, {ids[1]}" in str(row["input_ids"]) for row in encoded)
+    assert np.array_equal(again.predict(ROWS), answers)
+    session.detach()
+    assert all(torch.equal(before[name], tensor) for name, tensor in session.host.model.state_dict().items())
+    assert len(fitted.trials) >= 1
+    assert max(score for _, score in fitted.trials) == pytest.approx(float((answers.argmax(1) == [1, 0, 1, 0]).mean()))
+
+
+def test_the_search_depends_on_the_seed_alone_and_raises_the_likelihood(tmp_path):
+    session = session_of("bert", tmp_path / "model")
+
+    def found(seed):
+        torch.manual_seed(seed * 7 + 1)
+        fitted = AutoPrompt(triggers=2, candidates=8, iterations=8, batch_size=3).fit(
+            session, PromptRows(ROWS * 2), Settings(seed=seed), OPTIONS
+        )
+        answers = fitted.session.predict(ROWS)
+        session.detach()
+        return fitted, answers
+
+    first, second = found(3), found(3)
+    assert first[0].prompts == second[0].prompts
+    assert first[0].trials == second[0].trials
+    assert np.array_equal(first[1], second[1])
+    assert "training rows" in first[0].notes[0]
+    start = AutoPrompt(triggers=2, iterations=0).fit(session, PromptRows(ROWS), Settings(), OPTIONS)
+    labels = [1, 0, 1, 0]
+    assert first[1][range(4), labels].sum() > start.session.predict(ROWS)[range(4), labels].sum()
+
+
+def test_no_row_but_those_given_is_read(tmp_path):
+    class Poisoned(dict):
+        def __getitem__(self, name):
+            raise AssertionError("a test row was read")
+
+    session = session_of("bert", tmp_path / "model")
+    fitted = SHORT.fit(session, PromptRows(ROWS, ROWS, [Poisoned(text="x")]), Settings(), OPTIONS)
+    assert fitted.prompts
+
+
+def test_label_tokens_separate_the_classes(tmp_path):
+    session = session_of("bert", tmp_path / "model")
+    numbers = Session(session.model, session.host, session.tokenizer, Classify(labels=("0", "1"), max_length=32))
+    rows = [{**row, "label": "1" if row["label"] == "pos" else "0"} for row in ROWS]
+    method = parse("AutoPrompt(triggers=2, iterations=2, label_tokens=3)")
+    fitted = method.fit(numbers, PromptRows(rows * 2, rows), Settings())
+    words = fitted.session.task.words
+    assert [len(of_class) for of_class in words] == [3, 3]
+    assert not set(words[0]) & set(words[1])
+    assert fitted.session.task.scoring == "probability"
+
+
+def test_label_token_scores_are_a_softmax_over_the_classes():
+    generator = torch.Generator().manual_seed(0)
+    weights, vectors = torch.randn(3, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    by_hand = torch.tensor([[float(w @ v) for v in vectors] for w in weights]).softmax(0)
+    assert torch.allclose(label_token_scores(weights, vectors).exp().float(), by_hand, atol=1e-6)
+    states = torch.cat([torch.eye(5)[:2]] * 4)
+    fitted = fit_classifier(states, torch.tensor([0, 1] * 4), 2)
+    assert (states @ fitted.T).argmax(1).tolist() == [0, 1] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("AutoPrompt(triggers=0)", "triggers must be at least 1"),
+        ("AutoPrompt(candidates=0)", "candidates must be at least 1"),
+        ("AutoPrompt(template='{text} {mask}')", "has {triggers} once"),
+        ("AutoPrompt(template='{triggers} {text} {triggers} {mask}')", "has {triggers} once"),
+        ("AutoPrompt(label_tokens=2, words='a=b, c=d')", "leave words out"),
+    ],
+)
+def test_options_that_cannot_be(text, message):
+    with pytest.raises(DeltatuneError, match=message):
+        parse(text)
+
+
+def test_what_cannot_be_searched_is_a_plain_error_and_leaves_nothing(tmp_path):
+    session = session_of("gpt2", tmp_path / "model")
+    for method, rows, message in (
+        (AutoPrompt(template="{text} {mask} {triggers}"), ROWS, "reads only what is before it"),
+        (AutoPrompt(), ROWS[::2], "no training row has the class 'neg'"),
+        (AutoPrompt(), [], "no training row has the classes"),
+        (AutoPrompt(label_tokens=60), ROWS, "of one token; ask for fewer"),
+        (AutoPrompt(template="{txt} {triggers} {mask}"), ROWS, "did you mean 'text'"),
+    ):
+        with pytest.raises(DeltatuneError, match=message):
+            method.fit(session, PromptRows(rows), Settings(), OPTIONS)
+        assert not session.host.adapters
+    regression = Session(session.model, session.host, session.tokenizer, Classify())
+    with pytest.raises(DeltatuneError, match="one class a row"):
+        AutoPrompt().fit(regression, PromptRows(ROWS), Settings(), OPTIONS)
+
+
+def test_ids_in_a_template_are_read_as_they_are_and_checked():
+    tokenizer = models.tiny_tokenizer()
+    template = Template("{text} {ids:7 8} {mask}")
+    assert template.render({"text": "good"}, tokenizer, 101).input_ids == [1, 5, 7, 8, 4, 2]
+    for text, message in (("{text} {ids:} {mask}", "write numbers"), ("{text} {ids:-3} {mask}", "write numbers")):
+        with pytest.raises(DeltatuneError, match=message):
+            Template(text)
+    with pytest.raises(DeltatuneError, match="token id 900"):
+        Template("{text} {ids:900} {mask}").render({"text": "good"}, tokenizer, 101)
+    with pytest.raises(DeltatuneError, match="which no text can show"):
+        template.fill({"text": "good"}, "bad")

@@ -11,6 +11,7 @@ from deltatune.data import Row
 from deltatune.prompting.prompt_cost import PromptCost, counted
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, with_stored_task
 from deltatune.tasks import Encoded, task_from_json
+from deltatune.tasks.label_words.prompt_rows import VIRTUAL
 from deltatune.training.session import Session
 
 
@@ -51,6 +52,19 @@ def prompt_record(fitted: Fitted, cost: PromptCost, validation: Sequence[Row]) -
         "notes": list(fitted.notes),
         "cost": cost.to_json(),
     }
+
+
+def as_read(session: Session, encoded: Encoded) -> str:
+    """The first row as the model reads it, special tokens included; `[v1]` is a virtual token."""
+    ids = encoded.rows[0]["input_ids"]
+    pieces, known = [], []
+    for token in [*ids, VIRTUAL]:
+        if token < VIRTUAL:
+            known.append(token)
+            continue
+        pieces += [str(session.tokenizer.decode(known)), f"[v{token - VIRTUAL + 1}]"]
+        known = []
+    return " ".join(piece for piece in pieces[:-1] if piece)
 
 
 class FittedSessions:

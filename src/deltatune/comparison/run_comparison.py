@@ -12,7 +12,7 @@ from deltatune.comparison.cells import CellRunner, OnEvent, Record
 from deltatune.comparison.costs import costs_of
 from deltatune.comparison.lr_search import Search
 from deltatune.comparison.plan import Cell, Plan, Repeat
-from deltatune.comparison.prompt_cells import FittedSessions
+from deltatune.comparison.prompt_cells import FittedSessions, as_read
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.summary import summarise
@@ -138,6 +138,7 @@ class Comparison:
         record |= {"scores": scores, "adapter": folder, "adapter_bytes": size}
         if Repeat(cell.seed, cell.draw) == plan.repeats[0]:
             record |= dataclasses.asdict(costs_of(own, test, plan.splits["test"]))
+            record["example"] = as_read(own, test) if record.get("prompts") else None
         return self.cells.records.add(record, answers)
 
 

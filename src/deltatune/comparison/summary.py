@@ -144,6 +144,7 @@ def _entry(
         "cost": {key: statistics.mean(record["cost"][key] for record in final) for key in first.get("cost") or {}},
         "prompts": list(dict.fromkeys(prompt for record in final for prompt in record.get("prompts") or ())),
         "trials": first.get("trials") or [],
+        "example": first.get("example"),
         "notes": list(dict.fromkeys(note for record in final for note in record.get("notes") or ())),
         "extra_flops": first.get("extra_flops"),
         "pscp": pscp(interval.mean, candidate.params, first.get("extra_flops") or 0.0, max(memory) if memory else 0.0),

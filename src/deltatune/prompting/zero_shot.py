@@ -104,8 +104,13 @@ class Cloze(PromptMethod):
     draws: ClassVar[bool] = True
 
     def __repr__(self) -> str:
-        plain = self == Cloze(self.method)
-        return repr(self.method) if plain and self.method.input_template else Method.__repr__(self)
+        """The tuning method always; alone where its own template says that it trains through label words."""
+        others = {name: getattr(self, name) for name in ("template", "words", "scoring")}
+        changed = [f"{name}={value!r}" for name, value in others.items() if value != getattr(type(self), name)]
+        return repr(self.method) if self.method.input_template and not changed else self._text(changed)
+
+    def _text(self, changed: list[str]) -> str:
+        return f"Cloze({', '.join([repr(self.method), *changed])})"
 
     def check(self) -> None:
         if isinstance(self.method, PromptMethod):

@@ -16,6 +16,7 @@ from deltatune.comparison.report.explanations import explanations
 from deltatune.comparison.report.method_results import MethodResult, method_results
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.plots import cost_bars, learning_curves, learning_rate_plots
+from deltatune.comparison.report.prompt_cards import prompt_cards
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
 from deltatune.comparison.report.tradeoff import score_against_parameters
 from deltatune.core.input_validation.strict_json import dumps
@@ -44,7 +45,7 @@ def render(summary: Mapping[str, Any]) -> str:
         recommendation=_recommendation(summary["recommendation"]),
         table=results_table(methods, formats.number(summary, "base_params"), lower_is_better(summary["metric"])),
         failures=failures(summary.get("failed") or []),
-        figures=_figures(summary, methods),
+        figures=_figures(summary, methods) + prompt_cards(methods, str(summary["metric"])),
         samples=sample_cards(summary.get("samples") or [], {result.row["method"]: result.label for result in methods}),
         metrics=metrics_table(methods, summary.get("majority")),
         explanations=explanations(summary),

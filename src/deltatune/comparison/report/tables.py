@@ -87,6 +87,7 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         ),
         Column("adapter", "File", "adapter", _formatted("adapter_bytes", formats.size), _number("adapter_bytes")),
         Column("time", "Training", "one seed", _formatted("train_seconds", formats.seconds), _number("train_seconds")),
+        *_passes(methods),
         Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
         Column("memory", "Memory", "peak", _formatted("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
         Column("latency", "Latency", "unmerged / merged", _latency, _number("latency_ratio")),
@@ -95,6 +96,22 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),
     ]
+
+
+def _passes(methods: Sequence[MethodResult]) -> list[Column]:
+    """What finding and training cost in rows through the model, where prompts were found."""
+    if not any(result.row.get("prompts") for result in methods):
+        return []
+
+    def passes(result: MethodResult) -> float | None:
+        return formats.number(result.row.get("cost") or {}, "passes")
+
+    def cell(result: MethodResult) -> str:
+        tokens = formats.number(result.row.get("cost") or {}, "tokens")
+        read = "" if tokens is None else f"<small>{formats.short_count(tokens)} tokens</small>"
+        return formats.count(passes(result)) + read
+
+    return [Column("passes", "Passes", "rows, forward", cell, passes)]
 
 
 def _tokens(methods: Sequence[MethodResult]) -> list[Column]:

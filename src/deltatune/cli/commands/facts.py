@@ -242,12 +242,20 @@ def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if candidates:
         lines.append(("candidates", _candidates(candidates)))
     asked = [each for relation in report["relations"] for each in relation["wordings"]]
-    passes, spent = sum(each["passes"] for each in asked), sum(each["seconds"] for each in asked)
-    tokens = sum(each["tokens"] for each in asked)
-    lines.append(("cost", f"{count(passes)} rows read, {count(tokens)} tokens, {seconds(spent)}"))
+    lines.append(("cost", _cost([each["cost"] for each in asked])))
+    trained = [each["training"] for each in asked if "training" in each]
+    if trained:
+        sizes = sorted({each["parameters"] for each in trained})
+        of = count(sizes[0]) if len(sizes) == 1 else f"{count(sizes[0])} to {count(sizes[-1])}"
+        lines.append(("training", f"{of} parameters a relation; {_cost([each['cost'] for each in trained])}"))
     if report.get("prompts"):
         lines.append(("prompts", f"{report['prompts']}/RELATION: deltatune facts --adapter opens one"))
     return [*lines, *(("", line) for line in remarks(report))]
+
+
+def _cost(costs: Sequence[Mapping[str, Any]]) -> str:
+    passes, tokens, spent = (sum(each[name] for each in costs) for name in ("passes", "tokens", "seconds"))
+    return f"{count(passes)} rows read, {count(tokens)} tokens, {seconds(spent)}"
 
 
 def left_out_notes(report: Mapping[str, Any]) -> list[str]:
@@ -257,9 +265,11 @@ def left_out_notes(report: Mapping[str, Any]) -> list[str]:
         for reason, number in relation["wordings"][0]["left_out"].items():
             reasons[reason] = reasons.get(reason, 0) + number
     repeats = sum(relation["repeats"] for relation in report["relations"])
-    notes = [f"{count(number)} rows left out: the object is {reason}" if reason != "too long" else
-             f"{count(number)} rows left out: longer than the model's input"
-             for reason, number in reasons.items()]  # fmt: skip
+    notes = [
+        f"{count(number)} {'row' if number == 1 else 'rows'} left out: "
+        + ("longer than the model's input" if reason == "too long" else f"the object is {reason}")
+        for reason, number in reasons.items()
+    ]
     return notes + (
         [f"{plural(repeats, 'row')} with a subject and object seen before: counted once"] if repeats else []
     )

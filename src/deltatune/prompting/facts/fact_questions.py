@@ -101,7 +101,7 @@ class OpenedFacts:
     training: Facts | None
     validation: Facts | None
     everything: Facts
-    """All rows of the data, whose objects may be the candidates."""
+    """The facts of all splits, whose objects may be the candidates."""
     wordings: dict[str, tuple[str, ...]]
     """Wordings of each relation that has any."""
     notes: list[str]
@@ -124,14 +124,13 @@ def open_facts(study: FactStudy) -> OpenedFacts:
     training = validation = None
     if study.methods:
         source, train_rows, validation_rows = _training_rows(study, splits, single)
-        training, dropped = facts_of(train_rows, source, columns).without(whole)
+        training, dropped = facts_of(train_rows, source, columns).shared(scored).without(whole)
         if dropped:
-            notes.append(f"{dropped} facts of {source} are among those of {study.data}: they were not trained on")
+            notes.append(f"not trained on, because they are scored: {dropped} of the facts in {source}")
         if validation_rows:
-            validation, _ = facts_of(validation_rows, study.data, columns).without(whole)
-    parts = [facts for facts in (whole, training if not study.train else None, validation) if facts is not None]
-    names = dict.fromkeys(relation for facts in parts for relation in facts.relations)
-    everything = Facts(columns, {r: [row for f in parts for row in f.relations.get(r, ())] for r in names}, {})
+            validation, _ = facts_of(validation_rows, source, columns).shared(scored).without(whole)
+    every_row = [row for split in splits.values() for row in split]
+    everything = whole if single else facts_of(every_row, study.data, columns)
     wordings = _wordings(study, scored, notes)
     return OpenedFacts(scored, training, validation, everything, wordings, notes)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
+from deltatune.prompting.prompt_cost import PromptCost, counted
 from deltatune.tasks.collator import collator_for
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.task import Row
@@ -32,13 +33,12 @@ class WordingRanks:
     """The likeliest word of each row (N,)."""
     left_out: dict[str, int]
     """How many rows were left out, by reason."""
-    passes: int = 0
-    """Rows that the model read."""
-    tokens: int = 0
-    """Their tokens, without padding."""
-    seconds: float = 0.0
+    cost: PromptCost = field(default_factory=PromptCost)
+    """What the model read."""
     source: str = "wording"
-    """wording, or trained for virtual tokens that were trained."""
+    """wording; trained, for a prompt that was trained here; adapter, for the wording that an adapter was trained in."""
+    training: Mapping[str, Any] | None = None
+    """Facts of the training, for a trained one."""
 
     @property
     def counted(self) -> list[int]:
@@ -62,22 +62,20 @@ def rank_objects(
     name: the adapter that acts; None for the model as it is. Rows whose object is not one token, is no candidate, or
     that are longer than the model's positions, are left out and counted.
     """
-    started = time.perf_counter()
     positions = longest_input(host.model)
     taken = 0 if name is None else positions_taken(host, name)
     encoded, problems = task.encode_scorable(rows, tokenizer, positions, taken)
     ranks: list[int | None] = [None] * len(rows)
     words: list[str | None] = [None] * len(rows)
+    cost = PromptCost()
     if len(encoded):
         longest = positions if name is None else free_positions(host, name)
         collate = collator_for(host.model, tokenizer, encoded[0], longest, left=False)
         bfloat16 = uses_bfloat16(host.model, precision)
-        with host.using(None if name is None else {name: 1.0}, training=False), torch.inference_mode():
+        route = None if name is None else {name: 1.0}
+        with counted(host) as cost, host.using(route, training=False), torch.inference_mode():
             answers = task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
         numbers = (i for i in range(len(rows)) if i not in problems)
         for number, answer in zip(numbers, answers, strict=True):
             ranks[number], words[number] = answer["rank"], answer["word"]
-    tokens = sum(len(row["input_ids"]) for row in encoded)
-    seconds = time.perf_counter() - started
-    left_out = dict(Counter(problems.values()))
-    return WordingRanks(wording or task.template, ranks, words, left_out, len(encoded), tokens, seconds, source)
+    return WordingRanks(wording or task.template, ranks, words, dict(Counter(problems.values())), cost, source)

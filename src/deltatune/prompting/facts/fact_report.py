@@ -65,9 +65,8 @@ def wording_record(ranks: WordingRanks, tops: Sequence[int]) -> dict[str, Any]:
         **{f"p@{k}": recall_at(counted, k) if counted else None for k in tops},
         "mrr": sum(1 / rank for rank in counted) / len(counted) if counted else None,
         "interval": list(wilson_interval(hits, len(counted))) if counted else None,
-        "passes": ranks.passes,
-        "tokens": ranks.tokens,
-        "seconds": ranks.seconds,
+        "cost": ranks.cost.to_json(),
+        **({} if ranks.training is None else {"training": dict(ranks.training)}),
     }
 
 

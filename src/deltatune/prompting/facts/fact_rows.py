@@ -54,6 +54,11 @@ class Facts:
         kept = list(dict.fromkeys(names)) or list(self.relations)
         return Facts(self.columns, {r: self.relations[r] for r in kept}, {r: self.repeats[r] for r in kept})
 
+    def shared(self, other: Facts) -> Facts:
+        """The facts of the other's relations."""
+        kept = {name: self.relations.get(name, []) for name in other.relations}
+        return Facts(self.columns, kept, {name: self.repeats.get(name, 0) for name in kept})
+
     def without(self, other: Facts) -> tuple[Facts, int]:
         """The facts that are not among the others, and how many were: rows to train on must not be those scored."""
         kept: dict[str, list[Row]] = {}

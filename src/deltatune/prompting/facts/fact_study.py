@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,12 @@ class _Asked:
             raise_listed(refused)
             raise DeltatuneError('there are no wordings: give one with --template "[X] is located in [Y]."')
         if refused:
-            count = f"{len(refused)} wordings that this model cannot read were left out"
-            self.notes.append(f"{count}, such as: {refused[0]}")
+            number = (
+                "1 wording that this model cannot read was"
+                if len(refused) == 1
+                else (f"{len(refused)} wordings that this model cannot read were")
+            )
+            self.notes.append(f"{number} left out{'' if len(refused) == 1 else ', such as'}: {refused[0]}")
         return kept
 
     def questions(self, relation: str) -> list[tuple[str, str]]:
@@ -184,14 +189,15 @@ class _Asked:
         if len(study.methods) > 1:
             folder = folder.with_name(f"{folder.name}-{number + 1}")
         try:
-            session = train_prompt(
+            session, facts = train_prompt(
                 self.host, self.tokenizer, self.model, task, method, rows, validation, study.settings, folder,
                 study.force,
             )  # fmt: skip
-            return rank_objects(
+            ranks = rank_objects(
                 self.host, self.tokenizer, task, opened.scored.relations[relation], name=session.name,
-                wording=repr(method), source=TRAINED,
+                wording=study.methods[number], source=TRAINED,
             )  # fmt: skip
+            return replace(ranks, training={"template": template, "method": repr(method), **facts})
         finally:
             if NAME in self.host.adapters:
                 self.host.detach(NAME)

@@ -18,6 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.prompting.facts.wordings import as_template, softened
+from deltatune.prompting.prompt_cost import counted
 from deltatune.store import run_folder
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.task import Encoded, Row
@@ -71,11 +72,12 @@ def train_prompt(
     settings: Settings = SETTINGS,
     folder: Path | None = None,
     force: bool = False,
-) -> Session:
+) -> tuple[Session, dict[str, Any]]:
     """Train a method on the facts of one relation, in the task's wording; the adapter `NAME` is then on the host.
 
-    Rows whose object is not one token are left out. With a folder, the adapter is saved there with its scores, and the
-    same call loads it again instead of training. Raises DeltatuneError where no row is left to train on.
+    Returns the session and the facts of the training: parameters, steps, cost, scores of the validation rows. Rows
+    whose object is not one token are left out. With a folder, the adapter is saved there with its scores, and the same
+    call loads it again instead of training. Raises DeltatuneError where no row is left to train on.
     """
     if NAME in host.adapters:
         host.detach(NAME)
@@ -89,22 +91,35 @@ def train_prompt(
             + (" and a candidate" if task.candidates else "")
         )
     if folder is None:
-        session.train(encoded["train"], encoded["validation"], settings)
-        return session
+        return session, _train(session, encoded, settings)["training"]
     record = _record(session, encoded, settings)
     finished = run_folder.open_run(folder, record, force, option="")
     if finished is not None:
         session.detach()
         host.load(folder / run_folder.ADAPTER, name=NAME)
-        return session
-    outcome = session.train(encoded["train"], encoded["validation"], settings)
-    metrics = {
-        "validation": outcome.evaluations[-1][1] if outcome.evaluations else {},
-        "training": {"steps": outcome.history[-1][0], "final_loss": outcome.history[-1][1], "seconds": outcome.seconds},
-    }
+        return session, finished["training"]
+    metrics = _train(session, encoded, settings)
     host.save(NAME, folder / run_folder.ADAPTER, extra={**record, **session.to_json(), "scores": metrics})
     run_folder.finish(folder, metrics)
-    return session
+    return session, metrics["training"]
+
+
+def _train(session: Session, encoded: Mapping[str, Encoded], settings: Settings) -> dict[str, Any]:
+    """Train the session's adapter; the content of metrics.json."""
+    parameters = sum(parameter.numel() for _, parameter in session.host.trainable(session.name))
+    with counted(session.host) as cost:
+        outcome = session.train(encoded["train"], encoded["validation"], settings)
+    scores = outcome.evaluations[-1][1] if outcome.evaluations else {}
+    facts = {
+        "rows": len(encoded["train"]),
+        "validation_rows": len(encoded["validation"]),
+        "parameters": parameters,
+        "steps": outcome.history[-1][0],
+        "final_loss": outcome.history[-1][1],
+        "validation": scores,
+        "cost": cost.to_json(),
+    }
+    return {"validation": scores, "training": facts}
 
 
 def _scorable(session: Session, rows: Sequence[Row]) -> Encoded:

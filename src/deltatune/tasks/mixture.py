@@ -19,6 +19,7 @@ from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.heads import HeadConfig, Heads, HeadsConfig
+from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.metrics.corpus_score import CorpusScore, Floats
 from deltatune.tasks.metrics.metric_facts import lower_is_better
@@ -27,7 +28,7 @@ from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Encoded, Row, Task
 
 PART_TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classify, MultiLabel, Tag, ExtractiveQA, Generate, LanguageModel)
+    task.name: task for task in (Classify, LabelWords, MultiLabel, Tag, ExtractiveQA, Generate, LanguageModel)
 }
 """The tasks that a part may have."""
 
@@ -104,7 +105,8 @@ class Mixture(Task):
     @property
     def loads(self) -> Loads:  # type: ignore[override]
         """One model for all parts: a language model if a part needs one; the other heads read its hidden states."""
-        return "text" if any(part.loads == "text" for part in self.parts.values()) else "row"
+        loads = {part.loads for part in self.parts.values()}
+        return next((kind for kind in ("text", "words") if kind in loads), "row")  # type: ignore[return-value]
 
     @property
     def max_length(self) -> int:

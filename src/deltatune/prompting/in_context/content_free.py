@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deltatune.tasks.classification import softmax
+from deltatune.tasks.label_words.content_free_scores import log_content_free
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.training.session import Session
 
@@ -21,7 +21,8 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 def content_free_calibration(session: Session) -> tuple[tuple[float, ...], ...]:
     """What is added to the scores of the classes: -log p_cf for each set of demonstrations of the session's task.
 
-    p_cf is the mean over `CONTENT_FREE` of the classes' probabilities; W = diag(p_cf)^-1 and b = 0 in the paper.
+    p_cf is the normalised mean over `CONTENT_FREE` of the words' probabilities; W = diag(p_cf)^-1 and b = 0 in the
+    paper.
     """
     task = session.task
     assert isinstance(task, LabelWords)
@@ -30,8 +31,8 @@ def content_free_calibration(session: Session) -> tuple[tuple[float, ...], ...]:
     for shown in task.demonstrations or ((),):
         single = replace(task, demonstrations=(shown,) if shown else (), calibration=())
         own = replace(session, task=single)
-        probabilities = softmax(np.asarray(own.predict(own.encode(rows, labelled=False)), np.float64)).mean(0)  # (C,)
-        result.append(tuple(float(f"{-value:.6g}") for value in np.log(probabilities + 1e-12)))
+        preferred = log_content_free(np.asarray(own.predict(own.encode(rows, labelled=False))), task.scoring)  # (C,)
+        result.append(tuple(float(f"{-value:.6g}") for value in preferred))
     return tuple(result)
 
 

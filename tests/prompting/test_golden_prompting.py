@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deltatune.prompting.in_context.content_free import content_free_calibration
 from deltatune.prompting.published_prompts import published_prompt, with_columns
 from deltatune.tasks.fact_completion import FactCompletion
+from deltatune.tasks.label_words.content_free_scores import log_content_free
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.prompt_batches import word_sequences
 from support.golden_cases import close, tensors
@@ -156,6 +158,29 @@ def test_probabilities_of_words_are_those_of_the_calibration_code(number: int, f
     task, rows = in_context_task(facts)
     found = scores(golden_session("prompting_gpt2", task), rows)
     close(found.exp(), tensors("prompting_calibration")[f"input.{number}.label_probs"])
+
+
+@pytest.mark.parametrize(("number", "facts"), FORMATS[:4], ids=lambda value: None)
+def test_calibration_divides_by_what_texts_without_content_get(number: int, facts: dict[str, Any]) -> None:
+    """p_cf and the answers of the diagonal form; an instruction stands in front as a demonstration."""
+    case = tensors("prompting_calibration")
+    task, rows = in_context_task(facts)
+    session = golden_session("prompting_gpt2", task)
+    calibration = content_free_calibration(session)
+    close(torch.tensor(calibration[0]).neg().exp(), case[f"output.{number}.p_cf"])
+    close(torch.tensor(calibration[0]).exp(), case[f"output.{number}.diagonal"])
+    found = scores(replace(session, task=replace(task, calibration=calibration)), rows)
+    close(found.softmax(1), F.normalize(case[f"output.{number}.diagonal_scores"], p=1, dim=1))
+    assert found.argmax(1).tolist() == case[f"output.{number}.diagonal_answers"].tolist()
+    assert scores(session, rows).argmax(1).tolist() == case[f"output.{number}.plain_answers"].tolist()
+
+
+def test_calibration_of_given_probabilities() -> None:
+    case = tensors("prompting_calibration")
+    preferred = torch.from_numpy(log_content_free(case["input.drawn.content_free"].log().numpy(), "probability"))
+    close(preferred.exp().float(), case["output.drawn.p_cf"])
+    calibrated = case["input.drawn.label_probs"].log() - preferred
+    assert calibrated.argmax(1).tolist() == case["output.drawn.diagonal_answers"].tolist()
 
 
 # ---- MetaICL: direct and channel

@@ -20,7 +20,7 @@ from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data.dataset import as_text
-from deltatune.tasks.classification import softmax
+from deltatune.tasks.label_words.content_free_scores import log_content_free
 from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.task import Encoded, Row, TokenRow, raise_listed
 
@@ -216,7 +216,7 @@ class NearestDemonstrations(LabelWords):
             return super().collect(pieces, encoded)
         versions = 1 + len(self.content_free)
         logits = np.stack(pieces).reshape(encoded.examples, versions, -1, self.outputs)
-        free = np.log(softmax(logits[:, 1:]).mean(1) + np.finfo(np.float32).tiny)  # (N, S, C)
+        free = log_content_free(logits[:, 1:].swapaxes(0, 1), self.scoring).astype(logits.dtype)  # (N, S, C)
         return super().collect(list((logits[:, 0] - free).reshape(-1, self.outputs)), encoded)
 
     def describe(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import TASK_NAMES, option
+from deltatune.cli.ui.help_screen import constant, fields_of
 from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
@@ -55,6 +56,58 @@ Unlabelled = Annotated[
     ),
 ]
 
+SERVER_FIELDS = fields_of("prompting/endpoints/openai_server.py", "OpenAICompatible")
+REQUEST_FIELDS = constant("prompting/endpoints/openai_server.py", "REQUEST_FIELDS") or ()
+
+
+def _server(name: str, metavar: str, more: str = "") -> Any:
+    """The option of a field of OpenAICompatible."""
+    return option(f"--{name}", panel=SERVER, metavar=metavar, help=f"{SERVER_FIELDS[name].help}.{more}")
+
+
+PromptMethodText = Annotated[
+    str | None,
+    option(
+        "--method",
+        panel=PROMPTS,
+        metavar="METHOD",
+        help='A prompting method in place of --adapter, such as "ICL(shots=4)"; `deltatune methods` lists all. '
+        "Default with --template, --words or --describe: ZeroShot().",
+    ),
+]
+PromptSeed = Annotated[
+    int, option("--seed", panel=PROMPTS, metavar="NUMBER", help="Random seed of a prompt that is drawn.")
+]
+SavePrompt = Annotated[
+    Path | None,
+    option("--save", panel=PROMPTS, metavar="FOLDER", help="Store the prompt as an adapter, for --adapter."),
+]
+Url = Annotated[str | None, _server("url", "URL", " In place of --model, for prompts.")]
+Name = Annotated[str | None, option("--name", panel=SERVER, metavar="NAME", help="Name of the model on the server.")]
+Key = Annotated[str | None, _server("key", "VARIABLE")]
+ServerForm = Annotated[str, _server("form", "KIND")]
+Timeout = Annotated[float, _server("timeout", "SECONDS")]
+Retries = Annotated[int, _server("retries", "NUMBER")]
+Concurrency = Annotated[int, _server("concurrency", "NUMBER")]
+Omit = Annotated[
+    list[str] | None,
+    option(
+        "--omit",
+        panel=SERVER,
+        metavar="FIELD",
+        help=f"Leave out a request field that the server rejects: {', '.join(REQUEST_FIELDS)}. Repeatable.",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    option(
+        "--cache",
+        panel=SERVER,
+        metavar="FILE",
+        help="Where the server's answers are kept, so that none is asked for twice. Default: runs/answers-NAME.jsonl.",
+    ),
+]
+
 
 def prompt_options(
     data: Data | None, template: str | None = None, words: Sequence[str] | None = None, describe: str | None = None
@@ -70,8 +123,9 @@ def prompt_options(
     from deltatune.prompting.choose_prompts import PromptOptions, given_words
     from deltatune.tasks.label_words.label_words import LabelWords
 
-    listed = tuple(part for each in words or () for part in _assignments(each))
-    options = PromptOptions(template or "", listed, (describe or "").strip(), "" if data is None else data.name)
+    options = PromptOptions(
+        template or "", split_assignments(words), (describe or "").strip(), "" if data is None else data.name
+    )
     if data is not None and data.kind == "classes":
         chosen = given_words(data.labels, options) or tuple((label,) for label in data.labels)
         if options.template:
@@ -97,7 +151,10 @@ def given(template: str | None, words: Sequence[str] | None, describe: str | Non
     return [name for name, value in options.items() if value]
 
 
-def _assignments(text: str) -> list[str]:
-    """`bad=terrible, good=great` as one text a class, the form of a method's `words`."""
-    parts = re.split(r",(?=[^,=]*=)", text)
-    return [part.strip() for part in parts] if all("=" in part for part in parts) else [text]
+def split_assignments(words: Sequence[str] | None) -> tuple[str, ...]:
+    """The values of --words as one text a class; `bad=terrible, good=great` is two, as in the field of a method."""
+    listed: list[str] = []
+    for text in words or ():
+        parts = re.split(r",(?=[^,=]*=)", text)
+        listed += [part.strip() for part in parts] if all("=" in part for part in parts) else [text]
+    return tuple(listed)

@@ -1,4 +1,4 @@
-"""`deltatune evaluate`: score a trained adapter on labelled data."""
+"""`deltatune evaluate`: score a trained adapter, or a prompt, on labelled data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,39 @@ from deltatune.cli.data_options import Part, one_source, sources_of_parts
 from deltatune.cli.options import (
     DATA,
     SOURCE,
-    Adapter,
+    AdapterIfAny,
     InferenceFields,
     Json,
+    Kind,
+    Label,
+    MaxLength,
     OtherBase,
     OtherModel,
+    Text,
     Weight,
     option,
     read_fields,
     set_values,
 )
+from deltatune.cli.prompt_options import (
+    SERVER_FIELDS,
+    Cache,
+    Concurrency,
+    Describe,
+    Key,
+    Name,
+    Omit,
+    PromptMethodText,
+    PromptSeed,
+    Retries,
+    SavePrompt,
+    ServerForm,
+    Template,
+    Timeout,
+    Url,
+    Words,
+)
+from deltatune.cli.prompt_session import OpenedPrompt, PromptChoice, opened_prompt, server_options
 from deltatune.cli.scored_rows import GROUPS_SHOWN, groups_table, overlap_notes, rows_of, scored
 from deltatune.cli.task_options import MetricModel, Positive
 from deltatune.cli.ui.screen import (
@@ -32,11 +55,13 @@ from deltatune.comparison.report.number_format import count, score
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
+    from deltatune.prompting.server_session import ServerSession
     from deltatune.training.session import Session
 
 
 def evaluate(
-    adapter: Adapter,
+    *,
+    adapter: AdapterIfAny = None,
     data: Annotated[
         list[str],
         option(
@@ -77,24 +102,72 @@ def evaluate(
     fields: InferenceFields = None,
     weight: Weight = 1.0,
     batch_size: Annotated[int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1)] = 64,
+    method: PromptMethodText = None,
+    template: Template = None,
+    words: Words = None,
+    describe: Describe = None,
+    seed: PromptSeed = 0,
+    save: SavePrompt = None,
+    text: Text = None,
+    label: Label = None,
+    task: Kind = None,
+    max_length: MaxLength = None,
+    url: Url = None,
+    name: Name = None,
+    key: Key = None,
+    form: ServerForm = SERVER_FIELDS["form"].default,
+    timeout: Timeout = SERVER_FIELDS["timeout"].default,
+    retries: Retries = SERVER_FIELDS["retries"].default,
+    concurrency: Concurrency = SERVER_FIELDS["concurrency"].default,
+    omit: Omit = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Score a trained adapter.
+    """Score a trained adapter, or a prompt for a model's own head.
 
     Prints every metric of the task, the number of truncated texts, and how many of the rows the adapter was trained on.
+    A prompt needs no adapter: --method names one in place of --adapter, and --model or --url the model that reads it.
 
       deltatune evaluate --adapter runs/train-reviews-lora-r-8 --data more-reviews.csv
       deltatune evaluate --adapter runs/train-webnlg-lora-r-8 --data webnlg --by category
+      deltatune evaluate --model gpt2 --method "ICL(shots=8)" --data reviews.csv
+      deltatune evaluate --url http://localhost:8000/v1 --name my-model --data reviews.csv --template "{text} {mask}"
     """
-    from deltatune.comparison.group_scores import group_rows
     from deltatune.training.session import open_adapter
 
-    chosen = set_values({"metric": metric, "positive": positive, "metric_model": metric_model})
-    session = open_adapter(adapter, model, other_base, {**read_fields(fields), **chosen}, part).weighted(weight)
+    chosen = {
+        **read_fields(fields),
+        **set_values({"metric": metric, "positive": positive, "metric_model": metric_model}),
+    }
+    server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
+    choice = PromptChoice(method, template, words, describe, text, label, task, max_length, seed, save, server)
+    refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
+    if choice.names_prompt(adapter, refused):
+        source = one_source(data)
+        with opened_prompt(choice, model, source, chosen) as prompt:
+            score_rows(prompt.session, source, split, by, batch_size, as_json, prompt=prompt)
+        return
+    session = open_adapter(str(adapter), model, other_base, chosen, part).weighted(weight)
     if part is None and session.task.label_kind == "mixture":
         evaluate_parts(session, data, split, by, batch_size, as_json, {"adapter": adapter, "weight": weight})
         return
-    source = one_source(data, part)
+    score_rows(session, one_source(data, part), split, by, batch_size, as_json, adapter=adapter)
+
+
+def score_rows(
+    session: Session | ServerSession,
+    source: str,
+    split: str | None,
+    by: Sequence[str] | None,
+    batch_size: int,
+    as_json: bool,
+    adapter: str | None = None,
+    prompt: OpenedPrompt | None = None,
+) -> None:
+    """Score the rows of one task and print the scores."""
+    from deltatune.comparison.group_scores import group_rows
+
+    weight = session.weight
     splits, notes = rows_of(session, source, split)
     groups = {name: [(column, group_rows(rows, column)) for column in by or ()] for name, rows in splits.items()}
     results = {name: scored(session, rows, batch_size, groups[name]) for name, rows in splits.items()}
@@ -102,6 +175,7 @@ def evaluate(
     if as_json:
         result = results[first] | {"split": first, "data": source, "adapter": adapter, "model": session.model}
         result["weight"] = weight
+        result |= {} if prompt is None else prompt.facts()
         print_json(result | ({"more_splits": {name: results[name] for name in others}} if others else {}))
         return
     left_out: list[str] = []
@@ -129,7 +203,8 @@ def evaluate(
     if left_out:
         notes.append(f"no room on this screen for {', '.join(dict.fromkeys(left_out))}; --json has them")
     counts = ", ".join(f"{count(len(rows))}{f' {name}' if others else ''}" for name, rows in splits.items())
-    show(facts([("rows", f"{counts} from {source}"), *(("note", note) for note in notes)]))
+    of_prompt = [] if prompt is None else prompt.spent()
+    show(facts([("rows", f"{counts} from {source}"), *of_prompt, *(("note", note) for note in notes)]))
 
 
 def evaluate_parts(

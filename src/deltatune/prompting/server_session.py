@@ -1,0 +1,139 @@
+"""The prompts of a task on a server, as a session on this machine has them: rows in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import GPT2Config
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.trained_rows import TrainedRows
+from deltatune.data import Data, Row
+from deltatune.prompting.ask import OnAnswer, ask, references
+from deltatune.prompting.chain_of_thought import ChainOfThought
+from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
+from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint
+from deltatune.prompting.in_context.demonstrations import Look, draw_demonstrations, shown_texts, usable_rows
+from deltatune.prompting.in_context.in_context_learning import ICL
+from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.prompting.zero_shot import ZeroShot
+from deltatune.tasks.auto_task import task_for
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.row_hashes import row_hashes
+from deltatune.tasks.task import Encoded, Task
+
+LEFT_TO_RIGHT = GPT2Config()
+"""A server's model continues texts, whichever it is."""
+
+
+@dataclass
+class ServerSession:
+    """A prompt and the server that answers it, in the place of a `Session`: nothing is loaded here."""
+
+    endpoint: CachedEndpoint
+    task: Task
+    method: PromptMethod
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What training stored, as in a session."""
+    notes: list[str] = field(default_factory=list)
+    """What a user must know of the prompt and of the answers so far."""
+    unmatched: int = 0
+    """Texts so far that none of the label words begin."""
+    on_answer: OnAnswer | None = None
+    weight: float = 1.0
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        self.adapter = Adapter(self.method, None, {})
+
+    @property
+    def model(self) -> str:
+        """Name of the model on the server."""
+        return self.endpoint.name
+
+    def encode(self, rows: Sequence[Row], labelled: bool = True) -> Encoded:
+        """The rows as they are: the server makes its own tokens."""
+        if not labelled:
+            return Encoded([dict(row) for row in rows])
+        return Encoded(
+            [dict(row) for row in rows],
+            row_references=references(self.task, rows),
+            row_hashes=row_hashes(self.task, rows),
+        )
+
+    def predict(self, rows: Sequence[Row] | Encoded, batch_size: int = 0) -> Any:
+        """Answers for rows, as `task.decode` and `task.score` read them; every request goes through the cache.
+
+        Raises DeltatuneError where a request fails; what was answered is kept.
+        """
+        asked = ask(self.endpoint, self.task, list(rows), self.on_answer)
+        self.unmatched += asked.unmatched
+        self.notes += [note for note in asked.notes if note not in self.notes]
+        return asked.answers
+
+
+def server_session(
+    endpoint: CachedEndpoint,
+    method: PromptMethod,
+    data: Data,
+    fields: Mapping[str, Any] | None = None,
+    options: PromptOptions = NO_OPTIONS,
+    seed: int = 0,
+) -> ServerSession:
+    """The prompt of a method for these data, to be asked of a server. `fields` are those of the data's task.
+
+    Raises DeltatuneError for methods that need a model on this machine, and for data that the method is not for.
+    """
+    if isinstance(method, ChainOfThought):
+        if data.kind != "text":
+            raise DeltatuneError(
+                f"{method!r} is for questions with an answer as a text (--task generate); these data are for "
+                f"{data.task}"
+            )
+        return ServerSession(endpoint, method.reason(data.text, data.label, data.train, seed), method)
+    if not isinstance(method, (ZeroShot, ICL)):
+        raise DeltatuneError(
+            f"{method!r} needs the model itself, and a server gives only texts; methods for a server: ZeroShot(), "
+            "ICL(), ChainOfThought()"
+        )
+    read = task_for(data, LEFT_TO_RIGHT, None, fields).task if data.kind == "classes" else None  # type: ignore[arg-type]
+    if not isinstance(read, Classify):
+        raise DeltatuneError(f"{method!r} is for one class a row; these data are for {data.task}")
+    if isinstance(method, ICL):
+        return _in_context(endpoint, method, read, data, options, seed)
+    task = label_words_task(read, LEFT_TO_RIGHT, options, method.template, method.words, scoring=method.scoring)
+    return ServerSession(endpoint, task, method)
+
+
+def _in_context(
+    endpoint: CachedEndpoint, method: ICL, task: Classify, data: Data, options: PromptOptions, seed: int
+) -> ServerSession:
+    """Demonstrations that are drawn; what needs the scores of words is left to models on this machine."""
+    allowed = {"select": ("balanced", "random"), "order": ("auto", "random", "given", "by-class")}
+    allowed |= {"scoring": ("likelihood",), "adapter": ("",)}
+    given = {name: getattr(method, name) for name in allowed}
+    problems = [f"{name}={value!r}" for name, value in given.items() if value not in allowed[name]]
+    if problems:
+        raise DeltatuneError(
+            f"{method!r}: {', '.join(problems)} needs the model itself, and a server gives only texts; leave it out"
+        )
+    plain = label_words_task(task, LEFT_TO_RIGHT, options, method.template, method.words, separator=method.separator)
+    usable = usable_rows(plain, data.train)
+    template, sets, known = method.shown_template(plain), [], []
+    for number in range(method.sets):
+        order = draw_demonstrations(plain, usable, method.shots, method.select == "balanced", seed, number)
+        if method.order == "given":
+            order.sort()
+        elif method.order == "by-class":
+            order.sort(key=lambda i: plain.labels.index(str(usable[i][plain.label])))
+        chosen = [usable[i] for i in order]
+        sets.append(tuple(shown_texts(plain, chosen, template, Look(method.labels, seed), number)))
+        known += chosen
+    session = ServerSession(endpoint, replace(plain, demonstrations=tuple(sets)), method)
+    session.adapter.trained_rows = TrainedRows().with_rows(row_hashes(plain, known), row_hashes(plain, []))
+    if method.calibration != "none":
+        session.notes.append("the answers are not calibrated: a server gives texts, no scores of words")
+    return session

@@ -21,5 +21,6 @@ def log_content_free(scores: NDArray[Any], scoring: str) -> NDArray[Any]:
     values = scores.astype(np.float64)
     if scoring == "logit":
         values = values - np.logaddexp.reduce(values, axis=-1, keepdims=True)
-    mean: NDArray[Any] = np.logaddexp.reduce(values, axis=0)
-    return np.maximum(mean - np.logaddexp.reduce(mean, axis=-1, keepdims=True), NEVER)
+    mean = np.logaddexp.reduce(values, axis=0)
+    result: NDArray[Any] = np.maximum(mean - np.logaddexp.reduce(mean, axis=-1, keepdims=True), NEVER)
+    return result

@@ -27,7 +27,6 @@ from deltatune.cli.options import (
     BatchSizeOrDefault,
     Beams,
     Dense,
-    EpochsOrDefault,
     Json,
     Kind,
     Label,
@@ -77,6 +76,8 @@ TOKENS = ("tokens", "by which a prompt or prefix makes each text longer")
 DEFAULT_SEEDS = parameter(PLAN, "make_plan", "seeds")
 FEW_SHOT_DRAWS = 5
 """Draws of rows with --shots, as in most few-shot papers since Gao et al. 2021."""
+FEW_SHOT_STEPS, FEW_SHOT_BATCH = 100, 8
+"""Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
 QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
 """Defaults of the built-in comparison, which should end within five minutes on two cores."""
 
@@ -156,7 +157,16 @@ def compare(
     rates: Annotated[
         int, option("--rates", panel=TRAINING, metavar="COUNT", help="Learning rates to try for each method.")
     ] = parameter(PLAN, "make_plan", "rates"),
-    epochs: EpochsOrDefault = None,
+    epochs: Annotated[
+        float | None,
+        option(
+            "--epochs",
+            panel=TRAINING,
+            metavar="NUMBER",
+            help=f"{SETTINGS['epochs'].help}. Default: {SETTINGS['epochs'].default:g}; with --shots "
+            f"{FEW_SHOT_STEPS} steps of {FEW_SHOT_BATCH} rows.",
+        ),
+    ] = None,
     batch_size: BatchSizeOrDefault = None,
     packing: Packing = SETTINGS["packing"].default,
     precision: PrecisionOrDefault = None,
@@ -200,6 +210,8 @@ def compare(
     from deltatune.training import Settings
 
     options = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
+    if shots is not None and epochs is None:
+        options |= {"max_steps": FEW_SHOT_STEPS, "batch_size": batch_size or FEW_SHOT_BATCH}
     settings = Settings(**set_values(options))
     plan = make_plan(
         dataset,
@@ -251,6 +263,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
     data, session, settings = plan.data, plan.session, plan.settings
     sites = session.host.sites
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
+    length = plural(settings.max_steps or settings.epochs, "step" if settings.max_steps else "epoch")
     names = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
@@ -258,7 +271,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
         ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
         ("methods", f"{names}   (* has no size to fit)"),
-        ("runs", f"{plan.total}: {_runs(plan)}, {plural(settings.epochs, 'epoch')} a run"),
+        ("runs", f"{plan.total}: {_runs(plan)}, {length} a run"),
         ("folder", str(plan.out)),
     ]
     marked = with_marked_columns(data, session.task)

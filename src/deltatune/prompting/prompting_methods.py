@@ -3,7 +3,8 @@
 from deltatune.prompting.chain_of_thought import ChainOfThought
 from deltatune.prompting.in_context.in_context_learning import ICL
 from deltatune.prompting.in_context.meta_icl import MetaICL
+from deltatune.prompting.pet.pet import IPET, PET
 from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
 from deltatune.prompting.zero_shot import Cloze, ZeroShot
 
-__all__ = ["ICL", "AutoPrompt", "ChainOfThought", "Cloze", "MetaICL", "ZeroShot"]
+__all__ = ["ICL", "IPET", "PET", "AutoPrompt", "ChainOfThought", "Cloze", "MetaICL", "ZeroShot"]

@@ -128,7 +128,7 @@ def test_a_trained_prompt_beside_the_wordings(place, tmp_path):
     assert "adapter: {subject} {2} {mask} ." in own.out
     scored = ran("evaluate", "--adapter", tmp_path / "p" / "P1", "--data", place / "lama" / "train.jsonl")
     assert scored.code == 2
-    assert "'canada' after 'not it': several tokens" in scored.err
+    assert "'good' or 'bad' or 'canada' or 'great' or '日本' or 'actor' or 'film' of 'not it': unknown" in scored.err
 
 
 @pytest.mark.parametrize(

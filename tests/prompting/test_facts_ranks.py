@@ -13,7 +13,8 @@ from deltatune.prompting.facts.fact_ranks import WordingRanks
 from deltatune.prompting.facts.fact_report import paired_test, wilson_interval
 from deltatune.prompting.facts.fact_rows import FactColumns, fact_columns
 from deltatune.tasks import task_from_json
-from deltatune.tasks.fact_completion import LONG, NO_CANDIDATE, SEVERAL, UNKNOWN, FactCompletion, fact_task
+from deltatune.tasks.blanks import LONG, NO_CANDIDATE, SEVERAL, UNKNOWN
+from deltatune.tasks.fact_completion import FactCompletion, fact_task
 from deltatune.training.task_model import TaskModel
 from support import models, vocabularies
 
@@ -143,7 +144,7 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted():
     assert got.left_out == {SEVERAL: 1, UNKNOWN: 2, LONG: 1, NO_CANDIDATE: 1}
     assert [rank is None for rank in got.ranks] == [False, False, True, True, True, True, True]
     assert max(got.counted) <= 3  # of three candidates
-    with pytest.raises(DeltatuneError, match=r"row 2: 'canada' after 'x': several tokens[\s\S]*leaves other rows out"):
+    with pytest.raises(DeltatuneError, match=r"row 2: 'canada' of 'x': several tokens[\s\S]*leaves other rows out"):
         task.encode(rows, tokenizer)
     with pytest.raises(DeltatuneError, match="none of the 2 candidates is one token"):
         task_for(host, tokenizer, candidates=["canada", "日本"])
@@ -178,7 +179,7 @@ def test_the_loss_is_over_the_vocabulary_or_the_candidates():
 def test_a_task_is_stored_and_scored():
     task = FactCompletion(candidates=(5, 7), top=3)
     assert task_from_json(json.loads(json.dumps(task.to_json()))) == task
-    answers = [{"rank": rank, "nll": 1.0, "tokens": 1} for rank in (1, 2, 4, 1)]
+    answers = [{"ranks": ranks, "nll": len(ranks), "tokens": len(ranks)} for ranks in ([1, 2], [4], [1])]
     assert task.score(answers, None) == {"p@1": 0.5, "p@3": 0.75, "mrr": 2.75 / 4, "loss": 1.0}
     assert task.describe().startswith("the object in '{subject} is {mask}.', ranked among 2 candidates")
 

@@ -9,7 +9,7 @@ import torch
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.facts import FactStudy, as_template, rank_objects, run_study, softened, train_prompt
-from deltatune.prompting.facts.prompt_training import NAME, prompt_method
+from deltatune.prompting.facts.fact_training import NAME, prompt_method
 from deltatune.tasks.fact_completion import fact_task
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training import Settings

@@ -16,22 +16,28 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
-from deltatune.models.architecture import Answers, Loads, family
-from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
+from deltatune.data.columns.column_names import REFERENCES
+from deltatune.models.architecture import Answers, Loads
+from deltatune.tasks.blanks import (
+    LONG,
+    NO_CANDIDATE,
+    SUBJECT,
+    Blank,
+    blank_of,
+    object_ids,
+    sentinels_of,
+    wording_problems,
+)
+from deltatune.tasks.metrics.corpus_score import CorpusScore, ratio_score
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
-from deltatune.tasks.pretraining.span_corruption import NAMES, sentinel_ids
-from deltatune.tasks.prompts.template_tokens import Rendered, spells_spaces
+from deltatune.tasks.pretraining.span_corruption import sentinel_ids
+from deltatune.tasks.prompts.template_tokens import Rendered
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
 from deltatune.tasks.tokenization import not_words, word_of
 
-SUBJECT = "subject"
-"""The field of a wording that stands for the subject, whatever its column is called."""
-Blank = Literal["mask", "next", "sentinel", "denoise"]
-"""How a model sees the blank: as its mask token, as the next token of a text, as a sentinel whose span the decoder
-writes, or as a mask token in a text that the decoder repeats."""
-SEVERAL, UNKNOWN, NO_CANDIDATE, LONG = "several tokens", "unknown to the tokenizer", "no candidate", "too long"
-"""Why a row cannot be scored."""
+LENGTHS = ("input_ids", "decoder_input_ids")
+"""Inputs that the model has positions for."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class FactCompletion(LanguageModelTask):
         encoded, problems = self.encode_scorable(rows, tokenizer, positions, positions_taken, labelled)
         raise_listed(
             [
-                f"row {i}: {rows[i].get(self.label)!r} after {rows[i].get(self.text[0])!r}: {reason}"
+                f"row {i}: {_objects(rows[i], self.label)} of {rows[i].get(self.text[0])!r}: {reason}"
                 for i, reason in problems.items()
             ],
             "an object is one token of this tokenizer, and one of the candidates if there are any; `deltatune facts` "
@@ -139,36 +145,42 @@ class FactCompletion(LanguageModelTask):
         the model's positions: rows are not truncated.
         """
         subjects = text_column(rows, self.text[0])
-        objects: list[str | None] = [*text_column(rows, self.label)] if labelled else [None] * len(rows)
+        objects: list[Sequence[str]] = [()] * len(rows)
+        if labelled:
+            one = text_column(rows, self.label)
+            objects = [row.get(REFERENCES) or (answer,) for row, answer in zip(rows, one, strict=True)]
         template = Template(self.template)
-        known = object_ids([each for each in objects if each is not None], tokenizer, template.spaced_blank)
-        own = len(template.initial_ids(tokenizer))  # virtual tokens that are in the row are not in front of it, too
-        room = None if positions is None else positions - max(0, positions_taken - own)
+        known = object_ids((each for several in objects for each in several), tokenizer, template.spaced_blank)
         candidates = frozenset(self.candidates)
-        ids: dict[int, int] = {}
         problems: dict[int, str] = {}
-        for i, answer in enumerate(objects):
-            id = 0 if answer is None else known[answer]
-            if not isinstance(id, int):
-                problems[i] = id
-            elif answer is not None and candidates and id not in candidates:
-                problems[i] = NO_CANDIDATE
-            else:
-                ids[i] = id
-        shown = self._shown(tokenizer)
-        filled = [{SUBJECT: subjects[i]} for i in ids]
-        encoded: list[TokenRow] = []
-        for i, rendered in zip(ids, template.render_rows(filled, tokenizer, self.vocabulary, None, shown), strict=True):
+        for i, several in enumerate(objects):
+            for id in (known[each] for each in several):
+                if not isinstance(id, int):
+                    problems[i] = id
+                elif candidates and id not in candidates:
+                    problems[i] = NO_CANDIDATE
+        shown, own = self._shown(tokenizer), len(template.initial_ids(tokenizer))
+        # virtual tokens that are in the row are not in front of it, too
+        room = None if positions is None else positions - max(0, positions_taken - own)
+        left = [i for i in range(len(rows)) if i not in problems]
+        filled = [{SUBJECT: subjects[i]} for i in left]
+        pieces: list[TokenRow] = []
+        owners: list[int] = []
+        kept: list[int] = []
+        texts = template.render_rows(filled, tokenizer, self.vocabulary, None, shown)
+        for i, rendered in zip(left, texts, strict=True):
             assert not isinstance(rendered, str)  # that is for rows beyond a length, and none is given
-            row = self._tokens(rendered, ids[i], shown, tokenizer)
-            if room is not None and max(len(row["input_ids"]), len(row.get("decoder_input_ids", ()))) > room:
+            ids = [known[each] for each in objects[i]] if labelled else [0]
+            made = [self._tokens(rendered, int(id), shown, tokenizer) for id in ids]
+            if room is not None and max(len(made[0][name]) for name in LENGTHS if name in made[0]) > room:
                 problems[i] = LONG
-            else:
-                encoded.append(row)
-        problems = dict(sorted(problems.items()))
-        facts = [(tokenizer, labelled)] * len(encoded)
-        references = [answer for i, answer in enumerate(objects) if i not in problems]
-        return Encoded(encoded, 0, None, facts, references if labelled else None), problems
+                continue
+            pieces += made
+            owners += [len(kept)] * len(made)
+            kept.append(i)
+        references = [list(objects[i]) for i in kept] if labelled else None
+        encoded = Encoded(pieces, 0, owners, [(tokenizer, labelled)] * len(kept), references)
+        return encoded, dict(sorted(problems.items()))
 
     def _tokens(
         self, rendered: Rendered, id: int, shown: Sequence[int], tokenizer: PreTrainedTokenizerBase
@@ -221,26 +233,32 @@ class FactCompletion(LanguageModelTask):
         return torch.stack([1 + before.sum(1).double(), best.double(), likely.double()], 1)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
-        """`{"word", "probability"}` of each row, the likeliest word; where it has an object `rank`, `nll`, `tokens`."""
-        answers: list[dict[str, Any]] = []
-        for (nll, tokens, _, rank, best, likely), (tokenizer, labelled) in zip(
-            pieces, encoded.facts or (), strict=True
-        ):
-            answer: dict[str, Any] = {"word": word_of(tokenizer, int(best)), "probability": math.exp(likely)}
-            answers.append(answer | ({"rank": int(rank), "nll": float(nll), "tokens": int(tokens)} if labelled else {}))
+        """`{"word", "probability"}` of each row, the likeliest word; where it has objects `ranks`, `nll`, `tokens`."""
+        answers: list[dict[str, Any]] = [{} for _ in encoded.facts or ()]
+        for owner, (nll, tokens, _, rank, best, likely) in zip(encoded.owners or (), pieces, strict=True):
+            tokenizer, labelled = (encoded.facts or ())[owner]
+            answer = answers[owner]
+            answer |= {"word": word_of(tokenizer, int(best)), "probability": math.exp(likely)}
+            if labelled:
+                answer["ranks"] = [*answer.get("ranks", ()), int(rank)]
+                answer["nll"] = answer.get("nll", 0.0) + float(nll)
+                answer["tokens"] = answer.get("tokens", 0) + int(tokens)
         return answers
 
     def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`{"word", "probability"}` per row, and `rank` where it has an object."""
-        return [{key: answer[key] for key in ("word", "probability", "rank") if key in answer} for answer in answers]
+        """`{"word", "probability"}` per row, and `ranks` where it has objects."""
+        return [{key: answer[key] for key in ("word", "probability", "ranks") if key in answer} for answer in answers]
 
     def corpus_scores(
         self, answers: list[dict[str, Any]], references: Any = None, names: Sequence[str] | None = None
     ) -> Mapping[str, CorpusScore]:
-        """Every metric; the answers know their objects."""
-        ranks = [answer["rank"] for answer in answers]
-        hits = {f"p@{k}": mean_score([rank <= k for rank in ranks]) for k in (1, self.top)}
-        return {**hits, "mrr": mean_score([1 / rank for rank in ranks]), **likelihood_scores(answers, ("loss",))}
+        """Every metric; the answers know their objects. Each object of a row counts, as in LAMA."""
+        ranks = [answer["ranks"] for answer in answers]
+        sizes = [len(each) for each in ranks]
+        found = {k: [sum(rank <= k for rank in each) for each in ranks] for k in (1, self.top)}
+        hits = {f"p@{k}": ratio_score(counts, sizes) for k, counts in found.items()}
+        reciprocal = ratio_score([sum(1 / rank for rank in each) for each in ranks], sizes)
+        return {**hits, "mrr": reciprocal, **likelihood_scores(answers, ("loss",))}
 
     def describe(self) -> str:
         """One line."""
@@ -262,7 +280,7 @@ def fact_task(
     Raises DeltatuneError for a wording that the model cannot read, and where no candidate is one token.
     """
     blank = blank_of(config, tokenizer)
-    excluded = {*not_words(tokenizer, vocabulary), *(_sentinels(tokenizer) if blank == "sentinel" else ())}
+    excluded = {*not_words(tokenizer, vocabulary), *(sentinels_of(tokenizer) if blank == "sentinel" else ())}
     ids: set[int] = set()
     if candidates is not None:
         known = object_ids(candidates, tokenizer, Template(template).spaced_blank)
@@ -276,64 +294,11 @@ def fact_task(
     )  # fmt: skip
 
 
-def blank_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Blank:
-    """How a model sees a blank. Raises DeltatuneError for an encoder whose tokenizer has no mask token, and such."""
-    kind = family(config)
-    if kind == "decoder":
-        return "next"
-    if kind == "encoder-decoder" and _sentinels(tokenizer):
-        return "sentinel"
-    if tokenizer.mask_token_id is None:
-        more = " and no sentinels (<extra_id_0>, ...)" if kind == "encoder-decoder" else ""
-        raise DeltatuneError(
-            f"the tokenizer of this {config.model_type} has no mask token{more}: it cannot show a blank"
-        )
-    return "mask" if kind == "encoder" else "denoise"
-
-
-def wording_problems(template: str, blank: Blank) -> list[str]:
-    """What is wrong with a wording for models that see a blank in this way."""
-    try:
-        parsed = Template(template)
-    except DeltatuneError as error:
-        return [str(error)]
-    problems = [
-        f"the wording {template!r} has the field {name!r}; its fields are {{{SUBJECT}}} and {{mask}}"
-        for name in parsed.columns
-        if name != SUBJECT
-    ]
-    kinds = [part.kind for part in parsed.parts]
-    behind = parsed.parts[kinds.index("mask") + 1 :]
-    if blank == "next" and any(part.kind != "words" or any(map(str.isalnum, part.text)) for part in behind):
-        problems.append(
-            f"the blank of {template!r} is not at its end, and a left-to-right model sees nothing behind a blank; use "
-            "a wording that ends with it, a final point aside, or a masked language model"
-        )
-    return problems
-
-
-def object_ids(words: Iterable[str], tokenizer: PreTrainedTokenizerBase, spaced: bool = True) -> dict[str, int | str]:
-    """The token of each word at a blank, or why it is not one: SEVERAL or UNKNOWN.
-
-    spaced: whether the blank follows a space, which some tokenizers spell as part of a word.
-    """
-    listed = list(dict.fromkeys(words))
-    if not listed:
-        return {}
-    space = " " if spaced and spells_spaces(tokenizer) else ""
-    encoded = tokenizer([space + word for word in listed], add_special_tokens=False, verbose=False)["input_ids"]
-    special = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
-    found: dict[str, int | str] = {}
-    for word, ids in zip(listed, encoded, strict=True):
-        unknown = not ids or any(id in special for id in ids)
-        found[word] = UNKNOWN if unknown else SEVERAL if len(ids) > 1 else int(ids[0])
-    return found
-
-
-def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [id for name, id in tokenizer.get_vocab().items() if NAMES.fullmatch(name)]
-
-
 def has_token_types(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer makes token types, which BERT reads."""
     return "token_type_ids" in tokenizer.model_input_names
+
+
+def _objects(row: Row, label: str) -> str:
+    """The objects of a row, for messages."""
+    return " or ".join(map(repr, row.get(REFERENCES) or [row.get(label)]))

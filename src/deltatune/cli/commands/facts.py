@@ -101,7 +101,7 @@ def facts(
 
     from deltatune.prompting.facts.fact_questions import FactStudy
     from deltatune.prompting.facts.fact_study import run_study
-    from deltatune.prompting.facts.prompt_training import SETTINGS as PUBLISHED
+    from deltatune.prompting.facts.fact_training import SETTINGS as PUBLISHED
 
     settings = replace(PUBLISHED, epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed)
     study = FactStudy(

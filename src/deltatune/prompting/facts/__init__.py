@@ -3,15 +3,15 @@
 from deltatune.prompting.facts.fact_questions import FactStudy
 from deltatune.prompting.facts.fact_ranks import WordingRanks, rank_objects
 from deltatune.prompting.facts.fact_report import fact_report
-from deltatune.prompting.facts.fact_rows import FactColumns, Facts, facts_of
+from deltatune.prompting.facts.fact_rows import FactColumns, FactRows, facts_of
 from deltatune.prompting.facts.fact_study import run_study
-from deltatune.prompting.facts.prompt_training import train_prompt
+from deltatune.prompting.facts.fact_training import train_prompt
 from deltatune.prompting.facts.wordings import as_template, read_wordings, softened
 
 __all__ = [
     "FactColumns",
+    "FactRows",
     "FactStudy",
-    "Facts",
     "WordingRanks",
     "as_template",
     "fact_report",

@@ -13,8 +13,8 @@ from deltatune.core.registry import parse
 from deltatune.data import read_rows
 from deltatune.data.sources.open_source import open_source
 from deltatune.data.sources.split_names import match_splits
-from deltatune.prompting.facts.fact_rows import Facts, fact_columns, facts_of
-from deltatune.prompting.facts.prompt_training import SETTINGS
+from deltatune.prompting.facts.fact_rows import FactRows, fact_columns, facts_of
+from deltatune.prompting.facts.fact_training import SETTINGS
 from deltatune.prompting.facts.wordings import BESIDE, as_template, read_wordings
 from deltatune.tasks.task import Row
 from deltatune.training.settings import Settings
@@ -97,10 +97,10 @@ class FactStudy:
 class OpenedFacts:
     """Rows and wordings of a study, read and checked."""
 
-    scored: Facts
-    training: Facts | None
-    validation: Facts | None
-    everything: Facts
+    scored: FactRows
+    training: FactRows | None
+    validation: FactRows | None
+    everything: FactRows
     """The facts of all splits, whose objects may be the candidates."""
     wordings: dict[str, tuple[str, ...]]
     """Wordings of each relation that has any."""
@@ -158,7 +158,7 @@ def _training_rows(
     return str(beside["train"]), read_rows(beside["train"]), validation
 
 
-def _wordings(study: FactStudy, facts: Facts, notes: list[str]) -> dict[str, tuple[str, ...]]:
+def _wordings(study: FactStudy, facts: FactRows, notes: list[str]) -> dict[str, tuple[str, ...]]:
     """The wordings of each relation. Raises DeltatuneError where there are none, and for wordings of no relation."""
     relations = list(facts.relations)
     if study.wordings:

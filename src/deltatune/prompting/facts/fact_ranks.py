@@ -77,5 +77,5 @@ def rank_objects(
             answers = task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
         numbers = (i for i in range(len(rows)) if i not in problems)
         for number, answer in zip(numbers, answers, strict=True):
-            ranks[number], words[number] = answer["rank"], answer["word"]
+            ranks[number], words[number] = answer["ranks"][0], answer["word"]
     return WordingRanks(wording or task.template, ranks, words, dict(Counter(problems.values())), cost, source)

@@ -29,7 +29,7 @@ class FactColumns:
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactRows:
     """Facts by relation, each subject and object once."""
 
     columns: FactColumns
@@ -42,7 +42,7 @@ class Facts:
         """The different objects of a relation, in order."""
         return list(dict.fromkeys(row[self.columns.object] for row in self.relations.get(relation, ())))
 
-    def of(self, names: Sequence[str]) -> Facts:
+    def of(self, names: Sequence[str]) -> FactRows:
         """The facts of some relations. Raises DeltatuneError for names that are no relation."""
         if names and list(self.relations) == [""]:
             raise DeltatuneError(f"these data have no relations, so there is no {names[0]!r}; leave --relation out")
@@ -52,14 +52,14 @@ class Facts:
             if name not in self.relations
         ])  # fmt: skip
         kept = list(dict.fromkeys(names)) or list(self.relations)
-        return Facts(self.columns, {r: self.relations[r] for r in kept}, {r: self.repeats[r] for r in kept})
+        return FactRows(self.columns, {r: self.relations[r] for r in kept}, {r: self.repeats[r] for r in kept})
 
-    def shared(self, other: Facts) -> Facts:
+    def shared(self, other: FactRows) -> FactRows:
         """The facts of the other's relations."""
         kept = {name: self.relations.get(name, []) for name in other.relations}
-        return Facts(self.columns, kept, {name: self.repeats.get(name, 0) for name in kept})
+        return FactRows(self.columns, kept, {name: self.repeats.get(name, 0) for name in kept})
 
-    def without(self, other: Facts) -> tuple[Facts, int]:
+    def without(self, other: FactRows) -> tuple[FactRows, int]:
         """The facts that are not among the others, and how many were: rows to train on must not be those scored."""
         kept: dict[str, list[Row]] = {}
         known = {
@@ -68,7 +68,7 @@ class Facts:
         for relation, rows in self.relations.items():
             kept[relation] = [row for row in rows if (relation, *self._key(row, self.columns)) not in known]
         dropped = sum(map(len, self.relations.values())) - sum(map(len, kept.values()))
-        return Facts(self.columns, kept, self.repeats), dropped
+        return FactRows(self.columns, kept, self.repeats), dropped
 
     @staticmethod
     def _key(row: Row, columns: FactColumns) -> tuple[str, str]:
@@ -109,7 +109,7 @@ def fact_columns(
     return FactColumns(str(chosen["subject"]), str(chosen["object"]), chosen["relation"])
 
 
-def facts_of(rows: Sequence[Row], where: str, columns: FactColumns) -> Facts:
+def facts_of(rows: Sequence[Row], where: str, columns: FactColumns) -> FactRows:
     """The facts of rows. Raises DeltatuneError listing rows without a subject, an object or a relation."""
     if not rows:
         raise DeltatuneError(f"{where} has no rows")
@@ -128,7 +128,7 @@ def facts_of(rows: Sequence[Row], where: str, columns: FactColumns) -> Facts:
         seen.add((relation, subject, answer))
         relations[relation].append({columns.subject: subject, columns.object: answer})
     raise_listed([f"{where} {problem}" for problem in problems])
-    return Facts(columns, relations, repeats)
+    return FactRows(columns, relations, repeats)
 
 
 def _word(row: Mapping[str, Any], name: str, number: int, problems: list[str]) -> str:

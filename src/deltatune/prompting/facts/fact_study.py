@@ -16,9 +16,10 @@ from deltatune.core.method import Method
 from deltatune.prompting.facts.fact_questions import FactStudy, OpenedFacts, open_facts
 from deltatune.prompting.facts.fact_ranks import WordingRanks, rank_objects
 from deltatune.prompting.facts.fact_report import fact_report
-from deltatune.prompting.facts.prompt_training import NAME, prompt_method, train_prompt
+from deltatune.prompting.facts.fact_training import NAME, prompt_method, train_prompt
 from deltatune.prompting.facts.wordings import as_template
-from deltatune.tasks.fact_completion import FactCompletion, blank_of, fact_task, wording_problems
+from deltatune.tasks.blanks import blank_of, wording_problems
+from deltatune.tasks.fact_completion import FactCompletion, fact_task
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import raise_listed
 from deltatune.training.session import open_adapter, open_host

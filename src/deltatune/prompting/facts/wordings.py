@@ -9,7 +9,7 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data import read_rows
-from deltatune.tasks.fact_completion import SUBJECT
+from deltatune.tasks.blanks import SUBJECT
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import raise_listed
 

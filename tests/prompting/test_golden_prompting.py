@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from deltatune.prompting.in_context.content_free import content_free_calibration
+from deltatune.prompting.in_context.meta_icl import learned_tokens
 from deltatune.prompting.published_prompts import published_prompt, with_columns
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.label_words.content_free_scores import log_content_free
-from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.label_words.prompt_batches import word_sequences
+from deltatune.tasks.task import IGNORED
 from support.golden_cases import close, tensors
 from support.golden_prompting import golden_session, golden_tokenizer, scores, settings
 
@@ -228,6 +230,27 @@ def test_rows_are_read_and_answered_as_in_metaicl(method: str, shown: bool) -> N
     else:  # two tokens in each of its answers
         close(found - found[:, :1], -2 * (losses - losses[:, :1]), loose=2)
     assert found.argmax(1).tolist() == case[f"output.{key}.answers"].tolist()
+
+
+@pytest.mark.parametrize("method", ["direct", "channel"])
+def test_training_rows_are_those_of_metaicl(method: str) -> None:
+    """Each row behind the others, with labels at the end alone; its direct form also learns the newline."""
+    case, task = tensors("prompting_metaicl", f"input.{method}.training."), meta_icl_task(method, False)
+    outputs = tensors("prompting_metaicl", f"output.{method}.training.")
+    session = golden_session("prompting_gpt2", task)
+    examples = meta_icl_task(method, True).demonstrations[0]
+    for i, numbers in enumerate(META_ICL["training_demonstrations"]):
+        row = {**META_ICL["train"][i], "label": META_ICL["train"][i]["output"], DEMONSTRATIONS: []}
+        row[DEMONSTRATIONS] = [examples[number] for number in numbers]
+        learned = learned_tokens(session.encode([row])[0], task)
+        assert learned["input_ids"] == case["ids"][i][case["mask"][i].bool()].tolist()
+        labelled = [position for position, label in enumerate(learned["labels"]) if label != IGNORED]
+        wanted = outputs["scored"][i].nonzero()[:, 0].tolist()
+        assert labelled == (wanted[1:] if method == "direct" else wanted)
+        ids = torch.tensor([learned["input_ids"]])
+        with torch.no_grad():
+            logits = session.host.model(ids).logits[0]
+        close(F.cross_entropy(logits[[each - 1 for each in wanted]], ids[0, wanted]), outputs["losses"][i])
 
 
 # ---- LAMA: ranks

@@ -41,7 +41,7 @@ def few_token_logits(model: nn.Module) -> AbstractContextManager[None]:
     """Within this context a language model whose states are read computes logits of one token a row, not of all."""
     if output_embeddings(model) is None:
         return nullcontext()
-    return selected_states(model, lambda states: states[:, :1])
+    return selected_states(model, lambda states: states[:, :1].contiguous())  # matmul copies weights for other strides
 
 
 @contextmanager

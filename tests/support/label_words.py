@@ -18,6 +18,7 @@ TOKENIZERS = {
     "roberta": "roberta",
     "gpt2": "bytes",
     "llama": "llama",
+    "mistral": "llama",
     "t5": "t5",
     "bart": "roberta",
 }

@@ -7,6 +7,7 @@ text. A tokenizer whose tokens cross the edges of the word gets the two sides on
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.tasks.prompts.template_parts import TemplatePart, text_of
 
+MANY, LONG = 3, 100
+"""Rows with the same text in front, and its characters, from which on that text is tokenised once."""
 BLANKS = " \t"
 """White space that a tokenizer may spell as part of the next word; a line break is text of its own."""
 
@@ -46,6 +49,19 @@ class Stretch(NamedTuple):
     """The text behind the blank."""
     blank: bool = False
     """Whether the blank is within."""
+    context: int = 0
+    """Characters at the start that are another text's, and only there for the tokens behind them."""
+
+
+class SharedLead(NamedTuple):
+    """A text in front of many rows, whose tokens are computed once."""
+
+    ids: list[int]
+    """Its tokens up to its last word."""
+    context: str
+    """Its last word: what follows is tokenised behind it."""
+    rest: str
+    """What follows the last word: a separator."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +104,17 @@ class TemplateTokens:
 
         blank: ids that stand for the blank; closed: whether the special tokens after a text come last.
         """
-        stretches = [list(self._stretches(row, lead)) for row, lead in zip(texts, leads, strict=True)]
+        shared = self._shared_leads(texts, leads)
+        stretches = [list(self._stretches(row, lead, shared.get(lead))) for row, lead in zip(texts, leads, strict=True)]
         asked = dict.fromkeys(each for row in stretches for each in row if isinstance(each, Stretch))
         split = [each for each in asked if each.blank]
         sides = dict(zip(split, self._split(split), strict=True))
         plain = [each.before for each in asked if not each.blank] + [text for row in tails for text in row]
         ids_of = ids_of_texts(plain, self.tokenizer)
         rows = []
-        for row, tail in zip(stretches, tails, strict=True):
-            ids, types, start, virtual, kind = list(self.special[0]), [0] * len(self.special[0]), -1, vocabulary, 0
+        for row, lead, tail in zip(stretches, leads, tails, strict=True):
+            ids = [*self.special[0], *(shared[lead].ids if lead in shared else ())]
+            types, start, virtual, kind = [0] * len(ids), -1, vocabulary, 0
             for item in row:
                 if isinstance(item, Stretch):
                     before, after = sides[item] if item.blank else (ids_of[item.before], [])
@@ -136,9 +154,12 @@ class TemplateTokens:
             )
         return ids
 
-    def _stretches(self, row: Mapping[str, str], lead: str) -> Iterator[Stretch | TemplatePart]:
+    def _stretches(
+        self, row: Mapping[str, str], lead: str, shared: SharedLead | None = None
+    ) -> Iterator[Stretch | TemplatePart]:
         """The text of a row, parted at virtual tokens and separators, which come in between."""
-        before, after, blank, first = lead, "", False, True
+        context = 0 if shared is None else len(shared.context)
+        before, after, blank, first = lead if shared is None else shared.context + shared.rest, "", False, True
         for part in self.parts:
             if part.kind in ("words", "column"):
                 text = text_of(part, row, self.template)
@@ -146,10 +167,34 @@ class TemplateTokens:
             elif part.kind == "mask":
                 blank = True
             else:
-                yield self._stripped(before, after, blank, first)
+                yield self._stripped(before, after, blank, first)._replace(context=context)
                 yield part
-                before, after, blank, first = "", "", False, False
-        yield self._stripped(before, after, blank, first)
+                before, after, blank, first, context = "", "", False, False, 0
+        yield self._stripped(before, after, blank, first)._replace(context=context)
+
+    def _shared_leads(self, texts: Sequence[Mapping[str, str]], leads: Sequence[str]) -> dict[str, SharedLead]:
+        """Leads of several rows that can be tokenised apart from them: tried with the first row of each.
+
+        Only those of a template whose first stretch of text has the blank.
+        """
+        kinds = [part.kind for part in self.parts]
+        if {"virtual", "separator"} & set(kinds[: kinds.index("mask")]):
+            return {}
+        shared = {}
+        for lead, rows in Counter(leads).items():
+            words = lead.rstrip()
+            context = words.split()[-1] if words else ""
+            if rows < MANY or len(words) < LONG:
+                continue
+            each = SharedLead(ids_of_texts([words], self.tokenizer)[words], context, lead[len(words) :])
+            row = texts[leads.index(lead)]
+            apart, whole = (next(self._stretches(row, lead, given)) for given in (each, None))
+            assert isinstance(apart, Stretch)
+            assert isinstance(whole, Stretch)
+            (before, after), expected = self._split([apart])[0], self._split([whole])[0]
+            if ([*each.ids, *before], after) == expected:
+                shared[lead] = each
+        return shared
 
     def _stripped(self, before: str, after: str, blank: bool, first: bool) -> Stretch:
         if first or not self.spells_spaces:  # a space counts only between tokens that spell it
@@ -169,33 +214,49 @@ class TemplateTokens:
         gap = int(self.spaced)
         starts = [len(each.before) for each in stretches]
         ends = [start + gap + len(self.word) for start in starts]
-        found = edges([self._whole(each) for each in stretches], starts, ends, self.tokenizer)
-        crossed = [each for each, sides in zip(stretches, found, strict=True) if sides is None]
-        alone = ids_of_texts([side for each in crossed for side in (each.before, each.after)], self.tokenizer)
-        return [
-            (alone[each.before], alone[each.after]) if sides is None else sides
+        contexts = [each.context for each in stretches]
+        found = edges([self._whole(each) for each in stretches], starts, ends, self.tokenizer, contexts)
+        crossed = [
+            (each.before[each.context :], each.after)
             for each, sides in zip(stretches, found, strict=True)
+            if sides is None
         ]
+        alone = ids_of_texts([side for each in crossed for side in each], self.tokenizer)
+        left = iter(crossed)
+        return [_both(alone, next(left)) if sides is None else sides for sides in found]
 
 
 def edges(
-    texts: Sequence[str], starts: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[int] | None = None,
 ) -> list[tuple[list[int], list[int]] | None]:
     """The token ids before character `start` and from character `end` on of each text; None where a token crosses one.
 
-    A space before `start` belongs to the token behind it. None for tokenizers without character offsets.
+    contexts: characters at the start of each text whose tokens are left out. None for tokenizers without character
+    offsets.
     """
     if not tokenizer.is_fast:
         return [None] * len(texts)
     encoding = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     sides: list[tuple[list[int], list[int]] | None] = []
-    for ids, offsets, start, end in zip(encoding["input_ids"], encoding["offset_mapping"], starts, ends, strict=True):
+    contexts = contexts or [0] * len(texts)
+    rows = zip(encoding["input_ids"], encoding["offset_mapping"], starts, ends, contexts, strict=True)
+    for ids, offsets, start, end, context in rows:
+        skipped = sum(a < context and b <= context for a, b in offsets) if context else 0
         before = sum(a < start and b <= start for a, b in offsets)  # a mark of a word's start may have no width
         after = sum(a >= end and b > end for a, b in offsets)
         first, last = before, len(ids) - after
         inside = all(start <= a and b <= end for a, b in offsets[first:last])
-        sides.append((list(ids[:first]), list(ids[last:])) if inside and first < last else None)
+        behind = all(context <= a for a, _ in offsets[skipped:first])
+        sides.append((list(ids[skipped:first]), list(ids[last:])) if inside and behind and first < last else None)
     return sides
+
+
+def _both(ids_of: Mapping[str, list[int]], sides: tuple[str, str]) -> tuple[list[int], list[int]]:
+    return ids_of[sides[0]], ids_of[sides[1]]
 
 
 def tokens_after(

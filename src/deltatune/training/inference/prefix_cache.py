@@ -55,6 +55,8 @@ class Prompt:
     ids: list[int]
     answers: list[list[int]]
     """For each word its tokens and those of the text behind the blank."""
+    given: list[int]
+    """For each word how many of these tokens are given and not scored."""
 
 
 def plan(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: PromptCollator) -> list[SharedStart] | None:
@@ -62,6 +64,8 @@ def plan(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: Prompt
     if not rows or not _may_cache(host):
         return None
     prompts = prompts_of(host, task, rows, collate)
+    if not all(prompt.ids for prompt in prompts):  # channel: the word itself comes first
+        return None
     groups = shared_starts([prompt.ids for prompt in prompts])
     plain = sum(map(_plain_tokens, prompts))
     read = sum(group.length for group in groups)
@@ -93,7 +97,11 @@ def prompts_of(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: 
     first = collate.vocabulary
     virtual = list(range(first, first + front))
     return [
-        Prompt(virtual + collate.with_virtual_ids(row["prompt"]), [[*ids, *row["after"]] for ids in row["words"]])
+        Prompt(
+            virtual + collate.with_virtual_ids(row["prompt"]),
+            [[*ids, *row["after"]] for ids in row["words"]],
+            [len(ids) if row.get("channel") else 0 for ids in row["words"]],
+        )
         for row in rows
     ]
 
@@ -206,7 +214,8 @@ class CachedReader:
         logits, cache = self._read(rests, before, _repeated(cache, len(prompts), expand=True), ends)
         values = self._values(logits)  # (B, V)
         firsts = torch.tensor([[answer[0] for answer in prompt.answers] for prompt in prompts], device=values.device)
-        words = values.gather(1, firsts)  # (B, W)
+        given = torch.tensor([prompt.given for prompt in prompts], device=values.device)  # (B, W)
+        words = values.gather(1, firsts).masked_fill(given > 0, 0)  # (B, W)
         longer = [n for n in range(firsts.shape[1]) if any(len(prompt.answers[n]) > 1 for prompt in prompts)]
         if longer and not _grows(cache):
             return None
@@ -215,7 +224,7 @@ class CachedReader:
         for some in _chunks(longer, max(1, self.batch_size // len(prompts))):
             words = words + self._continued(prompts, some, seen, cache)
         tokens = torch.tensor([[len(answer) for answer in prompt.answers] for prompt in prompts], device=words.device)
-        return self.task.class_scores(words, tokens)
+        return self.task.class_scores(words, tokens - given)
 
     def _continued(self, prompts: Sequence[Prompt], some: list[int], seen: list[list[int]], cache: Any) -> Tensor:
         """Scores (B, W) of the tokens behind the first one of some words; 0 for the other words."""
@@ -225,7 +234,9 @@ class CachedReader:
         logits, _ = self._read([answer[:-1] for answer in answers], before, _repeated(cache, len(some)), places)
         values = self._values(logits)  # (M, V)
         ids = torch.tensor([answers[i][place + 1] for i, place in places], device=values.device)
-        scored = values[torch.arange(len(places), device=values.device), ids]
+        given = [prompt.given[n] for prompt in prompts for n in some]
+        counted = torch.tensor([place + 1 >= given[i] for i, place in places], device=values.device)
+        scored = values[torch.arange(len(places), device=values.device), ids] * counted
         count = len(prompts[0].answers)
         word_of = [(i // len(some)) * count + some[i % len(some)] for i, _ in places]
         sums = scored.new_zeros(len(prompts) * count)

@@ -291,7 +291,8 @@ def test_unknown_option_and_command():
 
 
 def test_missing_and_unreadable_values():
-    refused(ran("evaluate", "--data", "x.csv"), "--adapter", "`deltatune evaluate --help`")
+    refused(ran("evaluate", "--data", "x.csv"), "--adapter", "--method")
+    refused(ran("evaluate", "--adapter", "x"), "--data", "`deltatune evaluate --help`")
     refused(ran("train", "--epochs", "many"), "'--epochs'", "number", "`deltatune train --help`")
     refused(ran("compare", "--methods"), "--methods")
     refused(ran("compare", "--method"), "--method")

@@ -63,6 +63,8 @@ class PromptChoice:
     seed: int
     save: Path | None
     server: ServerOptions | None
+    source: str | None = None
+    """Labelled rows that are named for the prompt alone."""
 
     @property
     def given(self) -> list[str]:
@@ -70,6 +72,7 @@ class PromptChoice:
         set_here = {
             "--method": self.method, "--url": self.server, "--text": self.text, "--label": self.label,
             "--task": self.task, "--max-length": self.max_length, "--save": self.save, "--seed": self.seed,
+            "--data": self.source,
         }  # fmt: skip
         return [*given(self.template, self.words, self.describe), *(name for name, value in set_here.items() if value)]
 
@@ -81,10 +84,8 @@ class PromptChoice:
         names = self.given
         asks = set(names) & {"--method", "--template", "--words", "--describe"}
         if adapter is not None:
-            fix = "leave them out, or leave --adapter out"
-            raise_all(
-                [f"--adapter {adapter}: {', '.join(names)} are for prompts without an adapter: {fix}"] * bool(names)
-            )
+            what = f"{', '.join(names)}: for a prompt in place of an adapter"
+            raise_all([f"{what}; leave --adapter {adapter} out, or name no prompt"] if names else [])
             return False
         if not asks:
             raise DeltatuneError(

@@ -195,6 +195,13 @@ def _load_model(model_name: str, place: str, pooler: bool, loader: Any) -> PreTr
         raise DeltatuneError(f"{model_name} has no pooler; choose --pooling mean, cls or last")
     if missing:
         some = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        if loader is not AutoModel and not any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
+            raise DeltatuneError(
+                f"{model_name} has no language-model head: its weights lack {len(missing)} tensors of it, such as "
+                f"{missing[0]}. What reads a blank or writes text "
+                "needs a model that was published with its head: a masked model (bert-base-uncased, roberta-base), a "
+                "left-to-right model (gpt2, Llama) or an encoder-decoder (T5, BART)"
+            )
         raise DeltatuneError(f"the weights of {model_name} lack {len(missing)} tensors, which would be random: {some}")
     return model
 

@@ -1,4 +1,4 @@
-"""`deltatune predict`: use a trained adapter on a stream of rows, texts or a table with the task's columns."""
+"""`deltatune predict`: use a trained adapter, or a prompt, on a stream of rows: texts, or a table."""
 
 from __future__ import annotations
 
@@ -27,6 +27,26 @@ from deltatune.cli.options import (
     option,
     read_fields,
 )
+from deltatune.cli.prompt_options import (
+    PROMPTS,
+    SERVER_FIELDS,
+    Cache,
+    Concurrency,
+    Describe,
+    Key,
+    Name,
+    Omit,
+    PromptMethodText,
+    PromptSeed,
+    Retries,
+    SavePrompt,
+    ServerForm,
+    Template,
+    Timeout,
+    Url,
+    Words,
+)
+from deltatune.cli.prompt_session import PromptChoice, opened_prompt, server_options
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
 from deltatune.cli.ui.screen import long_texts
@@ -34,6 +54,7 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
+    from deltatune.prompting.server_session import ServerSession
     from deltatune.training.session import Session
 
 Row = dict[str, Any]
@@ -86,6 +107,39 @@ def predict(
         int,
         option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1),
     ] = 32,
+    method: PromptMethodText = None,
+    template: Template = None,
+    words: Words = None,
+    describe: Describe = None,
+    data: Annotated[
+        str | None,
+        option(
+            "--data",
+            "-d",
+            panel=PROMPTS,
+            metavar="DATA",
+            help="Labelled rows that a prompt is made of: its classes, and the rows that are shown.",
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        option("--text", panel=PROMPTS, metavar="COLUMN", help="The text column; give it again for a pair or more."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        option("--max-length", panel=PROMPTS, metavar="TOKENS", help="Longest input of a prompt in tokens."),
+    ] = None,
+    seed: PromptSeed = 0,
+    save: SavePrompt = None,
+    url: Url = None,
+    name: Name = None,
+    key: Key = None,
+    form: ServerForm = SERVER_FIELDS["form"].default,
+    timeout: Timeout = SERVER_FIELDS["timeout"].default,
+    retries: Retries = SERVER_FIELDS["retries"].default,
+    concurrency: Concurrency = SERVER_FIELDS["concurrency"].default,
+    omit: Omit = None,
+    cache: Cache = None,
     out: Annotated[
         Path | None,
         option(
@@ -98,21 +152,31 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Use a trained adapter: reads texts, prints JSON lines in the same order, or writes a file.
+    """Use a trained adapter, or a prompt: reads texts, prints JSON lines in the same order, or writes a file.
 
     A line of input is one text; for an adapter that reads pairs, two texts with a tab between them. Rows of CSV or
     JSONL need the columns of the training; their other columns are copied. A line of output has the texts, `label`,
     `score` (its probability) and `scores` (of every label); for regression only `score`, the number; for tagging
     `tags`, for questions `answer` and its position, for generation `output`, for language modelling `perplexity`. With
     --weight, `weight` is that number. An input column with one of these names becomes `given_label`, and so on.
+    A prompt needs no adapter: --method or --template names one, --words or --data its classes, and --model or --url the
+    model that reads it.
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
       deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
+      deltatune predict --model gpt2 --template "{text} It was {mask}" --words bad=terrible --words good=great texts.txt
       deltatune predict --task fill --model bert-base-uncased sentences-with-masks.txt
     """
-    if task is None and adapter is None:
-        raise DeltatuneError("--adapter is needed: the folder of a trained adapter")
+    server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
+    column = None if adapter or task else label  # with --task fill it is the column of words
+    choice = PromptChoice(
+        method, template, words, describe, text, column, None, max_length, seed, save, server, source=data
+    )
+    refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
+    prompted = task is None and choice.names_prompt(adapter, refused)
+    if prompted:
+        label = None
     check_task(task, {"--label": label, "--top": top} if task is None else {"--set": fields, "--part": part})
     from deltatune.data.write_rows import check_suffix, row_writer
     from deltatune.training.session import open_adapter
@@ -123,12 +187,18 @@ def predict(
         check_suffix(suffix, f"--out {out}")
         target = checked_output(out, [name for name in (file if file != "-" else None, adapter) if name is not None])
     answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
-    filler, task_of_adapter = None, None
-    if task == FILL or adapter is None:
+    filler, task_of_adapter, prompt = None, None, None
+    stack = ExitStack()
+    if task == FILL:
         filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight)
         answer, columns, every = filler.write, [filler.text], True
     else:
-        session = open_adapter(adapter, model, other_base, read_fields(fields), part).weighted(weight)
+        session: Session | ServerSession
+        if prompted:
+            prompt = stack.enter_context(opened_prompt(choice, model, data, read_fields(fields)))
+            session = prompt.session
+        else:
+            session = open_adapter(str(adapter), model, other_base, read_fields(fields), part).weighted(weight)
         check_single(session.task)
         answer, columns = partial(write, session), list(session.task.text)
         task_of_adapter = session.task
@@ -138,7 +208,7 @@ def predict(
         batch_size = 1
     done, truncated = 0, 0
     try:
-        with ExitStack() as stack:
+        with stack:
             put: Callable[[Iterable[Row]], None] = print_rows
             if target is not None:
                 put = stack.enter_context(row_writer(stack.enter_context(draft_of(target)), suffix))
@@ -155,6 +225,8 @@ def predict(
             print(f"{count(done)} rows: {out}", file=sys.stderr)
         if filler:
             filler.summarise()
+        for what, line in [] if prompt is None else prompt.spent():
+            print(f"{what}: {line}", file=sys.stderr)
         if truncated:
             print(long_texts(task_of_adapter, truncated), file=sys.stderr)
     except BrokenPipeError:
@@ -179,7 +251,7 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
         yield batch
 
 
-def write(session: Session, rows: list[dict[str, Any]], put: Callable[[Iterable[Row]], None]) -> int:
+def write(session: Session | ServerSession, rows: list[dict[str, Any]], put: Callable[[Iterable[Row]], None]) -> int:
     """Predict some rows and put them out; returns the number of truncated rows."""
     encoded = session.encode(shaped(session, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
@@ -188,7 +260,7 @@ def write(session: Session, rows: list[dict[str, Any]], put: Callable[[Iterable[
     return encoded.truncated
 
 
-def shaped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shaped(session: Session | ServerSession, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in the layout that the task reads: words in lists, tables in one line."""
     from deltatune.data import inputs
     from deltatune.data.dataset import TASK_OF

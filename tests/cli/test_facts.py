@@ -76,6 +76,7 @@ def test_all_relations_and_their_means(place, tmp_path):
     assert "first wordings  micro P@1" in done.out
     assert "best wordings" in done.out
     assert "spread" in done.out
+    assert "same answer" in done.out
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["relation"] for row in rows] == ["P1", "P1", "P1", "P2"]

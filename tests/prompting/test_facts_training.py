@@ -141,7 +141,7 @@ def test_all_relations_are_trained_from_their_wordings(place, tmp_path):
         "{subject} {soft:is not} {mask} {soft:.}", "{subject} {mask} {soft:.}",
     ]  # fmt: skip
     assert [relation["wordings"][1]["training"]["parameters"] for relation in report["relations"]] == [3 * 32, 32]
-    assert set(report["means"]) == {"first", "best", "trained", "all"}
+    assert set(report["means"]) == {"first", "best", "trained", "most_frequent", "all"}
     assert {path.name for path in (tmp_path / "prompts").iterdir()} >= {"P1", "P2"}
 
 

@@ -217,7 +217,17 @@ def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     from deltatune.prompting.facts.fact_report import remarks
 
     lines: list[tuple[str, str]] = []
-    names = {"first": "first wordings", "best": "best wordings", "adapter": "adapter", "trained": "trained"}
+    names = {
+        "first": "first wordings",
+        "best": "best wordings",
+        "adapter": "adapter",
+        "trained": "trained",
+        "most_frequent": "same answer",
+    }
+    behind = {
+        "best": ", chosen on these rows: too good for others",
+        "most_frequent": ", the relation's most frequent object for every row",
+    }
     if len(report["relations"]) > 1:
         for kind, means in report["means"].items():
             if kind in names:
@@ -226,9 +236,7 @@ def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                     for how in ("micro", "macro")
                 ]
                 of = f"{'; '.join(parts)} ({plural(means['relations'], 'relation')}, {count(means['rows'])} rows)"
-                lines.append(
-                    (names[kind], of + (", chosen on these rows: too good for others" if kind == "best" else ""))
-                )
+                lines.append((names[kind], of + behind.get(kind, "")))
         spread = report["means"].get("all")
         if spread and spread["wordings"] > len(report["relations"]):
             lines.append((

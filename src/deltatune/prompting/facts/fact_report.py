@@ -116,6 +116,16 @@ def _means(relations: Sequence[Mapping[str, Any]], tops: Sequence[int]) -> dict[
             deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / len(scores))
             spread = {"mean": mean, "low": min(scores), "high": max(scores), "deviation": deviation}
             spreads.append({"wordings": len(scores), **spread})
+    always = [(each["most_frequent"]["p@1"], each["wordings"][0]["rows"]) for each in relations]
+    always = [(share, rows) for share, rows in always if share is not None]
+    if always:
+        total = sum(rows for _, rows in always)
+        means["most_frequent"] = {
+            "relations": len(always),
+            "rows": total,
+            "micro": {"p@1": sum(share * rows for share, rows in always) / total},
+            "macro": {"p@1": sum(share for share, _ in always) / len(always)},
+        }
     if spreads:
         means["all"] = {
             "wordings": sum(each["wordings"] for each in spreads),

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from deltatune.prompting.facts.fact_ranks import WordingRanks
+from deltatune.prompting.facts.fact_report import fact_report
 from deltatune.prompting.in_context.content_free import content_free_calibration
 from deltatune.prompting.in_context.meta_icl import learned_tokens
 from deltatune.prompting.published_prompts import published_prompt, with_columns
@@ -270,3 +272,21 @@ def test_ranks_are_those_of_lama(ranked: str) -> None:
         close((ranks <= k).float(), case[f"output.{ranked}.p_at_{k}"])
     assert statistics[:, 1].tolist() == case[f"output.{ranked}.top"][:, 0].tolist()
     close((ranks == 1).float().mean(), case[f"output.{ranked}.micro"])
+
+
+@pytest.mark.parametrize("ranked", ["all", "candidates"])
+def test_means_over_facts_and_relations_are_those_of_lama(ranked: str) -> None:
+    """Its headline number is the mean over the relations, whatever their size."""
+    case = tensors("prompting_lama")
+    ranks = (1 / case[f"output.{ranked}.reciprocal_rank"]).round().int()
+    relations = {
+        f"P{number}": [
+            WordingRanks("{subject} is {mask}.", [*ranks[case["input.relation"] == number].tolist()], [], {})
+        ]
+        for number in range(3)
+    }
+    objects = {name: ["x"] * len(wordings[0].ranks) for name, wordings in relations.items()}
+    means = fact_report(relations, objects, (1, 5), {})["means"]["first"]
+    assert means["macro"]["p@1"] == pytest.approx(case[f"output.{ranked}.macro"].item(), abs=1e-6)
+    assert means["micro"]["p@1"] == pytest.approx(case[f"output.{ranked}.micro"].item(), abs=1e-6)
+    assert means["micro"]["p@5"] == pytest.approx(case[f"output.{ranked}.p_at_5"].mean().item(), abs=1e-6)

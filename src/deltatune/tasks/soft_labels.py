@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -55,13 +54,13 @@ def plain_fields(task: Classify) -> dict[str, Any]:
     return {field.name: getattr(task, field.name) for field in fields(Classify)}
 
 
-def with_scores(encoded: Encoded, scores: NDArray[Any] | Sequence[Sequence[float]]) -> Encoded:
+def with_scores(encoded: Encoded, scores: NDArray[Any]) -> Encoded:
     """Encoded rows, each of one piece, with a teacher's scores (N, C) as labels.
 
     Raises DeltatuneError for another number of rows, and for scores that are not finite.
     """
     if len(encoded) != len(scores):
         raise DeltatuneError(f"there are scores of {len(scores)} rows for {len(encoded)} rows; give one for each")
-    checked = check_finite(scores) if hasattr(scores, "shape") else scores
-    rows = [{**row, "label": [float(v) for v in values]} for row, values in zip(encoded, checked, strict=True)]
+    labels = check_finite(scores).tolist()
+    rows = [{**row, "label": values} for row, values in zip(encoded, labels, strict=True)]
     return replace(encoded, rows=rows)

@@ -23,7 +23,7 @@ class Generations:
 
     count: int = 1
     scale: float = 5.0
-    share: float = 0.25
+    teachers: float = 0.25
     """Share of the other models that label the rows for a model."""
     most_likely: int = 100
     """Without labelled rows: the most likely rows of each class from which the first set is drawn."""
@@ -53,7 +53,7 @@ class Generations:
             for number, model in enumerate(models):
                 others = [k for k, other in enumerate(models) if other is not model]
                 labelled = labelled_by(
-                    [models[k].unlabelled for k in others], [weights[k] for k in others], counts, self.share,
+                    [models[k].unlabelled for k in others], [weights[k] for k in others], counts, self.teachers,
                     generator_for(seed, f"pet.set.{generation}.{number}"), self.most_likely if zero_shot else 0,
                 )  # fmt: skip
                 further.append([{**training.unlabelled[row], task.label: task.labels[of]} for row, of in labelled])

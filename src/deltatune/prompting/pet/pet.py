@@ -70,7 +70,7 @@ class PET(PromptMethod):
     """Rounds of training: in each but the first, models learn from rows too that the others labelled before."""
     scale: float = 5.0
     """Growth of the training sets from one generation to the next."""
-    share: float = 0.25
+    teachers: float = 0.25
     """Share of the other models that label the rows for a model."""
     most_likely: int = 100
     """Without labelled rows: the most likely rows of each class from which the first set is drawn."""
@@ -81,7 +81,7 @@ class PET(PromptMethod):
 
     def check(self) -> None:
         at_least(self, patterns=0, repetitions=1, mlm=0, classifier_steps=0, unlabelled=1, generations=1, most_likely=1)
-        at_most(self, repetitions=100, generations=10, share=1)
+        at_most(self, repetitions=100, generations=10, teachers=1)
         name, problems = type(self).__name__, []
         untrained = isinstance(self.method, ZeroShot)
         for what, method in (("method", self.method), ("classifier", self.classifier)):
@@ -101,8 +101,8 @@ class PET(PromptMethod):
             problems.append(f"{name}(mlm={self.mlm}): mlm is a share of the loss, below 1")
         if self.scale <= 1:
             problems.append(f"{name}(scale={self.scale}): sets grow from one generation to the next; scale is above 1")
-        if self.share <= 0:
-            problems.append(f"{name}(share={self.share}): share must be above 0")
+        if self.teachers <= 0:
+            problems.append(f"{name}(teachers={self.teachers}): teachers is a share of the other models, above 0")
         if self.templates and self.patterns > len(self.templates):
             problems.append(f"{name}(patterns={self.patterns}): {len(self.templates)} templates are given")
         raise_all(problems)
@@ -204,7 +204,7 @@ class PET(PromptMethod):
 
     @property
     def _growth(self) -> Generations:
-        return Generations(self.generations, self.scale, self.share, self.most_likely)
+        return Generations(self.generations, self.scale, self.teachers, self.most_likely)
 
     def _unlabelled(self, rows: PromptRows, task: Classify, seed: int) -> tuple[list[Row], list[str]]:
         """The rows that the ensemble labels, without labels of their own, and what a user must know of them."""

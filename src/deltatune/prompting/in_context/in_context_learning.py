@@ -189,20 +189,19 @@ class ICL(PromptMethod):
                 fitted, known = self._nearest(found, task, usable, settings.seed)
             else:
                 fitted, known = self._drawn(found, task, usable, rows.validation, settings.seed)
+            notes = [*fitted.notes, *self._room_notes(fitted.session, rows)]
         except BaseException:
             found.detach()
             raise
-        adapter = found.adapter
-        before = adapter.trained_rows if self.adapter else TrainedRows()
-        scored = rows.validation if fitted.trials else []
-        adapter.trained_rows = (before or TrainedRows(complete=False)).with_rows(
-            row_hashes(task, known), row_hashes(task, scored)
+        before = found.adapter.trained_rows if self.adapter else TrainedRows()
+        found.adapter.trained_rows = (before or TrainedRows(complete=False)).with_rows(
+            row_hashes(task, known), row_hashes(task, rows.validation if fitted.trials else [])
         )
-        left_out = len(rows.train) - len(usable)
-        notes = [f"{left_out} training rows without a text or a known class are not shown"] if left_out else []
         if self.format != "same":
-            notes.append("the demonstrations have another template than the text that is classified")
-        return replace(fitted, notes=(*notes, *fitted.notes, *self._room_notes(fitted.session, rows)))
+            notes.insert(0, "the demonstrations have another template than the text that is classified")
+        if left_out := len(rows.train) - len(usable):
+            notes.insert(0, f"{left_out} training rows without a text or a known class are not shown")
+        return replace(fitted, notes=tuple(notes))
 
     def _room_notes(self, session: Session, rows: PromptRows) -> tuple[str, ...]:
         """How many of the validation or training rows have no room for all demonstrations."""

@@ -21,6 +21,7 @@ from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.prompt_batches import SCORED
 from deltatune.tasks.mixture import MixtureEncoded
+from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.task import Encoded, TokenRow
 from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.batches import device_of
@@ -59,6 +60,8 @@ def costs_of(session: Session, test: Encoded, plain: Encoded | None = None) -> C
     """
     if isinstance(session.task, LabelWords) and plain is not None:
         return _prompt_costs(session, test, plain)
+    if isinstance(session.task, Reason) and plain is not None:
+        return _prompt_costs(session, _prompts_alone(test), _prompts_alone(plain))
     if isinstance(test, MixtureEncoded):  # the part with the most rows stands for all
         test = max(test.parts.values(), key=len)
     host = session.host
@@ -67,6 +70,12 @@ def costs_of(session: Session, test: Encoded, plain: Encoded | None = None) -> C
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items() if key != "labels"}
     generate = _generator(session, session.task, test, bfloat16) if isinstance(session.task, Generate) else None
     return inference_costs(host, session.name, batch, bfloat16, generate)
+
+
+def _prompts_alone(encoded: Encoded) -> Encoded:
+    """The prompts of rows that texts are generated for, without their answers."""
+    prompts = [fact["prompt"] for fact in encoded.facts or ()]
+    return Encoded([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts], facts=encoded.facts)
 
 
 def _prompt_costs(session: Session, test: Encoded, plain: Encoded) -> Costs:
@@ -93,10 +102,11 @@ def _prompt_costs(session: Session, test: Encoded, plain: Encoded) -> Costs:
         chosen = [runs[0]]
         latency = _ratio(read(True), read(False), lambda: chosen[0]())
         flops = [_flops(host, name, run) for name, run in zip((session.name, None), runs, strict=True)]
-    length = sum(len(ids) for row in prompted for ids in row["sequences"]) / len(numbers)
+    length = sum(len(ids) for row in prompted for ids in row.get("sequences", [row["input_ids"]])) / len(numbers)
     added = length - sum(len(plain.rows[number]["input_ids"]) for number in numbers) / len(numbers)
     extra = max(0.0, (flops[0] - flops[1]) / len(numbers))
-    tokens = round(added) + (0 if session.task.has_virtual_tokens else added_tokens(session.adapter))
+    placed = isinstance(session.task, LabelWords) and session.task.has_virtual_tokens
+    tokens = round(added) + (0 if placed else added_tokens(session.adapter))
     return Costs(latency, None, extra, tokens)
 
 
@@ -110,7 +120,7 @@ def _generator(session: Session, task: Generate, test: Encoded, bfloat16: bool) 
     batch = {key: tensor.to(device_of(host)) for key, tensor in batch.items()}
     config = generation_config(
         host,
-        replace(task, new_tokens=NEW_TOKENS, max_length=2 * NEW_TOKENS, temperature=0.0),
+        replace(task, new_tokens=NEW_TOKENS, max_length=task.max_length + 2 * NEW_TOKENS, temperature=0.0),
         tokenizer,
         task.stops(tokenizer),
     )

@@ -23,12 +23,12 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="METHOD", help="Show the options of this method.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods, or the options of one.
+    """List the methods of tuning and of prompting, or the options of one.
 
     Four facts describe a method: the functional form of its change, the insertion (parallel: it reads the input of a
     module, sequential: its output), the representation it modifies, and the composition with that representation.
     """
-    descriptions = describe_methods()
+    descriptions = [*describe_methods(), *describe_prompting()]
     names = [method["method"] for method in descriptions]
     if name is not None and name not in names:
         raise DeltatuneError(f"no method is called {name!r}{nearest(name, names)}\nmethods: {', '.join(names)}")
@@ -41,10 +41,22 @@ def methods(
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """All registered methods and short forms as plain data, sorted by name."""
+    """All registered tuning methods and short forms as plain data, sorted by name."""
     from deltatune.core.registry import registry
 
     return [_describe(maker) for maker in registry().values()]
+
+
+def describe_prompting() -> list[dict[str, Any]]:
+    """All registered prompting methods in the same form, with what they train and whether they are drawn."""
+    from deltatune.core.registry import prompting_registry
+
+    described = []
+    for maker in prompting_registry().values():
+        method: Any = maker()
+        trains = "nothing" if not method.trains else "" if method.inner is None else repr(method.inner)
+        described.append(_describe(maker) | {"trains": trains or "its own tuning", "draws": method.draws})
+    return described
 
 
 def _describe(maker: Callable[..., Method]) -> dict[str, Any]:
@@ -117,7 +129,8 @@ def plain(value: Any) -> Any:
 
 
 def _show_all(descriptions: list[dict[str, Any]]) -> None:
-    classes = [method for method in descriptions if not method["short_for"]]
+    prompting = [method for method in descriptions if "trains" in method]
+    classes = [method for method in descriptions if not method["short_for"] and "trains" not in method]
     rows = [
         (
             method["method"],
@@ -135,10 +148,12 @@ def _show_all(descriptions: list[dict[str, Any]]) -> None:
     show("\nEquations", facts((f"  {method['method']}", method["summary"]) for method in classes))
     short = [(f"  {m['method']}()", f"= {m['short_for']}. {m['summary']}") for m in descriptions if m["short_for"]]
     show("\nShort forms", facts(short))
+    show("\nPrompting: the model's own head answers", facts((f"  {m['method']}", m["summary"]) for m in prompting))
     show(
         "\nsize is the option that --budget sets, lr the recommended learning rate.\n"
         'A method is written as a call, "LoRA(r=8)"; a sum, "LoRA(r=8) + Prefix(length=30)", is a method too.\n'
-        "`deltatune methods LoRA` shows the options of LoRA."
+        "A prompting method finds its prompt on few labelled rows, or trains a tuning method through label words.\n"
+        "`deltatune methods LoRA` shows the options of LoRA, `deltatune methods ICL` those of ICL."
     )
 
 
@@ -149,6 +164,13 @@ def _show_one(method: dict[str, Any]) -> None:
         short = max(len(row[1]) for row in rows) < 30
         show(table(("option", "default", "description"), rows, whole=["option", *(["default"] if short else [])]), "")
     pairs = [("short for", method["short_for"])] if method["short_for"] else []
+    if "trains" in method:
+        pairs.append(("trains", method["trains"]))
+        drawn = "on the seed and the training rows" if method["draws"] else "on the template and the words alone"
+        pairs.append(("the result depends", drawn))
+        if method["trains"] == "nothing":
+            show(facts(pairs))
+            return
     sizes = {"members": "the sizes of its methods", None: "nothing: it has no size"}
     pairs.append(("set by --budget", sizes.get(method["size_field"], method["size_field"])))
     show(facts([*pairs, ("recommended learning rate", rate(method["learning_rate"]))]))

@@ -1,4 +1,4 @@
-"""AutoPrompt: trigger tokens in a template, found by gradients; label words too, by a classifier of the blank's states."""
+"""AutoPrompt: trigger tokens in a template, found by gradients; label words too, by a classifier."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class AutoPrompt(PromptMethod):
             )
         if self.template and self.template.count(TRIGGERS) != 1:
             raise DeltatuneError(
-                f"AutoPrompt(template={self.template!r}): a template has {TRIGGERS} once, where the triggers stand, as in "
+                f"AutoPrompt(template={self.template!r}): a template has {TRIGGERS} once, where they stand, as in "
                 f"'{{text}} {TRIGGERS} {{mask}} .'"
             )
 
@@ -129,10 +129,10 @@ class AutoPrompt(PromptMethod):
         texts = tuple(
             (readable(session, with_triggers(task, template, tried)), score.metric) for tried, score in trials
         )
-        return Fitted(found, None, (readable(session, found.task),), texts, search.notes)  # type: ignore[arg-type]
+        return Fitted(found, None, (readable(session, found.task),), texts, search.notes)
 
     def template_for(self, session: Session, task: Classify) -> str:
-        """The template, with {triggers}. Raises DeltatuneError where a left-to-right model would have to predict them."""
+        """The template, with {triggers}. Raises DeltatuneError for one that a left-to-right model cannot read."""
         decoder = family(session.host.model.config) == "decoder"  # type: ignore[arg-type]
         if self.template:
             if decoder and self.template.index(TRIGGERS) > self.template.find("{mask}") >= 0:
@@ -163,8 +163,8 @@ class AutoPrompt(PromptMethod):
         needed = self.label_tokens * len(task.labels)
         if len(words) < needed:
             raise DeltatuneError(
-                f"AutoPrompt(label_tokens={self.label_tokens}): {len(task.labels)} classes need {needed} words, and this "
-                f"tokenizer has {len(words)} of one token; ask for fewer"
+                f"AutoPrompt(label_tokens={self.label_tokens}): {len(task.labels)} classes need {needed} words, and "
+                f"this tokenizer has {len(words)} of one token; ask for fewer"
             )
         return as_label_words(
             task, template=plain, words=tuple((word,) for word in words[: len(task.labels)]), scoring="probability"

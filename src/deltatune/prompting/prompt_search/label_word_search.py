@@ -48,7 +48,7 @@ def likely_words(means: NDArray[np.float64], most: int) -> list[list[int]]:
 
 
 def accuracy_of(logits: NDArray[np.float32], labels: NDArray[np.int64], words: Sequence[int]) -> float:
-    """Share of rows (N,) whose class's word has the highest of the logits (N, W) of these words; the first of equals."""
+    """Share of the rows whose class's word has the highest of the logits (N, W) of these words; the first of equals."""
     return float((logits[:, list(words)].argmax(1) == labels).mean())
 
 

@@ -105,7 +105,8 @@ class TriggerRows:
 
         The loss is the mean over the rows of -log p(the words of the class), so the gradients are summed over them.
         """
-        host, sums = self.session.host, {}
+        host = self.session.host
+        sums: dict[str, Tensor] = {}
         total = rows = 0.0
         for batch in batches:
             with torch.enable_grad(), recorded_vectors(host, batch, triggers) as recorded:
@@ -118,7 +119,7 @@ class TriggerRows:
                 own = at >= 0
                 zeros = vectors.grad.new_zeros(self.count, vectors.shape[-1], dtype=torch.float32)
                 gradient = zeros.index_add(0, at[own], vectors.grad[own].float())  # (P, D)
-                sums[path] = sums.get(path, 0) + gradient
+                sums[path] = sums[path] + gradient if path in sums else gradient
             total += float(loss.detach())
             rows += len(batch.labels)
         return {path: gradient / rows for path, gradient in sums.items()}, total / rows
@@ -170,7 +171,7 @@ def embedding_paths(host: Host) -> list[str]:
 
 @torch.no_grad()
 def candidate_tokens(host: Host, gradients: dict[str, Tensor], place: int, allowed: Tensor, most: int) -> list[int]:
-    """The `most` tokens with the highest -(e . g) at a trigger's place, the highest first; `allowed` (V,) may be taken."""
+    """The `most` of the `allowed` (V,) tokens with the highest -(e . g) at a trigger's place, the highest first."""
     scores = first_order_scores(host, gradients, place, len(allowed)).masked_fill(~allowed, -torch.inf)
     count = min(most, int(allowed.sum()))
     return [int(token) for token in scores.topk(count).indices]

@@ -9,6 +9,7 @@ import torch
 import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.facts import FactStudy, as_template, rank_objects, run_study, softened, train_prompt
+from deltatune.prompting.facts.fact_study import folder_name
 from deltatune.prompting.facts.fact_training import NAME, prompt_method
 from deltatune.tasks.fact_completion import fact_task
 from deltatune.tasks.tokenization import with_token_ids
@@ -167,3 +168,11 @@ def test_studies_that_cannot_be_done_are_refused(place, fields, message):
     given = {"prompts": None} if not fields.get("methods") else {}
     with pytest.raises(DeltatuneError, match=message):
         run_study(study(place, **{**given, **fields}))
+
+
+def test_relations_have_folders_of_their_own():
+    names = ["P17", "", "all", "a/b", "a-b", "../up", "..", "日本", "x" * 200]
+    folders = [folder_name(name) for name in names]
+    assert folders[:3] == ["P17", "all", "all"]
+    assert len(set(folders[2:])) == len(names) - 2
+    assert all(folder and "/" not in folder and not folder.startswith(".") and len(folder) < 80 for folder in folders)

@@ -36,6 +36,8 @@ from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
 from deltatune.tasks.tokenization import not_words, word_of
 
+RANKED_ROWS = 64
+"""Rows whose scores over the vocabulary are compared at once, which takes several times their memory."""
 LENGTHS = ("input_ids", "decoder_input_ids")
 """Inputs that the model has positions for."""
 
@@ -220,7 +222,11 @@ class FactCompletion(LanguageModelTask):
 
         Of tokens with equal scores the first in the vocabulary is the likelier, so that no two share a rank.
         """
-        scores, labels = outputs.get("logits")[0].float(), extra_labels["labels"]  # (B, V), (B,)
+        labels, logits = extra_labels["labels"], outputs.get("logits")[0]  # (B,), (B, V)
+        parts = zip(logits.split(RANKED_ROWS), labels.split(RANKED_ROWS), strict=True)
+        return torch.cat([self._ranks(scores.float(), some) for scores, some in parts])
+
+    def _ranks(self, scores: Tensor, labels: Tensor) -> Tensor:
         ranked = torch.tensor(self.candidates, device=scores.device)  # (C,)
         if not self.candidates:
             is_word = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)

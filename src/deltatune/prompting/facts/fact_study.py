@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +30,13 @@ OBJECTS = "objects"
 """Value of `candidates`: the objects of the relation in the data."""
 TRAINED, ADAPTED = "trained", "adapter"
 """Where a wording is from: virtual tokens trained in this study, or the wording that an adapter was trained in."""
-Progress = Callable[[int, int, str], None]
+MAX_NAME = 60
+"""Longest part of a relation's name in that of its folder."""
+AskProgress = Callable[[int, int, str], None]
 """Called with what is done, its total, and what comes next."""
 
 
-def run_study(study: FactStudy, progress: Progress | None = None) -> dict[str, Any]:
+def run_study(study: FactStudy, progress: AskProgress | None = None) -> dict[str, Any]:
     """Rank the objects of all facts in all wordings, and train what is to be trained; the report as plain data.
 
     Raises DeltatuneError for data without the columns, relations or wordings that do not exist, wordings that the model
@@ -186,7 +190,7 @@ class _Asked:
             raise DeltatuneError(f"there are no rows {f'of {relation} ' if relation else ''}to train on")
         validation = opened.validation.relations.get(relation, []) if opened.validation else []
         task = self.task(relation, template)
-        folder = prompts_folder(study) / (relation or "all")
+        folder = prompts_folder(study) / folder_name(relation)
         if len(study.methods) > 1:
             folder = folder.with_name(f"{folder.name}-{number + 1}")
         try:
@@ -210,6 +214,15 @@ def read_words(path: str) -> list[str]:
     if not words:
         raise DeltatuneError(f"--candidates {path} has no words; it needs one a line")
     return words
+
+
+def folder_name(relation: str) -> str:
+    """The name of a relation's folder: its own, or where that is no plain name one that only this relation has."""
+    if not relation:
+        return "all"
+    name = re.sub(r"[^\w-]+", "-", relation)[:MAX_NAME].strip("-")
+    digest = hashlib.sha256(relation.encode()).hexdigest()[:8]
+    return name if name == relation else f"{name}-{digest}".lstrip("-")
 
 
 def _virtual_tokens(wording: str) -> list[str]:

@@ -93,7 +93,7 @@ def train_prompt(
     if folder is None:
         return session, _train(session, encoded, settings)["training"]
     record = _record(session, encoded, settings)
-    finished = run_folder.open_run(folder, record, force, option="")
+    finished = run_folder.open_run(folder, record, force, option="--prompts ")
     if finished is not None:
         session.detach()
         host.load(folder / run_folder.ADAPTER, name=NAME)

@@ -70,7 +70,7 @@ def _reason(chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], t
 
 def _cost(chosen: MethodEntry, best: MethodEntry) -> str:
     if chosen["params"] == 0:
-        return "although it trains only the head"
+        return f"although it trains {'only the head' if chosen.get('head_params') else 'nothing'}"
     if chosen["params"] == best["params"]:
         return "with as many trained parameters and a shorter training"
     return f"with {_share(chosen, best)}"

@@ -108,7 +108,7 @@ def make_plan(
     free: list[int] = []
     for text in methods:
         try:
-            method = session.fit(text)
+            method = session.fit(parse_tuning(text))
             free += _free_positions(session, method)
             chosen.append(method)
         except DeltatuneError as error:

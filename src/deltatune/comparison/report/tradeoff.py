@@ -150,7 +150,7 @@ def _zero_strip(left: float, start: float, top: float, bottom: float) -> str:
     return (
         line(left, bottom, start - 10, bottom, "ground")
         + text(middle, bottom + 16, "0", "middle", "tick")
-        + text(middle, bottom + 29, "head only", "middle", "tick")
+        + text(middle, bottom + 29, "none", "middle", "tick")
         + line(start - 8, top, start - 8, bottom, "break")
     )
 

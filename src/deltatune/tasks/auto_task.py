@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from deltatune.core.errors import nearest, raise_all
-from deltatune.data import Data
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data import Data, LabelKind
 from deltatune.data.mixture_data import MixtureData
 from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.mixture import Mixture
@@ -54,12 +55,12 @@ def task_for(
     check_task_fields(data, over)
     if isinstance(data, MixtureData):
         return _mixture_for(data, config, tokenizer, over)
-    task: Any = DATA_TASKS[data.kind]
+    task: Any = task_class(data.kind, over)
     inferred: dict[str, Any] = {"text": data.text}
     if data.kind != "raw":
         inferred["label"] = data.label
     notes: list[str] = []
-    if task in (Classify, MultiLabel):
+    if task in (Classify, LabelWords, MultiLabel):
         inferred["labels"] = data.labels
         inferred |= _standardisation(data) if data.kind == "number" else {}
         if data.kind == "classes" and len(data.labels) == 2 and "positive" not in over:
@@ -102,7 +103,7 @@ def _mixture_for(
 def check_task_fields(data: Data, over: Mapping[str, Any]) -> None:
     """Raise DeltatuneError listing the given fields that the task of these data does not have."""
     if not isinstance(data, MixtureData):
-        check_fields_of(DATA_TASKS[data.kind], over)
+        check_fields_of(task_class(data.kind, over), over)
         return
     check_fields_of(Mixture, over)
     parts = over.get("parts") or {}
@@ -112,7 +113,37 @@ def check_task_fields(data: Data, over: Mapping[str, Any]) -> None:
         if name not in data.parts
     ])  # fmt: skip
     for name, values in parts.items():
-        check_fields_of(DATA_TASKS[data.parts[name].kind], values)
+        check_fields_of(task_class(data.parts[name].kind, values or {}), values or {})
+
+
+def task_class(kind: LabelKind, over: Mapping[str, Any]) -> type[Task]:
+    """The class of the task of data of a kind: label words for classes where a template or words are given.
+
+    Raises DeltatuneError for a template or words with labels of another kind.
+    """
+    asked = [name for name in ("template", "words") if over.get(name)]
+    if asked and kind != "classes":
+        raise DeltatuneError(
+            f"{' and '.join(asked)}: label words are for one class a row, and these data are for "
+            f"{DATA_TASKS[kind].__name__}; leave {'them' if asked[1:] else 'it'} out"
+        )
+    if asked:
+        return LabelWords
+    own = {field.name for field in fields(LabelWords)} - {field.name for field in fields(Classify)}
+    if kind == "classes" and (alone := [name for name in over if name in own]):
+        raise DeltatuneError(
+            f"{', '.join(alone)}: a field of label words, which need a template too, such as "
+            "template='{text} It was {mask}.'"
+        )
+    return DATA_TASKS[kind]
+
+
+def task_classes(data: Data, over: Mapping[str, Any]) -> list[type[Task]]:
+    """The class of the task of these data, or those of a mixture's parts, with these fields."""
+    if not isinstance(data, MixtureData):
+        return [task_class(data.kind, over)]
+    fields_of = over.get("parts") or {}
+    return [task_class(part.kind, fields_of.get(name) or {}) for name, part in data.parts.items()]
 
 
 def check_fields_of(task: type[Task], over: Mapping[str, Any]) -> None:

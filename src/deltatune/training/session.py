@@ -18,15 +18,13 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
 from deltatune.data import Data
-from deltatune.data.mixture_data import MixtureData
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
 from deltatune.store.fingerprint import base_identity
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
-from deltatune.tasks.auto_task import check_task_fields, shorter, task_for
+from deltatune.tasks.auto_task import check_task_fields, shorter, task_classes, task_for
 from deltatune.tasks.task import Row
-from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.prediction import encode_for, free_positions, predict
 from deltatune.training.settings import Settings
@@ -184,15 +182,15 @@ def open_session(
     the place of the data's task; `loads` is the kind of model where it is not the task's own. Raises DeltatuneError for
     unknown fields before the model is loaded, and for a model that cannot do the task.
     """
-    parts = list(data.parts.values()) if isinstance(data, MixtureData) and objective is None else [data]
-    kinds: list[Any] = [objective or DATA_TASKS[part.kind] for part in parts]
-    head = head or {}
-    rows = [kind for kind in kinds if kind.answers == "row"]  # head options are for these
-    _check_head((rows or kinds)[0].answers, head)
     fields = {name: value for name, value in (task or {}).items() if value is not None}
+    kinds: list[Any] = [objective] if objective is not None else task_classes(data, fields)
+    head = head or {}
+    rows = [kind for kind in kinds if kind.answers == "row" and kind.loads == "row"]  # head options are for these
+    _check_head(rows[0].answers if rows else "text" if kinds[0].loads == "words" else kinds[0].answers, head)
     if objective is None:
         check_task_fields(data, fields)
-    own_loads = next((kind.loads for kind in kinds if kind.loads == "text"), kinds[0].loads)
+    needed = {kind.loads for kind in kinds}
+    own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
     host, tokenizer = open_host(model, loads or own_loads, reads_pooler(head))
     head = head if rows else {}
     if objective is not None:

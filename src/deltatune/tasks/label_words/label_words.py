@@ -71,9 +71,15 @@ class LabelWords(Classify):
     def __post_init__(self) -> None:
         for name in ("labels", "text", "more_templates", "template_weights", "words", "demonstrations", "calibration"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))  # as JSON and YAML have them
-        object.__setattr__(self, "words", _words_of(self.words, self.labels))
+        wrong_words = ""
+        try:
+            words = _words_of(self.words, self.labels)
+        except DeltatuneError as error:
+            wrong_words, words = str(error), words_of_names(self.labels)
+        object.__setattr__(self, "words", words)
         check_fields(self)
         templates, problems = self._read_templates()
+        problems += [wrong_words] if wrong_words else []
         columns = tuple(dict.fromkeys(name for template in templates for name in template.columns))
         object.__setattr__(self, "text", self.text or columns or ("text",))
         if len(self.labels) < 2:
@@ -83,7 +89,7 @@ class LabelWords(Classify):
             f"columns: {', '.join(self.text)}"
             for template in templates
             for name in template.columns
-            if name not in self.text
+            if name not in (*self.text, self.label)
         ]
         problems += [
             f"the template {template.text!r} names {self.label!r}, the column of the labels, so it would give the "

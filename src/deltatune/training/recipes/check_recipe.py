@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deltatune.core.budget import fit_budget
@@ -10,15 +11,14 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.core.memory import check_memory
 from deltatune.core.merging import merge_obstacles
-from deltatune.core.registry import parse
+from deltatune.core.registry import parse_tuning
 from deltatune.data import Data, read
 from deltatune.data.mixture_data import read_parts
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import empty_backbone
 from deltatune.tasks import HeadConfig, Task
-from deltatune.tasks.auto_task import check_fields_of, check_task_fields
+from deltatune.tasks.auto_task import check_task_fields, task_classes
 from deltatune.tasks.pretraining import objective_from
-from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.training.continued.continued_training import Start, read_rows, read_start
 from deltatune.training.recipes.schema import Parts, Recipe, Rows, Stage, Training
 from deltatune.training.session import NAME
@@ -34,17 +34,24 @@ class TrainingData:
     start: Start | None = None
     """The adapter that it goes on with, if it does."""
 
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of its task that are set."""
+
+    @property
+    def kinds(self) -> Sequence[Task | type[Task]]:
+        """Its objective, the class of its task, or those of a mixture's parts."""
+        return [self.objective] if self.objective is not None else task_classes(self.data, self.fields)
+
     @property
     def answers(self) -> str:
-        """The kind of output that the task needs from the model."""
-        kinds = [part.kind for part in getattr(self.data, "parts", {}).values()] or [self.data.kind]
-        answers = [str((self.objective or DATA_TASKS[kind]).answers) for kind in kinds]
+        """The kind of output that the task needs from the model: "row" where a head can be on it."""
+        answers = ["text" if kind.loads == "words" else str(kind.answers) for kind in self.kinds]
         return "row" if "row" in answers else answers[0]
 
     @property
     def loads(self) -> Any:
         """The kind of model to load, as `load_backbone` takes it."""
-        return (self.objective or DATA_TASKS[self.data.kind]).loads
+        return self.kinds[0].loads
 
 
 def load_rows(rows: Rows, raw: bool = False, start: Start | None = None) -> Data:
@@ -72,15 +79,15 @@ def load_training_data(training: Training) -> TrainingData:
         return _load_parts(training, training.mixture)
     assert training.data is not None  # the schema requires it
     start = read_start(training.start) if training.start else None
-    parse(training.method)
+    parse_tuning(training.method)
     raw = training.objective is not None or getattr(training, "vocabulary", None) is not None
     data = load_rows(training.data, raw, start)
     objective = None
     if training.objective is not None:
         objective = objective_from({"text": list(data.text), **training.objective})
-    checked = TrainingData(data, objective, start)
     if objective is None:
-        check_fields_of(DATA_TASKS[data.kind], training.task)
+        check_task_fields(data, training.task)
+    checked = TrainingData(data, objective, start, training.task)
     if training.head:
         _check_head(training, checked)
     return checked
@@ -88,13 +95,13 @@ def load_training_data(training: Training) -> TrainingData:
 
 def _load_parts(training: Training, mixture: Parts) -> TrainingData:
     """Read the rows of a mixture's parts, and check the fields of their tasks."""
-    parse(training.method)
+    parse_tuning(training.method)
     start = read_start(training.start) if training.start else None
 
     def rows_of(name: str, rows: Rows) -> Data:
         return load_rows(rows, start=None if start is None else start.part(name))
 
-    checked = TrainingData(read_parts(mixture.parts, rows_of), start=start)
+    checked = TrainingData(read_parts(mixture.parts, rows_of), start=start, fields=training.task_fields)
     if start is None:
         check_task_fields(checked.data, training.task_fields)
     if training.head:
@@ -105,7 +112,7 @@ def _load_parts(training: Training, mixture: Parts) -> TrainingData:
 def _check_head(training: Training, checked: TrainingData) -> None:
     if checked.answers != "row":
         raise DeltatuneError(f"head options do not apply to a task of kind {checked.data.kind}: leave head out")
-    names = [field.name for field in fields(HeadConfig) if field.name not in ("outputs", "width")]
+    names = [each.name for each in fields(HeadConfig) if each.name not in ("outputs", "width")]
     raise_all([
         f"a head has no option {name!r}{nearest(name, names)}; it has: {', '.join(names)}"
         for name in training.head
@@ -151,7 +158,7 @@ def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
     if stage.vocabulary is not None or stage.start is not None:
         return
     host = Host(empty_backbone(model, checked.loads))
-    method = parse(stage.method)
+    method = parse_tuning(stage.method)
     if stage.budget is not None:
         method = fit_budget(method, host.sites, stage.budget)
     check_memory(method, host.sites, best_device())

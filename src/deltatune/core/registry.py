@@ -80,6 +80,20 @@ def parse(text: str | Method) -> Method:
     return _read(_syntax_tree(text), text, 0)
 
 
+def parse_tuning(text: str | Method) -> Method:
+    """Read a tuning method, for trainings that give the model an adapter and a head of its own.
+
+    Raises DeltatuneError as `parse` does, and for prompting methods, which find a prompt for the model's own head.
+    """
+    method = parse(text)
+    if PROMPTING_REGISTRY.get(type(method).__name__) is type(method):
+        raise DeltatuneError(
+            f"{method!r} is a prompting method, and here a tuning method such as LoRA(r=8) is trained; prompting "
+            "methods are for `deltatune train`, `evaluate`, `predict` and `compare`"
+        )
+    return method
+
+
 def _syntax_tree(text: str) -> ast.expr:
     if len(text) > MAX_TEXT:
         raise DeltatuneError(

@@ -15,7 +15,7 @@ from torch import nn
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.registry import parse
+from deltatune.core.registry import parse_tuning
 from deltatune.data import Data
 from deltatune.models.versions import versions
 from deltatune.store import run_folder
@@ -102,7 +102,7 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
 
 def _new_adapter(job: Job, check: Check | None) -> tuple[Session, list[str]]:
     """The model with a new adapter attached, and notes."""
-    parse(job.method_text)
+    parse_tuning(job.method_text)
     session = open_session(job.model, job.data, job.task, job.head, job.objective, job.settings.precision)
     method = session.fit(job.method_text, job.budget)
     head = session.make_head(job.settings.seed)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
+from deltatune.core.registry import parse_tuning
 from deltatune.data.mixture_data import MixtureData
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.models.versions import versions

@@ -220,11 +220,15 @@ class MetaICL(PromptMethod):
         """Rows of the validation split behind demonstrations of the training rows, the same in every evaluation."""
         encoded: list[TokenRow] = []
         kept: list[Row] = []
-        for number, row in enumerate(rows):
-            instances = parts[str(row.get(PART))]
-            if str(row.get(instances.task.label)) in instances.task.labels:
-                encoded.append(instances.drawn(row, generator_for(seed, f"validation.{number}")))
-                kept.append(row)
+        for name, instances in parts.items():
+            own = [
+                row
+                for row in rows
+                if row.get(PART) == name and str(row.get(instances.task.label)) in instances.task.labels
+            ]
+            generators = [generator_for(seed, f"validation.{name}.{i}") for i in range(len(own))]
+            encoded += instances.encoded([instances.behind(*pair) for pair in zip(own, generators, strict=True)])
+            kept += own
         return replace(objective.encoded(encoded), row_hashes=row_hashes(session.task, kept))
 
 
@@ -245,8 +249,8 @@ class Instances:
         assert isinstance(self.session.task, LabelWords)
         return self.session.task
 
-    def drawn(self, row: Row, generator: torch.Generator) -> TokenRow:
-        """One row behind drawn demonstrations; a row with the same texts is never shown."""
+    def behind(self, row: Row, generator: torch.Generator) -> Row:
+        """A row with drawn demonstrations; a row with the same texts is never shown."""
         chosen: list[str] = []
         own = [str(row[name]) for name in self.task.text]
         for i in torch.randperm(len(self.rows), generator=generator).tolist():
@@ -254,16 +258,22 @@ class Instances:
                 chosen.append(self.shown[i])
             if len(chosen) == self.shots:
                 break
-        encoded: TokenRow = self.session.encode([{**row, DEMONSTRATIONS: chosen}])[0]
-        return learned_tokens(encoded, self.task)
+        return {**row, DEMONSTRATIONS: chosen}
+
+    def encoded(self, rows: Sequence[Row]) -> list[TokenRow]:
+        """Rows with demonstrations as tokens to train on."""
+        return [learned_tokens(row, self.task) for row in self.session.encode(rows)] if rows else []
+
+    def redraw(self, row: Row, generator: torch.Generator) -> TokenRow:
+        """One row behind other demonstrations."""
+        return self.encoded([self.behind(row, generator)])[0]
 
     def first(self, seed: int, number: int | None = None) -> list[TokenRow]:
         """The rows with their first demonstrations, and with what draws others in later epochs."""
-        encoded = []
-        for i, row in enumerate(self.rows if number is None else self.rows[:number]):
-            token_row = self.drawn(row, generator_for(seed, f"instance.{i}"))
-            encoded.append({**token_row, REDRAW: partial(self.drawn, row)})
-        return encoded
+        rows = self.rows if number is None else self.rows[:number]
+        drawn = [self.behind(row, generator_for(seed, f"instance.{i}")) for i, row in enumerate(rows)]
+        encoded = zip(rows, self.encoded(drawn), strict=True)
+        return [{**token_row, REDRAW: partial(self.redraw, row)} for row, token_row in encoded]
 
     def shown_task(self, seed: int) -> LabelWords:
         """The prompt with one drawn set of demonstrations, for rows of this task after training."""
@@ -298,8 +308,10 @@ class InContextObjective(Objective):
         labelled: bool = True,
         joined: bool = True,
     ) -> Encoded:
-        """Raises DeltatuneError: `Instances` makes the rows."""
-        raise DeltatuneError("rows of MetaICL are encoded with the demonstrations of their task")
+        """No rows, where there are none; `Instances` makes the others. Raises DeltatuneError for rows."""
+        if rows:
+            raise DeltatuneError("rows of MetaICL are encoded with the demonstrations of their task")
+        return self.encoded([])
 
     def encoded(self, rows: list[TokenRow]) -> Encoded:
         """Rows that are encoded already."""

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from deltatune.prompting.prompt_search.blank_readings import read_blanks
 from deltatune.prompting.prompt_search.label_word_search import (
@@ -13,6 +15,7 @@ from deltatune.prompting.prompt_search.label_word_search import (
     label_token_scores,
     likely_words,
 )
+from deltatune.prompting.prompt_search.template_generation import Generator, Placement, span_inputs, write_spans
 from deltatune.prompting.prompt_search.trigger_gradients import (
     TRIGGERS,
     TriggerBatch,
@@ -25,7 +28,7 @@ from deltatune.prompting.prompt_search.trigger_gradients import (
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.training.session import Session
 from support.golden_cases import close, tensors
-from support.golden_prompting import golden_session, settings
+from support.golden_prompting import golden_session, language_model, settings
 
 # ---- LM-BFF: label words
 
@@ -68,6 +71,40 @@ def test_the_best_pairing_is_one_of_the_best_of_lm_bff() -> None:
     for pairing in found:
         assert pairing.accuracy == pytest.approx(accuracies[pairing.words], abs=1e-6)
     assert found[0].accuracy == pytest.approx(case["output.best_accuracy"].item(), abs=1e-6)
+
+
+# ---- LM-BFF: templates that a T5 writes
+
+WRITTEN = settings("prompting_lm_bff_templates")
+
+
+def writer() -> Generator:
+    """The case's T5 with a tokenizer of its words."""
+    vocabulary = {word: i for i, word in enumerate(WRITTEN["vocabulary"])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    sentinels = [f"<extra_id_{i}>" for i in range(4)]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=sentinels,
+    )  # fmt: skip
+    return Generator(language_model("prompting_lm_bff_templates"), tokenizer)
+
+
+@pytest.mark.parametrize("placement", ["after", "before"])
+def test_templates_are_written_as_by_lm_bff(placement: Placement) -> None:
+    """What the encoder reads, the spans around the word, and their scores; its beams begin with the first sentinel."""
+    case, generator = tensors("prompting_lm_bff_templates"), writer()
+    task = LabelWords(labels=("0", "1"), template="{text} {mask}", words=(("bad",), ("great",)))
+    rows = [{"text": row["text"][0], "label": row["label"]} for row in WRITTEN["rows"]]
+    inputs = span_inputs(generator, task, rows, placement, between=False)
+    mask = case[f"input.{placement}.mask"].bool()
+    assert inputs == [ids[real].tolist() for ids, real in zip(case[f"input.{placement}.ids"], mask, strict=True)]
+    written = write_spans(generator, inputs, WRITTEN["beam"])
+    first, second, third = generator.sentinels
+    found = [[first, *before, second, *after, third] for (before, after), _ in written]
+    assert found == [[token for token in ids if token >= 0] for ids in case[f"output.{placement}.ids"].tolist()]
+    close(torch.tensor([score for _, score in written]), case[f"output.{placement}.scores"])
 
 
 # ---- AutoPrompt: triggers

@@ -10,6 +10,7 @@ from deltatune import DeltatuneError, parse
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.prompt_method import PromptRows, attach_prompt, with_stored_task
 from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
+from deltatune.prompting.prompt_search.blank_readings import read_blanks
 from deltatune.prompting.prompt_search.label_word_search import fit_classifier, label_token_scores
 from deltatune.prompting.prompt_search.trigger_gradients import (
     TriggerRows,
@@ -24,6 +25,8 @@ from deltatune.tasks.prompts.templates import Template
 from deltatune.training import Settings
 from deltatune.training.session import Session, open_adapter, open_host
 from support import models
+from support.golden_cases import close, tensors
+from support.golden_prompting import golden_session, settings
 
 ROWS = [
     {"text": text, "label": label}
@@ -95,7 +98,7 @@ def test_gradients_are_those_of_the_vectors_of_the_triggers(session):
                 losses.append(float(-scores[range(4), batch.labels].double().mean()))
             table[20] = saved
             slope = (losses[0] - losses[1]) / 2e-3
-            scale = float(getattr(own.host.model.get_submodule(list(gradients)[0]), "embed_scale", 1.0))
+            scale = float(getattr(own.host.model.get_submodule(next(iter(gradients))), "embed_scale", 1.0))
             assert scale * float(total[place] @ direction) == pytest.approx(slope, rel=0.05, abs=2e-3)
 
 
@@ -239,3 +242,62 @@ def test_ids_in_a_template_are_read_as_they_are_and_checked():
         Template("{text} {ids:900} {mask}").render({"text": "good"}, tokenizer, 101)
     with pytest.raises(DeltatuneError, match="which no text can show"):
         template.fill({"text": "good"}, "bad")
+
+
+# ---- the numbers of the paper's code
+
+
+def golden_triggers():
+    facts = settings("prompting_autoprompt")
+    words = tuple(tuple(of_class) for of_class in facts["label_words"].values())
+    task = LabelWords(
+        labels=tuple(facts["label_words"]), words=words, template="{text} {mask} .", scoring="probability", max_length=24
+    )
+    session = golden_session("prompting_bert", task)
+    labelled = zip(facts["texts"], facts["labels"], strict=True)
+    rows = [{"text": text, "label": str(label)} for text, label in labelled]
+    return session, task, rows, session.tokenizer.convert_tokens_to_ids(facts["trigger"])
+
+
+def test_gradients_candidates_and_their_scores_are_those_of_the_papers_code():
+    case, facts = tensors("prompting_autoprompt"), settings("prompting_autoprompt")
+    session, task, rows, start = golden_triggers()
+    made = TriggerRows(session, task, "{text} {triggers} {mask} .", 3, rows)
+    batches, triggers = [made.batch(range(3)), made.batch(range(3, 6))], torch.tensor(start)
+    vocabulary = session.host.sites.facts.vocabulary
+    with session.host.using(session.name, training=False):
+        for number, batch in enumerate(batches):
+            scores = made.scores(batch, triggers)
+            row_losses = -scores.gather(1, batch.labels[:, None])[:, 0]
+            close(row_losses, case[f"output.batch{number}.row_losses"])
+        gradients, _ = made.gradients(batches, triggers)
+        close(sum(gradients.values()), case["output.gradient"])
+        kept = torch.ones(vocabulary, dtype=torch.bool)
+        filtered = case["input.filter"] == 0
+        for place in range(3):
+            found = candidate_tokens(session.host, gradients, place, kept, facts["num_cand"])
+            assert found == case[f"output.candidates_{place}"].tolist()
+            theirs = [token for token in case[f"output.filtered_{place}"].tolist() if filtered[token]]
+            assert candidate_tokens(session.host, gradients, place, filtered, len(theirs)) == theirs
+            for token, loss, right in zip(
+                found, case[f"output.loss_{place}"], case[f"output.accuracy_{place}"], strict=True
+            ):
+                changed = triggers.clone()
+                changed[place] = token
+                scores = torch.cat([made.scores(batch, changed) for batch in batches])
+                labels = torch.cat([batch.labels for batch in batches])
+                close(scores.gather(1, labels[:, None]).sum().abs(), loss.abs())
+                assert float((scores.argmax(1) == labels).sum()) == pytest.approx(float(right))
+
+
+def test_label_words_of_a_classifier_are_those_of_the_papers_code():
+    case, facts = tensors("prompting_autoprompt"), settings("prompting_autoprompt")
+    session, task, rows, _ = golden_triggers()
+    mask = session.tokenizer.mask_token_id
+    blank = with_triggers(task, "{text} {triggers} {mask} .", [mask] * 3)
+    states = read_blanks(session, replace(blank, words=(("bad",), ("good",))), rows, [0]).states
+    close(states, case["output.states"])
+    vectors = session.host.model.get_output_embeddings().weight.detach()
+    scores = label_token_scores(case["adapter.weight"], vectors)
+    close(scores.exp().float(), case["output.label_scores"])
+    assert scores.topk(facts["k"]).indices.tolist() == case["output.label_top"].tolist()

@@ -58,8 +58,8 @@ def choose_prompts(task: Classify, config: Any, options: PromptOptions = NO_OPTI
     given = given_words(labels, options)
     if given is None and not published and needs_description(labels):
         raise DeltatuneError(
-            f"the classes {', '.join(labels[:6])} say nothing in words: describe them, as in --describe "
-            f"{example_description(labels)!r}, or give their words"
+            f"the classes {', '.join(labels[:6])} say nothing in words: describe them, as in "
+            f"{example_description(labels)}, or give their words (--words CLASS=WORD)"
         )
     default = given or tuple(class_words(labels)[label] for label in labels)
     if options.template:

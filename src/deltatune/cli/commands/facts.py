@@ -53,7 +53,7 @@ def facts(
     candidates: Annotated[str | None, _study("--candidates", "candidates", WORDINGS, "FILE")] = None,
     top: Annotated[
         list[int] | None,
-        option("--top", panel=WORDINGS, metavar="K", help="Print P@K; give it again. Default: 1 and 10.", min=1),
+        option("--top", panel=WORDINGS, metavar="K", help="Print P@K beside P@1; give it again. Default: 10.", min=1),
     ] = None,
     optimise: Annotated[
         list[str] | None,
@@ -106,7 +106,7 @@ def facts(
     settings = replace(PUBLISHED, epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed)
     study = FactStudy(
         model, data, tuple(relation or ()), subject, object, limit, adapter, other_base, tuple(template or ()),
-        templates, candidates, tuple(dict.fromkeys(top or (1, 10))), tuple(optimise or ()), from_wording, train,
+        templates, candidates, tuple(dict.fromkeys((1, *(top or (10,))))), tuple(optimise or ()), from_wording, train,
         settings, over, prompts, force,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     with FactProgress() as progress:

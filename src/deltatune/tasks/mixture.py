@@ -106,7 +106,7 @@ class Mixture(Task):
     def loads(self) -> Loads:  # type: ignore[override]
         """One model for all parts: a language model if a part needs one; the other heads read its hidden states."""
         loads = {part.loads for part in self.parts.values()}
-        return next((kind for kind in ("text", "words") if kind in loads), "row")  # type: ignore[return-value]
+        return next((kind for kind in ("text", "words") if kind in loads), "row")
 
     @property
     def max_length(self) -> int:

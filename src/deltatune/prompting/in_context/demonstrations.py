@@ -192,9 +192,9 @@ def with_training_demonstrations(
         encoder=encoder,
         seed=seed,
     )
-    return with_room(
-        made, session, longest_demonstrations([shown for shown, *_ in pool], len(task.labels), made, session)
-    )
+    longest = longest_demonstrations([shown for shown, *_ in pool], len(task.labels), made, session)
+    roomy: NearestDemonstrations = with_room(made, session, longest)
+    return roomy
 
 
 def training_rows(session: Session, rows: Sequence[Row]) -> Encoded:

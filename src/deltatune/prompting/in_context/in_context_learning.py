@@ -257,8 +257,8 @@ class ICL(PromptMethod):
         final = with_sets(roomy, draws, calibrated)
         prompts = (prompt_text(final.task), *(task.separator.join(shown) for shown in draws[:PROMPTS_SHOWN]))  # type: ignore[arg-type]
         notes = [spread_note(trials, len(scored), task.metric)] if trials else []
-        tried = tuple((trial.name, trial.score) for trial in trials)
-        return Fitted(final, prompts=prompts, trials=tried, notes=tuple(notes)), known
+        scores = tuple((each.name, each.score) for each in trials)
+        return Fitted(final, prompts=prompts, trials=scores, notes=tuple(notes)), known
 
     # --- a set for each text
 

@@ -191,7 +191,8 @@ class NearestDemonstrations(LabelWords):
 
     def _demonstration_sets(self, rows: Sequence[Row]) -> list[tuple[tuple[str, ...], ...]]:
         """The sets of each row, which have a list of texts each."""
-        problems, sets = [], []
+        problems: list[str] = []
+        sets: list[tuple[tuple[str, ...], ...]] = []
         for i, row in enumerate(rows):
             own = row[DEMONSTRATIONS]
             if _is_texts(own):

@@ -29,8 +29,9 @@ def test_no_column_or_too_many_are_errors() -> None:
         default_templates(())
     with pytest.raises(DeltatuneError, match="these data have 27"):
         default_templates([f"c{i}" for i in range(27)])
-    with pytest.raises(DeltatuneError, match="the column 'my text' cannot stand in a template"):
-        default_templates(("my text",))
+    with pytest.raises(DeltatuneError, match="the column 'my: text' cannot stand in a template"):
+        default_templates(("my: text",))
+    assert default_templates(("my text",))[0] == "{my text} This is {mask}."
 
 
 @pytest.mark.parametrize(

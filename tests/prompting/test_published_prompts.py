@@ -136,10 +136,17 @@ def test_columns_are_put_in_by_name_or_in_order() -> None:
 def test_columns_that_no_template_can_name_are_errors() -> None:
     with pytest.raises(DeltatuneError, match="needs 2 text columns; these data have 1"):
         with_columns("{a} {b} {mask}", ("only",))
-    for column in ("my text", "8", "mask", "", "a-b"):
+    for column in ("my: text", "8", "mask", "soft", "", "{a}", "a!", " a", "a "):
         with pytest.raises(DeltatuneError, match=r"cannot stand in a template: name it in the data"):
             with_columns("{text} {mask}", (column,))
-    assert with_columns("{text} {mask}", ("text", "my text")) == "{text} {mask}", "a column that is not needed"
+    assert with_columns("{text} {mask}", ("text", "a: b")) == "{text} {mask}", "a column that is not needed"
+
+
+@pytest.mark.parametrize("column", ["Review Text", "is it spam?", "a-b", "c.d/e", "文本"])
+def test_columns_may_have_blanks_and_signs_in_their_names(column: str) -> None:
+    template = Template(with_columns("{text:stem}? {text!} {mask}", (column,)))
+    assert template.columns == (column,)
+    assert template.fill({column: "so it is."}, "yes") == "so it is? so it is. yes"
 
 
 def test_patterns_become_the_published_inputs() -> None:

@@ -21,6 +21,7 @@ from deltatune.prompting.published.in_context_formats import IN_CONTEXT_FORMATS
 from deltatune.prompting.published.lm_bff_prompts import LM_BFF_PROMPTS
 from deltatune.prompting.published.pet_patterns import PET_PATTERNS
 from deltatune.prompting.published.published_prompt import PublishedPrompt
+from deltatune.tasks.prompts.template_parts import RESERVED, names_column
 
 PUBLISHED_PROMPTS: tuple[PublishedPrompt, ...] = (*LM_BFF_PROMPTS, *PET_PATTERNS, *IN_CONTEXT_FORMATS)
 """Every published prompt, those of one template and one word a class first."""
@@ -85,10 +86,10 @@ def with_columns(template: str, columns: Sequence[str], texts: Sequence[str] = (
     letters: Mapping[str, int] = {"text": 0, **{chr(ord("a") + i): i for i in range(26)}}
     needed = 1 + max((letters[match[1]] for match in _COLUMN.finditer(template)), default=-1)
     problems = [
-        f"the column {column!r} cannot stand in a template: name it in the data with letters, digits and underscores, "
-        "and not mask or sep"
+        f"the column {column!r} cannot stand in a template: name it in the data without braces, colons and exclamation "
+        f"marks, and not {', '.join(RESERVED)} or a number"
         for column in ordered[:needed]
-        if not re.fullmatch(r"\w+", column) or column.isdigit() or column in ("mask", "sep")
+        if not names_column(column)
     ]
     if needed > len(ordered):
         problems.append(f"the template {template!r} needs {needed} text columns; these data have {len(ordered)}")

@@ -10,9 +10,13 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.field_validation import shortened
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
-_FIELD = re.compile(r"(?P<name>\w+)(?P<whole>!?)(?::(?P<form>\w+))?")
+_FIELD = re.compile(r"(?P<name>[^{}!:]*[^{}!:\s])(?P<whole>!?)(?::(?P<form>\w+))?")
 FORMS = ("stem", "lower")
 """Forms of a column: `stem` without final punctuation, `lower` with a small first letter (Gao et al. 2021)."""
+
+
+RESERVED = ("mask", "sep", "soft", "ids")
+"""Names of fields that are no columns."""
 
 
 class TemplatePart(NamedTuple):
@@ -29,6 +33,12 @@ class TemplatePart(NamedTuple):
     """Form of a column: one of FORMS."""
     ids: tuple[int, ...] = ()
     """Tokens that are given by their ids, as a search over tokens finds them: their text may be other tokens."""
+
+
+def names_column(name: str) -> bool:
+    """Whether a template can name a column so: not with braces, `!` or `:`, nor as what means something else there."""
+    match = _FIELD.fullmatch(name)
+    return match is not None and match["name"] == name.strip() == name and not (name.isdigit() or name in RESERVED)
 
 
 def template_parts(template: str) -> tuple[TemplatePart, ...]:

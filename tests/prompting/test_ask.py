@@ -68,7 +68,7 @@ def test_the_samples_of_a_question_vote(tmp_path):
         asked = ask(CachedEndpoint(endpoint_of(server, form="plain")), task, QUESTIONS)
         assert sorted(request["seed"] for request in server.requests) == [0, 0, 1, 1, 2, 2]
         assert {request["temperature"] for request in server.requests} == {0.7}
-    assert task.decode(asked.answers)[0]["votes"] == {"6": 1, "5": 2}
+    assert task.decode(asked.answers)[0]["votes"] == [{"answer": "5", "chains": 2}, {"answer": "6", "chains": 1}]
     assert task.score(asked.answers, references(task, QUESTIONS)) == {
         "final_answer": 0.5, "answered": 1.0, "agreement": pytest.approx(2 / 3),
     }  # fmt: skip

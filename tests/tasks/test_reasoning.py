@@ -23,6 +23,10 @@ def chains(*answers: str) -> list[dict[str, str]]:
     return [{"text": f"t{i}", "rationale": f"r{i}", "answer": answer} for i, answer in enumerate(answers)]
 
 
+def votes(*pairs):
+    return [{"answer": answer, "chains": count} for answer, count in zip(pairs[::2], pairs[1::2], strict=True)]
+
+
 def test_the_prompts_are_those_of_the_papers():
     task = Reason()
     first = task.chain_prompt(ROWS[0])
@@ -60,10 +64,10 @@ def test_answers_are_read_from_one_or_two_stages():
 def test_the_majority_decides_by_value_and_ties_go_to_the_first():
     task = Reason(samples=5)
     voted = task.vote(chains("7", "1,000", "1000.0", "", "7"))
-    assert (voted["answer"], voted["text"], voted["votes"]) == ("7", "t0", {"7": 2, "1,000": 2})
+    assert (voted["answer"], voted["text"], voted["votes"]) == ("7", "t0", votes("7", 2, "1,000", 2))
     assert task.vote(chains("1", "7", "7.00"))["text"] == "t1"
     assert task.vote(chains("", ""))["answer"] == ""
-    assert task.vote(chains("", ""))["votes"] == {}
+    assert task.vote(chains("", ""))["votes"] == []
 
 
 def test_scores_and_decoded_answers():
@@ -73,7 +77,7 @@ def test_scores_and_decoded_answers():
     assert scores == pytest.approx({"final_answer": 2 / 3, "answered": 2 / 3, "agreement": 4 / 9})
     assert next(iter(scores)) == "final_answer"
     decoded = task.decode(answers)[0]
-    assert decoded == {"text": "t0", "answer": "5", "rationale": "r0", "votes": {"5": 2}}
+    assert decoded == {"text": "t0", "answer": "5", "rationale": "r0", "votes": votes("5", 2)}
     single = Reason()
     assert set(single.score([single.vote(chains("5"))], [["5"]])) == {"final_answer", "answered"}
 

@@ -197,7 +197,8 @@ def _generation_fields(
     chat = data.text == ("messages",)
     prompt = over.get("prompt") or _prompt(data.text, bool(tokenizer.chat_template))
     answers = [_answer(row, data.label, chat) for row in data.train[:ANSWERS_MEASURED]]
-    lengths = [len(ids) for ids in tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]]
+    tokens = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"] if answers else []
+    lengths = [len(ids) for ids in tokens]
     quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else LENGTH_MULTIPLE
     limit = min(LONGEST_ANSWER, max(1, over.get("max_length", 2 * LONGEST_ANSWER) // 2))
     new_tokens = over.get("new_tokens", min(limit, -(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE))

@@ -195,9 +195,9 @@ class Reason(Generate):
             if key := answer_key(chain["answer"], self.answer):
                 first.setdefault(key, chain)
                 counts[key] = counts.get(key, 0) + 1
-        winner = max(counts, key=lambda key: counts[key], default=None)  # the first of the largest
-        chosen = chains[0] if winner is None else first[winner]
-        votes = {first[key]["answer"]: count for key, count in counts.items()}
+        order = sorted(counts, key=lambda key: -counts[key])  # those with as many votes as they were seen
+        chosen = first[order[0]] if order else chains[0]
+        votes = [{"answer": first[key]["answer"], "chains": counts[key]} for key in order]
         return {**chosen, "votes": votes, "chains": len(chains)}
 
     # ---- rows to tokens
@@ -282,7 +282,7 @@ class Reason(Generate):
     # ---- answers and scores
 
     def decode(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """`{"text", "answer", "rationale", "votes"}` per row; `votes` counts the chains of each answer."""
+        """`{"text", "answer", "rationale", "votes"}` per row; `votes` has the chains of each answer, most first."""
         names = ("text", "answer", "rationale", "votes")
         return [{name: answer[name] for name in names} for answer in answers]
 
@@ -300,7 +300,7 @@ class Reason(Generate):
             "answered": mean_score([bool(key) for key in keys]),
         }  # fmt: skip
         if any(answer["chains"] > 1 for answer in answers) or self.metric == "agreement":
-            shares = [max(answer["votes"].values(), default=0) / answer["chains"] for answer in answers]
+            shares = [sum(vote["chains"] for vote in answer["votes"][:1]) / answer["chains"] for answer in answers]
             scores["agreement"] = mean_score(shares)
         return {name: scores[name] for name in names or METRICS if name in scores}
 

@@ -157,8 +157,9 @@ def predict(
     A line of input is one text; for an adapter that reads pairs, two texts with a tab between them. Rows of CSV or
     JSONL need the columns of the training; their other columns are copied. A line of output has the texts, `label`,
     `score` (its probability) and `scores` (of every label); for regression only `score`, the number; for tagging
-    `tags`, for questions `answer` and its position, for generation `output`, for language modelling `perplexity`. With
-    --weight, `weight` is that number. An input column with one of these names becomes `given_label`, and so on.
+    `tags`, for questions `answer` and its position, for generation `output`, of chains of thought also `answer`,
+    `rationale` and `votes`, for language modelling `perplexity`. With --weight, `weight` is that number. An input
+    column with one of these names becomes `given_label`, and so on.
     A prompt needs no adapter: --method or --template names one, --words or --data its classes, and --model or --url the
     model that reads it.
 
@@ -282,8 +283,8 @@ def joined(row: dict[str, Any], answer: dict[str, Any], more: dict[str, Any] | N
     """A row with its answer and more; columns of the row with the same name are renamed."""
     if "value" in answer:
         answer = {"score": answer["value"]}
-    elif "text" in answer:
-        answer = {"output": answer["text"]}
+    elif "text" in answer:  # of a chain of thought also the answer, the steps and the votes
+        answer = {"output": answer["text"], **{name: value for name, value in answer.items() if name != "text"}}
     else:
         answer = rounded(answer)
     answer = answer | (more or {})

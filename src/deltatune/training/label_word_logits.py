@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -26,7 +27,7 @@ def label_word_logits(host: Host, task: LabelWords, batch: dict[str, Tensor], bf
 
 def place_logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
     """Logits (M, V) over the vocabulary at the M places of a batch of `PromptCollator`, under the current route."""
-    inputs = {name: tensor for name, tensor in batch.items() if name not in SCORED}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in (*SCORED, "labels")}
     places = batch["places"]  # (M, 2)
 
     def select(states: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ def place_logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -
         return states[places[:, 0], places[:, 1]][None]  # (1, M, D)
 
     autocast = torch.autocast(places.device.type, torch.bfloat16, enabled=bfloat16)
-    with selected_states(host.model, select), autocast, _encoded_once(host, inputs), _answers(host, inputs, places):
+    reading = (selected_states(host.model, select), _of_sequences(host, len(inputs["input_ids"])))
+    with reading[0], reading[1], autocast, _encoded_once(host, inputs), _answers(host, inputs, places):
         return token_logits(host.model(**_model_inputs(host, inputs)))  # (M, V)
 
 
@@ -65,6 +67,14 @@ def takes_cache(host: Host) -> bool:
     """Whether the model's forward can be told to keep no cache."""
     generates = family(host.model.config) != "encoder"  # type: ignore[arg-type]
     return generates and "use_cache" in signature(host.model.forward).parameters
+
+
+def _of_sequences(host: Host, sequences: int) -> AbstractContextManager[None]:
+    """The route of rows as that of their sequences: models that number positions once need it for every one."""
+    route = host.route
+    if route.rows is None or len(route.rows) == sequences:
+        return nullcontext()
+    return host.using(replace(route, rows=tuple(route.weights(sequences))))
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
         write_tensors(work / TENSORS, tensors)
         if not training:
             write_peft(host, adapter, work)
-            _write_trained_rows(work / ROWS, adapter.trained_rows)
+            if adapter.trained_rows is not None and (len(adapter.trained_rows.train) or not tensors):
+                _write_trained_rows(work / ROWS, adapter.trained_rows)
 
     write_folder(folder, fill)
 
@@ -100,10 +101,8 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     adapter.trained_rows = trained_rows
 
 
-def _write_trained_rows(path: Path, rows: TrainedRows | None) -> None:
-    """Write the hashes of the rows that an adapter was trained on, 8 bytes a row; nothing where none are known."""
-    if rows is None or not len(rows.train):
-        return
+def _write_trained_rows(path: Path, rows: TrainedRows) -> None:
+    """Write the hashes of the rows that an adapter was trained on, 8 bytes a row; none for a prompt without tensors."""
     hashes = {"train": rows.train, "validation": rows.validation}
     tensors = {name: torch.from_numpy(values.view(np.int64)) for name, values in hashes.items()}
     write_tensors(path, {**tensors, "complete": torch.tensor([rows.complete])})

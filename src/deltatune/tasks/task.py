@@ -231,7 +231,7 @@ class Task(ABC):
     def to_json(self) -> dict[str, Any]:
         """Plain data that `task_from_json` reads back equal."""
         values = asdict(self)  # type: ignore[call-overload]  # every task is a dataclass
-        return {"task": self.name, **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}}
+        return {"task": self.name, **{name: _plain(value) for name, value in values.items()}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -314,3 +314,8 @@ def default_of(cls: type[Any], name: str) -> Any:
     """The default of a field."""
     default = next(field for field in fields(cls) if field.name == name).default
     return None if default is MISSING else default
+
+
+def _plain(value: Any) -> Any:
+    """A value with lists for its tuples, as JSON has them: a stored task equals one that is not stored."""
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value

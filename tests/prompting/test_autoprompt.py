@@ -24,7 +24,7 @@ from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.prompts.templates import Template
 from deltatune.training import Settings
 from deltatune.training.session import Session, open_adapter, open_host
-from support import models
+from support import label_words, models
 from support.golden_cases import close, tensors
 from support.golden_prompting import golden_session, settings
 
@@ -45,10 +45,6 @@ SHORT = AutoPrompt(triggers=2, candidates=4, iterations=4)
 def session_of(kind, folder, **config):
     models.tiny(kind, "lm", dropout=False, **config).save_pretrained(folder)
     tokenizer = models.tiny_tokenizer()
-    if kind == "t5":
-        tokenizer.mask_token = None
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
-        tokenizer.get_vocab()
     tokenizer.save_pretrained(folder)
     host, tokenizer = open_host(str(folder), "words")
     return Session(str(folder), host, tokenizer, TASK, precision="float32")
@@ -143,6 +139,27 @@ def test_found_triggers_survive_their_folder(session, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in session.host.model.state_dict().items())
     assert len(fitted.trials) >= 1
     assert max(score for _, score in fitted.trials) == pytest.approx(float((answers.argmax(1) == [1, 0, 1, 0]).mean()))
+
+
+@pytest.mark.parametrize("kind", ["t5", "roberta"])
+def test_triggers_of_other_tokenizers_come_back_as_their_ids(kind, tmp_path):
+    model, tokenizer = label_words.reader(kind)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    host, tokenizer = open_host(str(tmp_path / "model"), "words")
+    session = Session(str(tmp_path / "model"), host, tokenizer, replace(TASK, max_length=60), precision="float32")
+    texts = [
+        {"text": text, "label": label} for text, label in zip(label_words.TEXTS, ("pos", "neg", "pos"), strict=True)
+    ]
+    words = PromptOptions(words=("neg=writer", "pos=film"))
+    fitted = AutoPrompt(triggers=3, candidates=3, iterations=6).fit(session, PromptRows(texts), Settings(), words)
+    (ids,) = [part.ids for part in Template(fitted.session.task.template).parts if part.kind == "ids"]
+    before = fitted.session.predict(texts)
+    with_stored_task(fitted.session)
+    host.save(session.name, tmp_path / "prompt")
+    again = replace(open_adapter(tmp_path / "prompt"), precision="float32")
+    assert all(", ".join(map(str, ids)) in str(row["input_ids"]) for row in again.encode(texts))
+    assert np.allclose(again.predict(texts), before, atol=1e-5)
 
 
 def test_the_search_depends_on_the_seed_alone_and_raises_the_likelihood(tmp_path):
@@ -251,7 +268,11 @@ def golden_triggers():
     facts = settings("prompting_autoprompt")
     words = tuple(tuple(of_class) for of_class in facts["label_words"].values())
     task = LabelWords(
-        labels=tuple(facts["label_words"]), words=words, template="{text} {mask} .", scoring="probability", max_length=24
+        labels=tuple(facts["label_words"]),
+        words=words,
+        template="{text} {mask} .",
+        scoring="probability",
+        max_length=24,
     )
     session = golden_session("prompting_bert", task)
     labelled = zip(facts["texts"], facts["labels"], strict=True)

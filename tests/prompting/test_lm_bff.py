@@ -1,4 +1,4 @@
-"""LM-BFF: label words, templates that a T5 writes, demonstrations in training; compared with the numbers of its code."""
+"""LM-BFF: label words, templates that a T5 writes, demonstrations in training; against the numbers of its code."""
 
 import itertools
 from dataclasses import replace
@@ -143,7 +143,9 @@ def test_templates_are_written_for_both_places_and_by_score():
     assert [each.score for each in written] == sorted((each.score for each in written), reverse=True)
     for template in texts:
         assert Template(template).columns == ("text",)
-    assert all(not text.startswith("It") for text in (t.template for t in write_templates(generator, task, rows, 6, True)))
+    assert all(
+        not text.startswith("It") for text in (t.template for t in write_templates(generator, task, rows, 6, True))
+    )
 
 
 def test_spans_become_templates_of_any_number_of_texts():
@@ -165,9 +167,7 @@ def test_pairings_are_those_of_trying_all():
     logits, labels = draw.normal(size=(20, 9)).astype(np.float32), np.arange(20) % 3
     candidates = likely_words(class_means(logits, labels, 3), 5)
     every = {
-        words: accuracy_of(logits, labels, words)
-        for words in itertools.product(*candidates)
-        if len(set(words)) == 3
+        words: accuracy_of(logits, labels, words) for words in itertools.product(*candidates) if len(set(words)) == 3
     }
     found = best_pairings(logits, labels, candidates, 10)
     assert [each.accuracy for each in found] == pytest.approx(sorted(every.values(), reverse=True)[:10])
@@ -227,6 +227,16 @@ def test_words_are_found_then_trained_through(session, tmp_path, text):
     session.host.save(session.name, tmp_path / "run")
     again = replace(open_adapter(tmp_path / "run"), precision="float32")
     assert np.allclose(again.predict(ROWS), answers, atol=1e-5)
+
+
+def test_training_goes_on_from_its_checkpoint(session, tmp_path):
+    method = LMBFF(parse("LoRA(r=2)"), sets=1, likely=4, candidates=2)
+    rows, settings = PromptRows(ROWS, ROWS), Settings(epochs=2, batch_size=6, checkpoint_every=1, learning_rate=1e-2)
+    first = method.fit(session, rows, settings, OPTIONS, out=tmp_path / "out").session.predict(ROWS)
+    session.detach()
+    again = method.fit(session, rows, settings, OPTIONS, out=tmp_path / "out")
+    assert again.outcome.resumed == 2
+    assert np.array_equal(again.session.predict(ROWS), first)
 
 
 def test_words_are_searched_for_classes_that_say_nothing(session):
@@ -318,3 +328,13 @@ def test_classes_without_rows_and_too_few_words(session):
 def test_rows_are_taken_from_each_class_in_turn():
     rows = [{"text": str(i), "label": "pos" if i < 8 else "neg"} for i in range(10)]
     assert [row["text"] for row in rows_in_turn(WORDS, rows, 5)] == ["0", "1", "2", "8", "9"]
+
+
+def test_training_through_words_of_several_tokens_goes_on_from_its_checkpoint(session, tmp_path):
+    method = parse("LMBFF(LoRA(r=2), search='none', demonstrations=False, words='neg=really bad, pos=good')")
+    settings = Settings(epochs=2, batch_size=6, checkpoint_every=1, learning_rate=1e-2)
+    first = method.fit(session, PromptRows(ROWS), settings, out=tmp_path / "out").session.predict(ROWS)
+    session.detach()
+    again = method.fit(session, PromptRows(ROWS), settings, out=tmp_path / "out")
+    assert again.outcome.resumed == 2
+    assert np.array_equal(again.session.predict(ROWS), first)

@@ -100,10 +100,17 @@ def digest_of(rows: Sequence[TokenRow]) -> str:
     """Hash of encoded rows: tokens, labels and order."""
     digest = hashlib.sha256()
     for row in rows:
-        for name in sorted(row):
-            digest.update(np.asarray(row[name]).tobytes())
+        for name in sorted(name for name, value in row.items() if not callable(value)):  # what draws a row anew
+            digest.update(_bytes_of(row[name]))
             digest.update(name.encode())
     return digest.hexdigest()[:32]
+
+
+def _bytes_of(value: Any) -> bytes:
+    try:
+        return np.asarray(value).tobytes()
+    except ValueError:  # words of different lengths make no array
+        return repr(value).encode()
 
 
 def check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ class PatternModel:
 
 
 @dataclass
-class Progress:
+class StepCount:
     """One count of steps over several trainings."""
 
     on_step: OnProgress | None
@@ -80,7 +80,7 @@ class PatternTraining:
     settings: Settings
     mlm: float
     """Weight of the masked language model on the unlabelled rows."""
-    progress: Progress
+    progress: StepCount
     _accuracies: list[float] = field(default_factory=list)
 
     @property

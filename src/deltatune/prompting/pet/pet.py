@@ -16,7 +16,7 @@ from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.pet.distillation import plain_classification, train_classifier
 from deltatune.prompting.pet.generations import Generations
 from deltatune.prompting.pet.next_sets import mean_scores
-from deltatune.prompting.pet.pattern_models import PatternTraining, Progress, steps_of, trials_of, validation_notes
+from deltatune.prompting.pet.pattern_models import PatternTraining, StepCount, steps_of, trials_of, validation_notes
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows
 from deltatune.prompting.several_templates import TemplateChoice, choose_templates
 from deltatune.prompting.zero_shot import ZeroShot, check_classes, check_prompt, prompt_text
@@ -186,7 +186,7 @@ class PET(PromptMethod):
         unlabelled, drawn = self._unlabelled(rows, task, settings.seed)
         training = PatternTraining(
             session, patterns, self.method, self.repetitions, rows.train, rows.validation, unlabelled, settings,
-            self.mlm, Progress(on_step),
+            self.mlm, StepCount(on_step),
         )  # fmt: skip
         final = self._classifier_settings(training)
         training.progress.total = self._growth.total_steps(training, task) + (final.max_steps or 0)

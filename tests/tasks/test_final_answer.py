@@ -113,6 +113,8 @@ def test_references_without_an_answer_are_refused():
 def test_generation_reports_it_on_request_alone():
     task = Generate(metric="final_answer")
     assert next(iter(task.score([{"text": "#### 5"}], [["#### 5"]]))) == "final_answer"
+    chain = {"text": "It is 7.\n#### 8", "answer": "7"}  # its answer was voted for, whatever the text has
+    assert task.score([chain, {**chain, "answer": ""}], [["7"], ["8"]])["final_answer"] == 0.5
     assert "final_answer" not in Generate().score([{"text": "5"}], [["5"]])
 
 

@@ -15,6 +15,7 @@ from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.generation import generation_metrics, text_scores
+from deltatune.tasks.metrics.generation.final_answer import MARK
 from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN, PromptEncoder
 from deltatune.tasks.prompts.prompt_format import PRESETS, check_template
@@ -149,8 +150,11 @@ class Generate(LanguageModelTask):
         if names is None:
             names = METRICS if self.metric in METRICS else (self.metric, *METRICS)
         texts = [answer["text"] for answer in answers]
-        text_names = [name for name in names if name != "perplexity"]
+        text_names = [name for name in names if name not in ("perplexity", "final_answer")]
         scores = dict(self._text_scores(texts, references, text_names)) if text_names else {}
+        if "final_answer" in names:  # a chain of thought, in a comparison, says itself what its answer is
+            finals = [f"{MARK} {each['answer']}" if "answer" in each else each["text"] for each in answers]
+            scores |= self._text_scores(finals, references, ["final_answer"])
         if "perplexity" in names and answers and all("nll" in answer for answer in answers):
             scores |= likelihood_scores(answers, ("perplexity",))
         return {name: scores[name] for name in names if name in scores}

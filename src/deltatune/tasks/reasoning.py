@@ -20,6 +20,7 @@ from deltatune.tasks.metrics.generation.final_answer import (
     AnswerKind,
     answer_key,
     find_answer,
+    kind_of,
     plain_steps,
     reference_answer,
     reference_rationale,
@@ -270,12 +271,13 @@ class Reason(Generate):
         answers = [[reference_answer(str(text)) for text in row] for row in whole]  # type: ignore[union-attr]
         raise_listed(
             [
-                f"row {i}: {self.label} is {answer[:80]!r}, which holds no answer of the kind {self.answer!r}"
+                f"row {i}: {self.label} is {answer[:80]!r}, which holds no answer of the kind {self.answer!r}; "
+                f"it looks like {kind_of(answer)!r}"
                 for i, row in enumerate(answers)
                 for answer in row
                 if not answer_key(answer, self.answer)
             ],
-            "kinds of answers: number, choice, yes_no, text",
+            "kinds of answers (answer=): number, choice, yes_no, text",
         )
         return answers
 

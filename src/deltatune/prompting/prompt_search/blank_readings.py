@@ -68,15 +68,23 @@ def read_blanks(
     return BlankReadings(torch.cat(logits)[back], torch.cat(states)[back])
 
 
-def blank_words(tokenizer: PreTrainedTokenizerBase, template: Template, vocabulary: int) -> dict[int, str]:
-    """The words of one token in this blank: id -> word. A word has a letter, and its text becomes that id again.
-
-    Gao et al. 2021 take the tokens that begin a word; so are these, wherever the blank follows a space.
-    """
+def token_words(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> dict[int, str]:
+    """The tokens with a letter as words, special ones left out: id -> word."""
     special = set(not_words(tokenizer, vocabulary))
     ids = [token for token in range(min(vocabulary, len(tokenizer))) if token not in special]
     words = {token: word_of(tokenizer, token) for token in ids}
-    words = {token: word for token, word in words.items() if any(map(str.isalpha, word))}
+    return {token: word for token, word in words.items() if any(map(str.isalpha, word))}
+
+
+def blank_words(
+    tokenizer: PreTrainedTokenizerBase, template: Template, vocabulary: int, words: Mapping[int, str] | None = None
+) -> dict[int, str]:
+    """The words of one token in this blank: id -> word. A word has a letter, and its text becomes that id again.
+
+    Gao et al. 2021 take the tokens that begin a word; so are these, wherever the blank follows a space.
+    words: `token_words` of the tokenizer, where they are known.
+    """
+    words = token_words(tokenizer, vocabulary) if words is None else words
     before = template.part_before_blank
     context = before.text if before is not None and before.kind == "words" else ""
     read = tokens_after(context, list(words.values()), template.spaced_blank, tokenizer)

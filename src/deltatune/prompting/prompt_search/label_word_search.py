@@ -22,6 +22,8 @@ from deltatune.training.session import Session
 
 NUMBERS_AT_ONCE = 50_000_000
 """Numbers of a table of pairings by rows, which bounds memory."""
+COMPARISONS = 200_000_000
+"""Comparisons of two numbers for each class, which bounds the time of many classes."""
 MOST_PAIRINGS = 20_000
 """Pairings that go on to the next class: two classes with a hundred words each are compared whole."""
 
@@ -77,7 +79,8 @@ def best_pairings(
         taken = (words[:, :, None] == columns).any(1)  # (P, K)
         sums = likelihood[:, None] + means[number, columns]
         order = np.lexsort((-sums.ravel(), -np.where(taken, -1, correct).ravel()))
-        room = most if number + 1 == len(candidates) else max(most, min(width, NUMBERS_AT_ONCE // len(labels)))
+        last = number + 1 == len(candidates)
+        room = most if last else max(most, min(width, COMPARISONS // scores.size))
         owners, places = np.divmod(order[: min(room, int((~taken).sum()))], len(columns))
         if not len(owners):
             raise DeltatuneError(

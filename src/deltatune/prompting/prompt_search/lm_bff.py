@@ -17,7 +17,12 @@ from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, 
 from deltatune.prompting.prompt_search.blank_readings import blank_words, rows_in_turn
 from deltatune.prompting.prompt_search.chosen_by_score import ScoredPrompt, choosing_rows, score_of, try_all
 from deltatune.prompting.prompt_search.label_word_search import search_label_words
-from deltatune.prompting.prompt_search.template_generation import Generator, load_generator, write_templates
+from deltatune.prompting.prompt_search.template_generation import (
+    Generator,
+    check_config,
+    load_generator,
+    write_templates,
+)
 from deltatune.prompting.prompt_search.template_rules import rule_templates
 from deltatune.prompting.prompt_search.template_search import given_tasks, with_templates
 from deltatune.prompting.published_prompts import find_prompts, with_columns
@@ -88,6 +93,11 @@ class LMBFF(Cloze):
         return label_words_task(
             task, session.host.model.config, options, self.template, self.words, scoring=self.scoring
         )
+
+    def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
+        super().check_session(session, rows, options)
+        if self.generator:
+            check_config(self.generator, "generator")
 
     def _has_words(self, task: Classify, options: PromptOptions) -> bool:
         """Whether words are known before they are searched for."""

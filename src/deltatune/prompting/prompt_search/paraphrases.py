@@ -11,7 +11,14 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.architecture import family
 from deltatune.models.loading import load_backbone
-from deltatune.prompting.prompt_search.blank_readings import blank_words, class_numbers, read_blanks, rows_in_turn
+from deltatune.prompting.prompt_search.blank_readings import (
+    blank_words,
+    class_numbers,
+    read_blanks,
+    rows_in_turn,
+    token_words,
+)
+from deltatune.prompting.prompt_search.template_generation import check_config
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.prompts.template_parts import TemplatePart
 from deltatune.tasks.prompts.templates import Template
@@ -38,11 +45,17 @@ def replaced_words(session: Session, task: LabelWords, rows: Sequence[Row], each
     words = [task.words[number][0] for number in class_numbers(task, chosen).tolist()]
     answered = [{**row, ANSWER: word} for row, word in zip(chosen, words, strict=True)]
     found: list[str] = []
+    vocabulary = session.host.sites.facts.vocabulary
+    decoded = token_words(session.tokenizer, vocabulary)
+    known_of: dict[tuple[bool, str], dict[int, str]] = {}
     for start, end, text in word_places(template):
         whole = (template.text[:start], template.text[end:])
         asked = "{mask}".join(part.replace("{mask}", f"{{{ANSWER}}}") for part in whole)
-        vocabulary = session.host.sites.facts.vocabulary
-        known = blank_words(session.tokenizer, Template(asked), vocabulary)
+        spaced = Template(asked).spaced_blank
+        kind = (spaced, "" if spaced else whole[0])
+        if kind not in known_of:
+            known_of[kind] = blank_words(session.tokenizer, Template(asked), vocabulary, decoded)
+        known = known_of[kind]
         listed = list(known)
         if len(listed) < len(task.labels):
             continue
@@ -126,9 +139,8 @@ def without_signs(text: str, signs: dict[str, str]) -> str:
 @torch.inference_mode()
 def translate(texts: Sequence[str], folder: str, beams: int) -> list[str]:
     """The `beams` best outputs of an encoder-decoder for each text, each once."""
+    check_config(folder, "translator")
     model, tokenizer = load_backbone(folder, answers="text")
-    if family(model.config) != "encoder-decoder":
-        raise DeltatuneError(f"translator {folder}: {type(model).__name__} is no encoder-decoder")
     batch = tokenizer(list(texts), return_tensors="pt", padding=True)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     ids = model.generate(  # type: ignore[operator]

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.architecture import family
-from deltatune.models.loading import load_backbone
+from deltatune.models.hardware import best_device
+from deltatune.models.loading import find_config, load_backbone
 from deltatune.prompting.prompt_search.blank_readings import class_numbers, rows_in_turn
 from deltatune.tasks.classification import joined_words
 from deltatune.tasks.label_words.label_words import LabelWords
@@ -67,16 +68,22 @@ class Generator:
 
 def load_generator(folder: str) -> Generator:
     """Load an encoder-decoder that writes spans. Raises DeltatuneError for a model without T5's sentinels."""
+    check_config(folder, "generator")
     model, tokenizer = load_backbone(folder, answers="text")
-    return check_generator(model, tokenizer, folder)
+    return check_generator(model.to(best_device()), tokenizer, folder)  # type: ignore[arg-type]
+
+
+def check_config(folder: str, what: str) -> None:
+    """Raise DeltatuneError unless the folder's model is an encoder-decoder; `what` it is for. Nothing is loaded."""
+    _, config = find_config(folder)
+    if family(config) != "encoder-decoder":
+        raise DeltatuneError(
+            f"{what} {folder}: a {config.model_type} is no encoder-decoder, which a T5 is, such as t5-base"
+        )
 
 
 def check_generator(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Generator:
-    """The model as a Generator. Raises DeltatuneError if it is none."""
-    if family(model.config) != "encoder-decoder":
-        raise DeltatuneError(
-            f"generator {name}: {type(model).__name__} is no encoder-decoder, which a T5 is, such as t5-base"
-        )
+    """The encoder-decoder as a Generator. Raises DeltatuneError for a tokenizer without T5's sentinels."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in SENTINELS if token not in vocabulary]
     if missing or tokenizer.eos_token_id is None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.regular_files import check_regular, expanded
 from deltatune.core.method import at_least
 from deltatune.models.architecture import family
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, choose_prompts, label_words_task, split_words
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
 from deltatune.prompting.prompt_search.chosen_by_score import ScoredPrompt, choosing_rows, try_all
 from deltatune.prompting.prompt_search.paraphrases import replaced_words, round_trips
-from deltatune.prompting.prompt_search.template_generation import load_generator, write_templates
+from deltatune.prompting.prompt_search.template_generation import check_config, load_generator, write_templates
 from deltatune.prompting.prompt_search.template_mining import mined_templates
 from deltatune.prompting.prompt_search.template_rules import rule_templates
 from deltatune.prompting.zero_shot import check_classes, prompt_text
@@ -74,6 +75,11 @@ class TemplateSearch(PromptMethod):
         task = check_classes(self, session.task)
         first = given_tasks(session, task, options, self.words, self.templates, self.scoring)[0]
         attach_prompt(session, self, first).detach()
+        if self.corpus:
+            check_regular(expanded(self.corpus), "corpus")
+        for what, folder in (("generator", self.generator), *(("translator", each) for each in self.translators)):
+            if folder:
+                check_config(folder, what)
 
     def fit(
         self,

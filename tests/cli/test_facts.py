@@ -162,6 +162,35 @@ def test_facts_without_relations(place, tmp_path):
     assert done.out.splitlines()[0].startswith("wording ")
     assert "there are no wordings" in ran("facts", "--model", place / "bert", "--data", path).err
     assert "these data have no relations" in ran("facts", "-m", place / "bert", "-d", path, "--relation", "P1").err
+    lama = ran("facts", "-m", place / "bert", "-d", path, "--templates", place / "lama" / "relations.jsonl")
+    assert "has no column of relations" in lama.err
     assert "there is no train file beside it" in ran(
         "facts", "-m", place / "bert", "-d", path, "-t", "[X] is [Y]", "--optimise", "LoRA(r=2)"
     ).err  # fmt: skip
+
+
+def test_an_interruption_keeps_the_trained_prompts(place, tmp_path, monkeypatch):
+    from deltatune.prompting.facts import fact_study
+
+    done = []
+
+    def rank(*args, **more):
+        done.append(more)
+        if len(done) > 1:
+            raise KeyboardInterrupt
+        return actual(*args, **more)
+
+    actual = fact_study.rank_objects
+    monkeypatch.setattr(fact_study, "rank_objects", rank)
+    options = ("--optimise", "Prompt(template='{subject} {1} {mask} .')", "--epochs", "1", "--prompts", tmp_path / "p")
+    stopped = run(place, "--relation", "P1", "-t", "[X] is [Y] .", *options, data="lama")
+    assert stopped.code == 130
+    assert "trained prompts are kept, the same command goes on" in stopped.err
+    monkeypatch.undo()
+    again = run(place, "--relation", "P1", "-t", "[X] is [Y] .", *options, data="lama")
+    assert again.code == 0, again.err
+    other = run(place, "--relation", "P1", "-t", "[X] is [Y] .", *options, "--seed", "3", data="lama")
+    assert other.code == 2
+    assert "--prompts NAME keeps both, --force replaces it" in other.err
+    forced = run(place, "--relation", "P1", "-t", "[X] is [Y] .", *options, "--seed", "3", "--force", data="lama")
+    assert forced.code == 0, forced.err

@@ -176,3 +176,22 @@ def test_relations_have_folders_of_their_own():
     assert folders[:3] == ["P17", "all", "all"]
     assert len(set(folders[2:])) == len(names) - 2
     assert all(folder and "/" not in folder and not folder.startswith(".") and len(folder) < 80 for folder in folders)
+
+
+def test_relations_without_rows_to_train_on_are_noted(place, tmp_path):
+    train = tmp_path / "train.jsonl"
+    rows = [{"relation": "P1", **row} for row in TRAIN] + [{"relation": "P2", "subject": "a", "object": "canada"}]
+    train.write_text("\n".join(map(json.dumps, rows)))
+    methods = ("Prompt(template='{subject} {1} {mask} .')", "LoRA(r=2)")
+    templates = tmp_path / "relations.jsonl"
+    templates.write_text("\n".join(json.dumps({"relation": name, "template": WORDING}) for name in ("P1", "P2")))
+    fields = {"wordings": (), "templates": str(templates), "train": str(train), "prompts": str(tmp_path / "prompts")}
+    quick = replace(QUICK, max_steps=2)
+    report = run_study(study(place, relations=(), methods=methods, settings=quick, **fields))
+    assert report["notes"] == ["no rows of P2 to train on: of 1 none has an object that is one token"] * 2
+    trained = report["means"]["trained"]
+    assert set(trained) == set(methods)
+    assert {each["relations"] for each in trained.values()} == {1}
+    assert {path.name for path in (tmp_path / "prompts").iterdir()} >= {"P1-1", "P1-2"}
+    with pytest.raises(DeltatuneError, match="no rows of P2 to train on: of 1 none has an object"):
+        run_study(study(place, relations=("P2",), methods=methods, settings=quick, **fields))

@@ -223,7 +223,7 @@ class FactCompletion(LanguageModelTask):
         Of tokens with equal scores the first in the vocabulary is the likelier, so that no two share a rank.
         """
         labels, logits = extra_labels["labels"], outputs.get("logits")[0]  # (B,), (B, V)
-        parts = zip(logits.split(RANKED_ROWS), labels.split(RANKED_ROWS), strict=True)
+        parts = zip(torch.split(logits, RANKED_ROWS), torch.split(labels, RANKED_ROWS), strict=True)
         return torch.cat([self._ranks(scores.float(), some) for scores, some in parts])
 
     def _ranks(self, scores: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import ADAPTER, DATA, OUTPUT, SETTINGS, TRAINING, Json, OtherBase, option
+from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import Bar
 from deltatune.cli.ui.output_file import checked_output, draft_of
@@ -22,6 +23,15 @@ WORDINGS = "Wordings"
 STUDY = fields_of("prompting/facts/fact_questions.py", "FactStudy")
 LONGEST_WORDING = 58
 """Characters of a wording that are printed; --json and --out have it whole."""
+
+
+MEANS = {"first": "first wordings", "best": "best wordings", "most_frequent": "same answer", "adapter": "adapter"}
+"""Means in a report, and what they are called."""
+BEHIND = {
+    "best wordings": ", chosen on these rows: too good for others",
+    "same answer": ", the relation's most frequent object for every row",
+}
+"""What is said of them."""
 
 
 def _study(name: str, field: str, panel: str, metavar: str | None = None, *short: str, **more: Any) -> Any:
@@ -109,8 +119,12 @@ def facts(
         templates, candidates, tuple(dict.fromkeys((1, *(top or (10,))))), tuple(optimise or ()), from_wording, train,
         settings, over, prompts, force,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
-    with FactProgress() as progress:
-        report = run_study(study, progress)
+    try:
+        with FactProgress() as progress:
+            report = run_study(study, progress)
+    except KeyboardInterrupt:
+        kept = "trained prompts are kept, the same command goes on" if study.methods else "nothing was written"
+        raise Interrupted(kept) from None
     if target is not None:
         with draft_of(target) as draft:
             write_csv(draft, report)
@@ -172,17 +186,18 @@ def _by_wording(relation: Mapping[str, Any], tops: Sequence[int]) -> Table:
 
 def _by_relation(report: Mapping[str, Any]) -> Table:
     names = [f"P@{k}" for k in report["top"]]
-    kinds = [kind for kind in ("adapter", "trained") if kind in report["means"]]
-    right = ["rows", "left out", *names, "95 % of P@1", "wordings", "P@1 of them", *kinds]
+    methods = report["methods"]
+    others = ["adapter"] if "adapter" in report["means"] else []
+    others += ["trained"] if len(methods) == 1 else [f"trained {n}" for n, _ in enumerate(methods, 1)]
+    right = ["rows", "left out", *names, "95 % of P@1", "wordings", "P@1 of them", *others]
     rows = []
     for relation in report["relations"]:
         plain = [each for each in relation["wordings"] if each["source"] == "wording"]
         first = (plain or relation["wordings"])[0]
         of_all = [each["p@1"] for each in plain if each.get("p@1") is not None]
-        others = [
-            next((score(each.get("p@1")) for each in relation["wordings"] if each["source"] == kind), "")
-            for kind in kinds
-        ]
+        by_name = {each["wording"]: each for each in relation["wordings"] if each["source"] == "trained"}
+        by_adapter = [each for each in relation["wordings"] if each["source"] == "adapter"]
+        asked = [*by_adapter[:1], *(by_name.get(method, {}) for method in methods)]
         rows.append([
             f"{relation['relation']} {clip(first['wording'], 34)}",
             count(first["rows"]),
@@ -191,7 +206,7 @@ def _by_relation(report: Mapping[str, Any]) -> Table:
             _interval(first["interval"]),
             count(len(plain)),
             f"{min(of_all):.3f} to {max(of_all):.3f}" if len(of_all) > 1 else "",
-            *others,
+            *(score(each.get("p@1")) for each in asked),
         ])  # fmt: skip
     return table(["relation, first wording", *right], rows, right=right)
 
@@ -217,26 +232,18 @@ def summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     from deltatune.prompting.facts.fact_report import remarks
 
     lines: list[tuple[str, str]] = []
-    names = {
-        "first": "first wordings",
-        "best": "best wordings",
-        "adapter": "adapter",
-        "trained": "trained",
-        "most_frequent": "same answer",
-    }
-    behind = {
-        "best": ", chosen on these rows: too good for others",
-        "most_frequent": ", the relation's most frequent object for every row",
-    }
     if len(report["relations"]) > 1:
-        for kind, means in report["means"].items():
-            if kind in names:
-                parts = [
-                    f"{how} " + ", ".join(f"{k.upper()} {score(means[how][k])}" for k in means[how])
-                    for how in ("micro", "macro")
-                ]
-                of = f"{'; '.join(parts)} ({plural(means['relations'], 'relation')}, {count(means['rows'])} rows)"
-                lines.append((names[kind], of + behind.get(kind, "")))
+        means = report["means"]
+        trained = means.get("trained", {})
+        named = {name: means[kind] for kind, name in MEANS.items() if kind in means}
+        named |= {f"trained {n}" if len(trained) > 1 else "trained": each for n, each in enumerate(trained.values(), 1)}
+        for name, each in named.items():
+            parts = [
+                f"{how} " + ", ".join(f"{k.upper()} {score(each[how][k])}" for k in each[how])
+                for how in ("micro", "macro")
+            ]
+            of = f"{'; '.join(parts)} ({plural(each['relations'], 'relation')}, {count(each['rows'])} rows)"
+            lines.append((name, of + BEHIND.get(name, "")))
         spread = report["means"].get("all")
         if spread and spread["wordings"] > len(report["relations"]):
             lines.append((

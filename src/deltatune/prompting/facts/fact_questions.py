@@ -25,43 +25,43 @@ class FactStudy:
     """Which facts are asked for, how, and of which model."""
 
     model: str | None = None
-    """The pretrained model: a folder or a name on the hub"""
+    """The pretrained model: a folder or a name on the hub."""
     data: str = ""
-    """Facts: rows with a subject, an object and maybe a relation, in a file, or a folder whose test rows are scored"""
+    """Facts: rows with a subject, an object and maybe a relation, in a file, or a folder whose test rows are scored."""
     relations: tuple[str, ...] = ()
-    """Only these relations"""
+    """Only these relations."""
     subject: str | None = None
-    """The column of subjects. Default: inferred"""
+    """The column of subjects. Default: inferred."""
     object: str | None = None
-    """The column of objects. Default: inferred"""
+    """The column of objects. Default: inferred."""
     limit: int | None = None
-    """Score the first rows of each relation only"""
+    """Score the first rows of each relation only."""
     adapter: str | None = None
-    """An adapter that acts on the model"""
+    """An adapter that acts on the model."""
     other_base: bool = False
-    """Load the adapter onto a base whose weights differ from those at training"""
+    """Load the adapter onto a base whose weights differ from those at training."""
     wordings: tuple[str, ...] = ()
-    """Wordings of one relation"""
+    """Wordings of one relation."""
     templates: str | None = None
-    """Rows with relation, template and templates (a list). Default: relations.jsonl beside the data"""
+    """Rows with relation, template and templates (a list). Default: relations.jsonl beside the data."""
     candidates: str | None = None
-    """Rank only these words, a file with one a line; or objects, those of the relation in the data"""
+    """Rank only these words, a file with one a line; or objects, those of the relation in the data."""
     top: tuple[int, ...] = (1, 10)
-    """k of P@k"""
+    """k of P@k."""
     methods: tuple[str, ...] = ()
-    """Methods that are trained for each relation on the training rows, and scored beside the wordings"""
+    """Methods that are trained for each relation on the training rows, and scored beside the wordings."""
     from_wording: bool = False
-    """Start from the relation's first wording: a trained vector for each token of its words"""
+    """Start from the relation's first wording: a trained vector for each token of its words."""
     train: str | None = None
-    """Rows to train on. Default: the training rows of the data's folder"""
+    """Rows to train on. Default: the training rows of the data's folder."""
     settings: Settings = SETTINGS
     """Settings of the training."""
     over: Literal["vocabulary", "candidates"] = "vocabulary"
-    """What the probability in the loss is shared by: vocabulary or candidates"""
+    """What the probability in the loss is shared by: vocabulary or candidates."""
     prompts: str | None = None
-    """Folder of trained prompts, an adapter for each relation. Default: runs/facts-<data>"""
+    """Folder of trained prompts, an adapter for each relation. Default: runs/facts-<data>."""
     force: bool = False
-    """Delete the trained prompts in that folder and train again"""
+    """Delete the trained prompts in that folder and train again."""
 
     @property
     def needs_wordings(self) -> bool:
@@ -188,7 +188,12 @@ def _wordings(study: FactStudy, facts: FactRows, notes: list[str]) -> dict[str, 
                 'there are no wordings: give one with --template "[X] is located in [Y].", or a file with --templates '
                 f"({BESIDE} beside the data is found by itself)"
             )
-        near = nearest(relations[0], listed) if relations[0] else ""
+        if not relations[0]:
+            raise DeltatuneError(
+                f"{study.data} has no column of relations, so no wording of {path} is known to be for it: give one "
+                "with --template"
+            )
+        near = nearest(relations[0], listed)
         raise DeltatuneError(f"{path} has no wording for {', '.join(map(repr, relations[:5]))}{near}")
     if without and study.needs_wordings and path is not None:
         notes.append(f"no wording in {path.name}, left out: {', '.join(without)}")

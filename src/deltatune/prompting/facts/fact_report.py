@@ -95,9 +95,10 @@ def paired_test(ranks: Sequence[int | None], others: Sequence[int | None]) -> di
 
 
 def _means(relations: Sequence[Mapping[str, Any]], tops: Sequence[int]) -> dict[str, Any]:
-    """Means over relations and rows of each relation's first wording, its best one, and all of its wordings."""
+    """Means over relations and rows of first wordings, best ones, all wordings, and each method that was trained."""
     names = [f"p@{k}" for k in tops]
     kinds: dict[str, list[Mapping[str, Any]]] = {"first": [], "best": []}
+    trained: dict[str, list[Mapping[str, Any]]] = {}
     for relation in relations:
         usable = [each for each in relation["wordings"] if each["rows"]]
         plain = [each for each in usable if each["source"] == "wording"]
@@ -105,9 +106,13 @@ def _means(relations: Sequence[Mapping[str, Any]], tops: Sequence[int]) -> dict[
             kinds["first"].append(plain[0])
             kinds["best"].append(max(plain, key=lambda each: each[names[0]]))
         for each in usable:
-            if each["source"] != "wording":
-                kinds.setdefault(each["source"], []).append(each)
+            if each["source"] == "adapter":
+                kinds.setdefault("adapter", []).append(each)
+            elif each["source"] == "trained":
+                trained.setdefault(each["wording"], []).append(each)
     means: dict[str, Any] = {kind: _micro_macro(records, names) for kind, records in kinds.items() if records}
+    if trained:
+        means["trained"] = {method: _micro_macro(records, names) for method, records in trained.items()}
     spreads = []
     for relation in relations:
         scores = [each[names[0]] for each in relation["wordings"] if each["rows"] and each["source"] == "wording"]

@@ -62,7 +62,10 @@ def run_study(study: FactStudy, progress: AskProgress | None = None) -> dict[str
             ranks.append(asked.ranks(relation, source, text))
         for number, (method, template) in enumerate(plan):
             tell(f"{relation} training {study.methods[number]}".strip())
-            ranks.append(asked.trained(relation, method, template, number))
+            trained = asked.trained(relation, method, template, number)
+            ranks += [] if trained is None else [trained]
+    if asked.untrained and not any(each.source == TRAINED for ranks in results.values() for each in ranks):
+        raise DeltatuneError(asked.untrained[0])
     column = opened.scored.columns.object
     objects = {relation: [row[column] for row in opened.scored.relations[relation]] for relation in results}
     return {
@@ -71,9 +74,10 @@ def run_study(study: FactStudy, progress: AskProgress | None = None) -> dict[str
         "data": study.data,
         "candidates": asked.candidates(),
         "top": list(study.top),
+        "methods": list(study.methods),
         **fact_report(results, objects, study.top, opened.scored.repeats),
         "prompts": str(prompts_folder(study)) if study.methods else None,
-        "notes": [*opened.notes, *asked.notes],
+        "notes": [*opened.notes, *asked.notes, *asked.untrained],
     }
 
 
@@ -86,6 +90,8 @@ class _Asked:
         self.one_token: dict[str, int] = {}
         """Number of candidates of each relation."""
         self.notes: list[str] = []
+        self.untrained: list[str] = []
+        """Why relations were not trained."""
         self.host: Host
         self.tokenizer: PreTrainedTokenizerBase
         self.name: str | None = None
@@ -181,15 +187,19 @@ class _Asked:
         rows, task = self.opened.scored.relations[relation], self.task(relation, as_template(text))
         return rank_objects(self.host, self.tokenizer, task, rows, name=self.name, wording=text, source=source)
 
-    def trained(self, relation: str, method: Method, template: str, number: int) -> WordingRanks:
-        """Ranks of a relation's objects by one method, after its training on the rows for that."""
+    def trained(self, relation: str, method: Method, template: str, number: int) -> WordingRanks | None:
+        """Ranks of a relation's objects by one method, after its training on the rows for that; None without rows."""
         study, opened = self.study, self.opened
         assert opened.training is not None
         rows = opened.training.relations.get(relation, [])
-        if not rows:
-            raise DeltatuneError(f"there are no rows {f'of {relation} ' if relation else ''}to train on")
         validation = opened.validation.relations.get(relation, []) if opened.validation else []
         task = self.task(relation, template)
+        problems = task.encode_scorable(rows, self.tokenizer)[1]
+        if len(problems) == len(rows):
+            why = f": of {len(rows)} none has an object that is one token" if rows else ""
+            candidate = " and a candidate" if rows and task.candidates else ""
+            self.untrained.append(f"no rows {f'of {relation} ' if relation else ''}to train on{why}{candidate}")
+            return None
         folder = prompts_folder(study) / folder_name(relation)
         if len(study.methods) > 1:
             folder = folder.with_name(f"{folder.name}-{number + 1}")

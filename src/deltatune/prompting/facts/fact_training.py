@@ -20,6 +20,7 @@ from deltatune.core.registry import parse
 from deltatune.prompting.facts.wordings import as_template, softened
 from deltatune.prompting.prompt_cost import counted
 from deltatune.store import run_folder
+from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.task import Encoded, Row
 from deltatune.tasks.tokenization import longest_input
@@ -93,14 +94,15 @@ def train_prompt(
     if folder is None:
         return session, _train(session, encoded, settings)["training"]
     record = _record(session, encoded, settings)
-    finished = run_folder.open_run(folder, record, force, option="--prompts ")
-    if finished is not None:
-        session.detach()
-        host.load(folder / run_folder.ADAPTER, name=NAME)
-        return session, finished["training"]
-    metrics = _train(session, encoded, settings)
-    host.save(NAME, folder / run_folder.ADAPTER, extra={**record, **session.to_json(), "scores": metrics})
-    run_folder.finish(folder, metrics)
+    with FolderLock(folder, option="--prompts "):
+        finished = run_folder.open_run(folder, record, force, option="--prompts ")
+        if finished is not None:
+            session.detach()
+            host.load(folder / run_folder.ADAPTER, name=NAME)
+            return session, finished["training"]
+        metrics = _train(session, encoded, settings)
+        host.save(NAME, folder / run_folder.ADAPTER, extra={**record, **session.to_json(), "scores": metrics})
+        run_folder.finish(folder, metrics)
     return session, metrics["training"]
 
 

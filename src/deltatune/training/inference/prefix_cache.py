@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -188,14 +188,19 @@ class CachedReader:
     prompts: Sequence[Prompt]
     batch_size: int
     bfloat16: bool
+    starts: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The caches of shared starts that were read."""
 
     def group(self, group: SharedStart) -> dict[int, Tensor] | None:
         """Scores of the classes (C,) by row; None for a model with a cache of another kind."""
         start, cache = self.prompts[group.rows[0]].ids[: group.length], None
         if start:
-            cache = self._read([start], [[]], None, [(0, len(start) - 1)])[1]
+            cache = self.starts.pop(tuple(start), None)
+            cache = cache or self._read([start], [[]], None, [(0, len(start) - 1)])[1]
             if not _grows(cache):
                 return None
+            if not self.starts:  # the first group's, which is tried before it is used
+                self.starts[tuple(start)] = cache
         scores: dict[int, Tensor] = {}
         order = sorted(group.rows, key=lambda i: len(self.prompts[i].ids), reverse=True)
         for first in range(0, len(order), self.batch_size):

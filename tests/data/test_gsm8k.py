@@ -1,4 +1,4 @@
-"""GSM8K in both of its forms: the answer is a rationale and, behind ####, the final answer."""
+"""GSM8K in both of its forms, and AQuA: the answer is a rationale and, behind ####, the final one."""
 
 import json
 
@@ -49,3 +49,24 @@ def test_a_row_without_a_final_answer_is_named(tmp_path):
     rows = [*STORED[:3], {**STORED[3], "final_answer": " "}, *STORED[4:]]
     with pytest.raises(DeltatuneError, match=r"1 rows \(4\) are not in the form of GSM8K.*final_answer is empty"):
         read(written(tmp_path / "math.jsonl", rows))
+
+
+AQUA = [
+    {"question": f"What is {n} + 1?", "options": [f"A){n}", f"B){n + 1}", "C) 0"], "rationale": f"One more than {n}.",
+     "correct": "B"}
+    for n in range(60)
+]  # fmt: skip
+
+
+def test_the_choices_of_aqua_are_part_of_the_question(tmp_path):
+    data = read(written(tmp_path / "aqua.jsonl", AQUA))
+    assert (data.text, data.label, data.metric) == (("question", "choices"), "answer", "final_answer")
+    row = data.train[0]
+    number = int(row["question"].split()[2])
+    assert row["choices"] == f"Answer Choices: (A) {number} (B) {number + 1} (C) 0"
+    assert row["answer"] == f"One more than {number}.\n#### B"
+
+
+def test_options_without_letters_are_refused(tmp_path):
+    with pytest.raises(DeltatuneError, match="an option does not begin with its letter"):
+        read(written(tmp_path / "aqua.jsonl", [*AQUA[:5], {**AQUA[5], "options": ["1", "2"]}]))

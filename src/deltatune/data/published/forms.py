@@ -62,6 +62,11 @@ FORMS = (
         made=("answer",), metric="final_answer", note="an answer is the rationale and, behind ####, the final answer",
     ),
     PublishedForm(
+        "AQuA", ("question", "options", "rationale", "correct"), "generate", ("question", "choices"), "answer",
+        nested.aqua, made=("choices", "answer"), metric="final_answer",
+        note="an answer is the rationale and, behind ####, the letter: ChainOfThought(answer='choice')",
+    ),
+    PublishedForm(
         "GSM8K", ("question", "answer"), "generate", ("question",), "answer", marked="####", metric="final_answer",
         note="an answer is the rationale and, behind ####, the final answer",
     ),

@@ -6,6 +6,7 @@ Where a row has another form it raises KeyError, TypeError or ValueError.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,17 @@ def gsm8k(row: Row) -> list[Row]:
     if not isinstance(final, (str, int, float)) or not isinstance(rationale, (str, type(None))):
         raise TypeError("rationale and final_answer are texts or numbers")
     return [{**row, "answer": f"{(rationale or '').strip()}\n#### {final}".strip()}]
+
+
+def aqua(row: Row) -> list[Row]:
+    """`choices` on one line from `options`, such as "A)21"; `answer` from `rationale` and `correct`, the letter."""
+    options = [str(option).strip() for option in row["options"]]
+    if not options or any(not re.match(r"\(?[A-Z]\)", option) for option in options):
+        raise ValueError("an option does not begin with its letter, such as A)")
+    shown = " ".join(f"({option.lstrip('(')[0]}) {option.partition(')')[2].strip()}" for option in options)
+    given = {} if row.get("correct") is None else gsm8k({**row, "final_answer": row["correct"]})[0]
+    answer = {"answer": given["answer"]} if given else {}
+    return [{**row, "choices": f"Answer Choices: {shown}", **answer}]
 
 
 def with_tables(rows: Sequence[Row], tables: Sequence[Row], where: str) -> list[Row]:

@@ -22,8 +22,15 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields, shortened
 from deltatune.models.architecture import Loads
 from deltatune.tasks.classification import Classify, joined_words
-from deltatune.tasks.label_words.prompt_rows import PromptEncoder, PromptRow, special_form
-from deltatune.tasks.label_words.verbalizer import Words, check_words, word_tokens, words_of_classes, words_of_names
+from deltatune.tasks.label_words.prompt_rows import TemplateEncoder, PromptRow, special_form
+from deltatune.tasks.label_words.verbalizer import (
+    Words,
+    check_words,
+    nested_tuples,
+    word_tokens,
+    words_in_order,
+    words_of_names,
+)
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
 from deltatune.tasks.tokenization import check_length
@@ -70,10 +77,10 @@ class LabelWords(Classify):
 
     def __post_init__(self) -> None:
         for name in ("labels", "text", "more_templates", "template_weights", "words", "demonstrations", "calibration"):
-            object.__setattr__(self, name, _tuples(getattr(self, name)))  # as JSON and YAML have them
+            object.__setattr__(self, name, nested_tuples(getattr(self, name)))  # as JSON and YAML have them
         wrong_words = ""
         try:
-            words = _words_of(self.words, self.labels)
+            words = words_in_order(self.words, self.labels)
         except DeltatuneError as error:
             wrong_words, words = str(error), words_of_names(self.labels)
         object.__setattr__(self, "words", words)
@@ -132,7 +139,7 @@ class LabelWords(Classify):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read `to_json`'s result."""
-        return super().from_json({name: _tuples(value) for name, value in data.items()})
+        return super().from_json({name: nested_tuples(value) for name, value in data.items()})
 
     @cached_property
     def templates(self) -> tuple[Template, ...]:
@@ -232,7 +239,7 @@ class LabelWords(Classify):
         raise_listed(problems)
         return sets
 
-    def _makers(self, tokenizer: PreTrainedTokenizerBase, joined: bool, demonstrated: bool) -> list[PromptEncoder]:
+    def _makers(self, tokenizer: PreTrainedTokenizerBase, joined: bool, demonstrated: bool) -> list[TemplateEncoder]:
         """One for each template. Raises DeltatuneError listing what the model cannot read, words included."""
         form = special_form(tokenizer, joined)
         makers, problems = [], []
@@ -242,7 +249,7 @@ class LabelWords(Classify):
             except DeltatuneError as error:
                 problems.append(str(error))
                 continue
-            maker = PromptEncoder(
+            maker = TemplateEncoder(
                 template, words, tokenizer, form, self.max_length, self.words[0][0], self.scoring == "channel"
             )
             problems += maker.problems(demonstrated or bool(self.demonstrations))
@@ -325,21 +332,3 @@ def as_label_words(task: Classify, **fields: Any) -> LabelWords:
         for name in ("labels", "text", "label", "max_length", "metric", "too_long", "positive")
     }
     return LabelWords(**{**common, **fields})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _words_of(words: Any, labels: Sequence[str]) -> Any:
-    """Words as tuples by class: also of a mapping of classes to words, and of one word for each class."""
-    if isinstance(words, Mapping):
-        return words_of_classes({str(label): _tuples(given) for label, given in words.items()}, labels)
-    if isinstance(words, tuple):
-        given = words or words_of_names(labels)
-        return tuple(
-            tuple(word.strip() if isinstance(word, str) else word for word in of_class) if isinstance(of_class, tuple)
-            else (of_class.strip(),) if isinstance(of_class, str) else of_class
-            for of_class in given
-        )  # fmt: skip
-    return words

@@ -57,7 +57,7 @@ def special_form(tokenizer: PreTrainedTokenizerBase, joined: bool) -> Form:
 
 
 @dataclass(frozen=True)
-class PromptEncoder:
+class TemplateEncoder:
     """Makes the rows of one template, with the tokens of its words."""
 
     template: Template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +45,25 @@ def words_of_classes(words: Mapping[str, str | Sequence[str]], labels: Sequence[
     raise_all(problems, f"classes: {', '.join(map(repr, labels[:20]))}" if problems else "")
     listed = [(given,) if isinstance(given := words[label], str) else tuple(given) for label in labels]
     return tuple(tuple(word.strip() if isinstance(word, str) else word for word in given) for given in listed)
+
+
+def nested_tuples(value: Any) -> Any:
+    """A value whose lists, as JSON and YAML have them, are tuples."""
+    return tuple(map(nested_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def words_in_order(words: Any, labels: Sequence[str]) -> Any:
+    """Words as tuples by class: also of a mapping of classes to words, and of one word for each class."""
+    if isinstance(words, Mapping):
+        return words_of_classes({str(label): nested_tuples(given) for label, given in words.items()}, labels)
+    if isinstance(words, tuple):
+        given = words or words_of_names(labels)
+        return tuple(
+            tuple(word.strip() if isinstance(word, str) else word for word in of_class) if isinstance(of_class, tuple)
+            else (of_class.strip(),) if isinstance(of_class, str) else of_class
+            for of_class in given
+        )  # fmt: skip
+    return words
 
 
 def read_words(assignments: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -49,7 +49,7 @@ class SharedStart(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTokens:
     """One row's prompt and what follows it."""
 
     ids: list[int]
@@ -75,7 +75,7 @@ def plan(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: Prompt
     return groups if read + check <= WORTH * plain else None
 
 
-def _plain_tokens(prompt: Prompt) -> int:
+def _plain_tokens(prompt: PromptTokens) -> int:
     """The tokens that are read without a cache: the prompt for each word, or once if all words are one token."""
     if all(len(answer) == 1 for answer in prompt.answers):
         return len(prompt.ids)
@@ -91,13 +91,13 @@ def _may_cache(host: Host) -> bool:
     return host.route.rows is None and not (needs.padding_mask or needs.answer_offsets or needs.prompt_ids)
 
 
-def prompts_of(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: PromptCollator) -> list[Prompt]:
+def prompts_of(host: Host, task: LabelWords, rows: Sequence[TokenRow], collate: PromptCollator) -> list[PromptTokens]:
     """The prompts of the rows, with an adapter's virtual tokens, which the host puts in front of texts without them."""
     front = 0 if task.has_virtual_tokens else max(host.prompts.values(), default=0)
     first = collate.vocabulary
     virtual = list(range(first, first + front))
     return [
-        Prompt(
+        PromptTokens(
             virtual + collate.with_virtual_ids(row["prompt"]),
             [[*ids, *row["after"]] for ids in row["words"]],
             [len(ids) if row.get("channel") else 0 for ids in row["words"]],
@@ -173,7 +173,7 @@ def cached_scores(
     return [np.asarray(scores[i].float().cpu().numpy()) for i in range(len(rows))]
 
 
-def _tried(groups: Sequence[SharedStart], prompts: Sequence[Prompt]) -> list[int]:
+def _tried(groups: Sequence[SharedStart], prompts: Sequence[PromptTokens]) -> list[int]:
     """The longest and the shortest prompt of the first group: padding and different lengths are part of the trial."""
     by_length = sorted(groups[0].rows, key=lambda i: len(prompts[i].ids))
     return list(dict.fromkeys([by_length[-1], by_length[0]]))
@@ -185,7 +185,7 @@ class CachedReader:
 
     host: Host
     task: LabelWords
-    prompts: Sequence[Prompt]
+    prompts: Sequence[PromptTokens]
     batch_size: int
     bfloat16: bool
     starts: dict[tuple[int, ...], Any] = field(default_factory=dict)
@@ -211,7 +211,7 @@ class CachedReader:
             scores |= dict(zip(rows, values, strict=True))
         return scores
 
-    def _batch(self, prompts: Sequence[Prompt], start: list[int], cache: Any) -> Tensor | None:
+    def _batch(self, prompts: Sequence[PromptTokens], start: list[int], cache: Any) -> Tensor | None:
         """Scores of the classes (B, C) of prompts with the same start, whose keys and values are cached."""
         rests = [prompt.ids[len(start) :] for prompt in prompts]
         ends = [(i, len(rest) - 1) for i, rest in enumerate(rests)]
@@ -231,7 +231,7 @@ class CachedReader:
         tokens = torch.tensor([[len(answer) for answer in prompt.answers] for prompt in prompts], device=words.device)
         return self.task.class_scores(words, tokens - given)
 
-    def _continued(self, prompts: Sequence[Prompt], some: list[int], seen: list[list[int]], cache: Any) -> Tensor:
+    def _continued(self, prompts: Sequence[PromptTokens], some: list[int], seen: list[list[int]], cache: Any) -> Tensor:
         """Scores (B, W) of the tokens behind the first one of some words; 0 for the other words."""
         answers = [prompt.answers[n] for prompt in prompts for n in some]
         places = [(i, place) for i, answer in enumerate(answers) for place in range(len(answer) - 1)]

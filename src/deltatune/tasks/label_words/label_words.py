@@ -22,7 +22,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields, shortened
 from deltatune.models.architecture import Loads
 from deltatune.tasks.classification import Classify, joined_words
-from deltatune.tasks.label_words.prompt_rows import TemplateEncoder, PromptRow, special_form
+from deltatune.tasks.label_words.prompt_rows import PromptRow, TemplateEncoder, special_form
 from deltatune.tasks.label_words.verbalizer import (
     Words,
     check_words,

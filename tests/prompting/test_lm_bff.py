@@ -16,6 +16,7 @@ from deltatune.prompting.prompt_search.label_word_search import (
     best_pairings,
     class_means,
     likely_words,
+    nearest_words,
     search_label_words,
 )
 from deltatune.prompting.prompt_search.lm_bff import LMBFF
@@ -77,6 +78,11 @@ def test_likely_words_and_accuracies_are_those_of_the_papers_code():
     assert [[begins[i] for i in row] for row in likely] == case["output.likely"].tolist()
     for pairing, accuracy in zip(case["output.pairings"].tolist(), case["output.accuracy"].tolist(), strict=True):
         assert accuracy_of(logits, labels, [begins.index(word) for word in pairing]) == pytest.approx(accuracy)
+    ten = likely_words(means, 10)
+    vectors = case["input.embeddings"][begins]
+    seeds = case["input.embeddings"][case["input.seed_ids"]]
+    nearest = nearest_words(vectors, seeds, ten, facts["k_neighbors"])
+    assert [[begins[i] for i in row] for row in nearest] == case["output.neighbors"].tolist()
     best = best_pairings(logits, labels, likely, 5)
     different = [
         accuracy
@@ -226,6 +232,26 @@ def test_words_are_found_then_trained_through(session, tmp_path, text):
     session.host.save(session.name, tmp_path / "run")
     again = replace(open_adapter(tmp_path / "run"), precision="float32")
     assert np.allclose(again.predict(ROWS), answers, atol=1e-5)
+
+
+def test_words_near_the_classes_own_words(session):
+    own = attach_prompt(session, parse("ZeroShot"), WORDS)
+    found = search_label_words(own, WORDS, ROWS, tried=12, most=9, neighbors=3)
+    words = blank_words(session.tokenizer, WORDS.templates[0], 101)
+    logits = read_blanks(own, WORDS, ROWS, list(words)).logits.numpy()
+    likely = likely_words(class_means(logits, np.array([0, 1] * 3)[::-1], 2), 12)
+    table = session.host.model.get_output_embeddings().weight
+    for number, seed in enumerate(("bad", "good")):
+        vector = table[session.tokenizer.convert_tokens_to_ids(seed)]
+        near = {
+            words[token]: float(torch.cosine_similarity(vector, table[token], dim=0))
+            for token in (list(words)[column] for column in likely[number])
+        }
+        allowed = sorted(near, key=lambda word: -near[word])[:3]
+        assert {pairing[number][0] for pairing, _ in found} <= set(allowed)
+    session.detach()
+    method = LMBFF(parse("LoRA(r=2)"), demonstrations=False, likely=12, neighbors=3, words="neg=bad, pos=good")
+    assert method.fit(session, PromptRows(ROWS, ROWS), Settings(max_steps=1)).trials
 
 
 def test_training_goes_on_from_its_checkpoint(session, tmp_path):

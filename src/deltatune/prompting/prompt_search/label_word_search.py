@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.prompt_search.blank_readings import blank_words, class_numbers, read_blanks, rows_in_turn
 from deltatune.tasks.label_words.label_words import LabelWords
-from deltatune.tasks.label_words.verbalizer import Words
+from deltatune.tasks.label_words.verbalizer import Words, word_tokens
 from deltatune.tasks.task import Row
 from deltatune.training.session import Session
 
@@ -47,6 +48,17 @@ def class_means(logits: NDArray[np.float32], labels: NDArray[np.int64], classes:
 def likely_words(means: NDArray[np.float64], most: int) -> list[list[int]]:
     """The `most` columns of the highest mean logits for each class, the highest first; equal ones in their order."""
     return [np.argsort(-row, kind="stable")[:most].tolist() for row in means]
+
+
+def nearest_words(
+    vectors: torch.Tensor, seeds: torch.Tensor, candidates: Sequence[Sequence[int]], most: int
+) -> list[list[int]]:
+    """The `most` candidates of each class whose vectors (W, D) are nearest by cosine to the class's seed (C, D)."""
+    similarity = F.cosine_similarity(seeds.double()[:, None], vectors.double()[None], dim=-1)  # (C, W)
+    return [
+        sorted(listed, key=lambda word: -float(similarity[number, word]))[:most]
+        for number, listed in enumerate(candidates)
+    ]
 
 
 def accuracy_of(logits: NDArray[np.float32], labels: NDArray[np.int64], words: Sequence[int]) -> float:
@@ -118,11 +130,12 @@ def _numbers_correct(
 
 
 def search_label_words(
-    session: Session, task: LabelWords, rows: Sequence[Row], tried: int = 100, most: int = 10
+    session: Session, task: LabelWords, rows: Sequence[Row], tried: int = 100, most: int = 10, neighbors: int = 0
 ) -> list[tuple[Words, float]]:
     """The best words of the classes in the task's template, with their accuracy on the training rows without training.
 
-    tried: likeliest words of each class that are paired; most: pairings that are returned, the best first.
+    tried: likeliest words of each class that are paired; neighbors: of these only as many as are nearest to the task's
+    own first word of the class, where it is above 0; most: pairings that are returned, the best first.
     Raises DeltatuneError for a class without rows, and for a blank with fewer words than there are classes.
     """
     template = task.templates[0]
@@ -140,6 +153,12 @@ def search_label_words(
     logits = read_blanks(session, own, chosen, columns).logits.numpy()
     labels = class_numbers(task, chosen).numpy()
     candidates = likely_words(class_means(logits, labels, classes), max(tried, classes))
+    if neighbors:
+        head = session.host.model.get_output_embeddings()  # type: ignore[operator]
+        vectors = head.weight.detach().cpu()
+        own_words = word_tokens(tuple(of_class[:1] for of_class in task.words), template, session.tokenizer)
+        seeds = torch.stack([vectors[torch.tensor(ids)].mean(0) for ids in own_words])
+        candidates = nearest_words(vectors[torch.tensor(columns)], seeds, candidates, max(neighbors, classes))
     return [
         (tuple((words[columns[column]],) for column in pairing.words), pairing.accuracy)
         for pairing in best_pairings(logits, labels, candidates, most)

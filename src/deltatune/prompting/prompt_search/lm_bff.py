@@ -61,6 +61,9 @@ class LMBFF(Cloze):
     """Templates that the generator writes for each place of the blank. The paper: 100."""
     likely: int = 100
     """Likeliest words of each class that are paired with those of the others."""
+    neighbors: int = 0
+    """Of the likeliest words only as many as are nearest to the class's own words, by the cosine of their output
+    vectors; 0 takes all. The paper: 30 for many classes."""
     candidates: int = 10
     """Pairings, and templates, that are compared on the validation rows. The paper: 100."""
     search_steps: int = 0
@@ -71,13 +74,13 @@ class LMBFF(Cloze):
         return f"LM-BFF, {self.method.label}"
 
     def check(self) -> None:
-        at_least(self, sets=1, beams=1, likely=1, candidates=1, search_steps=0)
+        at_least(self, sets=1, beams=1, likely=1, neighbors=0, candidates=1, search_steps=0)
         problems = []
         if isinstance(self.method, PromptMethod):
             problems.append(f"it trains a tuning method such as LoRA(r=8), and {self.method!r} is a prompting method")
         elif self.method.input_template:
             problems.append(f"{self.method!r} places virtual tokens by a template of its own; train it with Cloze")
-        if self.search in ("words", "both") and self.words:
+        if self.search in ("words", "both") and self.words and not self.neighbors:
             problems.append(f"search={self.search!r} finds the words; leave words out, or search='templates'")
         if self.search in ("templates", "both") and self.template:
             problems.append(f"search={self.search!r} finds the template; leave template out, or search='words'")
@@ -139,8 +142,8 @@ class LMBFF(Cloze):
         notes: tuple[str, ...] = ()
         if self.search != "none":
             choosing, notes = choosing_rows(rows, "the prompt")
-            search = PromptComparison(self, session, rows.train, choosing, settings)
             known = self._has_words(check_classes(self, session.task), options)
+            search = PromptComparison(self, session, rows.train, choosing, settings, known)
             if self.search == "words" or not known:
                 trials += search.words(task)
                 task = trials[0].task
@@ -190,12 +193,15 @@ class PromptComparison:
     train: Sequence[Row]
     choosing: Sequence[Row]
     settings: Settings
+    known: bool
+    """Whether the words of the classes are known before the search."""
 
     def words(self, task: LabelWords) -> list[ScoredPrompt]:
         """Label words for the template of a prompt, the best first."""
+        neighbors = self.method.neighbors if self.known else 0
         own = attach_prompt(self.session, self.method, task, self.settings.seed)
         try:
-            found = search_label_words(own, task, self.train, self.method.likely, self.method.candidates)
+            found = search_label_words(own, task, self.train, self.method.likely, self.method.candidates, neighbors)
         finally:
             own.detach()
         return self.compared([replace(task, words=words) for words, _ in found])

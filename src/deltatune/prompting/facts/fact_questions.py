@@ -16,6 +16,7 @@ from deltatune.data.sources.split_names import match_splits
 from deltatune.prompting.facts.fact_rows import FactRows, fact_columns, facts_of
 from deltatune.prompting.facts.fact_training import SETTINGS
 from deltatune.prompting.facts.wordings import BESIDE, as_template, read_wordings
+from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.tasks.task import Row
 from deltatune.training.settings import Settings
 
@@ -89,8 +90,12 @@ class FactStudy:
         problems += [f"--top {k}: at least 1" for k in self.top if k < 1]
         problems += [] if self.top else ["--top: at least one k is needed"]
         raise_all(problems)
-        for text in self.methods:
-            parse(text)  # before a model is loaded
+        raise_all([
+            f"--optimise {text}: it prompts for classes or answers; facts take a method that trains, such as Prompt() "
+            "or PTuning()"
+            for text in self.methods
+            if isinstance(parse(text), PromptMethod)
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _micro_macro(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What the figures say and what they do not, in sentences."""
-    several = any(len(relation["wordings"]) > 1 for relation in report["relations"])
+    several = len(report["relations"]) == 1 and len(report["relations"][0]["wordings"]) > 1
     lines = [
         "P@1 is the share of the counted rows whose object is the likeliest word at the blank; its 95 % interval "
         "(Wilson) is for rows drawn like these."

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2103.10385
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from deltatune.prompting.prompt_cost import counted
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.fact_completion import FactCompletion
+from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row
 from deltatune.tasks.tokenization import longest_input
 from deltatune.training.checkpoint import digest_of
@@ -56,6 +58,8 @@ def prompt_method(text: str | Method, wording: str | None, from_wording: bool = 
         return dataclasses.replace(method, template=template), template  # type: ignore[call-arg]
     if own:
         template = as_template(own)
+        if all(part.kind != "virtual" for part in Template(template).parts):
+            raise DeltatuneError(f"the template of {method!r} has no virtual tokens to train: {{5}}, or {{soft:words}}")
         return dataclasses.replace(method, template=template), template  # type: ignore[call-arg]
     if wording is None:
         raise DeltatuneError(f"{method!r} has no template, and there is no wording; name one with --template")
@@ -85,12 +89,13 @@ def train_prompt(
     session = Session(model, host, tokenizer, task, precision=settings.precision, name=NAME)
     fitted = session.fit(method)
     session.attach(fitted, settings.seed, False)
-    encoded = {split: _scorable(session, part) for split, part in (("train", rows), ("validation", validation))}
+    encoded, problems = {}, Counter[str]()
+    for split, part in (("train", rows), ("validation", validation)):
+        encoded[split], why = _scorable(session, part)
+        problems += Counter(why.values()) if split == "train" else Counter()
     if not len(encoded["train"]):
-        raise DeltatuneError(
-            f"none of the {len(rows)} rows to train on has an object that is one token of this tokenizer"
-            + (" and a candidate" if task.candidates else "")
-        )
+        listed = ", ".join(f"{count} {reason}" for reason, count in problems.items())
+        raise DeltatuneError(f"none of the {len(rows)} rows to train on can be used: {listed or 'there are none'}")
     if folder is None:
         return session, _train(session, encoded, settings)["training"]
     record = _record(session, encoded, settings)
@@ -124,13 +129,13 @@ def _train(session: Session, encoded: Mapping[str, Encoded], settings: Settings)
     return {"validation": scores, "training": facts}
 
 
-def _scorable(session: Session, rows: Sequence[Row]) -> Encoded:
-    """The rows whose objects are one token, encoded for the session's adapter."""
+def _scorable(session: Session, rows: Sequence[Row]) -> tuple[Encoded, dict[int, str]]:
+    """The rows whose objects are one token, encoded for the session's adapter, and why the others are left out."""
     host, task = session.host, session.task
     assert isinstance(task, FactCompletion)
     taken = positions_taken(host, session.name)
     _, problems = task.encode_scorable(rows, session.tokenizer, longest_input(host.model), taken)
-    return session.encode([row for i, row in enumerate(rows) if i not in problems])
+    return session.encode([row for i, row in enumerate(rows) if i not in problems]), problems
 
 
 def _record(session: Session, encoded: Mapping[str, Encoded], settings: Settings) -> Mapping[str, Any]:

@@ -99,6 +99,7 @@ def test_another_file_is_refused_and_not_changed(tmp_path, content):
         (lambda entry: entry.update(text=None), "'text'"),
         (lambda entry: entry.update(retries=True), "'retries'"),
         (lambda entry: entry.update(stop=[1]), "'stop'"),
+        (lambda entry: entry.update(stop=1), "'stop'"),
         (lambda entry: entry.update(temperature="0"), "'temperature'"),
     ],
 )

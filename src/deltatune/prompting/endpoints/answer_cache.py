@@ -195,9 +195,11 @@ def _entry(line: bytes, where: str) -> tuple[bytes, Completion]:
     if isinstance(data, dict):
         names = [name for name in types if name not in data] + [name for name in data if name not in types]
         names += [name for name in types if name in data and type(data[name]) not in types[name]]
-        names += ["stop"] if not all(isinstance(text, str) for text in data.get("stop") or ()) else []
+        stop = data.get("stop")
+        if isinstance(stop, list) and not all(isinstance(text, str) for text in stop):
+            names.append("stop")
         if not names:
-            part = {each: {f.name: data[f.name] for f in fields(each)} for each in (AnswerSource, Completion)}  # type: ignore[arg-type]
+            part = {each: {f.name: data[f.name] for f in fields(each)} for each in (AnswerSource, Completion)}
             params = {f.name: data[f.name] for f in fields(SamplingParams)}
             params |= {name: float(params[name]) for name in ("temperature", "top_p")}
             request = Request(data["prompt"], SamplingParams(**{**params, "stop": tuple(data["stop"])}))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltatune import DeltatuneError, parse
+from deltatune import DeltatuneError, Host, parse
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.pet.generations import Generations
 from deltatune.prompting.pet.next_sets import added_rows, labelled_by, mean_scores
@@ -20,6 +20,7 @@ from deltatune.tasks.multilabel import MultiLabel
 from deltatune.training import Settings
 from deltatune.training.session import Session, open_adapter, open_host
 from support import models
+from support.label_words import reader
 
 TASK = Classify(labels=("neg", "pos"), max_length=48)
 TEXTS = (
@@ -95,6 +96,24 @@ def test_the_classifier_learns_what_the_patterns_models_know(folders, tmp_path, 
     assert type(again.task) is Classify
     assert again.adapter.head is not None
     assert np.array_equal(again.predict(ROWS), answers)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
+def test_other_families_learn_without_masked_language_modelling(family):
+    """Also with words of several tokens."""
+    model, tokenizer = reader(family)
+    session = Session(family, Host(model), tokenizer, TASK)
+    options = PromptOptions(words=("neg=old film|film", "pos=12 books"))
+    templates = ("{text} It was {mask}", "{text} This is {mask}")
+    fitted, _ = fit(session, PET(parse("LoRA(r=2)"), templates=templates), options=options)
+    assert len(fitted.trials) == 2
+
+
+@pytest.mark.parametrize("method", ["Prompt(length=2)", "Prefix(length=2)"])
+def test_adapters_with_virtual_tokens_are_trained_beside_the_masked_language_model(session, method):
+    fitted, _ = fit(session, PET(parse(method), patterns=1, mlm=0.5))
+    assert fitted.session.host.adapters == {}
+    assert len(fitted.trials) == 1
 
 
 def test_labels_of_unlabelled_rows_are_never_read(session):
@@ -341,3 +360,5 @@ def test_a_session_is_checked_before_anything_runs(session):
     assert session.host.adapters == {}
     with pytest.raises(DeltatuneError, match="one pattern only"):
         IPET(patterns=1).check_session(session, PromptRows(ROWS), OPTIONS)
+    with pytest.raises(DeltatuneError, match="the unlabelled rows have no column 'text', did you mean 'txt'"):
+        PET().check_session(session, PromptRows(ROWS, (), [{"txt": "a film"}]), OPTIONS)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method, View, at_least, at_most
 from deltatune.core.sites.site import Sites
 from deltatune.methods.base_weights.unfreeze import Full
@@ -151,6 +151,12 @@ class PET(PromptMethod):
     def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
         task = plain_classification(check_classes(self, session.task))
         prompts, _ = self._prompts(session, task, rows, options)
+        missing = [name for name in task.text if rows.unlabelled and name not in rows.unlabelled[0]]
+        raise_all([
+            f"the unlabelled rows have no column {name!r}{nearest(name, rows.unlabelled[0])}; columns: "
+            f"{', '.join(map(repr, rows.unlabelled[0]))}"
+            for name in missing
+        ])  # fmt: skip
         if not isinstance(self.method, ZeroShot) and rows.train:
             check_prompt(session, self.method, prompts[0], rows)
         super().check_session(replace(session, task=task), rows, options)

@@ -105,6 +105,8 @@ def test_rows_are_named_in_errors():
     assert "max_length=3 leaves no room for a text" in encoding_error("bert", replace(task(), max_length=3))
     for text in ("", "   "):
         assert encode("bert", task(), [{"text": text, "label": "pos"}])[0]["prompt"]
+    empty = encode("gpt2", task("{text} {mask}"), [{"text": "", "label": "pos"}])[0]
+    assert empty["prompt"] == [reader("gpt2")[1].bos_token_id]  # a text starts there
     with pytest.raises(DeltatuneError, match="row 0: nothing stands before the blank"):
         task("{text} {mask}").encode([{"text": "", "label": "pos"}], vocabularies.tokenizer("unigram"))
 

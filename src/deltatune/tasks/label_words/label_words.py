@@ -254,7 +254,11 @@ class LabelWords(Classify):
             )
             problems += maker.problems(demonstrated or bool(self.demonstrations))
             if not (problems or maker.room > 0):
-                problems.append(f"max_length={self.max_length} leaves no room for a text beside the words; raise it")
+                longest = max(map(len, words))
+                problems.append(
+                    f"max_length={self.max_length} leaves no room for a text beside words of up to {longest} tokens; "
+                    "raise it, or choose shorter words"
+                )
             makers.append(maker)
         raise_all(list(dict.fromkeys(problems)))
         return makers

@@ -170,6 +170,12 @@ class TemplateEncoder:
             gone += 1
         return shown[gone:]
 
+    def _start(self, length: int) -> int | None:
+        """What is read before a blank that nothing precedes, as at the start of a text; None if there is no room."""
+        tokens = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        known = [int(token) for token in tokens if token is not None]
+        return known[0] if known and length < self.room else None
+
     def _row(self, rendered: Rendered) -> PromptRow | str:
         ids, blank = rendered.input_ids, rendered.blank
         longest = max(map(len, self.words))
@@ -181,10 +187,13 @@ class TemplateEncoder:
             if self.channel:
                 row["channel"] = True
             elif not blank:
-                return (
-                    "nothing stands before the blank, and a left-to-right model predicts a word from what is before "
-                    "it; put words in front of {mask}, as in '{text} It was {mask}'"
-                )
+                start = self._start(len(ids))
+                if start is None:
+                    return (
+                        "nothing stands before the blank, and a left-to-right model predicts a word from what is "
+                        "before it; put words in front of {mask}, as in '{text} It was {mask}'"
+                    )
+                row["prompt"], row["blank"] = [start], 1
             behind = [*max(self.words, key=len), *row["after"]][:-1]
             row["input_ids"] = [*row["prompt"], *behind] if behind else row["prompt"]
         elif self.form == "masked":

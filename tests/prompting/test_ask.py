@@ -66,7 +66,7 @@ def test_the_samples_of_a_question_vote(tmp_path):
     task = Reason(demonstrations=("Q: a\nA: b. The answer is 1.",), samples=3, seed=0)
     with running(uncertain) as server:
         asked = ask(CachedEndpoint(endpoint_of(server, form="plain")), task, QUESTIONS)
-        assert sorted(request["seed"] for request in server.requests) == [0, 0, 1, 1, 2, 2]
+        assert sorted(request["seed"] for request in server.requests) == [0, 0, 100003, 100003, 200006, 200006]
         assert {request["temperature"] for request in server.requests} == {0.7}
     assert task.decode(asked.answers)[0]["votes"] == [{"answer": "5", "chains": 2}, {"answer": "6", "chains": 1}]
     assert task.score(asked.answers, references(task, QUESTIONS)) == {

@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from deltatune.core.errors import DeltatuneError
 
+SAMPLE_STEP = 100_003
+"""Difference between the seeds of two samples, so that those of neighbouring seeds are not the same ones."""
 GenerateFunction = Callable[[list[str]], list[str]]
 """Takes prompts and returns one continuation per prompt, in the same order."""
 PromptForm = Literal["plain", "chat"]
@@ -57,7 +59,7 @@ class Request:
 
     def sample(self, number: int) -> Request:
         """The same request with another seed: sample `number` of the prompt, from 0."""
-        return replace(self, params=replace(self.params, seed=self.params.seed + number))
+        return replace(self, params=replace(self.params, seed=self.params.seed + number * SAMPLE_STEP))
 
 
 @dataclass(frozen=True)

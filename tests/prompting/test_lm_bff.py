@@ -6,6 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from deltatune import DeltatuneError, parse
 from deltatune.prompting.choose_prompts import PromptOptions
@@ -262,6 +266,35 @@ def test_training_goes_on_from_its_checkpoint(session, tmp_path):
     again = method.fit(session, rows, settings, OPTIONS, out=tmp_path / "out")
     assert again.outcome.resumed == 2
     assert np.array_equal(again.session.predict(ROWS), first)
+
+
+def save_generator(folder):
+    """The T5 of the golden case, which has learned a few spans, with a tokenizer of its whole words."""
+    vocabulary = settings("prompting_lm_bff_templates")["vocabulary"]
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=[word for word in vocabulary if word.startswith("<extra_id_")],
+    ).save_pretrained(folder)  # fmt: skip
+    language_model("prompting_lm_bff_templates").save_pretrained(folder)
+    return str(folder)
+
+
+def test_written_templates_are_compared_with_the_others(session, tmp_path):
+    folder = save_generator(tmp_path / "t5")
+    written = [each.template for each in write_templates(load_generator(folder), WORDS, ROWS, beams=4)]
+    assert "{text} It was {mask}." in written
+    for text in (
+        "LMBFF(LoRA(r=2), search='templates', demonstrations=False, beams=4, generator=FOLDER)",
+        "TemplateSearch(source='written', most=4, generator=FOLDER)",
+    ):
+        method = parse(text.replace("FOLDER", repr(folder)))
+        fitted = method.fit(session, PromptRows(ROWS, ROWS), Settings(max_steps=1), OPTIONS)
+        tried = " ".join(prompt for prompt, _ in fitted.trials)
+        assert all(template in tried for template in written[:4])
+        assert fitted.session.task.template in tried
+        session.detach()
 
 
 def test_words_are_searched_for_classes_that_say_nothing(session):

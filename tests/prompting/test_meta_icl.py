@@ -1,14 +1,19 @@
 """MetaICL: which tokens are learned, other demonstrations in every epoch, several tasks, use on another one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from deltatune import DeltatuneError, parse
 from deltatune.core.delta import generator_for
+from deltatune.data import read
+from deltatune.data.mixture_data import mix
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.in_context.meta_icl import MetaICL
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
+from deltatune.prompting.prompt_run import PromptJob, prepare, record_of, run
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.nearest_demonstrations import REDRAW
@@ -196,3 +201,21 @@ def test_the_seed_alone_decides_the_training(session):
         losses.append(fitted.outcome.history)
         session.detach()
     assert losses[0] == losses[1]
+
+
+def test_a_mixture_of_files_becomes_a_run_folder(session, tmp_path):
+    parts = {}
+    for name, rows in (("tone", TONE), ("thing", THING)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+        parts[name] = read(file, text=PARTS[name].text, label="label")
+    settings = Settings(max_steps=2, batch_size=4)
+    job = PromptJob(session.model, mix(parts), "MetaICL(LoRA(r=2), shots=2)", settings=settings)
+    ready = prepare(job)
+    metrics = run(ready, tmp_path / "run", record_of(ready, "files"))
+    assert {"tone.accuracy", "thing.accuracy"} <= metrics["validation"].keys()
+    assert len(metrics["prompts"]) == 2
+    again = open_adapter(tmp_path / "run")
+    assert set(again.task.parts) == {"tone", "thing"}
+    with pytest.raises(DeltatuneError, match="a prompt is for a single data set"):
+        prepare(PromptJob(session.model, mix(parts), "ICL(shots=2)", settings=settings))

@@ -63,6 +63,8 @@ class PromptMethod(Method, registry=None):
     """Whether a learning rate has to be chosen; a property where that depends on the fields."""
     draws: ClassVar[bool] = False
     """Whether the result depends on the seed or on the training rows."""
+    reads_mixtures: ClassVar[bool] = False
+    """Whether it learns from several data sets."""
     reads_unlabelled: ClassVar[bool] = False
     """Whether it learns from rows whose labels are not known."""
     starts_as_base: ClassVar[bool] = False

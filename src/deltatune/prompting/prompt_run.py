@@ -71,16 +71,18 @@ def as_prompting(method: str | Method) -> PromptMethod:
 
 
 def open_prompt_session(
-    model: str, data: Data, task: Mapping[str, Any] | None = None, precision: str = "auto"
+    model: str, data: Data, task: Mapping[str, Any] | None = None, precision: str = "auto", mixture: bool = False
 ) -> Session:
     """The model with its language-model head, and the task of the data; no adapter is attached yet.
 
-    Texts are limited to the model's positions, unless `task` sets max_length. Raises DeltatuneError for a mixture, and
-    for a model without a language-model head.
+    Texts are limited to the model's positions, unless `task` sets max_length. Raises DeltatuneError for a mixture unless
+    `mixture` allows one, and for a model without a language-model head.
     """
-    if isinstance(data, MixtureData):
-        raise DeltatuneError(f"a prompt is for a single data set; this is a mixture of {', '.join(data.parts)}")
-    session = open_session(model, data, task, precision=precision, loads="words" if data.kind == "classes" else "")
+    parts = data.parts if isinstance(data, MixtureData) else {data.name: data}
+    if isinstance(data, MixtureData) and not mixture:
+        raise DeltatuneError(f"a prompt is for a single data set; this is a mixture of {', '.join(parts)}")
+    classes = all(part.kind == "classes" for part in parts.values())
+    session = open_session(model, data, task, precision=precision, loads="words" if classes else "")
     return session if (task or {}).get("max_length") else session.limited(session.positions)
 
 
@@ -92,7 +94,7 @@ def prepare(job: PromptJob) -> PreparedPrompt:
             f"{method!r} learns from labelled rows only; leave the unlabelled rows out, or choose a method that reads "
             "them, such as PET()"
         )
-    session = open_prompt_session(job.model, job.data, job.task, settings.precision)
+    session = open_prompt_session(job.model, job.data, job.task, settings.precision, method.reads_mixtures)
     method.check_task(session.task)
     if job.budget is not None:
         method = _within(session, method, job.budget)

@@ -70,6 +70,7 @@ class MetaICL(PromptMethod):
 
     trains: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    reads_mixtures: ClassVar[bool] = True
 
     def check(self) -> None:
         at_least(self, shots=1, length=8, max_length=16, rows=2)

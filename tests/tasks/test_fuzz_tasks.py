@@ -19,6 +19,7 @@ STORED = (
     ExtractiveQA(),
     Generate(text=("a",), label="b", prompt="Say {a}:", beams=2),
     LanguageModel(text=("a",)),
+    TASKS["fact"](candidates=(3, 5), over="candidates", top=3),
     Mixture({"one": Classify(labels=("no", "yes")), "two": Generate()}),
     *(TASKS[name]() for name in ("mlm", "nsp", "prefix-lm", "replaced", "spans")),
 )

@@ -75,8 +75,8 @@ def open_prompt_session(
 ) -> Session:
     """The model with its language-model head, and the task of the data; no adapter is attached yet.
 
-    Texts are limited to the model's positions, unless `task` sets max_length. Raises DeltatuneError for a mixture unless
-    `mixture` allows one, and for a model without a language-model head.
+    Texts are limited to the model's positions, unless `task` sets max_length. `mixture`: whether several data sets are
+    possible. Raises DeltatuneError for others, and for a model without a language-model head.
     """
     parts = data.parts if isinstance(data, MixtureData) else {data.name: data}
     if isinstance(data, MixtureData) and not mixture:

@@ -118,7 +118,8 @@ def prompt_options(
     at once, a template without a blank, and one with a column that the data lack.
     """
     if data is not None and data.kind != "classes":
-        what = "several labels a row" if data.kind == "many" else TASK_NAMES.get(data.task, data.task)
+        kinds = {"many": "several labels a row", "mixture": "a mixture of several"}
+        what = kinds.get(data.kind) or TASK_NAMES.get(data.task, data.task)
         raise_all([f"{name} is for one class a row; this task is {what}" for name in given(template, words, describe)])
     from deltatune.prompting.choose_prompts import PromptOptions, given_words
     from deltatune.tasks.label_words.label_words import LabelWords

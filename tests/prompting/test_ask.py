@@ -169,5 +169,5 @@ def test_generated_texts_are_asked_for():
             "Question: 2 and 3?\nAnswer:", "Question: 4 and 3?\nAnswer:"
         }  # fmt: skip
     assert asked.answers == [{"text": "so #### 5"}] * 2
-    assert task.score(asked.answers, references(task, QUESTIONS))["final_answer"] == 0.5
+    assert task.primary_score(asked.answers, references(task, QUESTIONS)).score() == 0.5
     assert seen == [(1, 2), (2, 2)]

@@ -8,6 +8,7 @@ import pytest
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.strict_json import loads
 from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, Mixture, MultiLabel, Tag
+from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.task_registry import TASKS, task_from_json
 from support.fuzz import mutations, outcome
 
@@ -18,6 +19,7 @@ STORED = (
     Tag(text=("tokens",), label="tags", tags=("B-PER", "I-PER", "O")),
     ExtractiveQA(),
     Generate(text=("a",), label="b", prompt="Say {a}:", beams=2),
+    Reason(text=("a",), label="b", demonstrations=("Q: x\nA: y. The answer is 1.",), samples=3, answer="choice"),
     LanguageModel(text=("a",)),
     TASKS["fact"](candidates=(3, 5), over="candidates", top=3),
     Mixture({"one": Classify(labels=("no", "yes")), "two": Generate()}),

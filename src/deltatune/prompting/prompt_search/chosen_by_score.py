@@ -66,11 +66,12 @@ def try_all(
     tasks: Sequence[LabelWords],
     rows: Sequence[Row],
     required: bool = False,
-    on_trial: Callable[[int, int], None] | None = None,
+    on_trial: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[ScoredPrompt], list[str]]:
     """The prompts with their scores on the rows, the best first, equal ones in the given order; and why others failed.
 
-    required: whether a prompt that the model cannot read is an error; else it is left out.
+    required: whether a prompt that the model cannot read is an error; else it is left out. on_trial: called with the
+    number of the trial, of all, and the cross-entropy of its classes.
     Raises DeltatuneError where none can be read.
     """
     trials: list[ScoredPrompt] = []
@@ -82,8 +83,9 @@ def try_all(
             if required:
                 raise
             problems.append(str(error))
+            continue
         if on_trial is not None:
-            on_trial(number + 1, len(tasks))
+            on_trial(number + 1, len(tasks), -trials[-1].score.likelihood)
     if not trials:
         raise DeltatuneError(problems[0] if problems else "there is no prompt to try")
     return sorted(trials, key=lambda trial: trial.score, reverse=True), problems

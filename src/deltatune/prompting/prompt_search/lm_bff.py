@@ -91,7 +91,7 @@ class LMBFF(Cloze):
     def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
         """The prompt before the search, from the classes of the session's task."""
         task = check_classes(self, session.task)
-        if self.search in ("words", "both") and not self._has_words(task, options):
+        if self.search in ("words", "both") and not self._has_words(session, task, options):
             return self._any_words(session, task, options)
         return label_words_task(
             task, session.host.model.config, options, self.template, self.words, scoring=self.scoring
@@ -102,9 +102,10 @@ class LMBFF(Cloze):
         if self.generator:
             check_config(self.generator, "generator")
 
-    def _has_words(self, task: Classify, options: PromptOptions) -> bool:
+    def _has_words(self, session: Session, task: Classify, options: PromptOptions) -> bool:
         """Whether words are known before they are searched for."""
-        published = find_prompts(task.labels, len(task.text), options.data)
+        left_to_right = family(session.host.model.config) == "decoder"  # type: ignore[arg-type]
+        published = find_prompts(task.labels, len(task.text), options.data, left_to_right)
         return bool(split_words(self.words) or options.words or options.describe or published) or not (
             needs_description(task.labels)
         )
@@ -142,7 +143,7 @@ class LMBFF(Cloze):
         notes: tuple[str, ...] = ()
         if self.search != "none":
             choosing, notes = choosing_rows(rows, "the prompt")
-            known = self._has_words(check_classes(self, session.task), options)
+            known = self._has_words(session, check_classes(self, session.task), options)
             search = PromptComparison(self, session, rows.train, choosing, settings, known)
             if self.search == "words" or not known:
                 trials += search.words(task)

@@ -96,9 +96,9 @@ class TemplateSearch(PromptMethod):
         try:
             tasks = given if self.templates else self.candidates(own, given, rows.train)
 
-            def progress(number: int, total: int) -> None:
+            def progress(number: int, total: int, loss: float) -> None:
                 if on_step is not None:
-                    on_step(number, total, 0.0, 0.0)
+                    on_step(number, total, loss, 0.0)
 
             trials, problems = try_all(own, tasks, choosing, bool(self.templates), progress)
             trials = self.reworded(own, trials, rows.train, choosing)

@@ -105,8 +105,7 @@ class Mixture(Task):
     @property
     def loads(self) -> Loads:  # type: ignore[override]
         """One model for all parts: a language model if a part needs one; the other heads read its hidden states."""
-        loads = {part.loads for part in self.parts.values()}
-        return next((kind for kind in ("text", "words") if kind in loads), "row")
+        return next((kind for kind in ("text", "words") if any(part.loads == kind for part in self.parts.values())), "row")
 
     @property
     def max_length(self) -> int:

@@ -321,3 +321,28 @@ def test_methods_lists_prompting():
     one = json.loads(worked(ran("methods", "Cloze", "--json")).out)
     assert one["trains"] == "LoRA(r=8)"
     refused(ran("methods", "ZeroShto"), "did you mean 'ZeroShot'")
+
+
+def test_recipes_refuse_prompting_methods(model, data, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {model}\ndata: {data}\nmethod: ZeroShot()\nout: {tmp_path / 'run'}\n")
+    refused(ran("run", recipe), "prompting method", "deltatune train")
+    recipe.write_text(
+        f"model: {model}\nout: {tmp_path / 'run'}\nstages:\n  - name: one\n    data: {data}\n    method: ICL()\n"
+        "    merge: false\n"
+    )
+    refused(ran("run", recipe), "prompting method")
+
+
+def test_an_interruption_says_what_is_kept(model, data, tmp_path, monkeypatch):
+    from deltatune.prompting.zero_shot import ZeroShot
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ZeroShot, "fit", interrupted)
+    done = ran("train", "--model", model, "--data", data, "--method", "ZeroShot()", *WORDS, "--out", tmp_path / "run")
+    assert done.code == 130
+    assert "the same command starts again" in done.err
+    monkeypatch.undo()
+    worked(ran("train", "--model", model, "--data", data, "--method", "ZeroShot()", *WORDS, "--out", tmp_path / "run"))

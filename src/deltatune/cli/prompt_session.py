@@ -259,7 +259,11 @@ def _on_server(
     cache.parent.mkdir(parents=True, exist_ok=True)
     session = server_session(CachedEndpoint(endpoint, cache), method, data, None, options, choice.seed)
     session.task = with_fields(session.task, fields)
-    session.on_answer = lambda done, total: bar.update(done, total, "") and None
+
+    def show_progress(done: int, total: int) -> None:
+        bar.update(done, total, "")
+
+    session.on_answer = show_progress
     return OpenedPrompt(session, method, (session.task.describe(),))
 
 

@@ -190,7 +190,9 @@ def _run(ready: PreparedPrompt, folder: Path, record: Mapping[str, Any], on_step
         ready.session, ready.method, ready.rows, ready.settings, ready.options, on_step, **resumes
     )
     session = fitted.session
-    scores, truncated, spent = {}, {}, PromptCost()
+    scores: dict[str, Any] = {}
+    truncated: dict[str, int] = {}
+    spent = PromptCost()
     splits = {split: rows for split, rows in ready.data.splits().items() if split != "train"}
     for split, rows in splits.items():
         encoded = session.encode(rows)
@@ -198,7 +200,7 @@ def _run(ready: PreparedPrompt, folder: Path, record: Mapping[str, Any], on_step
         with counted(session.host) as of_split:
             scores[split] = session.score(encoded)
         spent.add(of_split)
-    metrics = {
+    metrics: dict[str, Any] = {
         **scores,
         "training": {**_facts(fitted, cost), "truncated": truncated},
         "prompts": list(fitted.prompts),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.field_validation import shortened
-from deltatune.prompting.choose_prompts import PromptOptions, choose_prompts, split_words
+from deltatune.prompting.choose_prompts import ChosenPrompt, PromptOptions, choose_prompts, split_words
 from deltatune.prompting.prompt_method import attach_prompt
 from deltatune.prompting.zero_shot import ZeroShot
 from deltatune.tasks.classification import Classify
@@ -16,6 +17,8 @@ from deltatune.tasks.label_words.label_words import LabelWords, Scoring, as_labe
 from deltatune.tasks.task import Row
 from deltatune.training.session import Session
 
+DEFAULT = "default"
+"""Origin of templates for any data."""
 FILLED_UP_TO = 4
 """Templates at least, where published ones are fewer and templates for any data can be added: PET has 4 to 6 a task."""
 
@@ -38,9 +41,9 @@ def choose_templates(
 ) -> tuple[list[LabelWords], tuple[str, ...]]:  # fmt: skip
     """Prompts with one template each, the best guess first, and notes on those left out; `rows` has one to try.
 
-    Templates that nobody named are left out where the model or its tokenizer cannot read them. `same_words`: only
-    templates whose words are those of the first. Raises DeltatuneError where none is left, for a named template that
-    cannot be read, and for more templates than there are.
+    Templates that nobody named are left out where the model or its tokenizer cannot read them. `same_words`: all
+    templates have the same words, those that most published ones have. Raises DeltatuneError where none is left, for a
+    named template that cannot be read, and for more templates than there are.
     """
     words = split_words(choice.words) or options.words
     said = replace(options, words=words, describe="" if choice.words else options.describe)
@@ -50,17 +53,16 @@ def choose_templates(
         chosen = [choose_prompts(task, config, replace(said, template=text))[0] for text in texts]
     else:
         chosen = choose_prompts(task, config, said)
-    if same_words:
-        others = [prompt for prompt in chosen if prompt.words != chosen[0].words]
-        chosen = [prompt for prompt in chosen if prompt.words == chosen[0].words]
-        notes += [_left_out(prompt.template, "its words are others than the first template's") for prompt in others]
+    if same_words and len(chosen) > (kept := len(with_shared_words(chosen))):
+        notes.append(f"published templates with other words for the classes are left out: {len(chosen) - kept}")
+        chosen = with_shared_words(chosen)
     prompts = [as_label_words(task, template=each.template, words=each.words, scoring=scoring) for each in chosen]
     named = bool(choice.templates or options.template)
     problems = _problems(session, prompts, rows)
     if problems and (named or len(problems) == len(prompts)):
         raise DeltatuneError(next(iter(problems.values())))
     notes += [_left_out(template, why) for template, why in problems.items()]
-    published = sum(each.origin != "default" and each.template not in problems for each in chosen)
+    published = sum(each.origin != DEFAULT and each.template not in problems for each in chosen)
     usable = [prompt for prompt in prompts if prompt.template not in problems]
     if choice.number > len(usable):
         raise DeltatuneError(
@@ -70,6 +72,13 @@ def choose_templates(
     if named or choice.number:
         return usable[: choice.number or None], tuple(notes)
     return usable[: max(published, FILLED_UP_TO)], tuple(notes)
+
+
+def with_shared_words(prompts: Sequence[ChosenPrompt]) -> list[ChosenPrompt]:
+    """The prompts that can share their words: published ones with the most frequent words, and those for any data."""
+    published = [prompt for prompt in prompts if prompt.origin != DEFAULT]
+    (words, _), *_ = Counter(prompt.words for prompt in published or prompts).most_common(1)
+    return [replace(prompt, words=words) for prompt in prompts if prompt.origin == DEFAULT or prompt.words == words]
 
 
 def _problems(session: Session, prompts: Sequence[LabelWords], rows: Sequence[Row]) -> dict[str, str]:

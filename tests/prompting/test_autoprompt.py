@@ -194,6 +194,18 @@ def test_no_row_but_those_given_is_read(tmp_path):
     assert fitted.prompts
 
 
+def test_a_template_of_the_run_gets_its_triggers_before_the_blank(tmp_path):
+    session = session_of("bert", tmp_path / "model")
+    given = replace(OPTIONS, template="{text} is {mask} !")
+    assert AutoPrompt().template_for(session, TASK, given) == "{text} is {triggers} {mask} !"
+    placed = replace(given, template="{triggers} {text} {mask}")
+    assert AutoPrompt().template_for(session, TASK, placed) == placed.template
+    with pytest.raises(DeltatuneError, match=r"one \{mask\}"):
+        AutoPrompt().fit(session, PromptRows(ROWS), Settings(), replace(OPTIONS, template="{text} is {mask} {mask}"))
+    fitted = AutoPrompt(iterations=0).fit(session, PromptRows(ROWS), Settings(), given)
+    assert fitted.session.task.template == "{text} is {ids:4 4 4} {mask} !"
+
+
 def test_label_tokens_separate_the_classes(tmp_path):
     session = session_of("bert", tmp_path / "model")
     numbers = Session(session.model, session.host, session.tokenizer, Classify(labels=("0", "1"), max_length=32))

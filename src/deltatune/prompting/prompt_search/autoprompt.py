@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -40,6 +41,7 @@ from deltatune.training.settings import Settings
 START_WORD = "the"
 """What triggers are at first where there is no mask token: Wallace et al. 2019, https://arxiv.org/abs/1908.07125."""
 VALIDATION_BATCH = 64
+_BLANK = re.compile(r"\{\s*mask\s*\}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class AutoPrompt(PromptMethod):
     """Label words to find for each class, by a classifier of the states at the blank; 0 takes the words given, or those
     of the classes."""
     template: str = ""
-    """The text with {triggers} and a blank; default: "{text} {triggers} {mask} .", for pairs with the triggers between
-    the texts."""
+    """The text with {triggers} and a blank; default: the run's template with the triggers before its blank, else
+    "{text} {triggers} {mask} .", for pairs with the triggers between the texts."""
     words: str = ""
     """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
     measure: Literal["likelihood", "accuracy"] = "likelihood"
@@ -93,7 +95,7 @@ class AutoPrompt(PromptMethod):
 
     def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
         classify = check_classes(self, session.task)
-        template = self.template_for(session, classify)
+        template = self.template_for(session, classify, options)
         if not self.label_tokens:
             start = with_triggers(self._with_words(session, classify, options), template, [0] * self.triggers)
             attached = attach_prompt(session, self, start)
@@ -111,7 +113,7 @@ class AutoPrompt(PromptMethod):
         on_step: OnProgress | None = None,
     ) -> Fitted:
         classify = check_classes(self, session.task)
-        template = self.template_for(session, classify)
+        template = self.template_for(session, classify, options)
         ids = self.start_ids(session)
         task = with_triggers(self._with_words(session, classify, options), template, ids)
         own = attach_prompt(session, self, task, settings.seed)
@@ -131,16 +133,19 @@ class AutoPrompt(PromptMethod):
         )
         return Fitted(found, None, (readable(session, found.task),), texts, search.notes)
 
-    def template_for(self, session: Session, task: Classify) -> str:
+    def template_for(self, session: Session, task: Classify, options: PromptOptions = NO_OPTIONS) -> str:
         """The template, with {triggers}. Raises DeltatuneError for one that a left-to-right model cannot read."""
         decoder = family(session.host.model.config) == "decoder"  # type: ignore[arg-type]
-        if self.template:
-            if decoder and self.template.index(TRIGGERS) > self.template.find("{mask}") >= 0:
+        given = self.template or options.template
+        if given and TRIGGERS not in given:
+            given = _BLANK.sub(f"{TRIGGERS} {{mask}}", given, count=1)
+        if given:
+            if decoder and given.find(TRIGGERS) > given.find("{mask}") >= 0:
                 raise DeltatuneError(
-                    f"AutoPrompt(template={self.template!r}): the triggers stand behind the blank, and a left-to-right "
+                    f"AutoPrompt(template={given!r}): the triggers stand behind the blank, and a left-to-right "
                     f"model reads only what is before it; put {TRIGGERS} first"
                 )
-            return self.template
+            return given
         first, *others = [f"{{{name}}}" for name in task.text]
         if decoder or not others:
             return " ".join([first, *others, TRIGGERS, "{mask}"]) + ("" if decoder else " .")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
 MOST_FILES = 20
 """The README's tree leaves out the files of a room that has more of them than this."""
-FLOOR_NAMES = ("Ground", "First floor", "Second floor", "Third floor", "Fourth floor", "Roof")
+FLOOR_NAMES = ("Ground", "First floor", "Second floor", "Third floor", "Fourth floor", "Fifth floor", "Roof")
 """The floors as CONTRIBUTING.md calls them."""
 CAPTION = 90
 """Characters; a longer first sentence is cut at its last colon or semicolon before this, else at its last comma."""

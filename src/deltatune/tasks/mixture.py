@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,8 +21,8 @@ from deltatune.tasks.generation import Generate
 from deltatune.tasks.heads import HeadConfig, Heads, HeadsConfig
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.language_modeling import LanguageModel
-from deltatune.tasks.metrics.corpus_score import CorpusScore, Floats
-from deltatune.tasks.metrics.metric_facts import lower_is_better
+from deltatune.tasks.metrics.corpus_score import CorpusScore
+from deltatune.tasks.metrics.mean_score import MeanScore, PartScore, comparable
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.tasks.tagging import Tag
 from deltatune.tasks.task import Encoded, Row, Task
@@ -105,7 +105,7 @@ class Mixture(Task):
     @property
     def loads(self) -> Loads:  # type: ignore[override]
         """One model for all parts: a language model if a part needs one; the other heads read its hidden states."""
-        return next((kind for kind in ("text", "words") if any(part.loads == kind for part in self.parts.values())), "row")
+        return max((part.loads for part in self.parts.values() if part.loads in ("text", "words")), default="row")
 
     @property
     def max_length(self) -> int:
@@ -162,10 +162,10 @@ class Mixture(Task):
 
     def _rows_of_parts(self, names: Sequence[Any]) -> dict[str, list[int]]:
         """The rows of each part, given the part of each row."""
-        unmarked = [i for i, name in enumerate(names) if name not in self.parts]
-        if unmarked:
+        unmarked = next((i for i, name in enumerate(names) if name not in self.parts), None)
+        if unmarked is not None:
             raise DeltatuneError(
-                f"row {unmarked[0]} belongs to no part of this mixture: {PART}={names[unmarked[0]]!r}; parts: "
+                f"row {unmarked} belongs to no part of this mixture: {PART}={names[unmarked]!r}; parts: "
                 f"{', '.join(self.parts)}; Mixture.marked marks rows"
             )
         rows = {name: [i for i, part in enumerate(names) if part == name] for name in self.parts}
@@ -234,9 +234,9 @@ class Mixture(Task):
             asked = (part.metric,) if names is not None and tuple(names) == (self.metric,) else None
             part_scores = part.corpus_scores(values, known[name][1], asked)
             first = sorted(part_scores, key=lambda metric: metric != part.metric)
-            scores |= {f"{name}.{metric}": _PartScore(part_scores[metric], rows) for metric in first}
+            scores |= {f"{name}.{metric}": PartScore(part_scores[metric], rows) for metric in first}
             primary.append((scores[f"{name}.{part.metric}"], part.metric))
-        return {self.metric: _MeanScore(primary), **scores}
+        return {self.metric: MeanScore(primary), **scores}
 
     def mean_of(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """The scores of a mixture from those of its parts."""
@@ -302,39 +302,3 @@ class Mixture(Task):
             for name in names
             if name not in self.parts
         ])  # fmt: skip
-
-
-def comparable(value: Any, metric: str) -> Any:
-    """A metric's value as one of which higher is better: m, or 1/(1 + m) for losses and errors m."""
-    return 1 / (1 + value) if lower_is_better(metric) else value
-
-
-@dataclass(frozen=True)
-class _PartScore(CorpusScore):
-    """A score of one part, under weights of the rows of all parts."""
-
-    part_score: CorpusScore
-    rows: Sequence[int]
-
-    def score(self) -> float:
-        return self.part_score.score()
-
-    def resampled(self, weights: NDArray[Any]) -> Floats:
-        return self.part_score.resampled(np.asarray(weights)[:, list(self.rows)])
-
-
-@dataclass(frozen=True)
-class _MeanScore(CorpusScore):
-    """The mean of the parts' primary metrics."""
-
-    parts: Sequence[tuple[CorpusScore, str]]
-
-    def score(self) -> float:
-        return float(self._mean(lambda part: part.score()))
-
-    def resampled(self, weights: NDArray[Any]) -> Floats:
-        return np.asarray(self._mean(lambda part: part.resampled(weights)), np.float64)
-
-    def _mean(self, value_of: Callable[[CorpusScore], Any]) -> Any:
-        values = [comparable(value_of(part), metric) for part, metric in self.parts]
-        return sum(values) / len(values)

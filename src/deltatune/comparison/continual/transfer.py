@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from deltatune.tasks.mixture import comparable
+from deltatune.tasks.metrics.mean_score import comparable
 
 Matrix = Sequence[Sequence[float]]
 """T rows; row i has the scores on tasks 0 to i after learning task i."""

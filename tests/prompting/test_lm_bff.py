@@ -340,7 +340,7 @@ def test_test_rows_and_unlabelled_rows_are_never_read(session):
     ("text", "message"),
     [
         ("LMBFF(ZeroShot())", "is a prompting method"),
-        ("LMBFF(words='neg=bad, pos=good')", "leave words out"),
+        ("LMBFF(words='neg=bad, pos=good', neighbors=0)", "leave words out"),
         ("LMBFF(search='templates', template='{text} {mask}')", "leave template out"),
         ("LMBFF(generator='t5')", "search='templates'"),
         ("LMBFF(search='word')", "did you mean 'words'"),

@@ -61,9 +61,9 @@ class LMBFF(Cloze):
     """Templates that the generator writes for each place of the blank. The paper: 100."""
     likely: int = 100
     """Likeliest words of each class that are paired with those of the others."""
-    neighbors: int = 0
-    """Of the likeliest words only as many as are nearest to the class's own words, by the cosine of their output
-    vectors; 0 takes all. The paper: 30 for many classes."""
+    neighbors: int = 30
+    """Of the likeliest words only as many as are nearest to the class's own words, where it has any, by the cosine of
+    their output vectors; 0 takes all. The paper takes all of two classes, and 30 of more."""
     candidates: int = 10
     """Pairings, and templates, that are compared on the validation rows. The paper: 100."""
     search_steps: int = 0
@@ -81,7 +81,7 @@ class LMBFF(Cloze):
         elif self.method.input_template:
             problems.append(f"{self.method!r} places virtual tokens by a template of its own; train it with Cloze")
         if self.search in ("words", "both") and self.words and not self.neighbors:
-            problems.append(f"search={self.search!r} finds the words; leave words out, or search='templates'")
+            problems.append(f"search={self.search!r} finds the words; leave words out, or give neighbors")
         if self.search in ("templates", "both") and self.template:
             problems.append(f"search={self.search!r} finds the template; leave template out, or search='words'")
         if self.generator and self.search not in ("templates", "both"):

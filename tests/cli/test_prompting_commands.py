@@ -113,6 +113,7 @@ def test_what_a_prompt_does_not_take_is_refused(model, data, tmp_path):
         (("--template", "{text} it was"), ("one {mask}",)),
         (("--template", "{mask} {text} {mask}"), ("one {mask}",)),
         (("--template", "{txt} {mask}"), ("'txt'", "columns: text")),
+        (("--template", ""), ("--template is empty",)),
     ],
 )
 def test_mistakes_in_prompts(model, data, options, parts):

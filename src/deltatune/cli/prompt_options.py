@@ -117,10 +117,11 @@ def prompt_options(
     Raises DeltatuneError for data without one class a row, words of unknown or missing classes, words and a description
     at once, a template without a blank, and one with a column that the data lack.
     """
+    names = given(template, words, describe)
     if data is not None and data.kind != "classes":
         kinds = {"many": "several labels a row", "mixture": "a mixture of several"}
         what = kinds.get(data.kind) or TASK_NAMES.get(data.task, data.task)
-        raise_all([f"{name} is for one class a row; this task is {what}" for name in given(template, words, describe)])
+        raise_all([f"{name} is for one class a row; this task is {what}" for name in names])
     from deltatune.prompting.choose_prompts import PromptOptions, given_words
     from deltatune.tasks.label_words.label_words import LabelWords
 
@@ -147,8 +148,10 @@ def read_unlabelled(file: Path | None, data: Data) -> list[dict[str, Any]]:
 
 
 def given(template: str | None, words: Sequence[str] | None, describe: str | None) -> list[str]:
-    """The names of the options of prompts that are set."""
+    """The names of the options of prompts that are set. Raises DeltatuneError for empty ones."""
     options: dict[str, Any] = {"--template": template, "--words": words, "--describe": describe}
+    empty = [name for name, value in options.items() if isinstance(value, str) and not value.strip()]
+    raise_all([f"{name} is empty; give it a text, or leave it out" for name in empty])
     return [name for name, value in options.items() if value]
 
 

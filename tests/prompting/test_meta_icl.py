@@ -109,7 +109,13 @@ def test_every_epoch_has_other_demonstrations_by_the_generator_alone(attached):
 # ---- training
 
 
-@pytest.mark.parametrize("method", ["MetaICL(LoRA(r=4), shots=2)", "MetaICL(Full(), shots=2, scoring='channel')"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "MetaICL(LoRA(r=4), shots=2)",
+        pytest.param("MetaICL(Full(), shots=2, scoring='channel')", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mixture_is_learned_stored_and_opened_again(session, tmp_path, method):
     settings = Settings(epochs=4, batch_size=8, learning_rate=1e-2, warmup=0.0)
     fitted = parse(method).fit(session, PromptRows(ROWS, ROWS[:4]), settings)
@@ -168,6 +174,14 @@ def test_errors_name_the_part_and_leave_no_adapter(session, method, message):
     with pytest.raises(DeltatuneError, match=message):
         method.fit(session, PromptRows(ROWS), Settings())
     assert not session.host.adapters
+
+
+def test_classes_that_say_nothing_are_named_with_a_way_out(session):
+    numbers = Mixture({"x": Classify(labels=("0", "1")), "tone": PARTS["tone"]})
+    rows = numbers.marked({"x": [{"text": "film", "label": "0"}, {"text": "plot", "label": "1"}], "tone": TONE})
+    own = Session(session.model, session.host, session.tokenizer, numbers)
+    with pytest.raises(DeltatuneError, match="part x: the classes 0, 1 say nothing in words; write words"):
+        MetaICL(shots=1).fit(own, PromptRows(rows), Settings())
 
 
 def test_masked_models_are_refused(tmp_path):

@@ -47,6 +47,9 @@ from deltatune.training.settings import Settings
 
 NEAREST_ORDERS: tuple[NearestOrder, ...] = ("nearest-last", "nearest-first", "by-class", "random")
 PROMPTS_SHOWN = 3
+"""Sets of demonstrations that are shown to people."""
+NEAREST_LOOK = 20
+"""Rows that are looked at for room where each row's demonstrations take a pass of the model to find."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ class ICL(PromptMethod):
 
     def _room_notes(self, session: Session, rows: PromptRows) -> tuple[str, ...]:
         """How many of the validation or training rows have no room for all demonstrations."""
-        return session.encode(list(rows.validation or rows.train)[: self.scored], labelled=False).notes
+        number = NEAREST_LOOK if self.select == "nearest" else self.scored
+        return session.encode(list(rows.validation or rows.train)[:number], labelled=False).notes
 
     def _check_validation(self, validation: Sequence[Row]) -> None:
         if not validation:

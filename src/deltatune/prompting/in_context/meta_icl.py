@@ -18,6 +18,7 @@ from deltatune.data.mixture_data import PART
 from deltatune.methods.low_rank.lora import LoRA
 from deltatune.models.architecture import Family, family
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
+from deltatune.prompting.default_prompts import needs_description
 from deltatune.prompting.in_context.demonstrations import (
     Look,
     draw_demonstrations,
@@ -41,6 +42,10 @@ from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 
 DEFAULT_METHOD = LoRA()
+UNNAMED = (
+    "the classes {} say nothing in words; write words in their place in the data, or name the part after a published "
+    "data set whose classes are numbered so, such as rte=..."
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ class MetaICL(PromptMethod):
                 first = with_label_first(task.template) if self.scoring == "channel" else task.template
                 tasks[name] = replace(task, template=first, scoring=self.scoring)
             except DeltatuneError as error:
-                problems.append(f"part {name}: {error}")
+                unnamed = needs_description(part.labels)
+                problems.append(f"part {name}: {UNNAMED.format(', '.join(part.labels[:6])) if unnamed else error}")
         raise_all(problems)
         return tasks
 

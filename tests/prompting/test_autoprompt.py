@@ -152,7 +152,7 @@ def test_triggers_of_other_tokenizers_come_back_as_their_ids(kind, tmp_path):
         {"text": text, "label": label} for text, label in zip(label_words.TEXTS, ("pos", "neg", "pos"), strict=True)
     ]
     words = PromptOptions(words=("neg=writer", "pos=film"))
-    fitted = AutoPrompt(triggers=3, candidates=3, iterations=6).fit(session, PromptRows(texts), Settings(), words)
+    fitted = AutoPrompt(triggers=3, candidates=3, iterations=3).fit(session, PromptRows(texts), Settings(), words)
     (ids,) = [part.ids for part in Template(fitted.session.task.template).parts if part.kind == "ids"]
     before = fitted.session.predict(texts)
     with_stored_task(fitted.session)
@@ -167,7 +167,7 @@ def test_the_search_depends_on_the_seed_alone_and_raises_the_likelihood(tmp_path
 
     def found(seed):
         torch.manual_seed(seed * 7 + 1)
-        fitted = AutoPrompt(triggers=2, candidates=8, iterations=8, batch_size=3).fit(
+        fitted = AutoPrompt(triggers=2, candidates=6, iterations=6, batch_size=3).fit(
             session, PromptRows(ROWS * 2), Settings(seed=seed), OPTIONS
         )
         answers = fitted.session.predict(ROWS)

@@ -146,7 +146,7 @@ def test_translators_are_encoder_decoders(tmp_path):
 # ---- the method
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "bart"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", pytest.param("bart", marks=pytest.mark.slow)])
 def test_the_best_template_of_the_validation_rows_is_kept(kind, tmp_path):
     session = session_of(kind, tmp_path / "model")
     method = parse("TemplateSearch(most=8)")

@@ -14,6 +14,7 @@ from deltatune.prompting.in_context.in_context_learning import ICL
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
 from deltatune.prompting.zero_shot import Cloze
 from deltatune.tasks.classification import Classify
+from deltatune.tasks.label_words.label_words import DEMONSTRATIONS
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.training import Settings
 from deltatune.training.inference.text_vectors import text_vectors
@@ -216,7 +217,7 @@ def test_each_text_gets_the_nearest_rows_but_never_itself(session):
         text = own.tokenizer.decode(token_row["prompt"])
         assert text.count(row["text"]) <= 1 + sum(row["text"] in other["text"] for other in TRAIN if other != row)
     same = [{"text": "  GOOD film "}]
-    shown = task.with_demonstrations(same, lambda texts, keep: np.eye(len(TRAIN))[: len(texts)])[0]["demonstrations"][0]
+    shown = task.with_demonstrations(same, lambda texts, keep: np.eye(len(TRAIN))[: len(texts)])[0][DEMONSTRATIONS][0]
     assert "good film it was good" not in shown
 
 
@@ -230,7 +231,7 @@ def test_the_nearest_comes_last_or_first(llama):
         task = fit(llama, f"ICL(shots=3, select='nearest', order='{order}')").session.task
         llama.detach()
         (row,) = task.with_demonstrations([{"text": "other"}], vectors)
-        assert [shown.split(" it was ")[0] for shown in row["demonstrations"][0]] == [TRAIN[i]["text"] for i in wanted]
+        assert [shown.split(" it was ")[0] for shown in row[DEMONSTRATIONS][0]] == [TRAIN[i]["text"] for i in wanted]
 
 
 def test_calibration_of_each_row_is_that_of_its_own_demonstrations(llama):

@@ -12,7 +12,7 @@ from deltatune.prompting.in_context.demonstrations import training_rows, with_tr
 from deltatune.prompting.prompt_method import attach_prompt
 from deltatune.prompting.zero_shot import ZeroShot
 from deltatune.tasks.classification import Classify
-from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import REDRAW, NearestDemonstrations
 from deltatune.training import Settings
 from deltatune.training.inference.text_vectors import text_vectors
@@ -78,7 +78,7 @@ def test_answers_are_averaged_over_sets(session):
     pieces = replace(own, task=replace(own.task, sets=1))
     rows = [dict(row) for row in own.task.with_demonstrations(test, _vectors(own))]
     for row, wanted in zip(rows, mean, strict=True):
-        singles = [{**row, "demonstrations": shown} for shown in row["demonstrations"]]
+        singles = [{**row, DEMONSTRATIONS: shown} for shown in row[DEMONSTRATIONS]]
         logits = torch.from_numpy(pieces.predict(pieces.encode(singles)))
         np.testing.assert_allclose(wanted, logits.softmax(-1).mean(0).numpy(), atol=1e-5)
 

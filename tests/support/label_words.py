@@ -1,4 +1,4 @@
-"""Tiny language models with tokenizers of every kind, and label-word scores of theirs computed word by word, by hand."""
+"""Tiny language models with tokenizers of every kind, and their label-word scores computed word by word, by hand."""
 
 import copy
 import json

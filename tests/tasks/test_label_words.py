@@ -9,7 +9,7 @@ import torch
 
 from deltatune import DeltatuneError
 from deltatune.tasks import task_from_json
-from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from support import vocabularies
 from support.label_words import LEFT_TO_RIGHT, reader, rows, task
 
@@ -135,11 +135,11 @@ def test_the_oldest_demonstrations_go_where_there_is_no_room(kind):
 
 
 def test_demonstrations_of_rows_take_the_place_of_the_tasks():
-    own = [{**row, "demonstrations": [f"{row['text']} It was film"]} for row in rows()]
+    own = [{**row, DEMONSTRATIONS: [f"{row['text']} It was film"]} for row in rows()]
     encoded = encode("gpt2", task(), own)
     assert [reader("gpt2")[1].decode(row["prompt"]).count("It was") for row in encoded] == [2, 2, 2]
-    assert "row 0: demonstrations is 'a film'; it must be a list of texts" in encoding_error(
-        "gpt2", task(), [{**rows()[0], "demonstrations": "a film"}]
+    assert "row 0: (demonstrations) is 'a film'; it must be a list of texts" in encoding_error(
+        "gpt2", task(), [{**rows()[0], DEMONSTRATIONS: "a film"}]
     )
     several = task(demonstrations=(("a film It was film",), ("b It was film",)))
     assert "give them to every row, or to none" in encoding_error("gpt2", several, [own[0], rows()[1]])

@@ -13,7 +13,7 @@ from deltatune.methods.low_rank.lora import LoRA
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
 from deltatune.tasks.classification import Classify
-from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.label_words.label_words import LabelWords, Scoring
 from deltatune.tasks.task import Task
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
@@ -48,7 +48,7 @@ class ZeroShot(PromptMethod):
     """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one."""
     words: str = ""
     """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
-    scoring: Literal["likelihood", "probability", "logit"] = "likelihood"
+    scoring: Scoring = "likelihood"
     """Score of a class with several words, or words of several tokens; see LabelWords."""
 
     @property

@@ -36,7 +36,7 @@ from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
 from deltatune.tasks.tokenization import check_length
 
 Scoring = Literal["likelihood", "probability", "logit", "channel"]
-DEMONSTRATIONS = "demonstrations"
+DEMONSTRATIONS = "(demonstrations)"
 """A column of rows with demonstrations of their own (a list of texts), which take the place of the task's."""
 
 
@@ -50,6 +50,7 @@ class LabelWords(Classify):
 
     name: ClassVar[str] = "label-words"
     loads: ClassVar[Loads] = "words"
+    may_be_unanswered: ClassVar[bool] = True
     inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive", "scoring")
 
     text: tuple[str, ...] = ()

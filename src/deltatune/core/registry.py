@@ -63,7 +63,7 @@ def _load(group: str) -> None:
 
 
 def find_method(name: str) -> Callable[..., Method] | None:
-    """The class or short form of this name, or None; prompting methods are looked up last, as their import takes longer."""
+    """The class or short form of this name, or None; prompting methods come last, as their import takes longer."""
     return registry().get(name) or prompting_registry().get(name)
 
 

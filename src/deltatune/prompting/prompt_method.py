@@ -51,6 +51,10 @@ class Fitted:
     """What a user must know, in sentences."""
 
 
+PROMPT_VIEW = View("x ← template(x)", "none", "the text", "replace")
+"""The unified view's facts of a method that changes the input alone."""
+
+
 @dataclass(frozen=True)
 class PromptMethod(Method, registry=None):
     """A way to solve a task by the model's input: found, searched or trained, with the model's own head.
@@ -68,7 +72,6 @@ class PromptMethod(Method, registry=None):
     reads_unlabelled: ClassVar[bool] = False
     """Whether it learns from rows whose labels are not known."""
     starts_as_base: ClassVar[bool] = False
-    view: ClassVar[View] = View("x ← template(x)", "none", "the text", "replace")
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__(registry=PROMPTING_REGISTRY)
@@ -105,6 +108,28 @@ class PromptMethod(Method, registry=None):
     def inner(self) -> Method | None:
         """The tuning method that is trained; None where nothing is."""
         return None
+
+    @property
+    def learning_rate(self) -> float:  # type: ignore[override]
+        """That of the tuning method."""
+        return Method.learning_rate if self.inner is None else self.inner.learning_rate
+
+    @property
+    def view(self) -> View:  # type: ignore[override]
+        """That of the tuning method."""
+        return PROMPT_VIEW if self.inner is None else self.inner.view
+
+    @property
+    def size(self) -> int | None:
+        """That of the tuning method."""
+        return None if self.inner is None else self.inner.size
+
+    def sized(self, size: int) -> Method:
+        """The same with another size of the tuning method, its field `method`."""
+        return self if self.inner is None else dataclasses.replace(self, method=self.inner.sized(size))  # type: ignore[call-arg]
+
+    def limit(self, sites: Sites) -> int:
+        return super().limit(sites) if self.inner is None else self.inner.limit(sites)
 
     def pick(self, sites: Sites) -> list[Site]:
         return []

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deltatune.core.errors import raise_all
-from deltatune.core.method import Method, View, at_least
-from deltatune.core.sites.site import Sites
+from deltatune.core.method import Method, at_least
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
 from deltatune.prompting.several_templates import TemplateChoice, choose_templates, spread_note
@@ -73,29 +72,8 @@ class TemplateEnsemble(PromptMethod):
         return self.method
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """That of the tuning method."""
-        return PromptMethod.learning_rate if self.method is None else self.method.learning_rate
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """That of the tuning method."""
-        return PromptMethod.view if self.method is None else self.method.view
-
-    @property
     def label(self) -> str:
         return "Template ensemble" + ("" if self.method is None else f", {self.method.label}")
-
-    @property
-    def size(self) -> int | None:
-        """That of the tuning method."""
-        return None if self.method is None else self.method.size
-
-    def sized(self, size: int) -> Method:
-        return self if self.method is None else replace(self, method=self.method.sized(size))
-
-    def limit(self, sites: Sites) -> int:
-        return super().limit(sites) if self.method is None else self.method.limit(sites)
 
     # ---- before anything runs
 

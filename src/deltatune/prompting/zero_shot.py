@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.method import Method, View
+from deltatune.core.method import Method
 from deltatune.core.registry import parse
-from deltatune.core.sites.site import Sites
 from deltatune.methods.low_rank.lora import LoRA
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
@@ -125,29 +124,8 @@ class Cloze(PromptMethod):
         return self.method
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """That of the tuning method."""
-        return self.method.learning_rate
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """That of the tuning method."""
-        return self.method.view
-
-    @property
     def label(self) -> str:
         return f"{self.method.label}, label words"
-
-    @property
-    def size(self) -> int | None:
-        """That of the tuning method."""
-        return self.method.size
-
-    def sized(self, size: int) -> Method:
-        return replace(self, method=self.method.sized(size))
-
-    def limit(self, sites: Sites) -> int:
-        return self.method.limit(sites)
 
     def check_task(self, task: Task) -> None:
         check_classes(self, task)

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import Method, View, at_least
-from deltatune.core.sites.site import Sites
+from deltatune.core.method import Method, at_least
 from deltatune.data.mixture_data import PART
 from deltatune.methods.low_rank.lora import LoRA
 from deltatune.models.architecture import Family, family
@@ -93,29 +92,8 @@ class MetaICL(PromptMethod):
         return self.method
 
     @property
-    def learning_rate(self) -> float:  # type: ignore[override]
-        """That of the tuning method."""
-        return self.method.learning_rate
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """That of the tuning method."""
-        return self.method.view
-
-    @property
     def label(self) -> str:
         return f"MetaICL, {self.method.label}"
-
-    @property
-    def size(self) -> int | None:
-        """That of the tuning method."""
-        return self.method.size
-
-    def sized(self, size: int) -> Method:
-        return replace(self, method=self.method.sized(size))
-
-    def limit(self, sites: Sites) -> int:
-        return self.method.limit(sites)
 
     # --- the tasks
 

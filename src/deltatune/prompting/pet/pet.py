@@ -9,8 +9,7 @@ import torch
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.method import Method, View, at_least, at_most
-from deltatune.core.sites.site import Sites
+from deltatune.core.method import Method, at_least, at_most
 from deltatune.methods.base_weights.unfreeze import Full
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.pet.distillation import plain_classification, train_classifier
@@ -120,28 +119,15 @@ class PET(PromptMethod):
         return (self.inner if isinstance(self.method, ZeroShot) else self.method).learning_rate
 
     @property
-    def view(self) -> View:  # type: ignore[override]
-        """That of the classifier's method."""
-        return self.inner.view
-
-    @property
     def label(self) -> str:
         name = "PET" if self.generations == 1 else "iPET"
         if isinstance(self.method, ZeroShot):
             return f"{name}, zero-shot"
         return name if self.method == FULL else f"{name}, {self.method.label}"
 
-    @property
-    def size(self) -> int | None:
-        """That of the classifier's method."""
-        return self.inner.size
-
     def sized(self, size: int) -> Method:
         classifier = None if self.classifier is None else self.classifier.sized(size)
         return replace(self, method=self.method.sized(size), classifier=classifier)
-
-    def limit(self, sites: Sites) -> int:
-        return self.inner.limit(sites)
 
     # ---- before anything runs
 

@@ -10,8 +10,8 @@ from deltatune.data import Data, Row
 from deltatune.methods.base_weights.unfreeze import Probe
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod, PromptRows
+from deltatune.prompting.prompt_run import free_positions
 from deltatune.tasks.task import Encoded
-from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.session import Session
 
 
@@ -28,7 +28,7 @@ def check_candidates(
     for candidate in candidates:
         try:
             if isinstance(candidate.method, PromptMethod):
-                rows, positions = PromptRows(data.train, data.validation), _left_by_prompt(session, candidate.method)
+                rows, positions = PromptRows(data.train, data.validation), free_positions(session, candidate.method)
                 candidate.method.check_session(session.limited(positions) if limited else session, rows, prompts)
                 if positions is not None:
                     free[candidate.text] = positions
@@ -47,17 +47,6 @@ def check_candidates(
     if len(problems) == len(candidates) > 1 and len(set(problems.values())) == 1:
         raise DeltatuneError(next(iter(problems.values())))  # the data are at fault then, not the methods
     return free, problems
-
-
-def _left_by_prompt(session: Session, method: PromptMethod) -> int | None:
-    """Positions that the tuning method within leaves to a text; None if the model has no limit."""
-    if method.inner is None or method.inner.input_template or session.positions is None:
-        return session.positions
-    session.attach(with_token_ids(method.inner, session.tokenizer, session.task), 0, head=False)
-    try:
-        return session.free_positions()
-    finally:
-        session.detach()
 
 
 def length_note(session: Session, limited: Session, method: str) -> list[str]:

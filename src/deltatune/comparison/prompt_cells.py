@@ -8,8 +8,9 @@ from typing import Any
 
 from deltatune.comparison.plan import Cell, Plan
 from deltatune.data import Row
-from deltatune.prompting.prompt_cost import PromptCost, counted
+from deltatune.prompting.prompt_cost import PromptCost
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, with_stored_task
+from deltatune.prompting.prompt_run import find_prompt
 from deltatune.tasks import Encoded, task_from_json
 from deltatune.tasks.label_words.prompt_rows import VIRTUAL
 from deltatune.training.session import Session
@@ -21,11 +22,8 @@ def fit_prompt(plan: Plan, cell: Cell, extra: Mapping[str, Any], on_step: OnProg
     assert isinstance(method, PromptMethod)
     rows = plan.rows_of(cell.draw)
     settings = dataclasses.replace(plan.settings, learning_rate=cell.rate or None, seed=cell.seed)
-    with counted(plan.session.host) as cost:
-        fitted = method.fit(
-            plan.session, PromptRows(rows["train"], rows["validation"], plan.unlabelled(cell.draw)), settings,
-            plan.options, on_step,
-        )  # fmt: skip
+    seen = PromptRows(rows["train"], rows["validation"], plan.unlabelled(cell.draw))
+    fitted, cost = find_prompt(plan.session, method, seen, settings, plan.options, on_step)
     with_stored_task(fitted.session, dict(extra))
     return fitted, cost
 

@@ -101,7 +101,7 @@ def prepare(job: PromptJob) -> PreparedPrompt:
     if method.trains and settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=method.learning_rate)
     if not job.task.get("max_length"):
-        session = _with_room(session, method)
+        session = session.limited(free_positions(session, method))
     rows = PromptRows(job.data.train, job.data.validation, job.unlabelled)
     method.check_session(session, rows, job.options)
     return PreparedPrompt(session, method, settings, job.data, rows, job.options, session.notes)
@@ -115,13 +115,13 @@ def _within(session: Session, method: PromptMethod, budget: str) -> PromptMethod
     return fitted
 
 
-def _with_room(session: Session, method: PromptMethod) -> Session:
-    """The session with texts limited to the positions that the tuning method leaves."""
+def free_positions(session: Session, method: PromptMethod) -> int | None:
+    """Positions of the model that the tuning method within leaves to a text; None if the model has no limit."""
     if method.inner is None or method.inner.input_template or session.positions is None:
-        return session
+        return session.positions
     session.attach(with_token_ids(method.inner, session.tokenizer, session.task), 0, head=False)
     try:
-        return session.limited(session.free_positions())
+        return session.free_positions()
     finally:
         session.detach()
 

@@ -306,6 +306,20 @@ def test_rows_without_room_lose_the_oldest_demonstrations_and_are_counted(llama)
 # ---- channel
 
 
+def test_rows_are_counted_and_named_as_they_are_given_beside_their_inputs_without_content(session):
+    found = fit(session, "ICL(shots=2, select='nearest')").session
+    with pytest.raises(DeltatuneError) as wrong:
+        found.encode([*TEST, {"text": "bad", "label": "worse"}])
+    assert "row 2: 'worse'" in str(wrong.value)
+    assert "row 3" not in str(wrong.value)
+    with pytest.raises(DeltatuneError, match="row 1: text is None"):
+        found.encode([TEST[0], {"text": None, "label": "pos"}])
+    narrow = replace(found, task=replace(found.task, max_length=14))
+    plain = replace(narrow, task=replace(narrow.task, content_free=()))
+    assert "of 10 rows" in narrow.encode(TRAIN + TEST).notes[0]
+    assert narrow.encode(TRAIN + TEST).notes == plain.encode(TRAIN + TEST).notes
+
+
 def test_channel_scores_the_text_behind_the_word(llama):
     fitted = fit(llama, "ICL(shots=2, scoring='channel')")
     task, model = fitted.session.task, llama.host.model

@@ -172,22 +172,24 @@ class NearestDemonstrations(LabelWords):
             [f"row {i} has no demonstrations" for i, row in enumerate(rows) if DEMONSTRATIONS not in row],
             "demonstrations of each row's own are chosen with the model: encode the rows with Session.encode",
         )
-        free = [dict.fromkeys(self.text, text) for text in self.content_free]
-        versions = [version for row in rows for version in (row, *({**row, **texts} for texts in free))]
-        encoded = super().encode(
-            versions,
-            tokenizer,
-            positions=positions,
-            positions_taken=positions_taken,
-            labelled=labelled,
-            joined=joined,
-        )
-        if not free:
+        given: dict[str, Any] = {
+            "positions": positions, "positions_taken": positions_taken, "labelled": labelled, "joined": joined
+        }  # fmt: skip
+        encoded = super().encode(rows, tokenizer, **given)  # what it counts and names are the rows themselves
+        if not (self.content_free and rows):
             return encoded
-        per_row = len(encoded) // len(rows) if rows else 1
+        free = [dict.fromkeys(self.text, text) for text in self.content_free]
+        others = super().encode([{**row, **texts} for row in rows for texts in free], tokenizer, **given)
+        sets = len(encoded) // len(rows)
+        per_row = sets * len(free)
+        versions = [
+            version
+            for i in range(len(rows))
+            for version in (*encoded.rows[i * sets :][:sets], *others.rows[i * per_row :][:per_row])
+        ]
         references: Any = np.asarray(self._labels(rows)) if labelled else None
-        owners = [i for i in range(len(rows)) for _ in range(per_row)]
-        return Encoded(encoded.rows, encoded.truncated, owners, [None] * len(rows), references, notes=encoded.notes)
+        owners = [i for i in range(len(rows)) for _ in range(sets + per_row)]
+        return Encoded(versions, encoded.truncated, owners, [None] * len(rows), references, notes=encoded.notes)
 
     def _demonstration_sets(self, rows: Sequence[Row]) -> list[tuple[tuple[str, ...], ...]]:
         """The sets of each row, which have a list of texts each."""

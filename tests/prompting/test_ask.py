@@ -96,12 +96,22 @@ def test_label_words_are_matched_and_scored(form):
     assert asked.answers.shape == (3, 2)
     assert asked.answers.dtype == np.float32
     assert asked.answers[:2].argmax(-1).tolist() == [1, 0]
-    assert asked.answers[2, 0] == asked.answers[2, 1]
     assert asked.unmatched == 1
     assert "1 of 3 texts begin with none of the label words ('hard to tell')" in asked.notes[0]
+    assert "1 of 3 rows have no answer, which counts as wrong" in asked.notes[0]
+    assert SENTIMENT.predictions(asked.answers).tolist() == [1, 0, -1]
+    assert SENTIMENT.decode(asked.answers)[2] == {"label": None, "score": 0.0, "scores": {"neg": 0.0, "pos": 0.0}}
     assert "good. It was" in prompts if form == "plain" else any("one of: terrible/bad, great." in p for p in prompts)
     scores = SENTIMENT.score(asked.answers, references(SENTIMENT, REVIEWS))
     assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_rows_without_an_answer_are_wrong_for_every_class():
+    with running(lambda body, number: (200, text_of("I cannot say"))) as server:
+        asked = ask(CachedEndpoint(endpoint_of(server)), SENTIMENT, REVIEWS)
+    for true in ([0, 0, 0], [1, 1, 1], [0, 1, 0]):
+        scores = SENTIMENT.score(asked.answers, np.asarray(true))
+        assert set(scores.values()) == {0.0}, scores
 
 
 def test_several_prompts_of_a_row_vote():

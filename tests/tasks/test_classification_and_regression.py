@@ -140,3 +140,23 @@ def test_one_resample_equals_several(name, classes):
     metric = weighted_score(name, predictions, references, classes)
     rows = [metric.resampled(row[None])[0] for row in weights]
     np.testing.assert_allclose(rows, metric.resampled(weights), atol=1e-12)
+
+
+def test_a_prediction_of_no_class_is_wrong_for_every_class():
+    """-1 is a class more, over which no mean is taken."""
+    predictions, references = np.array([0, -1, 1, -1, 2, 2]), np.array([0, 0, 1, 2, 2, 1])
+    other = np.where(predictions < 0, 3, predictions)
+    names = [0, 1, 2]
+    expected = {
+        "accuracy": sklearn.accuracy_score(references, other),
+        "f1_macro": sklearn.f1_score(references, other, labels=names, average="macro", zero_division=0),
+        "precision": sklearn.precision_score(references, other, labels=names, average="macro", zero_division=0),
+        "recall": sklearn.recall_score(references, other, labels=names, average="macro", zero_division=0),
+        "matthews": sklearn.matthews_corrcoef(references, other),
+    }
+    for name, value in expected.items():
+        score = weighted_score(name, predictions, references, 3)
+        assert score.score() == pytest.approx(value), name
+        assert score.resampled(np.ones((2, 6))) == pytest.approx(value), name
+    two = weighted_score("f1", np.array([-1, 1, -1, 0]), np.array([0, 1, 1, 0]), 2, positive=0)
+    assert two.score() == pytest.approx(2 / 3)

@@ -49,7 +49,7 @@ class Asked:
     cost: EndpointCost = field(default_factory=EndpointCost)
     """Calls, tokens and retries, of all that this endpoint was asked."""
     unmatched: int = 0
-    """Texts that none of the label words begin; all classes are equal for them."""
+    """Texts that none of the label words begin; they are no vote for any class."""
     notes: tuple[str, ...] = ()
     """What a user must know, in sentences."""
 
@@ -159,15 +159,22 @@ def _label_words(endpoint: CachedEndpoint, task: LabelWords, rows: Sequence[Row]
         if number is not None:
             votes[i // per_row, number] += 1
     shares = (votes + SHARE) / (votes + SHARE).sum(-1, keepdims=True)
+    answered = votes.sum(-1, keepdims=True) > 0
     unmatched = [text for text, number in zip(texts, classes, strict=True) if number is None]
     notes = []
     if unmatched:
         examples = ", ".join(repr(text.strip()[:40]) for text in list(dict.fromkeys(unmatched))[:3])
         notes.append(
-            f"{len(unmatched)} of {len(texts)} texts begin with none of the label words ({examples}): all classes are "
-            "equal for them, so they count as the first"
+            f"{len(unmatched)} of {len(texts)} texts begin with none of the label words ({examples}); "
+            f"{int((~answered).sum())} of {len(rows)} rows have no answer, which counts as wrong"
         )
-    return Asked(np.log(shares).astype(np.float32), endpoint.cost, len(unmatched), tuple(notes))
+    tied = int(((votes == votes.max(-1, keepdims=True)).sum(-1) > 1)[answered[:, 0]].sum())
+    if tied:
+        notes.append(
+            f"{tied} of {len(rows)} rows have equal votes for several classes; the first of these classes counts"
+        )
+    logits = np.where(answered, np.log(shares), -np.inf).astype(np.float32)
+    return Asked(logits, endpoint.cost, len(unmatched), tuple(notes))
 
 
 def prompts_of(task: LabelWords, row: Row, chat: bool = False) -> list[str]:

@@ -39,6 +39,8 @@ class Classify(Task):
     answers: ClassVar[Answers] = "row"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive")
     added_fields: ClassVar[Mapping[str, Any]] = {"mark": ()}
+    may_be_unanswered: ClassVar[bool] = False
+    """Whether logits that are all -inf say that there is no answer, which is wrong for every class."""
 
     labels: tuple[str, ...] = ()
     """The class names in the order of the logits; empty for regression."""
@@ -209,18 +211,33 @@ class Classify(Task):
         return np.stack(pieces) if len(pieces) else np.zeros((0, self.outputs), np.float32)
 
     def predictions(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Class numbers or values (N,) of logits (N, C). Raises DeltatuneError for logits that are not finite."""
-        logits = check_finite(logits)
-        return logits.argmax(1) if self.labels else logits[:, 0].astype(np.float64) * self.scale + self.center
+        """Class numbers or values (N,) of logits (N, C); -1 for no answer.
+
+        Raises DeltatuneError for logits that are not finite.
+        """
+        unanswered = np.isneginf(logits).all(1) if self.may_be_unanswered else np.zeros(len(logits), np.bool_)
+        check_finite(logits[~unanswered])
+        if not self.labels:
+            return logits[:, 0].astype(np.float64) * self.scale + self.center
+        return np.where(unanswered, -1, logits.argmax(1))
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
-        """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression."""
+        """Logits (N, C) to `{"label", "score", "scores": {label: probability}}`; `{"value"}` for regression.
+
+        The label of a row without an answer is None, and its scores are 0.
+        """
         predictions = self.predictions(logits)
         if not self.labels:
             return [{"value": float(value)} for value in predictions]
+        answered = (predictions >= 0)[:, None]
+        shares = softmax(np.where(answered, logits, 0)) * answered
         return [
-            {"label": self.labels[best], "score": max(row), "scores": dict(zip(self.labels, row, strict=True))}
-            for best, row in zip(predictions.tolist(), softmax(logits).tolist(), strict=True)
+            {
+                "label": self.labels[best] if best >= 0 else None,
+                "score": max(row),
+                "scores": dict(zip(self.labels, row, strict=True)),
+            }
+            for best, row in zip(predictions.tolist(), shares.tolist(), strict=True)
         ]
 
     def corpus_scores(

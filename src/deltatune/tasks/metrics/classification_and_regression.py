@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deltatune.tasks.metrics.corpus_score import UNBOUNDED_ERROR, CorpusScore, Floats, MetricFacts, Scorer, ratio
 
 Labels = NDArray[np.int64]
-"""Class numbers (N,)."""
+"""Class numbers (N,); a prediction of -1 is of no class."""
 
 
 # ---- class metrics: class numbers (N,) of `classes` classes
@@ -63,7 +63,8 @@ def f1_macro(predictions: Labels, references: Labels, classes: int) -> Scorer:
 def matthews(predictions: Labels, references: Labels, classes: int) -> Scorer:
     """Matthews correlation, R_K for more than two classes (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)."""
     right = (predictions == references).astype(np.float64)
-    predicted_of, true_of = _class_sums(classes, predictions), _class_sums(classes, references)
+    predictions = np.where(predictions < 0, classes, predictions)  # no answer is a class that is never right
+    predicted_of, true_of = _class_sums(classes + 1, predictions), _class_sums(classes + 1, references)
 
     def score(weights: Floats) -> Floats:
         n, hits = weights.sum(1), weights @ right
@@ -147,7 +148,8 @@ def weighted_score(
 ) -> WeightedScore:
     """One metric of predictions and references, both (N,).
 
-    metric: a name in CLASS_METRICS (arrays of class numbers) or REGRESSION_METRICS (arrays of values).
+    metric: a name in CLASS_METRICS (arrays of class numbers; a prediction of -1 is no answer) or REGRESSION_METRICS
+        (arrays of values).
     classes: number of classes; by default as many as the arrays show. It decides whether "f1" is binary or macro.
     positive: the class that `POSITIVE_METRICS` are of, against all others; by default class 1 of two.
     Raises ValueError for an unknown metric or arrays of different lengths.
@@ -197,7 +199,7 @@ def _mean_of_classes(
 def _class_sums(classes: int, *labels: Labels, counted: NDArray[np.bool_] | None = None) -> Scorer:
     """Weights (B, N) -> for each class the weight of the rows that have it in any of the labels (N,): (B, C).
 
-    counted (N,): the rows to count; by default all of them.
+    counted (N,): the rows to count; by default all of them. Negative labels are of no class.
     """
     mask = np.ones(len(labels[0])) if counted is None else counted.astype(np.float64)
 
@@ -209,7 +211,8 @@ def _class_sums(classes: int, *labels: Labels, counted: NDArray[np.bool_] | None
 
     def sums(weights: Floats) -> Floats:
         if len(weights) == 1:  # the plain score needs no (N, C) matrix, which is large for many rows and classes
-            return np.asarray(sum(np.bincount(each, weights[0] * mask, classes) for each in labels))[None]
+            known = [(each[each >= 0], (weights[0] * mask)[each >= 0]) for each in labels]
+            return np.asarray(sum(np.bincount(each, of_rows, classes) for each, of_rows in known))[None]
         return np.asarray(weights @ one_hot(), dtype=np.float64)
 
     return sums

@@ -8,6 +8,7 @@ import torch
 
 from deltatune import DeltatuneError, parse
 from deltatune.prompting.choose_prompts import PromptOptions
+from deltatune.prompting.prompt_cost import counted
 from deltatune.prompting.prompt_method import PromptRows, attach_prompt, with_stored_task
 from deltatune.prompting.prompt_search.autoprompt import AutoPrompt
 from deltatune.prompting.prompt_search.blank_readings import read_blanks
@@ -184,6 +185,18 @@ def test_the_search_depends_on_the_seed_alone_and_raises_the_likelihood(tmp_path
     assert first[1][range(4), labels].sum() > start.session.predict(ROWS)[range(4), labels].sum()
 
 
+def test_a_batch_of_all_rows_is_read_once_however_many_are_summed(tmp_path):
+    session = session_of("bert", tmp_path / "model")
+    found = []
+    for accumulation in (1, 7):
+        method = replace(SHORT, accumulation=accumulation)
+        with counted(session.host) as cost:
+            fitted = method.fit(session, PromptRows(ROWS, ROWS), Settings(), OPTIONS)
+        fitted.session.detach()
+        found.append((fitted.trials, cost.passes))
+    assert found[0] == found[1]
+
+
 def test_no_row_but_those_given_is_read(tmp_path):
     class Poisoned(dict):
         def __getitem__(self, name):
@@ -233,6 +246,8 @@ def test_label_token_scores_are_a_softmax_over_the_classes():
     [
         ("AutoPrompt(triggers=0)", "triggers must be at least 1"),
         ("AutoPrompt(candidates=0)", "candidates must be at least 1"),
+        ("AutoPrompt(triggers=1000000000)", "triggers must be at most 1000"),
+        ("AutoPrompt(accumulation=1000000000)", "accumulation must be at most 1000"),
         ("AutoPrompt(template='{text} {mask}')", "has {triggers} once"),
         ("AutoPrompt(template='{triggers} {text} {triggers} {mask}')", "has {triggers} once"),
         ("AutoPrompt(label_tokens=2, words='a=b, c=d')", "leave words out"),

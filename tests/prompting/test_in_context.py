@@ -386,7 +386,7 @@ def test_errors_name_the_problem_and_leave_no_adapter(llama, method, message):
     [
         "ICL(shots=0)", "ICL(order='nearest-last')", "ICL(select='nearest', order='search')",
         "ICL(select='nearest', sets=2)", "ICL(encoder='x')", "ICL(select='nearest', pool=4)", "ICL(labels='no')",
-        "ICL(format='')",
+        "ICL(format='')", "ICL(sets=1000000000)", "ICL(order='search', orders=1000000000)",
     ],
 )  # fmt: skip
 def test_options_that_contradict_each_other(method):

@@ -346,6 +346,8 @@ def test_test_rows_and_unlabelled_rows_are_never_read(session):
         ("LMBFF(search='word')", "did you mean 'words'"),
         ("LMBFF(PTuning(template='{2} {text} {mask}'))", "train it with Cloze"),
         ("LMBFF(likely=0)", "likely must be at least 1"),
+        ("LMBFF(sets=1000000000)", "sets must be at most 1000"),
+        ("LMBFF(beams=1000000000)", "beams must be at most 1000"),
     ],
 )
 def test_options_that_cannot_be(text, message):

@@ -205,6 +205,8 @@ def test_what_cannot_be_searched_is_a_plain_error(session):
         ("TemplateSearch(translators=('one',))", "takes two folders"),
         ("TemplateSearch(source='rule')", "did you mean 'rules'"),
         ("TemplateSearch(most=0)", "most must be at least 1"),
+        ("TemplateSearch(most=1000000000)", "most must be at most 1000"),
+        ("TemplateSearch(paraphrases=1000000000)", "paraphrases must be at most 1000"),
     ):
         with pytest.raises(DeltatuneError, match=message):
             parse(text)

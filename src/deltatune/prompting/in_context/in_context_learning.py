@@ -11,7 +11,7 @@ import torch
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import at_least
+from deltatune.core.method import at_least, at_most
 from deltatune.core.trained_rows import TrainedRows
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
 from deltatune.prompting.in_context.content_free import CONTENT_FREE, with_sets
@@ -102,6 +102,7 @@ class ICL(PromptMethod):
 
     def check(self) -> None:
         at_least(self, shots=1, sets=1, length=0, orders=2, scored=1, pool=2)
+        at_most(self, sets=1000, orders=1000)
         problems = []
         if self.select == "nearest":
             if self.order not in ("auto", *NEAREST_ORDERS):

@@ -26,6 +26,8 @@ from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 
 FULL = Full()
+LEAST_TEMPERATURE = 0.01
+"""T below which a teacher's scores, divided by it, say no more than their highest one."""
 STEP_RATIO = 20
 """Most steps of the classifier for one of a pattern's model, where epochs say the number: the paper's 5,000 to 250."""
 
@@ -94,8 +96,8 @@ class PET(PromptMethod):
             )
         if untrained and self.generations > 1:
             problems.append(f"{name}(method=ZeroShot()) trains no models, so that one generation is all; name a method")
-        if self.temperature <= 0:
-            problems.append(f"{name}(temperature={self.temperature}): temperature must be above 0")
+        if self.temperature < LEAST_TEMPERATURE:
+            problems.append(f"{name}(temperature={self.temperature}): temperature must be at least {LEAST_TEMPERATURE}")
         if self.mlm >= 1:
             problems.append(f"{name}(mlm={self.mlm}): mlm is a share of the loss, below 1")
         if self.scale <= 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import View, at_least
+from deltatune.core.method import View, at_least, at_most
 from deltatune.models.architecture import family
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
@@ -80,6 +80,7 @@ class AutoPrompt(PromptMethod):
 
     def check(self) -> None:
         at_least(self, triggers=1, candidates=1, iterations=0, accumulation=1, batch_size=1, label_tokens=0)
+        at_most(self, triggers=1000, accumulation=1000)
         if self.label_tokens and self.words:
             raise DeltatuneError(
                 "AutoPrompt: label_tokens finds the words of the classes; leave words out, or set it to 0"
@@ -280,7 +281,8 @@ class TriggerSearch:
                 yield self.rows.batch(order[start : start + size])
 
     def _next(self, batches: Iterator[TriggerBatch]) -> list[TriggerBatch]:
-        return [next(batches) for _ in range(self.method.accumulation)]
+        whole = len(self.rows) <= self.method.batch_size  # the same rows again would change nothing
+        return [next(batches) for _ in range(1 if whole else self.method.accumulation)]
 
     def _refused(self, task: LabelWords, template: str) -> set[int]:
         """Tokens that are no triggers: special ones, tokens of label words, unreadable ones, and capitals."""

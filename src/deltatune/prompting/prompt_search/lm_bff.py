@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.method import Method, at_least
+from deltatune.core.method import Method, at_least, at_most
 from deltatune.methods.base_weights.unfreeze import Full
 from deltatune.models.architecture import family
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task, split_words
@@ -75,6 +75,7 @@ class LMBFF(Cloze):
 
     def check(self) -> None:
         at_least(self, sets=1, beams=1, likely=1, neighbors=0, candidates=1, search_steps=0)
+        at_most(self, sets=1000, beams=1000)
         problems = []
         if isinstance(self.method, PromptMethod):
             problems.append(f"it trains a tuning method such as LoRA(r=8), and {self.method!r} is a prompting method")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.regular_files import check_regular, expanded
-from deltatune.core.method import at_least
+from deltatune.core.method import at_least, at_most
 from deltatune.models.architecture import family
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, choose_prompts, label_words_task, split_words
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
@@ -61,6 +61,7 @@ class TemplateSearch(PromptMethod):
 
     def check(self) -> None:
         at_least(self, most=1, paraphrases=0)
+        at_most(self, most=1000, paraphrases=1000)
         if self.source == "mined" and not self.corpus:
             raise DeltatuneError("TemplateSearch(source='mined') needs a text file: corpus='FILE'")
         if self.source == "written" and not self.generator:

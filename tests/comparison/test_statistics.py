@@ -311,6 +311,31 @@ def test_equal_parameters_go_to_the_faster():
     assert found["method"] == "Fast()"
 
 
+def test_of_prompts_that_train_nothing_none_is_said_to_train_more():
+    prompts = row("ZeroShot()", 0.8, 0, True, seconds=0.1), row("ICL(shots=8)", 0.79, 0, True)
+    found = recommend(summary(*prompts))
+    assert found["sentence"].endswith(
+        "the best score; 1 other is statistically tied with it but trains no fewer parameters."
+    )
+    slow = row("ZeroShot()", 0.8, 0, True, seconds=20)
+    assert recommend(summary(slow, prompts[1]))["sentence"].endswith(
+        "statistically tied with the best (ZeroShot(), 0.800); neither trains anything, and it took less time."
+    )
+
+
+def test_a_head_counts_where_all_else_that_is_trained_is_equal():
+    probe = row("Probe()", 0.8, 0, True, seconds=0.1) | {"head_params": 770}
+    prompt = row("ICL(shots=8)", 0.79, 0, True) | {"head_params": 0}
+    found = recommend(summary(probe, prompt))
+    assert found["method"] == "ICL(shots=8)"
+    assert "although it trains nothing" in found["sentence"]
+    lora = row("LoRA(r=8)", 0.8, 330, True, seconds=0.1) | {"head_params": 770}
+    cloze = row("Cloze(LoRA(r=8))", 0.79, 330, True) | {"head_params": 0}
+    assert (
+        "(LoRA(r=8), 0.800) with as many trained parameters and no head" in recommend(summary(lora, cloze))["sentence"]
+    )
+
+
 def test_a_reference_that_nothing_reaches_is_named_with_the_best_that_fits():
     found = recommend(summary(row("LoRA(r=8)", 0.65, 330, False), row("Full()", 0.79, 100_000, True, reference=True)))
     assert found["method"] == "Full()"
@@ -323,7 +348,8 @@ def test_a_clear_winner_and_a_head_alone_and_one_method():
         "significantly better than"
         in recommend(summary(row("A()", 0.9, 9, True), row("B()", 0.5, 1, False)))["sentence"]
     )
-    probe = recommend(summary(row("Probe()", 0.7, 0, True, reference=True), row("B()", 0.71, 5, True)))
+    head = row("Probe()", 0.7, 0, True, reference=True) | {"head_params": 770}
+    probe = recommend(summary(head, row("B()", 0.71, 5, True)))
     assert probe["method"] == "Probe()"
     assert "trains only the head" in probe["sentence"]
     assert recommend(summary(row("A()", 0.9, 9, True)))["sentence"] == (

@@ -13,7 +13,8 @@ MethodEntry = Mapping[str, Any]
 def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     """Choose a method from a comparison's summary, with the reason.
 
-    Returns {"method", "sentence"}; method is None if none has a score. Among equal parameters the faster training wins.
+    Returns {"method", "sentence"}; method is None if none has a score. Among equal parameters a smaller head wins, then
+    the faster training.
     """
     rows = list(summary["methods"])
     scored = [row for row in rows if has_score(row)]
@@ -25,8 +26,8 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     sign = -1 if lower_is_better(summary["metric"]) else 1
     best = max(scored, key=lambda row: sign * float(row["score"]))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
-    chosen = min(tied, key=lambda row: (row["params"], row.get("train_seconds") or math.inf))
-    reason = _reason(chosen, best, scored, len(tied), sign)
+    chosen = min(tied, key=lambda row: (*_trained(row), row.get("train_seconds") or math.inf))
+    reason = _reason(chosen, best, scored, tied, sign)
     warning = _warning(best, summary.get("majority"), lower=sign < 0)
     return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
 
@@ -48,12 +49,18 @@ def _claim(row: MethodEntry, metric: str) -> str:
     return f"{row['method']}: {row['score']:.3f} {metric}{interval}"
 
 
-def _reason(chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], tied: int, sign: int) -> str:
+def _trained(row: MethodEntry) -> tuple[int, int]:
+    """Trained parameters without the head, and those of the head."""
+    return row["params"], row.get("head_params") or 0
+
+
+def _reason(
+    chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], tied: list[MethodEntry], sign: int
+) -> str:
     if len(scored) == 1:
         return "; it is the only method with a score, so there is no comparison"
     if chosen is not best:
-        cost = _cost(chosen, best)
-        return f", statistically tied with the best ({best['method']}, {best['score']:.3f}) {cost}"
+        return f", statistically tied with the best ({best['method']}, {best['score']:.3f}){_cost(chosen, best)}"
     fitted = [row for row in scored if not row.get("reference")]
     if chosen.get("reference") and fitted and not any(row["tied_with_best"] for row in fitted):
         near = max(fitted, key=lambda row: sign * float(row["score"]))
@@ -61,19 +68,25 @@ def _reason(chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], t
             "; no method fitted to the budget reaches it: "
             f"{near['method']} comes closest with {near['score']:.3f} and {_share(near, chosen)}"
         )
-    if tied > 1:
-        others = "1 other is" if tied == 2 else f"{tied - 1} others are"
-        more = "trains" if tied == 2 else "train"
-        return f", the best score; {others} statistically tied with it but {more} more parameters"
+    if len(tied) > 1:
+        others = "1 other is" if len(tied) == 2 else f"{len(tied) - 1} others are"
+        fewer = any(_trained(row) == _trained(chosen) for row in tied if row is not chosen)
+        s = "s" if len(tied) == 2 else ""
+        cost = f"train{s} no fewer" if fewer else f"train{s} more"
+        return f", the best score; {others} statistically tied with it but {cost} parameters"
     return ", significantly better than all the others"
 
 
 def _cost(chosen: MethodEntry, best: MethodEntry) -> str:
+    if _trained(chosen) == _trained(best) == (0, 0):
+        return "; neither trains anything, and it took less time"
     if chosen["params"] == 0:
-        return f"although it trains {'only the head' if chosen.get('head_params') else 'nothing'}"
+        return f" although it trains {'only the head' if chosen.get('head_params') else 'nothing'}"
+    if chosen["params"] == best["params"] and _trained(chosen) < _trained(best):
+        return f" with as many trained parameters and {'a smaller' if chosen.get('head_params') else 'no'} head"
     if chosen["params"] == best["params"]:
-        return "with as many trained parameters and a shorter training"
-    return f"with {_share(chosen, best)}"
+        return " with as many trained parameters and a shorter training"
+    return f" with {_share(chosen, best)}"
 
 
 def _share(row: MethodEntry, of: MethodEntry) -> str:

@@ -400,6 +400,22 @@ def test_the_results_table_fits(width, monkeypatch):
     assert len(rows) <= (13 if width == 120 else 14), "rows were broken in two"
 
 
+@pytest.mark.parametrize("width", [40, 60, 70])
+def test_a_narrow_results_table_names_every_method(width):
+    summary = sample_summary()
+    for row in summary["methods"]:
+        row["tokens"] = 12.0
+    screen = Console(width=width, record=True, file=io.StringIO())
+    screen.print(results(summary, width))
+    rows = screen.export_text().splitlines()
+    assert max(map(len, rows)) <= width
+    assert rows[0].startswith("method")
+    assert rows[1].startswith("Full")
+    assert rows[1].split()[1:4] == ["0.783", "±0.041", "best"]
+    assert sum(row.startswith(("LoRA", "BitFit", "Probe")) for row in rows) >= 3
+    assert ("trained" in rows[0]) == (width >= 60), rows[0]
+
+
 def test_the_live_display_shows_what_runs(capsys):
     watching = ComparisonProgress("accuracy")
     record = {"method": "LoRA(r=2)", "learning_rate": 2e-3, "scores": {"validation": {"accuracy": 0.7}, "test": None}}

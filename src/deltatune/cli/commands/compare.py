@@ -294,9 +294,12 @@ def _runs(plan: Plan) -> str:
 
 def report(summary: dict[str, Any], path: Path) -> None:
     """The closing screen: the table, the recommendation, what failed, where the report is."""
-    show(results(summary, console().width), "")
+    shown = results(summary, console().width)
+    show(shown, "")
     drawn = [(LEGEND[0][0], LEGEND[0][1].replace("seeds", "draws, seeds"))] if summary.get("draws") else [LEGEND[0]]
     legend = [*drawn, *LEGEND[1:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
+    costs = {"trained", "time", "latency", "tokens"} - {column.header for column in shown.columns}
+    legend = [(name, meaning) for name, meaning in legend if name not in costs]
     if summary.get("positive") and summary["metric"] in ("f1", "precision", "recall"):
         legend.insert(0, (summary["metric"], f"of the positive class, {summary['positive']}"))
     show(facts(legend), "")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltatune.cli.ui.live import LiveDisplay, time_left
-from deltatune.cli.ui.screen import table
+from deltatune.cli.ui.screen import table, width_of
 from deltatune.comparison.report.number_format import count, rate, score, seconds
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 WIDE = 110
 """Columns from which on the results table shows whole methods and exact counts."""
+METHOD_WIDTH = 14
+"""Fewest characters for the names of the methods; in a narrow terminal costs are left out for them."""
+LEAST_NEEDED = ("merged", "share", "tokens", "latency", "time", "trained")
+"""Costs in the order in which a narrow table leaves them out; the report has all."""
 
 
 class ComparisonProgress(LiveDisplay):
@@ -106,7 +110,7 @@ class ComparisonProgress(LiveDisplay):
 
 
 def results(summary: Mapping[str, Any], width: int) -> Table:
-    """The results table, the best method first; a narrow one uses short labels."""
+    """The results table, the best method first; a narrow one uses short labels and has fewer costs."""
     from deltatune.comparison.report.method_results import method_results
 
     sign = -1 if lower_is_better(summary["metric"]) else 1
@@ -133,8 +137,12 @@ def results(summary: Mapping[str, Any], width: int) -> Table:
         for row, result in zip(rows, ranked, strict=True):
             row.append(Text(count(result.number("tokens")), style=row[0].style))
     columns = ["method", summary["metric"], "95 %", "", *further, *costs]
-    right = [summary["metric"], "95 %", *further, *costs]
-    return table(columns, rows, right=right, gap=2 if width >= WIDE else 1)
+    right, gap = [summary["metric"], "95 %", *further, *costs], 2 if width >= WIDE else 1
+    for name in LEAST_NEEDED:
+        if name in columns and METHOD_WIDTH + gap + width_of(columns[1:], [row[1:] for row in rows], gap) > width:
+            at = columns.index(name)
+            columns, rows = columns[:at] + columns[at + 1 :], [row[:at] + row[at + 1 :] for row in rows]
+    return table(columns, rows, right=right, gap=gap)
 
 
 def adds_tokens(summary: Mapping[str, Any]) -> bool:

@@ -156,6 +156,6 @@ def metric_headers(task: Task, names: Sequence[str]) -> list[str]:
     return headers
 
 
-def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]], gap: int = 2) -> int:
+def width_of(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], gap: int = 2) -> int:
     """Width of a table of which no column is cut, in characters."""
     return sum(max(len(cell) for cell in cells) + gap for cells in zip(columns, *rows, strict=True))

@@ -11,7 +11,7 @@ from deltatune.core.delta import generator_for
 from deltatune.data import read
 from deltatune.data.mixture_data import mix
 from deltatune.prompting.choose_prompts import PromptOptions
-from deltatune.prompting.in_context.meta_icl import MetaICL
+from deltatune.prompting.in_context.meta_icl import Instances, MetaICL
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
 from deltatune.prompting.prompt_run import PromptJob, prepare, record_of, run
 from deltatune.tasks.classification import Classify
@@ -199,10 +199,13 @@ def test_options_that_cannot_be(text):
         parse(text)
 
 
-def test_what_can_be_known_before_it_runs(session):
+def test_what_can_be_known_before_it_runs(session, monkeypatch):
     with pytest.raises(DeltatuneError, match="part thing: "):
         MetaICL(shots=2).check_session(session, PromptRows(ROWS[:12]))
+    encoded = []
+    monkeypatch.setattr(Instances, "encoded", lambda self, rows: encoded.append(len(rows)) or list(rows))
     MetaICL(shots=2).check_session(session, PromptRows(ROWS))
+    assert encoded == [1, 1]  # of each part the first row
     assert not session.host.adapters
 
 

@@ -134,7 +134,7 @@ class MetaICL(PromptMethod):
         own = self._attached(session, 0)
         try:
             for instances in self.instances(own, rows, options).values():
-                instances.first(1)
+                instances.first(0, 1)
         finally:
             own.detach()
 

@@ -126,3 +126,21 @@ def test_from_the_command_line(folder, tmp_path):
     assert "ZeroShot()" in done.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert "good: good/great" in summary["methods"][0]["prompts"][0]
+
+
+def test_unlabelled_rows_that_no_method_reads_are_refused(folder, tmp_path):
+    with pytest.raises(DeltatuneError, match=r"2 unlabelled rows are given, and none of the methods.*such as PET"):
+        plan_of(folder, tmp_path / "out", methods=("ZeroShot()", "LoRA(r=2)"), unlabelled=[{"text": "fine"}] * 2)
+    assert plan_of(folder, tmp_path / "out", methods=("PET()",), unlabelled=[{"text": "fine"}]).more_unlabelled
+
+
+def test_one_result_for_all_draws_is_of_no_earlier_session(folder, tmp_path):
+    command = (
+        "compare", "--model", folder / "bert", "--data", folder / "reviews", "--shots", "4", "--draws", "2",
+        "--method", "ZeroShot()", "--out", tmp_path / "out",
+    )  # fmt: skip
+    first, again = ran(*command), ran(*command)
+    assert "draw 1: " in first.out + first.err
+    assert (first.out + first.err).count("the same for every draw and seed") == 1
+    assert "earlier session" not in first.out + first.err
+    assert (again.out + again.err).count("from an earlier session") == 2

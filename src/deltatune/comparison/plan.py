@@ -253,6 +253,11 @@ def make_plan(
             "a template, words or a description of the classes are for prompting methods: name one, such as "
             "ZeroShot(), or Cloze(LoRA()) to train through label words"
         )
+    if unlabelled and not any(map(_reads_unlabelled, methods)):
+        raise DeltatuneError(
+            f"{len(unlabelled):,} unlabelled rows are given, and none of the methods learns from them; add one that "
+            "does, such as PET(), or leave the rows out"
+        )
     loads = "words" if prompting and data.kind == "classes" else ""
     session = open_session(model, data, fields, head, precision=settings.precision, loads=loads)
     prompts = dataclasses.replace(prompts, data=prompts.data or data.name)
@@ -291,6 +296,10 @@ def _is_prompting(text: str | Method) -> bool:
         return isinstance(as_prompt_method(text), PromptMethod)
     except DeltatuneError:
         return False
+
+
+def _reads_unlabelled(text: str | Method) -> bool:
+    return _is_prompting(text) and bool(getattr(as_prompt_method(text), "reads_unlabelled", False))
 
 
 def count_problems(**counts: int) -> list[str]:

@@ -43,6 +43,8 @@ class ComparisonProgress(LiveDisplay):
         self.next: str | None = None
         self.detail: dict[str, Any] = {}
         self.best: Record | None = None
+        self.here: set[str | None] = set()
+        """Keys of the runs of this session."""
 
     def __call__(self, event: Event) -> None:
         """Record an event and update the display."""
@@ -57,9 +59,14 @@ class ComparisonProgress(LiveDisplay):
             self.live.update(self.picture())
 
     def _finish_run(self, event: Event) -> None:
-        """Handle the end of a run, of this session or (if it was not started here) of an earlier one."""
+        """Handle the end of a run: of this session, of an earlier one, or the same as one of this session."""
         record: Record = event.detail.get("record") or {}
+        cell = record.get("cell")
         earlier = "" if self.current == event.text else ", from an earlier session"
+        if not earlier:
+            self.here.add(cell)
+        elif cell is not None and cell in self.here:  # nothing is drawn or random
+            earlier = ", the same for every draw and seed"
         self.current = None
         if event.kind == "cell_failed":
             problem = str(record.get("error") or "").partition("\n")[0]

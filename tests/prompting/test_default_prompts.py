@@ -2,7 +2,9 @@
 
 import pytest
 
+from deltatune.cli.prompt_options import split_assignments
 from deltatune.core.errors import DeltatuneError
+from deltatune.prompting.choose_prompts import PromptOptions, given_words, split_words
 from deltatune.prompting.default_prompts import (
     class_words,
     default_templates,
@@ -120,3 +122,21 @@ def test_classes_that_say_nothing_need_a_description() -> None:
     assert needs_description(["a", "b"])
     assert not needs_description(["spam", "ham"])
     assert not needs_description(["no", "yes"]), "words all the same"
+
+
+SIGNS = ("a,b", "nicht schön (schlecht)", "very good, yes=so")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["a,b=fair", "nicht schön (schlecht)=bad", "very good, yes=so=good|great"],
+        ["very good, yes=so=good|great, a,b=fair, nicht schön (schlecht)=bad"],
+    ],
+)
+def test_words_of_classes_with_commas_and_equals_signs(given: list[str]) -> None:
+    expected = (("fair",), ("bad",), ("good", "great"))
+    assert given_words(SIGNS, PromptOptions(words=split_assignments(given))) == expected
+    assert given_words(SIGNS, PromptOptions(words=split_words(", ".join(given)))) == expected
+    with pytest.raises(DeltatuneError, match=r"the class 'a,b' is left out"):
+        given_words(SIGNS, PromptOptions(words=("nicht schön (schlecht)=bad", "very good, yes=so=good")))

@@ -160,5 +160,5 @@ def split_assignments(words: Sequence[str] | None) -> tuple[str, ...]:
     listed: list[str] = []
     for text in words or ():
         parts = re.split(r",(?=[^,=]*=)", text)
-        listed += [part.strip() for part in parts] if all("=" in part for part in parts) else [text]
+        listed += parts if all("=" in part for part in parts) else [text]
     return tuple(listed)

@@ -186,7 +186,8 @@ def _read(choice: PromptChoice, method: PromptMethod, source: str) -> Data:
     task: Any = choice.task or ("generate" if isinstance(method, ChainOfThought) else None)
     strict = method.draws or not Path(source).is_file()
     data = read(source, text=choice.text or (), label=choice.label, task=task, strict=strict)
-    if data.kind == "classes":  # a file to score may lack a class
+    signs = any(sign in label for label in data.labels for sign in ",=")
+    if data.kind == "classes" and not signs:  # a file to score may lack a class
         named = _named_classes(choice, method)
         if set(data.labels) < set(named):
             return replace(data, labels=named)

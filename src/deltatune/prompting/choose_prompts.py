@@ -94,14 +94,17 @@ def label_words_task(
 
 
 def split_words(words: str) -> tuple[str, ...]:
-    """`"bad=terrible|awful, good=great"` as one text a class."""
-    return tuple(part.strip() for part in words.split(",") if part.strip())
+    """`"bad=terrible|awful, good=great"` as one text a class, with the blanks between them."""
+    return tuple(part for part in words.split(",") if part.strip())
 
 
 def given_words(labels: Sequence[str], options: PromptOptions) -> Words | None:
     """The words of the classes that the user gives or describes; None where neither is given."""
     if options.words and options.describe:
         raise DeltatuneError("give the classes' words or a description of the classes, not both (--words, --describe)")
+    if options.words and any(sign in label for label in labels for sign in ",="):
+        described = class_words(labels, ",".join(options.words))  # it knows where a name with such a sign ends
+        return tuple(described[label] for label in labels)
     if options.words:
         return words_of_classes(read_words(options.words), labels)
     if options.describe:

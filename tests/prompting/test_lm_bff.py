@@ -15,6 +15,7 @@ from deltatune import DeltatuneError, parse
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.prompt_method import PromptRows, attach_prompt, with_stored_task
 from deltatune.prompting.prompt_search.blank_readings import blank_words, read_blanks, rows_in_turn
+from deltatune.prompting.prompt_search.chosen_by_score import Score, ScoredPrompt
 from deltatune.prompting.prompt_search.label_word_search import (
     accuracy_of,
     best_pairings,
@@ -23,7 +24,7 @@ from deltatune.prompting.prompt_search.label_word_search import (
     nearest_words,
     search_label_words,
 )
-from deltatune.prompting.prompt_search.lm_bff import LMBFF
+from deltatune.prompting.prompt_search.lm_bff import LMBFF, PromptComparison
 from deltatune.prompting.prompt_search.template_generation import (
     Generator,
     load_generator,
@@ -320,6 +321,27 @@ def test_searches_are_the_same_for_the_same_seed_and_short_trainings_leave_nothi
     assert found[0][:2] == found[1][:2]
     assert np.array_equal(found[0][2], found[1][2])
     assert not session.host.adapters
+
+
+def test_words_that_are_found_for_a_template_compete_with_those_it_was_chosen_with(session, monkeypatch):
+    worse = WORDS.words[::-1]
+    monkeypatch.setattr(
+        PromptComparison, "words", lambda self, task: [ScoredPrompt(replace(task, words=worse), Score(-1.0, -9.0))]
+    )
+    method = LMBFF(parse("LoRA(r=2)"), search="both", demonstrations=False)
+    fitted = method.fit(session, PromptRows(ROWS, ROWS), Settings(max_steps=1), OPTIONS)
+    assert fitted.session.task.words != worse
+    assert fitted.prompts[0] == fitted.trials[0][0]
+    assert fitted.trials[-1][1] == -1
+
+
+def test_rows_without_room_for_their_demonstrations_are_noted(session):
+    long = [{**row, "text": " ".join([row["text"]] * 12)} for row in ROWS]
+    method = LMBFF(parse("LoRA(r=2)"), search="none", sets=1)
+    for rows, expected in ((ROWS, False), (long, True)):
+        fitted = method.fit(session, PromptRows(rows, rows), Settings(max_steps=1), OPTIONS)
+        assert any("no room for all of their demonstrations" in note for note in fitted.notes) is expected
+        session.detach()
 
 
 def test_test_rows_and_unlabelled_rows_are_never_read(session):

@@ -158,11 +158,11 @@ class LMBFF(Cloze):
                 trials = search.templates(given, generator) + trials
                 task = trials[0].task
             if self.search == "both" and known:
-                trials = search.words(task) + trials
-                task = trials[0].task
-        own, outcome = self._train(session, task, rows, settings, on_step, **more)
+                trials = sorted([*search.words(task), *trials], key=lambda trial: trial.score, reverse=True)
+                task = trials[0].task  # the words that the template was chosen with are among them
+        own, outcome, of_room = self._train(session, task, rows, settings, on_step, **more)
         texts = tuple((prompt_text(trial.task), trial.score.metric) for trial in trials)
-        return Fitted(own, outcome, (prompt_text(task),), texts, notes)
+        return Fitted(own, outcome, (prompt_text(task),), texts, (*notes, *of_room))
 
     def _train(
         self,
@@ -172,15 +172,18 @@ class LMBFF(Cloze):
         settings: Settings,
         on_step: OnProgress | None,
         **more: Any,
-    ) -> tuple[Session, Outcome]:
+    ) -> tuple[Session, Outcome, tuple[str, ...]]:
+        """The session with its adapter attached, the training, and how many rows have no room for demonstrations."""
         own = replace(session, task=task, head={})
         own.attach(with_token_ids(self.method, session.tokenizer, task), settings.seed, head=False)
         try:
             train: Sequence[Row] | Encoded = rows.train
+            notes: tuple[str, ...] = ()
             if self.demonstrations:
                 own = replace(own, task=with_training_demonstrations(task, rows.train, own, self.sets, settings.seed))
                 train = training_rows(own, rows.train)
-            return own, own.train(train, rows.validation, settings, on_step=on_step, **more)
+                notes = train.notes
+            return own, own.train(train, rows.validation, settings, on_step=on_step, **more), notes
         except BaseException:
             own.detach()
             raise

@@ -209,6 +209,18 @@ def test_what_can_be_known_before_it_runs(session, monkeypatch):
     assert not session.host.adapters
 
 
+def test_parts_whose_rows_have_no_room_for_their_demonstrations_are_noted(session):
+    settings = Settings(max_steps=1, batch_size=4)
+    for method, expected in (
+        ("MetaICL(LoRA(r=2), shots=2)", []),
+        ("MetaICL(shots=4, max_length=24)", ["tone", "thing"]),
+    ):
+        fitted = parse(method).fit(session, PromptRows(ROWS), settings)
+        assert [note.split(":")[0].removeprefix("part ") for note in fitted.notes] == expected
+        assert all("no room for all of their demonstrations" in note for note in fitted.notes)
+        session.detach()
+
+
 def test_the_seed_alone_decides_the_training(session):
     settings = Settings(max_steps=2, batch_size=4, learning_rate=1e-2)
     losses = []

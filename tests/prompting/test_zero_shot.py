@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from deltatune import DeltatuneError, parse
 from deltatune.core.registry import prompting_registry, registry
@@ -69,6 +70,17 @@ def test_cost_is_counted(session):
     assert cost.passes >= 12
     assert cost.tokens >= sum(len(row["input_ids"]) for row in encoded) // 2
     assert cost.seconds > 0
+
+
+@pytest.mark.parametrize("session", ["llama"], indirect=True)
+def test_padding_behind_a_cache_costs_nothing(session):
+    model = session.host.model
+    with torch.no_grad():
+        cached = model(input_ids=torch.tensor([[4, 5, 6]] * 2), use_cache=True).past_key_values
+        with counted(session.host) as cost:
+            mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1] * 7])
+            model(input_ids=torch.tensor([[4, 5, 6, 0], [4, 5, 6, 7]]), attention_mask=mask, past_key_values=cached)
+    assert (cost.passes, cost.tokens) == (2, 7)
 
 
 @pytest.mark.parametrize("text", ["LoRA", "Full", "BitFit", "Prompt", "PTuning"])

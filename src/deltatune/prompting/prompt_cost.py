@@ -52,8 +52,8 @@ def counted(host: Host) -> Iterator[PromptCost]:
         if not isinstance(ids, Tensor):
             return
         cost.passes += len(ids)
-        if isinstance(mask, Tensor) and mask.shape == ids.shape:
-            masked.append(mask.sum())
+        if isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == len(ids) and mask.shape[1] >= ids.shape[1]:
+            masked.append(mask[:, -ids.shape[1] :].sum())  # what comes before is cached
         else:
             cost.tokens += ids.numel()
 

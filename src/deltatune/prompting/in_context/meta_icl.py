@@ -41,6 +41,8 @@ from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 
 DEFAULT_METHOD = LoRA()
+NOTED_ROWS = 200
+"""Rows of each task that are looked at for room."""
 UNNAMED = (
     "the classes {} say nothing in words; write words in their place in the data, or name the part after a published "
     "data set whose classes are numbered so, such as rte=..."
@@ -187,12 +189,15 @@ class MetaICL(PromptMethod):
             validation = self._validation(session, parts, rows.validation, objective, settings.seed)
             outcome = replace(own, task=objective).train(train, validation, settings, on_step=on_step)
             tasks = {name: instances.shown_task(settings.seed) for name, instances in parts.items()}
+            notes = tuple(
+                f"part {name}: {note}" for name, each in parts.items() for note in each.room_notes(settings.seed)
+            )
         except BaseException:
             own.detach()
             raise
         mixture = Mixture(tasks)
         prompts = tuple(f"{name}: {prompt_text(task)}" for name, task in tasks.items())
-        return Fitted(replace(own, task=mixture), outcome, prompts)
+        return Fitted(replace(own, task=mixture), outcome, prompts, notes=notes)
 
     def _validation(
         self,
@@ -259,6 +264,11 @@ class Instances:
         drawn = [self.behind(row, generator_for(seed, f"instance.{i}")) for i, row in enumerate(rows)]
         encoded = zip(rows, self.encoded(drawn), strict=True)
         return [{**token_row, REDRAW: partial(self.redraw, row)} for row, token_row in encoded]
+
+    def room_notes(self, seed: int) -> tuple[str, ...]:
+        """How many of the first rows have no room for all demonstrations."""
+        rows = [self.behind(row, generator_for(seed, f"instance.{i}")) for i, row in enumerate(self.rows[:NOTED_ROWS])]
+        return self.session.encode(rows).notes
 
     def shown_task(self, seed: int) -> LabelWords:
         """The prompt with one drawn set of demonstrations, for rows of this task after training."""

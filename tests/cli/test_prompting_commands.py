@@ -252,10 +252,18 @@ def test_a_prompt_on_a_server(data, tmp_path):
 
 
 def test_answers_without_a_label_word_are_counted(data, tmp_path):
+    kept = tmp_path / "answers.jsonl"
     with running(says("no idea")) as server:
-        command = ("evaluate", "--url", server.url, "--name", "m", "--data", data, *TEMPLATE, *WORDS)
-        done = worked(ran(*command, "--cache", tmp_path / "answers.jsonl"))
-    assert "20 of 20" in " ".join(done.out.split())
+        on_server = ("--url", server.url, "--name", "m", *TEMPLATE, *WORDS, "--cache", kept)
+        done = worked(ran("evaluate", *on_server, "--data", data))
+        assert "20 of 20 rows have no answer" in " ".join(done.out.split())
+        with kept.open("a") as file:
+            file.write('{"name": "m", "ur')  # a process was killed here
+        again = json.loads(worked(ran("evaluate", *on_server, "--data", data, "--json")).out)
+        assert again["scores"]["accuracy"] == 0.0
+        assert any("the last line was not finished" in note for note in again["notes"])
+        answer = json.loads(worked(ran("predict", *on_server, stdin="a great film\n")).out)
+        assert answer == {"text": "a great film", "label": None, "score": 0.0, "scores": {"bad": 0.0, "good": 0.0}}
 
 
 def test_demonstrations_and_chains_on_a_server(data, tmp_path):

@@ -71,7 +71,8 @@ class ServerSession:
         """
         asked = ask(self.endpoint, self.task, list(rows), self.on_answer)
         self.unmatched += asked.unmatched
-        self.notes += [note for note in asked.notes if note not in self.notes]
+        dropped = self.endpoint.cache.notes if self.endpoint.cache is not None else []
+        self.notes += [note for note in (*dropped, *asked.notes) if note not in self.notes]
         return asked.answers
 
 

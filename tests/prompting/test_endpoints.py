@@ -77,6 +77,13 @@ def test_truncated_texts_are_marked(server):
     assert [isinstance(text, Truncated) for text in found] == [True, True, False]
 
 
+def test_a_refusal_is_a_text(server):
+    """One row that a model will not answer does not end a run."""
+    refusal = {"role": "assistant", "content": None, "refusal": "I cannot say"}
+    server.answer = lambda body, number: (200, {"choices": [{"message": refusal, "finish_reason": "stop"}]})
+    assert endpoint_of(server)(["x"]) == ["I cannot say"]
+
+
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
 def test_a_busy_server_is_retried(server, status):
     server.answer = lambda body, number: (status, "busy") if number < 3 else (200, text_of("at last"))

@@ -157,7 +157,7 @@ class OpenAICompatible:
                 break
         attempts = "once" if not self.retries else f"{self.retries + 1} times"
         raise DeltatuneError(
-            f"{problem}; tried {attempts}. Send fewer requests at once (concurrency), or wait longer (timeout, backoff)"
+            f"{problem}; tried {attempts}. Send fewer requests at once (--concurrency), or wait longer (--timeout)"
         )
 
     # ---- request
@@ -198,6 +198,8 @@ class OpenAICompatible:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if self.form == "chat" else choice["text"]
             finish_reason = choice.get("finish_reason")
+            if text is None and self.form == "chat":  # what a model will not answer has a field of its own
+                text = choice["message"].get("refusal")
         except DeltatuneError as error:
             raise DeltatuneError(self._malformed(content, kind, key, f" ({error})")) from None
         except (LookupError, TypeError, AttributeError):
@@ -228,7 +230,7 @@ class OpenAICompatible:
         message = message.replace(key, "***") if key else message
         detail = f": {message}" if message else ""
         if error.code in (401, 403):
-            cause = f"the key in {self.key}" if self.key else "a request without a key; name the variable that holds it"
+            cause = f"the key in {self.key}" if self.key else "a request without a key; name the variable that holds it (--key)"
             return f"{self.url} refused {cause} ({error.code}){detail}"
         if error.code == 404:
             fix = f"there is no model {self.model!r}, or this is not the base URL of the API (it often ends in /v1)"
@@ -237,7 +239,7 @@ class OpenAICompatible:
             address = printable(str(error.headers.get("Location")))
             return f"{self.url} redirects to {address}; use that address if you trust it"
         if error.code in (400, 422):
-            fix = "A field that it names can be left out (request_fields)"
+            fix = "A field that it names can be left out (request_fields; --omit FIELD)"
             return f"{self.url} refused the request ({error.code}){detail}. {fix}"
         return f"{self.url} answered {error.code}{detail}"
 

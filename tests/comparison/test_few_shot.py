@@ -1,6 +1,7 @@
 """Few rows of each class, drawn again and again: the same draws for all methods, a source of spread of its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from deltatune.comparison.run_comparison import run
 from deltatune.comparison.statistics import draw, intervals_of
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
-from deltatune.data.few_shot import few_shot
+from deltatune.data.few_shot import MOST_UNLABELLED, few_shot, unlabelled_rows, without_labels
 from deltatune.training import Settings
 from support.command_line import QUICK, ran, reviews, write_csv
 
@@ -43,6 +44,20 @@ def test_a_draw_has_so_many_rows_of_each_class(folder):
     assert "too few to draw from" in many.notes[-1]
     with pytest.raises(DeltatuneError, match="has only 40 rows"):
         few_shot(data, 41, 0)
+
+
+def test_rows_without_labels_are_drawn_from_a_file_that_is_sorted_by_class(folder):
+    data = read(str(folder))
+    count = MOST_UNLABELLED
+    rows = [{"text": f"{label} {i}", "label": label} for label in ("good", "bad") for i in range(count)]
+    few = replace(data, train=rows[:4] + rows[-4:], validation=[])
+    left = unlabelled_rows(replace(data, train=rows), few)
+    assert left == unlabelled_rows(replace(data, train=rows), few)
+    assert (len(left), {*left[0]}) == (count, {"text"})
+    good = sum(row["text"].startswith("good") for row in left)
+    assert 0.45 * count < good < 0.55 * count
+    assert not {row["text"] for row in few.train} & {row["text"] for row in left}
+    assert without_labels(rows[:3], "label") == [{"text": f"good {i}"} for i in range(3)]
 
 
 @pytest.fixture(scope="module")

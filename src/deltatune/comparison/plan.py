@@ -23,7 +23,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.core.method import Method
 from deltatune.data import Data, Row
-from deltatune.data.few_shot import few_shot
+from deltatune.data.few_shot import MOST_UNLABELLED, few_shot, unlabelled_rows, without_labels
 from deltatune.models.loading import BUILTIN
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod
@@ -52,8 +52,6 @@ PROMPTING_METHODS = (
     "Full()",
 )
 """Compared with `--prompting`: from no trained number to all of them."""
-MOST_UNLABELLED = 5000
-"""Rows without labels that methods may use."""
 DEFAULT_BUDGET = "0.5%"
 MOST = {"seeds": 1000, "rates": 50, "draws": 1000}
 """Most of what is repeated; learning rates are a factor of about 3 apart, so that 50 are more than floats hold."""
@@ -128,11 +126,11 @@ class Plan:
 
     def unlabelled(self, draw: int | None) -> list[Row]:
         """Rows without labels: those given, and with draws the training rows that were not drawn."""
-        rows, label = list(self.more_unlabelled), self.data.label
-        if draw is not None and self.data.kind == "classes":
-            known = {id(row) for split in ("train", "validation") for row in self.rows_of(draw)[split]}
-            rows += [row for row in self.data.train if id(row) not in known]
-        return [{name: value for name, value in row.items() if name != label} for row in rows[:MOST_UNLABELLED]]
+        given = without_labels(self.more_unlabelled, self.data.label)
+        if draw is None or self.data.kind != "classes":
+            return given
+        left = unlabelled_rows(self.data, self.drawn[draw])
+        return [*given, *without_labels(left, self.data.label, MOST_UNLABELLED - len(given))]
 
     @cached_property
     def head_json(self) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from deltatune.core.errors import DeltatuneError
@@ -10,7 +12,7 @@ from deltatune.data.mixture_data import MixtureData
 from deltatune.data.splits import draw_shots
 
 MOST_UNLABELLED = 5000
-"""Rows that were not drawn, and serve as unlabelled ones: the first of so many."""
+"""Rows without labels that methods may use."""
 
 
 def few_shot(data: Data, shots: int, seed: int) -> Data:
@@ -37,5 +39,11 @@ def few_shot(data: Data, shots: int, seed: int) -> Data:
 def unlabelled_rows(data: Data, drawn: Data) -> list[Row]:
     """The training rows that were not drawn, without their labels, at most MOST_UNLABELLED of them."""
     known = {id(row) for row in (*drawn.train, *drawn.validation)}
-    left = [row for row in data.train if id(row) not in known][:MOST_UNLABELLED]
-    return [{name: value for name, value in row.items() if name != data.label} for row in left]
+    return without_labels([row for row in data.train if id(row) not in known], data.label)
+
+
+def without_labels(rows: Sequence[Row], label: str, most: int = MOST_UNLABELLED) -> list[Row]:
+    """At most `most` of the rows, without their labels; of more so many are drawn: files may be sorted by class."""
+    if len(rows) > most:
+        rows = [rows[i] for i in sorted(random.Random("unlabelled").sample(range(len(rows)), most))]
+    return [{name: value for name, value in row.items() if name != label} for row in rows]

@@ -221,6 +221,17 @@ def test_parts_whose_rows_have_no_room_for_their_demonstrations_are_noted(sessio
         session.detach()
 
 
+def test_of_more_rows_so_many_are_drawn_from_a_file_that_is_sorted_by_class(attached):
+    rows = sorted(TONE * 10, key=lambda row: row["label"])
+    method, options = MetaICL(shots=2, rows=40), PromptOptions()
+    prompted = PromptRows(MIXTURE.marked({"tone": rows, "thing": THING}))
+    tone = method.instances(attached, prompted, options, 3)["tone"].rows
+    assert len(tone) == 40
+    assert 10 < sum(row["label"] == "good" for row in tone) < 30
+    assert tone == method.instances(attached, prompted, options, 3)["tone"].rows
+    assert tone != method.instances(attached, prompted, options, 4)["tone"].rows
+
+
 def test_the_seed_alone_decides_the_training(session):
     settings = Settings(max_steps=2, batch_size=4, learning_rate=1e-2)
     losses = []

@@ -72,7 +72,7 @@ class MetaICL(PromptMethod):
     max_length: int = 1024
     """Longest input in tokens; where there is no room for all demonstrations the oldest go."""
     rows: int = 16384
-    """Training rows of each task, the first ones."""
+    """Training rows of each task at most; of more, so many are drawn by the seed."""
 
     trains: ClassVar[bool] = True
     draws: ClassVar[bool] = True
@@ -146,11 +146,16 @@ class MetaICL(PromptMethod):
         own.attach(with_token_ids(self.method, session.tokenizer, session.task), seed, head=False)
         return own
 
-    def instances(self, session: Session, rows: PromptRows, options: PromptOptions) -> dict[str, Instances]:
+    def instances(
+        self, session: Session, rows: PromptRows, options: PromptOptions, seed: int = 0
+    ) -> dict[str, Instances]:
         """What is learned of each part. Raises DeltatuneError for parts with too few rows, all of them at once."""
         result, problems = {}, []
         for name, task in self.prompts(session, options).items():
-            own = [row for row in rows.train if row.get(PART) == name][: self.rows]
+            own = [row for row in rows.train if row.get(PART) == name]
+            if len(own) > self.rows:
+                order = torch.randperm(len(own), generator=generator_for(seed, f"rows.{name}")).tolist()
+                own = [own[i] for i in sorted(order[: self.rows])]
             try:
                 usable = usable_rows(task, own)
                 if len(usable) <= self.shots:
@@ -181,7 +186,7 @@ class MetaICL(PromptMethod):
     ) -> Fitted:
         own = self._attached(session, settings.seed)
         try:
-            parts = self.instances(own, rows, options)
+            parts = self.instances(own, rows, options, settings.seed)
             objective = InContextObjective(max_length=self.max_length)
             learned = [row for instances in parts.values() for row in instances.first(settings.seed)]
             seen = [row for instances in parts.values() for row in instances.rows]

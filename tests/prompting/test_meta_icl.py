@@ -11,6 +11,7 @@ from deltatune.core.delta import generator_for
 from deltatune.data import read
 from deltatune.data.mixture_data import mix
 from deltatune.prompting.choose_prompts import PromptOptions
+from deltatune.prompting.in_context.in_context_learning import ICL
 from deltatune.prompting.in_context.meta_icl import Instances, MetaICL
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
 from deltatune.prompting.prompt_run import PromptJob, prepare, record_of, run
@@ -148,6 +149,19 @@ def test_the_adapter_reads_the_demonstrations_of_another_task(session, tmp_path)
     fitted = method.fit(held_out, PromptRows(TONE), Settings())
     assert fitted.session.adapter.count > 0
     assert fitted.session.predict(TONE).shape == (12, 2)
+
+
+def test_an_adapter_that_learned_another_score_is_noted(session, tmp_path):
+    trained = MetaICL(shots=2, scoring="channel").fit(session, PromptRows(ROWS), Settings(max_steps=1))
+    with_stored_task(trained.session)
+    session.host.save(session.name, tmp_path / "meta")
+    session.detach()
+    held_out = Session(session.model, session.host, session.tokenizer, PARTS["tone"])
+    for scoring, notes in (("likelihood", 1), ("channel", 0)):
+        method = ICL(shots=2, scoring=scoring, adapter=str(tmp_path / "meta"))
+        fitted = method.fit(held_out, PromptRows(TONE), Settings())
+        assert len([note for note in fitted.notes if "was trained for scoring='channel'" in note]) == notes
+        held_out.detach()
 
 
 # ---- what cannot be

@@ -39,9 +39,11 @@ from deltatune.prompting.zero_shot import check_classes, prompt_text
 from deltatune.store.run_folder import find_adapter
 from deltatune.tasks.label_words.label_words import LabelWords, Scoring
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations, NearestOrder
+from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Row, Task
+from deltatune.tasks.task_registry import task_from_json
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 
@@ -177,6 +179,19 @@ class ICL(PromptMethod):
             )
         return found
 
+    def _adapter_notes(self, found: Session) -> list[str]:
+        """Whether the adapter learned another score than the one that is asked for."""
+        stored = (found.adapter.extra or {}).get("task")
+        if not (self.adapter and stored):
+            return []
+        task = task_from_json(stored)
+        parts = task.parts.values() if isinstance(task, Mixture) else (task,)
+        learned = {"channel" if part.scoring == "channel" else "" for part in parts if isinstance(part, LabelWords)}
+        if not learned or ("channel" if self.scoring == "channel" else "") in learned:
+            return []
+        right = "'channel'" if learned == {"channel"} else "'likelihood'"
+        return [f"the adapter in {self.adapter} was trained for scoring={right}, and is asked with {self.scoring!r}"]
+
     def fit(
         self,
         session: Session,
@@ -188,12 +203,13 @@ class ICL(PromptMethod):
         task = self.prompt(session, options)
         found = self._attached(session, task, settings.seed)
         try:
+            of_adapter = self._adapter_notes(found)
             usable = usable_rows(task, rows.train)
             if self.select == "nearest":
                 fitted, known = self._nearest(found, task, usable, settings.seed)
             else:
                 fitted, known = self._drawn(found, task, usable, rows.validation, settings.seed)
-            notes = [*fitted.notes, *self._room_notes(fitted.session, rows)]
+            notes = [*of_adapter, *fitted.notes, *self._room_notes(fitted.session, rows)]
         except BaseException:
             found.detach()
             raise

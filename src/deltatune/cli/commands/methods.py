@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,7 @@ def _options(maker: type[Any]) -> list[dict[str, Any]]:
     ]
 
 
+@functools.cache  # most methods inherit from the same few classes, whose files are long
 def _documented(maker: type[Any]) -> dict[str, Any]:
     try:
         return dict(fields_in(Path(inspect.getfile(maker)).read_text(encoding="utf-8"), maker.__name__))

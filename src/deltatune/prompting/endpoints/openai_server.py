@@ -230,7 +230,8 @@ class OpenAICompatible:
         message = message.replace(key, "***") if key else message
         detail = f": {message}" if message else ""
         if error.code in (401, 403):
-            cause = f"the key in {self.key}" if self.key else "a request without a key; name the variable that holds it (--key)"
+            keyless = "a request without a key; name the variable that holds it (--key)"
+            cause = f"the key in {self.key}" if self.key else keyless
             return f"{self.url} refused {cause} ({error.code}){detail}"
         if error.code == 404:
             fix = f"there is no model {self.model!r}, or this is not the base URL of the API (it often ends in /v1)"

@@ -136,15 +136,16 @@ def known_rows(session: Session | ServerSession, encoded: Encoded) -> dict[str, 
     }
 
 
-def overlap_notes(known: Mapping[str, Any] | None, total: int) -> list[str]:
-    """What a user must know of rows that the adapter has seen."""
+def overlap_notes(known: Mapping[str, Any] | None, total: int, method: Any = None) -> list[str]:
+    """What a user must know of rows that the adapter has seen: in training, or as a prompting method that trains not."""
     if known is None:
         return ["whether the adapter was trained on these rows is unknown: its folder has no hashes of training rows"]
     notes = []
+    seen = "adapter was trained on" if getattr(method, "trains", True) else "prompt is made of"
     if known["rows"]:
         labels = f"{count(known['same_label'])} with the same label, {count(known['other_label'])} with another one"
         notes.append(
-            f"the adapter was trained on {count(known['rows'])} of these {count(total)} texts ({labels}): "
+            f"the {seen} {count(known['rows'])} of these {count(total)} texts ({labels}): "
             "the scores are too good for new texts"
         )
     if known["validation_rows"]:

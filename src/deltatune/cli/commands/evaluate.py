@@ -185,7 +185,7 @@ def score_rows(
         show(scores_table(session.task, {name: result["scores"] for name, result in results.items()}), "")
     for name, result in results.items():
         total, of = len(splits[name]), f"{name}: " if others else ""
-        notes += [of + note for note in overlap_notes(result["trained_on"], total)]
+        notes += [of + note for note in overlap_notes(result["trained_on"], total, session.adapter.method)]
         notes += [of + note for note in result.get("notes", ())]
         if result["truncated"]:
             notes.append(of + long_texts(session.task, result["truncated"], total))

@@ -11,7 +11,7 @@ from deltatune.core.registry import parse_tuning
 from deltatune.data import Data
 from deltatune.data.few_shot import few_shot, unlabelled_rows
 from deltatune.prompting.choose_prompts import PromptOptions
-from deltatune.prompting.prompt_run import PromptJob, prepare, record_of, run, scores_of
+from deltatune.prompting.prompt_run import PromptJob, find_prompt, prepare, record_of, run, scores_of
 from deltatune.store import run_folder
 from deltatune.training import Settings
 from deltatune.training.job import Job
@@ -63,6 +63,16 @@ def test_a_prompt_becomes_a_run_folder(folders, tmp_path, kind):
     assert again.adapter.count == 0
     assert again.score(again.encode(DATA.test)) == metrics["test"]
     assert run_folder.open_run(tmp_path / "run", record_of(ready, "reviews"), False) == metrics
+
+
+def test_costs_are_those_of_the_method_alone_whatever_ran_before(masked):
+    ready = prepare(PromptJob(masked, DATA, "ICL(shots=2, select='nearest')", options=WORDS, settings=QUICK))
+    costs = []
+    for _ in range(2):
+        fitted, cost = find_prompt(ready.session, ready.method, ready.rows, ready.settings, ready.options)
+        fitted.session.detach()
+        costs.append((cost.passes, cost.tokens))
+    assert costs[0] == costs[1]
 
 
 def test_another_prompt_is_another_run(masked, tmp_path):

@@ -23,6 +23,7 @@ from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.tokenization import with_token_ids
+from deltatune.training.inference.text_vectors import forget_vectors
 from deltatune.training.session import Session, open_session
 from deltatune.training.settings import Settings
 
@@ -164,6 +165,7 @@ def find_prompt(
 
     `more` goes to the method's `fit`.
     """
+    forget_vectors(session.host)  # those of an earlier prompt
     with counted(session.host) as cost:
         fitted = method.fit(session, rows, settings, options, on_step, **more)
     adapter, task = fitted.session.adapter, fitted.session.task

@@ -55,6 +55,11 @@ def text_vectors(
     return vectors
 
 
+def forget_vectors(host: Host) -> None:
+    """Drop the vectors that are kept for a host, so that what comes next costs as much as it would alone."""
+    _kept.pop(host, None)
+
+
 def _encoder(host: Host, folder: str) -> tuple[Host, PreTrainedTokenizerBase]:
     loaded = _encoders.setdefault(host, {})
     if folder not in loaded:

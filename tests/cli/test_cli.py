@@ -15,8 +15,10 @@ from deltatune.cli.commands.predict import joined
 from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.live import TrainingProgress, time_left
+from deltatune.cli.ui.screen import long_texts
 from deltatune.comparison.cells import Event
 from deltatune.store import run_folder
+from deltatune.tasks.classification import Classify
 from support import models
 from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
 from support.comparison_sample import sample_summary
@@ -414,6 +416,13 @@ def test_a_narrow_results_table_names_every_method(width):
     assert rows[1].split()[1:4] == ["0.783", "±0.041", "best"]
     assert sum(row.startswith(("LoRA", "BitFit", "Probe")) for row in rows) >= 3
     assert ("trained" in rows[0]) == (width >= 60), rows[0]
+
+
+def test_one_of_several_long_texts_is_still_of_texts():
+    task = Classify(text=("text",), label="label", labels=("bad", "good"))
+    assert long_texts(task, 1, 7).startswith("1 of 7 texts truncated")
+    assert long_texts(task, 1).startswith("1 text truncated")
+    assert long_texts(task, 1, 1).startswith("1 of 1 text truncated")
 
 
 def test_the_live_display_shows_what_runs(capsys):

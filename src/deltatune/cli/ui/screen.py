@@ -117,10 +117,10 @@ def in_windows(task: Any) -> bool:
 
 def long_texts(task: Any, rows: int, total: int | None = None) -> str:
     """A sentence on the rows longer than the task allows: truncated, or split into windows."""
-    of = "" if total is None else f" of {total}"
+    number, counted = (f"{rows}", rows) if total is None else (f"{rows} of {total}", total)
     if in_windows(task):
-        return f"{rows}{of} {'passage' if rows == 1 else 'passages'} split into windows of {task.max_length} tokens"
-    return f"{rows}{of} {'text' if rows == 1 else 'texts'} truncated to the adapter's limit"
+        return f"{number} {'passage' if counted == 1 else 'passages'} split into windows of {task.max_length} tokens"
+    return f"{number} {'text' if counted == 1 else 'texts'} truncated to the adapter's limit"
 
 
 REPEATED = ("f1_micro", "f1_macro")

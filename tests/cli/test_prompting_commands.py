@@ -263,6 +263,12 @@ def test_answers_without_a_label_word_are_counted(data, tmp_path):
         assert again["scores"]["accuracy"] == 0.0
         assert any("the last line was not finished" in note for note in again["notes"])
         answer = json.loads(worked(ran("predict", *on_server, stdin="a great film\n")).out)
+        many = ran("predict", *on_server, "--batch-size", "2", stdin="great\nfine\nbad\n").err
+        assert "3 of 3 rows have no answer" in many
+        server.answer = says("awful")
+        some = ran("predict", *on_server, "--batch-size", "2", stdin="great\nnew\nnewer\nnewest\n").err
+        assert "1 of 4 rows have no answer" in some
+        assert many.count("label words") == 1
         assert answer == {"text": "a great film", "label": None, "score": 0.0, "scores": {"bad": 0.0, "good": 0.0}}
 
 

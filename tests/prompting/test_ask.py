@@ -98,7 +98,7 @@ def test_label_words_are_matched_and_scored(form):
     assert asked.answers[:2].argmax(-1).tolist() == [1, 0]
     assert asked.unmatched == 1
     assert "1 of 3 texts begin with none of the label words ('hard to tell')" in asked.notes[0]
-    assert "1 of 3 rows have no answer, which counts as wrong" in asked.notes[0]
+    assert "1 of 3 rows have no answer, which counts as wrong" in asked.notes
     assert SENTIMENT.predictions(asked.answers).tolist() == [1, 0, -1]
     assert SENTIMENT.decode(asked.answers)[2] == {"label": None, "score": 0.0, "scores": {"neg": 0.0, "pos": 0.0}}
     assert "good. It was" in prompts if form == "plain" else any("one of: terrible/bad, great." in p for p in prompts)

@@ -164,10 +164,8 @@ def _label_words(endpoint: CachedEndpoint, task: LabelWords, rows: Sequence[Row]
     notes = []
     if unmatched:
         examples = ", ".join(repr(text.strip()[:40]) for text in list(dict.fromkeys(unmatched))[:3])
-        notes.append(
-            f"{len(unmatched)} of {len(texts)} texts begin with none of the label words ({examples}); "
-            f"{int((~answered).sum())} of {len(rows)} rows have no answer, which counts as wrong"
-        )
+        notes.append(f"{len(unmatched)} of {len(texts)} texts begin with none of the label words ({examples})")
+        notes.append(f"{int((~answered).sum())} of {len(rows)} rows have no answer, which counts as wrong")
     tied = int(((votes == votes.max(-1, keepdims=True)).sum(-1) > 1)[answered[:, 0]].sum())
     if tied:
         notes.append(

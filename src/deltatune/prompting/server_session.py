@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ from deltatune.tasks.task import Encoded, Task
 
 LEFT_TO_RIGHT = GPT2Config()
 """A server's model continues texts, whichever it is."""
+_COUNT = re.compile(r"(\d+) of (\d+) ([^(]*)(.*)", re.DOTALL)
 
 
 @dataclass
@@ -45,6 +47,10 @@ class ServerSession:
     on_answer: OnAnswer | None = None
     weight: float = 1.0
     part: str | None = None
+    _rows: int = 0
+    _counts: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """What is counted -> its number so far, the number of texts of a row, and examples."""
+    _shown: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.adapter = Adapter(self.method, None, {})
@@ -72,8 +78,21 @@ class ServerSession:
         asked = ask(self.endpoint, self.task, list(rows), self.on_answer)
         self.unmatched += asked.unmatched
         dropped = self.endpoint.cache.notes if self.endpoint.cache is not None else []
-        self.notes += [note for note in (*dropped, *asked.notes) if note not in self.notes]
+        self._note((*dropped, *asked.notes), len(list(rows)))
         return asked.answers
+
+    def _note(self, notes: Sequence[str], rows: int) -> None:
+        """Add notes, each once; counts ("3 of 32 rows ...") are those of all rows so far, with their first examples."""
+        self._rows += rows
+        self.notes = [note for note in self.notes if note not in self._shown]
+        for note in notes:
+            if found := _COUNT.match(note):
+                count, _, rest = self._counts.get(found[3], (0, 0, found[4]))
+                self._counts[found[3]] = (count + int(found[1]), int(found[2]) // rows, rest)
+            elif note not in self.notes:
+                self.notes.append(note)
+        self._shown = [f"{n} of {each * self._rows} {what}{rest}" for what, (n, each, rest) in self._counts.items()]
+        self.notes += self._shown
 
 
 def server_session(

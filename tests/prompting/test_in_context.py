@@ -84,6 +84,14 @@ def test_shots_are_all_demonstrations_and_classes_are_in_balance(llama, shots, c
     assert {classes_shown(task).count(label) for label in TASK.labels} == counts
 
 
+def test_classes_without_a_demonstration_are_named(llama):
+    (note,) = (note for note in fit(llama, "ICL(shots=1)").notes if "in no demonstration" in note)
+    assert note.startswith("1 of 2 classes are in no demonstration: ")
+    assert note.endswith("; shots=2 shows one of each")
+    llama.detach()
+    assert not any("in no demonstration" in note for note in fit(llama, "ICL(shots=2)").notes)
+
+
 def test_the_seed_draws_and_nothing_else_does(llama):
     first = fit(llama, "ICL(shots=4)", seed=1).session
     first.detach()

@@ -278,6 +278,12 @@ class ICL(PromptMethod):
         final = with_sets(roomy, draws, calibrated)
         prompts = (prompt_text(final.task), *(task.separator.join(shown) for shown in draws[:PROMPTS_SHOWN]))  # type: ignore[arg-type]
         notes = [spread_note(trials, len(scored), task.metric)] if trials else []
+        unseen = [label for label in task.labels if label not in {row[task.label] for row in known}]
+        if unseen and self.labels in ("gold", "only"):
+            notes.append(
+                f"{len(unseen)} of {len(task.labels)} classes are in no demonstration: {', '.join(unseen[:4])}"
+                f"{', ...' if len(unseen) > 4 else ''}; shots={len(task.labels)} shows one of each"
+            )
         scores = tuple((each.name, each.score) for each in trials)
         return Fitted(final, prompts=prompts, trials=scores, notes=tuple(notes)), known
 

@@ -1,6 +1,6 @@
 """Writes the generated parts of the documentation from the code: `make docs`. A test fails when they are stale.
 
-README.md                the tree of src/ and the table of methods, between their markers
+README.md                the tree of src/ and the tables of methods, between their markers
 docs/map.md              the tree of src/, with every file
 docs/commands.md         the help screens of all commands, between their markers
 docs/methods.md          the list of the methods' pages
@@ -11,6 +11,7 @@ docs/recipe.schema.json  the keys of a recipe, for editors
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import typer
 from deltatune.cli.app import app
 from deltatune.cli.commands.methods import describe_methods
 from deltatune.cli.commands.run import recipe_schema
+from deltatune.core.registry import prompting_registry
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
@@ -49,7 +51,7 @@ def generated() -> dict[Path, str]:
     readme, commands = ROOT / "README.md", ROOT / "docs/commands.md"
     text = between(readme.read_text(encoding="utf-8"), "map", f"```text\n{readme_tree()}\n```")
     return {
-        readme: between(text, "methods", methods_table(entries)),
+        readme: between(between(text, "methods", methods_table(entries)), "prompting", prompting_table()),
         commands: between(commands.read_text(encoding="utf-8"), "commands", help_screens()),
         ROOT / "docs/map.md": map_page(),
         ROOT / "docs/methods.md": methods_page(entries),
@@ -162,6 +164,15 @@ def methods_table(entries: list[dict[str, Any]]) -> str:
             rows.append(f"| {name} | {' | '.join(map(_cell, cells))} | {_size(entry)} |")
     short = [f"`{e['method']}()` = `{e['short_for']}`" for e in entries if e["short_for"]]
     return "\n".join([*rows, "", "Short forms: " + ", ".join(short) + "."])
+
+
+def prompting_table() -> str:
+    """The prompting methods with the first line of their docstrings."""
+    lines = ["| method | what it does |", "|---|---|"]
+    for name, method in prompting_registry().items():
+        idea, _, paper = (inspect.getdoc(method) or "").partition("\n")[0].partition("     ")
+        lines.append(f"| `{name}` | {_cell(idea)}{f' ({paper.strip()})' if paper else ''} |")
+    return "\n".join(lines)
 
 
 def methods_page(entries: list[dict[str, Any]]) -> str:

@@ -137,7 +137,7 @@ def known_rows(session: Session | ServerSession, encoded: Encoded) -> dict[str, 
 
 
 def overlap_notes(known: Mapping[str, Any] | None, total: int, method: Any = None) -> list[str]:
-    """What a user must know of rows that the adapter has seen: in training, or as a prompting method that trains not."""
+    """What a user must know of rows that the adapter has seen: in training, or as those of its prompt."""
     if known is None:
         return ["whether the adapter was trained on these rows is unknown: its folder has no hashes of training rows"]
     notes = []

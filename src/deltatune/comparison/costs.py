@@ -90,21 +90,12 @@ def _prompt_costs(session: Session, test: Encoded, plain: Encoded) -> Costs:
         kept = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_ids", *SCORED)}
         batches.append({name: tensor.to(device_of(host)) for name, tensor in kept.items()})
     with host.using(None, training=False):
-        runs = [_runner(host, batch, bfloat16) for batch in batches]
-
-        def read(prompt: bool) -> Callable[[], None]:
-            def prepare() -> None:
-                host.use(session.name if prompt else None)
-                chosen[0] = runs[not prompt]
-
-            return prepare
-
-        chosen = [runs[0]]
-        latency = _ratio(read(True), read(False), lambda: chosen[0]())
-        flops = [_flops(host, name, run) for name, run in zip((session.name, None), runs, strict=True)]
-    length = sum(len(ids) for row in prompted for ids in row.get("sequences", [row["input_ids"]])) / len(numbers)
+        prompt, bare = (_runner(host, batch, bfloat16) for batch in batches)
+        latency = _ratio(lambda: host.use(session.name), lambda: host.use(None), prompt, bare)
+        flops = _flops(host, session.name, prompt) - _flops(host, None, bare)
+    length = sum(len(row["input_ids"]) for row in prompted) / len(numbers)
     added = length - sum(len(plain.rows[number]["input_ids"]) for number in numbers) / len(numbers)
-    extra = max(0.0, (flops[0] - flops[1]) / len(numbers))
+    extra = max(0.0, flops / len(numbers))
     placed = isinstance(session.task, LabelWords) and session.task.has_virtual_tokens
     tokens = round(added) + (0 if placed else added_tokens(session.adapter))
     return Costs(latency, None, extra, tokens)
@@ -155,12 +146,12 @@ def inference_costs(
     rows = len(batch["input_ids"])
     with host.using(None, training=False):
         run = _runner(host, batch, bfloat16)
-        unmerged = _ratio(lambda: host.use(name), lambda: host.use(None), run)
+        unmerged = _ratio(lambda: host.use(name), lambda: host.use(None), run, run)
         flops = _flops(host, name, run) - _flops(host, None, run)
         merged = _merged_ratio(host, name, run) if not merge_obstacles(host.adapters[name]) else None
         generation = None
         if generate is not None:
-            generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, GENERATION_REPEATS)
+            generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, generate, GENERATION_REPEATS)
     extra = 0.0 if merged is not None else max(0.0, flops / rows)
     return Costs(unmerged, merged, extra, added_tokens(host.adapters[name]), generation)
 
@@ -193,19 +184,23 @@ def _merged_ratio(host: Host, name: str, run: Callable[[], object]) -> float:
         host.use(None)
 
     try:
-        return _ratio(merge, unmerge, run)
+        return _ratio(merge, unmerge, run, run)
     finally:
         unmerge()
 
 
 def _ratio(
-    first: Callable[[], None], second: Callable[[], None], run: Callable[[], object], repeats: int = REPEATS
+    first: Callable[[], None],
+    second: Callable[[], None],
+    run_first: Callable[[], object],
+    run_second: Callable[[], object],
+    repeats: int = REPEATS,
 ) -> float:
-    """Median of pairwise latency ratios; the two take turns so that a drift of the machine affects both."""
+    """Median of the ratios of two runs, each after its preparation; they take turns against a drift of the machine."""
     pairs = []
     for repeat in range(repeats + 1):
         times = []
-        for prepare in (first, second):
+        for prepare, run in ((first, run_first), (second, run_second)):
             prepare()
             _wait()
             start = time.perf_counter()

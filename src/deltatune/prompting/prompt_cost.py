@@ -43,17 +43,18 @@ class PromptCost:
 def counted(host: Host) -> Iterator[PromptCost]:
     """Within this context every forward pass of the host's model is counted."""
     cost, start = PromptCost(), time.perf_counter()
-    masked: list[Tensor] = []  # numbers of tokens, on the device of the model: nothing waits for them
+    masked: Tensor | int = 0  # number of tokens, on the device of the model: nothing waits for it
     names = tuple(signature(host.model.forward).parameters)
 
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal masked
         batch = {**dict(zip(names, args, strict=False)), **kwargs}
         ids, mask = batch.get("input_ids"), batch.get("attention_mask")
         if not isinstance(ids, Tensor):
             return
         cost.passes += len(ids)
         if isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == len(ids) and mask.shape[1] >= ids.shape[1]:
-            masked.append(mask[:, -ids.shape[1] :].sum())  # what comes before is cached
+            masked = masked + mask[:, -ids.shape[1] :].sum()  # what comes before is cached
         else:
             cost.tokens += ids.numel()
 
@@ -62,5 +63,5 @@ def counted(host: Host) -> Iterator[PromptCost]:
         yield cost
     finally:
         handle.remove()
-        cost.tokens += sum(int(tokens) for tokens in masked)
+        cost.tokens += int(masked)
         cost.seconds = time.perf_counter() - start

@@ -159,7 +159,7 @@ class Plan:
         drawn: dict[str, Any] = {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
         settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
         if isinstance(method, PromptMethod):
-            drawn |= {"prompt": dataclasses.asdict(self.options), "unlabelled": self._unlabelled_digest(cell.draw)}
+            drawn |= {"prompt": dataclasses.asdict(self.options), "unlabelled": self._unlabelled[cell.draw]}
             if not method.draws:  # one result for all seeds and draws, which is computed once
                 settings, drawn = settings | {"seed": 0}, {"prompt": drawn["prompt"]}
         return {
@@ -192,8 +192,13 @@ class Plan:
     def _digest(self) -> str:
         return _hash({name: [list(rows), rows.row_references] for name, rows in self.splits.items()})
 
-    def _unlabelled_digest(self, draw: int | None) -> str:
-        return _hash([[str(row.get(name)) for name in self.data.text] for row in self.unlabelled(draw)])
+    @cached_property
+    def _unlabelled(self) -> dict[int | None, str]:
+        """Digest of the texts without labels, by draw."""
+        return {
+            draw: _hash([[str(row.get(name)) for name in self.data.text] for row in self.unlabelled(draw)])
+            for draw in {repeat.draw for repeat in self.repeats}
+        }
 
     @cached_property
     def _drawn(self) -> list[dict[str, Any]]:
@@ -245,13 +250,13 @@ def make_plan(
     data = drawn[0] if drawn else data
     fields = dict(task or {})
     fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
-    prompting = any(map(_is_prompting, methods))
+    prompting = [method for method in map(_prompting_method, methods) if method is not None]
     if not prompting and (prompts.template or prompts.words or prompts.describe):
         raise DeltatuneError(
             "a template, words or a description of the classes are for prompting methods: name one, such as "
             "ZeroShot(), or Cloze(LoRA()) to train through label words"
         )
-    if unlabelled and not any(map(_reads_unlabelled, methods)):
+    if unlabelled and not any(method.reads_unlabelled for method in prompting):
         raise DeltatuneError(
             f"{len(unlabelled):,} unlabelled rows are given, and none of the methods learns from them; add one that "
             "does, such as PET(), or leave the rows out"
@@ -288,16 +293,13 @@ def make_plan(
     )
 
 
-def _is_prompting(text: str | Method) -> bool:
-    """Whether a text is a prompting method; one that cannot be read is none, and is told of later with the others."""
+def _prompting_method(text: str | Method) -> PromptMethod | None:
+    """The prompting method of a text; None for others, and for one that cannot be read: it is told of later."""
     try:
-        return isinstance(as_prompt_method(text), PromptMethod)
+        method = as_prompt_method(text)
     except DeltatuneError:
-        return False
-
-
-def _reads_unlabelled(text: str | Method) -> bool:
-    return _is_prompting(text) and bool(getattr(as_prompt_method(text), "reads_unlabelled", False))
+        return None
+    return method if isinstance(method, PromptMethod) else None
 
 
 def count_problems(**counts: int) -> list[str]:

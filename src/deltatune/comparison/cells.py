@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deltatune.comparison.plan import Cell, Plan
-from deltatune.comparison.prompt_cells import fit_prompt, prompt_record
+from deltatune.comparison.prompt_cells import fit_prompt, params_of, prompt_record, training_record
 from deltatune.comparison.records import Records
 from deltatune.models.versions import versions
 from deltatune.prompting.prompt_cost import counted
@@ -110,23 +110,11 @@ class CellRunner:
         head, extra = session.make_head(cell.seed), _extra(self.plan)
         adapter = session.attach(cell.candidate.method, cell.seed, head, extra={**session.to_json(), **extra})
         settings = dataclasses.replace(self.plan.settings, learning_rate=cell.rate, seed=cell.seed)
-        counts = {"params": adapter.count, "head_params": adapter.head_count}
+        params = params_of(adapter)  # before a reparametrisation is replaced by its values
         with counted(session.host) as cost:
             outcome = session.train(splits["train"], splits["validation"], settings, on_step=self._on_step(cell))
-        return self.record_of(cell, key) | {
-            **counts,
-            "share": counts["params"] / session.host.sites.base_params,
-            "history": outcome.history,
-            "evaluations": [(step, scores[session.task.metric]) for step, scores in outcome.evaluations],
-            "train_seconds": outcome.seconds,
-            "examples_per_second": outcome.examples_per_second,
-            "peak_memory_bytes": outcome.peak_memory_bytes,
-            "bfloat16": outcome.bfloat16,
-            "idle": outcome.untrained_tensors,
-            "truncated": outcome.truncated,
-            "scores": {"validation": outcome.evaluations[-1][1], "test": None},
-            "cost": cost.to_json(),
-        }
+        scores = outcome.evaluations[-1][1]
+        return self.record_of(cell, key) | training_record(session, params, outcome, outcome.seconds, scores, cost)
 
     def _on_step(self, cell: Cell) -> OnProgress:
         text = cell.describe()

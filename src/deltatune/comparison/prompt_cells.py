@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltatune.comparison.plan import Cell, Plan
+from deltatune.core.adapter import Adapter
 from deltatune.data import Row
 from deltatune.prompting.prompt_cost import PromptCost
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, with_stored_task
@@ -14,6 +15,7 @@ from deltatune.prompting.prompt_run import find_prompt
 from deltatune.tasks import Encoded, task_from_json
 from deltatune.tasks.label_words.prompt_rows import VIRTUAL
 from deltatune.training.session import Session
+from deltatune.training.train_adapter import Outcome
 
 
 def fit_prompt(plan: Plan, cell: Cell, extra: Mapping[str, Any], on_step: OnProgress) -> tuple[Fitted, PromptCost]:
@@ -30,24 +32,46 @@ def fit_prompt(plan: Plan, cell: Cell, extra: Mapping[str, Any], on_step: OnProg
 
 def prompt_record(fitted: Fitted, cost: PromptCost, validation: Sequence[Row]) -> dict[str, Any]:
     """The part of a cell's record that every method has, and the prompts that were found."""
-    session, outcome = fitted.session, fitted.outcome
-    adapter = session.adapter
+    session = fitted.session
+    scores = session.score(session.encode(validation))
     return {
-        "params": adapter.count,
-        "head_params": adapter.head_count,
-        "share": adapter.count / session.host.sites.base_params,
+        **training_record(session, params_of(session.adapter), fitted.outcome, cost.seconds, scores, cost),
+        "prompts": list(fitted.prompts),
+        "trials": [list(trial) for trial in fitted.trials],
+        "notes": list(fitted.notes),
+    }
+
+
+def params_of(adapter: Adapter) -> dict[str, int]:
+    """Trainable parameters of a method, and of the head."""
+    return {"params": adapter.count, "head_params": adapter.head_count}
+
+
+def training_record(
+    session: Session,
+    params: Mapping[str, int],
+    outcome: Outcome | None,
+    seconds: float,
+    validation: Mapping[str, float],
+    cost: PromptCost,
+) -> dict[str, Any]:
+    """The part of a cell's record that every method has; `outcome` is None where nothing was trained.
+
+    params: those of `params_of`. validation: every metric on the validation rows.
+    """
+    evaluations = outcome.evaluations if outcome else []
+    return {
+        **params,
+        "share": params["params"] / session.host.sites.base_params,
         "history": outcome.history if outcome else [],
-        "evaluations": [(step, scores[session.task.metric]) for step, scores in outcome.evaluations] if outcome else [],
-        "train_seconds": cost.seconds,
+        "evaluations": [(step, scores[session.task.metric]) for step, scores in evaluations],
+        "train_seconds": seconds,
         "examples_per_second": outcome.examples_per_second if outcome else None,
         "peak_memory_bytes": outcome.peak_memory_bytes if outcome else None,
         "bfloat16": outcome.bfloat16 if outcome else False,
         "idle": outcome.untrained_tensors if outcome else (),
         "truncated": outcome.truncated if outcome else 0,
-        "scores": {"validation": session.score(session.encode(validation)), "test": None},
-        "prompts": list(fitted.prompts),
-        "trials": [list(trial) for trial in fitted.trials],
-        "notes": list(fitted.notes),
+        "scores": {"validation": validation, "test": None},
         "cost": cost.to_json(),
     }
 

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.architecture import family
 from deltatune.tasks.pretraining.span_corruption import NAMES
-from deltatune.tasks.prompts.template_tokens import spells_spaces
+from deltatune.tasks.prompts.template_tokens import tokens_after
 from deltatune.tasks.prompts.templates import Template
 
 SUBJECT = "subject"
@@ -64,13 +64,9 @@ def object_ids(words: Iterable[str], tokenizer: PreTrainedTokenizerBase, spaced:
     spaced: whether the blank follows a space, which some tokenizers spell as part of a word.
     """
     listed = list(dict.fromkeys(words))
-    if not listed:
-        return {}
-    space = " " if spaced and spells_spaces(tokenizer) else ""
-    encoded = tokenizer([space + word for word in listed], add_special_tokens=False, verbose=False)["input_ids"]
     special = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
     found: dict[str, int | str] = {}
-    for word, ids in zip(listed, encoded, strict=True):
+    for word, ids in zip(listed, tokens_after("", listed, spaced, tokenizer), strict=True):
         unknown = not ids or any(id in special for id in ids)
         found[word] = UNKNOWN if unknown else SEVERAL if len(ids) > 1 else int(ids[0])
     return found

@@ -266,7 +266,8 @@ def tokens_after(
     gap = " " if spaced else ""
     whole = [f"{before}{gap}{text}" for text in texts]
     found = edges(whole, [0] * len(texts), [len(before)] * len(texts), tokenizer) if before and not spaced else None
-    asked = [f"{gap if spells_spaces(tokenizer) else ''}{text}" for text in texts]
+    own_gap = gap if spaced and spells_spaces(tokenizer) else ""
+    asked = [f"{own_gap}{text}" for text in texts]
     alone = ids_of_texts(asked, tokenizer)
     ids = [alone[text] for text in asked]
     if found is None:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from deltatune.comparison.report.change_plots import _place
+from deltatune.comparison.report.figures.change_plots import _place
 from support.command_line import QUICK, ran, review_folder
 
 

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.label_layout import Box, LabelledPoint, place_labels, spread
+from deltatune.comparison.report.figures.label_layout import Box, LabelledPoint, place_labels, spread
+from deltatune.comparison.report.figures.plots import smooth
+from deltatune.comparison.report.figures.svg import Axis, linear, logarithmic, marker_styles, text_width
 from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.page import render, write_report
-from deltatune.comparison.report.plots import smooth
-from deltatune.comparison.report.svg import Axis, linear, logarithmic, marker_styles, text_width
 from support.comparison_sample import EVIL, sample_summary
 
 VOID = {"meta", "link", "wbr", "br", "img"}

@@ -70,7 +70,7 @@ def inspect(
     analysis = analyse(names, changes, top)
     analysis["note"] = note
     if plot is not None:
-        from deltatune.comparison.report.change_plots import change_figure
+        from deltatune.comparison.report.figures.change_plots import change_figure
         from deltatune.store.atomic_files import write_file
 
         write_file(plot, change_figure(analysis))

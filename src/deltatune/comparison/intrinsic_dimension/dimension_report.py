@@ -13,7 +13,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionR
 from deltatune.comparison.plan import DEFAULT_METHODS, Plan
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.svg import (
+from deltatune.comparison.report.figures.svg import (
     MarkerStyle,
     bottom_axis,
     group,

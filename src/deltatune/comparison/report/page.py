@@ -13,12 +13,12 @@ from typing import Any
 
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.explanations import explanations
+from deltatune.comparison.report.figures.plots import cost_bars, learning_curves, learning_rate_plots
+from deltatune.comparison.report.figures.tradeoff import score_against_parameters
 from deltatune.comparison.report.method_results import MethodResult, method_results
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.report.plots import cost_bars, learning_curves, learning_rate_plots
 from deltatune.comparison.report.prompt_cards import prompt_cards
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
-from deltatune.comparison.report.tradeoff import score_against_parameters
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.store.atomic_files import write_file
 from deltatune.tasks.metrics.metric_facts import lower_is_better

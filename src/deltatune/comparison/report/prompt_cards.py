@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from deltatune.comparison.report.figures.svg import line, linear, svg, tag
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import count, html, score
-from deltatune.comparison.report.svg import line, linear, svg, tag
 
 SHOWN = 8
 """Prompts and trials of a method that are listed; the spread is of all of them."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
+from deltatune.comparison.report.figures.svg import Axis, group, line, linear, mark, svg, tag
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html, score
-from deltatune.comparison.report.svg import Axis, group, line, linear, mark, svg, tag
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 

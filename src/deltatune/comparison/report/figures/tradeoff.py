@@ -5,9 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.label_layout import NO_LEADER, Box, LabelledPoint, Placement, place_labels, spread
-from deltatune.comparison.report.method_results import MethodResult
-from deltatune.comparison.report.svg import (
+from deltatune.comparison.report.figures.label_layout import (
+    NO_LEADER,
+    Box,
+    LabelledPoint,
+    Placement,
+    place_labels,
+    spread,
+)
+from deltatune.comparison.report.figures.svg import (
     Axis,
     bottom_axis,
     fit,
@@ -22,6 +28,7 @@ from deltatune.comparison.report.svg import (
     text,
     text_width,
 )
+from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.statistics import pareto
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.method_results import MethodResult
-from deltatune.comparison.report.svg import (
+from deltatune.comparison.report.figures.svg import (
     Axis,
     bottom_axis,
     fit,
@@ -20,6 +19,7 @@ from deltatune.comparison.report.svg import (
     tag,
     text,
 )
+from deltatune.comparison.report.method_results import MethodResult
 
 
 def learning_curves(methods: Sequence[MethodResult], metric: str) -> list[str]:

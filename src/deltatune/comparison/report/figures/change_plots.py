@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatune.comparison.report.svg import (
+from deltatune.comparison.report.figures.svg import (
     COLOURS,
     Axis,
     bottom_axis,

@@ -26,12 +26,7 @@ def read_budget(budget: str | int, sites: Sites) -> Budget:
     Raises DeltatuneError for anything else, for less than one parameter, and for more than the memory of this machine.
     """
     text = (budget if isinstance(budget, str) else shortened(budget)).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
-    if not match:
-        raise DeltatuneError(
-            f"cannot read the budget {shortened(text)}; write a share of the base such as 0.5% or a number such as 300k"
-        )
-    number, unit = float(match.group(1)), match.group(2).lower()
+    number, unit = _read_size(text)
     scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "%": sites.base_params / 100}[unit]
     check_parameters(f"the budget {shortened(text)}", number * scale)
     params = int(number * scale)
@@ -40,6 +35,61 @@ def read_budget(budget: str | int, sites: Sites) -> Budget:
             f"the budget {text!r} is {number * scale:.2f} parameters of {sites.base_params:,}; give a larger one"
         )
     return Budget(text, params)
+
+
+def _read_size(text: str) -> tuple[float, str]:
+    """The number of a budget and its unit in lower case: `0.5%`, `300k`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kKmMgG%]?)", text.replace(",", "").replace("_", ""))
+    if not match:
+        raise DeltatuneError(
+            f"cannot read the budget {shortened(text)}; write a share of the base such as 0.5% or a number such as 300k"
+        )
+    return float(match.group(1)), match.group(2).lower()
+
+
+def split_budget(text: str) -> tuple[str, str | None]:
+    """Split `"Houlsby()@3%"` into the method's text and its own budget, None if it has none.
+
+    The budget stands at the end and holds for the whole method, a union included. An @ in quotes is the method's own.
+    Raises DeltatuneError for two budgets, a part that is missing, and a budget that cannot be read.
+    """
+    places = _signs(text)
+    if not places:
+        return text, None
+    method, budget = text[: places[0][0]].strip(), text[places[-1][0] + 1 :].strip()
+    about = f"cannot read the budget of {shortened(text)}"
+    example = "write the method, @ and a size, such as LoRA()@0.5% or Houlsby()@300k"
+    if any(depth for _, depth in places):
+        raise DeltatuneError(
+            f"{about}: the @ is inside the parentheses; a budget is of the whole method and stands behind it, "
+            "as in Cloze(LoRA())@3%"
+        )
+    if len(places) > 1:
+        raise DeltatuneError(f"{about}: it has {len(places)} budgets; a method, or a union of several, has one")
+    if not method or not budget:
+        raise DeltatuneError(f"{about}: there is no {'size behind' if method else 'method before'} the @; {example}")
+    try:
+        _read_size(budget)
+    except DeltatuneError:
+        union = " A union has one budget, which stands behind its last method." if "+" in budget else ""
+        raise DeltatuneError(f"{about}: {shortened(budget)} is no size; {example}.{union}") from None
+    return method, budget
+
+
+def _signs(text: str) -> list[tuple[int, int]]:
+    """Places of every @ outside of quotes, and how many brackets are open there."""
+    places: list[tuple[int, int]] = []
+    depth, quote, escaped = 0, "", False
+    for place, character in enumerate(text):
+        if quote:
+            quote, escaped = ("" if character == quote and not escaped else quote), character == "\\" and not escaped
+        elif character in "'\"":
+            quote = character
+        elif character == "@":
+            places.append((place, depth))
+        else:
+            depth += (character in "([{") - (character in ")]}")
+    return places
 
 
 def fit_budget(method: Method, sites: Sites, budget: str | int) -> Method:

@@ -149,6 +149,19 @@ class FolderLock:
         return DeltatuneError(f"cannot write in {self.option}{self.folder}: {error.strerror}; choose another folder")
 
 
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """The living process that writes a run folder (`pid`, `host`, `start`), or None. Takes no lock, changes nothing."""
+    file = folder.resolve() / LOCK
+    if file in _held:
+        return {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_of(os.getpid())}
+    try:
+        with file.open("rb") as handle:
+            owner = _read_owner(handle.fileno())
+    except OSError:
+        return None
+    return owner if _is_alive(owner) else None
+
+
 def _missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that do not exist, the innermost first."""
     missing = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from deltatune.comparison.inference_timing import TimedRun, act, forward_pass, times_in_turns
 from deltatune.core.adapter import Adapter
 from deltatune.core.host import Host
 from deltatune.core.merging import merge_obstacles
@@ -90,8 +90,8 @@ def _prompt_costs(session: Session, test: Encoded, plain: Encoded) -> Costs:
         kept = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_ids", *SCORED)}
         batches.append({name: tensor.to(device_of(host)) for name, tensor in kept.items()})
     with host.using(None, training=False):
-        prompt, bare = (_runner(host, batch, bfloat16) for batch in batches)
-        latency = _ratio(lambda: host.use(session.name), lambda: host.use(None), prompt, bare)
+        prompt, bare = (forward_pass(host, batch, bfloat16) for batch in batches)
+        latency = _ratio(host, session.name, prompt, bare)
         flops = _flops(host, session.name, prompt) - _flops(host, None, bare)
     length = sum(len(row["input_ids"]) for row in prompted) / len(numbers)
     added = length - sum(len(plain.rows[number]["input_ids"]) for number in numbers) / len(numbers)
@@ -145,13 +145,13 @@ def inference_costs(
     """Measure one adapter on one batch of B rows, and `generate`, which generates texts, if there is one."""
     rows = len(batch["input_ids"])
     with host.using(None, training=False):
-        run = _runner(host, batch, bfloat16)
-        unmerged = _ratio(lambda: host.use(name), lambda: host.use(None), run, run)
+        run = forward_pass(host, batch, bfloat16)
+        unmerged = _ratio(host, name, run, run)
         flops = _flops(host, name, run) - _flops(host, None, run)
         merged = _merged_ratio(host, name, run) if not merge_obstacles(host.adapters[name]) else None
         generation = None
         if generate is not None:
-            generation = _ratio(lambda: host.use(name), lambda: host.use(None), generate, generate, GENERATION_REPEATS)
+            generation = _ratio(host, name, generate, generate, repeats=GENERATION_REPEATS)
     extra = 0.0 if merged is not None else max(0.0, flops / rows)
     return Costs(unmerged, merged, extra, added_tokens(host.adapters[name]), generation)
 
@@ -162,54 +162,24 @@ def added_tokens(adapter: Adapter) -> int:
     return adapter.needs.virtual_tokens + max(keys, default=0)
 
 
-def _runner(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callable[[], object]:
-    extra = {"decoder_input_ids": batch["input_ids"]} if host.sites.facts.encoder_decoder else {}
-
-    @torch.no_grad()
-    def run() -> object:
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-            return host.model(**batch, **extra)
-
-    return run
-
-
 def _merged_ratio(host: Host, name: str, run: Callable[[], object]) -> float:
-    def merge() -> None:
-        host.use(name)
-        host.merge_(name)
-
-    def unmerge() -> None:
-        if name in host.merged:
-            host.unmerge_(name)
-        host.use(None)
-
     try:
-        return _ratio(merge, unmerge, run, run)
+        return _ratio(host, name, run, run, merged=True)
     finally:
-        unmerge()
+        act(host, None)
 
 
 def _ratio(
-    first: Callable[[], None],
-    second: Callable[[], None],
-    run_first: Callable[[], object],
-    run_second: Callable[[], object],
+    host: Host,
+    name: str,
+    with_adapter: Callable[[], object],
+    bare: Callable[[], object],
+    merged: bool = False,
     repeats: int = REPEATS,
 ) -> float:
-    """Median of the ratios of two runs, each after its preparation; they take turns against a drift of the machine."""
-    pairs = []
-    for repeat in range(repeats + 1):
-        times = []
-        for prepare, run in ((first, run_first), (second, run_second)):
-            prepare()
-            _wait()
-            start = time.perf_counter()
-            run()
-            _wait()
-            times.append(time.perf_counter() - start)
-        if repeat:  # the first pair warms up
-            pairs.append(times[0] / times[1])
-    return statistics.median(pairs)
+    """Median of the ratios of a run with the adapter to one of the bare base in the same turn."""
+    runs = [TimedRun(lambda: act(host, name, merged), with_adapter), TimedRun(lambda: act(host, None), bare)]
+    return statistics.median(first / second for first, second in zip(*times_in_turns(runs, repeats), strict=True))
 
 
 def _flops(host: Host, name: str | None, run: Callable[[], object]) -> float:
@@ -217,8 +187,3 @@ def _flops(host: Host, name: str | None, run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -47,6 +47,8 @@ def _score(summary: Mapping[str, Any]) -> str:
     description = baseline.get("words") or "Always predicting the most frequent label"
     without_training = f" {description} scores {score:.3f}." if score is not None else ""
     mean = f"mean of {seeds} seeds" if seeds != 1 else "one seed"
+    if summary.get("decision"):
+        mean = "mean of a method's seeds, which were added where methods were not yet told apart"
     if summary.get("shots"):
         draws = summary.get("draws") or 1
         on = f"{draws} draws" if draws != 1 else "one draw"
@@ -70,8 +72,20 @@ def _interval(summary: Mapping[str, Any]) -> str:
         single += " A single draw does not measure how much the choice of the rows matters."
     return (
         f"Two-sided 95 % bootstrap interval: {resampled} are resampled {count}, with the same resamples for all "
-        f"methods. “Tied” means that the interval of the difference to the best method contains 0.{single}"
+        f"methods. {_tied(summary)}{single}"
     )
+
+
+def _tied(summary: Mapping[str, Any]) -> str:
+    decision = summary.get("decision") or {}
+    if not decision or not summary.get("pairs"):
+        return "“Tied” means that the interval of the difference to the best method contains 0."
+    margin = formats.number(decision, "margin")
+    equal = f"“Equal” means that the interval lies within ±{margin:g}. " if margin is not None else ""
+    return (
+        "“Tied” means that no verdict tells a method from the best one. Verdicts hold for all pairs and all looks at "
+        f"the results together, though seeds were added after a look. {equal}"
+    ).rstrip()
 
 
 def _parameters(summary: Mapping[str, Any]) -> str:

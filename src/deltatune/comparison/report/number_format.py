@@ -71,6 +71,11 @@ def rate(value: float | None) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def times(value: float) -> str:
+    """1 -> "once", 2 -> "twice", 3 -> "3 times"."""
+    return {1: "once", 2: "twice"}.get(round(value), f"{value:,.0f} times")
+
+
 def short_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Map each method to its shortest label that is unique in the comparison.
 

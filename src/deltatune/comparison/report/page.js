@@ -1,9 +1,9 @@
 // Sorting, the theme button, printing. The page is complete without this script.
 "use strict";
-const table = document.getElementById("results");
-const heads = [...table.tHead.rows[0].cells];
+const headsOf = (table) => [...table.tHead.rows[0].cells].filter((head) => head.dataset.key);
 
-function sortBy(key, direction) {
+function sortBy(table, key, direction) {
+  const heads = [...table.tHead.rows[0].cells];
   const column = heads.findIndex((head) => head.dataset.key === key);
   if (column < 0) return;
   const sign = direction === "ascending" ? 1 : -1;
@@ -18,16 +18,19 @@ function sortBy(key, direction) {
     });
     body.append(...rows);
   }
-  for (const head of heads) head.setAttribute("aria-sort", head.dataset.key === key ? direction : "none");
+  for (const head of headsOf(table)) head.setAttribute("aria-sort", head.dataset.key === key ? direction : "none");
 }
 
-for (const head of heads) {
-  head.querySelector("button").addEventListener("click", () => {
-    const now = head.getAttribute("aria-sort");
-    const first = head.dataset.first;
-    const other = first === "ascending" ? "descending" : "ascending";
-    sortBy(head.dataset.key, now === first ? other : first);
-  });
+const sortable = [...document.querySelectorAll("table.sortable")];
+for (const table of sortable) {
+  for (const head of headsOf(table)) {
+    head.querySelector("button").addEventListener("click", () => {
+      const now = head.getAttribute("aria-sort");
+      const first = head.dataset.first;
+      const other = first === "ascending" ? "descending" : "ascending";
+      sortBy(table, head.dataset.key, now === first ? other : first);
+    });
+  }
 }
 
 const button = document.getElementById("theme");
@@ -50,8 +53,10 @@ function readHash() {
   if (options.has("theme")) setTheme(options.get("theme"));
   if (options.has("sort")) {
     const [key, direction] = options.get("sort").split(":");
-    const first = heads.find((head) => head.dataset.key === key)?.dataset.first;
-    sortBy(key, direction === "ascending" || direction === "descending" ? direction : first);
+    for (const table of sortable) {
+      const first = headsOf(table).find((head) => head.dataset.key === key)?.dataset.first;
+      if (first) sortBy(table, key, direction === "ascending" || direction === "descending" ? direction : first);
+    }
   }
 }
 addEventListener("hashchange", readHash);

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
+from deltatune.comparison.report.decision import decision_section, search_details
 from deltatune.comparison.report.explanations import explanations
 from deltatune.comparison.report.figures.plots import cost_bars, learning_curves, learning_rate_plots
+from deltatune.comparison.report.figures.rung_plots import rung_plots
 from deltatune.comparison.report.figures.tradeoff import score_against_parameters
+from deltatune.comparison.report.html_page import (
+    definitions,
+    figure,
+    folded,
+    html_page,
+    recommendation_section,
+    short_name,
+    table_region,
+    written_date,
+)
 from deltatune.comparison.report.method_results import MethodResult, method_results
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.prompt_cards import prompt_cards
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
-from deltatune.core.input_validation.strict_json import dumps
 from deltatune.store.atomic_files import write_file
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
@@ -34,50 +40,32 @@ def write_report(summary: Mapping[str, Any], path: Path) -> None:
 def render(summary: Mapping[str, Any]) -> str:
     """Return the page as HTML. Text from data is escaped; no script but the page's own can run."""
     methods = method_results(summary)
-    script = _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Template(_asset("page.html")).substitute(
-        title=html(f"{short_name(summary['model']).rpartition('/')[2]} × {summary['data']['name']}"),
-        style=_asset("page.css"),
-        script=script,
-        digest=digest,
+    labels = {str(result.row["method"]): result.label for result in methods}
+    table = results_table(methods, formats.number(summary, "base_params"), lower_is_better(summary["metric"]))
+    hint = '<p class="hint">Click a heading to sort. Thin ticks in the intervals are single runs.</p>'
+    return html_page(
+        title=f"{short_name(summary['model']).rpartition('/')[2]} × {summary['data']['name']}",
+        eyebrow="deltatune comparison",
         facts=_facts(summary),
-        recommendation=_recommendation(summary["recommendation"]),
-        table=results_table(methods, formats.number(summary, "base_params"), lower_is_better(summary["metric"])),
-        failures=failures(summary.get("failed") or []),
-        figures=_figures(summary, methods) + prompt_cards(methods, str(summary["metric"])),
-        samples=sample_cards(summary.get("samples") or [], {result.row["method"]: result.label for result in methods}),
-        metrics=metrics_table(methods, summary.get("majority")),
-        explanations=explanations(summary),
-        settings=_settings(summary),
-        created=html(_date(summary.get("created"))),
+        main=[
+            recommendation_section(summary["recommendation"]),
+            f"<section><h2>Results</h2>{table_region(table, 'Results table')}{hint}</section>",
+            decision_section(summary, methods),
+            failures(summary.get("failed") or []),
+            _figures(summary, methods),
+            prompt_cards(methods, str(summary["metric"])),
+            metrics_table(methods, summary.get("majority")),
+            sample_cards(summary.get("samples") or [], labels),
+            f'<section class="explanations"><h2>How to read this</h2><dl>{explanations(summary)}</dl></section>',
+            folded("Every step of the search", search_details(methods)),
+            folded("Data, settings and versions", _settings(summary)),
+        ],
+        footer=f"Written by deltatune, {written_date(summary.get('created'))}. The numbers are in summary.json and "
+        "results.jsonl beside this file.",
     )
 
 
-def short_name(model: str) -> str:
-    """Return a hub name unchanged, of a folder the last part."""
-    return model if model.count("/") <= 1 and not model.startswith((".", "/")) else Path(model).name or model
-
-
-def _asset(name: str) -> str:
-    return files("deltatune.comparison.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _date(created: object) -> str:
-    try:
-        return f"{datetime.fromisoformat(str(created)):%d %B %Y, %H:%M}".lstrip("0")
-    except ValueError:
-        return str(created or "")
-
-
-def _recommendation(recommendation: Mapping[str, Any]) -> str:
-    """The recommendation with the method in bold."""
-    sentence, method = str(recommendation["sentence"]), str(recommendation.get("method") or "")
-    before, bold, after = sentence.partition(method) if method else (sentence, "", "")
-    return html(before) + (f"<strong>{html(bold)}</strong>" if bold else "") + html(after)
-
-
-def _facts(summary: Mapping[str, Any]) -> str:
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows, budget = summary["data"].get("rows") or {}, summary.get("budget")
     facts = [("Model", f"{short_name(summary['model'])} ({formats.short_count(summary.get('base_params') or 0)})")]
     facts.append(("Rows", " / ".join(f"{split} {formats.count(rows[split])}" for split in rows)))
@@ -93,9 +81,18 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts += _baseline(summary.get("majority") or {})
     if summary.get("shots"):
         facts.append(("Few-shot", f"{summary.get('draws') or 1} draws of {summary['shots']} rows a class"))
-    facts.append(("Seeds", str(len(summary.get("seeds") or []))))
+    facts.append(("Seeds", seeds_range(summary)))
     facts.append(("Duration", formats.seconds(formats.number(summary, "elapsed_seconds"))))
-    return "".join(f"<div><dt>{html(name)}</dt><dd>{html(value)}</dd></div>" for name, value in facts)
+    return facts
+
+
+def seeds_range(summary: Mapping[str, Any]) -> str:
+    """How many seeds the methods have: "3", or "2 to 5" where seeds were added to some."""
+    draws = summary.get("draws") or 1
+    counts = {len(row.get("seed_scores") or ()) // draws for row in summary["methods"]} - {0}
+    if not summary.get("decision") or not counts:
+        return str(len(summary.get("seeds") or []))
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def _baseline(baseline: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -111,35 +108,35 @@ def _figures(summary: Mapping[str, Any], methods: Sequence[MethodResult]) -> str
     wide = score_against_parameters(methods, metric, budget, 1080, 480)
     narrow = score_against_parameters(methods, metric, budget, 352, 430)
     return (
-        _figure(
+        figure(
             "Score against parameters",
             "Mean test score with its 95 % confidence interval. The staircase is the Pareto front: no method with "
             "fewer parameters scores better. Overlapping markers are moved apart; hover for exact numbers. Hollow grey "
             "markers are references, which have no size to fit to the budget.",
             [wide, narrow] if wide else [],
         )
-        + _figure(
+        + figure(
             "Learning curves",
             "Training at the chosen learning rate, smoothed, one line per seed; the other methods in grey. All "
             "panels share one scale.",
             learning_curves(methods, metric),
             "grid small",
         )
-        + _figure("Costs", "Measured in this run on this machine.", cost_bars(methods), "grid")
-        + _figure(
+        + figure("Costs", "Measured in this run on this machine.", cost_bars(methods), "grid")
+        + figure(
+            "Search by successive halving",
+            f"Validation {metric} at each step at which runs were compared. A line is a learning rate, or a size; the "
+            "better ones went on, the others (thin, ending in a cross) were stopped there.",
+            rung_plots(methods, metric),
+            "grid small",
+        )
+        + figure(
             "Sensitivity to the learning rate",
             f"Validation {metric} at each learning rate tried; the ring marks the chosen one.",
             learning_rate_plots(methods, metric),
             "grid small",
         )
     )
-
-
-def _figure(title: str, caption: str, images: Sequence[str], class_: str = "") -> str:
-    if not images:
-        return ""
-    heading = f"<figcaption><h2>{html(title)}</h2><p>{html(caption)}</p></figcaption>"
-    return f'<figure>{heading}<div class="{class_}">{"".join(images)}</div></figure>'
 
 
 def _settings(summary: Mapping[str, Any]) -> str:
@@ -149,19 +146,7 @@ def _settings(summary: Mapping[str, Any]) -> str:
         ("Settings", {"model": summary["model"], "task": summary.get("task"), **(summary.get("settings") or {})}),
         ("Versions", summary.get("versions") or {}),
     ]
-    return "".join(f"<h3>{name}</h3><dl>{_definitions(values)}</dl>" for name, values in blocks if values)
-
-
-def _definitions(values: Mapping[str, Any]) -> str:
-    return "".join(f"<div><dt>{html(key)}</dt><dd>{html(_text(value))}</dd></div>" for key, value in values.items())
-
-
-def _text(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
-    return value if isinstance(value, str) else dumps(value, nonfinite="null", default=str)
+    return "".join(f"<h3>{name}</h3><dl>{definitions(values.items())}</dl>" for name, values in blocks if values)
 
 
 def sample_cards(samples: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:

@@ -41,7 +41,7 @@ def results_table(methods: Sequence[MethodResult], base_params: float | None, lo
         heading = f'<tr class="references"><th colspan="{len(columns)}" scope="colgroup"><span>References'
         heading += " <small>no size to fit to the budget</small></span></th></tr>"
         bodies += f"<tbody>{heading if fitted else ''}{references}</tbody>"
-    return f'<table id="results"><thead><tr>{head}</tr></thead>{bodies}</table>'
+    return f'<table id="results" class="sortable"><thead><tr>{head}</tr></thead>{bodies}</table>'
 
 
 def failures(failed: Sequence[Mapping[str, Any]]) -> str:

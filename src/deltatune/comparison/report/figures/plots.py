@@ -41,14 +41,14 @@ def learning_curves(methods: Sequence[MethodResult], metric: str) -> list[str]:
     score_axis = linear(_values(scores.values(), 1), height - 36, floor + 26)
     panels = []
     for result in shown:
-        parts = [_caption(result, width), _panel(loss_axis, across, 3)]
+        parts = [panel_caption(result, width), panel_axes(loss_axis, across, 3)]
         parts += [
             _background_curves(losses, result, across, loss_axis),
             _curves(result, losses[result.label], across, loss_axis),
         ]
         parts.append(text(across.start, 31, "training loss", class_="note"))
         if validated:
-            parts += [_panel(score_axis, across, 3), _background_curves(scores, result, across, score_axis)]
+            parts += [panel_axes(score_axis, across, 3), _background_curves(scores, result, across, score_axis)]
             parts += [_curves(result, scores[result.label], across, score_axis, dots=True)]
             parts.append(text(across.start, floor + 19, f"validation {metric}", class_="note"))
         parts.append(bottom_axis(across, height - 36, {value: f"{value:g}" for value in across.ticks(3)}))
@@ -74,7 +74,7 @@ def learning_rate_plots(methods: Sequence[MethodResult], metric: str) -> list[st
         for rate, score in points:
             dot = tag("circle", cx=across.at(rate), cy=up.at(score), r=2.8, class_="dot")
             marks += tag("g", tag("title", f"{formats.rate(rate)}: {formats.score(score)}") + dot)
-        parts = [_caption(result, width), _panel(up, across, 3), _background_curves(tried, result, across, up)]
+        parts = [panel_caption(result, width), panel_axes(up, across, 3), _background_curves(tried, result, across, up)]
         parts.append(text(across.start, 31, f"validation {metric}", class_="note"))
         parts += [group(result.style, marks + _chosen_point(result, points, across, up, width))]
         parts.append(bottom_axis(across, height - 36, {value: formats.rate(value) for value in across.ticks(3)}))
@@ -117,12 +117,14 @@ def _values(all_curves: Any, coordinate: int) -> list[float]:
     return [point[coordinate] for curves in all_curves for curve in curves for point in curve]
 
 
-def _caption(result: MethodResult, width: float) -> str:
+def panel_caption(result: MethodResult, width: float) -> str:
+    """The marker and the label of the method that a panel shows."""
     name = fit(result.label, 12.5, width - 26)
     return group(result.style, mark(result.style, 7, 9, 4.2)) + text(17, 13, name, class_="name")
 
 
-def _panel(up: Axis, across: Axis, ticks: int) -> str:
+def panel_axes(up: Axis, across: Axis, ticks: int) -> str:
+    """The grid of a panel with values on the left."""
     return left_axis(up, across.start, across.end, {value: f"{value:g}" for value in up.ticks(ticks)})
 
 

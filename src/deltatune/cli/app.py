@@ -21,6 +21,7 @@ from deltatune.cli.commands import (
     evaluate,
     facts,
     inspect,
+    latency,
     merge,
     methods,
     predict,
@@ -62,6 +63,7 @@ app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
 app.command(cls=Command, rich_help_panel="Look up")(count.count)
+app.command(cls=Command, rich_help_panel="Look up")(latency.latency)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -167,6 +167,10 @@ def open_host(model: str, loads: Any = "row", pooler: bool = False) -> tuple[Hos
     return Host(backbone.to(best_device())), tokenizer  # type: ignore[arg-type]
 
 
+OpenBase = Callable[[str, Any, bool], tuple[Host, PreTrainedTokenizerBase]]
+"""What opens a base, as `open_host` does: (model, kind of model, whether its pooler is read)."""
+
+
 def open_session(
     model: str,
     data: Data,
@@ -175,12 +179,14 @@ def open_session(
     objective: Task | None = None,
     precision: str = "auto",
     loads: str = "",
+    open_base: OpenBase = open_host,
 ) -> Session:
     """Load a model and choose the task of the data; no adapter is attached yet.
 
     `task` sets fields of the task (None leaves a field to the data), `head` fields of the classifier; `objective` takes
-    the place of the data's task; `loads` is the kind of model where it is not the task's own. Raises DeltatuneError for
-    unknown fields before the model is loaded, and for a model that cannot do the task.
+    the place of the data's task; `loads` is the kind of model where it is not the task's own; `open_base` loads it, or
+    returns one that is open already. Raises DeltatuneError for unknown fields before the model is loaded, and for a
+    model that cannot do the task.
     """
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     kinds: list[Any] = [objective] if objective is not None else task_classes(data, fields)
@@ -191,7 +197,7 @@ def open_session(
         check_task_fields(data, fields)
     needed = {kind.loads for kind in kinds}
     own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
-    host, tokenizer = open_host(model, loads or own_loads, reads_pooler(head))
+    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head))
     head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision)

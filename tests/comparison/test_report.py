@@ -7,10 +7,7 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -27,41 +24,7 @@ from deltatune.comparison.report.figures.svg import Axis, linear, logarithmic, m
 from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.page import render, write_report
 from support.comparison_sample import EVIL, sample_summary
-
-VOID = {"meta", "link", "wbr", "br", "img"}
-
-
-class Outline(HTMLParser):
-    """Checks that tags close in order; collects addresses, tags and text."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.addresses, self.words = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [(tag, key, value) for key, value in attributes if key in ("src", "href", "srcset", "action")]
-        assert not [key for key, _ in attributes if key.startswith("on")], f"<{tag}> has a handler"
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def outline(page):
-    found = Outline()
-    found.feed(page)
-    found.close()
-    assert not found.open
-    return found
+from support.html_pages import browse, needs_browser, outline
 
 
 @pytest.fixture(scope="module")
@@ -382,8 +345,6 @@ def test_colours_can_be_seen_in_both_themes():
                 assert contrast(colour, theme["bg"]) >= 4.5, name
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
 PROBE = """<script>
 addEventListener("error", (event) => report({ error: event.message }));
 function report(found) {
@@ -423,14 +384,6 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def browse(file, tmp_path, *options, fragment=""):
-    """Return the page that the browser makes of a file, as text."""
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
-    command += ["--virtual-time-budget=3000", *options, "--dump-dom", file.as_uri() + fragment]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 def probe(tmp_path, *options, width=1280):
     """What a script finds that clicks and measures in the sample report, shown in a frame `width` pixels wide.
 
@@ -442,9 +395,6 @@ def probe(tmp_path, *options, width=1280):
     file.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{html.escape(page)}"></iframe>', "utf-8")
     dom = browse(file, tmp_path, "--window-size=1400,1000", *options)
     return json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
 @pytest.mark.browser

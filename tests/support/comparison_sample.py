@@ -70,7 +70,7 @@ def sample_summary(hostile: bool = False) -> dict[str, Any]:
             "(Full(), 0.782) with 16 % of its trained parameters.",
         },
     }
-    return _poisoned(summary) if hostile else summary
+    return poisoned(summary) if hostile else summary
 
 
 def _method(
@@ -135,11 +135,11 @@ def _failed(method: str, name: str, error: str) -> dict[str, Any]:
 EVIL = "<script>document.title='owned'</script>\"'&<img src=x onerror=alert(1)>"
 
 
-def _poisoned(value: Any, key: str = "") -> Any:
+def poisoned(value: Any, key: str = "") -> Any:
     """Add markup to every text, also to keys of settings and versions; numbers and structure stay."""
     if isinstance(value, dict):
         free = key in ("settings", "versions")
-        return {(name + EVIL if free else name): _poisoned(each, name) for name, each in value.items()}
+        return {(name + EVIL if free else name): poisoned(each, name) for name, each in value.items()}
     if isinstance(value, list):
-        return [_poisoned(each, key) for each in value]
+        return [poisoned(each, key) for each in value]
     return value + EVIL if isinstance(value, str) else value

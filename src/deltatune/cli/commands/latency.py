@@ -165,7 +165,7 @@ def _show(result: Mapping[str, Any]) -> None:
     if max(width_of(first, times), width_of(second, more)) <= console().width:
         show(table(first, times, right=columns), "", table(second, more, right=columns))
     else:
-        header = ["", "rows", "tokens", "milliseconds", "beyond the bare model"]
+        header = ["", "rows", "tokens", "ms", "beyond bare"]
         rows = [
             [names[key], str(batch), str(length), _milliseconds(line[batch, length]), _more(line[batch, length])]
             for batch, length in cells

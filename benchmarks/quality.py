@@ -25,7 +25,8 @@ from deltatune import LoRA, parse
 from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.cells import Event
 from deltatune.comparison.lr_search import Search
-from deltatune.comparison.plan import Plan, make_plan
+from deltatune.comparison.make_plan import make_plan
+from deltatune.comparison.plan import Plan
 from deltatune.comparison.run_comparison import run
 from deltatune.data import read
 from deltatune.models.hardware import uses_bfloat16

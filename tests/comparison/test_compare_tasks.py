@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
-from deltatune.comparison.plan import DEFAULT_METHODS, make_plan
+from deltatune.comparison.make_plan import DEFAULT_METHODS, make_plan
 from deltatune.comparison.records import Records
 from deltatune.comparison.run_comparison import run
 from deltatune.comparison.sample_predictions import METHODS, chosen_rows

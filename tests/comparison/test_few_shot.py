@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltatune.comparison.plan import make_plan
+from deltatune.comparison.make_plan import make_plan
 from deltatune.comparison.run_comparison import run
 from deltatune.comparison.statistics import draw, intervals_of
 from deltatune.core.errors import DeltatuneError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deltatune.comparison.candidates import rates_around
-from deltatune.comparison.plan import make_plan
+from deltatune.comparison.make_plan import make_plan
 from deltatune.comparison.run_comparison import run, slug
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read

@@ -1,23 +1,18 @@
-"""Cell runner: the training runs of a comparison one by one, each taken from the records or trained and stored."""
+"""Cell runner: takes each cell of a comparison from the records, or has an executor run it and stores the result."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deltatune.comparison.plan import Cell, Plan
-from deltatune.comparison.prompt_cells import fit_prompt, params_of, prompt_record, training_record
+from deltatune.comparison.executors.executor import Executor, InProcess
+from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
+from deltatune.comparison.works import Record, Work
 from deltatune.models.versions import versions
-from deltatune.prompting.prompt_cost import counted
-from deltatune.prompting.prompt_method import OnProgress, PromptMethod
-from deltatune.store.atomic_files import CannotWrite
 
-Record = dict[str, Any]
-EventKind = Literal["start", "cell_start", "step", "cell_done", "cell_failed", "done"]
+EventKind = Literal["start", "cell_start", "step", "cell_done", "cell_failed", "look", "done"]
 
 
 @dataclass(frozen=True)
@@ -34,120 +29,171 @@ class Event:
     seconds_left: float | None
     """Estimate; None before the first cell is finished."""
     detail: dict[str, Any] = field(default_factory=dict)
-    """`step`, `steps`, `loss` of a step; the record of a finished cell; the text of the `next` cell."""
+    """`step`, `steps`, `loss` of a step; the record of a finished cell; the text of the `next` cell; the `sentence` of
+    a look at the results."""
 
 
 OnEvent = Callable[[Event], None]
+Program = Generator[Sequence[Work], list[Record], None]
+"""Asks for works, several of which may run at once, and is sent their records in the same order."""
+MakeExecutor = Callable[[Plan, Callable[..., None]], Executor]
 
 
 class CellRunner:
-    """Runs the cells of a plan; results are stored in its folder the moment they are complete."""
+    """Runs programs of works; results are stored in the plan's folder the moment they are complete."""
 
-    def __init__(self, plan: Plan, on_event: OnEvent | None = None) -> None:
+    def __init__(self, plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess) -> None:
         self.plan = plan
         self.records = Records(plan.out)
         self.records.repair_()
-        self.on_event = on_event
+        self.on_event, self.make_executor = on_event, executor
+        self.executor: Executor | None = None
         self.done = 0
         """Cells finished, in this session or an earlier one."""
-        self.total = 0
-        """Cells planned: the caller keeps it up to date."""
-        self.queue: list[str] = []
-        """Texts of all planned cells in order, for the display; may be left empty."""
+        self.expected: dict[str, int] = {}
+        """Cells that each program may still ask for; the programs keep it up to date."""
+        self.running: list[Work] = []
+        """Works given to the executor that have not finished, in order."""
         self.seconds: list[float] = []
         """Duration of each cell of this session."""
         self.earlier_seconds = 0.0
-        """Seconds of training in earlier sessions."""
+        """Seconds of work in earlier sessions."""
         self.failed: list[Record] = []
+
+    @property
+    def total(self) -> int:
+        """Cells planned, as far as is known."""
+        return self.done + len(self.running) + sum(self.expected.values())
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate of the time that the planned cells take; None before the first is finished."""
+        if not self.seconds:
+            return None
+        slots = 1 if self.executor is None else self.executor.slots
+        return sum(self.seconds) / len(self.seconds) * (self.total - self.done) / slots
 
     def notify(self, kind: EventKind, text: str, **detail: Any) -> None:
         """Report progress to the caller of the comparison."""
-        if self.on_event is None:
+        if self.on_event is not None:
+            self.on_event(Event(kind, text, self.done, self.total, self.seconds_left, detail))
+
+    def run(self, programs: Mapping[str, Program]) -> None:
+        """Run programs at once, each until it asks for nothing more; a work of an earlier one comes first."""
+        asked: dict[str, dict[str, Record | None]] = {}
+        """By program, the keys of the works that it waits for, and their records as they come."""
+        owners: dict[str, list[str]] = {}
+
+        def proceed(name: str, records: list[Record] | None) -> None:
+            """Send a program what it asked for, until it waits for something that is not stored."""
+            program = programs[name]
+            while True:
+                try:
+                    works = next(program) if records is None else program.send(records)
+                except StopIteration:
+                    self.expected.pop(name, None)
+                    return
+                asked[name] = {work.key: self._stored(work) for work in works}
+                missing = [work for work in works if asked[name][work.key] is None]
+                for work in missing:
+                    self._submit(work, owners, name)
+                if missing:
+                    return
+                records = self._received(asked[name])
+
+        for name in programs:
+            proceed(name, None)
+        while self.running:
+            work, record = self._wait()
+            for name in owners.pop(work.key):
+                asked[name][work.key] = record
+                if all(each is not None for each in asked[name].values()):
+                    proceed(name, self._received(asked[name]))
+
+    def run_one(self, work: Work) -> Record:
+        """The record of a single work."""
+        records: list[Record] = []
+
+        def program() -> Program:
+            records.extend((yield [work]))
+
+        self.run({"": program()})
+        return records[0]
+
+    def close(self) -> None:
+        """End what runs."""
+        if self.executor is not None:
+            self.executor.close()
+            self.executor = None
+            self.running.clear()
+
+    def _submit(self, work: Work, owners: dict[str, list[str]], name: str) -> None:
+        if work.key in owners:  # two programs may ask for the same
+            owners[work.key].append(name)
             return
-        left = None
-        if self.seconds:
-            left = sum(self.seconds) / len(self.seconds) * (self.total - self.done)
-        self.on_event(Event(kind, text, self.done, self.total, left, detail))
+        owners[work.key] = [name]
+        if self.executor is None:
+            self.executor = self.make_executor(self.plan, self._on_progress)
+        self.running.append(work)
+        self.executor.submit(work)
 
-    def run(self, cell: Cell, stored: Record | None, complete: Callable[[Record], Record]) -> Record:
-        """The record of a cell: the stored one, or that of a new training.
-
-        `complete` receives the record of the training, while the adapter is attached, and returns what is stored. If
-        the training fails, the record says why: a learning rate at which training diverges is a result too.
-        """
-        text, key = cell.describe(), self.plan.key(cell)
-        record = stored
-        if record is None:
-            self.notify("cell_start", text, next=self._next())
-            start = time.perf_counter()
-            record = self.attempt(cell, key, lambda: self.records.add(complete(self.train(cell, key))))
-            self.seconds.append(time.perf_counter() - start)
+    def _wait(self) -> tuple[Work, Record]:
+        """The next finished work; its record is stored."""
+        assert self.executor is not None
+        work, result = self.executor.wait()
+        self.running = [other for other in self.running if other.key != work.key]
+        record = self._record_of(work) | result.record
+        if record["status"] == "ok":
+            self.seconds.append(record["work_seconds"])
         else:
-            self.earlier_seconds += record["train_seconds"]
-        self.done += 1
-        self.notify("cell_done" if record["status"] == "ok" else "cell_failed", text, record=record, next=self._next())
+            self.failed.append(record)
+        self.records.add(record, result.answers)
+        self._finish(work, record)
+        return work, record
+
+    def _stored(self, work: Work) -> Record | None:
+        """The record of an earlier session; failures are tried again."""
+        record = self.records.get(work.key, adapter=work.kind == "test" or work.needs_adapter)
+        if record is not None:
+            self.earlier_seconds += record.get("work_seconds") or record.get("train_seconds") or 0.0
+            self._finish(work, record)
         return record
 
-    def attempt(self, cell: Cell, key: str, compute: Callable[[], Record]) -> Record:
-        """Return what `compute` returns; a failure becomes a record. Either way no adapter stays attached."""
-        try:
-            return compute()
-        except CannotWrite:  # no result, and the next cell could not be stored either
-            raise
-        except Exception as error:
-            failed = self.record_of(cell, key) | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            self.failed.append(failed)
-            return self.records.add(failed)
-        finally:
-            self.plan.session.detach()
+    def _finish(self, work: Work, record: Record) -> None:
+        self.done += 1
+        kind: EventKind = "cell_done" if record["status"] == "ok" else "cell_failed"
+        self.notify(kind, work.describe(), record=record, next=self._next())
 
-    def train(self, cell: Cell, key: str) -> Record:
-        """Attach a new adapter, train it and score it on the validation rows; it stays attached."""
-        if isinstance(cell.candidate.method, PromptMethod):
-            fitted, cost = fit_prompt(self.plan, cell, _extra(self.plan), self._on_step(cell))
-            return self.record_of(cell, key) | prompt_record(fitted, cost, self.plan.rows_of(cell.draw)["validation"])
-        session, splits = self.plan.session, self.plan.splits_of(cell.draw)
-        head, extra = session.make_head(cell.seed), _extra(self.plan)
-        adapter = session.attach(cell.candidate.method, cell.seed, head, extra={**session.to_json(), **extra})
-        settings = dataclasses.replace(self.plan.settings, learning_rate=cell.rate, seed=cell.seed)
-        params = params_of(adapter)  # before a reparametrisation is replaced by its values
-        with counted(session.host) as cost:
-            outcome = session.train(splits["train"], splits["validation"], settings, on_step=self._on_step(cell))
-        scores = outcome.evaluations[-1][1]
-        return self.record_of(cell, key) | training_record(session, params, outcome, outcome.seconds, scores, cost)
+    @staticmethod
+    def _received(records: Mapping[str, Record | None]) -> list[Record]:
+        return [record for record in records.values() if record is not None]
 
-    def _on_step(self, cell: Cell) -> OnProgress:
-        text = cell.describe()
+    def _on_progress(self, kind: Literal["start", "step"], work: Work, detail: dict[str, Any]) -> None:
+        if kind == "start":
+            self.notify("cell_start", work.describe(), next=self._next())
+        else:
+            self.notify("step", work.describe(), **detail)
 
-        def on_step(step: int, total: int, loss: float, rate: float) -> None:
-            self.notify("step", text, step=step, steps=total, loss=loss)
+    def _next(self) -> str | None:
+        slots = 1 if self.executor is None else self.executor.slots
+        return self.running[slots].describe() if len(self.running) > slots else None
 
-        return on_step
-
-    def record_of(self, cell: Cell, key: str) -> Record:
-        """What identifies a cell in the records."""
+    def _record_of(self, work: Work) -> Record:
+        """What identifies a work in the records."""
+        cell = work.cell
         return {
-            "cell": key,
+            **(work.earlier if work.kind == "test" and work.earlier else {}),
+            "cell": work.key,
             "stage": cell.stage,
             "method": cell.candidate.text,
             "name": cell.candidate.method.label,
             "learning_rate": cell.rate,
             "seed": cell.seed,
             "draw": cell.draw,
+            "until": work.until,
             "status": "ok",
             "error": None,
             "metric": self.plan.session.task.metric,
             "config": self.plan.identity(cell),
             "versions": versions(),
         }
-
-    def _next(self) -> str | None:
-        return self.queue[self.done + 1] if self.done + 1 < len(self.queue) else None
-
-
-def _extra(plan: Plan) -> dict[str, Any]:
-    """What an adapter's folder must hold, besides its session, so that `evaluate` and `predict` can use it."""
-    return {
-        "data": {"name": plan.data.name, "source": plan.data.origin},
-        "settings": {"precision": plan.settings.precision},
-    }

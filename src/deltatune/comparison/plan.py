@@ -1,68 +1,35 @@
-"""Plan of a comparison: methods at one budget, learning rates, seeds; checked completely before anything is trained."""
+"""Plan of a comparison: its methods, rows and repeats, the cells it can run, and what identifies a cell's result."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from deltatune.comparison.candidates import Candidate, make_candidates
-from deltatune.comparison.check_candidates import (
-    check_candidates,
-    check_methods,
-    encode_splits,
-    length_note,
-)
+from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.records import unused_results
-from deltatune.core.budget import Budget, read_budget
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.budget import Budget
 from deltatune.core.input_validation.strict_json import dumps
-from deltatune.core.method import Method
 from deltatune.data import Data, Row
-from deltatune.data.few_shot import MOST_UNLABELLED, few_shot, unlabelled_rows, without_labels
-from deltatune.models.loading import BUILTIN
+from deltatune.data.few_shot import MOST_UNLABELLED, unlabelled_rows, without_labels
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod
-from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_session
-
-DEFAULT_METHODS = (
-    "LoRA()",
-    "Bottleneck(form='houlsby')",
-    "Bottleneck(form='pfeiffer')",
-    "Prefix()",
-    "BitFit()",
-    "Probe()",
-    "Full()",
-)
-"""Compared if no methods are named: the families with a size, and three references."""
-PROMPTING_METHODS = (
-    "ZeroShot()",
-    "TemplateEnsemble()",
-    "ICL(shots=8)",
-    "Cloze(LoRA())",
-    "Cloze(Full())",
-    "LoRA()",
-    "Full()",
-)
-"""Compared with `--prompting`: from no trained number to all of them."""
-DEFAULT_BUDGET = "0.5%"
-MOST = {"seeds": 1000, "rates": 50, "draws": 1000}
-"""Most of what is repeated; learning rates are a factor of about 3 apart, so that 50 are more than floats hold."""
+from deltatune.training.session import Session
 
 
 @dataclass(frozen=True)
 class Cell:
     """One training run: a method at a learning rate with a seed."""
 
-    stage: Literal["search", "seed", "final"]
-    """Training with the first seed, with another seed, or the evaluation of a trained adapter on the test rows."""
+    stage: Literal["search", "seed", "final", "costs"]
+    """Training with the first seed, with another seed, test scores of a trained adapter, or its inference costs."""
     candidate: Candidate
     rate: float
     seed: int
@@ -73,6 +40,7 @@ class Cell:
         """The cell for people: `LoRA(r=12), lr 0.002, learning-rate search`."""
         search = self.stage == "search" and self.rate
         stage = "learning-rate search" if search else f"seed {self.seed}"
+        stage = {"final": f"{stage}, test", "costs": "inference costs"}.get(self.stage, stage)
         stage = stage if self.draw is None else f"{stage}, draw {self.draw}"
         return f"{self.candidate.text}, {f'lr {self.rate:g}, ' if self.rate else ''}{stage}"
 
@@ -99,6 +67,12 @@ class Plan:
     seeds: tuple[int, ...]
     settings: Settings
     budget: Budget | None
+    start: int = 1
+    """Repeats that every method gets; those not told apart get more, up to all."""
+    margin: float | None = None
+    """Difference of two scores within which methods count as equal."""
+    minutes: float | None = None
+    """Time for the whole comparison; None: as long as it takes."""
     shots: int | None = None
     """Training rows of each class in a draw; None: all rows are trained on."""
     draws: tuple[dict[str, Encoded], ...] = ()
@@ -144,14 +118,23 @@ class Plan:
         head = self.session.make_head(0)
         return sum(p.numel() for p in head.parameters()) if head else 0
 
-    @property
-    def total(self) -> int:
-        """Number of training runs if no search is extended and every first choice of a rate is confirmed."""
-        return sum(self.runs_of(candidate) for candidate in self.candidates)
+    @cached_property
+    def contestants(self) -> dict[str, list[Candidate]]:
+        """The sizes of each method to compare, by the method as the user wrote it."""
+        groups: dict[str, list[Candidate]] = {}
+        for candidate in self.candidates:
+            groups.setdefault(candidate.asked or candidate.text, []).append(candidate)
+        return groups
 
-    def runs_of(self, candidate: Candidate) -> int:
-        """Planned training runs of one candidate: every rate at the first repeat, one rate at the others."""
-        return len(candidate.rates) + len(self.repeats) - 1
+    @property
+    def look(self) -> int:
+        """Repeats that are added at once: all seeds of a draw, or one seed."""
+        return len(self.seeds) if self.draws else 1
+
+    def steps(self, draw: int | None = None) -> int:
+        """Optimizer steps of one training."""
+        rows = len(self.splits_of(draw)["train"])
+        return self.settings.max_steps or math.ceil(self.settings.epochs * -(-rows // self.settings.batch_size))
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
@@ -207,110 +190,6 @@ class Plan:
             {"shots": self.shots, "rows": _hash({name: list(rows) for name, rows in draw.items()})}
             for draw in self.draws
         ]
-
-
-def make_plan(
-    data: Data,
-    *,
-    model: str = "builtin",
-    methods: Sequence[str | Method] = DEFAULT_METHODS,
-    budget: str | int | None = DEFAULT_BUDGET,
-    seeds: int = 3,
-    rates: int = 3,
-    shots: int | None = None,
-    draws: int = 1,
-    settings: Settings | None = None,
-    max_length: int | None = None,
-    metric: str = "",
-    task: Mapping[str, Any] | None = None,
-    head: dict[str, Any] | None = None,
-    out: str | Path | None = None,
-    prompts: PromptOptions = NO_OPTIONS,
-    unlabelled: Sequence[Row] = (),
-) -> Plan:
-    """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
-
-    `task` sets fields of the task, `max_length` and `metric` among them; the others are inferred from the data. Without
-    `max_length` all methods get the same one: the task's default, or the most that each of them leaves of the model's
-    positions. `methods` are text forms or methods. With a `budget` ("0.5%", "300k") every method with a size gets the
-    largest that fits, whatever size it was given; None keeps the sizes as given. `rates` is the number of learning
-    rates to try for each method. With `shots` every method is trained on `draws` draws of so many rows a class, with
-    every seed on each; validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all
-    are scored on the same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
-    with its language-model head, for all methods. Raises DeltatuneError listing every method that cannot run on this
-    model, before anything is trained; of the default methods those are left out, and a note says so.
-    """
-    raise_all(count_problems(seeds=seeds, rates=rates, draws=draws))
-    if shots is None and draws > 1:
-        raise DeltatuneError(
-            f"draws={draws}: draws are of `shots` rows for each class; set shots too, such as shots=16"
-        )
-    settings = settings or Settings()
-    whole, drawn = data, [few_shot(data, shots, draw) for draw in range(draws)] if shots is not None else []
-    data = drawn[0] if drawn else data
-    fields = dict(task or {})
-    fields |= {name: value for name, value in (("max_length", max_length), ("metric", metric)) if value}
-    prompting = [method for method in map(_prompting_method, methods) if method is not None]
-    if not prompting and (prompts.template or prompts.words or prompts.describe):
-        raise DeltatuneError(
-            "a template, words or a description of the classes are for prompting methods: name one, such as "
-            "ZeroShot(), or Cloze(LoRA()) to train through label words"
-        )
-    if unlabelled and not any(method.reads_unlabelled for method in prompting):
-        raise DeltatuneError(
-            f"{len(unlabelled):,} unlabelled rows are given, and none of the methods learns from them; add one that "
-            "does, such as PET(), or leave the rows out"
-        )
-    loads = "words" if prompting and data.kind == "classes" else ""
-    session = open_session(model, data, fields, head, precision=settings.precision, loads=loads)
-    prompts = dataclasses.replace(prompts, data=prompts.data or data.name)
-    limit = None if budget is None else read_budget(budget, session.host.sites)
-    candidates, problems = make_candidates(session, methods, limit, rates)
-    free, unusable = check_candidates(session, data, candidates, limited="max_length" not in fields, prompts=prompts)
-    candidates = [candidate for candidate in candidates if candidate.text not in unusable]
-    left_out = check_methods({**problems, **unusable}, tuple(methods) == DEFAULT_METHODS, len(candidates))
-    notes = [*session.notes, *left_out]
-    if "max_length" not in fields and free:
-        shortest = min(free, key=lambda text: free[text])
-        limited = session.limited(free[shortest])
-        notes += length_note(session, limited, shortest)
-        session = limited
-    return Plan(
-        name=f"{data.name} on {Path(model).name}",
-        out=Path(out) if out is not None else folder_for(model, data),
-        session=session,
-        data=dataclasses.replace(whole, notes=(*data.notes, *notes)),
-        splits=encode_splits(session, data.splits()),
-        candidates=tuple(candidates),
-        seeds=tuple(range(seeds)),
-        settings=settings,
-        budget=limit,
-        shots=shots,
-        draws=tuple(encode_splits(session, {"train": each.train, "validation": each.validation}) for each in drawn),
-        drawn=tuple(drawn),
-        options=prompts,
-        more_unlabelled=tuple(unlabelled),
-    )
-
-
-def _prompting_method(text: str | Method) -> PromptMethod | None:
-    """The prompting method of a text; None for others, and for one that cannot be read: it is told of later."""
-    try:
-        method = as_prompt_method(text)
-    except DeltatuneError:
-        return None
-    return method if isinstance(method, PromptMethod) else None
-
-
-def count_problems(**counts: int) -> list[str]:
-    """What is wrong with numbers of seeds, learning rates and draws."""
-    problems = [f"{name} must be at least 1, not {number}" for name, number in counts.items() if number < 1]
-    return problems + [f"{name} must be at most {MOST[name]}, not {n}" for name, n in counts.items() if n > MOST[name]]
-
-
-def folder_for(model: str, data: Data) -> Path:
-    """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others."""
-    return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
 
 
 def _hash(value: Any) -> str:

@@ -1,48 +1,56 @@
-"""Comparison run: a learning-rate search on the validation rows for each method, then its test scores, once."""
+"""Comparison run: searches on the validation rows, test scores, more runs of methods that are not told apart."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from deltatune.comparison.candidates import Candidate
-from deltatune.comparison.cells import CellRunner, OnEvent, Record
-from deltatune.comparison.costs import costs_of
-from deltatune.comparison.lr_search import Search
+from deltatune.comparison.cells import CellRunner, MakeExecutor, OnEvent, Program
+from deltatune.comparison.decision import Decision, decide_pairs, is_fixed
+from deltatune.comparison.executors.executor import InProcess
 from deltatune.comparison.plan import Cell, Plan, Repeat
-from deltatune.comparison.prompt_cells import FittedSessions, as_read
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
+from deltatune.comparison.successive_halving import Arm, Run, Search
 from deltatune.comparison.summary import summarise
+from deltatune.comparison.works import Record, Work
+from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.store.atomic_files import MANIFEST
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 SEARCH = "search"
-"""Folder of the adapters that are kept until the search is over."""
-TESTED = "-test"
-"""Suffix of a cell's key in the records of its test scores."""
+"""Folder of checkpoints and adapters that are kept until their method is tested."""
+TESTED, COSTS = "-test", "-costs"
+"""Suffixes of a cell's key in the records of its test scores and its inference costs."""
 
 
-def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
+def run(plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess) -> dict[str, Any]:
     """Run what is left of a plan and return its summary; writes `summary.json` and `report.html` to its folder.
 
     Finished cells are read from the folder, so an interrupted comparison resumes where it stopped. A cell that fails
-    is recorded and does not end the run.
+    is recorded and does not end the run. `executor` says where cells run: in this process, or in several.
     """
     with FolderLock(plan.out):
-        return _run(plan, on_event)
+        return _run(plan, on_event, executor)
 
 
-def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
-    comparison = Comparison(plan, on_event)
+def _run(plan: Plan, on_event: OnEvent | None, executor: MakeExecutor) -> dict[str, Any]:
+    comparison = Comparison(plan, on_event, executor)
     cells = comparison.cells
     started = time.perf_counter()
     cells.notify("start", plan.name)
-    finals = {candidate.text: comparison.run(candidate) for candidate in plan.candidates}
+    try:
+        decision = comparison.decide()
+    finally:
+        cells.close()
+    comparison.measure()
     elapsed = cells.earlier_seconds + time.perf_counter() - started
-    summary = summarise(plan, finals, cells.records, comparison.searches, cells.failed, elapsed)
+    summary = summarise(plan, comparison.finals, cells.records, comparison.searches, cells.failed, elapsed, decision)
     write_summary(plan.out / "summary.json", summary)
     write_report(summary, plan.out / "report.html")
     cells.notify("done", plan.name, report=str(plan.out / "report.html"))
@@ -50,40 +58,156 @@ def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
 
 
 class Comparison:
-    """Learning-rate searches and test scores of the candidates of a plan."""
+    """The searches, tests and further runs of the methods of a plan."""
 
-    def __init__(self, plan: Plan, on_event: OnEvent | None = None) -> None:
+    def __init__(self, plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess) -> None:
         self.plan = plan
-        self.cells = CellRunner(plan, on_event)
-        self.cells.total = plan.total
-        self.cells.queue = [cell.describe() for candidate in plan.candidates for cell in _planned(plan, candidate)]
-        self.sessions = FittedSessions(plan)
+        self.cells = CellRunner(plan, on_event, executor)
+        self.started = time.perf_counter()
         self.searches: dict[str, Search] = {}
-        """Finished searches by the method's text."""
+        """Finished searches by the method as the user wrote it."""
+        self.finals: dict[str, list[Record]] = {}
+        """Tested runs of the chosen size and rate, by the method as the user wrote it."""
+        self.repeated: dict[str, int] = {}
+        """Repeats that each method has had, those that failed included."""
 
-    def run(self, candidate: Candidate) -> list[Record]:
-        """Search the learning rate and test the runs of the chosen one; returns a record for each seed."""
-        cells, plan = self.cells, self.plan
-        end = cells.done + plan.runs_of(candidate)
+    def decide(self) -> Decision:
+        """Run every method, look which are told apart, and add runs of the others until all are or nothing is left."""
+        plan = self.plan
+        for asked, sizes in plan.contestants.items():
+            self.cells.expected[asked] = sum(len(size.rates) for size in sizes) + 2 * plan.start - 1
+        self.cells.run({asked: self._start(asked) for asked in plan.contestants})
+        decision = decide_pairs(plan, self.finals, self.cells.records, Decision())
+        while more := self._to_repeat(decision):
+            if not self._in_time(more):
+                return decision.ended("time")
+            self.cells.notify("look", plan.name, sentence=decision.sentence())
+            self.cells.run({asked: self._more(asked) for asked in more})
+            decision = decide_pairs(plan, self.finals, self.cells.records, decision)
+        return decision.ended("seeds" if decision.open_methods() else "decided")
 
-        def train(rate: float, repeat: Repeat) -> Record | None:
-            cell = Cell("search" if repeat == plan.repeats[0] else "seed", candidate, rate, *repeat)
-            if cells.done >= end:  # more than was planned
-                cells.total += 1
-                cells.queue.insert(cells.done, cell.describe())
-            record = cells.run(cell, self._stored(cell), self._save)
-            return record if record["status"] == "ok" else None
+    def measure(self) -> None:
+        """Inference costs of every method, in this process alone: other work at the same time would distort them."""
+        self.cells.make_executor = InProcess
+        self.cells.run({asked: self._measure(asked) for asked, finals in self.finals.items() if finals})
 
+    def _start(self, asked: str) -> Program:
+        """The search of a method, its first repeats and their test scores."""
+        plan, sizes = self.plan, self.plan.contestants[asked]
+        pauses = not any(isinstance(size.method, PromptMethod) for size in sizes)
+        arms = [Arm(size, rate) for size in sizes for rate in size.rates]
+        self.repeated[asked] = plan.start
         slack = plan.splits["validation"].examples ** -0.5  # about the standard error of a score of so many rows
-        search = Search(candidate.rates, plan.repeats, train, self._score, slack)
-        self.searches[candidate.text] = search
-        cells.done = max(cells.done, end)
-        finals = [self._test(candidate, record) for record in search.chosen]
-        for records in search.runs.values():
-            for record in records:
-                # also of runs whose test scores are of an earlier session, which was killed before it came to this
-                shutil.rmtree(plan.out / SEARCH / record["cell"].removesuffix(TESTED), ignore_errors=True)
-        return [record for record in finals if record["status"] == "ok"]
+        steps = plan.steps(plan.repeats[0].draw) if pauses else None
+        search = self.searches[asked] = Search(arms, plan.repeats[: plan.start], steps, self._score, slack)
+        self.finals[asked] = []
+        program, answer = search.program(), None
+        while True:
+            try:
+                runs = next(program) if answer is None else program.send(answer)
+            except StopIteration:
+                break
+            records = yield [self._training(run, search) for run in runs]
+            answer = [record if record["status"] == "ok" else None for record in records]
+            self.cells.expected[asked] = max(0, self.cells.expected.get(asked, 0) - len(runs))
+        self.cells.expected[asked] = 0
+        yield from self._test(asked, search.arm.candidate, search.chosen)
+        for arm in dict.fromkeys([*search.arms, *(trial.arm for trial in search.trials)]):
+            for repeat in plan.repeats[: plan.start]:
+                self._forget(self._cell(arm, repeat))
+
+    def _more(self, asked: str) -> Program:
+        """The next repeats of a method at its chosen size and rate, and their test scores."""
+        search, plan = self.searches[asked], self.plan
+        repeats = plan.repeats[self.repeated[asked] :][: plan.look]
+        self.repeated[asked] += len(repeats)
+        records = yield [self._training(Run(search.arm, repeat, None), search) for repeat in repeats]
+        trained = [record for record in records if record["status"] == "ok"]
+        search.runs[search.arm] += trained
+        yield from self._test(asked, search.arm.candidate, trained)
+        for repeat in repeats:
+            self._forget(self._cell(search.arm, repeat))
+
+    def _test(self, asked: str, candidate: Candidate, trained: Sequence[Record]) -> Program:
+        """Score trained runs on the test rows; one whose adapter is gone, after a kill, is trained again first."""
+        plan = self.plan
+        works = []
+        for record in trained:
+            cell = Cell("final", candidate, record["learning_rate"], record["seed"], record.get("draw"))
+            drawn = "" if cell.draw is None else f"-draw{cell.draw}"
+            folder = f"adapters/{slug(candidate.text)}{drawn}-seed{cell.seed}"
+            works.append(Work("test", cell, plan.key(cell) + TESTED, folder, earlier=record))
+        untested = [work for work in works if self.cells.records.get(work.key, adapter=True) is None]
+        again = [work for work in untested if not self._has_adapter(work.earlier or {})]
+        if again:
+            retrained = yield [
+                dataclasses.replace(
+                    work,
+                    kind="train",
+                    key=plan.key(work.cell),
+                    folder=f"{SEARCH}/{plan.key(work.cell)}",
+                    earlier=None,
+                    needs_adapter=True,
+                )
+                for work in again
+            ]
+            fresh = {record["cell"]: record for record in retrained if record["status"] == "ok"}
+            works = [dataclasses.replace(work, earlier=fresh.get(plan.key(work.cell), work.earlier)) for work in works]
+        records = yield works
+        self.finals[asked] += [record for record in records if record["status"] == "ok"]
+
+    def _measure(self, asked: str) -> Program:
+        """Inference costs of a method's first tested run, which its record then holds."""
+        record = self.finals[asked][0]
+        candidate = self.searches[asked].arm.candidate
+        cell = Cell("costs", candidate, record["learning_rate"], record["seed"], record.get("draw"))
+        costs = yield [Work("costs", cell, self.plan.key(cell) + COSTS, record["adapter"], earlier=record)]
+        if costs[0]["status"] == "ok":
+            self.finals[asked][0] = costs[0] | record
+
+    def _training(self, run: Run, search: Search) -> Work:
+        """The work of a run that a search asks for."""
+        cell = self._cell(run.arm, run.repeat)
+        key = self.plan.key(cell)
+        first = run.repeat == self.plan.repeats[0]
+        return Work(
+            "train",
+            cell,
+            key if run.until is None else f"{key}@{run.until}",
+            f"{SEARCH}/{key}",
+            until=run.until,
+            resumable=first and bool(search.rungs),
+            earlier=search.last.get(run.arm) if first else None,
+        )
+
+    def _cell(self, arm: Arm, repeat: Repeat) -> Cell:
+        stage: Any = "search" if repeat == self.plan.repeats[0] else "seed"
+        return Cell(stage, arm.candidate, arm.rate, *repeat)
+
+    def _forget(self, cell: Cell) -> None:
+        """Remove the checkpoints and the adapter of a training that nothing needs any more."""
+        shutil.rmtree(self.plan.out / SEARCH / self.plan.key(cell), ignore_errors=True)
+
+    def _to_repeat(self, decision: Decision) -> list[str]:
+        """Methods of undecided pairs that may get more runs."""
+        undecided = decision.open_methods()
+        return [
+            asked
+            for asked, finals in self.finals.items()
+            if finals
+            and finals[0]["method"] in undecided
+            and self.repeated[asked] < len(self.plan.repeats)
+            and not is_fixed(self.searches[asked].arm.candidate.method)
+        ]
+
+    def _in_time(self, more: Sequence[str]) -> bool:
+        """Whether further runs of these methods fit into the time that is left."""
+        if self.plan.minutes is None:
+            return True
+        slots = 1 if self.cells.executor is None else self.cells.executor.slots
+        seconds = sum(_seconds(self.finals[asked]) for asked in more) * self.plan.look / slots
+        used = self.cells.earlier_seconds / slots + time.perf_counter() - self.started
+        return used + seconds < self.plan.minutes * 60
 
     def _score(self, record: Record) -> float:
         """The primary metric on the validation rows, with the sign changed if lower is better."""
@@ -91,64 +215,16 @@ class Comparison:
         value = float(record["scores"]["validation"][metric])
         return -value if lower_is_better(metric) else value
 
-    def _stored(self, cell: Cell) -> Record | None:
-        """A cell's record of an earlier session, if its adapter was tested or can still be tested."""
-        records, key = self.cells.records, self.plan.key(cell)
-        tested = records.get(key + TESTED, adapter=True)
-        return tested or records.get(key, adapter=not self._is_tested(cell.candidate))
+    def _has_adapter(self, record: Record) -> bool:
+        return (self.plan.out / str(record.get("adapter")) / MANIFEST).is_file()
 
-    def _is_tested(self, candidate: Candidate) -> bool:
-        """Whether all seeds of some rate were tested: then the adapters of the search are no longer needed."""
 
-        def is_stored(rate: float, repeat: Repeat) -> bool:
-            key = self.plan.key(Cell("final", candidate, rate, *repeat)) + TESTED
-            return self.cells.records.get(key, adapter=True) is not None
-
-        return any(all(is_stored(rate, each) for each in self.plan.repeats) for rate in candidate.possible_rates)
-
-    def _save(self, record: Record) -> Record:
-        """Keep the trained adapter until the search is over."""
-        folder, session = f"{SEARCH}/{record['cell']}", self.plan.session
-        session.host.save(session.name, self.plan.out / folder)
-        return record | {"adapter": folder}
-
-    def _test(self, candidate: Candidate, trained: Record) -> Record:
-        """Score a run of the chosen rate on the test rows, or take its record of an earlier session."""
-        cell = Cell("final", candidate, trained["learning_rate"], trained["seed"], trained.get("draw"))
-        key = self.plan.key(cell) + TESTED
-        stored = self.cells.records.get(key, adapter=True)
-        return stored or self.cells.attempt(cell, key, lambda: self._tested(cell, key, trained))
-
-    def _tested(self, cell: Cell, key: str, trained: Record) -> Record:
-        """Load a trained adapter, score it, keep it, and at the first repeat measure its inference costs."""
-        plan, session = self.plan, self.plan.session
-        own = self.sessions.opened(trained["adapter"])
-        test = self.sessions.rows(own, "test")
-        answers = own.predict(test)
-        scores = {
-            "validation": trained["scores"]["validation"],
-            "test": own.task.score(answers, test.references),
-            **{name: own.score(self.sessions.rows(own, name)) for name in plan.data.more_tests},
-        }
-        drawn = "" if cell.draw is None else f"-draw{cell.draw}"
-        folder = f"adapters/{slug(cell.candidate.text)}{drawn}-seed{cell.seed}"
-        session.host.save(session.name, plan.out / folder)
-        size = sum((plan.out / folder / file).stat().st_size for file in ("adapter.json", "adapter.safetensors"))
-        record = trained | self.cells.record_of(cell, key)
-        record |= {"scores": scores, "adapter": folder, "adapter_bytes": size}
-        if Repeat(cell.seed, cell.draw) == plan.repeats[0]:
-            record |= dataclasses.asdict(costs_of(own, test, plan.splits["test"]))
-            record["example"] = as_read(own, test) if record.get("prompts") else None
-        return self.cells.records.add(record, answers)
+def _seconds(finals: Sequence[Record]) -> float:
+    """Seconds of one more run, by those so far."""
+    return sum(record["train_seconds"] + record["work_seconds"] for record in finals) / len(finals)
 
 
 def slug(text: str) -> str:
     """A method's text as a folder name: `LoRA-r-12`."""
     letters = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in text)
     return "-".join(part for part in letters.split("-") if part)
-
-
-def _planned(plan: Plan, candidate: Candidate) -> list[Cell]:
-    """The planned cells of a candidate, as far as they are known: the best rate is a guess."""
-    others = [Cell("seed", candidate, candidate.rates[-1], *repeat) for repeat in plan.repeats[1:]]
-    return [Cell("search", candidate, rate, *plan.repeats[0]) for rate in candidate.rates] + others

@@ -10,14 +10,16 @@ from typing import Any
 
 from deltatune.comparison.baseline import baseline
 from deltatune.comparison.candidates import Candidate
-from deltatune.comparison.cells import Record
-from deltatune.comparison.lr_search import Search
+from deltatune.comparison.decision import Decision
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.sample_predictions import samples
-from deltatune.comparison.statistics import Interval, PscpConstants, draw, intervals_of, pscp, ties_of
+from deltatune.comparison.statistics import Interval, PscpConstants, draw, intervals_of, pscp
+from deltatune.comparison.successive_halving import Search, Trial
+from deltatune.comparison.works import Record
 from deltatune.models.versions import versions
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 RESAMPLES = 2000
 
@@ -29,13 +31,16 @@ def summarise(
     searches: Mapping[str, Search],
     failed: list[Record],
     elapsed: float,
+    decision: Decision,
 ) -> dict[str, Any]:
-    """Statistics over all finished cells, in the schema that `report.page.write_report` reads."""
-    intervals, ties = _intervals_and_ties(plan, finals, records)
-    entries = [
-        _entry(plan, candidate, finals[candidate.text], searches[candidate.text], intervals, ties, failed)
-        for candidate in plan.candidates
-    ]
+    """Statistics over all finished cells, in the schema that `report.page.write_report` reads.
+
+    finals, searches: tested runs and searches by the method as the user wrote it.
+    """
+    tested = {runs[0]["method"]: runs for runs in finals.values() if runs}
+    intervals = _intervals(plan, tested, records)
+    ties = _ties(plan, intervals, decision)
+    entries = [_entry(plan, asked, finals[asked], searches[asked], intervals, ties, failed) for asked in finals]
     summary: dict[str, Any] = {
         "schema": 1,
         "name": plan.name,
@@ -53,17 +58,20 @@ def summarise(
         "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
         "base_params": plan.session.host.sites.base_params,
         "head_params": plan.head_params,
-        "seeds": list(plan.seeds),
+        "seeds": sorted({record["seed"] for runs in finals.values() for record in runs}),
         "shots": plan.shots,
-        "draws": len(plan.draws) or None,
+        "draws": len({record.get("draw") for runs in finals.values() for record in runs}) if plan.draws else None,
+        "minutes": plan.minutes,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
         "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, **_limits(plan)},
         "head": plan.head_json,
         "versions": {name: version for name, version in versions().items() if version},
         "majority": baseline(plan, records),
-        "samples": samples(plan, finals, records),
+        "samples": samples(plan, tested, records),
         "methods": entries,
+        "pairs": [pair.to_json() for pair in decision.pairs],
+        "decision": decision.to_json(),
         "failed": [
             {key: record[key] for key in ("method", "learning_rate", "seed", "stage", "error")} for record in failed
         ],
@@ -78,33 +86,47 @@ def _limits(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.session.task.to_json().items() if name in names}
 
 
-def _intervals_and_ties(
-    plan: Plan, finals: Mapping[str, list[Record]], records: Records
-) -> tuple[dict[str, Interval], dict[str, bool]]:
+def _intervals(plan: Plan, tested: Mapping[str, list[Record]], records: Records) -> dict[str, Interval]:
     task, references = plan.session.task, plan.splits["test"].references
     scorers = {
         text: [task.primary_score(records.answers(record["cell"]), references).resampled for record in each]
-        for text, each in finals.items()
-        if each
+        for text, each in tested.items()
     }
     if not scorers:
-        return {}, {}
-    clusters = {text: [record.get("draw") for record in each] for text, each in finals.items() if plan.draws}
-    draws = draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES, clusters=clusters)
-    return intervals_of(draws), ties_of(draws)
+        return {}
+    clusters = {text: [record.get("draw") for record in each] for text, each in tested.items() if plan.draws}
+    return intervals_of(draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES, clusters=clusters))
+
+
+def _ties(plan: Plan, intervals: Mapping[str, Interval], decision: Decision) -> dict[str, bool]:
+    """Whether each method is not told apart from the one with the best mean."""
+    if not intervals:
+        return {}
+    sign = -1.0 if lower_is_better(plan.session.task.metric) else 1.0
+    best = max(intervals, key=lambda text: sign * intervals[text].mean)
+    apart = {
+        name
+        for pair in decision.pairs
+        if pair.verdict in ("better", "worse") and best in (pair.first, pair.second)
+        for name in (pair.first, pair.second)
+    }
+    return {text: text not in apart for text in intervals} | {best: True}
 
 
 def _entry(
     plan: Plan,
-    candidate: Candidate,
+    asked: str,
     final: list[Record],
     search: Search,
     intervals: Mapping[str, Interval],
     ties: Mapping[str, bool],
     failed: list[Record],
 ) -> dict[str, Any]:
-    metric = plan.session.task.metric
+    metric, candidate = plan.session.task.metric, search.arm.candidate
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    sizes = {each.text for each in plan.contestants[asked]}
     entry: dict[str, Any] = {
+        "asked": asked,
         "method": candidate.text,
         "name": candidate.method.label,
         "reference": candidate.reference,
@@ -115,12 +137,14 @@ def _entry(
         "score": None,
         "ci95": None,
         "tied_with_best": False,
-        "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] == candidate.text})) or None,
-        "search": [(rate, _validation(search.runs[rate], metric)) for rate in sorted(search.runs) if rate],
+        "failed": "; ".join(sorted({r["error"] for r in failed if r["method"] in sizes})) or None,
+        "search": _searched(search, candidate, metric),
+        "rungs": [_trial(trial, search, sign) for trial in search.trials],
+        "sizes": [each.text for each in plan.contestants[asked]] if len(sizes) > 1 else [],
     }
     if not final:
         return entry
-    interval, first = intervals[candidate.text], final[0]
+    interval, first, rates = intervals[candidate.text], final[0], search.tried(candidate)
     memory = [record["peak_memory_bytes"] for record in final if record["peak_memory_bytes"]]
     return entry | {
         "score": interval.mean,
@@ -130,7 +154,7 @@ def _entry(
         "scores": _mean_scores(final, "test"),
         "more_scores": {name: _mean_scores(final, name) for name in plan.data.more_tests},
         "learning_rate": first["learning_rate"] or None,
-        "rate_at_edge": len(search.runs) > 1 and search.rate in (min(search.runs), max(search.runs)),
+        "rate_at_edge": len(rates) > 1 and search.arm.rate in (rates[0], rates[-1]),
         "head_params": first["head_params"],
         "train_seconds": statistics.mean(record["train_seconds"] for record in final),
         "examples_per_second": _mean([record["examples_per_second"] for record in final]),
@@ -153,6 +177,23 @@ def _entry(
             for record in final
             if record["history"]
         ],
+    }
+
+
+def _searched(search: Search, candidate: Candidate, metric: str) -> list[tuple[float, float]]:
+    """(rate, validation score) of each rate tried of one size: of finished runs, or at the rung where it pauses."""
+    arms = sorted((arm for arm in search.last if arm.candidate == candidate and arm.rate), key=lambda arm: arm.rate)
+    return [(arm.rate, _validation(search.runs.get(arm) or [search.last[arm]], metric)) for arm in arms]
+
+
+def _trial(trial: Trial, search: Search, sign: float) -> dict[str, Any]:
+    return {
+        "method": trial.arm.candidate.text,
+        "learning_rate": trial.arm.rate,
+        "step": trial.step,
+        "steps": search.steps,
+        "score": None if trial.score is None else sign * trial.score,
+        "kept": trial.kept,
     }
 
 

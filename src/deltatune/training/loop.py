@@ -98,15 +98,16 @@ class TrainingLoop:
         names = {id(parameter): n for n, parameter in trainable}
         self.optimizer_names = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
-    def run(self, resume: Path | None = None) -> None:
-        """Train to the last step, from the first one or from a checkpoint.
+    def run(self, resume: Path | None = None, until: int | None = None) -> None:
+        """Train to the last step, from the first one or from a checkpoint; `until` is an earlier step to pause after.
 
         Raises DeltatuneError for a checkpoint of another run, processes that differ, a trainable tensor that does not
         learn, and a loss that is not finite.
         """
         self.start(resume)
         started, rows_before = time.perf_counter(), self.progress.rows
-        for step, batches in self.loader.steps(self.progress.step + 1, self.total_steps):
+        end = self.total_steps if until is None else min(until, self.total_steps)
+        for step, batches in self.loader.steps(self.progress.step + 1, end):
             loss, learning_rate = self.optimize_(step, batches)
             seconds = time.perf_counter() - started
             self.progress.seconds += seconds
@@ -119,7 +120,7 @@ class TrainingLoop:
                 self.add_scores(self.evaluate())
             if self.on_step is not None and self.processes.is_main:
                 self.on_step(step, self.total_steps, loss, learning_rate)
-            if self.out is not None and (step % self.checkpoint_every == 0 or step == self.total_steps):
+            if self.out is not None and (step % self.checkpoint_every == 0 or step == end):
                 self.save_checkpoint(self.out)
             started, rows_before = time.perf_counter(), self.progress.rows
 

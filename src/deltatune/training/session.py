@@ -205,6 +205,14 @@ def open_session(
     return Session(model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), loads=loads)
 
 
+def reopened(session: Session) -> Session:
+    """A session that came from another process, without its host: its model is opened again."""
+    needed = {part.loads for part in getattr(session.task, "parts", {"": session.task}).values()}
+    loads = session.loads or next((kind for kind in ("text", "words") if kind in needed), session.task.loads)
+    host, tokenizer = open_host(session.model, loads, reads_pooler(session.head))
+    return replace(session, host=host, tokenizer=tokenizer)
+
+
 def open_adapter(
     folder: str | Path,
     model: str | None = None,

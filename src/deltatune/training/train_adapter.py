@@ -33,9 +33,11 @@ from deltatune.training.loop import OnStep, TrainingLoop
 from deltatune.training.reporting import Reporter, check_installed
 from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
 from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
-from deltatune.training.scaling.feature_cache import FeatureModel, cacheable_head, extract_features
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
+from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, find_lower_blocks, lower_layers
 from deltatune.training.scaling.packing import check_packing
+from deltatune.training.scaling.probe_features import FeatureModel, extract_features, probe_head
+from deltatune.training.scaling.row_states import RepeatedRows
 from deltatune.training.scaling.sharding import shard_, unshard_root_
 from deltatune.training.settings import Settings
 from deltatune.training.task_model import TaskModel
@@ -65,6 +67,8 @@ class Outcome:
     """Trainable tensors that this task's head does not read, such as the base's pooler: they did not change."""
     resumed: int = 0
     """The step of the checkpoint that the run was resumed from; 0 for a new run."""
+    paused: bool = False
+    """Whether steps are left: the run was asked to pause before its end."""
 
 
 def train(
@@ -79,6 +83,7 @@ def train(
     on_step: OnStep | None = None,
     reports: str | Path | None = None,
     auxiliary: AuxiliaryMLM | None = None,
+    until: int | None = None,
 ) -> Outcome:
     """Train adapter `name` and score it on the validation rows; rows may be encoded already.
 
@@ -86,10 +91,14 @@ def train(
     metrics.jsonl goes there too, or to `reports`. At the end `host.remove_reparametrisation_` replaces
     reparametrisations by their values; the route and the modes of the model are restored. Several processes under
     torchrun train together: each makes the same call and gets the same Outcome. The global random generators are seeded
-    with the settings' seed. `auxiliary` is a further loss, on rows of its own. Raises DeltatuneError for rows that the
+    with the settings' seed. `auxiliary` is a further loss, on rows of its own. `until` pauses the run after that step, with
+    a checkpoint in `out` and scores on the validation rows; the same call without it goes on, and ends bit for bit as a
+    run that never paused: the schedule is that of the whole run. Raises DeltatuneError for rows that the
     task refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that is not finite.
     """
     settings = with_learning_rate(settings or Settings(), host, name)
+    if until is not None and (out is None or until < 1):
+        raise DeltatuneError(f"until={until}: a run pauses after a step of at least 1, with `out`, a folder to go on from")
     check_installed(settings.report_to)
     rows = ensure_encoded(host, name, task, rows_train, tokenizer)
     if not len(rows):
@@ -127,9 +136,12 @@ def train(
             )
             loop.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
             resume = None if out is None else checkpoint.to_resume(out, processes)
-            loop.run(resume)
+            with lower_layers(host, repeated_rows(host, name, task, rows, tokenizer, settings), always=True):
+                loop.run(resume, until)
             peak_memory = hardware.peak_memory(device)
-        host.remove_reparametrisation_(name)
+        paused = loop.progress.step < loop.total_steps
+        if not paused:
+            host.remove_reparametrisation_(name)
         note_rows_(host, name, rows, validation)
         progress = loop.progress
         if len(validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
@@ -145,6 +157,7 @@ def train(
         truncated=rows.truncated + validation.truncated,
         untrained_tensors=tuple(sorted(unread_tensors(host, name, task))),
         resumed=checkpoint.step_of(resume) if resume else 0,
+        paused=paused,
     )
 
 
@@ -223,10 +236,10 @@ def model_and_loader(
         processes,
     )
     bfloat16 = uses_bfloat16(host.model, settings.precision)
-    head = None if isinstance(task, LanguageModelTask) else cacheable_head(host, name, len(rows))
+    head = None if isinstance(task, LanguageModelTask) else probe_head(host, name, len(rows))
     if head is not None:
         host.model.eval()
-        features = extract_features(host, head, rows, collate, bfloat16)
+        features = extract_features(host, head, RepeatedRows(rows, collate), bfloat16)
         return FeatureModel(head, task), BatchLoader(sampler, features.batch)
 
     def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
@@ -237,6 +250,16 @@ def model_and_loader(
         return collate([task.draw(rows.rows[n], generator) for n, generator in zip(numbers, generators, strict=True)])
 
     return TaskModel(host, name, task, bfloat16), BatchLoader(sampler, make_batch)
+
+
+def repeated_rows(
+    host: Host, name: str, task: Task, rows: Encoded, tokenizer: PreTrainedTokenizerBase, settings: Settings
+) -> RepeatedRows | None:
+    """The training rows, if all of them are read, as they are: not for packed, mixed or newly drawn ones."""
+    steps = settings.max_steps or settings.epochs * len(rows) / settings.batch_size
+    if isinstance(rows, MixtureEncoded) or settings.packing or task.dynamic or steps * settings.batch_size < len(rows):
+        return None
+    return RepeatedRows(rows, adapter_collator(host, name, tokenizer, rows))
 
 
 def mixture_and_loader(
@@ -294,5 +317,6 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "rows": [len(rows), checkpoint.digest_of(rows.rows)],
         **{f"settings.{field}": value for field, value in fields.items()},
         "schedule_version": settings.schedule_version(),
+        **({"lower_layers": LOWER_LAYERS_VERSION} if adapter.count and find_lower_blocks(host) else {}),
         "bfloat16": uses_bfloat16(host.model, settings.precision),
     }

@@ -58,7 +58,7 @@ from deltatune.store.folder_lock import FolderLock
 if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
 
-PLAN = "comparison/plan.py"
+PLAN = "comparison/make_plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
 PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
@@ -205,7 +205,7 @@ def compare(
     )  # fmt: skip
     prompts = prompt_options(dataset, template, words, describe)
     further = read_unlabelled(unlabelled, dataset)
-    from deltatune.comparison.plan import make_plan
+    from deltatune.comparison.make_plan import make_plan
     from deltatune.comparison.run_comparison import run
     from deltatune.training import Settings
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig
     from deltatune.comparison.plan import Plan
 
-PLAN = "comparison/plan.py"
+PLAN = "comparison/make_plan.py"
 CONFIG = fields_of("comparison/intrinsic_dimension/dimension_config.py", "DimensionConfig")
 
 
@@ -92,7 +92,7 @@ def dimension(
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
     from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
-    from deltatune.comparison.plan import folder_for
+    from deltatune.comparison.make_plan import folder_for
     from deltatune.comparison.records import write_summary
     from deltatune.store.atomic_files import write_file
     from deltatune.training import Settings

@@ -10,7 +10,8 @@ from typing import Any
 from deltatune.comparison.baseline import majority
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, DimensionPoint
 from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionResult
-from deltatune.comparison.plan import DEFAULT_METHODS, Plan
+from deltatune.comparison.make_plan import DEFAULT_METHODS
+from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.figures.svg import (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltatune.comparison.candidates import EXTENSIONS, Candidate, neighbour
-from deltatune.comparison.cells import CellRunner, OnEvent, Record
+from deltatune.comparison.cells import CellRunner, OnEvent
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     BISECTIONS,
     DimensionConfig,
@@ -25,6 +25,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
     target_of,
 )
 from deltatune.comparison.plan import Cell, Plan
+from deltatune.comparison.works import Record, Work
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.registry import parse
 from deltatune.store.folder_lock import FolderLock
@@ -129,7 +130,7 @@ class DimensionSearch:
 
     def _expect(self, runs: int) -> None:
         """Tell the display how many runs may still follow at most."""
-        self.cells.total = self.cells.done + runs
+        self.cells.expected["search"] = runs
 
     def _score(self, record: Record) -> float:
         """The metric on the validation rows; minus infinity for a run that failed."""
@@ -140,10 +141,7 @@ class DimensionSearch:
     def _run(self, candidate: Candidate, rate: float, seed: int) -> Record:
         """One training run, or its record of an earlier session."""
         cell = Cell("search" if seed == self.plan.seeds[0] else "seed", candidate, rate, seed)
-        stored = self.cells.records.get(self.plan.key(cell), adapter=False)
-        return self.cells.run(cell, stored, self._test)
-
-    def _test(self, record: Record) -> Record:
-        """Add the scores on the test rows, which do not influence the search."""
-        scores = self.plan.session.score(self.plan.splits["test"])
-        return record | {"scores": record["scores"] | {"test": scores}}
+        # the scores on the test rows do not influence the search
+        work = Work("train", cell, self.plan.key(cell), "", keep=False, splits=("test",))
+        self.cells.expected["search"] -= 1
+        return self.cells.run_one(work)

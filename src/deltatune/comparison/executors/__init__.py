@@ -1,0 +1,1 @@
+"""Executors: where the works of a comparison run."""

@@ -1,0 +1,163 @@
+"""Works: the pieces of a comparison that an executor runs in any process, each a training, a test or a measurement."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from deltatune.comparison.costs import costs_of
+from deltatune.comparison.plan import Cell, Plan
+from deltatune.comparison.prompt_cells import (
+    FittedSessions,
+    as_read,
+    fit_prompt,
+    params_of,
+    prompt_record,
+    training_record,
+)
+from deltatune.prompting.prompt_cost import counted
+from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.store.atomic_files import CannotWrite
+
+Record = dict[str, Any]
+OnStep = Callable[[int, int, float, float], None]
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+"""Folders of a training: what a paused one goes on from, and what a finished one leaves."""
+PAUSES_ONLY = 1_000_000_000
+"""Steps between checkpoints: none but those at which a training pauses."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of a comparison, as plain data."""
+
+    kind: Literal["train", "test", "costs"]
+    """A training, to its end or a pause; test scores of a trained adapter; its inference costs."""
+    cell: Cell
+    key: str
+    """Identifies the result in the records."""
+    folder: str
+    """Where its files are, in the folder of the comparison."""
+    until: int | None = None
+    """Optimizer step after which a training pauses; None: it ends."""
+    resumable: bool = False
+    """Whether the training goes on from a checkpoint or leaves one."""
+    keep: bool = True
+    """Whether the trained adapter is saved."""
+    needs_adapter: bool = False
+    """Whether a stored record is of use only with its adapter."""
+    splits: tuple[str, ...] = ()
+    """Further splits that a training scores."""
+    earlier: Record | None = None
+    """The record that the work goes on from: of the paused training, or of the training to test."""
+
+    def describe(self) -> str:
+        """The work for people: `LoRA(r=12), lr 0.002, learning-rate search, to step 30`."""
+        text = self.cell.describe()
+        return text if self.until is None else f"{text}, to step {self.until}"
+
+
+class Result(NamedTuple):
+    """What a work returns."""
+
+    record: Record
+    """What is stored of it; `status` is "ok" or "failed"."""
+    answers: Any = None
+    """Answers on the test rows, for a test."""
+
+
+class Worker:
+    """Runs works of one plan, one after another, in this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.sessions = FittedSessions(plan)
+
+    def perform(self, work: Work, on_step: OnStep | None = None) -> Result:
+        """Run one work. A failure becomes a record; either way no adapter stays attached."""
+        started = time.perf_counter()
+        perform = {"train": self._train, "test": self._test, "costs": self._costs}[work.kind]
+        try:
+            result = perform(work, on_step or _ignore)
+            result.record["work_seconds"] = time.perf_counter() - started
+            return result
+        except CannotWrite:  # no result, and the next one could not be stored either
+            raise
+        except Exception as error:
+            return Result({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        finally:
+            self.plan.session.detach()
+
+    def _train(self, work: Work, on_step: OnStep) -> Result:
+        """Attach a new adapter, train it, score it on the validation rows, and keep it once it is trained."""
+        plan, cell, session = self.plan, work.cell, self.plan.session
+        folder = plan.out / work.folder
+        if isinstance(cell.candidate.method, PromptMethod):
+            fitted, cost = fit_prompt(plan, cell, extra_of(plan), on_step)
+            record, paused = prompt_record(fitted, cost, plan.rows_of(cell.draw)["validation"]), False
+        else:
+            splits, head = plan.splits_of(cell.draw), session.make_head(cell.seed)
+            adapter = session.attach(
+                cell.candidate.method, cell.seed, head, extra={**session.to_json(), **extra_of(plan)}
+            )
+            settings = dataclasses.replace(
+                plan.settings, learning_rate=cell.rate, seed=cell.seed, checkpoint_every=PAUSES_ONLY
+            )
+            params = params_of(adapter)  # before a reparametrisation is replaced by its values
+            out = folder / CHECKPOINTS if work.resumable else None
+            with counted(session.host) as cost:
+                outcome = session.train(
+                    splits["train"], splits["validation"], settings, on_step=on_step, out=out, until=work.until
+                )
+            scores = outcome.evaluations[-1][1]
+            record = training_record(session, params, outcome, outcome.seconds, scores, cost)
+            record |= {"steps": plan.steps(cell.draw)}
+            paused = outcome.paused
+        if work.earlier is not None:  # passes of the steps before the pause count too
+            earlier = work.earlier["cost"]
+            record["cost"] = {name: value + earlier.get(name, 0) for name, value in record["cost"].items()}
+        for name in work.splits:
+            record["scores"] = record["scores"] | {name: session.score(plan.splits[name])}
+        if work.keep and not paused:
+            session.host.save(session.name, folder / ADAPTER)
+            record["adapter"] = f"{work.folder}/{ADAPTER}"
+        return Result(record)
+
+    def _test(self, work: Work, on_step: OnStep) -> Result:
+        """Load a trained adapter, score it on the test rows and keep it."""
+        plan, session, trained = self.plan, self.plan.session, work.earlier
+        assert trained is not None
+        own = self.sessions.opened(trained["adapter"])
+        test = self.sessions.rows(own, "test")
+        answers = own.predict(test)
+        scores = {
+            "validation": trained["scores"]["validation"],
+            "test": own.task.score(answers, test.references),
+            **{name: own.score(self.sessions.rows(own, name)) for name in plan.data.more_tests},
+        }
+        session.host.save(session.name, plan.out / work.folder)
+        size = sum((plan.out / work.folder / file).stat().st_size for file in ("adapter.json", "adapter.safetensors"))
+        return Result({"scores": scores, "adapter": work.folder, "adapter_bytes": size}, answers)
+
+    def _costs(self, work: Work, on_step: OnStep) -> Result:
+        """Measure the inference costs of a trained adapter, relative to the bare base."""
+        assert work.earlier is not None
+        own = self.sessions.opened(work.earlier["adapter"])
+        test = self.sessions.rows(own, "test")
+        record = dataclasses.asdict(costs_of(own, test, self.plan.splits["test"]))
+        return Result(record | {"example": as_read(own, test) if work.earlier.get("prompts") else None})
+
+
+def extra_of(plan: Plan) -> dict[str, Any]:
+    """What an adapter's folder must hold, besides its session, so that `evaluate` and `predict` can use it."""
+    return {
+        "data": {"name": plan.data.name, "source": plan.data.origin},
+        "settings": {"precision": plan.settings.precision},
+    }
+
+
+def _ignore(step: int, total: int, loss: float, rate: float) -> None:
+    """Nobody watches."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.decision import decision_section, search_details
 from deltatune.comparison.report.explanations import explanations
 from deltatune.comparison.report.figures.plots import cost_bars, learning_curves, learning_rate_plots
 from deltatune.comparison.report.figures.rung_plots import rung_plots
@@ -26,6 +25,7 @@ from deltatune.comparison.report.method_results import MethodResult, method_resu
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.prompt_cards import prompt_cards
 from deltatune.comparison.report.tables import failures, metrics_table, results_table
+from deltatune.comparison.report.verdict_section import decision_section, search_details
 from deltatune.store.atomic_files import write_file
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 

@@ -9,8 +9,8 @@ from itertools import combinations
 
 import pytest
 
-from deltatune.comparison.report.decision import difference, forecast
 from deltatune.comparison.report.page import render
+from deltatune.comparison.report.verdict_section import difference, forecast
 from support.comparison_sample import EVIL, poisoned, sample_summary
 from support.html_pages import browse, needs_browser, outline
 

@@ -13,7 +13,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Head, collator_for
 from deltatune.training import encode_for, logits, predict, train
 from deltatune.training.forward import base_outputs, text_mask
-from deltatune.training.scaling import feature_cache as features_file
+from deltatune.training.scaling.feature_cache import CACHE, set_cache_limit
 from deltatune.training.task_model import TaskModel
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
@@ -27,10 +27,18 @@ def tokenizer():
 # --- the probe's features ---
 
 
-def test_features_are_computed_once_and_change_nothing(tokenizer, monkeypatch):
+@pytest.fixture(autouse=True)
+def empty_cache():
+    CACHE.clear_()
+    yield
+    set_cache_limit("auto")
+    CACHE.clear_()
+
+
+def test_features_are_computed_once_and_change_nothing(tokenizer):
     results, calls = [], []
-    for most in (2**31, 0):
-        monkeypatch.setattr(features_file, "MOST_BYTES", most)
+    for limit in ("auto", None):
+        set_cache_limit(limit)
         host = host_with("Probe()", dropout=0.0)
         count = []
         host.model.register_forward_hook(lambda *_, count=count: count.append(1))

@@ -136,7 +136,8 @@ def train(
             )
             loop.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
             resume = None if out is None else checkpoint.to_resume(out, processes)
-            with lower_layers(host, repeated_rows(host, name, task, rows, tokenizer, settings), always=True):
+            repeated, tunes = repeated_rows(host, name, task, rows, tokenizer, settings), host.adapters[name].count > 0
+            with lower_layers(host, repeated, always=tunes):
                 loop.run(resume, until)
             peak_memory = hardware.peak_memory(device)
         paused = loop.progress.step < loop.total_steps

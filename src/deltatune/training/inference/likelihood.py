@@ -20,6 +20,11 @@ MAX_BATCH_TOKENS = 4096
 """Tokens of a batch: each has logits over the whole vocabulary."""
 
 
+def likelihood_rows(encoded: Encoded) -> int:
+    """Rows of a batch."""
+    return max(1, MAX_BATCH_TOKENS // max(len(row["input_ids"]) for row in encoded))
+
+
 def negative_log_likelihoods(
     host: Host, task: LanguageModelTask, encoded: Encoded, collate: PaddingCollator, bfloat16: bool
 ) -> list[NDArray[Any]]:
@@ -28,7 +33,7 @@ def negative_log_likelihoods(
     The numbers of `task.extra_statistics` follow, if there are any: (3 + K,).
     """
     statistics: list[Any] = [None] * len(encoded)
-    batch_size = max(1, MAX_BATCH_TOKENS // max(len(row["input_ids"]) for row in encoded))
+    batch_size = likelihood_rows(encoded)
     for numbers, batch in length_sorted_batches(encoded, collate, batch_size, device_of(host)):
         labels = batch.pop("labels")
         extra_labels = {name: batch.pop(name) for name in task.extra_labels}

@@ -29,9 +29,12 @@ from deltatune.tasks.tokenization import longest_input
 from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
-from deltatune.training.inference.likelihood import negative_log_likelihoods
+from deltatune.training.inference.likelihood import likelihood_rows, negative_log_likelihoods
 from deltatune.training.inference.prefix_cache import cached_scores, plan
 from deltatune.training.inference.text_vectors import text_vectors
+from deltatune.training.scaling.lower_layers import lower_layers
+from deltatune.training.scaling.probe_features import pooled_vectors, probe_head, vector_logits
+from deltatune.training.scaling.row_states import RepeatedRows
 from deltatune.training.task_model import part_logits
 
 
@@ -67,7 +70,9 @@ def predict(
             return generate_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
         collate = adapter_collator(host, name, tokenizer, encoded)
         if isinstance(task, LanguageModelTask):
-            return task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
+            repeated = RepeatedRows(encoded, collate, likelihood_rows(encoded), certain=False)
+            with lower_layers(host, repeated):
+                return task.collect(negative_log_likelihoods(host, task, encoded, collate, bfloat16), encoded)
 
         if isinstance(task, LabelWords) and isinstance(collate, PromptCollator):
             groups = plan(host, task, encoded, collate)
@@ -78,7 +83,13 @@ def predict(
         def batch_logits(batch: dict[str, Tensor]) -> Tensor:
             return part_logits(host, name, mixture, part, batch, bfloat16)
 
-        return task.collect(row_logits(encoded, collate, batch_size, device_of(host), batch_logits), encoded)
+        repeated = RepeatedRows(encoded, collate, batch_size, certain=False)
+        head = None if isinstance(mixture, (Mixture, LabelWords)) else probe_head(host, name, len(encoded))
+        vectors = None if head is None else pooled_vectors(host, head, repeated, bfloat16)
+        if head is not None and vectors is not None:
+            return task.collect(vector_logits(head, vectors, repeated), encoded)
+        with lower_layers(host, repeated):
+            return task.collect(row_logits(encoded, collate, batch_size, device_of(host), batch_logits), encoded)
 
 
 def ensure_encoded(

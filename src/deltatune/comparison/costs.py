@@ -179,7 +179,8 @@ def _ratio(
 ) -> float:
     """Median of the ratios of a run with the adapter to one of the bare base in the same turn."""
     runs = [TimedRun(lambda: act(host, name, merged), with_adapter), TimedRun(lambda: act(host, None), bare)]
-    return statistics.median(first / second for first, second in zip(*times_in_turns(runs, repeats), strict=True))
+    own, base = times_in_turns(runs, repeats)
+    return statistics.median(first / second for first, second in zip(own, base, strict=True))
 
 
 def _flops(host: Host, name: str | None, run: Callable[[], object]) -> float:

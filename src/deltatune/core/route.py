@@ -19,6 +19,8 @@ class RowsAndWeight(NamedTuple):
 
     rows: Tensor | None
     weight: float | Tensor
+    run: tuple[int, int] | None = None
+    """The first row and the one behind the last, where the rows follow each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,14 @@ class Route:
         if key not in self._cache:
             weights = {i: row[name] for i, row in enumerate(self.weights(batch)) if name in row}
             rows = torch.tensor(list(weights), device=device)
-            self._cache[key] = RowsAndWeight(rows, _common(list(weights.values()), device)) if weights else None
+            weight = _common(list(weights.values()), device)
+            self._cache[key] = RowsAndWeight(rows, weight, _run(list(weights))) if weights else None
         return self._cache[key]
+
+
+def _run(rows: list[int]) -> tuple[int, int] | None:
+    """First row and the one behind the last of rows in order, if none is left out."""
+    return (rows[0], rows[-1] + 1) if rows and rows[-1] + 1 - rows[0] == len(rows) else None
 
 
 def _common(weights: list[float], device: torch.device) -> float | Tensor:
@@ -124,19 +132,82 @@ def _entry(entry: str | Mapping[str, float] | None, attached: list[str]) -> dict
     return {name: float(weight) for name, weight in weights.items() if weight}
 
 
-def mix(h: Tensor, changes: Sequence[tuple[Delta, Tensor, RowsAndWeight]]) -> Tensor:
+class RowRuns:
+    """The runs of rows that adapters act on, cut out of a batch's tensors: a cut costs no copy, an index does.
+
+    Modules that read the same input get the same pieces of it, so that Deltas can share what they compute from it.
+    """
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.sizes: Sequence[int] = ()
+        self.pieces: Sequence[Tensor] = ()
+
+    def cut(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """Pieces of x (B, ...), of `sizes` rows each."""
+        if torch.compiler.is_compiling():
+            return torch.split(x, sizes)
+        if x is not self.x or sizes != self.sizes:
+            self.x, self.sizes, self.pieces = x, sizes, torch.split(x, sizes)
+        return self.pieces
+
+    def clear(self) -> None:
+        """Release the last input."""
+        self.x, self.sizes, self.pieces = None, (), ()
+
+
+Change = tuple[Delta, Tensor, RowsAndWeight]
+"""A Delta, the x (B, ...) that it reads, and its rows."""
+
+
+def mix(h: Tensor, changes: Sequence[Change], runs: RowRuns | None = None) -> Tensor:
     """Return `h` plus all changes; every Delta sees the same `h`. Shapes: h and each x (B, ..., width)."""
     if len(changes) == 1 and changes[0][2].rows is None:
         delta, x, acting = changes[0]
         return delta.add(h, x, acting.weight)
+    if (cuts := _cuts(changes, len(h))) is not None:
+        return _mix_runs(h, changes, *cuts, runs or RowRuns())
     out = h
-    for delta, x, (rows, weight) in changes:
+    for delta, x, (rows, weight, _) in changes:
         if rows is None:
             out = out + weight * delta(x, h)
             continue
         x_rows, h_rows = x.index_select(0, rows), h.index_select(0, rows)
         out = out.index_add(0, rows, (per_row(weight, h_rows) * delta(x_rows, h_rows)).to(out.dtype))
     return out
+
+
+def _cuts(changes: Sequence[Change], batch: int) -> tuple[list[int], list[int | None]] | None:
+    """Sizes of consecutive pieces of a batch, each with the number of the change that acts on it, None for no change.
+
+    None where changes act on rows that are scattered, or on the same rows.
+    """
+    sizes: list[int] = []
+    owners: list[int | None] = []
+    end = 0
+    for i in sorted(range(len(changes)), key=lambda i: changes[i][2].run or (-1, -1)):
+        run = changes[i][2].run
+        if run is None or run[0] < end:
+            return None
+        gap = run[0] - end
+        sizes += [*([gap] if gap else []), run[1] - run[0]]
+        owners += [*([None] if gap else []), i]
+        end = run[1]
+    rest = batch - end
+    return ([*sizes, rest], [*owners, None]) if rest and sizes else (sizes, owners) if sizes else None
+
+
+def _mix_runs(
+    h: Tensor, changes: Sequence[Change], sizes: list[int], owners: list[int | None], runs: RowRuns
+) -> Tensor:
+    """`mix` of changes that act on rows of their own, side by side."""
+    pieces = list(torch.split(h, sizes))
+    for i, owner in enumerate(owners):
+        if owner is not None:
+            delta, x, acting = changes[owner]
+            x_piece = pieces[i] if x is h else runs.cut(x, sizes)[i]
+            pieces[i] = delta.add(pieces[i], x_piece, per_row(acting.weight, pieces[i])).to(h.dtype)
+    return torch.cat(pieces)
 
 
 def per_row(weight: float | Tensor, like: Tensor) -> float | Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltatune.core.attention_call import AttentionCall
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.route import Route, RowsAndWeight, mix
+from deltatune.core.route import Route, RowRuns, RowsAndWeight, mix
 from deltatune.core.sites.fused_projections import put, take
 from deltatune.core.sites.site import Site, Slice
 
@@ -44,6 +44,9 @@ class BatchContext:
     """The first virtual id."""
     prompt_ids: Tensor | None = None
     """Those ids (B, T), -1 at padding, virtual tokens and the answer."""
+
+    def __init__(self) -> None:
+        self.runs = RowRuns()
 
     def see_prompt(self, ids: Any) -> None:
         """Keep the token ids (B, T) of the text, if an active Delta needs them; masks and offsets are set before."""
@@ -151,10 +154,10 @@ class HookPoint:
                 self.tell(plugged, acting)
                 change = (plugged.delta, self.read(plugged, h, args), acting)
                 by_slice.setdefault(plugged.site.slice, []).append(change)
-        out = mix(h, by_slice.pop(None, []))
+        out = mix(h, by_slice.pop(None, []), self.context.runs)
         for cut, changes in by_slice.items():
             part = take(h, cut)
-            changed = mix(part, changes)
+            changed = mix(part, changes, self.context.runs)
             out = put(out, cut, changed if out is h else take(out, cut) + (changed - part))
         return out
 

@@ -55,5 +55,6 @@ class ModelSeams:
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         """Pre-hook of the whole model."""
+        self.context.runs.clear()
         for adapter in self.active.values():
             adapter.before_forward()

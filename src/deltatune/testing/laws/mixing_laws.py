@@ -29,6 +29,8 @@ from deltatune.testing.tiny_models import ENCODER_DECODERS, RIGHT_PADDED, Kind, 
 
 ROUTE: list[str | dict[str, float] | None] = ["a", "other", None, {"a": 0.7, "other": 0.4}, "a", {"a": -0.5}]
 """The adapter under test, another, the bare base, a weighted mix, and the first again, last with weight -0.5."""
+RUNS: list[str | dict[str, float] | None] = ["a", {"a": -0.5}, None, "other", "other", None]
+"""Each adapter on rows that follow each other, which are cut out of the batch."""
 
 
 def mixed_rows_equal_rows_alone(method: Method, kind: Kind) -> None:
@@ -39,12 +41,14 @@ def mixed_rows_equal_rows_alone(method: Method, kind: Kind) -> None:
         return
     for padding in ("right", "none") if kind in RIGHT_PADDED else ("right", "left", "none"):
         batch = _batch(kind, padding)
-        host.use(ROUTE)
-        together = real_rows(host, outputs(host, batch))
-        for row, entry in enumerate(ROUTE):
-            host.use(entry)
-            alone = real_rows(host, outputs(host, row_alone(batch, row)))[0]
-            assert_close(together[row], alone, f"row {row}, routed {entry!r}, padding {padding}, with others and alone")
+        for route in (ROUTE, RUNS):
+            host.use(route)
+            together = real_rows(host, outputs(host, batch))
+            for row, entry in enumerate(route):
+                host.use(entry)
+                alone = real_rows(host, outputs(host, row_alone(batch, row)))[0]
+                what = f"row {row}, routed {entry!r}, padding {padding}, with others and alone"
+                assert_close(together[row], alone, what)
 
 
 def mixed_gradients_equal_rows_alone(method: Method, kind: Kind) -> None:
@@ -56,15 +60,16 @@ def mixed_gradients_equal_rows_alone(method: Method, kind: Kind) -> None:
     for adapter in host.adapters.values():
         adapter.eval()  # without dropout, which draws other numbers for a row alone
     batch = _batch(kind, "right")
-    host.use(ROUTE)
-    _backward(host, batch)
-    together = gradients(host, "a", "other")
-    for row, entry in enumerate(ROUTE):
-        if entry is not None:
-            host.use(entry)
-            _backward(host, row_alone(batch, row))
-    for key, alone in gradients(host, "a", "other").items():
-        assert_close(together[key], alone, f"gradient of {key} in a mixed batch", within=1e-4)
+    for route in (ROUTE, RUNS):
+        host.use(route)
+        _backward(host, batch)
+        together = gradients(host, "a", "other")
+        for row, entry in enumerate(route):
+            if entry is not None:
+                host.use(entry)
+                _backward(host, row_alone(batch, row))
+        for key, alone in gradients(host, "a", "other").items():
+            assert_close(together[key], alone, f"gradient of {key} in a mixed batch", within=1e-4)
 
 
 def checkpointing_changes_no_gradient(method: Method, kind: Kind) -> None:

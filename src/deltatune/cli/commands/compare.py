@@ -9,7 +9,6 @@ import typer
 
 from deltatune.cli.data_options import (
     BUILTIN_DATA,
-    Sources,
     Temperature,
     TestFile,
     ValidationFile,
@@ -30,49 +29,50 @@ from deltatune.cli.options import (
     Json,
     Kind,
     Label,
-    Limit,
     MaxLength,
     Metric,
-    Model,
     NewTokens,
     Packing,
     Pooling,
     PrecisionOrDefault,
     Prompt,
-    Shots,
     Text,
     head_of,
     option,
     set_values,
 )
 from deltatune.cli.prompt_options import PROMPTS, Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
-from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive, with_marked_columns
-from deltatune.cli.ui.comparison_live import ComparisonProgress, adds_tokens, results
+from deltatune.cli.study_options import (
+    SEVERAL,
+    DataOrSuites,
+    Limits,
+    Models,
+    ShotCounts,
+    TaskCount,
+    check_single_files,
+    data_axis,
+    study_axes,
+)
+from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
+from deltatune.cli.ui.comparison_live import ComparisonProgress
+from deltatune.cli.ui.comparison_screen import introduce, report
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, parameter
-from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, truncation_notes
-from deltatune.comparison.report.number_format import count, rate, score
+from deltatune.cli.ui.screen import print_json
+from deltatune.cli.ui.study_screen import run_on_screen
+from deltatune.comparison.study.study_plan import Point
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deltatune.comparison.plan import Plan
 
 PLAN = "comparison/make_plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
 PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
-LEGEND = (
-    ("95 %", "half the interval of the score, over seeds and test rows"),
-    ("tied", "statistically tied with the best (paired bootstrap)"),
-    ("trained", "parameters without the head, and their share of the model"),
-    ("time", "of one training"),
-    ("latency", "inference time of a batch, bare model = 1; merged: after merging into the weights"),
-    ("*", "a reference: it has no size to fit to a budget"),
-)
-"""What the columns of the closing table mean."""
-TOKENS = ("tokens", "by which a prompt or prefix makes each text longer")
-"""The same for a column that is shown where a method adds tokens."""
 DEFAULT_SEEDS = parameter(PLAN, "make_plan", "seeds")
 FEW_SHOT_DRAWS = 5
 """Draws of rows with --shots, as in most few-shot papers since Gao et al. 2021."""
@@ -83,14 +83,14 @@ QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
 
 
 def compare(
-    model: Model = "builtin",
-    data: Sources = None,
+    model: Models = None,
+    data: DataOrSuites = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
     validation: ValidationFile = None,
     test: TestFile = None,
-    limit: Limit = None,
+    limit: Limits = None,
     temperature: Temperature = None,
     max_length: MaxLength = None,
     metric: Metric = None,
@@ -111,13 +111,13 @@ def compare(
         ),
     ] = None,
     budget: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "--budget",
             panel=METHOD,
             metavar="SIZE",
             help=f"{BUDGET} Every method with a size gets the largest that fits. Default: "
-            f"{DEFAULT_BUDGET}; for named methods the sizes they are written with.",
+            f"{DEFAULT_BUDGET}; for named methods the sizes they are written with. {SEVERAL}",
         ),
     ] = None,
     prompting: Annotated[
@@ -134,7 +134,7 @@ def compare(
     unlabelled: Unlabelled = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
-    shots: Shots = None,
+    shots: ShotCounts = None,
     draws: Annotated[
         int | None,
         option(
@@ -173,6 +173,7 @@ def compare(
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
     ] = None,
+    tasks: TaskCount = None,
     as_json: Json = False,
     more_methods: Annotated[
         list[str] | None, typer.Argument(hidden=True, help="More methods after --methods A.")
@@ -182,52 +183,74 @@ def compare(
 
     For each method a few learning rates are tried and scored on the validation split. The best one is run with every
     seed, and the test split is scored once. Finished runs are stored at once; after an interruption the same command
-    resumes.
+    resumes. Several data sets, models, limits, budgets or shots are compared one by one and make one study.
 
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
       deltatune compare --data train.csv --shots 16 --draws 5
       deltatune compare --model bert-base-uncased --data train.csv --shots 16 --prompting --describe "0=spam, 1=normal"
       deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
+      deltatune compare --data sst2 --data trec6 --limit 200 --limit 2000 --method "LoRA()" --method "Full()"
     """
-    if shots is None and draws is not None:
+    if not shots and draws is not None:
         raise DeltatuneError(f"--draws {draws}: draws are of --shots rows for each class; set --shots too, such as 16")
-    data = data or [BUILTIN_DATA]
+    models, data = model or ["builtin"], data or [BUILTIN_DATA]
     methods = _all_methods(methods, more_methods)
     if prompting:
         methods = [*PROMPTING_METHODS, *(method for method in methods if method not in PROMPTING_METHODS)]
-    limit, epochs, batch_size = quick_defaults(model, ", ".join(data), limit, epochs, batch_size)
-    # before torch is imported: mistakes in the data show quickly
-    dataset = read_sources(data, text, label, task, limit, validation, test)
-    fields = task_fields(
-        dataset, max_length, metric, positive, mark, temperature,
-        prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
-    )  # fmt: skip
-    prompts = prompt_options(dataset, template, words, describe)
-    further = read_unlabelled(unlabelled, dataset)
-    from deltatune.comparison.make_plan import make_plan
-    from deltatune.comparison.run_comparison import run
-    from deltatune.training import Settings
+    budgets = budget or [None if methods else DEFAULT_BUDGET]
+    sets = data_axis(data)
+    check_single_files(sets, validation, test)
+    axes = study_axes(sets, data, models, limit or [None], budgets, shots or [None])
 
-    options = {"epochs": epochs, "batch_size": batch_size, "precision": precision, "packing": packing}
-    if shots is not None and epochs is None:
-        options |= {"max_steps": FEW_SHOT_STEPS, "batch_size": batch_size or FEW_SHOT_BATCH}
-    settings = Settings(**set_values(options))
-    plan = make_plan(
-        dataset,
-        model=model,
-        methods=methods or METHODS,
-        budget=budget if budget is not None or methods else DEFAULT_BUDGET,
-        seeds=seeds if seeds is not None else 1 if shots is not None else DEFAULT_SEEDS,
-        shots=shots,
-        draws=draws if draws is not None else 1 if shots is None else FEW_SHOT_DRAWS,
-        rates=rates,
-        settings=settings,
-        task=set_values(fields),
-        head=head_of(pooling, dense),
-        out=out,
-        prompts=prompts,
-        unlabelled=further,
+    def plan_at(point: Point, folder: Path | None, more: Mapping[str, Any]) -> Plan:
+        """The plan of one comparison."""
+        quick = quick_defaults(", ".join(models), ", ".join(data), point.limit, epochs, batch_size)
+        rows, own_epochs, own_batch_size = quick
+        # before torch is imported: mistakes in the data show quickly
+        source = data if sets is None else [sets.sources[point.data]]
+        dataset = read_sources(source, text, label, task, rows, validation, test)
+        fields = task_fields(
+            dataset, max_length, metric, positive, mark, temperature,
+            prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
+        )  # fmt: skip
+        prompts = prompt_options(dataset, template, words, describe)
+        further = read_unlabelled(unlabelled, dataset)
+        from deltatune.comparison.make_plan import make_plan
+        from deltatune.training import Settings
+
+        options = {"epochs": own_epochs, "batch_size": own_batch_size, "precision": precision, "packing": packing}
+        if point.shots is not None and epochs is None:
+            options |= {"max_steps": FEW_SHOT_STEPS, "batch_size": batch_size or FEW_SHOT_BATCH}
+        settings = Settings(**set_values(options))
+        return make_plan(
+            dataset,
+            model=point.model,
+            methods=methods or METHODS,
+            budget=point.budget,
+            seeds=seeds if seeds is not None else 1 if point.shots is not None else DEFAULT_SEEDS,
+            shots=point.shots,
+            draws=draws if draws is not None else 1 if point.shots is None else FEW_SHOT_DRAWS,
+            rates=rates,
+            settings=settings,
+            task=set_values(fields),
+            head=head_of(pooling, dense),
+            out=folder,
+            prompts=prompts,
+            unlabelled=further,
+            **more,
+        )
+
+    if axes is not None:
+        from deltatune.comparison.study import make_study_plan
+
+        more = {"suites": sets.suites, "notes": sets.notes} if sets is not None else {}
+        run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, **more), as_json)
+        return
+    from deltatune.comparison.run_comparison import run
+
+    plan = plan_at(
+        Point("", models[0], *(values[0] if values else None for values in (limit, budgets, shots))), out, {}
     )
     with FolderLock(plan.out):
         introduce(plan, quiet=as_json)
@@ -236,7 +259,7 @@ def compare(
             with watching:
                 summary = run(plan, watching)
         except KeyboardInterrupt:
-            finished = f"{watching.done} of {plan.total} runs are kept in {plan.out}"
+            finished = f"{watching.done} of {watching.total} runs are kept in {plan.out}"
             raise Interrupted(f"{finished}; the same command resumes") from None
     if as_json:
         print_json(summary)
@@ -254,64 +277,6 @@ def quick_defaults(
     if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
         return QUICK_ROWS, QUICK_EPOCHS, batch_size or QUICK_BATCH
     return limit, epochs, batch_size
-
-
-def introduce(plan: Plan, quiet: bool) -> None:
-    """Print what was read, inferred and decided, before the long part begins."""
-    from deltatune.data import remarks
-
-    data, session, settings = plan.data, plan.session, plan.settings
-    sites = session.host.sites
-    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
-    length = plural(settings.max_steps or settings.epochs, "step" if settings.max_steps else "epoch")
-    names = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
-    pairs = [
-        ("data", f"{data.origin}: {splits} rows"),
-        ("task", session.task.describe()),
-        ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
-        ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
-        ("methods", f"{names}   (* has no size to fit)"),
-        ("runs", f"{plan.total}: {_runs(plan)}, {length} a run"),
-        ("folder", str(plan.out)),
-    ]
-    marked = with_marked_columns(data, session.task)
-    notes = [
-        *plan.notes(),
-        *remarks(marked),
-        *truncation_notes(session.task, plan.splits),
-    ]
-    show(facts(pairs), "", stderr=quiet)
-    if notes:
-        show(facts([("note", note) for note in notes]), "", stderr=quiet)
-
-
-def _runs(plan: Plan) -> str:
-    rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
-    methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
-    drawn = f" on {plural(len(plan.draws), 'draw')}" if plan.draws else ""
-    return f"{methods} at {rates}, the best learning rate of each with {seeds}{drawn}"
-
-
-def report(summary: dict[str, Any], path: Path) -> None:
-    """The closing screen: the table, the recommendation, what failed, where the report is."""
-    shown = results(summary, console().width)
-    show(shown, "")
-    drawn = [(LEGEND[0][0], LEGEND[0][1].replace("seeds", "draws, seeds"))] if summary.get("draws") else [LEGEND[0]]
-    legend = [*drawn, *LEGEND[1:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
-    costs = {"trained", "time", "latency", "tokens"} - {column.header for column in shown.columns}
-    legend = [(name, meaning) for name, meaning in legend if name not in costs]
-    if summary.get("positive") and summary["metric"] in ("f1", "precision", "recall"):
-        legend.insert(0, (summary["metric"], f"of the positive class, {summary['positive']}"))
-    show(facts(legend), "")
-    baseline = summary.get("majority") or {}
-    if baseline.get("score") is not None:
-        show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")
-    show(str(summary["recommendation"]["sentence"]))
-    for cell in summary.get("failed") or []:
-        problem = str(cell.get("error") or "no message").partition("\n")[0]
-        lr = rate(cell.get("learning_rate"))
-        show(f"failed: {cell['method']}, learning rate {lr}, seed {cell.get('seed')}: {problem}")
-    say(f"report: {path}")
 
 
 def _all_methods(methods: list[str] | None, more: list[str] | None) -> list[str]:

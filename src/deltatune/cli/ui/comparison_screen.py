@@ -1,0 +1,84 @@
+"""Screens of a comparison: what is about to run, and the closing table with the recommendation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltatune.cli.task_options import with_marked_columns
+from deltatune.cli.ui.comparison_live import adds_tokens, results
+from deltatune.cli.ui.screen import console, facts, plural, say, show, truncation_notes
+from deltatune.comparison.report.number_format import count, rate, score
+
+if TYPE_CHECKING:
+    from deltatune.comparison.plan import Plan
+
+LEGEND = (
+    ("95 %", "half the interval of the score, over seeds and test rows"),
+    ("tied", "statistically tied with the best (paired bootstrap)"),
+    ("trained", "parameters without the head, and their share of the model"),
+    ("time", "of one training"),
+    ("latency", "inference time of a batch, bare model = 1; merged: after merging into the weights"),
+    ("*", "a reference: it has no size to fit to a budget"),
+)
+"""What the columns of the closing table mean."""
+TOKENS = ("tokens", "by which a prompt or prefix makes each text longer")
+"""The same for a column that is shown where a method adds tokens."""
+
+
+def introduce(plan: Plan, quiet: bool) -> None:
+    """Print what was read, inferred and decided, before the long part begins."""
+    from deltatune.data import remarks
+
+    data, session, settings = plan.data, plan.session, plan.settings
+    sites = session.host.sites
+    splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
+    length = plural(settings.max_steps or settings.epochs, "step" if settings.max_steps else "epoch")
+    names = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
+    pairs = [
+        ("data", f"{data.origin}: {splits} rows"),
+        ("task", session.task.describe()),
+        ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
+        ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
+        ("methods", f"{names}   (* has no size to fit)"),
+        ("runs", f"{_runs(plan)}, {length} a run"),
+        ("folder", str(plan.out)),
+    ]
+    marked = with_marked_columns(data, session.task)
+    notes = [
+        *plan.notes(),
+        *remarks(marked),
+        *truncation_notes(session.task, plan.splits),
+    ]
+    show(facts(pairs), "", stderr=quiet)
+    if notes:
+        show(facts([("note", note) for note in notes]), "", stderr=quiet)
+
+
+def _runs(plan: Plan) -> str:
+    rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
+    methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
+    drawn = f" on {plural(len(plan.draws), 'draw')}" if plan.draws else ""
+    return f"{methods} at {rates}, the best learning rate of each with {seeds}{drawn}"
+
+
+def report(summary: dict[str, Any], path: Path) -> None:
+    """The closing screen: the table, the recommendation, what failed, where the report is."""
+    shown = results(summary, console().width)
+    show(shown, "")
+    drawn = [(LEGEND[0][0], LEGEND[0][1].replace("seeds", "draws, seeds"))] if summary.get("draws") else [LEGEND[0]]
+    legend = [*drawn, *LEGEND[1:-1], *([TOKENS] if adds_tokens(summary) else []), LEGEND[-1]]
+    costs = {"trained", "time", "latency", "tokens"} - {column.header for column in shown.columns}
+    legend = [(name, meaning) for name, meaning in legend if name not in costs]
+    if summary.get("positive") and summary["metric"] in ("f1", "precision", "recall"):
+        legend.insert(0, (summary["metric"], f"of the positive class, {summary['positive']}"))
+    show(facts(legend), "")
+    baseline = summary.get("majority") or {}
+    if baseline.get("score") is not None:
+        show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")
+    show(str(summary["recommendation"]["sentence"]))
+    for cell in summary.get("failed") or []:
+        problem = str(cell.get("error") or "no message").partition("\n")[0]
+        lr = rate(cell.get("learning_rate"))
+        show(f"failed: {cell['method']}, learning rate {lr}, seed {cell.get('seed')}: {problem}")
+    say(f"report: {path}")

@@ -50,10 +50,14 @@ PROMPTING_METHODS = (
 )
 """Compared with `--prompting`: from no trained number to all of them."""
 DEFAULT_BUDGET = "0.5%"
-START_SEEDS, MOST_SEEDS = 2, 6
-"""Seeds of every method, and of those that are not told apart; where the user names no number."""
-START_DRAWS, MOST_DRAWS = 3, 8
-"""The same for draws of few rows."""
+START_SEEDS = 2
+"""Seeds of every method, where the user names no number."""
+MOST_SEEDS = 6
+"""The same for methods that are not told apart."""
+START_DRAWS = 3
+"""Draws of few rows of every method, where the user names no number."""
+MOST_DRAWS = 8
+"""The same for methods that are not told apart."""
 DEFAULT_MARGIN = 0.02
 """Difference within which two methods count as equal, for scores between 0 and 1."""
 MOST = {"seeds": 1000, "rates": 50, "draws": 1000, "workers": 1000}
@@ -72,6 +76,8 @@ def make_plan(
     draws: int | None = None,
     margin: float | None = None,
     minutes: float | None = None,
+    executor: str = "local",
+    workers: int | None = None,
     settings: Settings | None = None,
     max_length: int | None = None,
     metric: str = "",
@@ -94,11 +100,15 @@ def make_plan(
     with every seed on each (of draws too more are made for methods that are not told apart, if no number is given);
     validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all are scored on the
     same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
-    with its language-model head, for all methods. `open_base` opens the model. Raises DeltatuneError listing every method
-    that cannot run on this model, before anything is trained; of the default methods those are left out, and a note
-    says so.
+    with its language-model head, for all methods. `executor` (local, ray, or the address of a Ray cluster) and
+    `workers` say where trainings run and how many at once. `open_base` opens the model. Raises DeltatuneError listing
+    every method that cannot run on this model, before anything is trained; of the default methods those are left out,
+    and a note says so.
     """
-    raise_all(count_problems(seeds=seeds, rates=rates, draws=draws) + amount_problems(margin=margin, minutes=minutes))
+    raise_all(
+        count_problems(seeds=seeds, rates=rates, draws=draws, workers=workers)
+        + amount_problems(margin=margin, minutes=minutes)
+    )
     if shots is None and draws is not None and draws > 1:
         raise DeltatuneError(
             f"draws={draws}: draws are of `shots` rows for each class; set shots too, such as shots=16"
@@ -147,6 +157,8 @@ def make_plan(
         start=start,
         margin=margin if margin is not None else default_margin(session.task.metric),
         minutes=minutes,
+        executor=executor,
+        workers=workers,
         shots=shots,
         draws=tuple(encode_splits(session, {"train": each.train, "validation": each.validation}) for each in drawn),
         drawn=tuple(drawn),

@@ -73,6 +73,12 @@ class Plan:
     """Difference of two scores within which methods count as equal."""
     minutes: float | None = None
     """Time for the whole comparison; None: as long as it takes."""
+    timed: bool = False
+    """Whether the rows are those that the time is enough for."""
+    executor: str = "local"
+    """Where works run: `local`, `ray`, or the address of a Ray cluster."""
+    workers: int | None = None
+    """Works that run at once; None: as many as there is room for."""
     shots: int | None = None
     """Training rows of each class in a draw; None: all rows are trained on."""
     draws: tuple[dict[str, Encoded], ...] = ()

@@ -11,12 +11,14 @@ from typing import Any
 from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.cells import CellRunner, MakeExecutor, OnEvent, Program
 from deltatune.comparison.decision import Decision, decide_pairs, is_fixed
+from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.executors.executor import InProcess
 from deltatune.comparison.plan import Cell, Plan, Repeat
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.successive_halving import Arm, Run, Search
 from deltatune.comparison.summary import summarise
+from deltatune.comparison.time_plan import fit_minutes
 from deltatune.comparison.works import Record, Work
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import MANIFEST
@@ -29,17 +31,18 @@ TESTED, COSTS = "-test", "-costs"
 """Suffixes of a cell's key in the records of its test scores and its inference costs."""
 
 
-def run(plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess) -> dict[str, Any]:
+def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
     """Run what is left of a plan and return its summary; writes `summary.json` and `report.html` to its folder.
 
     Finished cells are read from the folder, so an interrupted comparison resumes where it stopped. A cell that fails
-    is recorded and does not end the run. `executor` says where cells run: in this process, or in several.
+    is recorded and does not end the run. With `minutes`, rows are left out where all would take too long.
     """
     with FolderLock(plan.out):
-        return _run(plan, on_event, executor)
+        return _run(fit_minutes(plan), on_event)
 
 
-def _run(plan: Plan, on_event: OnEvent | None, executor: MakeExecutor) -> dict[str, Any]:
+def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
+    executor, _ = choose_executor(plan)
     comparison = Comparison(plan, on_event, executor)
     cells = comparison.cells
     started = time.perf_counter()

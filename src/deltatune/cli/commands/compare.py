@@ -73,9 +73,9 @@ PLAN = "comparison/make_plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
 PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
-DEFAULT_SEEDS = parameter(PLAN, "make_plan", "seeds")
-FEW_SHOT_DRAWS = 5
-"""Draws of rows with --shots, as in most few-shot papers since Gao et al. 2021."""
+START_SEEDS, MOST_SEEDS, START_DRAWS, MOST_DRAWS, DEFAULT_MARGIN = (
+    constant(PLAN, name) for name in ("START_SEEDS", "MOST_SEEDS", "START_DRAWS", "MOST_DRAWS", "DEFAULT_MARGIN")
+)
 FEW_SHOT_STEPS, FEW_SHOT_BATCH = 100, 8
 """Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
 QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
@@ -141,7 +141,8 @@ def compare(
             "--draws",
             panel=DATA,
             metavar="COUNT",
-            help=f"With --shots: draws of rows, the same for all methods. Default: {FEW_SHOT_DRAWS}.",
+            help="With --shots: draws of rows, the same for all methods. "
+            f"Default: {START_DRAWS}, and up to {MOST_DRAWS} for methods that are not told apart.",
         ),
     ] = None,
     seeds: Annotated[
@@ -151,7 +152,26 @@ def compare(
             panel=TRAINING,
             metavar="COUNT",
             help="Runs of each method at its best learning rate; with --shots, on each draw. "
-            f"Default: {DEFAULT_SEEDS}; with --shots 1.",
+            f"Default: {START_SEEDS}, and up to {MOST_SEEDS} for methods that are not told apart; with --shots 1.",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        option(
+            "--margin",
+            panel=TRAINING,
+            metavar="SCORE",
+            help="Methods whose scores surely differ by less count as equal and get no more runs. "
+            f"Default: {DEFAULT_MARGIN:g} for scores up to 1.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        option(
+            "--minutes",
+            panel=TRAINING,
+            metavar="NUMBER",
+            help="Time for all: rows are left out where they would take longer; runs are added while there is time.",
         ),
     ] = None,
     rates: Annotated[
@@ -173,6 +193,24 @@ def compare(
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        option(
+            "--workers",
+            panel=OUTPUT,
+            metavar="COUNT",
+            help="Trainings at once. Default: one a core, or a GPU, as memory allows; 1 where all is short.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str,
+        option(
+            "--executor",
+            panel=OUTPUT,
+            metavar="NAME",
+            help="Where trainings run: local, ray, or the address of a Ray cluster (needs deltatune[ray]).",
+        ),
+    ] = "local",
     tasks: TaskCount = None,
     as_json: Json = False,
     more_methods: Annotated[
@@ -181,12 +219,15 @@ def compare(
 ) -> None:
     """Compare methods on a model and data, and recommend one.
 
-    For each method a few learning rates are tried and scored on the validation split. The best one is run with every
-    seed, and the test split is scored once. Finished runs are stored at once; after an interruption the same command
-    resumes. Several data sets, models, limits, budgets or shots are compared one by one and make one study.
+    For each method a few learning rates are tried by successive halving on the validation split. The best one is run
+    with more seeds and scored on the test split; methods that are not told apart get further runs. Finished runs are
+    stored at once; after an interruption the same command resumes. Several data sets, models, limits, budgets or shots
+    are compared one by one and make one study.
 
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
+      deltatune compare --data train.csv --minutes 10
+      deltatune compare --data train.csv --method "Bottleneck(size=8|64|256)" --method "LoRA()@0.5%" --margin 0.01
       deltatune compare --data train.csv --shots 16 --draws 5
       deltatune compare --model bert-base-uncased --data train.csv --shots 16 --prompting --describe "0=spam, 1=normal"
       deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
@@ -228,10 +269,13 @@ def compare(
             model=point.model,
             methods=methods or METHODS,
             budget=point.budget,
-            seeds=seeds if seeds is not None else 1 if point.shots is not None else DEFAULT_SEEDS,
+            seeds=seeds,
             shots=point.shots,
-            draws=draws if draws is not None else 1 if point.shots is None else FEW_SHOT_DRAWS,
+            draws=draws,
             rates=rates,
+            margin=margin,
+            executor=executor,
+            workers=workers,
             settings=settings,
             task=set_values(fields),
             head=head_of(pooling, dense),
@@ -245,14 +289,15 @@ def compare(
         from deltatune.comparison.study import make_study_plan
 
         more = {"suites": sets.suites, "notes": sets.notes} if sets is not None else {}
-        run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, **more), as_json)
+        run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, minutes=minutes, **more), as_json)
         return
     from deltatune.comparison.run_comparison import run
+    from deltatune.comparison.time_plan import fit_minutes
 
-    plan = plan_at(
-        Point("", models[0], *(values[0] if values else None for values in (limit, budgets, shots))), out, {}
-    )
+    single = Point("", models[0], *(values[0] if values else None for values in (limit, budgets, shots)))
+    plan = plan_at(single, out, {"minutes": minutes})
     with FolderLock(plan.out):
+        plan = fit_minutes(plan)
         introduce(plan, quiet=as_json)
         watching = ComparisonProgress(plan.session.task.metric)
         try:

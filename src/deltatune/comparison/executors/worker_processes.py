@@ -40,10 +40,13 @@ def worker_count(plan: Plan) -> int:
     if best_device().type != "cpu":
         return max(1, torch.cuda.device_count())
     base = sum(tensor.numel() * tensor.element_size() for tensor in plan.session.host.model.parameters())
-    most = int(
-        0.8 * memory_of(torch.device("cpu")) / (OWN_BYTES + 4 * base)
-    )  # full fine-tuning: values, gradients, two moments
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, most))
+    needed = OWN_BYTES + 4 * base  # full fine-tuning: values, gradients, two moments
+    return max(1, min(cores(), int(0.8 * memory_of(torch.device("cpu")) / needed)))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerProcesses:
@@ -104,9 +107,7 @@ class WorkerProcesses:
         for each in again:
             begun = self.tries.get(each.key, 0)
             if begun >= TRIES and failed is None:
-                error = (
-                    f"the worker process died {begun} times while it ran this; it may need more memory than there is"
-                )
+                error = f"its worker process died {begun} times; it may need more memory than there is"
                 failed = Finished(each, Result({"status": "failed", "error": error}))
             else:
                 self.submit(each)

@@ -162,7 +162,7 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_memory(monkeypatch):
     first = intervals("accuracy", predictions, references, resamples=200, seed=5)
     assert first == intervals("accuracy", predictions, references, resamples=200, seed=5)
     assert first != intervals("accuracy", predictions, references, resamples=200, seed=6)
-    monkeypatch.setattr("deltatune.comparison.statistics.CELLS", 6000)
+    monkeypatch.setattr("deltatune.comparison.variance_components.CELLS", 6000)
     assert first == intervals("accuracy", predictions, references, resamples=200, seed=5)
 
 

@@ -1,25 +1,24 @@
 """Statistics of scores: confidence intervals, ties with the best method, the Pareto front, and PSCP.
 
-The bootstrap is hierarchical and paired. A resample draws test examples with replacement and seeds with replacement;
-all methods get the same resamples, so two methods are compared on the same examples and the same seeds.
+A resample draws test examples with replacement, the same for all methods, so that two methods are compared on the same
+examples. To that comes the error of the seeds, normal with a variance that the runs of all methods tell
+(`variance_components`): resampled seeds would show too little of it, for two or three of them are few.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltatune.comparison.variance_components import components, one_row, unit_scores
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, weighted_score
 from deltatune.tasks.metrics.corpus_score import Floats, Scorer
 from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
 
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
-
-CELLS = 2_000_000
-"""Largest number of resample weights in memory (8 bytes each)."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +68,29 @@ def draw(
     resamples: int = 2000,
     seed: int = 0,
     clusters: Mapping[str, Sequence[object]] | None = None,
+    fixed: Collection[str] = (),
 ) -> Draws:
     """Like `resample`, for any score: each method has one Scorer per run, over the same n examples.
 
-    clusters: by method, what several runs share, such as their draw of training rows. Whole clusters are resampled
-    then, for runs on the same rows are not independent; the variance of their means holds that of the seeds.
+    clusters: by method, what several runs share, such as their draw of training rows: the variance of the means of the
+    clusters counts then, for runs on the same rows are not independent. fixed: methods whose result does not depend on
+    a seed; another method with a single run is taken to vary as the others do.
     """
-    all_examples = np.ones((1, examples))
-    seed_scores = {method: np.array([score(all_examples)[0] for score in each]) for method, each in scorers.items()}
-    units = {method: _cluster_means(scores, (clusters or {}).get(method)) for method, scores in seed_scores.items()}
-    rng = np.random.default_rng(seed)
-    uniform = rng.random((resamples, max((len(each) for each in units.values()), default=1)))
-    parts: dict[str, list[Floats]] = {method: [] for method in scorers}
-    step = max(1, CELLS // examples)
-    for start in range(0, resamples, step):
-        chunk = uniform[start : start + step]
-        weights = _weights(rng, len(chunk), examples)
-        for method, each in scorers.items():
-            mean = np.mean([score(weights) for score in each], axis=0)  # (b,)
-            parts[method].append(mean + _seed_deviation(units[method], chunk))
-    resampled = {method: np.clip(np.concatenate(each), *bounds(metric)) for method, each in parts.items()}
-    return Draws(metric, {method: float(scores.mean()) for method, scores in seed_scores.items()}, resampled)
+    scores = unit_scores(metric, scorers, examples, resamples, seed, clusters)
+    parts = components(scores, fixed)
+    rng = np.random.default_rng([seed, 1])
+    variances = np.maximum(parts.sample_variances(rng, resamples) - parts.chance, 0.0)  # chance is in the rows already
+    common: dict[object, Floats] = {}
+    resampled = {}
+    for i, method in enumerate(parts.methods):
+        noise = np.zeros(resamples)
+        for label in parts.units[i]:
+            together = common.setdefault(label, rng.standard_normal(resamples))
+            noise += math.sqrt(parts.shared) * together + math.sqrt(1 - parts.shared) * rng.standard_normal(resamples)
+        of_seeds = np.sqrt(variances[:, i]) * noise / len(parts.units[i])
+        of_one_row = one_row(scores) * rng.standard_normal(resamples)
+        resampled[method] = np.clip(scores.resampled[method].mean(0) + of_seeds + of_one_row, *bounds(metric))
+    return Draws(metric, scores.means, resampled)
 
 
 def intervals(
@@ -202,33 +203,6 @@ def _scorers(
         method: [weighted_score(metric, array, references, classes).resampled for array in seeds]
         for method, seeds in predictions.items()
     }
-
-
-def _weights(rng: np.random.Generator, rows: int, n: int) -> Floats:
-    """How often each of n examples is drawn in each of `rows` resamples, (rows, n); a row sums to n."""
-    drawn = rng.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
-
-
-def _cluster_means(scores: Floats, clusters: Sequence[object] | None) -> Floats:
-    """The mean of each cluster; the scores themselves without clusters, or with a single one."""
-    members: dict[object, list[float]] = {}
-    for score, cluster in zip(scores, clusters or [], strict=False):
-        members.setdefault(cluster, []).append(float(score))
-    return np.array([np.mean(each) for each in members.values()]) if len(members) > 1 else scores
-
-
-def _seed_deviation(scores: Floats, uniform: Floats) -> Floats:
-    """Difference between the mean of S seeds drawn with replacement and the mean of all, (B,).
-
-    scores: (S,), each seed on the original examples. uniform: (B, >= S) numbers in [0, 1), the same for all methods.
-    """
-    seeds = len(scores)
-    if seeds == 1:
-        return np.zeros(len(uniform))
-    means = scores[(uniform[:, :seeds] * seeds).astype(np.int64)].mean(1)
-    # Resampling S values shows (S-1)/S of their variance, a third too little for 3 seeds: scaled up to match.
-    return np.asarray((means - scores.mean()) * math.sqrt(seeds / (seeds - 1)), dtype=np.float64)
 
 
 def _ninety_five(values: Floats) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,22 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder that was written elsewhere, with its manifests, in place of the one here. Raises CannotWrite."""
+    make_folder(folder.parent)
+    work = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    try:
+        with plain_write_errors(folder, sum(map(len, files.values()))):
+            work.mkdir()
+            for name, content in files.items():
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).write_bytes(content)
+                _sync(work / name)
+            _replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -1,0 +1,317 @@
+"""Works on a Ray cluster: each is a task of one core or one GPU; files travel with the works and come back with them.
+
+A node needs the packages and the model, and not the folder of the comparison: checkpoints and adapters are sent to it
+as bytes, and what a work has written is put into the folder here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from deltatune.comparison.cells import MakeExecutor
+from deltatune.comparison.executors.executor import Finished, OnProgress
+from deltatune.comparison.executors.ray_cluster import RayCluster
+from deltatune.comparison.executors.worker_processes import TRIES, opened_plan, portable
+from deltatune.comparison.plan import Plan
+from deltatune.comparison.works import CHECKPOINTS, Result, Work, Worker
+from deltatune.core.errors import DeltatuneError
+from deltatune.models.versions import versions
+from deltatune.store.atomic_files import put_folder
+
+POLL = 0.2
+"""Seconds between two looks at what the nodes say."""
+REPORT_SECONDS = 0.5
+"""A work reports a step at most this often."""
+SAME = ("deltatune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+"""Packages whose versions must be the same on every node: results depend on them."""
+CRASHES = ("WorkerCrashedError", "OutOfMemoryError")
+"""Errors of Ray for a work whose process died: perhaps through the work itself."""
+LOSSES = ("NodeDiedError", "LocalRayletDiedError", "ObjectLostError", "OwnerDiedError", "ObjectFetchTimedOutError")
+"""Errors of Ray for a work whose node is gone."""
+
+Files = dict[str, bytes]
+"""Contents of files by their paths in the folder of the comparison."""
+
+
+class Outcome(NamedTuple):
+    """What a task returns."""
+
+    result: Result | None
+    files: Files
+    problem: str = ""
+    """Why this node can run no work at all; `result` is None then."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What a node needs to open the plan, and what must be the same there."""
+
+    name: str
+    """Tells the plans of one program apart."""
+    plan: Any
+    """Reference to the portable plan, in Ray's store."""
+    base: Mapping[str, str]
+    """Fingerprints of the base and its tokenizer."""
+    versions: Mapping[str, str | None]
+    cwd: str
+    """Folder that a relative path of the model starts from."""
+
+
+def make_ray_executor(address: str | None, workers: int | None) -> tuple[MakeExecutor, int]:
+    """Connect to a cluster; what makes its executor, and how many works run at once, at most `workers`.
+
+    Raises DeltatuneError as RayCluster does.
+    """
+    cluster = RayCluster(address)
+
+    def make(plan: Plan, on_progress: OnProgress) -> RayTasks:
+        return RayTasks(plan, on_progress, cluster, workers)
+
+    return make, min(cluster.slots, workers or cluster.slots)
+
+
+class RayTasks:
+    """Runs works as tasks of a Ray cluster.
+
+    The work of a worker process that dies is begun again, TRIES times; that of a node that is gone, as often as nodes
+    go. Raises DeltatuneError for a node that cannot open the model or has other versions.
+    """
+
+    def __init__(self, plan: Plan, on_progress: OnProgress, cluster: RayCluster, workers: int | None = None) -> None:
+        self.plan, self.on_progress, self.cluster, self.workers = plan, on_progress, cluster, workers
+        self.ray = cluster.ray
+        devices = {"num_gpus": 1} if cluster.has_gpus else {"num_cpus": 1}
+        self.task = self.ray.remote(max_retries=0, **devices)(run_work)  # lost works are begun again here, and counted
+        self.mailbox = self.ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Mailbox).remote()
+        self.opening = Opening(
+            f"{os.getpid()}.{time.time_ns()}",
+            self.ray.put(portable(plan)),
+            plan.session.base_record(),
+            versions(),
+            os.getcwd(),
+        )
+        self.queue: deque[Work] = deque()
+        self.tasks: dict[Any, Work] = {}
+        """Tasks given to the cluster, by the references to their outcomes."""
+        self.known: dict[str, Work] = {}
+        self.crashes: dict[str, int] = {}
+        """Times that a work's process died, by the work's key."""
+        self._slots, self._counted = 1, -1e9
+
+    @property
+    def slots(self) -> int:
+        """Works that run at once: nodes come and go."""
+        if time.monotonic() - self._counted > 5:
+            self._slots, self._counted = self.cluster.slots, time.monotonic()
+        return min(self._slots, self.workers or self._slots)
+
+    def submit(self, work: Work) -> None:
+        """Add a work."""
+        self.known[work.key] = work
+        self.queue.append(work)
+        self._fill()
+
+    def wait(self) -> Finished:
+        """The next finished work. Raises DeltatuneError if the cluster is gone."""
+        while True:
+            self._fill()
+            try:
+                done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=POLL)
+                self._report()
+                finished = self._finished(done[0]) if done else None
+            except (ConnectionError, self.ray.exceptions.RaySystemError, self.ray.exceptions.RpcError) as error:
+                raise DeltatuneError(
+                    f"the Ray cluster is gone ({_line(error)}). Finished cells are kept in {self.plan.out}: with a "
+                    "running cluster the same command resumes"
+                ) from error
+            if finished is not None:
+                return finished
+
+    def close(self) -> None:
+        """End what runs; the cluster is left as it was found."""
+        with contextlib.suppress(Exception):  # it may be gone
+            for task in self.tasks:
+                self.ray.cancel(task, force=True)
+            self.ray.kill(self.mailbox)
+        self.tasks.clear()
+        self.queue.clear()
+        self.cluster.disconnect()
+
+    # ---- inside
+
+    def _fill(self) -> None:
+        """Give the cluster works: some more than run at once, so that one that can grow sees what is waiting."""
+        most = self.workers or 2 * self.slots
+        while self.queue and len(self.tasks) < most:
+            work = self.queue.popleft()
+            files = read_files(self.plan.out, input_folders(work))
+            self.tasks[self.task.remote(self.opening, work, files, self.mailbox)] = work
+
+    def _finished(self, task: Any) -> Finished | None:
+        """The result of a task that ended, its files put into the folder here; None for one that was begun again."""
+        work = self.tasks.pop(task)
+        try:
+            outcome: Outcome = self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            return self._failed(work, error)
+        if outcome.result is None:
+            raise DeltatuneError(outcome.problem)
+        if outcome.files:
+            put_folder(self.plan.out / work.folder, outcome.files)
+        return Finished(work, outcome.result)
+
+    def _failed(self, work: Work, error: Exception) -> Finished | None:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {*CRASHES}:
+            crashes = self.crashes[work.key] = self.crashes.get(work.key, 0) + 1
+            if crashes >= TRIES:
+                text = f"its worker process died {crashes} times; it may need more memory than there is"
+                return Finished(work, Result({"status": "failed", "error": text}))
+        elif not kinds & {*LOSSES}:
+            raise DeltatuneError(f"the Ray cluster cannot run the works of this comparison: {_cause(error)}") from error
+        self.queue.appendleft(work)
+        return None
+
+    def _report(self) -> None:
+        """Pass on what the works say of their progress; without a mailbox, whose node may be gone, they say nothing."""
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            for kind, key, detail in self.ray.get(self.mailbox.take.remote(), timeout=1):
+                self.on_progress(kind, self.known[key], detail)
+
+
+class Mailbox:
+    """Messages of works on their way to the program that waits for them."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, str, dict[str, Any]]] = []
+
+    def put(self, kind: str, key: str, detail: dict[str, Any]) -> None:
+        """Add a message."""
+        self.messages.append((kind, key, detail))
+
+    def take(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """All messages since the last time."""
+        messages, self.messages = self.messages, []
+        return messages
+
+
+# ---- files
+
+
+def input_folders(work: Work) -> list[str]:
+    """The folders that a work reads, in the folder of the comparison."""
+    if work.kind == "train":
+        return [f"{work.folder}/{CHECKPOINTS}"] if work.resumable else []
+    assert work.earlier is not None
+    return [work.earlier["adapter"]]
+
+
+def read_files(root: Path, folders: list[str]) -> Files:
+    """The files of some folders below a root."""
+    paths = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def write_files(root: Path, files: Files) -> None:
+    """Write files below a root."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
+# ---- on a node
+
+_opened: tuple[str, Plan] | None = None
+"""The plan that this process has open: Ray keeps it for several tasks."""
+
+
+def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> Outcome:
+    """Run a work in this process of a node, in a folder of its own, and return what it has written."""
+    import ray
+
+    node = ray.util.get_node_ip_address()
+    try:
+        plan = _plan(opening, node)
+    except DeltatuneError as error:
+        return Outcome(None, {}, str(error))
+    mailbox.put.remote("start", work.key, {})
+    reported = time.monotonic()
+
+    def on_step(step: int, total: int, loss: float, rate: float) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            mailbox.put.remote("step", work.key, {"step": step, "steps": total, "loss": loss})
+
+    with tempfile.TemporaryDirectory(prefix="deltatune-") as folder:
+        root = Path(folder)
+        try:
+            write_files(root, files)
+            result = Worker(dataclasses.replace(plan, out=root)).perform(work, on_step)
+        except (DeltatuneError, OSError) as error:  # its disk is full: no result, and the next would have none either
+            return Outcome(None, {}, f"node {node} cannot write what a work needs: {error}")
+        written = {
+            path.removeprefix(f"{work.folder}/"): content for path, content in read_files(root, [work.folder]).items()
+        }
+    return Outcome(result, written)
+
+
+def _plan(opening: Opening, node: str) -> Plan:
+    """The open plan of this process. Raises DeltatuneError naming the node where it cannot be opened."""
+    global _opened
+    if _opened is not None and _opened[0] == opening.name:
+        return _opened[1]
+    here = versions()
+    other = [
+        f"{name} {here[name]} instead of {opening.versions[name]}"
+        for name in SAME
+        if here[name] != opening.versions[name]
+    ]
+    if other:
+        raise DeltatuneError(
+            f"node {node} of the Ray cluster has {', '.join(other)}, so that its results would not compare with those "
+            "of other nodes; install the same versions there"
+        )
+    import ray
+
+    torch.set_num_threads(1)
+    with contextlib.suppress(OSError):  # then a relative path of the model is looked for where this process began
+        os.chdir(opening.cwd)
+    content = ray.get(opening.plan)
+    try:
+        plan = opened_plan(content)
+    except DeltatuneError as error:
+        raise DeltatuneError(
+            f"node {node} of the Ray cluster cannot open the model: {error}\nThe model must be at the same path on "
+            "every node, or be a name on the hub that each of them reaches"
+        ) from error
+    if plan.session.base_record() != opening.base:
+        place = plan.session.model
+        path = os.path.abspath(place) if os.path.isdir(place) else place
+        raise DeltatuneError(
+            f"node {node} of the Ray cluster has another model or tokenizer at {path} than this machine; put the same "
+            "files there"
+        )
+    _opened = (opening.name, plan)
+    return _opened[1]
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what a task raised: its own error, where Ray puts the traceback of the node before it."""
+    text = str(error).strip() or type(error).__name__
+    lacking = "No module named 'deltatune" in text
+    return text.splitlines()[-1] + ('; install it on every node: pip install "deltatune[ray]"' if lacking else "")

@@ -26,6 +26,7 @@ from deltatune.cli.commands import (
     methods,
     predict,
     pretrain,
+    results,
     self_instruct,
     sites,
     train,
@@ -53,6 +54,7 @@ app.command(cls=Command, rich_help_panel="Train")(pretrain.pretrain)
 app.command(cls=Command, rich_help_panel="Train")(continual.continual)
 app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Train")(self_instruct.self_instruct)
+app.command(cls=Command, rich_help_panel="Train")(results.results)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(facts.facts)

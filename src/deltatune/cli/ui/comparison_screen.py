@@ -75,7 +75,8 @@ def report(summary: dict[str, Any], path: Path) -> None:
     show(facts(legend), "")
     baseline = summary.get("majority") or {}
     if baseline.get("score") is not None:
-        show(f"{baseline['words'].rstrip(',')}: {score(baseline['score'])} {summary['metric']}.")
+        words = str(baseline.get("words") or "Always answering the most frequent label").rstrip(",")
+        show(f"{words}: {score(baseline['score'])} {summary['metric']}.")
     show(str(summary["recommendation"]["sentence"]))
     for cell in summary.get("failed") or []:
         problem = str(cell.get("error") or "no message").partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,20 @@ class Progress:
         return self.history[-1][0] if self.history else 0
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step reads."""
+
+    number: int
+    """From 1 on, over all epochs."""
+    batches: Sequence[MicroBatch]
+    """The forward passes of this process."""
+    rows: int
+    """Rows of all processes."""
+    items: Mapping[str | None, float]
+    """The number by which each part's summed loss is divided."""
+
+
 class TrainingLoop:
     """Trains one adapter of a host: AdamW on `model`, a module that returns the loss (TaskModel or FeatureModel).
 
@@ -82,6 +96,8 @@ class TrainingLoop:
         self.progress = Progress()
         self.steps_per_epoch = loader.sampler.steps_per_epoch
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
+        self.last_step = self.total_steps
+        """The step after which this call ends: a run may pause."""
         self.warmup_steps = warmup_steps_of(settings.warmup, self.total_steps)
 
         trainable, unread = host.trainable(name), unread_tensors(host, name, task)
@@ -104,50 +120,49 @@ class TrainingLoop:
         Raises DeltatuneError for a checkpoint of another run, processes that differ, a trainable tensor that does not
         learn, and a loss that is not finite.
         """
-        self.start(resume)
-        started, rows_before = time.perf_counter(), self.progress.rows
-        end = self.total_steps if until is None else min(until, self.total_steps)
-        for step, batches in self.loader.steps(self.progress.step + 1, end):
-            loss, learning_rate = self.optimize_(step, batches)
-            seconds = time.perf_counter() - started
-            self.progress.seconds += seconds
-            self.progress.history.append((step, loss))
-            speed = (self.progress.rows - rows_before) / seconds if seconds else 0.0
-            if self.processes.is_main:
-                metrics = {"loss": loss, "learning_rate": learning_rate, "rows_per_second": speed}
-                self.reporter.log_step(step, self.epoch, metrics | {"seconds": self.progress.seconds})
-            if self.evaluate is not None and step % self.steps_per_epoch == 0:
-                self.add_scores(self.evaluate())
-            if self.on_step is not None and self.processes.is_main:
-                self.on_step(step, self.total_steps, loss, learning_rate)
-            if self.out is not None and (step % self.checkpoint_every == 0 or step == end):
-                self.save_checkpoint(self.out)
-            started, rows_before = time.perf_counter(), self.progress.rows
+        self.start(resume, until)
+        started = time.perf_counter()
+        for step in self.steps():
+            loss, learning_rate = self.optimize_(step)
+            self.record(step, loss, learning_rate, time.perf_counter() - started)
+            started = time.perf_counter()
 
-    def optimize_(self, step: int, batches: Sequence[MicroBatch]) -> tuple[float, float]:
+    def steps(self) -> Iterator[Step]:
+        """The steps that are left, up to the one to pause after."""
+        for number, batches in self.loader.steps(self.progress.step + 1, self.last_step):
+            yield Step(number, batches, *self.step_items(batches))
+
+    def optimize_(self, step: Step) -> tuple[float, float]:
         """One optimizer step: its loss over the rows of all processes, and the learning rate it was taken with."""
-        rows, items = self.step_items(batches)
         total = torch.zeros((), device=self.processes.device)
         self.model.train()
-        for batch in batches:
-            loss: Tensor = self.model(**self.arguments(batch, items))["loss"]
+        for batch in step.batches:
+            loss: Tensor = self.model(**self.arguments(batch, step.items))["loss"]
             if not batch.rows:  # a pass that only keeps the processes in step
                 loss = loss * 0.0
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        return self.update_(step, total)
+
+    def update_(self, step: Step, total: Tensor) -> tuple[float, float]:
+        """Take an optimizer step with the gradients that are there; `total` is the loss of this process's passes.
+
+        Returns the loss over the rows of all processes and the learning rate. Raises DeltatuneError, before anything
+        has changed, for a loss or gradients that are not finite, and after the step for a tensor that does not learn.
+        """
         step_loss = float(self.processes.sum_(total))
         if not math.isfinite(step_loss):  # before the optimizer spreads it into the adapter
-            raise DeltatuneError(f"the loss became {step_loss} in step {step}: {self.diagnosis(step, batches, items)}")
+            raise DeltatuneError(f"the loss became {step_loss} in step {step.number}: {self.diagnosis(step)}")
         self.processes.sum_gradients_(self.parameters)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not math.isfinite(norm):
             gradients = {n: p.grad for n, p in self.gradient_check.parameters.items() if p.grad is not None}
-            cause = gradients_text(gradients, self.host, self.rates_before(step))
-            raise DeltatuneError(f"the gradients became {float(norm)} in step {step}: {cause}")
+            cause = gradients_text(gradients, self.host, self.rates_before(step.number))
+            raise DeltatuneError(f"the gradients became {float(norm)} in step {step.number}: {cause}")
         if self.settings.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
 
-        factor = schedule_factor(self.settings.schedule, step - 1, self.warmup_steps, self.total_steps)
+        factor = schedule_factor(self.settings.schedule, step.number - 1, self.warmup_steps, self.total_steps)
         for group, peak_rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak_rate * factor
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
@@ -155,11 +170,26 @@ class TrainingLoop:
         self.optimizer.step()
         self.gradient_check.after_step(learning_rate)
         self.progress.moved = self.gradient_check.has_moved
-        if step == self.total_steps:  # before the last checkpoint, which would count as a finished run
-            self.gradient_check.end(step, max(self.peak_rates))
+        if step.number == self.total_steps:  # before the last checkpoint, which would count as a finished run
+            self.gradient_check.end(step.number, max(self.peak_rates))
         self.optimizer.zero_grad()
-        self.progress.rows += rows
         return step_loss, learning_rate
+
+    def record(self, step: Step, loss: float, learning_rate: float, seconds: float) -> None:
+        """Note and report a step that took so long, score the validation rows and write a checkpoint if it is time."""
+        self.progress.rows += step.rows
+        self.progress.seconds += seconds
+        self.progress.history.append((step.number, loss))
+        if self.processes.is_main:
+            metrics = {"loss": loss, "learning_rate": learning_rate}
+            metrics |= {"rows_per_second": step.rows / seconds if seconds else 0.0, "seconds": self.progress.seconds}
+            self.reporter.log_step(step.number, self.epoch, metrics)
+        if self.evaluate is not None and step.number % self.steps_per_epoch == 0:
+            self.add_scores(self.evaluate())
+        if self.on_step is not None and self.processes.is_main:
+            self.on_step(step.number, self.total_steps, loss, learning_rate)
+        if self.out is not None and (step.number % self.checkpoint_every == 0 or step.number == self.last_step):
+            self.save_checkpoint(self.out)
 
     def arguments(self, batch: MicroBatch, items: Mapping[str | None, float]) -> dict[str, Any]:
         """What the model is called with."""
@@ -174,13 +204,12 @@ class TrainingLoop:
         recommended = self.host.adapters[self.name].method.learning_rate
         return Rates(max(factors, default=0.0) * max(self.peak_rates), recommended)
 
-    def diagnosis(self, step: int, batches: Sequence[MicroBatch], items: Mapping[str | None, float]) -> str:
+    def diagnosis(self, step: Step) -> str:
         """Why the loss of a step is not finite."""
-        calls = [self.arguments(batch, items) for batch in batches if batch.rows]
+        calls = [self.arguments(batch, step.items) for batch in step.batches if batch.rows]
         passes = [partial(self.model, **call) for call in calls]
-        return diagnosis(
-            self.host, self.name, calls, passes, self.rates_before(step), measured=self.processes.size == 1
-        )
+        rates = self.rates_before(step.number)
+        return diagnosis(self.host, self.name, calls, passes, rates, measured=self.processes.size == 1)
 
     def step_items(self, batches: Sequence[MicroBatch]) -> tuple[int, dict[str | None, float]]:
         """The rows of a step in all processes, and the number by which a part's summed loss is divided.
@@ -212,8 +241,9 @@ class TrainingLoop:
 
     # --- start, checkpoints ---
 
-    def start(self, resume: Path | None) -> None:
-        """Give all processes the same adapter, seed them, and restore a checkpoint."""
+    def start(self, resume: Path | None, until: int | None = None) -> None:
+        """Give all processes the same adapter, seed them, and restore a checkpoint; `until`: see `run`."""
+        self.last_step = self.total_steps if until is None else min(until, self.total_steps)
         if resume is not None:
             checkpoint.check_same_run(resume, self.identity)
         self.processes.check_equal(self.identity)

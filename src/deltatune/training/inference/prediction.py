@@ -88,7 +88,7 @@ def predict(
         vectors = None if head is None else pooled_vectors(host, head, repeated, bfloat16)
         if head is not None and vectors is not None:
             return task.collect(vector_logits(head, vectors, repeated), encoded)
-        with lower_layers(host, repeated):
+        with lower_layers(host, None if head is not None else repeated):
             return task.collect(row_logits(encoded, collate, batch_size, device_of(host), batch_logits), encoded)
 
 

@@ -162,7 +162,7 @@ class BlockBypass:
         return replace(self.support, left=left, right=right)
 
     def _traced(self, sample: Mapping[str, Any], later: Sequence[nn.Module]) -> tuple[list[int], Any, Tensor]:
-        """A whole pass: the order in which blocks end and later modules (-1) start, the last block's output, the end."""
+        """A pass: the order in which blocks end and later modules (-1) start, the last block's output, its own."""
         order: list[int] = []
         outputs: list[Any] = []
         handles = [module.register_forward_pre_hook(lambda *_: order.append(-1)) for module in later]

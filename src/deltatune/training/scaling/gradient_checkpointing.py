@@ -29,7 +29,12 @@ def gradient_checkpointing(model: nn.Module, enabled: bool) -> Iterator[None]:
         )
     configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
     caching: list[Any] = [config for config in configs.values() if getattr(config, "use_cache", False)]
+    asked = bool(getattr(model, "_require_grads_hooks", None)) or hasattr(model, "_require_grads_hook")
     getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    if not asked and hasattr(
+        model, "_require_grads_hook"
+    ):  # for the reentrant kind: backward would go to the first block
+        model.disable_input_require_grads()  # type: ignore[operator]
     for config in caching:  # a cache would be filled twice; a decoder behind an encoder has a config of its own
         config.use_cache = False
     try:

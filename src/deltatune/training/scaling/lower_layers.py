@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from deltatune.core.capabilities import Needs
 from deltatune.core.host import Host
-from deltatune.core.sites.blocks import body, find_blocks
+from deltatune.core.sites.blocks import body, find_blocks, input_embeddings
 from deltatune.core.sites.site import Site
 from deltatune.training.inference.batches import device_of
 from deltatune.training.scaling.block_bypass import BlockBypass
 from deltatune.training.scaling.feature_cache import CACHE, inputs_of
-from deltatune.training.scaling.row_states import RepeatedRows, RowStates, open_states
+from deltatune.training.scaling.row_states import RepeatedRows, RowStates, grouped_rows, open_states
 from deltatune.training.scaling.sharding import is_sharded
 
 LOWER_LAYERS_VERSION = 1
@@ -68,9 +68,9 @@ def find_lower_blocks(host: Host) -> LowerBlocks | None:
             owners.setdefault(id(module), i)
     lowest, outside, trained = len(blocks), [], set()
     for site in _active_sites(host):
-        if site.kind == "embed":
-            return None
         module = model.get_submodule(site.module)
+        if site.kind == "embed" or module is input_embeddings(model):
+            return None
         if site.kind == "weight":
             trained.add(id(module._parameters[site.attribute]))
         if id(module) in owners:
@@ -155,14 +155,18 @@ class LowerPass:
         if self.prepared:
             return
         self.prepared = True
-        support, repeated = self.bypass.check_(inputs, self.lower.outside), self.repeated
-        if not support.works or not support.right or repeated is None:
-            return
-        device = device_of(self.host)
+        device, repeated = device_of(self.host), self.repeated
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        what = (len(self.lower.blocks), str(autocast), str(support.dtype))
-        size = support.width * support.dtype.itemsize
-        self.table = open_states(self.host, repeated, what, size, device, support.left)
+        rows = None if repeated is None else grouped_rows(repeated, device)
+        key = "" if rows is None else rows.key(self.host, (len(self.lower.blocks), str(autocast)))
+        if repeated is not None and not repeated.certain and rows is not None and not CACHE.read_before(key):
+            rows = None
+        if rows is None and not self.always:
+            return
+        support = self.bypass.check_(inputs, self.lower.outside)
+        if rows is None or not support.works or not support.right or (rows.padded_left and not support.left):
+            return
+        self.table = open_states(key, rows, support.width * support.dtype.itemsize)
         if self.table is not None:
             self.table.users += 1
 

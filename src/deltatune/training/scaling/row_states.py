@@ -30,19 +30,50 @@ class RepeatedRows:
     """Whether they are read several times now; otherwise they are kept when they are read for the second time."""
 
 
+@dataclass(frozen=True)
+class RowGroups:
+    """Rows as the base reads them, in the groups in which they are computed."""
+
+    groups: Sequence[Inputs]
+    spans: Sequence[Sequence[tuple[bytes, int, int]]]
+    """Of each group, what `row_spans` says of its rows."""
+
+    @property
+    def padded_left(self) -> bool:
+        """Whether a row has padding on the left."""
+        return any(first for members in self.spans for _, first, _ in members)
+
+    def key(self, host: Host, what: object) -> str:
+        """Key of what a base computes for them."""
+        shapes = [tuple(group["input_ids"].shape) for group in self.groups]
+        facts = ("states", what, shapes, sorted(self.groups[0]), self.padded_left)
+        return key_of(host, facts, (row for members in self.spans for row, _, _ in members))
+
+
+def grouped_rows(repeated: RepeatedRows, device: torch.device) -> RowGroups | None:
+    """Rows in groups of similar length; None where the tokens of a row are not all there is to read of it."""
+    batches = length_sorted_batches(repeated.rows, repeated.collate, repeated.group, device)
+    groups = [inputs_of(batch) for _, batch in batches]
+    if not groups or any("attention_mask" not in group or "input_ids" not in group for group in groups):
+        return None
+    listed = [row_spans(group) for group in groups]
+    spans = [members for members in listed if members is not None]
+    return RowGroups(groups, spans) if len(spans) == len(groups) else None
+
+
 class RowStates:
     """States (tokens, D) of every row, in groups; a group is computed when one of its rows is first read."""
 
-    def __init__(self, groups: Sequence[Inputs], spans: Sequence[Sequence[tuple[bytes, int, int]]], size: int) -> None:
-        """`spans`: of each group those of its rows (`row_spans`); `size`: bytes of one token's state."""
-        self.groups = groups
-        self.states: list[Tensor | None] = [None] * len(groups)
-        self.device = groups[0]["input_ids"].device
+    def __init__(self, rows: RowGroups, size: int) -> None:
+        """`size`: bytes of one token's state."""
+        self.groups = rows.groups
+        self.states: list[Tensor | None] = [None] * len(rows.groups)
+        self.device = rows.groups[0]["input_ids"].device
         self.users = 0
         self.places: dict[bytes, tuple[int, int]] = {}
         """Group, and first token in it, by a row's tokens."""
         tokens = 0
-        for group, members in enumerate(spans):
+        for group, members in enumerate(rows.spans):
             start = 0
             for key, _, count in members:
                 self.places.setdefault(key, (group, start))
@@ -75,30 +106,11 @@ class RowStates:
         return states
 
 
-def open_states(
-    host: Host, repeated: RepeatedRows, what: object, size: int, device: torch.device, left: bool
-) -> RowStates | None:
-    """The states of these rows from the cache, or new ones in it; None where they are not to be kept.
-
-    `left`: whether rows with padding on the left have the same states as without.
-    """
-    batches = length_sorted_batches(repeated.rows, repeated.collate, repeated.group, device)
-    groups = [inputs_of(batch) for _, batch in batches]
-    if not groups or any("attention_mask" not in group or "input_ids" not in group for group in groups):
-        return None
-    listed = [row_spans(group) for group in groups]
-    spans = [members for members in listed if members is not None]
-    padded = any(first for members in spans for _, first, _ in members)
-    if len(spans) < len(groups) or (padded and not left):
-        return None
-    shapes = [tuple(group["input_ids"].shape) for group in groups]
-    facts = ("states", what, shapes, sorted(groups[0]), padded)
-    key = key_of(host, facts, (row for members in spans for row, _, _ in members))
-    if not repeated.certain and not CACHE.read_before(key):
-        return None
+def open_states(key: str, rows: RowGroups, size: int) -> RowStates | None:
+    """The states of these rows from the cache, or new ones in it; None where there is no room. `size` as above."""
     states = CACHE.get(key)
     if states is None:
-        states = RowStates(groups, spans, size)
+        states = RowStates(rows, size)
         if not CACHE.add(key, states):
             return None
     assert isinstance(states, RowStates)

@@ -39,6 +39,8 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
         nonlocal finished
         where = stage.point.describe(study.axes.varied)
         show(f"\ncomparison {stage.number} of {stage.total}: {where}", stderr=True)
+        for note in stage.plan.notes():
+            show(f"note: {note}", stderr=True)
         with ComparisonProgress(stage.plan.session.task.metric) as progress:
             yield progress
         finished += 1

@@ -6,4 +6,5 @@ from deltatune.comparison.study.study_run import Stage as Stage
 from deltatune.comparison.study.study_run import run as run
 from deltatune.comparison.study.study_run import run_study as run_study
 from deltatune.comparison.study.study_sources import DataSets as DataSets
+from deltatune.comparison.study.study_sources import SuiteSets as SuiteSets
 from deltatune.comparison.study.study_sources import name_data_sets as name_data_sets

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from deltatune.data.published.suites import Suite
+from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.tasks.metrics.mean_score import comparable
 from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
 
@@ -130,11 +130,12 @@ def scale_notes(metrics: Mapping[str, str]) -> list[str]:
 # --- suites ---
 
 
-def suite_averages(comparisons: Sequence[Comparison], methods: Sequence[str], suite: Suite) -> list[dict[str, Any]]:
+def suite_averages(comparisons: Sequence[Comparison], methods: Sequence[str], suite: SuiteSets) -> list[dict[str, Any]]:
     """The suite's average of every method, for each combination of the other axes.
 
-    [{"suite", "at" (without the data), "tasks", "missing", "methods": [{"method", "average", "tasks": {name: score}}]}]:
+    [{"suite", "at" (without the data), "tasks", "missing", "methods": [{"method", "average", "tasks": {...}}]}]:
     a task's score is the mean of its metrics, each the mean over the test rows' parts (MNLI: matched and mismatched).
+    The average is over those that the study has, and `missing` are the others.
     """
     groups: dict[tuple[Any, ...], list[Comparison]] = {}
     for comparison in comparisons:
@@ -147,24 +148,25 @@ def suite_averages(comparisons: Sequence[Comparison], methods: Sequence[str], su
             continue
         rows = []
         for method in methods:
-            scores = {each["at"]["data"]: _task_score(each, method, suite) for each in finished}
+            scores = {suite.tasks[each["at"]["data"]]: _task_score(each, method, suite) for each in finished}
             known = [value for value in scores.values() if value is not None]
             average = mean(known) if known and len(known) == len(group) else None
             rows.append({"method": method, "average": average, "tasks": scores})
         at = {axis: value for axis, value in group[0]["at"].items() if axis != "data"}
-        tasks = [each["at"]["data"] for each in group]
-        missing = [task for task in suite.tasks if task not in tasks]
-        found.append({"suite": suite.title, "at": at, "tasks": tasks, "missing": missing, "methods": rows})
+        tasks = [suite.tasks[each["at"]["data"]] for each in group]
+        missing = [task for task in suite.suite.tasks if task not in tasks]
+        found.append({"suite": suite.suite.title, "at": at, "tasks": tasks, "missing": missing, "methods": rows})
     return found
 
 
-def _task_score(comparison: Comparison, method: str, suite: Suite) -> float | None:
+def _task_score(comparison: Comparison, method: str, suite: SuiteSets) -> float | None:
     """The mean of a task's metrics over its test rows and their further parts; None where one of them is missing."""
     entry = entry_of(comparison["summary"], method)
     if entry is None:
         return None
+    metrics = suite.suite.tasks[suite.tasks[comparison["at"]["data"]]]
     parts = [entry.get("scores") or {}, *(entry.get("more_scores") or {}).values()]
-    values = [part.get(metric) for part in parts for metric in suite.tasks[comparison["at"]["data"]]]
+    values = [part.get(metric) for part in parts for metric in metrics]
     known = [float(value) for value in values if value is not None]
     return mean(known) if len(known) == len(values) else None
 

@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.data.published.suites import Suite
 
 if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
@@ -117,7 +117,7 @@ class StudyPlan:
     """Time for the whole study; each comparison gets an equal share of what is left."""
     tasks: int | None = None
     """Number of tasks for which totals are computed, besides the number of data sets."""
-    suites: tuple[Suite, ...] = ()
+    suites: tuple[SuiteSets, ...] = ()
     notes: tuple[str, ...] = ()
     published: tuple[Mapping[str, Any], ...] = ()
     """Figures of papers, shown beside the measured ones: {"method", "at", "metric", "value", "source"}."""
@@ -136,7 +136,7 @@ def make_study_plan(
     name: str = "",
     minutes: float | None = None,
     tasks: int | None = None,
-    suites: Sequence[Suite] = (),
+    suites: Sequence[SuiteSets] = (),
     notes: Sequence[str] = (),
     published: Sequence[Mapping[str, Any]] = (),
 ) -> StudyPlan:
@@ -151,10 +151,10 @@ def make_study_plan(
     return StudyPlan(name, folder, axes, make, folders, minutes, tasks, *more)
 
 
-def study_name(axes: Axes, suites: Sequence[Suite] = ()) -> str:
+def study_name(axes: Axes, suites: Sequence[SuiteSets] = ()) -> str:
     """`sst2, trec6 by limit`: the data sets, or their suites, and the other axes."""
-    tasks = {task for suite in suites for task in suite.tasks}
-    names = [*(suite.name for suite in suites), *(name for name in axes.data if name not in tasks)]
+    members = {name for each in suites for name in each.tasks}
+    names = [*(each.suite.name for each in suites), *(name for name in axes.data if name not in members)]
     others = [axis for axis in axes.varied if axis != "data"]
     shown = names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"]
     return ", ".join(shown) + (f" by {' and '.join(others)}" if others else "")

@@ -61,7 +61,7 @@ def recommend_for_study(
     found = duels(done)
     sentences = [
         _claim(best, scores, mean_ranks),
-        _certainty(best, mean_ranks, found, ranks),
+        _certainty(best, mean_ranks, found, ranks, len(done)),
         _cheaper(best, params, found, mean_ranks, len(done)),
         *_changes(comparisons, methods),
     ]
@@ -83,7 +83,7 @@ def _claim(best: str, scores: SetScores, ranks: Mapping[str, float]) -> str:
     )
 
 
-def _certainty(best: str, mean_ranks: Mapping[str, float], found: Duels, ranks: Ranks | None) -> str:
+def _certainty(best: str, mean_ranks: Mapping[str, float], found: Duels, ranks: Ranks | None, comparisons: int) -> str:
     """What tests say: of the ranks over data sets, and of the pairs within single comparisons."""
     others = [method for method in mean_ranks if method != best]
     if not others:
@@ -102,12 +102,13 @@ def _certainty(best: str, mean_ranks: Mapping[str, float], found: Duels, ranks: 
             )
         else:
             said.append("By its ranks alone it is not told apart from any other (Nemenyi).")
-    wins = [method for method in others if found.wins(best, method) and not found.wins(method, best)]
-    losses = [method for method in others if found.wins(method, best)]
+    wins = [f"{method} ({found.wins(best, method)})" for method in others if found.wins(best, method)]
+    losses = [f"{method} ({found.wins(method, best)})" for method in others if found.wins(method, best)]
     if wins or losses:
         better = f"better than {_listed(wins)}" if wins else ""
-        worse = f"worse than {_listed(losses)} in at least one" if losses else ""
-        said.append(f"Within single comparisons it is {' and '.join(filter(None, [better, worse]))}.")
+        worse = f"worse than {_listed(losses)}" if losses else ""
+        number = f"Within single comparisons (so many of {comparisons})"
+        said.append(f"{number} it is {' and '.join(filter(None, [better, worse]))}.")
     elif found.better or not said:
         said.append("No single comparison tells it apart from another method.")
     return " ".join(said)
@@ -144,7 +145,8 @@ def _changes(comparisons: Sequence[Comparison], methods: Sequence[str]) -> list[
         best = {value: _winner(groups[value], methods) for value in values if groups[value]}
         winners = {value: winner for value, winner in best.items() if winner is not None}
         if len(set(winners.values())) > 1:
-            sentences.append(_change(axis, winners, groups))
+            sure = _are_told_apart(winners, groups)
+            sentences += [_change(axis, winners, sure)] if sure or axis != "data" else []
     return sentences
 
 
@@ -165,7 +167,7 @@ def _winner(group: Sequence[Comparison], methods: Sequence[str]) -> str | None:
     return min(ranks, key=lambda method: (ranks[method], -(scores.average(method) or 0.0))) if ranks else None
 
 
-def _change(axis: str, winners: Mapping[Any, str], groups: Mapping[Any, Sequence[Comparison]]) -> str:
+def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:
     """`With 200 rows LoRA() is best, from 2,000 rows on Full().`, and whether that is told apart."""
     parts: list[str] = []
     if axis == "data":
@@ -180,12 +182,7 @@ def _change(axis: str, winners: Mapping[Any, str], groups: Mapping[Any, Sequence
             parts.append(f"{_value_text(axis, value, later=number > 0)} {winner}{' is best' if not number else ''}")
         text = ", ".join(parts)
         text = text[:1].upper() + text[1:]
-    sure = all(
-        _is_told_apart(groups[value], winner, other)
-        for value, winner in winners.items()
-        for other in set(winners.values()) - {winner}
-    )
-    return f"{text}." if sure else f"{text}; these differences are not all told apart."
+    return f"{text}." if sure else f"{text}; but the runs do not tell these methods apart at every value."
 
 
 def _value_text(axis: str, value: Any, later: bool) -> str:
@@ -200,9 +197,14 @@ def _value_text(axis: str, value: Any, later: bool) -> str:
     return f"from {text} on" if later else f"with {text}"
 
 
-def _is_told_apart(group: Sequence[Comparison], winner: str, other: str) -> bool:
-    found = duels(group)
-    return found.wins(winner, other) > 0 and not found.wins(other, winner)
+def _are_told_apart(winners: Mapping[Any, str], groups: Mapping[Any, Sequence[Comparison]]) -> bool:
+    """Whether at each value some comparison finds its winner better than those elsewhere, and none finds the reverse."""
+    for value, winner in winners.items():
+        found = duels(groups[value])
+        others = set(winners.values()) - {winner}
+        if any(not found.wins(winner, other) or found.wins(other, winner) for other in others):
+            return False
+    return True
 
 
 def _mean_params(done: Sequence[Comparison], method: str) -> float:

@@ -49,13 +49,21 @@ class LastHost:
     def __init__(self) -> None:
         self.key: tuple[Any, ...] | None = None
         self.opened: tuple[Host, PreTrainedTokenizerBase] | None = None
+        self.problems: dict[tuple[Any, ...], DeltatuneError] = {}
+        """Of models that cannot be opened: a hub that does not answer is asked once."""
 
     def __call__(self, model: str, loads: Any = "row", pooler: bool = False) -> tuple[Host, PreTrainedTokenizerBase]:
-        """The model, loaded unless it was the last one."""
+        """The model, loaded unless it was the last one. Raises what `open_host` does."""
         key = (model, loads, pooler)
+        if key in self.problems:
+            raise self.problems[key]
         if self.opened is None or self.key != key:
             self.forget_()  # before another one is loaded: two need not fit into memory
-            self.opened, self.key = open_host(model, loads, pooler), key
+            try:
+                self.opened, self.key = open_host(model, loads, pooler), key
+            except DeltatuneError as error:
+                self.problems[key] = error
+                raise
         return self.opened
 
     def forget_(self) -> None:

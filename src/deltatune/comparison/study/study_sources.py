@@ -10,9 +10,18 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data import Data
-from deltatune.data.published.suites import Suite, open_suite
+from deltatune.data.published.suites import Suite, SuiteSources, open_suite
 
 Source = str | Path | Data
+
+
+@dataclass(frozen=True)
+class SuiteSets:
+    """The data sets of a study that are tasks of a suite."""
+
+    suite: Suite
+    tasks: Mapping[str, str]
+    """Name of the data set in the study -> task of the suite."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class DataSets:
 
     sources: Mapping[str, Any]
     """Name -> source: a path, a name on the hub, or `Data`."""
-    suites: tuple[Suite, ...] = ()
+    suites: tuple[SuiteSets, ...] = ()
     notes: tuple[str, ...] = ()
     """What suites leave out."""
 
@@ -51,23 +60,27 @@ def name_data_sets(data: Source | Iterable[Source] | Mapping[str, Source]) -> Da
 
 
 def _named(sources: list[Source]) -> DataSets:
-    found: list[tuple[str, Source]] = []
-    suites: list[Suite] = []
-    notes: list[str] = []
-    for source in sources:
-        suite = open_suite(source) if isinstance(source, str) else None
-        if suite is None:
-            found.append(("", source))
-            continue
-        suites.append(suite.suite)
-        notes += suite.notes
-        found += list(suite.sources.items())
-    titles = [suite.title for suite in suites]
+    opened = [open_suite(source) if isinstance(source, str) else None for source in sources]
+    suites = [each for each in opened if each is not None]
+    titles = [each.suite.title for each in suites]
     raise_all(
         [f"--data has {title} twice: leave one out" for title in dict.fromkeys(titles) if titles.count(title) > 1]
     )
-    names = _unique([_long_names(source, name) for name, source in found])
-    return DataSets(dict(zip(names, (source for _, source in found), strict=True)), tuple(suites), tuple(notes))
+    found: list[tuple[Source, str]] = []
+    """Every data set, with its task where it is one of a suite."""
+    for source, suite in zip(sources, opened, strict=True):
+        found += [(source, "")] if suite is None else [(place, task) for task, place in suite.sources.items()]
+    names = _unique([_long_names(source, task) for source, task in found])
+    named = dict(zip(names, (source for source, _ in found), strict=True))
+    members = tuple(SuiteSets(each.suite, _members(each, named)) for each in suites)
+    return DataSets(named, members, tuple(note for each in suites for note in each.notes))
+
+
+def _members(suite: SuiteSources, named: Mapping[str, Source]) -> dict[str, str]:
+    """The data sets that are tasks of a suite, also those that it leaves out and the user names."""
+    tasks = {_place(place): task for task, place in (suite.sources | suite.further).items()}
+    places = {name: _place(source) for name, source in named.items()}
+    return {name: tasks[place] for name, place in places.items() if place in tasks}
 
 
 def _unique(names: list[list[str]]) -> list[str]:

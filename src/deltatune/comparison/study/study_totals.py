@@ -17,8 +17,8 @@ def totals(comparisons: Sequence[Comparison], methods: Sequence[str], tasks: int
 
     [{"method", "at": {"model", "budget"}, "tasks": N, "params", "bytes", "copies"}]: trained parameters with heads, the
     bytes on disk of the base and N adapters, and those of N fine-tuned copies of the base. N is the number of data
-    sets, and `tasks` if it is given: then each task counts as the mean of those that were measured. Where a data set was
-    compared at several limits or shots, the last one counts. Methods without a score on some set are left out.
+    sets, and `tasks` if it is given: then each task counts as the mean of those that were measured. Where a data set
+    was compared at several limits or shots, the last one counts. Methods without a score on some set are left out.
     """
     groups: dict[tuple[Any, Any], dict[str, Comparison]] = {}
     for comparison in comparisons:

@@ -37,7 +37,8 @@ SUITES = {
             "qnli": ("accuracy",), "rte": ("accuracy",), "wnli": ("accuracy",),
         },
         ("wnli",),
-        "WNLI is left out, as papers do (its development rows repeat training sentences with other labels)",
+        "WNLI is left out of GLUE, as papers do (its development rows repeat training sentences with other labels); to "
+        "have it, name it besides, as nyu-mll/glue:wnli or by its folder",
     ),
     # Wang et al. 2019, table 1, https://arxiv.org/abs/1905.00537
     "superglue": Suite(
@@ -60,6 +61,8 @@ class SuiteSources:
     suite: Suite
     sources: dict[str, str]
     """Task -> source."""
+    further: dict[str, str]
+    """The same for tasks that are left out: they count in the average if they are named besides."""
     notes: tuple[str, ...]
 
 
@@ -79,17 +82,19 @@ def open_suite(source: str) -> SuiteSources | None:
     if not sign and not folder.is_dir():
         if folder.exists():
             return None  # a file of that name
-        return SuiteSources(suite, {task: f"{suite.hub}:{task}" for task in default}, remark)
+        hub = {task: f"{suite.hub}:{task}" for task in suite.tasks}
+        return SuiteSources(suite, {task: hub[task] for task in default}, _left_out(suite, hub), remark)
     if not folder.is_dir():
         raise DeltatuneError(
-            f"--data {source}: there is no folder {folder}; give the one that holds a folder or a file for each task of "
+            f"--data {source}: there is no folder {folder}; give one that holds a folder or a file for each task of "
             f"{suite.title}, or --data {suite.name} for the hub"
         )
     places, problems = _places(folder, suite)
     if not sign and not places:
         return None  # a data set that is called so
     raise_all(problems)
-    found = {task: str(places[task][0]) for task in default if task in places}
+    here = {task: str(paths[0]) for task, paths in places.items()}
+    found = {task: here[task] for task in default if task in here}
     if not found:
         raise DeltatuneError(
             f"--data {source}: {folder} holds no task of {suite.title}; it needs a folder or a file for each, named "
@@ -97,7 +102,11 @@ def open_suite(source: str) -> SuiteSources | None:
         )
     missing = [task for task in default if task not in found]
     note = f"{folder} has no {', '.join(missing)}: the average of {suite.title} is over {len(found)} tasks"
-    return SuiteSources(suite, found, (*remark, *([note] if missing else [])))
+    return SuiteSources(suite, found, _left_out(suite, here), (*remark, *([note] if missing else [])))
+
+
+def _left_out(suite: Suite, sources: Mapping[str, str]) -> dict[str, str]:
+    return {task: sources[task] for task in suite.left_out if task in sources}
 
 
 def _places(folder: Path, suite: Suite) -> tuple[dict[str, list[Path]], list[str]]:

@@ -13,11 +13,23 @@ from deltatune.core.input_validation.strict_json import dumps
 from deltatune.store.atomic_files import CannotWrite, write_file
 
 if TYPE_CHECKING:
-    from deltatune.comparison.cells import Event
+    from deltatune.comparison.cells import Event, OnEvent
 
 PROGRESS = "progress.json"
 INTERVAL = 1.0
 """Fewest seconds between two writes; the first and the last event are always written."""
+
+
+def with_progress(folder: Path, on_event: OnEvent | None = None) -> OnEvent:
+    """What takes the events of a comparison: the progress file of its folder first, then `on_event`."""
+    progress = ProgressFile(folder)
+
+    def take(event: Event) -> None:
+        progress(event)
+        if on_event is not None:
+            on_event(event)
+
+    return take
 
 
 class ProgressFile:

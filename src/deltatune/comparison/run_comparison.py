@@ -14,6 +14,7 @@ from deltatune.comparison.decision import Decision, decide_pairs, is_fixed
 from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.executors.executor import InProcess
 from deltatune.comparison.plan import Cell, Plan, Repeat
+from deltatune.comparison.progress_file import with_progress
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
 from deltatune.comparison.successive_halving import Arm, Run, Search
@@ -43,7 +44,7 @@ def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
 
 def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
     executor, _ = choose_executor(plan)
-    comparison = Comparison(plan, on_event, executor)
+    comparison = Comparison(plan, with_progress(plan.out, on_event), executor)
     cells = comparison.cells
     started = time.perf_counter()
     cells.notify("start", plan.name)
@@ -68,7 +69,7 @@ class Comparison:
         self.cells = CellRunner(plan, on_event, executor)
         self.started = time.perf_counter()
         self.searches: dict[str, Search] = {}
-        """Finished searches by the method as the user wrote it."""
+        """Searches by the method as the user wrote it."""
         self.finals: dict[str, list[Record]] = {}
         """Tested runs of the chosen size and rate, by the method as the user wrote it."""
         self.repeated: dict[str, int] = {}
@@ -77,8 +78,9 @@ class Comparison:
     def decide(self) -> Decision:
         """Run every method, look which are told apart, and add runs of the others until all are or nothing is left."""
         plan = self.plan
-        for asked, sizes in plan.contestants.items():
-            self.cells.expected[asked] = sum(len(size.rates) for size in sizes) + 2 * plan.start - 1
+        for asked in plan.contestants:
+            self.searches[asked] = self._search(asked)
+            self.cells.expected[asked] = self.searches[asked].planned
         self.cells.run({asked: self._start(asked) for asked in plan.contestants})
         decision = decide_pairs(plan, self.finals, self.cells.records, Decision())
         while more := self._to_repeat(decision):
@@ -94,25 +96,28 @@ class Comparison:
         self.cells.make_executor = InProcess
         self.cells.run({asked: self._measure(asked) for asked, finals in self.finals.items() if finals})
 
-    def _start(self, asked: str) -> Program:
-        """The search of a method, its first repeats and their test scores."""
+    def _search(self, asked: str) -> Search:
+        """The search of a method's size and rate."""
         plan, sizes = self.plan, self.plan.contestants[asked]
         pauses = not any(isinstance(size.method, PromptMethod) for size in sizes)
         arms = [Arm(size, rate) for size in sizes for rate in size.rates]
-        self.repeated[asked] = plan.start
         slack = plan.splits["validation"].examples ** -0.5  # about the standard error of a score of so many rows
         steps = plan.steps(plan.repeats[0].draw) if pauses else None
-        search = self.searches[asked] = Search(arms, plan.repeats[: plan.start], steps, self._score, slack)
-        self.finals[asked] = []
+        return Search(arms, plan.repeats[: plan.start], steps, self._score, slack)
+
+    def _start(self, asked: str) -> Program:
+        """The search of a method, its first repeats and their test scores."""
+        plan, search = self.plan, self.searches[asked]
+        self.repeated[asked], self.finals[asked] = plan.start, []
         program, answer = search.program(), None
         while True:
             try:
                 runs = next(program) if answer is None else program.send(answer)
             except StopIteration:
                 break
+            self.cells.expected[asked] = max(0, self.cells.expected[asked] - len(runs))
             records = yield [self._training(run, search) for run in runs]
             answer = [record if record["status"] == "ok" else None for record in records]
-            self.cells.expected[asked] = max(0, self.cells.expected.get(asked, 0) - len(runs))
         self.cells.expected[asked] = 0
         yield from self._test(asked, search.arm.candidate, search.chosen)
         for arm in dict.fromkeys([*search.arms, *(trial.arm for trial in search.trials)]):

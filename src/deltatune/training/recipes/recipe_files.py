@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,18 +15,9 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import fits_utf8, shortened
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
-from deltatune.training.recipes.schema import (
-    PartRows,
-    Parts,
-    Recipe,
-    Rows,
-    Section,
-    Stage,
-    Training,
-    TrainingSettings,
-    Vocabulary,
-)
+from deltatune.training.recipes.schema import Recipe, Rows, Section, Training
 
+AnySection = TypeVar("AnySection", bound=Section)
 SOURCES = ("data", "measure", "known")
 """Keys of rows, whose value may be the source alone."""
 
@@ -37,6 +28,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Its paths are relative to the working directory, as on the command line. Raises DeltatuneError listing everything
     that is wrong with the file or the overrides.
     """
+    recipe = checked_recipe(recipe_content(path, overrides), str(path))
+    raise_all(list(_misplaced_paths(recipe, expanded(path).parent)))
+    return recipe
+
+
+def recipe_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a YAML file, with overrides. Raises DeltatuneError listing what is wrong with either."""
     path = expanded(path)
     if not os.path.lexists(path):
         others = sorted(item.name for item in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
@@ -57,9 +55,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems += [f"{override} replaces {earlier}, which is given before it; leave one out" for earlier in lost]
         places[override] = place
     raise_all(problems)
-    recipe = checked_recipe(content, str(path))
-    raise_all(list(_misplaced_paths(recipe, path.parent)))
-    return recipe
+    return content
 
 
 def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
@@ -130,11 +126,17 @@ def _stage_index(stages: list[Any], name: str, key: str) -> int:
 
 def checked_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from plain data. Raises DeltatuneError with a line for each mistake."""
+    return checked_section(content, Recipe, where)
+
+
+def checked_section(content: Mapping[str, Any], kind: type[AnySection], where: str) -> AnySection:
+    """A file of this kind from plain data. Raises DeltatuneError with a line for each mistake."""
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = kind.model_validate(content)
     except ValidationError as error:
         raise_all(
-            [line for problem in error.errors() for line in _messages(problem, content)], f"{where} cannot be used:"
+            [line for problem in error.errors() for line in _messages(problem, content, kind)],
+            f"{where} cannot be used:",
         )
         raise
     truths = list(_truths_as_numbers(content, recipe))
@@ -156,11 +158,11 @@ def _truths_as_numbers(content: Any, value: Any, key: str = "") -> Iterator[str]
             yield from _truths_as_numbers(item, child, f"{key}.{named or i}")
 
 
-def _messages(problem: Any, content: Mapping[str, Any]) -> list[str]:
+def _messages(problem: Any, content: Mapping[str, Any], kind: type[Section]) -> list[str]:
     """Messages for a problem that pydantic found; the settings' own check may find several."""
     key = _key(problem["loc"], content)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        names = _key_names(problem["loc"][:-1])
+        names = _key_names(problem["loc"][:-1], kind)
         name = str(problem["loc"][-1])
         return [f"{key}: there is no such key{nearest(name, names)}; keys: {', '.join(names)}"]
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -189,21 +191,34 @@ def _contains(content: Any, part: Any) -> bool:
     return part < len(content) if isinstance(content, list) else isinstance(content, Mapping) and part in content
 
 
-def _key_names(location: Sequence[Any]) -> list[str]:
-    """The keys that a section takes."""
-    last = location[-1] if location else ""
-    if last == "settings":
-        return list(TrainingSettings.__dataclass_fields__)
-    if isinstance(last, int):
-        return _keys(Stage)
-    if len(location) > 1 and location[-2] == "parts":
-        return _keys(PartRows)
-    sections: dict[str, Any] = {"vocabulary": Vocabulary, "mixture": Parts, **dict.fromkeys(SOURCES, Rows)}
-    return _keys(sections.get(last, Recipe))
+def _key_names(location: Sequence[Any], kind: type[Section]) -> list[str]:
+    """The keys that the section at a location takes."""
+    section: Any = kind
+    several = False
+    for part in location:
+        if several:  # the index or the name of one of them
+            several = False
+        else:
+            fields = {field.alias or name: field for name, field in section.model_fields.items()}
+            section, several = _section_in(fields[part].annotation)
+    return _keys(section)
 
 
-def _keys(section: type[BaseModel]) -> list[str]:
+def _section_in(annotation: Any) -> tuple[Any, bool]:
+    """The section that a field holds, and whether it holds several in a list or by name."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return annotation, False
+    for inner in get_args(annotation):
+        section, several = _section_in(inner)
+        if section is not None:
+            return section, several or get_origin(annotation) in (list, dict)
+    return None, False
+
+
+def _keys(section: Any) -> list[str]:
     """The keys of a section as they are written: `from` is a word of Python's, so its field has another name."""
+    if not issubclass(section, BaseModel):  # the settings
+        return [field.name for field in dataclasses.fields(section)]
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

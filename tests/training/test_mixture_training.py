@@ -7,10 +7,10 @@ from deltatune import DeltatuneError, Host, parse
 from deltatune.tasks import Classify, ExtractiveQA, Generate, Head, HeadConfig, LanguageModel, Mixture, MultiLabel, Tag
 from deltatune.training import Settings, predict, train
 from deltatune.training.inference.prediction import encode_for
+from deltatune.training.model_and_loader import mixture_and_loader
 from deltatune.training.sampler import BatchLoader, MixtureSampler
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.task_model import TaskModel
-from deltatune.training.train_adapter import mixture_and_loader
 from support import models
 from support.language_models import generation_tokenizer
 

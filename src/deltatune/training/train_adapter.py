@@ -11,36 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.delta import generator_for
-from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory, raise_all
+from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory
 from deltatune.core.host import Host
 from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import base_identity
 from deltatune.store.folder_lock import FolderLock
-from deltatune.tasks.mixture import Mixture, MixtureEncoded
-from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.training import checkpoint
 from deltatune.training.auxiliary_loss import AuxiliaryMLM
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
-from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
+from deltatune.training.inference.prediction import ensure_encoded, predict
 from deltatune.training.loop import OnStep, TrainingLoop
+from deltatune.training.model_and_loader import model_and_loader, repeated_rows
 from deltatune.training.reporting import Reporter, check_installed
-from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
 from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, find_lower_blocks, lower_layers
-from deltatune.training.scaling.packing import check_packing
-from deltatune.training.scaling.probe_features import FeatureModel, extract_features, probe_head
-from deltatune.training.scaling.row_states import RepeatedRows
 from deltatune.training.scaling.sharding import shard_, unshard_root_
 from deltatune.training.settings import Settings
-from deltatune.training.task_model import TaskModel
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,30 @@ class Outcome:
     """Whether steps are left: the run was asked to pause before its end."""
 
 
+@dataclass(frozen=True)
+class AdapterTraining:
+    """What a training is asked to do: the arguments of `train`, for one of several adapters of `train_together`."""
+
+    name: str
+    """The attached adapter."""
+    task: Task
+    """Its task."""
+    rows_train: Sequence[Row] | Encoded
+    """Rows to train on; they may be encoded already."""
+    rows_validation: Sequence[Row] | Encoded | None = None
+    """Rows that score it."""
+    settings: Settings | None = None
+    """Its own settings; None: the defaults."""
+    out: str | Path | None = None
+    """Folder of its checkpoints."""
+    on_step: OnStep | None = None
+    """Called after each of its optimizer steps."""
+    reports: str | Path | None = None
+    """Folder of its metrics.jsonl, if not `out`."""
+    until: int | None = None
+    """The step to pause after."""
+
+
 def train(
     host: Host,
     name: str,
@@ -91,75 +108,119 @@ def train(
     metrics.jsonl goes there too, or to `reports`. At the end `host.remove_reparametrisation_` replaces
     reparametrisations by their values; the route and the modes of the model are restored. Several processes under
     torchrun train together: each makes the same call and gets the same Outcome. The global random generators are seeded
-    with the settings' seed. `auxiliary` is a further loss, on rows of its own. `until` pauses the run after that step, with
-    a checkpoint in `out` and scores on the validation rows; the same call without it goes on, and ends bit for bit as a
-    run that never paused: the schedule is that of the whole run. Raises DeltatuneError for rows that the
-    task refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that is not finite.
+    with the settings' seed. `auxiliary` is a further loss, on rows of its own. `until` pauses the run after that step,
+    with a checkpoint in `out` and scores on the validation rows; the same call without it goes on, and ends bit for bit
+    as a run that never paused: the schedule is that of the whole run. Raises DeltatuneError for rows that the task
+    refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that is not finite.
     """
-    settings = with_learning_rate(settings or Settings(), host, name)
-    if until is not None and (out is None or until < 1):
-        raise DeltatuneError(f"until={until}: a run pauses after a step of at least 1, with `out`, a folder to go on from")
-    check_installed(settings.report_to)
-    rows = ensure_encoded(host, name, task, rows_train, tokenizer)
-    if not len(rows):
-        raise DeltatuneError("there are no rows to train on")
-    validation = ensure_encoded(host, name, task, rows_validation or [], tokenizer)
-    bfloat16, device = uses_bfloat16(host.model, settings.precision), device_of(host)
-
-    def evaluate() -> dict[str, float]:
-        unshard_root_(host.model)
-        precision = "bfloat16" if bfloat16 else "float32"
-        answers = predict(host, name, task, validation, tokenizer, precision=precision)
-        return task.score(answers, validation.references)
-
-    check_launch(bfloat16 or host.model.dtype == torch.bfloat16)
-    processes = join_processes(device)
+    asked = AdapterTraining(name, task, rows_train, rows_validation, settings, out, on_step, reports, until)
+    run = TrainingRun(host, asked, tokenizer)
+    check_launch(run.bfloat16 or host.model.dtype == torch.bfloat16)
+    processes = join_processes(run.device)
     shard_(host, processes)
-    out = None if out is None else Path(out)
-    with (
-        plain_memory_errors(settings, [*rows, *validation]),
-        locked([Path(folder) for folder in (reports, out) if folder is not None and processes.is_main]),
-        Reporter(out if reports is None else Path(reports), settings, device, host.model) as reporter,
-    ):
-        with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
-            hardware.reset_peak_memory(device)
-            started = time.perf_counter()
-            model, loader = model_and_loader(host, name, task, rows, tokenizer, settings, processes)
-            if auxiliary is not None:
-                model, loader = auxiliary.beside(model, loader, tokenizer, settings.seed)
-            identity = None
-            if out is not None or processes.size > 1:
-                identity = identity_of(host, name, task, rows, settings)
-            each_epoch = evaluate if settings.evaluate == "epoch" and len(validation) else None
-            loop = TrainingLoop(
-                model, host, name, task, loader, settings, reporter, processes, out, on_step, each_epoch, identity
+    with plain_memory_errors(run.settings, run.all_rows), run.reporting(processes) as reporter:
+        return run.train_(reporter, processes, auxiliary)
+
+
+class TrainingRun:
+    """One training from its rows to its Outcome: what `train` and `train_together` share."""
+
+    loop: TrainingLoop
+    resume: Path | None = None
+    """The checkpoint to go on from."""
+
+    def __init__(self, host: Host, asked: AdapterTraining, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Encode the rows. Raises DeltatuneError for what cannot be trained, and for rows that the task refuses."""
+        name = asked.name
+        self.host, self.name, self.task, self.asked, self.tokenizer = host, name, asked.task, asked, tokenizer
+        self.settings = with_learning_rate(asked.settings or Settings(), host, name)
+        if asked.until is not None and (asked.out is None or asked.until < 1):
+            raise DeltatuneError(
+                f"until={asked.until}: a run pauses after a step of at least 1, with `out`, a folder to go on from"
             )
-            loop.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
-            resume = None if out is None else checkpoint.to_resume(out, processes)
-            repeated, tunes = repeated_rows(host, name, task, rows, tokenizer, settings), host.adapters[name].count > 0
-            with lower_layers(host, repeated, always=tunes):
-                loop.run(resume, until)
-            peak_memory = hardware.peak_memory(device)
-        paused = loop.progress.step < loop.total_steps
+        check_installed(self.settings.report_to)
+        self.rows = ensure_encoded(host, name, asked.task, asked.rows_train, tokenizer)
+        if not len(self.rows):
+            raise DeltatuneError("there are no rows to train on")
+        self.validation = ensure_encoded(host, name, asked.task, asked.rows_validation or [], tokenizer)
+        self.bfloat16, self.device = uses_bfloat16(host.model, self.settings.precision), device_of(host)
+        self.out = None if asked.out is None else Path(asked.out)
+
+    @property
+    def all_rows(self) -> list[TokenRow]:
+        """The rows to train on and those that score."""
+        return [*self.rows, *self.validation]
+
+    @contextmanager
+    def reporting(self, processes: Processes) -> Iterator[Reporter]:
+        """Hold the locks of the run's folders, and write its metrics."""
+        folders = [Path(folder) for folder in (self.asked.reports, self.out) if folder is not None]
+        reports = self.out if self.asked.reports is None else Path(self.asked.reports)
+        with (
+            locked(folders if processes.is_main else []),
+            Reporter(reports, self.settings, self.device, self.host.model) as reporter,
+        ):
+            yield reporter
+
+    def train_(self, reporter: Reporter, processes: Processes, auxiliary: AuxiliaryMLM | None = None) -> Outcome:
+        """Train the adapter by itself."""
+        host, name, settings = self.host, self.name, self.settings
+        with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
+            hardware.reset_peak_memory(self.device)
+            self.open_(reporter, processes, auxiliary)
+            repeated = repeated_rows(host, name, self.task, self.rows, self.tokenizer, settings)
+            with lower_layers(host, repeated, always=host.adapters[name].count > 0):
+                self.loop.run(self.resume, self.asked.until)
+            peak_memory = hardware.peak_memory(self.device)
+        return self.finish_(peak_memory)
+
+    def open_(self, reporter: Reporter, processes: Processes, auxiliary: AuxiliaryMLM | None = None) -> None:
+        """Make the loop, and find the checkpoint to go on from; the adapter is active (`Host.using`)."""
+        host, name, task, settings = self.host, self.name, self.task, self.settings
+        started = time.perf_counter()
+        model, loader = model_and_loader(host, name, task, self.rows, self.tokenizer, settings, processes)
+        if auxiliary is not None:
+            model, loader = auxiliary.beside(model, loader, self.tokenizer, settings.seed)
+        identity = None
+        if self.out is not None or processes.size > 1:
+            identity = identity_of(host, name, task, self.rows, settings)
+        each_epoch = self.evaluate if settings.evaluate == "epoch" and len(self.validation) else None
+        out, on_step = self.out, self.asked.on_step
+        self.loop = TrainingLoop(
+            model, host, name, task, loader, settings, reporter, processes, out, on_step, each_epoch, identity
+        )
+        self.loop.progress.seconds = time.perf_counter() - started  # a probe's features are most of its training
+        self.resume = None if out is None else checkpoint.to_resume(out, processes)
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores on the validation rows."""
+        unshard_root_(self.host.model)
+        precision = "bfloat16" if self.bfloat16 else "float32"
+        answers = predict(self.host, self.name, self.task, self.validation, self.tokenizer, precision=precision)
+        return self.task.score(answers, self.validation.references)
+
+    def finish_(self, peak_memory: int | None) -> Outcome:
+        """Finish the adapter, unless the run has paused, and score it."""
+        loop, progress = self.loop, self.loop.progress
+        paused = progress.step < loop.total_steps
         if not paused:
-            host.remove_reparametrisation_(name)
-        note_rows_(host, name, rows, validation)
-        progress = loop.progress
-        if len(validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
-            loop.add_scores(evaluate())
-    return Outcome(
-        history=progress.history,
-        evaluations=progress.evaluations,
-        seconds=progress.seconds,
-        examples_per_second=progress.rows / progress.seconds if progress.seconds else 0.0,
-        peak_memory_bytes=peak_memory,
-        learning_rate=settings.learning_rate or 0.0,
-        bfloat16=bfloat16,
-        truncated=rows.truncated + validation.truncated,
-        untrained_tensors=tuple(sorted(unread_tensors(host, name, task))),
-        resumed=checkpoint.step_of(resume) if resume else 0,
-        paused=paused,
-    )
+            self.host.remove_reparametrisation_(self.name)
+        note_rows_(self.host, self.name, self.rows, self.validation)
+        if len(self.validation) and not (progress.evaluations and progress.evaluations[-1][0] == progress.step):
+            loop.add_scores(self.evaluate())
+        return Outcome(
+            history=progress.history,
+            evaluations=progress.evaluations,
+            seconds=progress.seconds,
+            examples_per_second=progress.rows / progress.seconds if progress.seconds else 0.0,
+            peak_memory_bytes=peak_memory,
+            learning_rate=self.settings.learning_rate or 0.0,
+            bfloat16=self.bfloat16,
+            truncated=self.rows.truncated + self.validation.truncated,
+            untrained_tensors=tuple(sorted(unread_tensors(self.host, self.name, self.task))),
+            resumed=checkpoint.step_of(self.resume) if self.resume else 0,
+            paused=paused,
+        )
 
 
 def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> None:
@@ -211,97 +272,6 @@ def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:
     if settings.learning_rate is not None:
         return settings
     return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
-
-
-def model_and_loader(
-    host: Host,
-    name: str,
-    task: Task,
-    rows: Encoded,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    processes: Processes,
-) -> tuple[nn.Module, BatchLoader]:
-    """What the loop trains, and its batches: the whole model on tokens, or only a head on cached features."""
-    if isinstance(rows, MixtureEncoded):
-        return mixture_and_loader(host, name, task, rows, tokenizer, settings, processes)
-    collate = adapter_collator(host, name, tokenizer, rows, settings.packing)
-    if settings.packing:
-        check_packing(host, name, collate, rows.rows)
-    sampler = BatchSampler(
-        [len(row["input_ids"]) for row in rows],
-        settings.batch_size,
-        settings.accumulation,
-        settings.seed,
-        settings.length_grouping,
-        processes,
-    )
-    bfloat16 = uses_bfloat16(host.model, settings.precision)
-    head = None if isinstance(task, LanguageModelTask) else probe_head(host, name, len(rows))
-    if head is not None:
-        host.model.eval()
-        features = extract_features(host, head, RepeatedRows(rows, collate), bfloat16)
-        return FeatureModel(head, task), BatchLoader(sampler, features.batch)
-
-    def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
-        if not task.dynamic:
-            return collate([rows.rows[number] for number in numbers])
-        # what a row draws, such as its masked tokens, depends on seed, epoch and row alone
-        generators = [generator_for(settings.seed, f"draw.{epoch}.{number}") for number in numbers]
-        return collate([task.draw(rows.rows[n], generator) for n, generator in zip(numbers, generators, strict=True)])
-
-    return TaskModel(host, name, task, bfloat16), BatchLoader(sampler, make_batch)
-
-
-def repeated_rows(
-    host: Host, name: str, task: Task, rows: Encoded, tokenizer: PreTrainedTokenizerBase, settings: Settings
-) -> RepeatedRows | None:
-    """The training rows, if all of them are read, as they are: not for packed, mixed or newly drawn ones."""
-    steps = settings.max_steps or settings.epochs * len(rows) / settings.batch_size
-    if isinstance(rows, MixtureEncoded) or settings.packing or task.dynamic or steps * settings.batch_size < len(rows):
-        return None
-    return RepeatedRows(rows, adapter_collator(host, name, tokenizer, rows))
-
-
-def mixture_and_loader(
-    host: Host,
-    name: str,
-    task: Task,
-    rows: MixtureEncoded,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
-    processes: Processes,
-) -> tuple[nn.Module, BatchLoader]:
-    """The whole model, and batches of a mixture: forward passes of one part each."""
-    assert isinstance(task, Mixture)
-    head_only = [n for n, part in task.parts.items() if part.loads == "text"] if not host.adapters[name].count else []
-    raise_all([
-        f"part {part} uses the language-model head, and {host.adapters[name].method!r} trains only heads; choose "
-        "another method"
-        for part in head_only
-    ])  # fmt: skip
-    if settings.packing:
-        raise DeltatuneError(
-            "packing is for a single task: a mixture's parts have labels of different kinds; leave it out"
-        )
-    absent = [part for part in task.parts if part not in rows.parts]
-    raise_all([f"part {part} of the mixture has no rows to train on" for part in absent])
-    collators = {part: adapter_collator(host, name, tokenizer, encoded) for part, encoded in rows.parts.items()}
-    sampler = MixtureSampler(
-        rows.pieces(),
-        task.shares({part: len(encoded) for part, encoded in rows.parts.items()}),
-        [len(row["input_ids"]) for row in rows],
-        settings.batch_size,
-        settings.accumulation,
-        settings.seed,
-        settings.length_grouping,
-        processes,
-    )
-
-    def make_batch(numbers: Sequence[int], epoch: int) -> dict[str, Tensor]:
-        return collators[sampler.part(numbers[0])]([rows.rows[number] for number in numbers])
-
-    return TaskModel(host, name, task, uses_bfloat16(host.model, settings.precision)), BatchLoader(sampler, make_batch)
 
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:

@@ -23,6 +23,7 @@ OTHERS = {
     "adapter.json": "an adapter",
     "run.json": "a training run",
     "recipe.yaml": "a recipe",
+    "study.json": "a study",
 }
 """Files of folders that a comparison is not written into, and what these are."""
 FREE = ("method", "settings.learning_rate", "settings.seed", "draw.rows")

@@ -21,7 +21,7 @@ BUILTIN = "builtin"
 LONGEST_NAME = 60
 """Characters of one value in the name of a folder, and of the study in that of its own."""
 MOST_COMPARISONS = 1000
-OWN_FILES = ("study.json", "study.html")
+STUDY, PAGE = "study.json", "study.html"
 AXES = ("model", "data", "limit", "budget", "shots")
 """In the order in which a study goes through them: a model is loaded once for all that is done with it."""
 
@@ -166,7 +166,7 @@ def folder_names(points: Sequence[Point]) -> dict[Point, str]:
     Points whose names would be equal, also where case makes no difference, get a hash of their values in addition.
     """
     names = {point: _folder_name(point) for point in points}
-    taken = [name.casefold() for name in (*names.values(), *OWN_FILES)]
+    taken = [name.casefold() for name in (*names.values(), STUDY, PAGE)]
     return {
         point: name if taken.count(name.casefold()) == 1 else f"{name}-{_hash(repr(point))}"
         for point, name in names.items()

@@ -198,7 +198,7 @@ def _value_text(axis: str, value: Any, later: bool) -> str:
 
 
 def _are_told_apart(winners: Mapping[Any, str], groups: Mapping[Any, Sequence[Comparison]]) -> bool:
-    """Whether at each value some comparison finds its winner better than those elsewhere, and none finds the reverse."""
+    """Whether at each value some comparison finds its winner better than those elsewhere, and none the reverse."""
     for value, winner in winners.items():
         found = duels(groups[value])
         others = set(winners.values()) - {winner}

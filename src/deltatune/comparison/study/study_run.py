@@ -16,7 +16,7 @@ from deltatune.comparison.cells import OnEvent
 from deltatune.comparison.make_plan import DEFAULT_BUDGET, make_plan
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import OTHERS, RESULTS, Records
-from deltatune.comparison.study.study_plan import Axes, Point, StudyPlan, make_study_plan
+from deltatune.comparison.study.study_plan import STUDY, Axes, Point, StudyPlan, make_study_plan
 from deltatune.comparison.study.study_sources import Source, name_data_sets
 from deltatune.comparison.study.study_summary import write_study
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -117,6 +117,7 @@ def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]
 def check_folder(folder: Path) -> None:
     """Raise DeltatuneError for a folder that holds something else than a study."""
     others = {**OTHERS, RESULTS: "a single comparison"}
+    del others[STUDY]
     other = next((name for name in others if (folder / name).exists()), None)
     if other is not None:
         raise DeltatuneError(f"--out {folder} holds {others[other]} ({other}); choose another folder for the study")
@@ -133,7 +134,8 @@ def check(study: StudyPlan, open_base: LastHost | None = None) -> None:
             Records(folder)
         except DeltatuneError as error:
             problems.setdefault(str(error), []).append(point.describe(study.axes.varied or ("data",)))
-    raise_all([f"{'; '.join(_first(places))}: {problem}" for problem, places in problems.items()])
+    indented = {problem.replace("\n", "\n  "): places for problem, places in problems.items()}
+    raise_all([f"{'; '.join(_first(places))}: {problem}" for problem, places in indented.items()])
 
 
 def _first(places: list[str]) -> list[str]:

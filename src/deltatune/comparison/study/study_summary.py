@@ -16,7 +16,7 @@ from deltatune.comparison.study.set_averages import (
     set_scores,
     suite_averages,
 )
-from deltatune.comparison.study.study_plan import OWN_FILES, Point, StudyPlan
+from deltatune.comparison.study.study_plan import PAGE, STUDY, Point, StudyPlan
 from deltatune.comparison.study.study_recommendation import recommend_for_study
 from deltatune.comparison.study.study_series import series
 from deltatune.comparison.study.study_totals import totals
@@ -77,9 +77,8 @@ def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) 
 def write_study(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) -> dict[str, Any]:
     """Write study.json and study.html, each atomically; returns the summary."""
     summary = study_summary(study, results)
-    json_file, page = (study.out / name for name in OWN_FILES)
-    write_summary(json_file, summary)
-    write_study_report(summary, page)
+    write_summary(study.out / STUDY, summary)
+    write_study_report(summary, study.out / PAGE)
     return summary
 
 

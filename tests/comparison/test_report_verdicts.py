@@ -58,9 +58,8 @@ def test_the_verdicts_of_all_pairs_are_counted_and_shown(summary):
     assert f"{apart} of {len(verdicts)} pairs of methods are told apart" in words
     assert f"{verdicts.count('equal')} are equal within 0.005" in words
     assert f"{verdicts.count('undecided')} are not told apart" in words
-    assert "at most 5 % of any wrong verdict" in words
+    assert "is wrong has a probability of at most 5 %" in words
     assert "looked at twice; then every method had the most seeds" in words
-    assert "Full() is the best." in words
     assert "3 to 5" in words, "seeds were added to one method"
     table = re.search(r'<table class="matrix">.*?</table>', page, re.DOTALL)[0]
     cells = re.findall(r'<td class="(\w+)" title=', table)
@@ -81,12 +80,16 @@ def test_a_row_of_the_matrix_is_the_row_against_the_column(summary):
 def test_open_pairs_are_listed_with_what_would_decide_them():
     pair = {"first": "A()", "second": "B()", "difference": 0.0123, "ci": [-0.01, 0.034], "verdict": "undecided"}
     assert difference(pair) == "+0.012 (−0.010 to 0.034)"
-    assert forecast(pair) == ""
-    assert forecast({**pair, "seeds_needed": 4}) == "; about 4 more seeds would tell"
-    assert forecast({**pair, "seeds_needed": 1}) == "; about 1 more seed would tell"
-    assert "more test rows" in forecast({**pair, "seeds_needed": None})
-    assert "about 3,000 test rows" in forecast({**pair, "seeds_needed": None, "rows_needed": 3000})
-    assert forecast({**pair, "verdict": "equal", "seeds_needed": 4}) == ""
+    assert forecast(pair) == "", "the summary does not say enough"
+    parts = {"look": 1, "runs": [2, 2], "level": 0.05, "row_error": 0.004, "seed_error": 0.01}
+    pair |= parts
+    seeds = int(re.search(r"about (\d+) more seeds would tell", forecast(pair, None, 500))[1])
+    assert 2 <= seeds <= 12
+    rows = forecast({**pair, "row_error": 0.011, "seed_error": 0.0001}, None, 500)
+    assert re.search(r"about [\d,]+ more test rows would tell, more seeds would not", rows)
+    assert "neither" in forecast({**pair, "difference": 0.0001}, None, 500)
+    assert "more seed" in forecast({**pair, "difference": 0.0001}, 0.03, 500), "they would be equal within the margin"
+    assert forecast({**pair, "verdict": "equal"}, None, 500) == ""
 
 
 def test_every_rung_of_the_search_is_drawn_and_listed(summary):

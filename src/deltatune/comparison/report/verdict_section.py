@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,17 @@ from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
+from deltatune.comparison.verdicts import PairVerdict, rows_needed, seeds_needed
 
 Pair = Mapping[str, Any]
 """An entry of `summary["pairs"]`: first, second, difference (first - second), ci, verdict of the first."""
 LISTED = 6
 """Undecided pairs that are listed at once; the others are folded."""
+MOST_SEEDS, MOST_ROWS = 30, 20
+"""Further seeds, and times as many test rows, beyond which a pair counts as one that nobody will tell apart."""
+FIELDS = {field.name for field in dataclasses.fields(PairVerdict)} | {"ci"}
+NEEDED = {"first", "second", "difference", "ci", "look", "runs", "row_error", "seed_error", "level"}
+"""What a forecast of a pair is made of; pairs of other versions may lack it."""
 OPPOSITE = {"better": "worse", "worse": "better"}
 MARKS = {"better": "+", "worse": "−", "equal": "=", "undecided": "?"}
 STOPPED = {
@@ -33,27 +40,28 @@ def decision_section(summary: Mapping[str, Any], methods: Sequence[MethodResult]
         **{str(result.row.get("asked") or ""): result.label for result in methods},
         **{str(result.row["method"]): result.label for result in methods},
     }
-    sentence = str(decision.get("sentence") or "")
+    margin, examples = formats.number(decision, "margin"), formats.number(summary["data"].get("rows") or {}, "test")
+    undecided = [pair for pair in pairs if pair["verdict"] == "undecided"]
     return (
-        "<section class='decision'><h2>What is decided</h2>"
-        + (f"<p>{html(sentence)}</p>" if sentence else "")
-        + f"<p>{html(_counts(pairs, decision))}</p>"
+        f'<section class="decision"><h2>What is decided</h2><p>{html(_counts(pairs, decision))}</p>'
         + _matrix(pairs, methods)
-        + _undecided([pair for pair in pairs if pair["verdict"] == "undecided"], labels)
+        + _undecided(undecided, labels, margin, examples)
         + "</section>"
     )
 
 
 def _counts(pairs: Sequence[Pair], decision: Mapping[str, Any]) -> str:
+    """How many pairs are decided, how sure that is, and why no runs were added any more."""
     number = {mark: sum(pair["verdict"] == mark for pair in pairs) for mark in MARKS}
     margin = formats.number(decision, "margin")
     parts = [f"{number['better'] + number['worse']} of {len(pairs)} pairs of methods are told apart"]
     if margin is not None:
         parts.append(f"{number['equal']} are equal within {margin:g}")
     parts.append(f"{number['undecided']} are not told apart")
+    text = f"{', '.join(parts)}."
     alpha, looks = formats.number(decision, "alpha"), formats.number(decision, "looks")
-    sure = f", with a probability of at most {100 * alpha:g} % of any wrong verdict" if alpha is not None else ""
-    text = f"{', '.join(parts)}{sure}."
+    if alpha is not None:
+        text += f" That any of these verdicts is wrong has a probability of at most {100 * alpha:g} %."
     if looks is not None:
         reason = STOPPED.get(str(decision.get("stopped")), "")
         text += f" The results were looked at {formats.times(looks)}{f'; then {reason}' if reason else ''}."
@@ -95,12 +103,12 @@ def _name_in(result: MethodResult, named: set[str]) -> str:
     return next((name for name in names if name in named), "")
 
 
-def _undecided(pairs: Sequence[Pair], labels: Mapping[str, str]) -> str:
+def _undecided(pairs: Sequence[Pair], labels: Mapping[str, str], margin: float | None, examples: float | None) -> str:
     """The pairs that are open, the closest last, with what would decide them."""
     items = [
         f"<li><b>{html(labels.get(str(pair['first']), pair['first']))}</b> and "
         f"<b>{html(labels.get(str(pair['second']), pair['second']))}</b>: "
-        f"{html(difference(pair))}{html(forecast(pair))}</li>"
+        f"{html(difference(pair) + forecast(pair, margin, examples))}</li>"
         for pair in sorted(pairs, key=lambda pair: -abs(formats.number(pair, "difference") or 0.0))
     ]
     if not items:
@@ -118,16 +126,25 @@ def difference(pair: Pair) -> str:
     return f"{text} ({formats.score(float(ends[0]))} to {formats.score(float(ends[1]))})"
 
 
-def forecast(pair: Pair) -> str:
-    """What would decide an open pair, as far as the comparison knows: more seeds, or more test rows."""
-    if pair.get("verdict") != "undecided" or not {"seeds_needed", "rows_needed"} & pair.keys():
+def forecast(pair: Pair, margin: float | None = None, examples: float | None = None) -> str:
+    """What would decide an open pair if its difference stays as it is: more seeds, or more test rows.
+
+    margin: within which methods are equal; examples: test rows so far. "" if the summary does not say enough.
+    """
+    numbers = [pair.get(name) for name in ("difference", "row_error", "seed_error", "level")] + list(
+        pair.get("ci") or ()
+    )
+    is_known = pair.keys() >= NEEDED and len(numbers) == 6 and all(isinstance(each, int | float) for each in numbers)
+    if pair.get("verdict") != "undecided" or not is_known:
         return ""
-    seeds, rows = formats.number(pair, "seeds_needed"), formats.number(pair, "rows_needed")
+    verdict = PairVerdict.from_json({name: pair[name] for name in pair if name in FIELDS})
+    seeds = seeds_needed(verdict, margin, MOST_SEEDS)
     if seeds:
         return f"; about {formats.count(seeds)} more seed{'' if seeds == 1 else 's'} would tell"
-    if rows:
-        return f"; about {formats.count(rows)} test rows would tell, more seeds would not"
-    return "; more seeds would not tell: it needs more test rows"
+    rows = rows_needed(verdict, round(examples), margin) if examples else None
+    if rows and rows <= MOST_ROWS * (examples or 0):
+        return f"; about {formats.count(rows)} more test rows would tell, more seeds would not"
+    return "; neither a few more seeds nor a few times the test rows would tell"
 
 
 def search_details(methods: Sequence[MethodResult]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -32,22 +32,24 @@ class SimulatedErrors:
     """Simulated errors of all pairs under the estimated components."""
 
     def __init__(
-        self, parts: Components, pairs: Sequence[tuple[int, int]], rng: np.random.Generator, studies: int
+        self,
+        parts: Components,
+        pairs: Sequence[tuple[int, int]],
+        rng: np.random.Generator,
+        studies: int,
+        earlier_units: Iterable[int] = (),
     ) -> None:
         self.parts = parts
         self.first, self.second = np.array(pairs).T
-        count, most = len(parts.mean), max(len(each) for each in parts.units)
-        variances = parts.sample_variances(rng, studies)  # (B, M)
-        noise = rng.standard_normal((most, count, studies))  # new in every unit: (U, M, B)
-        if parts.shared:
-            noise = noise * math.sqrt(1 - parts.shared) + math.sqrt(parts.shared) * self._common(rng, noise.shape)
-        noise *= np.sqrt(variances.T)
-        self.means = np.cumsum(noise, axis=0) / np.arange(1, most + 1)[:, None, None]
-        """Error of the mean of the first 1, 2, ... units, (U, M, B)."""
-        factor = np.linalg.cholesky(parts.rows + 1e-18 * np.eye(count) * (1 + np.trace(parts.rows)))
-        self.rows = factor @ rng.standard_normal((count, studies))  # (M, B)
         self.units = np.array([len(each) for each in parts.units])
         self.studies = studies
+        variances = parts.sample_variances(rng, studies)  # (B, M)
+        count = len(parts.mean)
+        self.stops = np.unique([*self.units, *(n for n in earlier_units if n <= self.units.max())])
+        """Numbers of units that methods have or had at an earlier look, ascending, (J,)."""
+        self.means = self._mean_errors(rng, np.sqrt(variances.T))  # (J, M, B)
+        factor = np.linalg.cholesky(parts.rows + 1e-18 * np.eye(count) * (1 + np.trace(parts.rows)))
+        self.rows = factor @ rng.standard_normal((count, studies))  # (M, B)
         self.errors = np.abs(self._differences(self.units[self.first], self.units[self.second]))  # (P, B)
         diagonal = np.diag(parts.rows)
         between = diagonal[self.first] + diagonal[self.second] - 2 * parts.rows[self.first, self.second]
@@ -58,23 +60,29 @@ class SimulatedErrors:
         self.tails = self._tails(variances[: min(TAIL_DRAWS, studies // 4)].T)  # (P, G): log P(|error| > GRID * scale)
         self.levels = self._levels()
 
-    def _common(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-        """Noise that units of one label share."""
-        made: dict[object, Floats] = {}
-        common = np.empty(shape)
-        for method in range(shape[1]):
-            labels = self.parts.units[method]
-            for i in range(shape[0]):
-                label = labels[i] if i < len(labels) else (method, i)
-                if label not in made:
-                    made[label] = rng.standard_normal(shape[2])
-                common[i, method] = made[label]
-        return common
+    def _mean_errors(self, rng: np.random.Generator, deviation: Floats) -> Floats:
+        """Errors that the seeds make in the mean of the first units, for each of `stops`, (J, M, B).
+
+        deviation: of one unit, (M, B). Methods share a part of the noise where the labels of their units agree.
+        """
+        own, together = math.sqrt(1 - self.parts.shared), math.sqrt(self.parts.shared)
+        total, means, start = np.zeros(deviation.shape), [], 0
+        for stop in self.stops:
+            noise = own * rng.standard_normal(deviation.shape)
+            common: dict[tuple[object, ...], Floats] = {}
+            for i, labels in enumerate(self.parts.units if together else ()):
+                block = common.setdefault(labels[start:stop] or (i,), rng.standard_normal(self.studies))
+                noise[i] += together * block
+            total = total + math.sqrt(stop - start) * noise * deviation
+            means.append(total / stop)
+            start = stop
+        return np.array(means)
 
     def _differences(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
         """Errors of the differences when the methods had so many units, (P, B)."""
-        one = self.rows[self.first] + self.means[first - 1, self.first]
-        return np.asarray(one - self.rows[self.second] - self.means[second - 1, self.second], dtype=np.float64)
+        i, j = np.searchsorted(self.stops, first), np.searchsorted(self.stops, second)
+        one = self.rows[self.first] + self.means[i, self.first]
+        return np.asarray(one - self.rows[self.second] - self.means[j, self.second], dtype=np.float64)
 
     def _seed_variance(self, variances: Floats) -> Floats:
         """Variance of the differences that the seeds make, for variances (M, ...) of single units: (P, ...)."""

@@ -126,7 +126,9 @@ def judge(
     decided = {name: _turned(stands[name], name) for name in names if name in stands}
     if not active:
         return [decided[name] for name in names]
-    study = SimulatedErrors(parts, [pairs[i] for i in active], np.random.default_rng([seed, look]), studies)
+    rng = np.random.default_rng([seed, look])
+    before = [runs for verdict in earlier for runs in verdict.runs]
+    study = SimulatedErrors(parts, [pairs[i] for i in active], rng, studies, before)
     crossed, missing = _earlier_errors(study, [names[i] for i in active], earlier, look)
     left = list(range(len(active)))  # positions in `active`
     while left:

@@ -140,13 +140,23 @@ def hidden_states(outputs: Any) -> tuple[Tensor, Tensor | None]:
     raise DeltatuneError(f"the base returns no hidden states for a head to read, only {', '.join(outputs.keys())}")
 
 
+ALL_ROWS = slice(None)
+
+
 def pooled_features(host: Host, head: Head, batch: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
     """The input of the head's classifier: (B, D), or (B, T, D) for a head without pooling."""
-    per_token = head.config.pooling == "none"
-    states, pooler = hidden_states(base_outputs(host, batch, bfloat16, shift_right=not per_token))
-    if per_token:
-        return head.pool(text_states(host, states, batch), attention_mask_of(batch))
-    return head.pool(states, text_mask(host, batch), pooler)
+    outputs = base_outputs(host, batch, bfloat16, shift_right=head.config.pooling != "none")
+    return row_features(host, head, outputs, batch)
+
+
+def row_features(
+    host: Host, head: Head, outputs: Any, batch: dict[str, Tensor], rows: slice | Tensor = ALL_ROWS
+) -> Tensor:
+    """The input of a head's classifier, (B, D) or (B, T, D), for some rows of a batch with the base's outputs."""
+    states, pooler = hidden_states(outputs)
+    if head.config.pooling == "none":
+        return head.pool(text_states(host, states, batch)[rows], attention_mask_of(batch)[rows])
+    return head.pool(states[rows], text_mask(host, batch)[rows], None if pooler is None else pooler[rows])
 
 
 def head_of(host: Host, name: str, part: str | None = None) -> Head | None:
@@ -171,9 +181,14 @@ def adapter_logits(
     head = head_of(host, name, part)
     if head is None:
         return base_head_logits(base_outputs(host, batch, bfloat16, states=False), name).float()
-    logits = head.classify(pooled_features(host, head, batch, bfloat16))
+    return classified(head, pooled_features(host, head, batch, bfloat16), attention_mask_of(batch))
+
+
+def classified(head: Head, features: Tensor, mask: Tensor) -> Tensor:
+    """Logits (B, C) or (B, T, C) of a head's features, under a mask (B, T)."""
+    logits = head.classify(features)
     if head.config.pooling == "none":  # (B, T, C)
-        logits = logits.masked_fill(attention_mask_of(batch)[..., None] == 0, PADDING_LOGIT)
+        logits = logits.masked_fill(mask[..., None] == 0, PADDING_LOGIT)
     return logits
 
 
@@ -225,7 +240,5 @@ def head_logits(host: Host, name: str, rows: list[int], outputs: Any, batch: dic
     """Logits (len(rows), C) of one adapter's head for some rows of a batch."""
     head = head_of(host, name)
     assert head is not None
-    states, pooler = hidden_states(outputs)
-    index = torch.tensor(rows, device=states.device)
-    logits: Tensor = head(states[index], text_mask(host, batch)[index], None if pooler is None else pooler[index])
-    return logits
+    index = torch.tensor(rows, device=batch["input_ids"].device)
+    return head.classify(row_features(host, head, outputs, batch, index))

@@ -50,15 +50,18 @@ class TaskModel(nn.Module):
         `items`: the labelled items of the whole optimizer step; by default those of this batch. `part`: the part of a
         mixture whose rows these are.
         """
-        task = self.task.part(part) if isinstance(self.task, Mixture) and part is not None else self.task
-        own_items = task.items(labels)
-        items = own_items if items is None else items
+        task = task_of(self.task, part)
         if isinstance(task, LanguageModelTask):
             outputs = self._language_model(task, labels, batch)
         else:
             outputs = self._head(task, labels, batch, part)
-        penalty = self.host.adapters[self.name].penalty()  # the passes of a step share it by their items
-        return {**outputs, "loss": outputs["loss"] / items + penalty * (own_items / items)}
+        return {**outputs, "loss": self.normalised(outputs["loss"], task, labels, items)}
+
+    def normalised(self, loss: Tensor, task: Task, labels: Tensor, items: float | None = None) -> Tensor:
+        """A summed loss over `items`, with the adapter's penalty, which the passes of a step share by their items."""
+        own_items = task.items(labels)
+        items = own_items if items is None else items
+        return loss / items + self.host.adapters[self.name].penalty() * (own_items / items)
 
     def _head(self, task: Task, labels: Tensor, batch: dict[str, Tensor], part: str | None) -> dict[str, Tensor]:
         logits = part_logits(self.host, self.name, self.task, part, batch, self.uses_bfloat16)
@@ -71,14 +74,23 @@ class TaskModel(nn.Module):
         return {"loss": task.model_loss(logits, token_labels, outputs, extra_labels), "logits": logits}
 
 
+def task_of(task: Task, part: str | None) -> Task:
+    """The task of a part, if it is one of a mixture."""
+    return task.part(part) if isinstance(task, Mixture) and part is not None else task
+
+
 def part_logits(
     host: Host, name: str, task: Task, part: str | None, batch: dict[str, Tensor], bfloat16: bool
 ) -> Tensor:
     """Logits of an adapter's head; of a mixture those of one part, whose head may be columns of one for all parts."""
-    own = task.part(part) if isinstance(task, Mixture) and part is not None else task
+    own = task_of(task, part)
     if isinstance(own, LabelWords):
         return label_word_logits(host, own, batch, bfloat16)
-    logits = adapter_logits(host, name, batch, bfloat16, part)
+    return own_columns(host, name, task, part, adapter_logits(host, name, batch, bfloat16, part))
+
+
+def own_columns(host: Host, name: str, task: Task, part: str | None, logits: Tensor) -> Tensor:
+    """The columns of a mixture's part, where one head is that of all parts; otherwise all of them."""
     shared = isinstance(task, Mixture) and part is not None and isinstance(host.adapters[name].head, Head)
     return logits[..., task.columns(part)] if shared else logits  # type: ignore[attr-defined]
 

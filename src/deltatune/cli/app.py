@@ -30,6 +30,7 @@ from deltatune.cli.commands import (
     self_instruct,
     sites,
     train,
+    watch,
 )
 from deltatune.cli.commands import run as run_recipe
 from deltatune.cli.ui.error_screen import run_guarded
@@ -54,6 +55,7 @@ app.command(cls=Command, rich_help_panel="Train")(pretrain.pretrain)
 app.command(cls=Command, rich_help_panel="Train")(continual.continual)
 app.command(cls=Command, rich_help_panel="Train")(dimension.dimension)
 app.command(cls=Command, rich_help_panel="Train")(self_instruct.self_instruct)
+app.command(cls=Command, rich_help_panel="Train")(watch.watch)
 app.command(cls=Command, rich_help_panel="Train")(results.results)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
+from deltatune.comparison.rank_tests import row_ranks
 from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.tasks.metrics.mean_score import comparable
 from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
@@ -46,8 +49,10 @@ class SetScores:
     def ranks(self) -> dict[str, float]:
         """The mean rank of every method that has all scores; 1 is best, equal scores share their ranks."""
         methods = self.complete
-        each = [_ranks([self.own[method][name] for method in methods]) for name in self.sets]
-        return {method: mean(ranks[i] for ranks in each) for i, method in enumerate(methods)} if each else {}
+        if not methods or not self.sets:
+            return {}
+        table = np.array([[self.own[method][name] for method in methods] for name in self.sets])
+        return dict(zip(methods, row_ranks(table).mean(0).tolist(), strict=True))
 
 
 def set_scores(comparisons: Sequence[Comparison], methods: Sequence[str]) -> SetScores:
@@ -174,11 +179,3 @@ def _task_score(comparison: Comparison, method: str, suite: SuiteSets) -> float 
 def _has_score(entry: Mapping[str, Any]) -> bool:
     value = entry.get("score")
     return value is not None and not math.isnan(value)
-
-
-def _ranks(scores: Sequence[float]) -> list[float]:
-    """Ranks of scores, the highest first; equal scores get the mean of their ranks."""
-    return [
-        1 + sum(other > score for other in scores) + (sum(other == score for other in scores) - 1) / 2
-        for score in scores
-    ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from deltatune.comparison.rank_tests import rank_methods
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.study_page import write_study_report
 from deltatune.comparison.study.set_averages import (
@@ -105,12 +106,7 @@ def _ranks(scores: SetScores) -> dict[str, Any] | None:
     methods = scores.complete
     if len(scores.sets) < FEWEST_SETS or len(methods) < 2:
         return None
-    return rank_statistics({method: [scores.own[method][name] for name in scores.sets] for method in methods})
-
-
-def rank_statistics(scores: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """Friedman's test and Nemenyi's critical difference of scores by method, one for each data set."""
-    return None
+    return rank_methods({method: [scores.own[method][name] for name in scores.sets] for method in methods}).to_json()
 
 
 def _notes(

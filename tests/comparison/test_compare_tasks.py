@@ -114,7 +114,8 @@ def test_a_whole_comparison(folders, tmp_path, kind, model):
         assert entry["latency_ratio"] > 0
         assert (entry["writing_ratio"] is not None) == (kind == "text")
         assert bool(entry["head_params"]) == (kind not in WRITTEN)
-    record = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()][-1]
+    records = [json.loads(line) for line in (tmp_path / "run/results.jsonl").read_text().splitlines()]
+    record = [record for record in records if record["stage"] == "final"][-1]
     stored = list((tmp_path / "run/predictions").glob(f"{record['cell']}.*"))
     assert [file.suffix for file in stored] == [".npy" if kind in ("many", "number") else ".json"]
     # the kept answers score what was said of them

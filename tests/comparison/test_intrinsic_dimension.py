@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from deltatune import DeltatuneError, Host, parse
-from deltatune.comparison import cells
+from deltatune.comparison import works
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     FINE,
     DimensionConfig,
@@ -19,7 +19,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
     target_of,
 )
 from deltatune.comparison.intrinsic_dimension.dimension_report import equivalents, sentence
-from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionSearch, search_dimension
+from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
 from deltatune.data import read
 from deltatune.testing import tiny
 from deltatune.training import Settings
@@ -49,10 +49,9 @@ class Curve:
     def __init__(self, monkeypatch, enough, head=0.4, full=0.9, best_rate=1e-2):
         self.tried = []
         self.enough, self.head, self.full, self.best_rate = enough, head, full, best_rate
-        monkeypatch.setattr(cells.CellRunner, "train", lambda runner, cell, key: self.train(runner, cell, key))
-        monkeypatch.setattr(DimensionSearch, "_test", lambda search, record: record)
+        monkeypatch.setattr(works.Worker, "_train", lambda worker, work, on_step: self.train(work.cell))
 
-    def train(self, runner, cell, key):
+    def train(self, cell):
         method = cell.candidate.method
         if method.size is None:
             score = self.full if "Full" in repr(method) else self.head
@@ -62,7 +61,7 @@ class Curve:
             reached = min(1.0, 0.5 + 0.4 * math.log(method.size) / math.log(self.enough))
             score = self.full * reached - 0.01 * away
         scores = {"validation": {"accuracy": score}, "test": {"accuracy": score}}
-        return runner.record_of(cell, key) | {"scores": scores, "params": 1, "train_seconds": 0.0}
+        return works.Result({"scores": scores, "params": 1, "train_seconds": 0.0})
 
 
 # ---- what is tried
@@ -139,10 +138,10 @@ def test_a_rate_at_which_training_fails_is_left(planned, monkeypatch):
     curve = Curve(monkeypatch, enough=30)
     real = curve.train
 
-    def train(runner, cell, key):
+    def train(cell):
         if cell.rate > 2e-2 and cell.candidate.method.size:
             raise DeltatuneError("the loss became nan")
-        return real(runner, cell, key)
+        return real(cell)
 
     curve.train = train
     events = []
@@ -250,7 +249,7 @@ def test_interrupted(tiny_folder, data, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells.CellRunner, "train", stop)
+    monkeypatch.setattr(works.Worker, "perform", stop)
     done = ran("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--out", tmp_path / "out")
     assert done.code == 130
     assert "the same command resumes" in done.err

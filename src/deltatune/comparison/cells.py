@@ -23,14 +23,14 @@ class Event:
     text: str
     """The cell for people: method, learning rate, seed."""
     done: int
-    """Cells finished."""
+    """Trainings finished, or paused."""
     total: int
-    """Cells planned, as far as is known."""
+    """Trainings planned, as far as is known."""
     seconds_left: float | None
-    """Estimate; None before the first cell is finished."""
+    """Estimate; None before the first training is finished."""
     detail: dict[str, Any] = field(default_factory=dict)
-    """`step`, `steps`, `loss` of a step; the record of a finished cell; the text of the `next` cell; the `sentence` of
-    a look at the results."""
+    """`kind` of the work (train, test, costs); `step`, `steps`, `loss` of a step; the record of a finished cell; the
+    text of the `next` cell; the `sentence` of a look at the results."""
 
 
 OnEvent = Callable[[Event], None]
@@ -49,66 +49,77 @@ class CellRunner:
         self.on_event, self.make_executor = on_event, executor
         self.executor: Executor | None = None
         self.done = 0
-        """Cells finished, in this session or an earlier one."""
+        """Trainings finished, in this session or an earlier one."""
         self.expected: dict[str, int] = {}
-        """Cells that each program may still ask for; the programs keep it up to date."""
+        """Trainings that each program may still ask for; the programs keep it up to date."""
         self.running: list[Work] = []
         """Works given to the executor that have not finished, in order."""
         self.seconds: list[float] = []
-        """Duration of each cell of this session."""
+        """Duration of each training of this session."""
         self.earlier_seconds = 0.0
         """Seconds of work in earlier sessions."""
         self.failed: list[Record] = []
 
     @property
     def total(self) -> int:
-        """Cells planned, as far as is known."""
-        return self.done + len(self.running) + sum(self.expected.values())
+        """Trainings planned, as far as is known."""
+        running = sum(work.kind == "train" for work in self.running)
+        return self.done + running + sum(self.expected.values())
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate of the time that the planned cells take; None before the first is finished."""
+        """Estimate of the time that the planned trainings take; None before the first is finished."""
         if not self.seconds:
             return None
         slots = 1 if self.executor is None else self.executor.slots
         return sum(self.seconds) / len(self.seconds) * (self.total - self.done) / slots
 
-    def notify(self, kind: EventKind, text: str, **detail: Any) -> None:
+    def notify(self, event: EventKind, text: str, **detail: Any) -> None:
         """Report progress to the caller of the comparison."""
         if self.on_event is not None:
-            self.on_event(Event(kind, text, self.done, self.total, self.seconds_left, detail))
+            self.on_event(Event(event, text, self.done, self.total, self.seconds_left, detail))
 
     def run(self, programs: Mapping[str, Program]) -> None:
         """Run programs at once, each until it asks for nothing more; a work of an earlier one comes first."""
-        asked: dict[str, dict[str, Record | None]] = {}
-        """By program, the keys of the works that it waits for, and their records as they come."""
-        owners: dict[str, list[str]] = {}
+        asked: dict[str, list[Work]] = {}
+        """By program, the works that it waits for; two of them may be one and the same."""
+        known: dict[str, Record] = {}
+        """Records of this call by key."""
 
         def proceed(name: str, records: list[Record] | None) -> None:
             """Send a program what it asked for, until it waits for something that is not stored."""
             program = programs[name]
             while True:
                 try:
-                    works = next(program) if records is None else program.send(records)
+                    asked[name] = works = list(next(program) if records is None else program.send(records))
                 except StopIteration:
+                    del asked[name]
                     self.expected.pop(name, None)
                     return
-                asked[name] = {work.key: self._stored(work) for work in works}
-                missing = [work for work in works if asked[name][work.key] is None]
-                for work in missing:
-                    self._submit(work, owners, name)
-                if missing:
+                for work in works:
+                    if work.key not in known or work.needs_adapter:
+                        stored = self._stored(work)
+                        if stored is None:
+                            known.pop(work.key, None)
+                            self._submit(work)
+                        else:
+                            known[work.key] = stored
+                    else:
+                        self._finish(work, known[work.key])
+                if any(work.key not in known for work in works):
                     return
-                records = self._received(asked[name])
+                records = [known[work.key] for work in works]
 
         for name in programs:
+            asked[name] = []
             proceed(name, None)
         while self.running:
             work, record = self._wait()
-            for name in owners.pop(work.key):
-                asked[name][work.key] = record
-                if all(each is not None for each in asked[name].values()):
-                    proceed(name, self._received(asked[name]))
+            known[work.key] = record
+            waiting = [name for name, works in asked.items() if any(each.key == work.key for each in works)]
+            for name in waiting:
+                if all(each.key in known for each in asked[name]):
+                    proceed(name, [known[each.key] for each in asked[name]])
 
     def run_one(self, work: Work) -> Record:
         """The record of a single work."""
@@ -127,11 +138,9 @@ class CellRunner:
             self.executor = None
             self.running.clear()
 
-    def _submit(self, work: Work, owners: dict[str, list[str]], name: str) -> None:
-        if work.key in owners:  # two programs may ask for the same
-            owners[work.key].append(name)
+    def _submit(self, work: Work) -> None:
+        if any(other.key == work.key for other in self.running):  # it is asked for already
             return
-        owners[work.key] = [name]
         if self.executor is None:
             self.executor = self.make_executor(self.plan, self._on_progress)
         self.running.append(work)
@@ -143,9 +152,9 @@ class CellRunner:
         work, result = self.executor.wait()
         self.running = [other for other in self.running if other.key != work.key]
         record = self._record_of(work) | result.record
-        if record["status"] == "ok":
+        if work.kind == "train":
             self.seconds.append(record["work_seconds"])
-        else:
+        if record["status"] != "ok":
             self.failed.append(record)
         self.records.add(record, result.answers)
         self._finish(work, record)
@@ -160,19 +169,15 @@ class CellRunner:
         return record
 
     def _finish(self, work: Work, record: Record) -> None:
-        self.done += 1
+        self.done += work.kind == "train"
         kind: EventKind = "cell_done" if record["status"] == "ok" else "cell_failed"
-        self.notify(kind, work.describe(), record=record, next=self._next())
-
-    @staticmethod
-    def _received(records: Mapping[str, Record | None]) -> list[Record]:
-        return [record for record in records.values() if record is not None]
+        self.notify(kind, work.describe(), kind=work.kind, record=record, next=self._next())
 
     def _on_progress(self, kind: Literal["start", "step"], work: Work, detail: dict[str, Any]) -> None:
         if kind == "start":
-            self.notify("cell_start", work.describe(), next=self._next())
+            self.notify("cell_start", work.describe(), kind=work.kind, next=self._next())
         else:
-            self.notify("step", work.describe(), **detail)
+            self.notify("step", work.describe(), kind=work.kind, **detail)
 
     def _next(self) -> str | None:
         slots = 1 if self.executor is None else self.executor.slots

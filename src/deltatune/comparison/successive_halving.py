@@ -124,6 +124,14 @@ class Search:
                 break
 
     @property
+    def planned(self) -> int:
+        """Runs to ask for, pieces between pauses each, if no edge is left and the first choice is confirmed."""
+        count, pieces = len(self.arms), 0
+        for i in range(len(self.rungs)):
+            pieces += math.ceil(count / 2**i)
+        return pieces + (1 if self.rungs else count) + len(self.repeats) - 1
+
+    @property
     def best(self) -> Arm:
         """The arm with the best mean so far, the first of equal ones. Arms of which a run failed come last."""
         return max(self.last, key=lambda arm: (arm not in self._failed, self.mean(arm)))

@@ -81,13 +81,14 @@ class Worker:
         started = time.perf_counter()
         perform = {"train": self._train, "test": self._test, "costs": self._costs}[work.kind]
         try:
-            result = perform(work, on_step or _ignore)
-            result.record["work_seconds"] = time.perf_counter() - started
-            return result
+            record, answers = perform(work, on_step or _ignore)
+            return Result(record | {"work_seconds": time.perf_counter() - started}, answers)
         except CannotWrite:  # no result, and the next one could not be stored either
             raise
         except Exception as error:
-            return Result({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            seconds = time.perf_counter() - started
+            text = f"{type(error).__name__}: {error}"
+            return Result({"status": "failed", "error": text, "work_seconds": seconds})
         finally:
             self.plan.session.detach()
 

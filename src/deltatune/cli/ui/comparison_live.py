@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from deltatune.comparison.report.method_results import MethodResult
 
 Record = Mapping[str, Any]
+MOST_RUNNING = 8
+"""Running cells that are shown."""
 WIDE = 110
 """Columns from which on the results table shows whole methods and exact counts."""
 METHOD_WIDTH = 14
@@ -39,9 +41,11 @@ class ComparisonProgress(LiveDisplay):
             self.live = Live(console=self.console, transient=True, refresh_per_second=4)
         self.done, self.total = 0, 0
         self.seconds_left: float | None = None
-        self.current: str | None = None
+        self.running: dict[str, dict[str, Any]] = {}
+        """Cells that run now, in the order of their start, with the step of each."""
         self.next: str | None = None
-        self.detail: dict[str, Any] = {}
+        self.sentence = ""
+        """What the last look at the results has found."""
         self.best: Record | None = None
         self.here: set[str | None] = set()
         """Keys of the runs of this session."""
@@ -50,9 +54,13 @@ class ComparisonProgress(LiveDisplay):
         """Record an event and update the display."""
         self.done, self.total, self.seconds_left = event.done, event.total, event.seconds_left
         if event.kind == "cell_start":
-            self.current, self.next, self.detail = event.text, event.detail.get("next"), {}
+            self.running[event.text], self.next = {}, event.detail.get("next")
         elif event.kind == "step":
-            self.current, self.detail = event.text, event.detail
+            self.running[event.text] = event.detail
+        elif event.kind == "look":
+            self.sentence = str(event.detail.get("sentence") or "")
+            if self.live is None:
+                self.console.print(self.sentence, soft_wrap=True)
         elif event.kind in ("cell_done", "cell_failed"):
             self._finish_run(event)
         if isinstance(self.live, Live):
@@ -61,13 +69,15 @@ class ComparisonProgress(LiveDisplay):
     def _finish_run(self, event: Event) -> None:
         """Handle the end of a run: of this session, of an earlier one, or the same as one of this session."""
         record: Record = event.detail.get("record") or {}
+        began_here = self.running.pop(event.text, None) is not None
+        if event.detail.get("kind") != "train" and event.kind == "cell_done":
+            return
         cell = record.get("cell")
-        earlier = "" if self.current == event.text else ", from an earlier session"
+        earlier = "" if began_here else ", from an earlier session"
         if not earlier:
             self.here.add(cell)
         elif cell is not None and cell in self.here:  # nothing is drawn or random
             earlier = ", the same for every draw and seed"
-        self.current = None
         if event.kind == "cell_failed":
             problem = str(record.get("error") or "").partition("\n")[0]
             self.console.print(f"failed: {event.text}: {problem}")
@@ -98,22 +108,26 @@ class ComparisonProgress(LiveDisplay):
         lines = Table.grid(padding=(0, 2, 0, 0))
         lines.add_column(no_wrap=True, style="dim")
         lines.add_column(no_wrap=True, overflow="ellipsis")
-        lines.add_row("now", self.current or "–")
-        lines.add_row("", self._step())
+        for number, (text, detail) in enumerate(list(self.running.items())[:MOST_RUNNING] or [("–", {})]):
+            lines.add_row("" if number else "now", f"{text}{_step(detail)}")
+        if len(self.running) > MOST_RUNNING:
+            lines.add_row("", f"and {len(self.running) - MOST_RUNNING} more")
         lines.add_row("next", self.next or "–")
         lines.add_row("best", self._best())
+        if self.sentence:
+            lines.add_row("so far", self.sentence)
         return Group(bar, lines)
-
-    def _step(self) -> str:
-        if self.current is None or "steps" not in self.detail:
-            return ""
-        return f"step {self.detail['step']}/{self.detail['steps']}   loss {self.detail['loss']:.3f}"
 
     def _best(self) -> str:
         if self.best is None:
             return "–"
         where = f"{self.best['method']}, learning rate {rate(self.best['learning_rate'])}"
         return f"{score(self._validation(self.best))} validation {self.metric}: {where}"
+
+
+def _step(detail: Mapping[str, Any]) -> str:
+    """Where a running cell is."""
+    return f"   step {detail['step']}/{detail['steps']}   loss {detail['loss']:.3f}" if "steps" in detail else ""
 
 
 def results(summary: Mapping[str, Any], width: int) -> Table:

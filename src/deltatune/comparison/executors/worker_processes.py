@@ -108,7 +108,7 @@ class WorkerProcesses:
             begun = self.tries.get(each.key, 0)
             if begun >= TRIES and failed is None:
                 error = f"its worker process died {begun} times; it may need more memory than there is"
-                failed = Finished(each, Result({"status": "failed", "error": error}))
+                failed = Finished(each, Result({"status": "failed", "error": error, "work_seconds": 0.0}))
             else:
                 self.submit(each)
         return failed

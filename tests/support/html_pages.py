@@ -49,8 +49,9 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is insta
 
 
 def browse(file, tmp_path, *options, fragment=""):
-    """Return the page that the browser makes of a file, as text."""
+    """Return the page that the browser makes of a file or an address, as text."""
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
-    command += ["--virtual-time-budget=3000", *options, "--dump-dom", file.as_uri() + fragment]
+    address = file if isinstance(file, str) else file.as_uri()
+    command += ["--virtual-time-budget=3000", *options, "--dump-dom", address + fragment]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

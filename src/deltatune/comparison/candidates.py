@@ -13,12 +13,8 @@ from deltatune.core.method import Method
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.tokenization import with_token_ids
+from deltatune.training.learning_rates.recommended_rate import EXTENSIONS, neighbour, rates_around
 from deltatune.training.session import Session
-
-RATE_STEP = 3.0
-"""Neighbouring learning rates of the search differ by this factor."""
-EXTENSIONS = 2
-"""How often a search of three or more rates is extended beyond its edge while the edge is best."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +48,6 @@ class Candidate:
     def reference(self) -> bool:
         """Whether the method has no size that a budget could set."""
         return self.method.size is None
-
-
-def neighbour(rate: float, steps: int) -> float:
-    """The learning rate some steps of the search away, rounded to two digits."""
-    return float(f"{rate * RATE_STEP**steps:.2g}")
-
-
-def rates_around(middle: float, count: int) -> tuple[float, ...]:
-    """`count` ascending rates around a recommended one, a step apart; an even count has one more below it."""
-    first = -(count // 2)
-    return tuple(neighbour(middle, first + i) for i in range(count))
 
 
 def make_candidates(

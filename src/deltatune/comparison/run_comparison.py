@@ -17,7 +17,6 @@ from deltatune.comparison.plan import Cell, Plan, Repeat
 from deltatune.comparison.progress_file import with_progress
 from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.page import write_report
-from deltatune.comparison.successive_halving import Arm, Run, Search
 from deltatune.comparison.summary import summarise
 from deltatune.comparison.time_plan import fit_minutes
 from deltatune.comparison.works import Record, Work
@@ -25,6 +24,7 @@ from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import MANIFEST
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.metrics.metric_facts import lower_is_better
+from deltatune.training.learning_rates.successive_halving import Arm, Run, Search
 
 SEARCH = "search"
 """Folder of checkpoints and adapters that are kept until their method is tested."""
@@ -68,7 +68,7 @@ class Comparison:
         self.plan = plan
         self.cells = CellRunner(plan, on_event, executor)
         self.started = time.perf_counter()
-        self.searches: dict[str, Search] = {}
+        self.searches: dict[str, Search[Candidate]] = {}
         """Searches by the method as the user wrote it."""
         self.finals: dict[str, list[Record]] = {}
         """Tested runs of the chosen size and rate, by the method as the user wrote it."""
@@ -96,7 +96,7 @@ class Comparison:
         self.cells.make_executor = InProcess
         self.cells.run({asked: self._measure(asked) for asked, finals in self.finals.items() if finals})
 
-    def _search(self, asked: str) -> Search:
+    def _search(self, asked: str) -> Search[Candidate]:
         """The search of a method's size and rate."""
         plan, sizes = self.plan, self.plan.contestants[asked]
         pauses = not any(isinstance(size.method, PromptMethod) for size in sizes)
@@ -173,7 +173,7 @@ class Comparison:
         if costs[0]["status"] == "ok":
             self.finals[asked][0] = costs[0] | record
 
-    def _training(self, run: Run, search: Search) -> Work:
+    def _training(self, run: Run[Candidate], search: Search[Candidate]) -> Work:
         """The work of a run that a search asks for."""
         cell = self._cell(run.arm, run.repeat)
         key = self.plan.key(cell)
@@ -188,7 +188,7 @@ class Comparison:
             earlier=search.last.get(run.arm) if first else None,
         )
 
-    def _cell(self, arm: Arm, repeat: Repeat) -> Cell:
+    def _cell(self, arm: Arm[Candidate], repeat: Repeat) -> Cell:
         stage: Any = "search" if repeat == self.plan.repeats[0] else "seed"
         return Cell(stage, arm.candidate, arm.rate, *repeat)
 

@@ -16,10 +16,10 @@ from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
 from deltatune.comparison.sample_predictions import samples
 from deltatune.comparison.statistics import Interval, PscpConstants, draw, intervals_of, pscp
-from deltatune.comparison.successive_halving import Search, Trial
 from deltatune.comparison.works import Record
 from deltatune.models.versions import versions
 from deltatune.tasks.metrics.metric_facts import lower_is_better
+from deltatune.training.learning_rates.successive_halving import Search, Trial
 
 RESAMPLES = 2000
 
@@ -28,7 +28,7 @@ def summarise(
     plan: Plan,
     finals: Mapping[str, list[Record]],
     records: Records,
-    searches: Mapping[str, Search],
+    searches: Mapping[str, Search[Candidate]],
     failed: list[Record],
     elapsed: float,
     decision: Decision,
@@ -117,7 +117,7 @@ def _entry(
     plan: Plan,
     asked: str,
     final: list[Record],
-    search: Search,
+    search: Search[Candidate],
     intervals: Mapping[str, Interval],
     ties: Mapping[str, bool],
     failed: list[Record],
@@ -180,13 +180,13 @@ def _entry(
     }
 
 
-def _searched(search: Search, candidate: Candidate, metric: str) -> list[tuple[float, float]]:
+def _searched(search: Search[Candidate], candidate: Candidate, metric: str) -> list[tuple[float, float]]:
     """(rate, validation score) of each rate tried of one size: of finished runs, or at the rung where it pauses."""
     arms = sorted((arm for arm in search.last if arm.candidate == candidate and arm.rate), key=lambda arm: arm.rate)
     return [(arm.rate, _validation(search.runs.get(arm) or [search.last[arm]], metric)) for arm in arms]
 
 
-def _trial(trial: Trial, search: Search, sign: float) -> dict[str, Any]:
+def _trial(trial: Trial[Candidate], search: Search[Candidate], sign: float) -> dict[str, Any]:
     return {
         "method": trial.arm.candidate.text,
         "learning_rate": trial.arm.rate,

@@ -10,13 +10,13 @@ from typing import Any
 from deltatune.comparison.check_candidates import encode_splits
 from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.plan import Cell, Plan
-from deltatune.comparison.successive_halving import rungs
 from deltatune.comparison.works import Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.data.splits import first_by_hash
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import make_folder, write_file
+from deltatune.training.learning_rates.successive_halving import rungs
 
 TIMES = "minutes.json"
 """Name of the file with the rows that were chosen, so that an interrupted comparison goes on with the same ones."""

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.make_plan import count_problems, make_plan
 from deltatune.comparison.plan import Plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
@@ -15,6 +14,7 @@ from deltatune.core.registry import parse, registry
 from deltatune.data import Data
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.task_registry import DATA_TASKS
+from deltatune.training.learning_rates.recommended_rate import rates_around
 
 METHODS = ("DID", "SAID")
 FIRST, FACTOR = 10, 4.0

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltatune.comparison.candidates import EXTENSIONS, Candidate, neighbour
+from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.cells import CellRunner, OnEvent
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     BISECTIONS,
@@ -29,6 +29,7 @@ from deltatune.comparison.works import Record, Work
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.registry import parse
 from deltatune.store.folder_lock import FolderLock
+from deltatune.training.learning_rates.recommended_rate import EXTENSIONS, neighbour
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,28 @@ import math
 import statistics
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from deltatune.comparison.candidates import EXTENSIONS, Candidate, neighbour
+from deltatune.training.learning_rates.recommended_rate import EXTENSIONS, neighbour
 
 Record = dict[str, Any]
+C = TypeVar("C")
+"""What is searched besides the rate: a method at one size."""
 FEWEST_STEPS = 8
 """Steps before the first rung: a run of fewer says nothing of its rate."""
 
 
-class Arm(NamedTuple):
+class Arm(NamedTuple, Generic[C]):
     """What a run tries: a method at one size, and a learning rate."""
 
-    candidate: Candidate
+    candidate: C
     rate: float
 
 
-class Run(NamedTuple):
+class Run(NamedTuple, Generic[C]):
     """A run that the search asks for."""
 
-    arm: Arm
+    arm: Arm[C]
     repeat: Any
     """Seed, and draw of rows."""
     until: int | None
@@ -37,10 +39,10 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Generic[C]):
     """What the search saw of an arm at a rung."""
 
-    arm: Arm
+    arm: Arm[C]
     step: int
     score: float | None
     """On the validation rows; None where the run failed."""
@@ -48,7 +50,7 @@ class Trial:
     """Whether it went on."""
 
 
-Runs = Generator[Sequence[Run], Sequence[Record | None], None]
+Runs = Generator[Sequence[Run[C]], Sequence[Record | None], None]
 
 
 def rungs(arms: int, steps: int) -> list[int]:
@@ -61,7 +63,7 @@ def rungs(arms: int, steps: int) -> list[int]:
     return [step for step in found if FEWEST_STEPS <= step < steps]
 
 
-class Search:
+class Search(Generic[C]):
     """The runs of one method, and the arm to choose by them. Only validation rows are used.
 
     Every arm is run at the first repeat, and the better half goes on at each rung; while the best of three or more
@@ -72,30 +74,34 @@ class Search:
 
     def __init__(
         self,
-        arms: Sequence[Arm],
+        arms: Sequence[Arm[C]],
         repeats: Sequence[Any],
         steps: int | None,
         score: Callable[[Record], float],
         slack: float = 0.0,
+        pauses: Sequence[int] | None = None,
+        extensions: int = EXTENSIONS,
     ) -> None:
         """`repeats`: those that the chosen arm gets here. `steps`: of a whole run; None: runs cannot pause.
 
         A higher `score` is better. `slack`: another arm is clearly better if it is better by more than this share.
+        `pauses`: the rungs, if not those of `rungs`. `extensions`: most rates beyond the edges.
         """
         self.arms, self.repeats, self._score, self.slack = list(arms), list(repeats), score, slack
-        self.rungs = rungs(len(self.arms), steps) if steps else []
+        self.rungs = list(pauses) if pauses is not None else rungs(len(self.arms), steps) if steps else []
+        self.extensions = extensions
         self.steps = steps or 0
-        self.last: dict[Arm, Record] = {}
+        self.last: dict[Arm[C], Record] = {}
         """The latest record of each arm's first run, paused or finished."""
-        self.runs: dict[Arm, list[Record]] = {}
+        self.runs: dict[Arm[C], list[Record]] = {}
         """Finished runs of each arm, in the order of the repeats."""
-        self.trials: list[Trial] = []
+        self.trials: list[Trial[C]] = []
         """What was seen at each rung, in order."""
         self.arm = self.arms[0]
         """The arm that is chosen."""
-        self._failed: set[Arm] = set()
+        self._failed: set[Arm[C]] = set()
 
-    def program(self) -> Runs:
+    def program(self) -> Runs[C]:
         """Ask for runs, and be sent a record of each; None for one that failed."""
         alive, planned = list(self.arms), len(self.arms)
         for i, step in enumerate(self.rungs):
@@ -132,7 +138,7 @@ class Search:
         return pieces + (1 if self.rungs else count) + len(self.repeats) - 1
 
     @property
-    def best(self) -> Arm:
+    def best(self) -> Arm[C]:
         """The arm with the best mean so far, the first of equal ones. Arms of which a run failed come last."""
         return max(self.last, key=lambda arm: (arm not in self._failed, self.mean(arm)))
 
@@ -141,15 +147,15 @@ class Search:
         """The finished runs of the chosen arm; none if all failed."""
         return self.runs.get(self.arm, [])
 
-    def mean(self, arm: Arm) -> float:
+    def mean(self, arm: Arm[C]) -> float:
         """The mean score of an arm's finished runs, or the score at the rung where it pauses."""
         return statistics.mean(map(self._score, self.runs.get(arm) or [self.last[arm]]))
 
-    def tried(self, candidate: Candidate) -> list[float]:
+    def tried(self, candidate: C) -> list[float]:
         """The rates tried of one size, ascending."""
         return sorted(arm.rate for arm in self.last if arm.candidate == candidate)
 
-    def _advance(self, arms: Sequence[Arm], until: int | None) -> Runs:
+    def _advance(self, arms: Sequence[Arm[C]], until: int | None) -> Runs[C]:
         """Run arms at the first repeat to a rung, or to their end."""
         left = [arm for arm in arms if arm not in self.runs and arm not in self._failed]
         if not left:
@@ -164,9 +170,9 @@ class Search:
             if until is None:
                 self.runs[arm] = [record]
 
-    def _extend(self, until: int | None) -> Runs:
+    def _extend(self, until: int | None) -> Runs[C]:
         """While the best rate of its size is at an edge of three or more, try the next rate beyond it."""
-        for _ in range(EXTENSIONS):
+        for _ in range(self.extensions):
             if not self.last:
                 return
             candidate, rate = self.best
@@ -179,7 +185,7 @@ class Search:
                 return
             self.arms.append(arm)
 
-    def _best(self, arms: Sequence[Arm], most: int, step: int) -> list[Arm]:
+    def _best(self, arms: Sequence[Arm[C]], most: int, step: int) -> list[Arm[C]]:
         """The arms that go on from a rung: the best scores, of equal ones the lowest training losses."""
         left = [arm for arm in arms if arm in self.last and arm not in self._failed]
         ranked = sorted(left, key=lambda arm: (-self._score(self.last[arm]), _loss(self.last[arm])))

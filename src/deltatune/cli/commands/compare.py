@@ -291,6 +291,8 @@ def compare(
         more = {"suites": sets.suites, "notes": sets.notes} if sets is not None else {}
         run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, minutes=minutes, **more), as_json)
         return
+    if tasks is not None:
+        raise DeltatuneError(f"--tasks {tasks} is for a study: give several of --data, --model, --limit, --budget, --shots")
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 

@@ -21,7 +21,13 @@ from deltatune.comparison.report.html_page import (
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, place, value_text
-from deltatune.comparison.report.study_tables import comparisons_table, published_table, score_tables, totals_table
+from deltatune.comparison.report.study_tables import (
+    comparisons_table,
+    published_table,
+    score_tables,
+    suite_tables,
+    totals_table,
+)
 from deltatune.comparison.report.tables import failures
 from deltatune.store.atomic_files import write_file
 
@@ -51,6 +57,8 @@ def render_study(study: Mapping[str, Any]) -> str:
         main=[
             recommendation_section(study.get("recommendation") or {}),
             f"<section><h2>Results</h2>{score_tables(results)}</section>" if results.methods else "",
+            _section("Suites", "A task's score is the mean of its metrics over its test rows and their further parts.",
+                     suite_tables(study, labels)),
             _ranks(study, results),
             _series(study, results),
             _parameters(results),
@@ -60,7 +68,7 @@ def render_study(study: Mapping[str, Any]) -> str:
             _failures(results),
             _section("Comparisons", "Each has a report of its own, with curves, costs and settings.",
                      comparisons_table(results)),
-            folded("Notes", _notes(results)),
+            folded("Notes", _notes(study, results)),
             folded("Settings and versions", _settings(results)),
         ],
         footer=f"Written by deltatune, {written_date(study.get('created'))}. The numbers are in study.json beside this "
@@ -182,8 +190,10 @@ def _failures(results: StudyResults) -> str:
     return failures(failed)
 
 
-def _notes(results: StudyResults) -> str:
-    notes: dict[str, list[str]] = {}
+def _notes(study: Mapping[str, Any], results: StudyResults) -> str:
+    """Notes on the study as a whole, then those on the data, each with the comparisons that have it."""
+    everywhere = [results.label(each) for each in results.comparisons]
+    notes: dict[str, list[str]] = {str(note): list(everywhere) for note in study.get("notes") or ()}
     for each in results.comparisons:
         for note in ((each.summary or {}).get("data") or {}).get("notes") or ():
             notes.setdefault(str(note), []).append(results.label(each))

@@ -146,16 +146,47 @@ def totals_table(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     totals = [row for row in study.get("totals") or () if formats.number(row, "bytes") is not None]
     if not totals:
         return ""
+    varied = [axis for axis in ("model", "budget") if len({str((row.get("at") or {}).get(axis)) for row in totals}) > 1]
     rows = ""
     for row in sorted(totals, key=lambda row: formats.number(row, "bytes") or 0.0):
         name = html(labels.get(str(row["method"]), row["method"]))
-        rows += (
-            f'<tr><th scope="row" class="c-method"><b>{name}</b></th><td>{formats.count(formats.number(row, "tasks"))}'
-            f"</td><td>{formats.count(formats.number(row, 'params'))}</td>"
-            f"<td>{formats.size(formats.number(row, 'bytes'))}</td></tr>"
-        )
+        where = f"<small> {html(place(row.get('at') or {}, varied))}</small>" if varied else ""
+        cells = [formats.count(formats.number(row, key)) for key in ("tasks", "params")]
+        cells += [formats.size(formats.number(row, key)) for key in ("bytes", "copies")]
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows += f'<tr><th scope="row" class="c-method"><b>{name}</b>{where}</th>{numbers}</tr>'
     head = '<th class="c-method">Method</th><th>Tasks</th><th>Parameters trained</th><th>On disk</th>'
+    head += "<th>As fine-tuned copies</th>"
     return table_region(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "Totals")
+
+
+def suite_tables(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """The average of each suite, such as GLUE, and the score of each of its tasks; "" without suites."""
+    suites = study.get("suites") or ()
+    varied = [
+        axis
+        for axis in ("model", "limit", "budget", "shots")
+        if len({str((suite.get("at") or {}).get(axis)) for suite in suites}) > 1
+    ]
+    tables = ""
+    for suite in suites:
+        tasks = [str(task) for task in suite.get("tasks") or ()]
+        rows = ""
+        for row in sorted(suite.get("methods") or (), key=lambda row: -(formats.number(row, "average") or 0.0)):
+            scores = row.get("tasks") or {}
+            cells = "".join(f"<td>{formats.score(formats.number(scores, task))}</td>" for task in tasks)
+            name = html(labels.get(str(row.get("method")), row.get("method")))
+            average = formats.score(formats.number(row, "average"))
+            rows += f'<tr><th scope="row" class="c-method"><b>{name}</b></th><td><b>{average}</b></td>{cells}</tr>'
+        head = f'<th class="c-method">Method</th><th>{html(suite.get("suite"))}</th>'
+        head += "".join(f"<th>{html(task)}</th>" for task in tasks)
+        missing = ", ".join(map(str, suite.get("missing") or ()))
+        where = place(suite.get("at") or {}, varied)
+        caption = "; ".join(filter(None, [where, f"without {missing}" if missing else ""]))
+        tables += f'<p class="caption">{html(caption)}</p>' if caption else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        tables += table_region(table, str(suite.get("suite")))
+    return tables
 
 
 def published_table(study: Mapping[str, Any], results: StudyResults) -> str:

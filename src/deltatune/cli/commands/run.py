@@ -1,4 +1,4 @@
-"""`deltatune run`: run a recipe file, with one training or several stages."""
+"""`deltatune run`: run a recipe file: one training, several stages, or a table of a paper."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import print_json, say, show, table
+from deltatune.cli.ui.table_screen import run_table_on_screen
 from deltatune.cli.ui.training_screen import introduce, report
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder
@@ -42,23 +43,37 @@ def run(
         option("--again", panel=OUTPUT, metavar="STAGE", help="Run this stage and the later ones again."),
     ] = None,
     schema: Annotated[
-        bool, option("--schema", panel=OUTPUT, help="Print the JSON schema of recipes, for editors, and stop.")
+        bool,
+        option(
+            "--schema",
+            panel=OUTPUT,
+            help="Print the JSON schema of recipes, for editors, and stop; with RECIPE that of its kind.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: one training, or several stages in order.
+    """Run a recipe: one training, several stages in order, or the experiment of a paper's table.
 
     After an interruption the same command resumes. NAME=VALUE changes a value of the file; stages go by their names.
+    A table's report shows its published figures beside those measured here.
 
       deltatune run recipes/classify.yaml data=reviews.csv settings.epochs=5
       deltatune run recipes/chinese-llama.yaml stages.instruct.settings.epochs=2 --again instruct
+      deltatune run recipes/tables/glue-roberta.yaml compare.model=distilroberta-base compare.limit=1000
     """
     need_extras()
+    table = recipe is not None and is_table_file(recipe)
     if schema:
-        print_json(recipe_schema())
+        print_json(table_schema() if table else recipe_schema())
         return
     if recipe is None:
         raise DeltatuneError("name a recipe: deltatune run recipes/classify.yaml")
+    if table:
+        if again is not None or force:
+            given = "--force" if force else f"--again {again}"
+            raise DeltatuneError(f"{given} is not for a table, which resumes; give out=FOLDER for a new run")
+        run_table_on_screen(recipe, overrides or [], as_json)
+        return
     from deltatune.training.recipes import as_yaml, folder_of, read_recipe, run_recipe
 
     resolved = read_recipe(recipe, overrides or [])
@@ -160,13 +175,32 @@ def need_extras() -> None:
     del pydantic, yaml
 
 
+def is_table_file(recipe: Path) -> bool:
+    """Whether a file describes a table; of files that cannot be read whoever reads them tells."""
+    from deltatune.comparison.tables import is_table
+    from deltatune.training.recipes.recipe_files import recipe_content
+
+    return is_table(recipe_content(recipe))
+
+
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of recipes, each key with its description."""
     from deltatune.training.recipes import Recipe
 
-    schema = Recipe.model_json_schema()
+    return _described(Recipe.model_json_schema(), "deltatune recipe")
+
+
+def table_schema() -> dict[str, Any]:
+    """The JSON schema of table recipes, each key with its description."""
+    from deltatune.comparison.tables import TableRecipe
+
+    return _described(TableRecipe.model_json_schema(), "deltatune table recipe")
+
+
+def _described(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    """The schema with the descriptions of settings, which pydantic does not know."""
     settings = fields_of("training/settings.py", "Settings")
     for name, entry in schema["$defs"]["Settings"]["properties"].items():
         entry["description"] = settings[name].help
-    schema["title"] = "deltatune recipe"
+    schema["title"] = title
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -146,7 +146,7 @@ def measure(plan: Plan) -> Times:
         cell = Cell("search", sizes[-1], sizes[-1].rates[0], 0)
         started = time.perf_counter()
         record = worker.perform(Work("train", cell, "", "", keep=False)).record
-        if record["status"] != "ok":
+        if record.get("error"):
             raise DeltatuneError(f"{asked} cannot be timed: {record['error']}")
         steps[asked] = record["train_seconds"] / TIMED_STEPS
         scored = time.perf_counter() - started - record["train_seconds"]

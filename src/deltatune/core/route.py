@@ -140,10 +140,10 @@ class RowRuns:
 
     def __init__(self) -> None:
         self.x: Tensor | None = None
-        self.sizes: Sequence[int] = ()
+        self.sizes: list[int] = []
         self.pieces: Sequence[Tensor] = ()
 
-    def cut(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    def cut(self, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
         """Pieces of x (B, ...), of `sizes` rows each."""
         if torch.compiler.is_compiling():
             return torch.split(x, sizes)
@@ -153,7 +153,7 @@ class RowRuns:
 
     def clear(self) -> None:
         """Release the last input."""
-        self.x, self.sizes, self.pieces = None, (), ()
+        self.x, self.sizes, self.pieces = None, [], ()
 
 
 Change = tuple[Delta, Tensor, RowsAndWeight]

@@ -4,10 +4,12 @@ from deltatune.training.adapter_fusion import fuse
 from deltatune.training.forward import logits
 from deltatune.training.inference.decoding import generate_texts
 from deltatune.training.inference.prediction import encode_for, ensemble, predict
+from deltatune.training.joint_training.train_together import train_together
 from deltatune.training.settings import Settings
-from deltatune.training.train_adapter import Outcome, train
+from deltatune.training.train_adapter import AdapterTraining, Outcome, train
 
 __all__ = [
+    "AdapterTraining",
     "Outcome",
     "Settings",
     "encode_for",
@@ -17,4 +19,5 @@ __all__ = [
     "logits",
     "predict",
     "train",
+    "train_together",
 ]

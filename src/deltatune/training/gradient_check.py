@@ -35,10 +35,10 @@ def unread_tensors(host: Host, name: str, task: Task | None = None) -> set[str]:
         modules.add(host.sites["pooler"].module)
     if isinstance(own, HeadsConfig) or isinstance(task, LanguageModelTask):  # which read the language-model head
         return _names_at(host, name, modules)
-    return _names_at(host, name, modules | _output_modules(host))
+    return _names_at(host, name, modules | output_modules(host))
 
 
-def _output_modules(host: Host) -> set[str]:
+def output_modules(host: Host) -> set[str]:
     """The paths of the language-model head, if the model has one: BERT's has a dense layer and a norm too."""
     output = output_embeddings(host.model)
     if output is None:
@@ -65,7 +65,7 @@ def skippable_tensors(host: Host, name: str) -> set[str]:
     names = {n for n, p in host.trainable(name) if id(p) in skippable}
     if isinstance(adapter.head, Heads):
         heads = {n for n, _ in host.trainable(name) if n.startswith("head.")}
-        return names | heads | _names_at(host, name, _output_modules(host))
+        return names | heads | _names_at(host, name, output_modules(host))
     return names
 
 

@@ -233,8 +233,8 @@ def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> Non
 
 
 @contextmanager
-def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow]) -> Iterator[None]:
-    """Within this context, memory that is used up is an error that says what to lower."""
+def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow], first: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context, memory that is used up is an error that says what to lower, the advice in `first` first."""
     try:
         yield
     except Exception as error:
@@ -243,6 +243,7 @@ def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow]) -> Iterato
         size, parts = settings.batch_size, settings.accumulation
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         advice = [
+            *first,
             f"accumulation: {parts} forward passes a step now, up to {size}: the same result" if parts < size else "",
             "checkpointing: true, about half more time" if not settings.checkpointing else "",
             f"batch_size, now {size}" if size > 1 else "",

@@ -1,0 +1,1 @@
+"""Several adapters trained together: at each step their batches go through the base in one pass."""

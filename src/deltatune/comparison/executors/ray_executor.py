@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import math
 import os
 import tempfile
 import time
@@ -30,6 +32,8 @@ from deltatune.store.atomic_files import put_folder
 
 POLL = 0.2
 """Seconds between two looks at what the nodes say."""
+COUNT_SECONDS = 5.0
+"""Seconds between two looks at how large the cluster is."""
 REPORT_SECONDS = 0.5
 """A work reports a step at most this often."""
 SAME = ("deltatune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -106,26 +110,21 @@ class RayTasks:
         self.known: dict[str, Work] = {}
         self.crashes: dict[str, int] = {}
         """Times that a work's process died, by the work's key."""
-        self._slots, self._counted = 1, -1e9
-
-    @property
-    def slots(self) -> int:
-        """Works that run at once: nodes come and go."""
-        if time.monotonic() - self._counted > 5:
-            self._slots, self._counted = self.cluster.slots, time.monotonic()
-        return min(self._slots, self.workers or self._slots)
+        self.slots = 1
+        self._counted = -math.inf
+        self._count()
 
     def submit(self, work: Work) -> None:
         """Add a work."""
         self.known[work.key] = work
         self.queue.append(work)
-        self._fill()
 
     def wait(self) -> Finished:
         """The next finished work. Raises DeltatuneError if the cluster is gone."""
         while True:
-            self._fill()
             try:
+                self._count()
+                self._fill()
                 done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=POLL)
                 self._report()
                 finished = self._finished(done[0]) if done else None
@@ -148,6 +147,12 @@ class RayTasks:
         self.cluster.disconnect()
 
     # ---- inside
+
+    def _count(self) -> None:
+        """Nodes come and go."""
+        if time.monotonic() - self._counted > COUNT_SECONDS:
+            slots = self.cluster.slots
+            self.slots, self._counted = min(slots, self.workers or slots), time.monotonic()
 
     def _fill(self) -> None:
         """Give the cluster works: some more than run at once, so that one that can grow sees what is waiting."""
@@ -237,11 +242,10 @@ _opened: tuple[str, Plan] | None = None
 
 def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> Outcome:
     """Run a work in this process of a node, in a folder of its own, and return what it has written."""
-    import ray
-
-    node = ray.util.get_node_ip_address()
+    ray: Any = importlib.import_module("ray")
+    node = str(ray.util.get_node_ip_address())
     try:
-        plan = _plan(opening, node)
+        plan = _plan(opening, node, ray)
     except DeltatuneError as error:
         return Outcome(None, {}, str(error))
     mailbox.put.remote("start", work.key, {})
@@ -266,7 +270,7 @@ def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> Outcom
     return Outcome(result, written)
 
 
-def _plan(opening: Opening, node: str) -> Plan:
+def _plan(opening: Opening, node: str, ray: Any) -> Plan:
     """The open plan of this process. Raises DeltatuneError naming the node where it cannot be opened."""
     global _opened
     if _opened is not None and _opened[0] == opening.name:
@@ -282,8 +286,6 @@ def _plan(opening: Opening, node: str) -> Plan:
             f"node {node} of the Ray cluster has {', '.join(other)}, so that its results would not compare with those "
             "of other nodes; install the same versions there"
         )
-    import ray
-
     torch.set_num_threads(1)
     with contextlib.suppress(OSError):  # then a relative path of the model is looked for where this process began
         os.chdir(opening.cwd)

@@ -1,5 +1,8 @@
 """The public names and where they are defined: type checkers read this file, and `__init__.py` does too."""
 
+from deltatune.comparison.result import ComparisonResult as ComparisonResult
+from deltatune.comparison.result import compare as compare
+from deltatune.comparison.result import open_results as open_results
 from deltatune.core.adapter import Adapter as Adapter
 from deltatune.core.budget import fit_budget as fit_budget
 from deltatune.core.delta import Delta as Delta

@@ -76,9 +76,10 @@ DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
 START_SEEDS, MOST_SEEDS, START_DRAWS, MOST_DRAWS, DEFAULT_MARGIN = (
     constant(PLAN, name) for name in ("START_SEEDS", "MOST_SEEDS", "START_DRAWS", "MOST_DRAWS", "DEFAULT_MARGIN")
 )
-FEW_SHOT_STEPS, FEW_SHOT_BATCH = 100, 8
+RESULT = "comparison/result.py"
+FEW_SHOT_STEPS, FEW_SHOT_BATCH = constant(RESULT, "FEW_SHOT_STEPS"), constant(RESULT, "FEW_SHOT_BATCH")
 """Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 320, 2.0, 16
+QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 1000, 2.0, 16
 """Defaults of the built-in comparison, which should end within five minutes on two cores."""
 
 
@@ -292,7 +293,7 @@ def compare(
         run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, minutes=minutes, **more), as_json)
         return
     if tasks is not None:
-        raise DeltatuneError(f"--tasks {tasks} is for a study: give several of --data, --model, --limit, --budget, --shots")
+        raise DeltatuneError(f"--tasks {tasks} is for a study: several --data, --model, --limit, --budget or --shots")
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 

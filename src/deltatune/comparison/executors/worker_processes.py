@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 from collections.abc import Mapping
@@ -140,15 +139,14 @@ class WorkerProcesses:
         )
 
 
-def portable(plan: Plan) -> bytes:
-    """A plan without its model, as bytes; `opened_plan` is the way back."""
+def portable(plan: Plan) -> Plan:
+    """A plan without its model, which can be sent to another process; `opened_plan` is the way back."""
     session = dataclasses.replace(plan.session, host=None)  # type: ignore[arg-type]
-    return pickle.dumps(dataclasses.replace(plan, session=session))
+    return dataclasses.replace(plan, session=session)
 
 
-def opened_plan(content: bytes, tensors: Mapping[str, Tensor] | None = None) -> Plan:
-    """A plan with its model; parameters and buffers named in `tensors` share their memory."""
-    plan: Plan = pickle.loads(content)
+def opened_plan(plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> Plan:
+    """A plan from another process with its model; parameters and buffers named in `tensors` share their memory."""
     session: Session = reopened(plan.session)
     model = session.host.model
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -167,7 +165,7 @@ _worker: Worker | None = None
 _messages: Any = None
 
 
-def _begin(content: bytes, tensors: Mapping[str, Tensor], threads: int, messages: Any, started: Any) -> None:
+def _begin(plan: Plan, tensors: Mapping[str, Tensor], threads: int, messages: Any, started: Any) -> None:
     """Open the plan in a new worker."""
     global _worker, _messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
@@ -176,7 +174,7 @@ def _begin(content: bytes, tensors: Mapping[str, Tensor], threads: int, messages
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
-    _worker, _messages = Worker(opened_plan(content, tensors)), messages
+    _worker, _messages = Worker(opened_plan(plan, tensors)), messages
 
 
 def _perform(work: Work) -> Result:

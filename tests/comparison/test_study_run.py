@@ -218,24 +218,32 @@ def test_the_time_of_a_study_is_shared(sets, tmp_path, monkeypatch):
     now, shares = [0.0], []
     monkeypatch.setattr(study_run.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(study_run, "check", lambda study, hosts: None)
+    points = Axes(("a", "b", "c", "d"))
 
     def make(point, folder, more):
         shares.append(more["minutes"])
         now[0] += 60 * (6 if point.data == "a" else 3)
         raise DeltatuneError("not today")
 
-    study = run(make_study_plan(Axes(("a", "b", "c", "d")), make, out=tmp_path, minutes=8))
+    study = run(make_study_plan(points, make, out=tmp_path, minutes=8))
     assert shares == [8 / 4, 2 / 3]
+    assert [each["minutes"] for each in study["comparisons"]] == [2.0, 2 / 3, None, None]
     errors = [each["error"] for each in study["comparisons"]]
     assert errors[:2] == ["not today", "not today"]
     assert errors[2] == errors[3] == "not run: the 8 minutes were up; the same command goes on"
     assert json.loads((tmp_path / "study.json").read_text())["comparisons"][3]["error"] == errors[3]
+    now[0], shares[:] = 0.0, []
+    run(make_study_plan(points, make, out=tmp_path, minutes=8))
+    assert shares == [2.0, 2 / 3], "what was begun goes on with its share, and so with the rows chosen for it"
+    now[0], shares[:] = 0.0, []
+    run(make_study_plan(points, make, out=tmp_path, minutes=40))
+    assert shares == [10.0, 34 / 3, 31 / 2, 28.0]
 
 
 def test_data_in_memory_have_limits_too(sets, tiny_folder, tmp_path, instant):
     data = read(sets[0])
     study = run_study({"mine": data}, model=str(tiny_folder), limit=[10, None], out=tmp_path, **QUICK)
-    assert [each["train_rows"] for each in study["comparisons"]] == [10, len(data.train)]
+    assert [len(plan.data.train) for plan in instant] == [10, len(data.train)]
     assert [each["folder"] for each in study["comparisons"]] == [
         f"{tiny_folder.name}-mine-limit10", f"{tiny_folder.name}-mine",
     ]  # fmt: skip

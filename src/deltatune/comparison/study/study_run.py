@@ -23,7 +23,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.data import Data, read
 from deltatune.data.splits import first_by_hash
-from deltatune.store.atomic_files import CannotWrite, remove_drafts
+from deltatune.store.atomic_files import CannotWrite, read_json, remove_drafts
 from deltatune.store.folder_lock import FolderLock
 from deltatune.training.session import open_host
 
@@ -87,31 +87,71 @@ def run(study: StudyPlan, on_stage: OnStage | None = None) -> dict[str, Any]:
 
 
 def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]:
-    end = None if study.minutes is None else time.monotonic() + 60 * study.minutes
+    clock = TimeShares(study)
     results: dict[Point, dict[str, Any]] = {}
     summary = write_study(study, results)
     for number, point in enumerate(study.points, start=1):
-        share: dict[str, Any] = {}
-        if end is not None:
-            left = (end - time.monotonic()) / 60
-            if left <= 0:
-                results[point] = {"error": f"not run: the {study.minutes:g} minutes were up; the same command goes on"}
-                continue
-            share["minutes"] = left / (len(study.points) - number + 1)
+        share = clock.share(point)
+        if share is not None and share <= 0:
+            results[point] = {"error": f"not run: the {study.minutes:g} minutes were up; the same command goes on"}
+            continue
+        timed = {} if share is None else {"minutes": share}
+        if timed:  # known before it begins: a killed comparison goes on with the rows that were chosen for its time
+            results[point] = timed
+            write_study(study, results)
         try:
-            plan = study.make(point, study.out / study.folders[point], {"open_base": hosts, **share})
+            plan = study.make(point, study.out / study.folders[point], {"open_base": hosts, **timed})
             with on_stage(Stage(number, len(study.points), point, plan)) as on_event:
                 found = run_comparison.run(plan, on_event)
-            base_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in plan.session.host.base_tensors())
-            results[point] = {"summary": found, "base_bytes": base_bytes, "train_rows": len(plan.data.train)}
+            results[point] = {**timed, "summary": found, **_sizes(plan, found)}
         except CannotWrite:  # nor could the next ones be stored
             raise
         except Exception as error:
             hosts.forget_()
             kind = "" if isinstance(error, DeltatuneError) else f"{type(error).__name__}: "
-            results[point] = {"error": f"{kind}{error}"}
+            results[point] = {**timed, "error": f"{kind}{error}"}
         summary = write_study(study, results)
-    return write_study(study, results) if len(results) < len(study.points) or end is not None else summary
+    return write_study(study, results) if study.minutes is not None else summary
+
+
+def _sizes(plan: Plan, summary: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of the base's weights, and training rows before shots are drawn of them."""
+    base_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in plan.session.host.base_tensors())
+    rows = len(plan.data.train) if plan.shots is not None else summary["data"]["rows"]["train"]
+    return {"base_bytes": base_bytes, "train_rows": rows}
+
+
+class TimeShares:
+    """The minutes of each comparison: an equal share of what is left, or what it had when it was begun earlier."""
+
+    def __init__(self, study: StudyPlan) -> None:
+        """Read the shares of an earlier run with as many minutes: a comparison goes on with the rows of its start."""
+        self.end = None if study.minutes is None else time.monotonic() + 60 * study.minutes
+        self.left = list(study.points)
+        """Comparisons that still need time."""
+        self.earlier: dict[Point, float] = {}
+        path = study.out / STUDY
+        before = read_json(path) if study.minutes is not None and path.is_file() else {}
+        if before.get("minutes") != study.minutes:
+            return
+        stored = {str(each.get("at")): each for each in before.get("comparisons") or ()}
+        for point in study.points:
+            each = stored.get(str(point.to_json())) or {}
+            if each.get("minutes"):
+                self.earlier[point] = each["minutes"]
+            if each.get("summary"):
+                self.left.remove(point)
+
+    def share(self, point: Point) -> float | None:
+        """Minutes of the comparison whose turn it is; 0 if the time is up, None without a limit."""
+        if self.end is None:
+            return None
+        finished = point not in self.left
+        minutes = max(0.0, (self.end - time.monotonic()) / 60)
+        share = minutes / max(1, len(self.left))
+        if not finished:
+            self.left.remove(point)
+        return self.earlier.get(point, share) if finished or minutes else 0.0
 
 
 def check_folder(folder: Path) -> None:

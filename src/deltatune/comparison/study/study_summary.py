@@ -29,7 +29,7 @@ FEWEST_SETS = 3
 def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) -> dict[str, Any]:
     """The whole study as far as it is finished.
 
-    results: of the comparisons that were tried, their {"summary", "error", "base_bytes", "train_rows", "report"}.
+    results: of the comparisons that were tried, their {"summary", "error", "base_bytes", "train_rows", "minutes"}.
     """
     comparisons = [_comparison(point, study.folders[point], results.get(point, {})) for point in study.points]
     summaries = [comparison["summary"] for comparison in comparisons if comparison["summary"] is not None]
@@ -45,6 +45,7 @@ def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) 
         "name": study.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": sum(summary["elapsed_seconds"] for summary in summaries),
+        "minutes": study.minutes,
         "axes": study.axes.to_json(),
         "comparisons": comparisons,
         "methods": methods,
@@ -93,6 +94,7 @@ def _comparison(point: Point, folder: str, result: Mapping[str, Any]) -> dict[st
         "error": result.get("error"),
         "base_bytes": result.get("base_bytes"),
         "train_rows": result.get("train_rows"),
+        "minutes": result.get("minutes"),
     }
 
 

@@ -6,7 +6,7 @@ all pairs at all looks together hold the true differences with probability 1 - a
 - The error of a difference has two parts (`variance_components`): the test rows, which are the same at every look, and
   the seeds, whose variance is moderated over the methods (Smyth 2004), since two or three runs alone say little of it.
 - Both are simulated for all pairs and all looks so far, and the largest error decides how wide the intervals are
-  (max-t: Romano & Wolf 2005, https://doi.org/10.1198/016214504000000539). Pairs that are decided leave the family.
+  (max-t: Romano & Wolf 2005, https://doi.org/10.1198/016214504000000539). Pairs that are told apart leave the family.
 - Look k may use up alpha·k/(k+1) in all (error spending: Lan & DeMets 1983, https://doi.org/10.1093/biomet/70.3.659),
   so that the number of looks need not be known. Errors at several looks are nearly the same where rows dominate; the
   simulation counts them once.
@@ -122,42 +122,40 @@ def judge(
     pairs = list(combinations(range(len(parts.methods)), 2))
     names = [(parts.methods[a], parts.methods[b]) for a, b in pairs]
     stands = {name: verdict for verdict in earlier for name in _both(verdict) if verdict.verdict != "undecided"}
-    active = [i for i, name in enumerate(names) if name not in stands]
-    decided = {name: _turned(stands[name], name) for name in names if name in stands}
-    if not active:
-        return [decided[name] for name in names]
+    verdicts = {name: _turned(stands[name], name) for name in names if name in stands}
+    left = [i for i, name in enumerate(names) if name not in stands]
+    if not left:
+        return [verdicts[name] for name in names]
     rng = np.random.default_rng([seed, look])
     before = [runs for verdict in earlier for runs in verdict.runs]
-    study = SimulatedErrors(parts, [pairs[i] for i in active], rng, studies, before)
-    crossed, missing = _earlier_errors(study, [names[i] for i in active], earlier, look)
-    left = list(range(len(active)))  # positions in `active`
+    study = SimulatedErrors(parts, pairs, rng, studies, before)
+    crossed, missing = _earlier_errors(study, names, earlier, look)
+    differences = parts.mean[study.first] - parts.mean[study.second]
+
+    def verdict(i: int, kind: Kind, half: float, level: float) -> PairVerdict:
+        difference, runs = float(differences[i]), (int(study.units[study.first[i]]), int(study.units[study.second[i]]))
+        errors = float(study.row_error[i]), float(study.seed_error[i])
+        interval = difference - half, difference + half
+        return PairVerdict(*names[i], difference, *interval, kind, look, runs, *errors, level, parts.covers_seeds)
+
+    # Equal are pairs by intervals that hold for all pairs at once. Pairs that differ leave the family of the others
+    # (step-down), but equal ones do not: the pairs that are left would be those with the largest errors.
+    level = study.level(range(len(pairs)), crossed, alpha, look, missing)
+    for i, half in zip(left, study.half_widths(left, level), strict=True):
+        if margin is not None and abs(differences[i]) + half <= margin:
+            verdicts[names[i]] = verdict(i, "equal", half, level)
+    family = [i for i, name in enumerate(names) if name not in verdicts or verdicts[name].verdict == "equal"]
+    left = [i for i in left if names[i] not in verdicts]
     while left:
-        level = study.level(left, crossed, alpha, look, missing)
-        widths = study.half_widths(left, level)
-        new: list[int] = []
-        for position, half in zip(left, widths, strict=True):
-            name = names[active[position]]
-            a, b = pairs[active[position]]
-            difference = float(parts.mean[a] - parts.mean[b])
-            decided[name] = PairVerdict(
-                *name,
-                difference,
-                difference - half,
-                difference + half,
-                _kind(difference, half, margin, lower),
-                look,
-                (len(parts.units[a]), len(parts.units[b])),
-                float(study.row_error[position]),
-                float(study.seed_error[position]),
-                level,
-                parts.covers_seeds,
-            )
-            if decided[name].verdict != "undecided":
-                new.append(position)
-        if not new:
+        level = study.level(family, crossed, alpha, look, missing)
+        for i, half in zip(left, study.half_widths(left, level), strict=True):
+            verdicts[names[i]] = verdict(i, _order(float(differences[i]), half, lower), half, level)
+        told_apart = [i for i in left if verdicts[names[i]].verdict != "undecided"]
+        if not told_apart:
             break
-        left = [position for position in left if position not in new]  # step down: the others share the level now
-    return [decided[name] for name in names]
+        family = [i for i in family if i not in told_apart]
+        left = [i for i in left if i not in told_apart]
+    return [verdicts[name] for name in names]
 
 
 def _earlier_errors(
@@ -168,7 +166,7 @@ def _earlier_errors(
     crossed = np.zeros((len(names), study.studies), bool)
     known = {verdict.look for verdict in earlier}
     for number in sorted(known):
-        here = [v for v in earlier if v.look == number and v.verdict == "undecided"]
+        here = [v for v in earlier if v.look == number and v.verdict in ("undecided", "equal")]
         here = [_turned(v, name) for v in here for name in _both(v) if name in place]
         positions = [place[v.first, v.second] for v in here]
         if here:
@@ -176,9 +174,7 @@ def _earlier_errors(
     return crossed, sum(spent(k) - spent(k - 1) for k in range(1, look) if k not in known)
 
 
-def _kind(difference: float, half: float, margin: float | None, lower: bool) -> Kind:
-    if margin is not None and abs(difference) + half <= margin:
-        return "equal"
+def _order(difference: float, half: float, lower: bool) -> Kind:
     if abs(difference) <= half:
         return "undecided"
     return "better" if (difference > 0) != lower else "worse"
@@ -228,7 +224,8 @@ def rows_needed(verdict: PairVerdict, examples: int, margin: float | None = None
 
 
 def _decides(verdict: PairVerdict, margin: float | None, half: float) -> bool:
-    return _kind(verdict.difference, half, margin, lower=False) != "undecided"
+    size = abs(verdict.difference)
+    return size > half or (margin is not None and size + half <= margin)
 
 
 def _both(verdict: PairVerdict) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from deltatune.cli.options import (
     TRAINING,
     BatchSizeOrDefault,
     Beams,
+    Compile,
     Dense,
     Json,
     Kind,
@@ -190,6 +191,7 @@ def compare(
     ] = None,
     batch_size: BatchSizeOrDefault = None,
     packing: Packing = SETTINGS["packing"].default,
+    compile: Compile = SETTINGS["compile"].default,
     precision: PrecisionOrDefault = None,
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
@@ -240,7 +242,7 @@ def compare(
     methods = _all_methods(methods, more_methods)
     if prompting:
         methods = [*PROMPTING_METHODS, *(method for method in methods if method not in PROMPTING_METHODS)]
-    budgets = budget or [None if methods else DEFAULT_BUDGET]
+    budgets: list[Any] = budget or [None if methods else DEFAULT_BUDGET]
     sets = data_axis(data)
     check_single_files(sets, validation, test)
     axes = study_axes(sets, data, models, limit or [None], budgets, shots or [None])
@@ -262,6 +264,7 @@ def compare(
         from deltatune.training import Settings
 
         options = {"epochs": own_epochs, "batch_size": own_batch_size, "precision": precision, "packing": packing}
+        options |= {"compile": compile}
         if point.shots is not None and epochs is None:
             options |= {"max_steps": FEW_SHOT_STEPS, "batch_size": batch_size or FEW_SHOT_BATCH}
         settings = Settings(**set_values(options))
@@ -289,7 +292,7 @@ def compare(
     if axes is not None:
         from deltatune.comparison.study import make_study_plan
 
-        more = {"suites": sets.suites, "notes": sets.notes} if sets is not None else {}
+        more: dict[str, Any] = {"suites": sets.suites, "notes": sets.notes} if sets is not None else {}
         run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, minutes=minutes, **more), as_json)
         return
     if tasks is not None:
@@ -297,7 +300,7 @@ def compare(
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 
-    single = Point("", models[0], *(values[0] if values else None for values in (limit, budgets, shots)))
+    single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)
     plan = plan_at(single, out, {"minutes": minutes})
     with FolderLock(plan.out):
         plan = fit_minutes(plan)

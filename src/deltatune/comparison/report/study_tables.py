@@ -10,6 +10,7 @@ from deltatune.comparison.report.figures.svg import group, mark, tag
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.study_results import StudyComparison, StudyMethod, StudyResults, place, value_text
+from deltatune.tasks.metrics.metric_facts import bounds
 
 COLUMNS = 10
 """Comparisons beside each other in one table, which then fits a page of 1,200 pixels."""
@@ -197,7 +198,7 @@ def published_table(study: Mapping[str, Any], results: StudyResults) -> str:
     for row in published:
         value, metric = formats.number(row, "value"), str(row.get("metric") or "")
         measured = measured_value(row, results)
-        scale = 100.0 if value is not None and measured is not None and abs(value) > 1.5 >= abs(measured) else 1.0
+        scale = published_scale(value, measured, metric)
         here = None if measured is None else measured * scale
         apart = None if here is None or value is None else here - value
         digits = 1 if scale == 100 else 3
@@ -214,6 +215,13 @@ def published_table(study: Mapping[str, Any], results: StudyResults) -> str:
     head = '<th class="c-method">Method</th><th class="text">On</th><th class="text">Metric</th><th>Published</th>'
     head += '<th>Here</th><th>Difference</th><th class="text">Source</th>'
     return table_region(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "Published figures")
+
+
+def published_scale(published: float | None, measured: float | None, metric: str) -> float:
+    """100 for a score of at most 1 that papers give in per cent, 1 for others: CIDEr and NIST go beyond 1."""
+    if published is None or measured is None or bounds(metric)[1] != 1:
+        return 1.0
+    return 100.0 if abs(published) > 1.5 >= abs(measured) else 1.0
 
 
 def measured_value(published: Mapping[str, Any], results: StudyResults) -> float | None:

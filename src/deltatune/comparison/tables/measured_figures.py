@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deltatune.comparison.report.study_results import StudyResults
-from deltatune.comparison.report.study_tables import measured_value
+from deltatune.comparison.report.study_tables import measured_value, published_scale
 from deltatune.core.errors import DeltatuneError
 
 Figure = dict[str, Any]
@@ -27,16 +27,13 @@ def beside(published: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[st
 def beside_study(study: Mapping[str, Any]) -> list[Figure]:
     """The published figures of study.json, each with the score that the study measured, on the published scale."""
     results = StudyResults(study)
-    return [
-        {**figure, "here": on_scale_of(figure["value"], measured_value(figure, results), True)}
-        for figure in study.get("published") or ()
-    ]
+    return [_with(figure, measured_value(figure, results), scaled=True) for figure in study.get("published") or ()]
 
 
-def on_scale_of(published: float, measured: float | None, shares: bool) -> float | None:
-    """A measured share in per cent where the published figure is."""
-    per_cent = shares and measured is not None and abs(published) > 1.5 >= abs(measured)
-    return 100 * measured if per_cent and measured is not None else measured
+def _with(figure: Mapping[str, Any], measured: float | None, scaled: bool) -> Figure:
+    """A published figure with the measured one; `scaled`: shares of 1 in per cent where the published one is."""
+    scale = published_scale(figure["value"], measured, figure["metric"]) if scaled else 1.0
+    return {**figure, "here": None if measured is None else scale * measured}
 
 
 def _find(figure: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> float | None:

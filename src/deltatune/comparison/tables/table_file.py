@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.comparison.study.study_sources import DataSets, name_data_sets
-from deltatune.comparison.tables.table_schema import KINDS, Compare, Continual, Dimension, Facts, TableRecipe
+from deltatune.comparison.tables.table_schema import KINDS, Compare, Continual, Dimension, Facts, Latency, TableRecipe
 from deltatune.core.errors import nearest, raise_all
 from deltatune.data.published.suites import open_suite
 from deltatune.training.recipes.recipe_files import checked_section, recipe_content
@@ -53,9 +53,11 @@ def stray_figures(recipe: TableRecipe) -> Iterator[str]:
 
 
 def methods_of(recipe: TableRecipe) -> list[str]:
-    """The methods as results name them; of facts the wordings."""
+    """The methods as results name them; of facts the wordings, of latencies also the bare model."""
     experiment = recipe.experiment
-    return list(experiment.wordings if isinstance(experiment, Facts) else experiment.methods)
+    if isinstance(experiment, Facts):
+        return experiment.wordings
+    return [*(["bare"] if isinstance(experiment, Latency) else []), *experiment.methods]
 
 
 def places_of(recipe: TableRecipe) -> dict[str, list[str]]:
@@ -70,8 +72,8 @@ def places_of(recipe: TableRecipe) -> dict[str, list[str]]:
         axes = {"mode": list(experiment.modes)}
     elif isinstance(experiment, Facts):
         axes = {"model": experiment.model, "relation": experiment.relations}
-    elif recipe.latency is not None:
-        axes = {"batch": recipe.latency.batches, "length": recipe.latency.lengths or [], "form": []}
+    elif isinstance(experiment, Latency):
+        axes = {"batch": experiment.batches, "length": experiment.lengths or [], "form": []}
     else:
         axes = {}
     return {name: [str(value) for value in values] for name, values in axes.items()}

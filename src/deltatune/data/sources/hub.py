@@ -18,6 +18,10 @@ SAVE_PARTS = (
 )
 """What to do where the splits of a set are not clear: they cannot be renamed on the hub."""
 
+CONVERTED = "refs/convert/parquet"
+"""The branch of a repository on the hub where the hub keeps the set as Parquet files."""
+SCRIPTS = "Dataset scripts are no longer supported"
+
 
 def open_hub(source: str, built_in: str) -> Source:
     """A data set by its hub name, `owner/name` or `owner/name:configuration`.
@@ -32,7 +36,7 @@ def open_hub(source: str, built_in: str) -> Source:
         raise DeltatuneError(f'{no_file} it needs `datasets`. Install it: pip install "deltatune[data]"') from None
     name, _, configuration = source.partition(":")
     try:
-        loaded = datasets.load_dataset(name, configuration or None)
+        loaded = _load(datasets, name, configuration)
     except Exception as error:  # whatever `datasets`, its readers and the network raise: there is no common class
         fix = f" Name one: --data {name}:CONFIGURATION" if "onfig" in str(error) else ""
         raise DeltatuneError(
@@ -55,6 +59,25 @@ def open_hub(source: str, built_in: str) -> Source:
         split_names=match.splits,
         notes=(f"splits that are not used: {sizes}",) if sizes else (),
     )
+
+
+def _load(datasets: Any, name: str, configuration: str) -> Any:
+    """The splits of a set. Of one that is a script, which is never run, the hub's own conversion to Parquet is read.
+
+    The conversion's folders are the configurations, `default` where there is one (https://huggingface.co/docs/dataset-viewer/parquet).
+    """
+    try:
+        return datasets.load_dataset(name, configuration or None)
+    except RuntimeError as error:
+        if SCRIPTS not in str(error):
+            raise
+        script = error
+    for folder in dict.fromkeys((configuration or "default", "default")):
+        try:
+            return datasets.load_dataset(name, data_dir=folder, revision=CONVERTED)
+        except Exception:
+            continue
+    raise script
 
 
 def _reason(error: Exception) -> str:

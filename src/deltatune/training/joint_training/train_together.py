@@ -162,16 +162,19 @@ class JointTraining:
                     steps[i] = run.loop.steps()
             while steps:
                 self.step_(steps)
+            peak_memory = hardware.peak_memory(processes.device)
+        for i, run in self.runs.items():
+            if i not in self.outcomes:
+                with keeping_errors(self.outcomes, i):
+                    self.outcomes[i] = run.finish_(peak_memory)
         return self.outcomes
 
     def step_(self, steps: dict[int, Iterator[Step]]) -> None:
-        """The next step of every training that has one left; the others are finished and taken out."""
+        """The next step of every training that has one left; the others are taken out."""
         started = time.perf_counter()
         due = {i: step for i, each in steps.items() if (step := next(each, None)) is not None}
         for i in [i for i in steps if i not in due]:
             del steps[i]
-            with keeping_errors(self.outcomes, i):
-                self.outcomes[i] = self.runs[i].finish_(hardware.peak_memory(self.runs[i].device))
         self.host.model.train()
         totals = self.backward(due)
         taken = {}

@@ -4,6 +4,7 @@ from deltatune.training.adapter_fusion import fuse
 from deltatune.training.forward import logits
 from deltatune.training.inference.decoding import generate_texts
 from deltatune.training.inference.prediction import encode_for, ensemble, predict
+from deltatune.training.joint_training.pass_speed import is_faster
 from deltatune.training.joint_training.train_together import train_together
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import AdapterTraining, Outcome, train
@@ -16,6 +17,7 @@ __all__ = [
     "ensemble",
     "fuse",
     "generate_texts",
+    "is_faster",
     "logits",
     "predict",
     "train",

@@ -105,7 +105,7 @@ class TrainingLoop:
         self.parameters = [parameter for n, parameter in trainable if n not in unread]
         self.gradient_check = GradientCheck(name, {n: p for n, p in trainable if n not in unread}, skippable)
 
-        peak_rate = settings.learning_rate or 0.0
+        peak_rate = settings.peak_rate
         groups = host.adapters[name].parameter_groups(peak_rate, settings.weight_decay)
         groups.sort(key=lambda group: group["lr"] != peak_rate)  # the first group's rate is the one reported
         self.peak_rates = [group["lr"] for group in groups]
@@ -134,6 +134,10 @@ class TrainingLoop:
 
     def optimize_(self, step: Step) -> tuple[float, float]:
         """One optimizer step: its loss over the rows of all processes, and the learning rate it was taken with."""
+        return self.update_(step, self.backward(step))
+
+    def backward(self, step: Step) -> Tensor:
+        """Add the gradients of a step's forward passes in this process, and return their loss."""
         total = torch.zeros((), device=self.processes.device)
         self.model.train()
         for batch in step.batches:
@@ -142,7 +146,7 @@ class TrainingLoop:
                 loss = loss * 0.0
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return self.update_(step, total)
+        return total
 
     def update_(self, step: Step, total: Tensor) -> tuple[float, float]:
         """Take an optimizer step with the gradients that are there; `total` is the loss of this process's passes.

@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from deltatune.comparison.report.page import render
-from deltatune.comparison.report.verdict_section import difference, forecast
+from deltatune.comparison.report.verdict_section import difference, outlook
 from support.comparison_sample import EVIL, poisoned, sample_summary
 from support.html_pages import browse, needs_browser, outline
 
@@ -80,16 +80,16 @@ def test_a_row_of_the_matrix_is_the_row_against_the_column(summary):
 def test_open_pairs_are_listed_with_what_would_decide_them():
     pair = {"first": "A()", "second": "B()", "difference": 0.0123, "ci": [-0.01, 0.034], "verdict": "undecided"}
     assert difference(pair) == "+0.012 (−0.010 to 0.034)"
-    assert forecast(pair) == "", "the summary does not say enough"
+    assert outlook(pair) == "", "the summary does not say enough"
     parts = {"look": 1, "runs": [2, 2], "level": 0.05, "row_error": 0.004, "seed_error": 0.01}
     pair |= parts
-    seeds = int(re.search(r"about (\d+) more seeds would tell", forecast(pair, None, 500))[1])
+    seeds = int(re.search(r"about (\d+) more seeds would tell", outlook(pair, None, 500))[1])
     assert 2 <= seeds <= 12
-    rows = forecast({**pair, "row_error": 0.011, "seed_error": 0.0001}, None, 500)
+    rows = outlook({**pair, "row_error": 0.011, "seed_error": 0.0001}, None, 500)
     assert re.search(r"about [\d,]+ more test rows would tell, more seeds would not", rows)
-    assert "neither" in forecast({**pair, "difference": 0.0001}, None, 500)
-    assert "more seed" in forecast({**pair, "difference": 0.0001}, 0.03, 500), "they would be equal within the margin"
-    assert forecast({**pair, "verdict": "equal"}, None, 500) == ""
+    assert "neither" in outlook({**pair, "difference": 0.0001}, None, 500)
+    assert "more seed" in outlook({**pair, "difference": 0.0001}, 0.03, 500), "they would be equal within the margin"
+    assert outlook({**pair, "verdict": "equal"}, None, 500) == ""
 
 
 def test_every_rung_of_the_search_is_drawn_and_listed(summary):

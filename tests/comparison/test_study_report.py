@@ -221,3 +221,27 @@ def test_in_a_browser(tmp_path, width):
     assert found["first"] == "LoRA"
     assert found["sorted"] == "Prefix", "by falling rank"
     assert found["milliseconds"] < 3000
+
+
+def test_suites_totals_and_notes_of_a_study_are_shown():
+    study = sample_study(methods=3, sets=3)
+    asked = study["methods"]
+    rows = [{"method": asked[0], "average": None, "tasks": {"sst2": 0.9}},
+            {"method": asked[1], "average": 0.8123, "tasks": {"sst2": 0.8, "cola": 0.5}}]  # fmt: skip
+    study["suites"] = [
+        {"suite": "GLUE", "at": {"model": "org/bert", "limit": None}, "tasks": ["sst2", "cola"], "missing": ["wnli"],
+         "methods": rows}
+    ]  # fmt: skip
+    study["notes"] = ["the mean is over different metrics"]
+    study["totals"] = [
+        {"method": method, "at": {"model": model, "budget": None}, "tasks": 1000, "params": 5, "bytes": size,
+         "copies": 14e12}
+        for method, model, size in ((asked[0], "org/large", 14e9), (asked[1], "org/small", 3e9))
+    ]  # fmt: skip
+    words = words_of(render_study(study))
+    assert "Suites" in words
+    assert "without wnli" in words
+    assert words.index("0.812") < words.index("0.900"), "a method without an average comes last"
+    assert "the mean is over different metrics" in words
+    assert "large" in words
+    assert words.index("3 GB") < words.index("14 GB") < words.index("14 TB", words.index("14 GB"))

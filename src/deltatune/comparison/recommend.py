@@ -1,4 +1,7 @@
-"""Recommendation of a method in one sentence: the fewest trained parameters among those tied with the best."""
+"""Recommendation of a method: the fewest trained parameters among those that are not told apart from the best.
+
+Two to four sentences: what to use and how sure that is, what it costs, and what more seeds or rows would change.
+"""
 
 import math
 from collections.abc import Mapping
@@ -27,9 +30,13 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     best = max(scored, key=lambda row: sign * float(row["score"]))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
     chosen = min(tied, key=lambda row: (*_trained(row), row.get("train_seconds") or math.inf))
-    reason = _reason(chosen, best, scored, tied, sign)
+    reason = _reason(chosen, best, scored, tied, sign, _Verdicts(summary))
     warning = _warning(best, summary.get("majority"), lower=sign < 0)
-    return {"method": chosen["method"], "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}"}
+    further = f"{_costs(chosen, summary)}{_outlook(chosen, summary)}"
+    return {
+        "method": chosen["method"],
+        "sentence": f"Use {_claim(chosen, summary['metric'])}{reason}.{warning}{further}",
+    }
 
 
 def has_score(row: MethodEntry) -> bool:
@@ -54,13 +61,37 @@ def _trained(row: MethodEntry) -> tuple[int, int]:
     return row["params"], row.get("head_params") or 0
 
 
+class _Verdicts:
+    """What a comparison with verdicts on pairs says of two methods; one without knows only what is tied."""
+
+    def __init__(self, summary: Mapping[str, Any]) -> None:
+        self.kinds = {frozenset((p["first"], p["second"])): p["verdict"] for p in summary.get("pairs") or ()}
+        self.margin = (summary.get("decision") or {}).get("margin")
+
+    def is_equal(self, one: MethodEntry, other: MethodEntry) -> bool:
+        """Whether the methods are equal within the margin."""
+        return self.kinds.get(frozenset((one["method"], other["method"]))) == "equal"
+
+    def tie(self, one: MethodEntry, other: MethodEntry) -> str:
+        """How a method is tied with another."""
+        if self.is_equal(one, other) and self.margin is not None:
+            return f"equal within {self.margin:g} to"
+        return "not told apart from" if self.kinds else "statistically tied with"
+
+
 def _reason(
-    chosen: MethodEntry, best: MethodEntry, scored: list[MethodEntry], tied: list[MethodEntry], sign: int
+    chosen: MethodEntry,
+    best: MethodEntry,
+    scored: list[MethodEntry],
+    tied: list[MethodEntry],
+    sign: int,
+    verdicts: _Verdicts,
 ) -> str:
     if len(scored) == 1:
         return "; it is the only method with a score, so there is no comparison"
     if chosen is not best:
-        return f", statistically tied with the best ({best['method']}, {best['score']:.3f}){_cost(chosen, best)}"
+        tie = verdicts.tie(chosen, best)
+        return f", {tie} the best ({best['method']}, {best['score']:.3f}){_cost(chosen, best)}"
     fitted = [row for row in scored if not row.get("reference")]
     if chosen.get("reference") and fitted and not any(row["tied_with_best"] for row in fitted):
         near = max(fitted, key=lambda row: sign * float(row["score"]))
@@ -73,7 +104,8 @@ def _reason(
         fewer = any(_trained(row) == _trained(chosen) for row in tied if row is not chosen)
         s = "s" if len(tied) == 2 else ""
         cost = f"train{s} no fewer" if fewer else f"train{s} more"
-        return f", the best score; {others} statistically tied with it but {cost} parameters"
+        tie = "not told apart from it" if verdicts.kinds else "statistically tied with it"
+        return f", the best score; {others} {tie} but {cost} parameters"
     return ", significantly better than all the others"
 
 
@@ -93,6 +125,50 @@ def _share(row: MethodEntry, of: MethodEntry) -> str:
     if not of["params"]:  # a probe trains only the head: a share is undefined
         return f"{row['params']:,} trained parameters against none"
     return f"{percent(row['params'] / of['params'])} of its trained parameters"
+
+
+def _costs(row: MethodEntry, summary: Mapping[str, Any]) -> str:
+    """What was measured of training, storing and serving it; "" in summaries without these measurements."""
+    from deltatune.comparison.report.number_format import number, seconds, size
+
+    stored, time, merged = (number(row, name) for name in ("adapter_bytes", "train_seconds", "latency_ratio_merged"))
+    if stored is None:
+        return ""
+    parts = [f"One training took {seconds(time)}"] if time is not None else []
+    parts.append(f"{'its' if parts else 'Its'} file has {size(stored)} ({size(100 * stored)} for 100 tasks)")
+    if (latency := number(row, "latency_ratio")) is not None:
+        once = f", {merged:.2f} merged" if merged is not None and merged != latency else ""
+        parts.append(f"inference takes {latency:.2f} times as long as with the bare model{once}")
+    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    return f" {text}."
+
+
+def _outlook(row: MethodEntry, summary: Mapping[str, Any]) -> str:
+    """What would likely tell it from the methods from which it is not told apart; "" where nobody can say."""
+    from deltatune.comparison.pair_forecast import forecast
+
+    margin = (summary.get("decision") or {}).get("margin")
+    examples = ((summary.get("data") or {}).get("rows") or {}).get("test")
+    expected = {}
+    for pair in summary.get("pairs") or ():
+        if row["method"] in (pair["first"], pair["second"]):
+            other = pair["second"] if pair["first"] == row["method"] else pair["first"]
+            if (found := forecast(pair, margin, examples)) is not None:
+                expected[other] = found
+    seeds = {other: found.seeds for other, found in expected.items() if found.seeds}
+    rows = {other: found.rows for other, found in expected.items() if found.rows}
+    if seeds:
+        nearest = min(seeds, key=lambda other: seeds[other])
+        more = f"{seeds[nearest]} more seed{'' if seeds[nearest] == 1 else 's'}"
+        others = f", and more of them from {len(seeds) - 1} more" if len(seeds) > 1 else ""
+        return f" About {more} would likely decide between it and {nearest}{others}."
+    if rows:
+        nearest = min(rows, key=lambda other: rows[other])
+        return f" More seeds would not decide between it and {nearest}; about {rows[nearest]:,} more test rows would."
+    if expected:
+        one = next(iter(expected)) if len(expected) == 1 else f"the {len(expected)} others"
+        return f" Neither a few more seeds nor a few times the test rows would likely tell it from {one}."
+    return ""
 
 
 def _warning(best: MethodEntry, majority: Mapping[str, Any] | None, lower: bool = False) -> str:

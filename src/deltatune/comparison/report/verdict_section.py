@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltatune.comparison.pair_forecast import forecast
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.verdicts import PairVerdict, rows_needed, seeds_needed
 
 Pair = Mapping[str, Any]
 """An entry of `summary["pairs"]`: first, second, difference (first - second), ci, verdict of the first."""
 LISTED = 6
 """Undecided pairs that are listed at once; the others are folded."""
-MOST_SEEDS, MOST_ROWS = 30, 20
-"""Further seeds, and times as many test rows, beyond which a pair counts as one that nobody will tell apart."""
-FIELDS = {field.name for field in dataclasses.fields(PairVerdict)} | {"ci"}
-NEEDED = {"first", "second", "difference", "ci", "look", "runs", "row_error", "seed_error", "level"}
-"""What a forecast of a pair is made of; pairs of other versions may lack it."""
 OPPOSITE = {"better": "worse", "worse": "better"}
 MARKS = {"better": "+", "worse": "−", "equal": "=", "undecided": "?"}
 STOPPED = {
@@ -108,7 +102,7 @@ def _undecided(pairs: Sequence[Pair], labels: Mapping[str, str], margin: float |
     items = [
         f"<li><b>{html(labels.get(str(pair['first']), pair['first']))}</b> and "
         f"<b>{html(labels.get(str(pair['second']), pair['second']))}</b>: "
-        f"{html(difference(pair) + forecast(pair, margin, examples))}</li>"
+        f"{html(difference(pair) + outlook(pair, margin, examples))}</li>"
         for pair in sorted(pairs, key=lambda pair: -abs(formats.number(pair, "difference") or 0.0))
     ]
     if not items:
@@ -126,23 +120,15 @@ def difference(pair: Pair) -> str:
     return f"{text} ({formats.score(float(ends[0]))} to {formats.score(float(ends[1]))})"
 
 
-def forecast(pair: Pair, margin: float | None = None, examples: float | None = None) -> str:
-    """What would decide an open pair if its difference stays as it is: more seeds, or more test rows.
-
-    margin: within which methods are equal; examples: test rows so far. "" if the summary does not say enough.
-    """
-    numbers = [pair.get(name) for name in ("difference", "row_error", "seed_error", "level")] + list(
-        pair.get("ci") or ()
-    )
-    is_known = pair.keys() >= NEEDED and len(numbers) == 6 and all(isinstance(each, int | float) for each in numbers)
-    if pair.get("verdict") != "undecided" or not is_known:
+def outlook(pair: Pair, margin: float | None = None, examples: float | None = None) -> str:
+    """What would decide an open pair, as the end of a sentence; "" if the summary does not say enough."""
+    expected = forecast(pair, margin, examples)
+    if expected is None:
         return ""
-    verdict = PairVerdict.from_json({name: pair[name] for name in pair if name in FIELDS})
-    seeds = seeds_needed(verdict, margin, MOST_SEEDS)
+    seeds, rows = expected
     if seeds:
         return f"; about {formats.count(seeds)} more seed{'' if seeds == 1 else 's'} would tell"
-    rows = rows_needed(verdict, round(examples), margin) if examples else None
-    if rows and rows <= MOST_ROWS * (examples or 0):
+    if rows:
         return f"; about {formats.count(rows)} more test rows would tell, more seeds would not"
     return "; neither a few more seeds nor a few times the test rows would tell"
 

@@ -1,12 +1,15 @@
 """Suites: GLUE and SuperGLUE from the hub's configurations, or from a folder with a place for each task."""
 
+import datasets
 import pytest
 
 from deltatune.comparison.study import name_data_sets
 from deltatune.core.errors import DeltatuneError
+from deltatune.data import read
 from deltatune.data.published.benchmarks import BENCHMARKS
 from deltatune.data.published.suites import SUITES, open_suite
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS
+from support.published import GLUE, SUPER_GLUE
 
 
 def test_glue_is_eight_tasks_of_the_hub_and_says_what_it_leaves_out():
@@ -81,3 +84,17 @@ def test_metrics_of_a_suite_are_those_that_tasks_have():
             assert set(metrics) <= known, task
             if task in BENCHMARKS:
                 assert BENCHMARKS[task].metric in metrics or task == "cb", task
+
+
+@pytest.mark.parametrize(("name", "sets"), [("glue", GLUE), ("superglue", SUPER_GLUE)])
+def test_every_task_of_a_suite_is_read_from_the_hub(name, sets, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub, task: sets[task].load())
+    suite = open_suite(name)
+    found = {task: read(source) for task, source in suite.sources.items()}
+    assert set(found) == set(sets) - set(suite.suite.left_out)
+    for task, data in found.items():
+        assert data.metric in (*suite.suite.tasks[task], "accuracy", ""), task
+        assert all(len(rows) for rows in (data.train, data.validation, data.test))
+        assert data.kind == ("number" if task == "stsb" else "span" if task == "record" else "classes")
+    if name == "glue":
+        assert list(found["mnli"].more_tests) == ["test_mismatched"]

@@ -167,6 +167,16 @@ Accumulation = Annotated[
     int, option("--accumulation", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['accumulation'].help}.")
 ]
 Packing = Annotated[bool, option("--packing/--no-packing", panel=TRAINING, help=f"{SETTINGS['packing'].help}.")]
+Compile = Annotated[
+    str,
+    option(
+        "--compile",
+        panel=TRAINING,
+        metavar="KIND",
+        help=f"off, on or auto. {SETTINGS['compile'].help}.",
+        callback=one_of("--compile", SETTINGS["compile"].choices),
+    ),
+]
 Precision = Annotated[
     str,
     option(

@@ -15,12 +15,14 @@ from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.records import unused_results
 from deltatune.core.budget import Budget
 from deltatune.core.input_validation.strict_json import dumps
+from deltatune.core.method import Method
 from deltatune.data import Data, Row
 from deltatune.data.few_shot import MOST_UNLABELLED, unlabelled_rows, without_labels
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings
+from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, spares_first_block
 from deltatune.training.session import Session
 
 
@@ -146,7 +148,7 @@ class Plan:
         """Everything that determines a cell's result, as plain data."""
         method = cell.candidate.method
         drawn: dict[str, Any] = {} if cell.draw is None else {"draw": self._drawn[cell.draw]}
-        settings = dataclasses.asdict(self.settings) | {"learning_rate": cell.rate, "seed": cell.seed}
+        settings = self.settings.facts() | {"learning_rate": cell.rate, "seed": cell.seed}
         if isinstance(method, PromptMethod):
             drawn |= {"prompt": dataclasses.asdict(self.options), "unlabelled": self._unlabelled[cell.draw]}
             if not method.draws:  # one result for all seeds and draws, which is computed once
@@ -161,8 +163,14 @@ class Plan:
             "method": cell.candidate.text,
             "settings": settings,
             "schedule_version": self.settings.schedule_version(),
+            **self._lower_layers(method),
             **drawn,
         }
+
+    def _lower_layers(self, method: Method) -> dict[str, int]:
+        """The version of trainings that leave the first block alone; nothing for others."""
+        spared = not isinstance(method, PromptMethod) and spares_first_block(method, self.session.host.sites)
+        return {"lower_layers": LOWER_LAYERS_VERSION} if spared else {}
 
     def notes(self) -> list[str]:
         """Notes for the user: on the data, on methods left out, on results in the folder that cannot be used."""

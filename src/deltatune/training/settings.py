@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from deltatune.core.errors import nearest, raise_all
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 
 TRACKERS = {
@@ -18,6 +18,8 @@ TRACKERS = {
 """Experiment trackers by the name of their package, each with its callback in transformers."""
 
 
+AUTO: Literal["auto"] = "auto"
+"""The learning rate that a search on the validation rows chooses."""
 MOST_EPOCHS = 1_000_000
 SCHEDULE_VERSION = 2
 """Version of the warm-up: in version 1 the first step had a rate of 0."""
@@ -35,8 +37,8 @@ class Settings:
     """Rows of one optimizer step."""
     accumulation: int = 1
     """Split each batch into this many forward passes; the batch size stays the same."""
-    learning_rate: float | None = None
-    """Peak learning rate; None takes the method's recommended one."""
+    learning_rate: float | Literal["auto"] | None = None
+    """Peak learning rate; None: the one recommended for the method and the number of steps; auto: searched."""
     warmup: float = 0.06
     """Fraction of the steps in which the learning rate rises to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -51,6 +53,8 @@ class Settings:
     """Pack several rows into one sequence (decoders only)."""
     checkpointing: bool = False
     """Gradient checkpointing: activations are computed again in backward. Much less memory, about half more time."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """torch.compile of the blocks that are trained through, the same within rounding; auto: where that is faster."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 runs the base under bfloat16 autocast; auto does so on hardware that is faster in bfloat16."""
     evaluate: Literal["end", "epoch"] = "end"
@@ -68,7 +72,7 @@ class Settings:
         problems = [f"{name} must be at least 1, not {n}" for name, n in counts.items() if n is not None and n < 1]
         if self.epochs <= 0 or not math.isfinite(self.epochs):
             problems.append(f"epochs must be above 0, not {self.epochs}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+        if isinstance(self.learning_rate, float) and not 0 < self.learning_rate < math.inf:
             problems.append(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.epochs > MOST_EPOCHS:
             problems.append(f"epochs must be at most {MOST_EPOCHS:,}, not {self.epochs:g}")
@@ -87,6 +91,22 @@ class Settings:
             if name not in TRACKERS
         ]
         raise_all(problems)
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate as a number. Raises DeltatuneError where it is still to be set or searched."""
+        if not isinstance(self.learning_rate, float):
+            raise DeltatuneError(
+                f"learning_rate={self.learning_rate!r}: a number is needed here; auto is searched by train, one "
+                "adapter at a time"
+            )
+        return self.learning_rate
+
+    def facts(self) -> dict[str, Any]:
+        """The fields that determine a result, as plain data."""
+        fields = asdict(self)
+        del fields["compile"]
+        return fields
 
     def schedule_version(self) -> int | None:
         """Version of the learning rates that these settings mean; None where all versions agree: without a warm-up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,17 @@ from deltatune.training.auxiliary_loss import AuxiliaryMLM
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.prediction import ensure_encoded, predict
+from deltatune.training.learning_rates.rate_search import RateSearch, train_searched
+from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep, TrainingLoop
 from deltatune.training.model_and_loader import model_and_loader, repeated_rows
 from deltatune.training.reporting import Reporter, check_installed
+from deltatune.training.scaling.compiled_blocks import CompiledBlocks, compiled_blocks
 from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, find_lower_blocks, lower_layers
 from deltatune.training.scaling.sharding import shard_, unshard_root_
-from deltatune.training.settings import Settings
+from deltatune.training.settings import AUTO, Settings
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Outcome:
     """The step of the checkpoint that the run was resumed from; 0 for a new run."""
     paused: bool = False
     """Whether steps are left: the run was asked to pause before its end."""
+    search: RateSearch | None = None
+    """How the learning rate was found, where it was searched."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,20 @@ def train(
     as a run that never paused: the schedule is that of the whole run. Raises DeltatuneError for rows that the task
     refuses, a checkpoint of another run, a trainable tensor that does not learn, and a loss that is not finite.
     """
+    settings = settings or Settings()
+    if settings.learning_rate == AUTO:
+        check_trainable(host, name)
+        rows = ensure_encoded(host, name, task, rows_train, tokenizer)
+        validation = ensure_encoded(host, name, task, rows_validation or [], tokenizer)
+        if until is not None:
+            raise DeltatuneError(f"until={until}: a run whose learning_rate is {AUTO} does not pause; give a rate")
+
+        def attempt(tried: Settings, scored: Encoded, folder: Path, log: Path | None, until: int | None) -> Outcome:
+            return train(host, name, task, rows, scored, tokenizer, tried, folder, on_step, log, auxiliary, until)
+
+        identity = identity_of(host, name, task, rows, settings)
+        folders = [None if folder is None else Path(folder) for folder in (out, reports)]
+        return train_searched(attempt, host, name, task, rows, validation, settings, identity, *folders)
     asked = AdapterTraining(name, task, rows_train, rows_validation, settings, out, on_step, reports, until)
     run = TrainingRun(host, asked, tokenizer)
     check_launch(run.bfloat16 or host.model.dtype == torch.bfloat16)
@@ -128,20 +147,24 @@ class TrainingRun:
     loop: TrainingLoop
     resume: Path | None = None
     """The checkpoint to go on from."""
+    compiled: CompiledBlocks | None = None
+    """The blocks that may run compiled, while it trains."""
 
     def __init__(self, host: Host, asked: AdapterTraining, tokenizer: PreTrainedTokenizerBase) -> None:
         """Encode the rows. Raises DeltatuneError for what cannot be trained, and for rows that the task refuses."""
         name = asked.name
         self.host, self.name, self.task, self.asked, self.tokenizer = host, name, asked.task, asked, tokenizer
-        self.settings = with_learning_rate(asked.settings or Settings(), host, name)
+        settings = asked.settings or Settings()
+        check_trainable(host, name)
         if asked.until is not None and (asked.out is None or asked.until < 1):
             raise DeltatuneError(
                 f"until={asked.until}: a run pauses after a step of at least 1, with `out`, a folder to go on from"
             )
-        check_installed(self.settings.report_to)
+        check_installed(settings.report_to)
         self.rows = ensure_encoded(host, name, asked.task, asked.rows_train, tokenizer)
         if not len(self.rows):
             raise DeltatuneError("there are no rows to train on")
+        self.settings = with_learning_rate(settings, host, name, len(self.rows))
         self.validation = ensure_encoded(host, name, asked.task, asked.rows_validation or [], tokenizer)
         self.bfloat16, self.device = uses_bfloat16(host.model, self.settings.precision), device_of(host)
         self.out = None if asked.out is None else Path(asked.out)
@@ -169,7 +192,10 @@ class TrainingRun:
             hardware.reset_peak_memory(self.device)
             self.open_(reporter, processes, auxiliary)
             repeated = repeated_rows(host, name, self.task, self.rows, self.tokenizer, settings)
-            with lower_layers(host, repeated, always=host.adapters[name].count > 0):
+            always = host.adapters[name].count > 0
+            with compiled_blocks(host, settings.compile) as self.compiled, lower_layers(host, repeated, always=always):
+                if self.compiled is not None:
+                    self.loop.on_step = self.compiled.watching(self.loop.on_step)
                 self.loop.run(self.resume, self.asked.until)
             peak_memory = hardware.peak_memory(self.device)
         return self.finish_(peak_memory)
@@ -196,7 +222,8 @@ class TrainingRun:
         """Scores on the validation rows."""
         unshard_root_(self.host.model)
         precision = "bfloat16" if self.bfloat16 else "float32"
-        answers = predict(self.host, self.name, self.task, self.validation, self.tokenizer, precision=precision)
+        with nullcontext() if self.compiled is None else self.compiled.paused():
+            answers = predict(self.host, self.name, self.task, self.validation, self.tokenizer, precision=precision)
         return self.task.score(answers, self.validation.references)
 
     def finish_(self, peak_memory: int | None) -> Outcome:
@@ -214,7 +241,7 @@ class TrainingRun:
             seconds=progress.seconds,
             examples_per_second=progress.rows / progress.seconds if progress.seconds else 0.0,
             peak_memory_bytes=peak_memory,
-            learning_rate=self.settings.learning_rate or 0.0,
+            learning_rate=self.settings.peak_rate,
             bfloat16=self.bfloat16,
             truncated=self.rows.truncated + self.validation.truncated,
             untrained_tensors=tuple(sorted(unread_tensors(self.host, self.name, self.task))),
@@ -263,22 +290,27 @@ def locked(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def with_learning_rate(settings: Settings, host: Host, name: str) -> Settings:
-    """Settings with a learning rate: the method's recommended one if none is given."""
+def check_trainable(host: Host, name: str) -> None:
+    """Raise DeltatuneError for an adapter without anything to train."""
     if not host.trainable(name):
         raise DeltatuneError(
             f"adapter {name!r} has nothing to train: {host.adapters[name].method!r} trains only a head, and tasks that "
             "use the language-model head have none; choose another method"
         )
+
+
+def with_learning_rate(settings: Settings, host: Host, name: str, rows: int) -> Settings:
+    """Settings with a learning rate: the recommended one for the method and so many rows, if none is given."""
     if settings.learning_rate is not None:
         return settings
-    return dataclasses.replace(settings, learning_rate=host.adapters[name].method.learning_rate)
+    rate = recommended_rate(host.adapters[name].method, steps_of(settings, rows))
+    return dataclasses.replace(settings, learning_rate=rate)
 
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:
     """The facts in which a checkpoint must equal the run that resumes from it, as plain data."""
     adapter, fields = host.adapters[name], dataclasses.asdict(settings)
-    for free in ("checkpointing", "report_to"):  # the result is the same
+    for free in ("checkpointing", "report_to", "compile"):  # the result is the same
         del fields[free]
     return {
         "method": repr(adapter.method),

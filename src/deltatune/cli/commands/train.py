@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from deltatune.cli.data_options import (
     BUILTIN_DATA,
@@ -26,6 +26,7 @@ from deltatune.cli.options import (
     Accumulation,
     BatchSize,
     Beams,
+    Compile,
     Dense,
     Epochs,
     Force,
@@ -79,6 +80,16 @@ def check_peer(name: str | None) -> None:
         raise DeltatuneError(
             f"--export-for {name}: adapters can be exported for {', '.join(PEERS)}{nearest(name, PEERS)}"
         )
+
+
+def rate_of(text: str | None) -> float | Literal["auto"] | None:
+    """The learning rate of an option. Raises DeltatuneError for a text that is neither a number nor auto."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise DeltatuneError(f"--lr {text}: give a number such as 2e-3, or auto{nearest(text, ['auto'])}") from None
 
 
 def check_export(name: str | None, method: Method, host: Host, head: nn.Module | bool | None) -> list[str]:
@@ -157,14 +168,20 @@ def train(
     dense: Dense = HEAD["dense"].default,
     epochs: Epochs = SETTINGS["epochs"].default,
     lr: Annotated[
-        float | None,
+        str | None,
         option(
-            "--lr", panel=TRAINING, metavar="RATE", help="Peak learning rate. Default: the method's recommended one."
+            "--lr",
+            panel=TRAINING,
+            metavar="RATE",
+            help="Peak learning rate. Default: the one recommended for the method and the number of steps. auto: three "
+            "or four rates are tried on the first steps and scored on the validation rows, and the best one goes on; that "
+            "adds at most half of the run's cost.",
         ),
     ] = None,
     batch_size: BatchSize = SETTINGS["batch_size"].default,
     accumulation: Accumulation = SETTINGS["accumulation"].default,
     packing: Packing = SETTINGS["packing"].default,
+    compile: Compile = SETTINGS["compile"].default,
     seed: Annotated[
         int,
         option(
@@ -191,6 +208,7 @@ def train(
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
+      deltatune train --data reviews.csv --lr auto
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
       deltatune train --model bert-base-uncased --data train.csv --method "PET()" --shots 16
       deltatune train --model bert-base-uncased --data train.csv --template "{text} It was {mask}."
@@ -229,8 +247,8 @@ def train(
     from deltatune.training.scaling.distributed import join_processes
 
     settings = Settings(
-        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
-        precision=precision,  # type: ignore[arg-type]  # it checks
+        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, seed=seed,
+        learning_rate=rate_of(lr), precision=precision, compile=compile,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     source = ", ".join(data)
     prompting = prompting_of(method or DEFAULT_METHOD, template, words, describe, unlabelled) if start is None else None

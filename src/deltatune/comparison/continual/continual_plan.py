@@ -62,7 +62,7 @@ class ContinualPlan:
 
     def settings_of(self, method: Method, seed: int) -> Settings:
         """The settings of a training with this method and seed."""
-        rate = self.settings.learning_rate or method.learning_rate
+        rate = method.learning_rate if self.settings.learning_rate is None else self.settings.peak_rate
         return dataclasses.replace(self.settings, learning_rate=rate, seed=seed)
 
     def record(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ContinualPlan:
             "methods": [repr(method) for method in self.methods],
             "modes": list(self.modes),
             "seeds": list(self.seeds),
-            "settings": dataclasses.asdict(self.settings),
+            "settings": self.settings.facts(),
             "versions": versions(),
         }
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from deltatune.core.capabilities import Needs
 from deltatune.core.host import Host
+from deltatune.core.method import Method
 from deltatune.core.sites.blocks import body, find_blocks, input_embeddings
-from deltatune.core.sites.site import Site
+from deltatune.core.sites.site import Site, Sites
 from deltatune.training.inference.batches import device_of
 from deltatune.training.scaling.block_bypass import BlockBypass
 from deltatune.training.scaling.feature_cache import CACHE, inputs_of
@@ -82,6 +83,12 @@ def find_lower_blocks(host: Host) -> LowerBlocks | None:
     if not lowest or any(id(p) in trained for module in fixed for p in module._parameters.values()):  # or tied to them
         return None
     return LowerBlocks(entry, blocks[:lowest], tuple(dict.fromkeys(outside)))
+
+
+def spares_first_block(method: Method, sites: Sites) -> bool:
+    """Whether a method changes only blocks above the first, so that its trainings have `LOWER_LAYERS_VERSION`."""
+    picked = [site for part in method.parts for site in part.pick(sites)]
+    return bool(picked) and all(site.layer or site.name.startswith("decoder.") for site in picked)
 
 
 def _changes_input(needs: Needs) -> bool:

@@ -70,7 +70,7 @@ def train_prompt(
     if (os.environ.get("WORLD_SIZE") or "1") != "1":
         problems.append(f"{method!r} runs in one process; start it without torchrun and accelerate")
     if settings.learning_rate is not None and not method.trains:
-        problems.append(f"--lr {settings.learning_rate:g}: {method!r} trains nothing; leave --lr out")
+        problems.append(f"--lr {settings.learning_rate}: {method!r} trains nothing; leave --lr out")
     raise_all(problems)
     options = prompt_options(drawn, **prompts)
     more = read_unlabelled(unlabelled, drawn)

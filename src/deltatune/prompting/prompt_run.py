@@ -25,7 +25,7 @@ from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.text_vectors import forget_vectors
 from deltatune.training.session import Session, open_session
-from deltatune.training.settings import Settings
+from deltatune.training.settings import AUTO, Settings
 
 FACTS = ("training", "prompts", "trials", "notes", "cost", "scoring")
 """What metrics.json holds besides the scores of the splits."""
@@ -99,6 +99,11 @@ def prepare(job: PromptJob) -> PreparedPrompt:
     method.check_task(session.task)
     if job.budget is not None:
         method = _within(session, method, job.budget)
+    if settings.learning_rate == AUTO:
+        raise DeltatuneError(
+            f"learning_rate {AUTO}: it is searched for methods that train with a head, not for {method!r}; give a "
+            "rate, or search with `deltatune compare`"
+        )
     if method.trains and settings.learning_rate is None:
         settings = dataclasses.replace(settings, learning_rate=method.learning_rate)
     if not job.task.get("max_length"):

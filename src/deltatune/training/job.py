@@ -23,9 +23,11 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
 from deltatune.training.continued.continued_training import Start, open_continued
 from deltatune.training.continued.forgetting import EarlierData, earlier_data
+from deltatune.training.learning_rates.rate_search import plan_search
+from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep
 from deltatune.training.session import Session, open_session
-from deltatune.training.settings import Settings
+from deltatune.training.settings import AUTO, Settings
 from deltatune.training.train_adapter import Outcome
 
 METHOD = "LoRA(r=8)"
@@ -90,9 +92,13 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
     session, notes = _new_adapter(job, check) if start is None else _continued_adapter(job, start, check)
     if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
-    if settings.learning_rate is None:
-        settings = dataclasses.replace(settings, learning_rate=session.adapter.method.learning_rate)
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
+    if settings.learning_rate == AUTO:
+        plan_search(settings, session.task, encoded["train"], encoded.get("validation"))
+    if settings.learning_rate is None:
+        method, steps = session.adapter.method, steps_of(settings, len(encoded["train"]))
+        rate = recommended_rate(method, steps) if start is None else method.learning_rate
+        settings = dataclasses.replace(settings, learning_rate=rate)
     if start is None:
         return Prepared(session, settings, job.data, encoded, notes)
     sources = list(getattr(job.data, "sources", {}).values())
@@ -204,5 +210,7 @@ def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:
         "examples_per_second": outcome.examples_per_second,
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "bfloat16": outcome.bfloat16,
+        "learning_rate": outcome.learning_rate,
+        **({} if outcome.search is None else {"search": outcome.search.to_json()}),
         "truncated": {split: rows.truncated for split, rows in encoded.items()},
     }

@@ -102,7 +102,7 @@ class Reporter:
             max_steps=settings.max_steps or -1,
             per_device_train_batch_size=settings.batch_size // settings.accumulation,
             gradient_accumulation_steps=settings.accumulation,
-            learning_rate=settings.learning_rate or 0.0,
+            learning_rate=settings.peak_rate,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             seed=settings.seed,

@@ -160,7 +160,7 @@ def introduce(plan: ContinualPlan, quiet: bool) -> None:
         rows = ", ".join(f"{count(encoded.examples)} {split}" for split, encoded in plan.encoded[name].items())
         pairs.append((f"task {number}", f"{name}: {part.describe()}; {rows} rows"))
     rates = ", ".join(
-        f"{method!r} (learning rate {rate(plan.settings_of(method, 0).learning_rate)})" for method in plan.methods
+        f"{method!r} (learning rate {rate(plan.settings_of(method, 0).peak_rate)})" for method in plan.methods
     )
     pairs += [
         ("model", f"{plan.session.model}: {plan.session.host.sites.facts.architecture}"),

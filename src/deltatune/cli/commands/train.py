@@ -84,12 +84,12 @@ def check_peer(name: str | None) -> None:
 
 def rate_of(text: str | None) -> float | Literal["auto"] | None:
     """The learning rate of an option. Raises DeltatuneError for a text that is neither a number nor auto."""
-    if text is None or text == "auto":
-        return text
+    if text == "auto":
+        return "auto"
     try:
-        return float(text)
+        return None if text is None else float(text)
     except ValueError:
-        raise DeltatuneError(f"--lr {text}: give a number such as 2e-3, or auto{nearest(text, ['auto'])}") from None
+        raise DeltatuneError(f"--lr {text}: give a number such as 2e-3, or auto{nearest(str(text), ['auto'])}") from None
 
 
 def check_export(name: str | None, method: Method, host: Host, head: nn.Module | bool | None) -> list[str]:

@@ -63,13 +63,14 @@ class TrainingProgress(Bar):
         super().__init__("training")
         self.batch_size = batch_size
         self.mean_batch = rows / max(1, -(-rows // batch_size))
-        self.started, self.first = time.perf_counter(), 0
+        self.started, self.first, self.last = time.perf_counter(), 0, 0
         self.loss = 0.0
 
     def __call__(self, step: int, total: int, loss: float, learning_rate: float) -> None:
         """Show a step."""
-        if not self.first:
-            self.first, self.loss = step, loss
+        if not self.first or step <= self.last:  # another run, of a learning rate that is tried
+            self.started, self.first, self.loss = time.perf_counter(), step, loss
+        self.last = step
         self.loss = SMOOTHING * self.loss + (1 - SMOOTHING) * loss
         text = self._text(step, total, learning_rate)
         if self.update(step, total, text):

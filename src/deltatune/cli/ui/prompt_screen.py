@@ -46,7 +46,7 @@ def introduce_prompt(ready: PreparedPrompt, folder: Path) -> None:
         length = plural(settings.epochs, "epoch") if settings.max_steps is None else plural(settings.max_steps, "step")
         pairs.append((
             "training",
-            f"{length}, batches of {settings.batch_size} rows, learning rate {rate(settings.learning_rate)}, seed "
+            f"{length}, batches of {settings.batch_size} rows, learning rate {rate(settings.peak_rate)}, seed "
             f"{settings.seed}",
         ))  # fmt: skip
     else:

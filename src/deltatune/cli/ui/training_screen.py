@@ -41,7 +41,7 @@ def introduce(ready: Prepared, folder: Path) -> None:
         (
             "training",
             f"{_length(settings)}, batches of {settings.batch_size} rows, "
-            f"learning rate {rate(settings.learning_rate)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
+            f"learning rate {_rate_of(ready)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
         ),
         ("folder", str(folder)),
     ]
@@ -55,6 +55,31 @@ def introduce(ready: Prepared, folder: Path) -> None:
     ]
     if notes:
         show(facts([("note", note) for note in notes]), "")
+
+
+def _rate_of(ready: Prepared) -> str:
+    """The learning rate, or how it will be searched."""
+    settings, encoded = ready.settings, ready.encoded
+    if settings.learning_rate != "auto":
+        return rate(settings.learning_rate)
+    from deltatune.training.learning_rates.rate_search import plan_search
+    from deltatune.training.learning_rates.recommended_rate import steps_of
+
+    plan = plan_search(settings, ready.session.task, encoded["train"], encoded.get("validation"))
+    return plan.describe(steps_of(settings, len(encoded["train"])))
+
+
+def searched_text(search: Mapping[str, Any], metric: str) -> str:
+    """What the search of a learning rate tried, chose and cost, in one sentence."""
+    last = {each["rate"]: each for each in search["tried"]}
+    tried = ", ".join(
+        f"{rate(each['rate'])} {'failed' if each['score'] is None else round(each['score'], 3)} (step {each['step']})"
+        for each in sorted(last.values(), key=lambda each: float(each["rate"]))
+    )
+    return (
+        f"Learning rate {rate(search['rate'])}, chosen by validation {metric}: {tried}. The search added "
+        f"{plural(search['steps'], 'step')} and {seconds(search['seconds'])}."
+    )
 
 
 def _length(settings: Settings) -> str:
@@ -86,6 +111,8 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
     spent = metrics["training"]
     memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
     show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
+    if "search" in spent:
+        show(searched_text(spent["search"], task.metric_name(spent["search"]["metric"])))
     adapter = folder / run_folder.ADAPTER
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")

@@ -223,7 +223,8 @@ class PET(PromptMethod):
 
     def _classifier_settings(self, training: PatternTraining) -> Settings:
         """Steps and rate of the classifier."""
-        settings, rate = training.settings, training.settings.learning_rate
+        settings = training.settings
+        rate = None if settings.learning_rate is None else settings.peak_rate
         steps = self.classifier_steps or steps_of(settings, len(training.unlabelled))
         if training.train and not (self.classifier_steps or settings.max_steps):
             steps = min(steps, STEP_RATIO * training.steps(0))

@@ -380,6 +380,7 @@ def test_methods_that_cannot_share_a_pass_are_named_with_those_that_can():
         (lambda t: [AdapterTraining(**{**vars(e), "out": "same"}) for e in t], "two trainings write"),
         (lambda t: [AdapterTraining(**{**vars(e), "rows_train": []}) for e in t], "adapter 'a1': there are no rows"),
         (lambda t: [AdapterTraining(**{**vars(e), "until": 2}) for e in t], "adapter 'a1': until=2"),
+        (lambda t: [AdapterTraining(**{**vars(t[0]), "settings": Settings(learning_rate="auto")})], "give a number"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is(change, wanted, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def speedup(
     stay as they are, gradients are cleared. 1.0 where fewer than two of them share passes. Raises as `train_together`.
     """
     plain = [dataclasses.replace(each, out=None, reports=None, on_step=None, until=None) for each in trainings]
-    runs = [run for run in opened(host, plain, tokenizer) if not trains_alone(host, run.name, run.task)]
+    runs = [run for run in opened(host, plain, tokenizer) if not trains_alone(run)]
     if len(runs) < 2:
         return 1.0
     checkpointed = any(run.settings.checkpointing for run in runs)

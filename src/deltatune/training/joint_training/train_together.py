@@ -17,7 +17,7 @@ from deltatune.core.route import unknown_adapters
 from deltatune.models import hardware
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
-from deltatune.tasks.task import Encoded, LanguageModelTask, Task
+from deltatune.tasks.task import Encoded, LanguageModelTask
 from deltatune.training.gradient_check import output_modules
 from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.joint_training.joint_batches import Member
@@ -28,6 +28,7 @@ from deltatune.training.sampler import MicroBatch
 from deltatune.training.scaling.distributed import Processes, join_processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.lower_layers import find_lower_blocks
+from deltatune.training.settings import AUTO
 from deltatune.training.task_model import TaskModel
 from deltatune.training.train_adapter import AdapterTraining, Outcome, TrainingRun, plain_memory_errors
 
@@ -47,9 +48,9 @@ def train_together(
 
     Returns an Outcome for each training, or the error that stopped it: a loss that is not finite, a tensor that does
     not learn or a checkpoint of another run stops one training and leaves the others as they are. Adapters whose
-    lower blocks or whose whole base never change (`trains_alone`) are trained one after another in the same call.
-    Raises DeltatuneError for adapters that cannot share a pass, listing those that can, for folders that two trainings
-    write, and for rows that a task refuses.
+    lower blocks or whose whole base never change, and those to be compiled, are trained one after another in the same
+    call. Raises DeltatuneError for adapters that cannot share a pass, listing those that can, for folders that two
+    trainings write, and for rows that a task refuses.
     """
     runs = opened(host, trainings, tokenizer)
     processes = join_processes(runs[0].device)
@@ -60,7 +61,7 @@ def train_together(
     fewer = f"most_rows, or fewer adapters together, now {len(runs)}"
     with plain_memory_errors(settings, rows, [fewer]), ExitStack() as stack:
         reporters = [stack.enter_context(run.reporting(processes)) for run in runs]
-        shared = [i for i, run in enumerate(runs) if not trains_alone(host, run.name, run.task)]
+        shared = [i for i, run in enumerate(runs) if not trains_alone(run)]
         shared = shared if len(shared) > 1 else []
         for i, run in enumerate(runs):
             if i not in shared:
@@ -87,6 +88,12 @@ def opened(host: Host, trainings: Sequence[AdapterTraining], tokenizer: PreTrain
         for name in names
         if not host.adapters[name].mixes and len(names) > 1
     ]
+    problems += [
+        f"adapter {training.name!r}: learning_rate={AUTO!r} is searched by train(...), one adapter at a time; give a "
+        "number"
+        for training in trainings
+        if training.settings is not None and training.settings.learning_rate == AUTO
+    ]
     folders = [Path(folder).resolve() for t in trainings for folder in {t.out, t.reports} if folder is not None]
     problems += [
         f"two trainings write {folder}; give each a folder of its own"
@@ -104,14 +111,15 @@ def opened(host: Host, trainings: Sequence[AdapterTraining], tokenizer: PreTrain
     return runs
 
 
-def trains_alone(host: Host, name: str, task: Task) -> bool:
-    """Whether an adapter's training gains nothing from a shared pass, or cannot share one.
+def trains_alone(run: TrainingRun) -> bool:
+    """Whether a training gains nothing from a shared pass, or cannot share one.
 
     A head alone is trained on cached vectors, and lower blocks that nothing changes are run once a row. A change of
-    the language-model head sees labelled tokens only, and a task with labels for two heads has passes of its own.
+    the language-model head sees labelled tokens only, a task with labels for two heads has passes of its own, and
+    blocks are compiled for one adapter.
     """
-    adapter = host.adapters[name]
-    if not adapter.mixes or not adapter.count:
+    host, name, task, adapter = run.host, run.name, run.task, run.host.adapters[run.name]
+    if not adapter.mixes or not adapter.count or run.settings.compile != "off":
         return True
     with host.using(name):
         if find_lower_blocks(host) is not None:

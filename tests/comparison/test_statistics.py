@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from deltatune.comparison.recommend import recommend
-from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample, tied_with_best
+from deltatune.comparison.statistics import PscpConstants, intervals, pareto, pscp, resample
 from deltatune.tasks import Classify
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS, weighted_score
 from deltatune.tasks.metrics.metric_facts import bounds, listed_facts, lower_is_better
@@ -109,10 +109,6 @@ def test_labels_that_no_row_shows_still_decide_what_f1_means():
 
 
 def test_lower_is_better_for_an_error():
-    rng = np.random.default_rng(0)
-    references = rng.normal(size=300)
-    predictions = {"near": [references + rng.normal(0, 0.1, 300)], "far": [references + rng.normal(0, 1.0, 300)]}
-    assert tied_with_best("mse", predictions, references) == {"near": True, "far": False}
     assert pareto([(1.0, 0.9), (2.0, 0.5), (3.0, 0.7)], lower=True) == [0, 1]
     rows = row("A()", 0.1, 9, True, ci=(0.08, 0.12)), row("B()", 0.9, 1, False)
     found = recommend({"metric": "mse", "methods": rows})
@@ -128,7 +124,6 @@ def test_constant_predictions_and_few_examples_give_numbers(metric, n, seeds):
     for found in intervals(metric, predictions, references, resamples=50).values():
         assert all(math.isfinite(value) for value in (found.mean, found.low, found.high))
         assert found.low <= found.high
-    assert tied_with_best(metric, predictions, references, resamples=50)["right"]
 
 
 def test_large_offsets_do_not_spoil_a_correlation():
@@ -166,51 +161,6 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_memory(monkeypatch):
     assert first == intervals("accuracy", predictions, references, resamples=200, seed=5)
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), seeds=st.integers(1, 4), n=st.integers(1, 60))
-def test_identical_methods_are_tied(seed, seeds, n):
-    rng = np.random.default_rng(seed)
-    references = rng.integers(0, 2, n)
-    arrays = [noisy(references, 0.7, rng) for _ in range(seeds)]
-    assert tied_with_best("accuracy", {"a": arrays, "b": list(arrays)}, references, resamples=100) == {
-        "a": True,
-        "b": True,
-    }
-
-
-def test_a_much_better_method_is_not_tied():
-    rng = np.random.default_rng(0)
-    references = rng.integers(0, 2, 400)
-    rates = {"good": 0.9, "as good": 0.9, "worse": 0.7}
-    predictions = {method: [noisy(references, rate, rng) for _ in range(3)] for method, rate in rates.items()}
-    expected = {"good": True, "as good": True, "worse": False}
-    assert tied_with_best("accuracy", predictions, references) == expected
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_equally_good_methods_are_mostly_tied(seeds):
-    rng = np.random.default_rng(1)
-    trials, tied = 200, 0
-    for trial in range(trials):
-        references = rng.integers(0, 2, 150)
-        predictions = {method: [noisy(references, 0.8, rng) for _ in range(seeds)] for method in "ab"}
-        tied += all(tied_with_best("accuracy", predictions, references, resamples=300, seed=trial).values())
-    assert tied / trials >= 0.9
-
-
-def test_pairing_sees_what_separate_intervals_hide():
-    """`b` is `a` with 12 of 500 answers spoiled: the intervals overlap widely, yet the difference is certain."""
-    rng = np.random.default_rng(0)
-    references = rng.integers(0, 2, 500)
-    a = noisy(references, 0.8, rng)
-    b = a.copy()
-    b[np.flatnonzero(a == references)[:12]] ^= 1
-    predictions = {"a": [a], "b": [b]}
-    found = intervals("accuracy", predictions, references)
-    assert found["b"].high > found["a"].low
-    assert tied_with_best("accuracy", predictions, references) == {"a": True, "b": False}
-
-
 def test_methods_may_have_different_numbers_of_seeds():
     rng = np.random.default_rng(0)
     references = rng.integers(0, 2, 200)
@@ -231,6 +181,19 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(seeds, spread):
         found = intervals("accuracy", {"a": list(right.astype(int))}, np.ones(n), resamples=300, seed=trial)["a"]
         covered += found.low <= truth <= found.high
     assert 0.9 <= covered / trials <= 0.99, covered / trials
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_of_few_seeds_cover_the_truth(seeds):
+    """Seeds move the scores of four methods by about 0.03: resampled seeds would cover 0.88 and 0.93."""
+    rng = np.random.default_rng(11)
+    n, trials, covered = 500, 60, 0
+    for trial in range(trials):
+        accuracies = rng.normal(0.8, 0.03, (4, seeds, 1))
+        right = (rng.random((4, seeds, n)) < accuracies).astype(int)
+        found = intervals("accuracy", {str(i): list(right[i]) for i in range(4)}, np.ones(n), resamples=200, seed=trial)
+        covered += sum(each.low <= 0.8 <= each.high for each in found.values())
+    assert 0.925 <= covered / (4 * trials) <= 0.995, covered / (4 * trials)
 
 
 def test_the_interval_grows_with_the_spread_of_seeds():

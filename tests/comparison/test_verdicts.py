@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltatune.comparison.statistics import intervals
 from deltatune.comparison.variance_components import components, unit_scores
 from deltatune.comparison.verdicts import (
     PairVerdict,
@@ -17,7 +18,6 @@ from deltatune.comparison.verdicts import (
     judge,
     rows_needed,
     seeds_needed,
-    tied_with,
     undecided_methods,
 )
 from deltatune.tasks.metrics.classification_and_regression import weighted_score
@@ -116,6 +116,34 @@ def test_a_lower_error_is_better():
     (verdict,) = decide("mse", scorers, 400)
     assert verdict.verdict == "better"
     assert verdict.high < 0
+
+
+def test_pairing_sees_what_separate_intervals_hide():
+    """`b` is `a` with 14 of 500 answers spoiled: the intervals overlap widely, yet the difference is certain."""
+    a = (np.random.default_rng(0).random(500) < 0.8).astype(int)
+    b = a.copy()
+    b[np.flatnonzero(a)[:14]] = 0
+    truth = np.ones(500, int)
+    found = intervals("accuracy", {"a": [a], "b": [b]}, truth)
+    assert found["b"].high > found["a"].low
+    scorers = {name: [weighted_score("accuracy", each, truth, 2).resampled] for name, each in (("a", a), ("b", b))}
+    assert [v.verdict for v in decide("accuracy", scorers, 500)] == ["better"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson", "spearman", "mse"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_constant_predictions_and_few_rows_give_numbers(metric, rows, seeds):
+    truth = np.arange(rows) % 2
+    scorers = {
+        name: [weighted_score(metric, each, truth, 2).resampled] * seeds
+        for name, each in (("constant", np.zeros(rows, int)), ("right", truth))
+    }
+    (verdict,) = decide(metric, scorers, rows, resamples=50)
+    assert math.isfinite(verdict.difference)
+    assert math.isfinite(verdict.low)
+    assert verdict.low <= verdict.difference <= verdict.high
+    assert rows > 3 or verdict.verdict == "undecided"
 
 
 def test_a_metric_of_the_whole_corpus():
@@ -260,12 +288,10 @@ def test_wrong_arguments_are_named():
         decide("accuracy", scorers, 100, margin=-0.1)
 
 
-def test_undecided_and_tied_methods():
+def test_undecided_methods():
     kinds = {("a", "b"): "better", ("a", "c"): "undecided", ("a", "d"): "equal", ("b", "c"): "worse"}
     verdicts = [PairVerdict(*pair, 0.0, -1.0, 1.0, kind, 1) for pair, kind in kinds.items()]
     assert undecided_methods(verdicts) == {"a", "c"}
-    assert tied_with("a", verdicts) == {"a", "c", "d"}
-    assert tied_with("d", verdicts) == {"a", "d"}
 
 
 # ---- forecasts

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.records import Records
-from deltatune.comparison.verdicts import PairVerdict, decide
+from deltatune.comparison.verdicts import PairVerdict, decide, undecided_methods
 from deltatune.comparison.works import Record
 from deltatune.prompting.prompt_method import PromptMethod
 
@@ -35,8 +35,7 @@ class Decision:
 
     def open_methods(self) -> set[str]:
         """Methods of pairs that are not decided."""
-        open_pairs = [pair for pair in self.pairs if pair.verdict == "undecided"]
-        return {name for pair in open_pairs for name in (pair.first, pair.second)}
+        return undecided_methods(self.pairs)
 
     def ended(self, stopped: Stopped) -> Decision:
         """The same decision, with the reason why it is the last."""
@@ -78,7 +77,6 @@ def decide_pairs(plan: Plan, finals: Mapping[str, Sequence[Record]], records: Re
         for text, each in tested.items()
     }
     clusters = {text: [record.get("draw") for record in each] for text, each in tested.items()} if plan.draws else None
-    fixed = [candidate.text for candidate in plan.candidates if is_fixed(candidate.method)]
     if len(scorers) < 2:
         return Decision(looks=(*earlier.looks, ()), margin=plan.margin)
     pairs = decide(
@@ -90,9 +88,14 @@ def decide_pairs(plan: Plan, finals: Mapping[str, Sequence[Record]], records: Re
         margin=plan.margin,
         alpha=ALPHA,
         clusters=clusters,
-        fixed=[text for text in fixed if text in scorers],
+        fixed=fixed_methods(plan),
     )
     return Decision(looks=(*earlier.looks, tuple(pairs)), margin=plan.margin)
+
+
+def fixed_methods(plan: Plan) -> list[str]:
+    """Methods that give one result for all seeds and draws of rows."""
+    return [candidate.text for candidate in plan.candidates if is_fixed(candidate.method)]
 
 
 def is_fixed(method: object) -> bool:

@@ -1,8 +1,7 @@
-"""Statistics of scores: confidence intervals, ties with the best method, the Pareto front, and PSCP.
+"""Statistics of scores: confidence intervals, the Pareto front, and PSCP. `verdicts` compares methods.
 
-A resample draws test examples with replacement, the same for all methods, so that two methods are compared on the same
-examples. To that comes the error of the seeds, normal with a variance that the runs of all methods tell
-(`variance_components`): resampled seeds would show too little of it, for two or three of them are few.
+A resample draws test examples with replacement. To that comes the error of the seeds, normal with a variance that the
+runs of all methods tell (`variance_components`): resampled seeds would show too little of it, two or three are few.
 """
 
 import math
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from deltatune.comparison.variance_components import components, one_row, unit_scores
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, weighted_score
 from deltatune.tasks.metrics.corpus_score import Floats, Scorer
-from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
+from deltatune.tasks.metrics.metric_facts import bounds
 
 Predictions = Mapping[str, Sequence[NDArray[np.generic]]]
 """Method -> one array (n,) per seed, in the order of the test examples."""
@@ -108,34 +107,9 @@ def intervals(
     return intervals_of(resample(metric, predictions, references, resamples, seed, labels))
 
 
-def tied_with_best(
-    metric: str,
-    predictions: Predictions,
-    references: NDArray[np.generic],
-    resamples: int = 2000,
-    seed: int = 0,
-    labels: int = 0,
-) -> dict[str, bool]:
-    """Whether the paired two-sided 95 % interval of the difference to the best method contains 0, for each method."""
-    return ties_of(resample(metric, predictions, references, resamples, seed, labels))
-
-
 def intervals_of(draws: Draws) -> dict[str, Interval]:
     """`intervals` of existing resamples."""
     return {method: Interval(mean, *_ninety_five(draws.resampled[method])) for method, mean in draws.mean.items()}
-
-
-def ties_of(draws: Draws) -> dict[str, bool]:
-    """`tied_with_best` of existing resamples."""
-    if not draws.mean:
-        return {}
-    sign = -1.0 if lower_is_better(draws.metric) else 1.0
-    best = max(draws.mean, key=lambda method: sign * draws.mean[method])
-    tied = {}
-    for method, scores in draws.resampled.items():
-        low, high = _ninety_five(draws.resampled[best] - scores)
-        tied[method] = low <= 0.0 <= high
-    return tied | {best: True}
 
 
 def pareto(points: Sequence[tuple[float, float | None]], lower: bool = False) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deltatune.comparison.baseline import baseline
 from deltatune.comparison.candidates import Candidate
-from deltatune.comparison.decision import Decision
+from deltatune.comparison.decision import Decision, fixed_methods
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.recommend import recommend
 from deltatune.comparison.records import Records
@@ -95,7 +95,8 @@ def _intervals(plan: Plan, tested: Mapping[str, list[Record]], records: Records)
     if not scorers:
         return {}
     clusters = {text: [record.get("draw") for record in each] for text, each in tested.items() if plan.draws}
-    return intervals_of(draw(task.metric, scorers, plan.splits["test"].examples, RESAMPLES, clusters=clusters))
+    examples, fixed = plan.splits["test"].examples, fixed_methods(plan)
+    return intervals_of(draw(task.metric, scorers, examples, RESAMPLES, clusters=clusters, fixed=fixed))
 
 
 def _ties(plan: Plan, intervals: Mapping[str, Interval], decision: Decision) -> dict[str, bool]:

@@ -185,12 +185,6 @@ def undecided_methods(verdicts: Iterable[PairVerdict]) -> set[str]:
     return {name for v in verdicts if v.verdict == "undecided" for name in (v.first, v.second)}
 
 
-def tied_with(best: str, verdicts: Iterable[PairVerdict]) -> set[str]:
-    """The best method and all that no verdict calls better or worse than it."""
-    pairs = [v for v in verdicts if best in (v.first, v.second) and v.verdict in ("equal", "undecided")]
-    return {best} | {name for v in pairs for name in (v.first, v.second)}
-
-
 def seeds_needed(verdict: PairVerdict, margin: float | None = None, most: int = 1000) -> int | None:
     """About how many more runs of both methods would decide the pair if its difference stays as it is.
 

@@ -1,5 +1,5 @@
-from deltatune.comparison.tables.run_table import Watch as Watch
-from deltatune.comparison.tables.run_table import run_table as run_table
+from deltatune.comparison.tables.table_run import Watch as Watch
+from deltatune.comparison.tables.table_run import run_table as run_table
 from deltatune.comparison.tables.table_file import is_table as is_table
 from deltatune.comparison.tables.table_file import read_table as read_table
 from deltatune.comparison.tables.table_schema import TableRecipe as TableRecipe

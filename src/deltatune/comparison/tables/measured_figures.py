@@ -18,10 +18,7 @@ SHARES = ("compare", "continual", "facts")
 
 def beside(published: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]], kind: str) -> list[Figure]:
     """The published figures, each with the measured one of its method, place and metric, on the published scale."""
-    return [
-        {**figure, "here": on_scale_of(figure["value"], _find(figure, measured), kind in SHARES)}
-        for figure in published
-    ]
+    return [_with(figure, _find(figure, measured), scaled=kind in SHARES) for figure in published]
 
 
 def beside_study(study: Mapping[str, Any]) -> list[Figure]:

@@ -12,12 +12,12 @@ from deltatune.data import read
 from deltatune.models.loading import load_backbone
 from deltatune.tasks import Classify, Head
 from deltatune.training import Settings, encode_for, train
-from deltatune.training.scaling import feature_cache as features
+from deltatune.training.scaling.feature_cache import CACHE, set_cache_limit
 
 
 def main() -> None:
     arguments = options("probe", rows=600, epochs=4)
-    stored, computed = (epochs(arguments.rows, arguments.epochs, limit) for limit in (features.MOST_BYTES, 0))
+    stored, computed = (epochs(arguments.rows, arguments.epochs, cached) for cached in (True, False))
     print(f"\nprobe: {arguments.rows} rows\n{'epoch':>8}{'features cached':>18}{'recomputed':>16}{'':>4}")
     for i, (cached, recomputed) in enumerate(zip(stored, computed, strict=True), 1):
         print(f"{i:8}{cached:16.3f} s{recomputed:14.3f} s{recomputed / cached:8.1f} x")
@@ -26,9 +26,10 @@ def main() -> None:
     append(arguments, {"benchmark": "probe", "stored": stored, "computed": computed, "ratio": ratio})
 
 
-def epochs(rows: int, count: int, most_bytes: int) -> list[float]:
-    """Seconds of each epoch; the first includes computing the features. With `most_bytes` 0 none are cached."""
-    features.MOST_BYTES = most_bytes
+def epochs(rows: int, count: int, cached: bool) -> list[float]:
+    """Seconds of each epoch; the first includes computing the features, if they are cached."""
+    CACHE.clear_()
+    set_cache_limit("auto" if cached else None)
     data = read("python-docs", limit=rows)
     model, tokenizer = load_backbone("builtin")
     host = deltatune.Host(model)

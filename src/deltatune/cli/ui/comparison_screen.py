@@ -11,11 +11,14 @@ from deltatune.cli.ui.screen import console, facts, plural, say, show, truncatio
 from deltatune.comparison.report.number_format import count, rate, score
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltatune.comparison.candidates import Candidate
     from deltatune.comparison.plan import Plan
 
 LEGEND = (
     ("95 %", "half the interval of the score, over seeds and test rows"),
-    ("tied", "statistically tied with the best (paired bootstrap)"),
+    ("tied", "not told apart from the best by so many runs and test rows"),
     ("trained", "parameters without the head, and their share of the model"),
     ("time", "of one training"),
     ("latency", "inference time of a batch, bare model = 1; merged: after merging into the weights"),
@@ -34,13 +37,14 @@ def introduce(plan: Plan, quiet: bool) -> None:
     sites = session.host.sites
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     length = plural(settings.max_steps or settings.epochs, "step" if settings.max_steps else "epoch")
-    names = ", ".join(f"{candidate.text}{'*' if candidate.reference else ''}" for candidate in plan.candidates)
+    names = [_named(asked, sizes) for asked, sizes in plan.contestants.items()]
+    starred = "   (* has no size to fit)" if any(candidate.reference for candidate in plan.candidates) else ""
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),
         ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
-        ("methods", f"{names}   (* has no size to fit)"),
+        ("methods", ", ".join(names) + starred),
         ("runs", f"{_runs(plan)}, {length} a run"),
         ("folder", str(plan.out)),
     ]
@@ -57,9 +61,18 @@ def introduce(plan: Plan, quiet: bool) -> None:
 
 def _runs(plan: Plan) -> str:
     rates = plural(max(len(candidate.rates) for candidate in plan.candidates), "learning rate")
-    methods, seeds = plural(len(plan.candidates), "method"), plural(len(plan.seeds), "seed")
-    drawn = f" on {plural(len(plan.draws), 'draw')}" if plan.draws else ""
-    return f"{methods} at {rates}, the best learning rate of each with {seeds}{drawn}"
+    methods, unit = plural(len(plan.contestants), "method"), "draw" if plan.draws else "seed"
+    first = plural(plan.start // plan.look, unit)
+    most = f", up to {len(plan.repeats) // plan.look} where methods are not told apart"
+    each = f" and {plural(len(plan.seeds), 'seed')} each" if plan.draws and len(plan.seeds) > 1 else ""
+    more = most if len(plan.repeats) > plan.start else ""
+    time = f", within {plan.minutes:g} minutes" if plan.minutes is not None else ""
+    return f"{methods} at {rates}, the best learning rate of each with {first}{each}{more}{time}"
+
+
+def _named(asked: str, sizes: Sequence[Candidate]) -> str:
+    """A method at its size, or as it was written where sizes are tried; with a star if it has none to fit."""
+    return asked if len(sizes) > 1 else f"{sizes[0].text}{'*' if sizes[0].reference else ''}"
 
 
 def report(summary: dict[str, Any], path: Path) -> None:
@@ -77,6 +90,9 @@ def report(summary: dict[str, Any], path: Path) -> None:
     if baseline.get("score") is not None:
         words = str(baseline.get("words") or "Always answering the most frequent label").rstrip(",")
         show(f"{words}: {score(baseline['score'])} {summary['metric']}.")
+    decided = (summary.get("decision") or {}).get("sentence")
+    if decided and len(summary["methods"]) > 1:
+        show(str(decided))
     show(str(summary["recommendation"]["sentence"]))
     for cell in summary.get("failed") or []:
         problem = str(cell.get("error") or "no message").partition("\n")[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
 import os
-import queue
 import signal
+import time
+from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from deltatune.comparison.executors.executor import Finished, OnProgress
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.works import Result, Work, Worker
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.memory import memory_of
 from deltatune.models.hardware import best_device
@@ -28,8 +30,8 @@ from deltatune.training.session import Session, reopened
 
 TRIES = 3
 """Times that a work is begun whose worker dies."""
-POLL = 0.2
-"""Seconds between two looks at the messages of the workers."""
+REPORT_SECONDS = 0.2
+"""A worker reports a step at most this often."""
 OWN_BYTES = 1.5e9
 """What a worker needs beside the base: the libraries, activations, an adapter and its optimizer."""
 
@@ -48,95 +50,127 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclasses.dataclass
+class WorkerProcess:
+    """A process of this machine, the pipe to it, and the work that it runs."""
+
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    opened: bool = False
+    """Whether it has opened the plan."""
+    work: Work | None = None
+
+
 class WorkerProcesses:
     """Runs works in processes of this machine.
 
     Each opens the plan itself and takes the base's tensors from this process's shared memory; on GPUs each has its own.
-    If a worker dies, its work and those that ran beside it are begun again, TRIES times.
+    A work whose process dies is begun again, TRIES times; the others do not notice. A process whose parent is gone ends
+    with the next step that it reports.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress, workers: int) -> None:
         self.plan, self.on_progress, self.slots = plan, on_progress, workers
-        self.context: SpawnContext = torch.multiprocessing.get_context("spawn")  # type: ignore[no-untyped-call]
-        self.messages: Any = self.context.Queue()
-        self.futures: dict[Future[Result], Work] = {}
-        self.tries: dict[str, int] = {}
-        self.known: dict[str, Work] = {}
-        self.pool: ProcessPoolExecutor | None = None
+        self.context: SpawnContext = torch.multiprocessing.get_context("spawn")
+        self.portable = portable(plan)
+        self.tensors = shared_tensors(plan.session.host) if best_device().type == "cpu" else {}
+        self.threads = max(1, torch.get_num_threads() // workers)
+        self.queue: deque[Work] = deque()
+        self.workers: list[WorkerProcess] = []
+        self.begun = 0
+        """Processes that were started."""
+        self.crashes: dict[str, int] = {}
+        """Times that a work's process died, by the work's key."""
 
     def submit(self, work: Work) -> None:
         """Add a work."""
-        self.known[work.key] = work
-        if self.pool is None:
-            self.pool = self._new_pool()
-        try:
-            self.futures[self.pool.submit(_perform, work)] = work
-        except BrokenProcessPool:
-            self._restart()
-            self.submit(work)
+        self.queue.append(work)
 
     def wait(self) -> Finished:
-        """The next finished work."""
+        """The next finished work. Raises DeltatuneError where no process can open the plan."""
         while True:
-            done, _ = wait(self.futures, timeout=POLL, return_when=FIRST_COMPLETED)
-            self._report()
-            for future in done:
-                work = self.futures.pop(future)
-                try:
-                    return Finished(work, future.result())
-                except BrokenProcessPool:
-                    lost = self._lost(work)
-                    if lost is not None:
-                        return lost
+            idle = sum(worker.work is None for worker in self.workers)
+            for _ in range(min(self.slots - len(self.workers), len(self.queue) - idle)):
+                self._start()
+            for worker in self.workers:
+                if worker.opened and worker.work is None and self.queue:
+                    self._give(worker)
+            for connection in multiprocessing.connection.wait([worker.connection for worker in self.workers]):
+                worker = next(worker for worker in self.workers if worker.connection is connection)
+                finished = self._receive(worker)
+                if finished is not None:
+                    return finished
 
     def close(self) -> None:
         """End the workers; what they have written so far stays."""
-        if self.pool is not None:
-            _end(self.pool)
-            self.pool = None
-        self.futures.clear()
-        self.messages.close()
+        for worker in self.workers:
+            worker.process.terminate()
+            worker.connection.close()
+        for worker in self.workers:
+            worker.process.join(5)
+            if worker.process.is_alive():
+                worker.process.kill()
+        self.workers.clear()
+        self.queue.clear()
 
-    def _lost(self, work: Work) -> Finished | None:
-        """Begin all works again after a worker died; the failure of a work that was begun too often."""
-        again = [work, *self.futures.values()]
-        self.futures.clear()
-        self._restart()
-        failed = None
-        for each in again:
-            begun = self.tries.get(each.key, 0)
-            if begun >= TRIES and failed is None:
-                error = f"its worker process died {begun} times; it may need more memory than there is"
-                failed = Finished(each, Result({"status": "failed", "error": error, "work_seconds": 0.0}))
-            else:
-                self.submit(each)
-        return failed
+    def _start(self) -> None:
+        ours, theirs = self.context.Pipe()
+        begin = (self.portable, self.tensors, self.threads, self.begun, theirs)
+        process = self.context.Process(target=serve, args=begin, daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        self.begun += 1
+        self.workers.append(WorkerProcess(process, ours))
 
-    def _restart(self) -> None:
-        if self.pool is not None:
-            _end(self.pool)
-        self.pool = None
+    def _give(self, worker: WorkerProcess) -> None:
+        worker.work = self.queue.popleft()
+        with contextlib.suppress(OSError):  # it died while it had nothing to do: the pipe says so when it is read
+            worker.connection.send(worker.work)
 
-    def _report(self) -> None:
-        """Pass on what the workers said."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                kind, key, detail = self.messages.get_nowait()
-                if kind == "start":
-                    self.tries[key] = self.tries.get(key, 0) + 1
-                self.on_progress(kind, self.known[key], detail)
+    def _receive(self, worker: WorkerProcess) -> Finished | None:
+        """What a worker says: a work that is finished, or None. Raises what kept it from opening the plan."""
+        try:
+            kind, content = worker.connection.recv()
+        except (EOFError, OSError):
+            return self._lost(worker)
+        if kind == "error":
+            raise content
+        if kind == "opened":
+            worker.opened = True
+            return None
+        assert worker.work is not None
+        if kind == "finished":
+            work, worker.work = worker.work, None
+            return Finished(work, content)
+        self.on_progress(kind, worker.work, content)
+        return None
 
-    def _new_pool(self) -> ProcessPoolExecutor:
-        plan, host = self.plan, self.plan.session.host
-        on_cpu = best_device().type == "cpu"
-        tensors = shared_tensors(host) if on_cpu else {}
-        threads = max(1, torch.get_num_threads() // self.slots)
-        return ProcessPoolExecutor(
-            self.slots,
-            self.context,
-            _begin,
-            (portable(plan), tensors, threads, self.messages, self.context.Value("i", 0)),
-        )
+    def _lost(self, worker: WorkerProcess) -> Finished | None:
+        """Begin the work of a dead process again; its failure, if it was begun too often."""
+        self.workers.remove(worker)
+        worker.connection.close()
+        worker.process.join()
+        work = worker.work
+        if work is None:
+            if worker.opened:
+                return None
+            raise DeltatuneError(
+                f"a worker process ended before it began ({_how(worker.process.exitcode)}). It may need more memory "
+                "than there is: use fewer workers, or workers=1, which starts no process. A script that compares must "
+                'do so under `if __name__ == "__main__":`'
+            )
+        crashes = self.crashes[work.key] = self.crashes.get(work.key, 0) + 1
+        if crashes >= TRIES:
+            text = f"its worker process died {crashes} times ({_how(worker.process.exitcode)}); it may need more memory"
+            failed = {"status": "failed", "error": f"{text} than there is", "work_seconds": 0.0}
+            return Finished(work, Result(failed))
+        self.queue.appendleft(work)
+        return None
+
+
+def _how(code: int | None) -> str:
+    """An exit code for people."""
+    return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def portable(plan: Plan) -> Plan:
@@ -158,42 +192,38 @@ def opened_plan(plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> Plan
 def shared_tensors(host: Host) -> dict[str, Tensor]:
     """The base's parameters and buffers, moved to shared memory."""
     tensors = {name: tensor.data for name, tensor in [*host.model.named_parameters(), *host.model.named_buffers()]}
-    return {name: tensor.share_memory_() for name, tensor in tensors.items() if not name.startswith("deltatune.")}
+    return {name: tensor.share_memory_() for name, tensor in tensors.items() if not name.startswith("deltatune.")}  # type: ignore[no-untyped-call]
 
 
-_worker: Worker | None = None
-_messages: Any = None
-
-
-def _begin(plan: Plan, tensors: Mapping[str, Tensor], threads: int, messages: Any, started: Any) -> None:
-    """Open the plan in a new worker."""
-    global _worker, _messages
+def serve(plan: Plan, tensors: Mapping[str, Tensor], threads: int, number: int, connection: Connection) -> None:
+    """Open the plan in a new process, and run the works that come through the pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
-    with started.get_lock():
-        number, started.value = started.value, started.value + 1
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
-    _worker, _messages = Worker(opened_plan(plan, tensors)), messages
+    try:
+        worker = Worker(opened_plan(plan, tensors))
+    except DeltatuneError as error:  # the model is gone
+        connection.send(("error", error))
+        return
+    with contextlib.suppress(EOFError, OSError):  # the main process is gone
+        connection.send(("opened", None))
+        while True:
+            connection.send(_performed(worker, connection.recv(), connection))
 
 
-def _perform(work: Work) -> Result:
-    """Run a work in this worker."""
-    assert _worker is not None
-    _messages.put(("start", work.key, {}))
+def _performed(worker: Worker, work: Work, connection: Connection) -> tuple[str, Any]:
+    """The message that a work is finished, or why no work can be."""
+    connection.send(("start", {}))
+    reported = time.monotonic()
 
     def on_step(step: int, total: int, loss: float, rate: float) -> None:
-        _messages.put(("step", work.key, {"step": step, "steps": total, "loss": loss}))
+        nonlocal reported
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            connection.send(("step", {"step": step, "steps": total, "loss": loss}))
 
-    return _worker.perform(work, on_step)
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """End a pool's processes, whatever they do."""
-    processes: list[multiprocessing.Process] = list((getattr(pool, "_processes", None) or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        with contextlib.suppress(OSError, ValueError):
-            process.terminate()
-    for process in processes:
-        process.join(5)
+    try:
+        return "finished", worker.perform(work, on_step)
+    except DeltatuneError as error:  # files cannot be written
+        return "error", error

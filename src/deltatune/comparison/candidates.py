@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltatune.core.budget import Budget, read_budget, split_budget
 from deltatune.core.errors import DeltatuneError
@@ -13,7 +13,7 @@ from deltatune.core.method import Method
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.tokenization import with_token_ids
-from deltatune.training.learning_rates.recommended_rate import EXTENSIONS, neighbour, rates_around
+from deltatune.training.learning_rates.recommended_rate import EXTENSIONS, neighbour, rates_around, recommended_rate
 from deltatune.training.session import Session
 
 
@@ -48,6 +48,16 @@ class Candidate:
     def reference(self) -> bool:
         """Whether the method has no size that a budget could set."""
         return self.method.size is None
+
+
+def with_rates(candidates: Sequence[Candidate], steps: int) -> tuple[Candidate, ...]:
+    """The same candidates with rates around the recommended one for so many steps; prompting methods keep theirs."""
+    return tuple(
+        candidate
+        if isinstance(candidate.method, PromptMethod)
+        else replace(candidate, rates=rates_around(recommended_rate(candidate.method, steps), len(candidate.rates)))
+        for candidate in candidates
+    )
 
 
 def make_candidates(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltatune.comparison.candidates import choices, make_candidates
+from deltatune.comparison.candidates import choices, make_candidates, with_rates
 from deltatune.comparison.check_candidates import (
     check_candidates,
     check_methods,
@@ -27,6 +27,7 @@ from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.metrics.metric_facts import bounds
 from deltatune.training import Settings
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.session import OpenBase, open_host, open_session
 
 DEFAULT_METHODS = (
@@ -144,13 +145,14 @@ def make_plan(
         limited = session.limited(free[shortest])
         notes += length_note(session, limited, shortest)
         session = limited
+    splits = encode_splits(session, data.splits())
     return Plan(
         name=f"{data.name} on {Path(model).name}",
         out=Path(out) if out is not None else folder_for(model, data),
         session=session,
         data=dataclasses.replace(whole, notes=(*data.notes, *notes)),
-        splits=encode_splits(session, data.splits()),
-        candidates=tuple(candidates),
+        splits=splits,
+        candidates=with_rates(candidates, steps_of(settings, len(splits["train"]))),
         seeds=tuple(range(seeds)),
         settings=settings,
         budget=limit,

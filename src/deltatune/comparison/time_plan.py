@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from deltatune.comparison.candidates import with_rates
 from deltatune.comparison.check_candidates import encode_splits
 from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.plan import Cell, Plan
@@ -16,6 +17,7 @@ from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.data.splits import first_by_hash
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import make_folder, write_file
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.learning_rates.successive_halving import rungs
 
 TIMES = "minutes.json"
@@ -73,7 +75,8 @@ def with_rows(plan: Plan, rows: dict[str, int], all_rows_minutes: float) -> Plan
     note = f"{left}: what {minutes} have time for; all rows take about {all_rows_minutes:.0f} minutes"
     data = dataclasses.replace(plan.data, **kept, notes=(*plan.data.notes, note))
     encoded = {**plan.splits, **encode_splits(plan.session, kept)}
-    return dataclasses.replace(plan, data=data, splits=encoded, timed=True)
+    candidates = with_rates(plan.candidates, steps_of(plan.settings, len(encoded["train"])))
+    return dataclasses.replace(plan, data=data, splits=encoded, candidates=candidates, timed=True)
 
 
 def seconds_of(plan: Plan, times: Times, rows: dict[str, int], slots: int) -> float:

@@ -9,6 +9,10 @@ from deltatune.training.settings import Settings
 
 RATE_STEP = 3.0
 """Neighbouring learning rates of a search differ by this factor."""
+LONG = 400
+"""Optimizer steps from which on a method's own rate is recommended."""
+MOST = 4.0
+"""The largest factor on a method's own rate, for runs of LONG / MOST² = 25 steps and fewer."""
 EXTENSIONS = 2
 """How often a search of three or more rates is extended beyond its edge while the edge is best."""
 
@@ -30,5 +34,8 @@ def steps_of(settings: Settings, rows: int) -> int:
 
 
 def recommended_rate(method: Method, steps: int) -> float:
-    """The peak rate for a run of so many optimizer steps."""
-    return method.learning_rate
+    """The peak rate for a run of so many optimizer steps: the method's own, times √(LONG / steps) for fewer than LONG.
+
+    Short runs need higher rates, at most MOST times the method's own (measured: docs/comparison.md).
+    """
+    return float(f"{method.learning_rate * min(max(math.sqrt(LONG / steps), 1.0), MOST):.2g}")

@@ -67,7 +67,7 @@ class ProgressFile:
             self.running[event.text] = {"text": event.text}
             self.next = detail.get("next")
         elif event.kind == "step":
-            steps = {key: detail[key] for key in ("step", "steps", "loss") if key in detail}
+            steps: dict[str, Any] = {key: detail[key] for key in ("step", "steps", "loss") if key in detail}
             self.running[event.text] = {"text": event.text, **steps}
         elif event.kind in ("cell_done", "cell_failed"):
             self.running.pop(event.text, None)

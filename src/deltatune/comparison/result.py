@@ -76,7 +76,8 @@ class ComparisonResult:
         if self.run.kind == "study":
             averages = {row["method"]: row for row in self.summary.get("averages") or ()}
             return Best(method, formats.number(averages.get(method) or {}, "mean"), None)
-        row = next((row for row in self.summary["methods"] if row["method"] == method), {})
+        entries: list[Mapping[str, Any]] = [row for row in self.summary["methods"] if row["method"] == method]
+        row = entries[0] if entries else {}
         adapter = self.folder / str(row["adapter"]) if row.get("adapter") else None
         return Best(method, formats.number(row, "score"), adapter if adapter and adapter.is_dir() else None)
 

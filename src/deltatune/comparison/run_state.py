@@ -138,7 +138,7 @@ class StateReader:
         if not (records or progress or finished or running):
             return RunState(folder, name, "not begun")
         report = folder / "report.html"
-        parts = {
+        parts: dict[str, Any] = {
             "done": int(progress.get("done") or len(records)),
             "total": int(progress.get("total") or 0),
             "elapsed_seconds": progress.get("elapsed_seconds"),

@@ -83,6 +83,86 @@ def test_a_host_that_does_not_exist_is_named():
         check_answers("no-such-host.invalid:6379")
 
 
+class Connection(SimpleNamespace):
+    """What connects to a cluster, in place of Ray."""
+
+    def __init__(self, running: bool = False, already: bool = False) -> None:
+        super().__init__(running=running, connected=already, calls=[])
+
+    def is_initialized(self):
+        return self.connected
+
+    def init(self, address, **options):
+        self.calls.append(address)
+        if address == "auto" and not self.running:
+            raise ConnectionError
+        self.connected = True
+
+    def shutdown(self):
+        self.calls.append("shutdown")
+        self.connected = False
+
+    def cluster_resources(self):
+        return {"CPU": 3.0}
+
+
+@pytest.fixture
+def ray_that(monkeypatch):
+    """Puts a stand-in in the place of the package."""
+
+    def make(**state):
+        made = Connection(**state)
+        monkeypatch.setitem(sys.modules, "ray", made)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: made)
+        monkeypatch.setattr(ray_cluster, "check_answers", lambda address: None)
+        monkeypatch.setattr(ray_cluster, "_connected", [])
+        return made
+
+    return make
+
+
+def test_a_cluster_is_started_where_none_runs_and_ended_once(ray_that):
+    ray = ray_that()
+    first, second = RayCluster(None), RayCluster(None)  # to count its cores, and to use it
+    assert ray.calls == ["auto", "local"]
+    assert (first.slots, second.slots) == (3, 3)
+    second.disconnect()
+    first.disconnect()
+    assert ray.calls == ["auto", "local", "shutdown"]
+    RayCluster(None)
+    assert ray.calls[3:] == ["auto", "local"]
+
+
+def test_the_running_cluster_is_taken(ray_that):
+    ray = ray_that(running=True)
+    RayCluster(None)
+    assert ray.calls == ["auto"]
+
+
+def test_another_address_is_another_connection(ray_that):
+    ray = ray_that()
+    for address in ("a:1", "a:1", "b:2"):
+        RayCluster(address)
+    assert ray.calls == ["a:1", "shutdown", "b:2"]
+
+
+def test_a_connection_of_the_program_itself_stays(ray_that):
+    ray = ray_that(already=True)
+    RayCluster("a:1").disconnect()
+    assert ray.calls == []
+
+
+def test_what_a_cluster_refuses_is_a_plain_error(ray_that):
+    ray = ray_that()
+
+    def refuse(address, **options):
+        raise RuntimeError("Version mismatch: The cluster was started with Ray 1\nmore")
+
+    ray.init = refuse
+    with pytest.raises(DeltatuneError, match=r"cannot use the Ray cluster at a:1: Version mismatch.*Ray 1$"):
+        RayCluster("a:1")
+
+
 # ---- files
 
 
@@ -281,7 +361,9 @@ def cluster(tmp_path_factory):
     os.environ.update(environment)
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": closed_port()}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.client = f"ray://127.0.0.1:{head['ray_client_server_port']}"
     made.add_node(num_cpus=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -512,3 +594,22 @@ def test_the_command_line_takes_an_address(cluster, place, tmp_path):
     )
     assert done.code == 0, done.err
     assert json.loads(done.out)["methods"][0]["failed"] is None
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_client_finds_the_same(cluster, place, alone, tmp_path):
+    """Over `ray://`, where this program is no part of the cluster."""
+    import ray
+
+    run(plan_of(place, tmp_path / "ray", cluster.client))
+    assert_equal(outcome_of(tmp_path / "ray"), alone)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@needs_ray
+def test_the_cluster_of_this_machine_is_found(cluster, place, alone, tmp_path):
+    run(plan_of(place, tmp_path / "ray", "ray"))
+    assert_equal(outcome_of(tmp_path / "ray"), alone)
+    assert all(node.remaining_processes_alive() for node in cluster.list_all_nodes())

@@ -16,9 +16,12 @@ ANSWER_SECONDS = 5.0
 """How long an address may take to accept a connection."""
 ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 
+_connected: list[str | None] = []
+"""The address of the connection that was made here, if there is one."""
+
 
 class RayCluster:
-    """A connection to a cluster, and whether this process made it."""
+    """A connection to a cluster, which several objects may share, and whether it was made here."""
 
     def __init__(self, address: str | None) -> None:
         """Connect: None is the cluster that runs on this machine, or a new one if none does.
@@ -35,9 +38,13 @@ class RayCluster:
         import ray
 
         self.ray: Any = ray
-        self.ours = not ray.is_initialized()
-        if self.ours:
+        if not ray.is_initialized():
+            _connected.clear()
+        elif _connected and _connected != [address]:
+            self.disconnect()
+        if not ray.is_initialized():
             self._connect(address)
+            _connected.append(address)
 
     def _connect(self, address: str | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -70,7 +77,8 @@ class RayCluster:
 
     def disconnect(self) -> None:
         """Leave the cluster as it was found; one that was started here ends."""
-        if self.ours and self.ray.is_initialized():
+        if _connected:
+            _connected.clear()
             with contextlib.suppress(Exception):  # it may be gone
                 self.ray.shutdown()
 

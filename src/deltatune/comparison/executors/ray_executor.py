@@ -181,7 +181,7 @@ class RayTasks:
             crashes = self.crashes[work.key] = self.crashes.get(work.key, 0) + 1
             if crashes >= TRIES:
                 text = f"its worker process died {crashes} times; it may need more memory than there is"
-                return Finished(work, Result({"status": "failed", "error": text}))
+                return Finished(work, Result({"status": "failed", "error": text, "work_seconds": 0.0}))
         elif not kinds & {*LOSSES}:
             raise DeltatuneError(f"the Ray cluster cannot run the works of this comparison: {_cause(error)}") from error
         self.queue.appendleft(work)

@@ -6,6 +6,7 @@ docs/commands.md         the help screens of all commands, between their markers
 docs/methods.md          the list of the methods' pages
 docs/methods/            a page a method: equation, paper, options with defaults, an example that a test runs
 docs/recipe.schema.json  the keys of a recipe, for editors
+docs/table.schema.json   the keys of a table recipe
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import typer
 
 from deltatune.cli.app import app
 from deltatune.cli.commands.methods import describe_methods
-from deltatune.cli.commands.run import recipe_schema
+from deltatune.cli.commands.run import recipe_schema, table_schema
 from deltatune.core.registry import prompting_registry
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +58,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/methods.md": methods_page(entries),
         **{ROOT / "docs" / page_of(entry): method_page(entry) for entry in entries},
         ROOT / "docs/recipe.schema.json": json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n",
+        ROOT / "docs/table.schema.json": json.dumps(table_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -32,13 +32,14 @@ MOST_ROWS = 60
 
 def run_table_on_screen(path: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Run the table recipe at `path`, following its experiment, and print its figures."""
-    from deltatune.comparison.tables import read_table, run_table, study_of_table
+    from deltatune.comparison.tables import prepare_folder, read_table, run_table, study_of_table
     from deltatune.training.recipes import as_yaml
 
     recipe = read_table(path, overrides)
     out = Path(recipe.out) if recipe.out is not None else Path("runs") / path.stem
     print(as_yaml(recipe), file=sys.stderr if as_json else sys.stdout, flush=True)
     if recipe.compare is not None:
+        prepare_folder(recipe, out)
         run_on_screen(study_of_table(recipe, out), as_json)
         if not as_json and recipe.published:
             from deltatune.comparison.tables.measured_figures import beside_study

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.comparison.study.study_sources import DataSets, name_data_sets
-from deltatune.comparison.tables.table_schema import KINDS, Compare, Continual, Dimension, Facts, Latency, TableRecipe
+from deltatune.comparison.tables.table_schema import (
+    KINDS,
+    Compare,
+    Continual,
+    Dimension,
+    Facts,
+    Latency,
+    Published,
+    TableRecipe,
+)
 from deltatune.core.errors import nearest, raise_all
 from deltatune.data.published.suites import open_suite
 from deltatune.training.recipes.recipe_files import checked_section, recipe_content
@@ -22,34 +31,42 @@ def is_table(content: Mapping[str, Any]) -> bool:
 def read_table(path: str | Path, overrides: Sequence[str] = ()) -> TableRecipe:
     """Read a table recipe from a YAML file, with overrides such as `compare.limit=200`, which become a note.
 
-    Its paths are relative to the working directory. Raises DeltatuneError listing everything that is wrong; that a
-    published figure is of a method or data set that the experiment lacks is an error unless something is overridden.
+    Its paths are relative to the working directory. Raises DeltatuneError listing everything that is wrong. A published
+    figure of a method or a place that the experiment lacks is an error, but where overrides have changed the experiment
+    it is left out.
     """
     content = recipe_content(path, overrides)
     recipe = checked_section(content, TableRecipe, str(path))
     changes = [override for override in overrides if not override.startswith("out=")]
+    stray = stray_figures(recipe)
     if not changes:
-        raise_all(list(stray_figures(recipe)), f"{path}: these published figures stand beside nothing:")
+        problems = [problem for each in stray.values() for problem in each]
+        raise_all(problems, f"{path}: these published figures stand beside nothing:" if problems else "")
         return recipe
-    changed = f"changed from the recipe, which the published figures are for: {', '.join(changes)}"
-    return recipe.model_copy(update={"notes": [*recipe.notes, changed]})
+    notes = [*recipe.notes, f"changed from the recipe, which the published figures are for: {', '.join(changes)}"]
+    if stray:
+        what = "1 published figure is" if len(stray) == 1 else f"{len(stray)} published figures are"
+        notes.append(f"{what} of other methods or places and left out")
+    kept = [figure for number, figure in enumerate(recipe.published, start=1) if number not in stray]
+    return recipe.model_copy(update={"notes": notes, "published": kept})
 
 
-def stray_figures(recipe: TableRecipe) -> Iterator[str]:
-    """Messages for published figures that no measured one can stand beside: of other methods or at other places."""
+def stray_figures(recipe: TableRecipe) -> dict[int, list[str]]:
+    """Why no measured figure can stand beside a published one, by its number: other methods, or other places."""
     methods, places = methods_of(recipe), places_of(recipe)
-    for number, figure in enumerate(recipe.published, start=1):
-        where = f"published {number}"
-        if methods and figure.method not in methods:
-            yield f"{where}: there is no method {figure.method!r}{nearest(figure.method, methods)}; methods: " + (
-                ", ".join(methods)
-            )
-        for axis, value in figure.at.items():
-            if axis not in places:
-                yield f"{where}: there is no {axis!r}{nearest(axis, places)}; places: {', '.join(places)}"
-            elif places[axis] and str(value) not in places[axis]:
-                known = places[axis]
-                yield f"{where}: {axis} {value} is not there{nearest(str(value), known)}; values: {', '.join(known)}"
+    found = {number: list(_strange(figure, methods, places)) for number, figure in enumerate(recipe.published, start=1)}
+    return {number: [f"published {number}: {text}" for text in texts] for number, texts in found.items() if texts}
+
+
+def _strange(figure: Published, methods: Sequence[str], places: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    if methods and figure.method not in methods:
+        yield f"there is no method {figure.method!r}{nearest(figure.method, methods)}; methods: {', '.join(methods)}"
+    for axis, value in figure.at.items():
+        if axis not in places:
+            yield f"there is no {axis!r}{nearest(axis, places)}; places: {', '.join(places)}"
+        elif places[axis] and str(value) not in places[axis]:
+            known = places[axis]
+            yield f"{axis} {value} is not there{nearest(str(value), known)}; values: {', '.join(known)}"
 
 
 def methods_of(recipe: TableRecipe) -> list[str]:

@@ -18,7 +18,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_search import search_dim
 from deltatune.comparison.latency_grid import LatencyBenchmark, LatencyGrid, OnCell
 from deltatune.comparison.method_counts import CountedTraining, CountingHost, storage
 from deltatune.comparison.plan import Plan
-from deltatune.comparison.records import write_summary
+from deltatune.comparison.records import OTHERS, RESULTS, write_summary
 from deltatune.comparison.study.study_plan import Point, folder_names
 from deltatune.comparison.study.study_run import LastHost, OnStage
 from deltatune.comparison.study.study_run import run as run_study
@@ -44,9 +44,11 @@ from deltatune.prompting.facts.fact_study import AskProgress
 from deltatune.prompting.facts.fact_study import run_study as ask_facts
 from deltatune.store.atomic_files import make_folder, write_file
 from deltatune.store.folder_lock import FolderLock
+from deltatune.training.recipes.recipe_files import as_yaml
 
-RESULT, PAGE = "table.json", "table.html"
-"""Files of a table's run. A comparison has study.json and study.html instead."""
+RECIPE, RESULT, PAGE = "table.yaml", "table.json", "table.html"
+"""Files of a table's run: the recipe with all overrides, the result, its page. A comparison has study.json and
+study.html instead of the last two."""
 
 
 def no_events(plan: Plan) -> AbstractContextManager[OnEvent | None]:
@@ -79,10 +81,10 @@ def run_table(recipe: TableRecipe, out: str | Path, watch: Watch | None = None) 
     and a page are written to the folder. Raises DeltatuneError before anything is trained for what cannot run.
     """
     folder, watch = Path(out), watch or Watch()
+    prepare_folder(recipe, folder)
     if recipe.compare is not None:
         study = run_study(study_of_table(recipe, folder), watch.on_stage)
         return {**study, "published": beside_study(study)}
-    make_folder(folder)
     started = time.perf_counter()
     experiment = recipe.experiment
     if isinstance(experiment, Dimension):
@@ -111,6 +113,17 @@ def run_table(recipe: TableRecipe, out: str | Path, watch: Watch | None = None) 
     write_summary(folder / RESULT, result)
     write_table_page(result, folder / PAGE)
     return result
+
+
+def prepare_folder(recipe: TableRecipe, folder: Path) -> None:
+    """Write the recipe with all overrides into the run's folder. Raises DeltatuneError if it has another run."""
+    others = {**OTHERS, RESULTS: "a single comparison", RESULT: "another table"}
+    del others["study.json" if recipe.compare else RESULT]
+    other = next((name for name in others if (folder / name).exists()), None)
+    if other is not None:
+        raise DeltatuneError(f"{folder} holds {others[other]} ({other}); choose another folder: out=FOLDER")
+    make_folder(folder)
+    write_file(folder / RECIPE, as_yaml(recipe))
 
 
 def _dimensions(experiment: Dimension, folder: Path, watch: Watch) -> list[Figure]:

@@ -33,7 +33,9 @@ def test_decided_pairs_are_counted_in_the_words_of_the_user():
     found[2]["summary"]["pairs"][0]["verdict"] = "worse"
     assert duels(found).better == {("LoRA()", "BitFit()"): 2, ("BitFit()", "LoRA()"): 1}
     sentence = said(found, ("LoRA()", "Full()", "BitFit()"))["sentence"]
-    assert "better than BitFit() (2) and worse than BitFit() (1)" in sentence
+    assert (
+        "Within single comparisons it is better than BitFit() in 2 of 3; and worse than BitFit() in 1 of 3." in sentence
+    )
 
 
 def test_what_the_ranks_say():
@@ -79,6 +81,19 @@ def test_where_the_winner_changes_with_the_model_and_the_data():
     ]
     assert "The best differs by data set: Full() on x; LoRA() on y." in said(found)["sentence"]
     assert "differs" not in said([comparison(low, data="x"), comparison(high, data="y")])["sentence"]
+
+
+def test_a_warning_where_nothing_beats_the_baseline():
+    found = [comparison({"LoRA()": 0.8, "Full()": 0.7}, data=name) for name in "xy"]
+    for each, baseline in zip(found, (0.5, 0.795), strict=True):
+        each["summary"]["majority"] = {"score": baseline}
+    warning = "Warning: in 1 of 2 comparisons (y) no method is significantly better than the baseline"
+    assert warning in said(found)["sentence"]
+    found[1]["summary"]["majority"] = {"score": 0.5}
+    assert "Warning" not in said(found)["sentence"]
+    for each in found:
+        each["summary"] |= {"metric": "perplexity", "majority": {"score": 0.6}}
+    assert "Warning: in 2 of 2" in said(found)["sentence"], "lower is better"
 
 
 def test_unfinished_and_empty_studies():

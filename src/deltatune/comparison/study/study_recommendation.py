@@ -12,6 +12,7 @@ from deltatune.comparison.recommend import percent
 from deltatune.comparison.study.set_averages import Comparison, SetScores, asked_of, entry_of, set_scores
 from deltatune.comparison.study.study_plan import short_model
 from deltatune.comparison.study.study_series import ORDERED, place
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 Ranks = Mapping[str, Any]
 """`study["ranks"]`: {"p", "critical_difference", "sets", ...}."""
@@ -67,6 +68,7 @@ def recommend_for_study(
     ]
     left = len(comparisons) - len(done)
     sentences += [f"{left} of {len(comparisons)} comparisons have no result yet."] if left else []
+    sentences.append(_warning(done))
     return {"method": best, "sentence": " ".join(sentence for sentence in sentences if sentence)}
 
 
@@ -102,13 +104,13 @@ def _certainty(best: str, mean_ranks: Mapping[str, float], found: Duels, ranks: 
             )
         else:
             said.append("By its ranks alone it is not told apart from any other (Nemenyi).")
-    wins = [f"{method} ({found.wins(best, method)})" for method in others if found.wins(best, method)]
-    losses = [f"{method} ({found.wins(method, best)})" for method in others if found.wins(method, best)]
+    counted = f"of {comparisons}"
+    wins = [f"{method} in {n} {counted}" for method in others if (n := found.wins(best, method))]
+    losses = [f"{method} in {n} {counted}" for method in others if (n := found.wins(method, best))]
     if wins or losses:
         better = f"better than {_listed(wins)}" if wins else ""
         worse = f"worse than {_listed(losses)}" if losses else ""
-        number = f"Within single comparisons (so many of {comparisons})"
-        said.append(f"{number} it is {' and '.join(filter(None, [better, worse]))}.")
+        said.append(f"Within single comparisons it is {'; and '.join(filter(None, [better, worse]))}.")
     elif found.better or not said:
         said.append("No single comparison tells it apart from another method.")
     return " ".join(said)
@@ -126,6 +128,26 @@ def _cheaper(best: str, params: Mapping[str, float], found: Duels, ranks: Mappin
     )
     where = f"any of the {comparisons} comparisons" if comparisons > 1 else "the comparison"
     return f"{method} trains {share} and is not told apart from it in {where}."
+
+
+def _warning(done: Sequence[Comparison]) -> str:
+    """A warning where even the best method may be no better than the baseline without training."""
+    weak = [comparison for comparison in done if not _beats_baseline(comparison["summary"])]
+    if not weak:
+        return ""
+    names = _listed(list(dict.fromkeys(str(comparison["at"]["data"]) for comparison in weak)))
+    where = f"{len(weak)} of {len(done)} comparisons ({names})" if len(done) > 1 else "the comparison"
+    return f"Warning: in {where} no method is significantly better than the baseline without training."
+
+
+def _beats_baseline(summary: Mapping[str, Any]) -> bool:
+    """Whether some method is significantly better than the baseline; true where there is none to be better than."""
+    baseline = (summary.get("majority") or {}).get("score")
+    ends = [entry["ci95"] for entry in summary["methods"] if entry.get("ci95")]
+    if baseline is None or not ends:
+        return True
+    lower = lower_is_better(summary["metric"])
+    return min(end[1] for end in ends) < baseline if lower else max(end[0] for end in ends) > baseline
 
 
 # --- where the winner changes ---

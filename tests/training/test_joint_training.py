@@ -359,6 +359,14 @@ def test_route_and_modes_are_restored_and_every_run_reports(tmp_path):
         assert len(host.adapters[training.name].trained_rows.train) > 0
 
 
+def test_memory_that_is_used_up_stops_all_and_says_what_to_lower():
+    def full(*step):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(DeltatuneError, match="most_rows, or fewer adapters together, now 2"):
+        train_together(hosted(["LoRA(r=2)"] * 2), asked(2, on_step=full), models.tiny_tokenizer())
+
+
 # --- refusals ---
 
 

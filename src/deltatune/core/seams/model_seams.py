@@ -39,6 +39,7 @@ class ModelSeams:
     def follow(self, route: Route, active: Mapping[str, Adapter]) -> None:
         """Make every seam follow a route; `active` are its adapters that are not merged."""
         self.active = active
+        self.context.runs.clear()
         needs = {name: adapter.needs for name, adapter in active.items()}
         prompts = {name: need.virtual_tokens for name, need in needs.items() if need.virtual_tokens}
         shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}

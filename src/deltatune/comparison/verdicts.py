@@ -138,14 +138,20 @@ def judge(
         interval = difference - half, difference + half
         return PairVerdict(*names[i], difference, *interval, kind, look, runs, *errors, level, parts.covers_seeds)
 
-    # Equal are pairs by intervals that hold for all pairs at once. Pairs that differ leave the family of the others
-    # (step-down), but equal ones do not: the pairs that are left would be those with the largest errors.
-    level = study.level(range(len(pairs)), crossed, alpha, look, missing)
-    for i, half in zip(left, study.half_widths(left, level), strict=True):
-        if margin is not None and abs(differences[i]) + half <= margin:
-            verdicts[names[i]] = verdict(i, "equal", half, level)
-    family = [i for i, name in enumerate(names) if name not in verdicts or verdicts[name].verdict == "equal"]
-    left = [i for i in left if names[i] not in verdicts]
+    def of_other_kinds(*kinds: Kind) -> list[int]:
+        return [i for i, name in enumerate(names) if name not in verdicts or verdicts[name].verdict not in kinds]
+
+    # Both questions step down: pairs that differ leave the family of those that may differ, equal pairs that of those
+    # that may be equal. Neither leaves the other's: the pairs left over would be those with the largest errors.
+    new = left if margin is not None else []
+    while new and left and margin is not None:
+        level = study.level(of_other_kinds("equal"), crossed, alpha, look, missing)
+        halves = zip(left, study.half_widths(left, level), strict=True)
+        equal = [(i, half) for i, half in halves if abs(differences[i]) + half <= margin]
+        verdicts |= {names[i]: verdict(i, "equal", half, level) for i, half in equal}
+        new = [i for i, _ in equal]
+        left = [i for i in left if i not in new]
+    family = of_other_kinds("better", "worse")
     while left:
         level = study.level(family, crossed, alpha, look, missing)
         for i, half in zip(left, study.half_widths(left, level), strict=True):

@@ -48,8 +48,8 @@ def watch(
     from deltatune.cli.watch_server import WatchServer
 
     with WatchServer(run, port or 0) as server:
-        say(f"{server.address} follows {run}; Ctrl-C ends this, not the run")
         try:
+            say(f"{server.address} follows {run}; Ctrl-C ends this, not the run")
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             say("\nno longer followed")

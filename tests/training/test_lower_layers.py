@@ -28,6 +28,12 @@ DEPTH = {
     "t5": {"num_layers": 4, "num_decoder_layers": 4},
 }
 LORA = {"t5": "LoRA(r=4, sites=('encoder.layers.{2,3}.attn.{q,v}', 'decoder.*.attn.q'))"}
+
+
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 THREE = dataclasses.replace(PLAIN, epochs=3, learning_rate=1e-2)
 
 
@@ -71,7 +77,7 @@ def trained(host, tokenizer, settings=THREE, task=TASK, rows=ROWS, **options):
 # --- training
 
 
-@pytest.mark.parametrize("method", ["TopLayers(2)", "AdapterDrop(size=4, drop=2)", "LoRA"])
+@pytest.mark.parametrize("method", ["TopLayers(2)", slow("AdapterDrop(size=4, drop=2)"), "LoRA"])
 @pytest.mark.parametrize("kind", list(DEPTH))
 def test_kept_states_change_no_training(kind, method, tokenizer):
     method = LORA.get(kind, "LoRA(r=4, sites='layers.{2,3}.attn.{q,v}')") if method == "LoRA" else method
@@ -134,7 +140,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tokenizer, tmp_path):
     assert_same(whole, values)
 
 
-@pytest.mark.parametrize("change", [{"checkpointing": True}, {"accumulation": 4}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("change", [{"checkpointing": True}, slow({"accumulation": 4}), {"precision": "bfloat16"}])
 def test_with_checkpointing_accumulation_and_bfloat16(change, tokenizer):
     results = []
     for limit in ("auto", None):
@@ -278,6 +284,27 @@ def test_a_model_whose_blocks_cannot_be_left_out_runs_as_it_is(tokenizer):
     outcome, _ = trained(host, tokenizer)
     assert outcome.history
     assert not CACHE.entries
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "further"),
+    [("t5", {"num_layers": 4}, True), ("deberta", {"num_hidden_layers": 4}, False), ("bloom", {"n_layer": 4}, True)],
+)
+def test_blocks_that_return_more_than_states(kind, config, further, tokenizer):
+    """T5's position bias is the first block's for all; under checkpointing too."""
+    settings = dataclasses.replace(THREE, max_steps=6, checkpointing=kind == "t5")
+    results = []
+    for limit in ("auto", None):
+        set_cache_limit(limit)
+        host = host_with("TopLayers(2)", kind, **config)
+        with lower_layers(host, always=True) as split, torch.no_grad():
+            ids = torch.tensor([[7, 8, 9]])
+            (host.model.get_encoder() if kind == "t5" else host.model)(ids, attention_mask=torch.ones_like(ids))
+            assert split.bypass.support.works
+            assert split.bypass.support.extras == further
+        results.append(trained(host, tokenizer, settings)[0])
+        assert bool(CACHE.entries) == bool(limit)
+    np.testing.assert_allclose([x for _, x in results[0].history], [x for _, x in results[1].history], rtol=1e-4)
 
 
 # --- tasks and batches

@@ -31,6 +31,8 @@ class Support:
     """The blocks run once each, in order, and the rest makes the same of their states alone."""
     is_tuple: bool = False
     """Whether a block returns its states within a tuple."""
+    further: int = 0
+    """What else is in it."""
     extras: bool = False
     """Whether it returns more than its states, which the first block makes for all (T5's position bias)."""
     width: int = 0
@@ -93,7 +95,8 @@ class BlockBypass:
                     self.extras = own(*args, **kwargs)[1:]
             if i == last:
                 states, self.states = self.states, None
-            return (states, *self.extras) if self.support.is_tuple else states
+            further = self.extras or (None,) * self.support.further
+            return (states, *further) if self.support.is_tuple else states
 
         return forward
 
@@ -152,7 +155,8 @@ class BlockBypass:
         states = self.run(sample)
         if (extras and len(self.blocks) < 2) or states.dim() != 3:
             return Support()
-        self.support = Support(True, is_tuple, extras, states.shape[-1], states.dtype)
+        further = len(output) - 1 if is_tuple else 0
+        self.support = Support(True, is_tuple, further, extras, states.shape[-1], states.dtype)
         with evaluating(self.entry):
             self.states = states
             parted = _first(self.entry(**sample))

@@ -96,7 +96,7 @@ class JointPasses:
         logits = token_logits(outputs)  # (M, V), row by row
         counts = [int((batch.labels[rows] != IGNORED).sum()) for rows in batch.rows]
         losses = []
-        split = (logits.split(counts), token_labels.split(counts))
+        split = (torch.split(logits, counts), torch.split(token_labels, counts))
         for member, own_logits, own_labels in zip(members, *split, strict=True):
             assert isinstance(member.task, LanguageModelTask)
             losses.append(member.task.model_loss(own_logits, own_labels, outputs, {}))
@@ -111,7 +111,7 @@ class JointPasses:
         ]
         logits = place_logits(self.host, {**batch.inputs, "places": torch.cat(places)}, kind.bfloat16)  # (M, V)
         losses = []
-        for member, own_logits in zip(members, logits.split([len(each) for each in places]), strict=True):
+        for member, own_logits in zip(members, torch.split(logits, [len(each) for each in places]), strict=True):
             assert isinstance(member.task, LabelWords)
             scores = scores_of_classes(member.task, own_logits, dict(member.batch))
             losses.append(member.task.loss(scores, member.batch["labels"]))

@@ -220,10 +220,10 @@ class JointTraining:
 
 
 def _padded_left(run: TrainingRun) -> dict[str | None, bool]:
-    parts: dict[str | None, Encoded] = {None: run.rows}
+    parts: list[tuple[str | None, Encoded]] = [(None, run.rows)]
     if isinstance(run.rows, MixtureEncoded):
-        parts = {**run.rows.parts}
+        parts = list(run.rows.parts.items())
     return {
         part: adapter_collator(run.host, run.name, run.tokenizer, rows, run.settings.packing).left
-        for part, rows in parts.items()
+        for part, rows in parts
     }

@@ -50,6 +50,8 @@ def test_the_costs_are_those_that_were_measured():
     )
     unmerged = recommend(summary([row | {"latency_ratio_merged": None}, FULL]))["sentence"]
     assert unmerged.endswith("1.18 times as long as with the bare model.")
+    alike = recommend(summary([row | {"latency_ratio_merged": 1.16}, FULL]))["sentence"]
+    assert alike == unmerged, "timings that differ by noise are not told apart"
     unmeasured = recommend(summary([row | {"latency_ratio": None, "latency_ratio_merged": None}, FULL]))["sentence"]
     assert unmeasured.endswith("One training took 21 s, and its file has 462 kB (46.2 MB for 100 tasks).")
     assert "training" not in recommend(summary([LORA, FULL]))["sentence"].replace("trained", "")

@@ -108,6 +108,15 @@ def test_every_rung_of_the_search_is_drawn_and_listed(summary):
     assert lora.count("<b>0.") == 3
 
 
+def test_runs_that_were_compared_once_have_no_lines_to_draw():
+    summary = decided_summary()
+    for row in summary["methods"]:
+        row["rungs"] = [rung for rung in row.get("rungs", ()) if rung["step"] == 40]
+    page = render(summary)
+    assert "Search by successive halving" not in page
+    assert "Every step of the search" in page
+
+
 def test_sizes_that_were_tried_are_told_apart():
     summary = decided_summary()
     row = next(row for row in summary["methods"] if row.get("rungs"))

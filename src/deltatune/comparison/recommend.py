@@ -9,6 +9,8 @@ from typing import Any
 
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
+NOISE = 0.05
+"""Difference of two ratios of latency that is not worth a word."""
 MethodEntry = Mapping[str, Any]
 """One entry of `summary["methods"]`."""
 
@@ -137,7 +139,7 @@ def _costs(row: MethodEntry, summary: Mapping[str, Any]) -> str:
     parts = [f"One training took {seconds(time)}"] if time is not None else []
     parts.append(f"{'its' if parts else 'Its'} file has {size(stored)} ({size(100 * stored)} for 100 tasks)")
     if (latency := number(row, "latency_ratio")) is not None:
-        once = f", {merged:.2f} merged" if merged is not None and merged != latency else ""
+        once = f", {merged:.2f} merged" if merged is not None and abs(merged - latency) >= NOISE else ""
         parts.append(f"inference takes {latency:.2f} times as long as with the bare model{once}")
     text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
     return f" {text}."

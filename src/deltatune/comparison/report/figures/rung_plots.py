@@ -17,10 +17,13 @@ Points = list[tuple[float, float, bool]]
 
 
 def rung_plots(methods: Sequence[MethodResult], metric: str) -> list[str]:
-    """One panel for each method whose search had rungs, all on one scale."""
+    """One panel for each method whose search had rungs, all on one scale; none if runs were compared at one step only.
+
+    What they scored at a single step is in the figure of the learning rates.
+    """
     searches = {result.label: _runs(result.row.get("rungs") or []) for result in methods}
     points = [point for runs in searches.values() for line in runs.values() for point in line]
-    if not points:
+    if len({step for step, _, _ in points}) < 2:
         return []
     width, height = 210.0, 176.0
     across = Axis(0.0, max(step for step, _, _ in points) or 1.0, 38.0, width - 10)

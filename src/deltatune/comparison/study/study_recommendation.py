@@ -147,7 +147,7 @@ def _beats_baseline(summary: Mapping[str, Any]) -> bool:
     if baseline is None or not ends:
         return True
     lower = lower_is_better(summary["metric"])
-    return min(end[1] for end in ends) < baseline if lower else max(end[0] for end in ends) > baseline
+    return bool(min(end[1] for end in ends) < baseline if lower else max(end[0] for end in ends) > baseline)
 
 
 # --- where the winner changes ---

@@ -7,13 +7,15 @@ import dataclasses
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import shutil
 import signal
 import time
 from collections import deque
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.multiprocessing
@@ -26,12 +28,15 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.memory import memory_of
 from deltatune.models.hardware import best_device
+from deltatune.training.scaling.feature_cache import CACHE, set_cache_limit
 from deltatune.training.session import Session, reopened
 
 TRIES = 3
 """Times that a work is begun whose worker dies."""
 REPORT_SECONDS = 0.2
 """A worker reports a step at most this often."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps shared memory."""
 OWN_BYTES = 1.5e9
 """What a worker needs beside the base: the libraries, activations, an adapter and its optimizer."""
 
@@ -73,7 +78,10 @@ class WorkerProcesses:
         self.plan, self.on_progress, self.slots = plan, on_progress, workers
         self.context: SpawnContext = torch.multiprocessing.get_context("spawn")
         self.portable = portable(plan)
-        self.tensors = shared_tensors(plan.session.host) if best_device().type == "cpu" else {}
+        on_cpu = best_device().type == "cpu"
+        self.tensors = shared_tensors(plan.session.host) if on_cpu else {}
+        self.cache: Literal["auto"] | int = CACHE.limit_on(torch.device("cpu")) // workers if on_cpu else "auto"
+        """Bytes that each process may keep of what the base computes."""
         self.threads = max(1, torch.get_num_threads() // workers)
         self.queue: deque[Work] = deque()
         self.workers: list[WorkerProcess] = []
@@ -115,7 +123,7 @@ class WorkerProcesses:
 
     def _start(self) -> None:
         ours, theirs = self.context.Pipe()
-        begin = (self.portable, self.tensors, self.threads, self.begun, theirs)
+        begin = (self.portable, self.tensors, self.threads, self.cache, self.begun, theirs)
         process = self.context.Process(target=serve, args=begin, daemon=True)
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
@@ -190,15 +198,26 @@ def opened_plan(plan: Plan, tensors: Mapping[str, Tensor] | None = None) -> Plan
 
 
 def shared_tensors(host: Host) -> dict[str, Tensor]:
-    """The base's parameters and buffers, moved to shared memory."""
+    """The base's parameters and buffers, moved to shared memory; none where it has no room, as in many containers."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in host.model.state_dict().values())
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < 1.2 * size:
+        return {}
     tensors = {name: tensor.data for name, tensor in [*host.model.named_parameters(), *host.model.named_buffers()]}
     return {name: tensor.share_memory_() for name, tensor in tensors.items() if not name.startswith("deltatune.")}  # type: ignore[no-untyped-call]
 
 
-def serve(plan: Plan, tensors: Mapping[str, Tensor], threads: int, number: int, connection: Connection) -> None:
+def serve(
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    threads: int,
+    cache: Literal["auto"] | int,
+    number: int,
+    connection: Connection,
+) -> None:
     """Open the plan in a new process, and run the works that come through the pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     torch.set_num_threads(threads)
+    set_cache_limit(cache)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     try:

@@ -124,13 +124,13 @@ def ray_that(monkeypatch):
 def test_a_cluster_is_started_where_none_runs_and_ended_once(ray_that):
     ray = ray_that()
     first, second = RayCluster(None), RayCluster(None)  # to count its cores, and to use it
-    assert ray.calls == ["auto", "local"]
+    assert ray.calls == ["auto", "shutdown", "local"]
     assert (first.slots, second.slots) == (3, 3)
     second.disconnect()
     first.disconnect()
-    assert ray.calls == ["auto", "local", "shutdown"]
+    assert ray.calls == ["auto", "shutdown", "local", "shutdown"]
     RayCluster(None)
-    assert ray.calls[3:] == ["auto", "local"]
+    assert ray.calls[4:] == ["auto", "shutdown", "local"]
 
 
 def test_the_running_cluster_is_taken(ray_that):
@@ -150,6 +150,23 @@ def test_a_connection_of_the_program_itself_stays(ray_that):
     ray = ray_that(already=True)
     RayCluster("a:1").disconnect()
     assert ray.calls == []
+
+
+def test_a_client_that_comes_too_late_tries_again(ray_that):
+    ray = ray_that()
+    init = ray.init
+
+    def slow(address, **options):
+        ray.init = init
+        raise ConnectionError("ray client connection timeout")
+
+    ray.init = slow
+    RayCluster("ray://a:1")
+    assert ray.calls == ["shutdown", "ray://a:1"]
+    ray.shutdown()
+    ray.init = slow
+    with pytest.raises(DeltatuneError, match="cannot use the Ray cluster at a:1: ray client connection timeout"):
+        RayCluster("a:1")
 
 
 def test_what_a_cluster_refuses_is_a_plain_error(ray_that):
@@ -350,7 +367,16 @@ def test_closing_cancels_what_runs_and_disconnects(tasks):
 # ---- two nodes
 
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray")
+def on_two_nodes(test):
+    """Marks of a test that needs the cluster. Ray leaves its log files open."""
+    marks = [
+        pytest.mark.slow,
+        pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray"),
+        pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    ]
+    for mark in marks:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="module")
@@ -456,8 +482,7 @@ def eventually(condition, seconds: float = 60.0) -> bool:
     return bool(true)
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_two_nodes_find_what_this_process_finds(cluster, place, tmp_path):
     """With a search that pauses: checkpoints travel to whichever node goes on."""
     import ray
@@ -476,8 +501,7 @@ def test_two_nodes_find_what_this_process_finds(cluster, place, tmp_path):
     assert len([node for node in cluster.list_all_nodes() if node.remaining_processes_alive()]) == 2
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_a_killed_worker_process_is_replaced(cluster, place, alone, tmp_path):
     killed: list[int] = []
 
@@ -493,8 +517,7 @@ def test_a_killed_worker_process_is_replaced(cluster, place, alone, tmp_path):
     assert_equal(outcome_of(tmp_path / "ray"), alone)
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_a_node_that_goes_takes_no_result_with_it(cluster, place, alone, tmp_path):
     extra = cluster.add_node(num_cpus=1)
     removed: list[bool] = []
@@ -513,8 +536,7 @@ def test_a_node_that_goes_takes_no_result_with_it(cluster, place, alone, tmp_pat
         cluster.remove_node(extra, allow_graceful=False)
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_an_interrupted_comparison_leaves_the_cluster_free_and_resumes(cluster, place, alone, tmp_path):
     import ray
 
@@ -536,8 +558,7 @@ def test_an_interrupted_comparison_leaves_the_cluster_free_and_resumes(cluster, 
     assert_equal(outcome_of(tmp_path / "ray"), alone)
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_a_killed_program_goes_on_where_it_was(cluster, place, alone, tmp_path):
     """SIGKILL of the program itself, and the same again; the cluster ends the works of a program that is gone."""
     out = tmp_path / "ray"
@@ -563,8 +584,7 @@ run(plan_of(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 """
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_a_model_that_a_node_lacks_or_has_otherwise_is_named(cluster, place, tmp_path):
     shutil.copytree(place / "model", tmp_path / "model")
     shutil.copytree(place / "data", tmp_path / "data")
@@ -584,8 +604,7 @@ def test_a_model_that_a_node_lacks_or_has_otherwise_is_named(cluster, place, tmp
     assert str(tmp_path / "model") in str(caught.value)
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_the_command_line_takes_an_address(cluster, place, tmp_path):
     done = ran(
         *("compare", "--model", place / "model", "--data", place / "data", "--out", tmp_path / "run", "--json"),
@@ -596,8 +615,7 @@ def test_the_command_line_takes_an_address(cluster, place, tmp_path):
     assert json.loads(done.out)["methods"][0]["failed"] is None
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_a_client_finds_the_same(cluster, place, alone, tmp_path):
     """Over `ray://`, where this program is no part of the cluster."""
     import ray
@@ -607,8 +625,7 @@ def test_a_client_finds_the_same(cluster, place, alone, tmp_path):
     assert not ray.is_initialized()
 
 
-@pytest.mark.slow
-@needs_ray
+@on_two_nodes
 def test_the_cluster_of_this_machine_is_found(cluster, place, alone, tmp_path):
     run(plan_of(place, tmp_path / "ray", "ray"))
     assert_equal(outcome_of(tmp_path / "ray"), alone)

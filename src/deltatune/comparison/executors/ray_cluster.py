@@ -14,6 +14,7 @@ from deltatune.core.errors import DeltatuneError
 
 ANSWER_SECONDS = 5.0
 """How long an address may take to accept a connection."""
+CLIENT_TRIES = 2
 ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 
 _connected: list[str | None] = []
@@ -47,22 +48,29 @@ class RayCluster:
             _connected.append(address)
 
     def _connect(self, address: str | None) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            if address is not None:
-                self.ray.init(address, **options)
-                return
-            try:
-                self.ray.init("auto", **options)
-            except ConnectionError:
-                self.ray.init("local", include_dashboard=False, **options)
-        except DeltatuneError:
-            raise
+            if address is None:
+                self._init("auto", "local")
+            else:  # a client server starts a process for each client, which on a busy machine may take too long once
+                self._init(*[address] * (CLIENT_TRIES if address.startswith("ray://") else 1))
         except Exception as error:  # of many kinds: versions that differ, a session of another user, no memory
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DeltatuneError(
                 f"cannot use the Ray cluster{f' at {address}' if address else ''}: {reason}"
             ) from error
+
+    def _init(self, *places: str) -> None:
+        """Connect to the first place that lets itself be connected to."""
+        for number, place in enumerate(places, 1):
+            more = {"include_dashboard": False} if place == "local" else {}
+            try:
+                self.ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **more)
+                return
+            except BaseException as error:
+                with contextlib.suppress(Exception):  # of a connection that is half made
+                    self.ray.shutdown()
+                if number == len(places) or not isinstance(error, ConnectionError):
+                    raise
 
     @property
     def slots(self) -> int:

@@ -208,7 +208,7 @@ def table(rates: Mapping[Scenario, Rates]) -> str:
 
 def figure(rates: Mapping[Scenario, Rates], studies: int) -> str:
     """Error rates of all scenarios beside the promise, as SVG."""
-    left, top, row, width = 330, 66, 22, 400
+    left, top, row, width = 350, 66, 22, 400
     most = max(0.4, *(r.uncorrected for r in rates.values()))
     place = lambda share: left + width * min(share, most) / most  # noqa: E731
     height = top + row * len(rates) + 34

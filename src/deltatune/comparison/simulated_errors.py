@@ -112,20 +112,17 @@ class SimulatedErrors:
             size = np.where(self.scale[:, None] > 0, self.errors / self.scale[:, None], 0.0)
         return np.array([np.interp(each, GRID, tail) for each, tail in zip(size, self.tails, strict=True)])
 
-    def level(self, left: Sequence[int], crossed: Flags, alpha: float, look: int, missing: float) -> float:
-        """Level of each pair's interval at which all errors so far stay within what this look may use up.
+    def level(self, family: Sequence[int], crossed: Flags, alpha: float, look: int) -> float:
+        """Level of each pair's interval at which new errors stay within what this look may use up.
 
-        crossed: (P, B), whether an earlier interval missed. missing: share of alpha for looks that are not known.
+        crossed: (P, B), whether an earlier interval missed; a study with an error of the family counts once. Of what
+        earlier looks seem not to have used up half is used again: a variance may look small by chance.
         """
-        before = crossed[left].any(0)
-        least = np.sort(self.levels[left].min(0)[~before])
-        allowed = int(alpha * (spent(look) - missing) * self.studies) - int(before.sum())
-        alone = np.sort(self.levels[left].min(0))
-        own = int(
-            alpha * (spent(look) - spent(look - 1)) * self.studies
-        )  # what this look may use up whatever the others did
-        together = least[allowed - 1] if 0 < allowed <= len(least) else -math.inf
-        return float(np.exp(max(together, alone[max(own - 1, 0)])))
+        before = crossed[family].any(0)
+        least = np.sort(self.levels[family].min(0)[~before])
+        unused = max(0.0, alpha * spent(look - 1) * self.studies - float(before.sum())) if crossed.any() else 0.0
+        allowed = int(alpha * (spent(look) - spent(look - 1)) * self.studies + unused / 2)
+        return float(np.exp(least[max(min(allowed, len(least)) - 1, 0)])) if len(least) else 1 / self.studies**2
 
     def half_widths(self, left: Sequence[int], level: float) -> list[float]:
         """Half width of each pair's interval at a level."""

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltatune.comparison.simulated_errors import STUDIES, Flags, SimulatedErrors, spent
+from deltatune.comparison.simulated_errors import STUDIES, Flags, SimulatedErrors
 from deltatune.comparison.variance_components import Components, components, unit_scores
 from deltatune.tasks.metrics.corpus_score import Scorer
 from deltatune.tasks.metrics.metric_facts import lower_is_better
@@ -129,7 +129,7 @@ def judge(
     rng = np.random.default_rng([seed, look])
     before = [runs for verdict in earlier for runs in verdict.runs]
     study = SimulatedErrors(parts, pairs, rng, studies, before)
-    crossed, missing = _earlier_errors(study, names, earlier, look)
+    crossed = _earlier_errors(study, names, earlier)
     differences = parts.mean[study.first] - parts.mean[study.second]
 
     def verdict(i: int, kind: Kind, half: float, level: float) -> PairVerdict:
@@ -145,7 +145,7 @@ def judge(
     # that may be equal. Neither leaves the other's: the pairs left over would be those with the largest errors.
     new = left if margin is not None else []
     while new and left and margin is not None:
-        level = study.level(of_other_kinds("equal"), crossed, alpha, look, missing)
+        level = study.level(of_other_kinds("equal"), crossed, alpha, look)
         halves = zip(left, study.half_widths(left, level), strict=True)
         equal = [(i, half) for i, half in halves if abs(differences[i]) + half <= margin]
         verdicts |= {names[i]: verdict(i, "equal", half, level) for i, half in equal}
@@ -153,7 +153,7 @@ def judge(
         left = [i for i in left if i not in new]
     family = of_other_kinds("better", "worse")
     while left:
-        level = study.level(family, crossed, alpha, look, missing)
+        level = study.level(family, crossed, alpha, look)
         for i, half in zip(left, study.half_widths(left, level), strict=True):
             verdicts[names[i]] = verdict(i, _order(float(differences[i]), half, lower), half, level)
         told_apart = [i for i in left if verdicts[names[i]].verdict != "undecided"]
@@ -164,20 +164,17 @@ def judge(
     return [verdicts[name] for name in names]
 
 
-def _earlier_errors(
-    study: SimulatedErrors, names: Sequence[tuple[str, str]], earlier: Sequence[PairVerdict], look: int
-) -> tuple[Flags, float]:
-    """Whether each pair's interval missed at an earlier look, (P, B); the share of alpha for looks not handed over."""
+def _earlier_errors(study: SimulatedErrors, names: Sequence[tuple[str, str]], earlier: Sequence[PairVerdict]) -> Flags:
+    """Whether each pair's interval missed at an earlier look, (P, B)."""
     place = {name: i for i, name in enumerate(names)}
     crossed = np.zeros((len(names), study.studies), bool)
-    known = {verdict.look for verdict in earlier}
-    for number in sorted(known):
+    for number in sorted({verdict.look for verdict in earlier}):
         here = [v for v in earlier if v.look == number and v.verdict in ("undecided", "equal")]
         here = [_turned(v, name) for v in here for name in _both(v) if name in place]
         positions = [place[v.first, v.second] for v in here]
         if here:
             crossed[positions] |= study.missed(positions, [v.runs for v in here], [v.half_width for v in here])
-    return crossed, sum(spent(k) - spent(k - 1) for k in range(1, look) if k not in known)
+    return crossed
 
 
 def _order(difference: float, half: float, lower: bool) -> Kind:

@@ -74,7 +74,8 @@ def test_a_whole_comparison(tiny_folder, table, tmp_path):
     assert len({line["cell"] for line in lines}) == len(lines)
     stages = [line["stage"] for line in lines]
     # each rate to the rung, the better one to its end; then the other seed, two tests and the costs
-    assert (stages.count("search"), stages.count("final"), stages.count("costs")) == (4 * 3, 4 * 2, 4)
+    assert (stages.count("final"), stages.count("costs")) == (4 * 2, 4)
+    assert stages.count("search") >= 4 * 3, "and where the first seed was lucky, the other rate too"
     assert stages.count("seed") >= 4
     assert all(line["versions"]["torch"] and line["config"]["settings"]["learning_rate"] for line in lines)
     kinds = [event.kind for event in events]
@@ -103,7 +104,9 @@ def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeyp
     with (tmp_path / "cut/results.jsonl").open("a") as file:
         file.write('{"cell": "half a li')
     again = run(plan_for(tiny_folder, table, tmp_path / "cut", methods=("LoRA()", "BitFit()")))
-    assert len(trained) == 4 + 5, "three of eight trainings were finished before the interruption, five were left"
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "whole/results.jsonl").read_text().splitlines()]
+    needed = stages.count("search") + stages.count("seed")
+    assert len(trained) == needed + 1, "only the training that was interrupted began twice"
     for one, other in zip(whole["methods"], again["methods"], strict=True):
         assert one["seed_scores"] == other["seed_scores"]
         assert one["ci95"] == other["ci95"]
@@ -170,8 +173,8 @@ def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypa
     events = []
     plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3)
     entry = run(plan, events.append)["methods"][0]
-    assert [rate for rate, _ in entry["search"]] == [6.7e-4, 2e-3, 6e-3, 1.8e-2, 5.4e-2]
-    assert entry["learning_rate"] == 5.4e-2
+    assert [rate for rate, _ in entry["search"]] == [2.7e-3, 8e-3, 2.4e-2, 7.2e-2, 0.22], "8e-3 for so few steps"
+    assert entry["learning_rate"] == 0.22
     assert entry["rate_at_edge"], "the report says that the search ended at an edge"
     assert events[-1].done == events[-1].total == 3 + 2 + 1 + 1, (
         "two rates beyond the edge, one to its end, the other seed"

@@ -67,6 +67,27 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     assert assert_as_if_never_killed(tmp_path) == 4
 
 
+def tried(folder: Path) -> dict:
+    search = json.loads((folder / "metrics.json").read_text())["training"]["search"]
+    return {name: value for name, value in search.items() if name != "seconds"}
+
+
+@pytest.mark.slow
+def test_a_killed_search_of_a_rate_ends_as_if_it_had_not_been(tmp_path):
+    command = [*prepared("classify", tmp_path), "--lr", "auto", "--epochs", "12"]
+    killed(command, tmp_path, touches=2, clock=2)
+    assert assert_as_if_never_killed(tmp_path) == 4
+    assert all(tried(path.parent) == tried(tmp_path / "whole") for path in tmp_path.glob("*/metrics.json"))
+
+
+@pytest.mark.slow
+def test_there_is_no_moment_of_a_search_at_which_a_kill_does_harm(tmp_path):
+    """Killed at many changes of a file: the rate and the adapter are the same."""
+    killed([*prepared("classify", tmp_path), "--lr", "auto", "--epochs", "12"], tmp_path, touches=40, clock=8)
+    assert assert_as_if_never_killed(tmp_path) == 42
+    assert all(tried(path.parent) == tried(tmp_path / "whole") for path in tmp_path.glob("*/metrics.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_run_survives(case, tmp_path):

@@ -123,15 +123,6 @@ def test_on_step_sees_every_step(tokenizer):
     assert outcome.evaluations == []
 
 
-def test_the_methods_rate_is_the_default(tokenizer):
-    host = host_with()
-    outcome = train(
-        host, "a", TASK, ROWS, None, tokenizer, dataclasses.replace(PLAIN, max_steps=2, schedule="constant")
-    )
-    assert outcome.learning_rate == host.adapters["a"].method.learning_rate
-    assert len(outcome.history) == 2
-
-
 def test_evaluation_each_epoch(tokenizer):
     settings = dataclasses.replace(PLAIN, evaluate="epoch", epochs=3)
     outcome = train(host_with(), "a", TASK, ROWS, ROWS[:20], tokenizer, settings)

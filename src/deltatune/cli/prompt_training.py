@@ -71,6 +71,11 @@ def train_prompt(
         problems.append(f"{method!r} runs in one process; start it without torchrun and accelerate")
     if settings.learning_rate is not None and not method.trains:
         problems.append(f"--lr {settings.learning_rate}: {method!r} trains nothing; leave --lr out")
+    if settings.learning_rate == "auto" and method.trains:
+        problems.append(
+            f"--lr auto: it is searched for methods that train with a head of their own, not for {method!r}; give a "
+            "rate, or search with `deltatune compare`"
+        )
     raise_all(problems)
     options = prompt_options(drawn, **prompts)
     more = read_unlabelled(unlabelled, drawn)

@@ -103,8 +103,11 @@ def _table_row(line: str) -> str:
 def recipes_page() -> str:
     """Every file of recipes/."""
     lines = ["# Recipe files", "", "The files of `recipes/`, explained in [recipes](docs/recipes.md).", ""]
-    for path in sorted((ROOT / "recipes").glob("*.yaml")):
-        lines += [f"## {path.stem}", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
+    tables = ["## tables", "", "Experiments of papers, explained in [tables of papers](docs/paper_tables.md).", ""]
+    for folder, level, intro in (("recipes", "##", []), ("recipes/tables", "###", tables)):
+        lines += intro
+        for path in sorted((ROOT / folder).glob("*.yaml")):
+            lines += [f"{level} {path.stem}", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
     return "\n".join(lines)
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deltatune.cli.commands.run import table_schema
 from deltatune.comparison.candidates import choices
+from deltatune.comparison.report.study_tables import published_scale
 from deltatune.comparison.tables import read_table, study_of_table
-from deltatune.comparison.tables.measured_figures import beside_study
+from deltatune.comparison.tables.measured_figures import beside, beside_study
 from deltatune.comparison.tables.table_file import data_sets, stray_figures
 from deltatune.core.budget import split_budget
+from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.training.recipes import read_recipe
 from support import models
@@ -221,3 +224,100 @@ def test_a_recipe_runs_to_its_report_and_figures_have_neighbours(name, hub, tiny
     if name != "d90":  # its figures are of the models that the test replaces
         assert figures or not read_table(FILES[name]).published, "the test leaves no published figure"
     assert read_table(tmp_path / "out/table.yaml").published == recipe.published
+
+
+def test_the_table_of_the_documents_is_a_recipe(tmp_path):
+    text = (ROOT / "docs/paper_tables.md").read_text(encoding="utf-8")
+    (tmp_path / "table.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    recipe = read_table(tmp_path / "table.yaml")
+    assert recipe.kind == "compare"
+    assert read_table(tmp_path / "table.yaml", ["out=x"]).notes == recipe.notes, "the folder is no change"
+    for name in FILES:
+        assert name in text, "a row of the page's table for each recipe"
+
+
+def test_the_schema_is_current():
+    stored = json.loads((ROOT / "docs/table.schema.json").read_text(encoding="utf-8"))
+    assert stored == table_schema(), "stale: run `make docs`"
+    assert json.loads(ran("run", FILES["e2e"], "--schema").out) == stored
+    described = [schema["properties"] for schema in stored["$defs"].values() if "properties" in schema]
+    assert all("description" in key or "$ref" in key for keys in described for key in keys.values())
+
+
+TABLE = """
+title: Two reviews
+source: "https://arxiv.org/abs/1, table 1"
+compare: {data: {a: a.csv, b: b.csv}, methods: ["LoRA()", "Full()"], limit: [10, null]}
+published:
+  - {method: "LoRA()", at: {data: a, limit: 10}, metric: accuracy, value: 90}
+  - {method: "Full()", metric: accuracy, value: 91, source: elsewhere}
+"""
+
+
+def table(tmp_path, text=TABLE):
+    path = tmp_path / "reviews.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_mistakes_are_named_all_at_once(tmp_path):
+    wrong = TABLE.replace("limit: [10, null]", "limit: [ten], settings: {epoch: 3}, methds: 1").replace(
+        "title:", "titel:"
+    )
+    with pytest.raises(DeltatuneError) as error:
+        read_table(table(tmp_path, wrong))
+    for part in ("titel: there is no such key, did you mean 'title'?", "title: this key is required",
+                 "compare.limit.1: input should be a valid integer", "did you mean 'epochs'?",
+                 "compare.methds: there is no such key, did you mean 'methods'?"):  # fmt: skip
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('method: "Full()"', 'method: "Ful()"', r"there is no method 'Ful\(\)', did you mean 'Full\(\)'"),
+        ("data: a, limit", "data: c, limit", "published 1: data c is not there; values: a, b"),
+        ("limit: 10}", "limit: 11}", "limit 11 is not there.*values: 10, None"),
+        ("at: {data", "at: {dota", "there is no 'dota', did you mean 'data'"),
+        ("source: elsewhere", "sorce: elsewhere", "published.2.sorce: there is no such key, did you mean 'source'"),
+        ('source: "https', 'notes: ["https', "need a source"),
+    ],
+)
+def test_a_figure_that_stands_beside_nothing_is_an_error(old, new, message, tmp_path):
+    text = TABLE.replace(old, new)
+    text = text.replace('table 1"', 'table 1"]') if "notes" in new else text
+    with pytest.raises(DeltatuneError, match=message):
+        read_table(table(tmp_path, text))
+
+
+def test_an_override_is_a_note_and_its_strays_are_left_out(tmp_path):
+    recipe = read_table(table(tmp_path), ["compare.limit=20"])
+    assert [figure.method for figure in recipe.published] == ["Full()"]
+    assert "compare.limit=20" in recipe.notes[0]
+    assert recipe.notes[1] == "1 published figure is of other methods or places and left out"
+    assert [figure["source"] for figure in read_table(table(tmp_path)).figures()][1] == "elsewhere"
+
+
+@pytest.mark.parametrize("text", ["title: x\npublished: []", TABLE + "\nlatency: {}\n"])
+def test_a_table_has_one_experiment(text, tmp_path):
+    with pytest.raises(DeltatuneError, match="a table needs one experiment of compare, dimension"):
+        read_table(table(tmp_path, text))
+
+
+def test_a_run_is_not_written_into_another_one(tiny, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    done = ran("run", FILES["storage"], *SMALL["storage"](tiny), f"out={tmp_path}")
+    assert done.code == 2
+    assert "holds a training run (run.json)" in done.err
+    assert not (tmp_path / "table.yaml").exists()
+    assert "--force is not for a table" in ran("run", FILES["storage"], "--force").err
+
+
+def test_figures_are_compared_on_the_published_scale():
+    published = [{"method": "m", "at": {"relation": "P17"}, "metric": "p@1", "value": 31.29, "source": "s"}]
+    measured = [{"method": "m", "at": {"relation": "P17", "model": "x"}, "metric": "p@1", "value": 0.25}]
+    assert beside(published, measured, "facts")[0]["here"] == 25
+    assert beside(published, measured, "latency")[0]["here"] == 0.25, "milliseconds are no shares"
+    assert beside(published, [{**measured[0], "metric": "p@10"}], "facts")[0]["here"] is None
+    assert published_scale(8.6, 0.9, "nist") == 1, "NIST goes beyond 1"
+    assert published_scale(46.2, 0.9, "meteor") == 100

@@ -502,3 +502,38 @@ def test_the_configurations_of_a_set_are_listed(monkeypatch: Any) -> None:
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+SCRIPT = RuntimeError("Dataset scripts are no longer supported, but found dart.py")
+
+
+@pytest.mark.parametrize(("source", "folder"), [("owner/dart", "default"), ("owner/web_nlg:en", "en")])
+def test_a_script_of_the_hub_is_read_from_its_conversion(
+    source: str, folder: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    name = source.partition("/")[2].partition(":")[0]
+    for split, rows in OTHERS[name].load().items():
+        (tmp_path / folder / split).mkdir(parents=True)
+        rows.to_parquet(tmp_path / folder / split / "0000.parquet")
+    load, asked = datasets.load_dataset, []
+
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        asked.append((args, options))
+        if "revision" not in options:
+            raise SCRIPT
+        return load(str(tmp_path), data_dir=options["data_dir"], cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = read(source)
+    assert (data.task, data.text) == ("generate", ("triples",))
+    assert len(data.train) == 80, "40 rows with two references each"
+    assert asked[-1] == ((f"owner/{name}",), {"data_dir": folder, "revision": "refs/convert/parquet"})
+
+
+def test_a_script_without_a_conversion_is_an_error_that_says_so(monkeypatch: Any) -> None:
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        raise SCRIPT if "revision" not in options else FileNotFoundError("no such revision")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DeltatuneError, match="scripts are no longer supported"):
+        read("owner/dart")

@@ -25,7 +25,7 @@ from deltatune.comparison.executors import ray_cluster, ray_executor
 from deltatune.comparison.executors.ray_cluster import RayCluster, check_answers
 from deltatune.comparison.executors.ray_executor import (
     Mailbox,
-    Outcome,
+    NodeResult,
     RayTasks,
     input_folders,
     read_files,
@@ -288,8 +288,8 @@ def tasks(tmp_path, monkeypatch):
     return make
 
 
-def good(key: str, number: int) -> Outcome:
-    return Outcome(Result({"status": "ok", "of": key}), {"adapter/a": key.encode()})
+def good(key: str, number: int) -> NodeResult:
+    return NodeResult(Result({"status": "ok", "of": key}), {"adapter/a": key.encode()})
 
 
 def test_results_and_files_come_back(tasks, tmp_path):
@@ -330,7 +330,7 @@ def test_lost_nodes_are_not_counted_against_a_work(tasks):
 
 
 def test_a_node_that_can_run_nothing_ends_the_comparison(tasks):
-    executor, _ = tasks(lambda key, number: Outcome(None, {}, "node 10.0.0.7 cannot open the model"))
+    executor, _ = tasks(lambda key, number: NodeResult(None, {}, "node 10.0.0.7 cannot open the model"))
     executor.submit(work())
     with pytest.raises(DeltatuneError, match=r"node 10\.0\.0\.7 cannot open the model"):
         executor.wait()

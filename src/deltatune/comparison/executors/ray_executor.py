@@ -47,7 +47,7 @@ Files = dict[str, bytes]
 """Contents of files by their paths in the folder of the comparison."""
 
 
-class Outcome(NamedTuple):
+class NodeResult(NamedTuple):
     """What a task returns."""
 
     result: Result | None
@@ -166,7 +166,7 @@ class RayTasks:
         """The result of a task that ended, its files put into the folder here; None for one that was begun again."""
         work = self.tasks.pop(task)
         try:
-            outcome: Outcome = self.ray.get(task)
+            outcome: NodeResult = self.ray.get(task)
         except self.ray.exceptions.RayError as error:
             return self._failed(work, error)
         if outcome.result is None:
@@ -240,14 +240,14 @@ _opened: tuple[str, Plan] | None = None
 """The plan that this process has open: Ray keeps it for several tasks."""
 
 
-def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> Outcome:
+def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> NodeResult:
     """Run a work in this process of a node, in a folder of its own, and return what it has written."""
     ray: Any = importlib.import_module("ray")
     node = str(ray.util.get_node_ip_address())
     try:
         plan = _plan(opening, node, ray)
     except DeltatuneError as error:
-        return Outcome(None, {}, str(error))
+        return NodeResult(None, {}, str(error))
     mailbox.put.remote("start", work.key, {})
     reported = time.monotonic()
 
@@ -263,11 +263,11 @@ def run_work(opening: Opening, work: Work, files: Files, mailbox: Any) -> Outcom
             write_files(root, files)
             result = Worker(dataclasses.replace(plan, out=root)).perform(work, on_step)
         except (DeltatuneError, OSError) as error:  # its disk is full: no result, and the next would have none either
-            return Outcome(None, {}, f"node {node} cannot write what a work needs: {error}")
+            return NodeResult(None, {}, f"node {node} cannot write what a work needs: {error}")
         written = {
             path.removeprefix(f"{work.folder}/"): content for path, content in read_files(root, [work.folder]).items()
         }
-    return Outcome(result, written)
+    return NodeResult(result, written)
 
 
 def _plan(opening: Opening, node: str, ray: Any) -> Plan:

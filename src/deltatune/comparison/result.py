@@ -242,11 +242,11 @@ def _study(
     source: Any, axes: dict[str, Any], text: Sequence[str], label: str | None, out: Any, minutes: Any,
     on_event: OnEvent | None, options: dict[str, Any],
 ) -> ComparisonResult:  # fmt: skip
-    from deltatune.comparison.study import Stage, run_study
+    from deltatune.comparison.study import StudyStage, run_study
 
     folders: list[Path] = [] if out is None else [Path(out)]
 
-    def follow(stage: Stage) -> AbstractContextManager[OnEvent | None]:
+    def follow(stage: StudyStage) -> AbstractContextManager[OnEvent | None]:
         folders.append(stage.plan.out.parent)
         return nullcontext(on_event)
 

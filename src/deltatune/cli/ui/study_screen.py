@@ -17,7 +17,7 @@ from deltatune.comparison.report.number_format import count, score, size
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
-    from deltatune.comparison.study import Stage, StudyPlan
+    from deltatune.comparison.study import StudyPlan, StudyStage
 
 METHOD_WIDTH = 24
 """Characters of a method in a table of many comparisons."""
@@ -35,7 +35,7 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
     finished = 0
 
     @contextmanager
-    def follow(stage: Stage) -> Iterator[ComparisonProgress]:
+    def follow(stage: StudyStage) -> Iterator[ComparisonProgress]:
         nonlocal finished
         where = stage.point.describe(study.axes.varied)
         show(f"\ncomparison {stage.number} of {stage.total}: {where}", stderr=True)

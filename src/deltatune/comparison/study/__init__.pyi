@@ -2,7 +2,7 @@ from deltatune.comparison.study.study_plan import Axes as Axes
 from deltatune.comparison.study.study_plan import Point as Point
 from deltatune.comparison.study.study_plan import StudyPlan as StudyPlan
 from deltatune.comparison.study.study_plan import make_study_plan as make_study_plan
-from deltatune.comparison.study.study_run import Stage as Stage
+from deltatune.comparison.study.study_run import StudyStage as StudyStage
 from deltatune.comparison.study.study_run import run as run
 from deltatune.comparison.study.study_run import run_study as run_study
 from deltatune.comparison.study.study_sources import DataSets as DataSets

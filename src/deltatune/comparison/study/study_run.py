@@ -29,7 +29,7 @@ from deltatune.training.session import open_host
 
 
 @dataclass(frozen=True)
-class Stage:
+class StudyStage:
     """A comparison of a study whose turn it is."""
 
     number: int
@@ -39,7 +39,7 @@ class Stage:
     plan: Plan
 
 
-OnStage = Callable[[Stage], AbstractContextManager[OnEvent | None]]
+OnStage = Callable[[StudyStage], AbstractContextManager[OnEvent | None]]
 """What follows the events of one comparison; entered before it begins, left when it has ended."""
 
 
@@ -101,7 +101,7 @@ def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]
             write_study(study, results)
         try:
             plan = study.make(point, study.out / study.folders[point], {"open_base": hosts, **timed})
-            with on_stage(Stage(number, len(study.points), point, plan)) as on_event:
+            with on_stage(StudyStage(number, len(study.points), point, plan)) as on_event:
                 found = run_comparison.run(plan, on_event)
             results[point] = {**timed, "summary": found, **_sizes(plan, found)}
         except CannotWrite:  # nor could the next ones be stored

@@ -28,6 +28,8 @@ EASE, TASTE, LUCK = 0.6, 0.3, 0.1
 """Whether an answer is right depends on the row, on what the method makes of the row, and on the run: shares of the
 variance. Two runs of one method agree on about nine of ten rows."""
 ALPHA = 0.05
+SEED = 1
+"""The rule was chosen by looking at studies of seed 0; these are others."""
 Floats = NDArray[np.float64]
 
 
@@ -86,7 +88,7 @@ class Rates:
     """Mean number of seeds of a method."""
 
 
-def simulate(scenario: Scenario, studies: int, seed: int = 0, draws: int = 1500) -> Rates:
+def simulate(scenario: Scenario, studies: int, seed: int = SEED, draws: int = 1500) -> Rates:
     """Run studies that add seeds to undecided methods, look after look."""
     totals = np.zeros(6)
     for number in range(studies):

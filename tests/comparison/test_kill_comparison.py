@@ -10,7 +10,7 @@ from support import models
 from support.command_line import review_folder
 from support.killed import killed
 
-TIMES = re.compile(r"second|created|pscp|latency|memory|_ms|speed|versions")
+TIMES = re.compile(r"second|created|pscp|latency|memory|_ms|speed|versions|sentence")
 COMMANDS = {
     "compare": ["compare", "--method", "BitFit()", "--method", "LoRA(r=2)", "--rates", "2", "--seeds", "2"],
     "dimension": ["dimension", "--rates", "3", "--max", "60", "--fraction", "1"],

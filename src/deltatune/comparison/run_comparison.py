@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -229,7 +230,7 @@ class Comparison:
 
 def _seconds(finals: Sequence[Record]) -> float:
     """Seconds of one more run, by those so far."""
-    return sum(record["train_seconds"] + record["work_seconds"] for record in finals) / len(finals)
+    return statistics.mean(float(record["train_seconds"]) + record["work_seconds"] for record in finals)
 
 
 def slug(text: str) -> str:

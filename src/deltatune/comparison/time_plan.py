@@ -73,7 +73,7 @@ def with_rows(plan: Plan, rows: dict[str, int], all_rows_minutes: float) -> Plan
     left = ", ".join(f"{number:,} of {len(splits[name]):,} {name} rows" for name, number in fewer.items())
     minutes = f"{plan.minutes:g} minutes" if plan.minutes != 1 else "a minute"
     note = f"{left}: what {minutes} have time for; all rows take about {all_rows_minutes:.0f} minutes"
-    data = dataclasses.replace(plan.data, **kept, notes=(*plan.data.notes, note))
+    data = dataclasses.replace(plan.data, **dict[str, Any](kept), notes=(*plan.data.notes, note))
     encoded = {**plan.splits, **encode_splits(plan.session, kept)}
     candidates = with_rates(plan.candidates, steps_of(plan.settings, len(encoded["train"])))
     return dataclasses.replace(plan, data=data, splits=encoded, candidates=candidates, timed=True)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatune import parse
+from deltatune import Host, parse
 from deltatune.core.errors import DeltatuneError
+from deltatune.tasks import Classify, Generate, Mixture
+from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings, train
 from deltatune.training.learning_rates.rate_search import (
@@ -26,6 +28,7 @@ from deltatune.training.learning_rates.recommended_rate import recommended_rate
 from deltatune.training.reporting import read
 from support import models
 from support.command_line import ran, review_folder
+from support.language_models import generation_tokenizer
 from support.runs import ROWS, TASK, assert_same, host_with, make_rows, tensors
 
 TOKENIZER = models.tiny_tokenizer()
@@ -200,6 +203,57 @@ def test_rows_that_score_are_spread_over_all():
     assert [row["label"] for row in some] == [i for i in range(100) if i // 2 % 5 == 0]
     assert some.owners == [i // 2 for i in range(20)]
     assert (some.examples, some.facts, some.references) == (10, list(range(0, 50, 5)), list("ab" * 5))
+
+
+WORDS = ("film", "plot")
+PARTS = {
+    "classes": Classify(labels=("bad", "good"), max_length=16),
+    "number": Classify(labels=(), max_length=16),
+    "text": Generate(text=("input",), label="output", prompt="plain", new_tokens=2, max_length=16),
+}
+PART_ROWS = {
+    "classes": [{"text": f"the film is {word}", "label": word} for word in ("good", "bad")] * 12,
+    "number": [{"text": f"{word} film", "label": value} for word, value in (("good", 1.0), ("bad", -1.0))] * 12,
+    "text": [{"input": f"the {word}", "output": word, "references": [word]} for word in WORDS] * 12,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("bert", ("classes", "number")), ("llama", ("text",)), ("bert", ("number",))]
+)
+def test_mixtures_texts_and_numbers_are_searched_too(kind, names):
+    task = PARTS[names[0]] if len(names) == 1 else Mixture({name: PARTS[name] for name in names})
+    rows = (
+        PART_ROWS[names[0]] if isinstance(task, Classify | Generate) else task.marked({n: PART_ROWS[n] for n in names})
+    )
+    host = Host(models.tiny(kind, "lm") if "text" in names else models.tiny(kind))
+    host.attach("a", parse("LoRA(r=2)"), head=task.make_head(host.model.config, 0) or False)
+    tokenizer = generation_tokenizer() if "text" in names else TOKENIZER
+    settings = Settings(max_steps=160, batch_size=4, precision="float32", learning_rate="auto")
+    outcome = train(host, "a", task, rows, rows, tokenizer, settings)
+    assert outcome.search.metric == task.metric
+    assert outcome.search.steps <= SHARE * 160
+    assert outcome.history[-1][0] == 160
+    scores = [
+        each["score"] for each in outcome.search.tried if each["step"] == max(e["step"] for e in outcome.search.tried)
+    ]
+    kept = next(each["score"] for each in outcome.search.tried if each["kept"] and each["rate"] == outcome.learning_rate
+                and each["score"] in scores)  # fmt: skip
+    assert kept == (min if lower_is_better(task.metric) else max)(scores)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_further_at_a_searched_rate(tmp_path):
+    data, model = review_folder(tmp_path / "data"), tmp_path / "model"
+    models.tiny("bert").save_pretrained(model)
+    TOKENIZER.save_pretrained(model)
+    quick = ["--data", data, "--epochs", 12, "--batch-size", 4, "--precision", "float32"]
+    assert (
+        ran("train", "--model", model, *quick, "--lr", "1e-2", "--max-length", 16, "--out", tmp_path / "one").code == 0
+    )
+    done = ran("train", "--from", tmp_path / "one", *quick, "--lr", "auto", "--out", tmp_path / "two")
+    assert done.code == 0, done.err
+    assert "The search added" in " ".join(done.out.split())
 
 
 def test_the_command_says_what_it_tried(tmp_path):

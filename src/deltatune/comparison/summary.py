@@ -19,7 +19,7 @@ from deltatune.comparison.statistics import Interval, PscpConstants, draw, inter
 from deltatune.comparison.works import Record
 from deltatune.models.versions import versions
 from deltatune.tasks.metrics.metric_facts import lower_is_better
-from deltatune.training.learning_rates.successive_halving import Search, Trial
+from deltatune.training.learning_rates.successive_halving import RungScore, Search
 
 RESAMPLES = 2000
 
@@ -187,7 +187,7 @@ def _searched(search: Search[Candidate], candidate: Candidate, metric: str) -> l
     return [(arm.rate, _validation(search.runs.get(arm) or [search.last[arm]], metric)) for arm in arms]
 
 
-def _trial(trial: Trial[Candidate], search: Search[Candidate], sign: float) -> dict[str, Any]:
+def _trial(trial: RungScore[Candidate], search: Search[Candidate], sign: float) -> dict[str, Any]:
     return {
         "method": trial.arm.candidate.text,
         "learning_rate": trial.arm.rate,

@@ -147,14 +147,14 @@ def train_searched(
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(spare) if out is None else out
         with FolderLock(folder, option=""):
-            search = _Trials(train, host, name, task, rows, validation, settings, identity, folder).run()
+            search = _RateRuns(train, host, name, task, rows, validation, settings, identity, folder).run()
             chosen = dataclasses.replace(settings, learning_rate=search.rate)
             _continue_from(folder / FOLDER / _named(search.rate), folder, folder if reports is None else reports)
             outcome = train(chosen, validation, folder, reports, None)
         return dataclasses.replace(outcome, search=search)  # type: ignore[type-var]  # a dataclass, made later
 
 
-class _Trials:
+class _RateRuns:
     """The runs of a search and their stored results."""
 
     def __init__(

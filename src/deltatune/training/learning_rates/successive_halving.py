@@ -39,7 +39,7 @@ class Run(NamedTuple, Generic[C]):
 
 
 @dataclass(frozen=True)
-class Trial(Generic[C]):
+class RungScore(Generic[C]):
     """What the search saw of an arm at a rung."""
 
     arm: Arm[C]
@@ -95,7 +95,7 @@ class Search(Generic[C]):
         """The latest record of each arm's first run, paused or finished."""
         self.runs: dict[Arm[C], list[Record]] = {}
         """Finished runs of each arm, in the order of the repeats."""
-        self.trials: list[Trial[C]] = []
+        self.trials: list[RungScore[C]] = []
         """What was seen at each rung, in order."""
         self.arm = self.arms[0]
         """The arm that is chosen."""
@@ -164,7 +164,7 @@ class Search(Generic[C]):
         for arm, record in zip(left, records, strict=True):
             if record is None:
                 self._failed.add(arm)
-                self.trials.append(Trial(arm, until or self.steps, None, False))
+                self.trials.append(RungScore(arm, until or self.steps, None, False))
                 continue
             self.last[arm] = record
             if until is None:
@@ -190,7 +190,7 @@ class Search(Generic[C]):
         left = [arm for arm in arms if arm in self.last and arm not in self._failed]
         ranked = sorted(left, key=lambda arm: (-self._score(self.last[arm]), _loss(self.last[arm])))
         kept = ranked[:most]
-        self.trials += [Trial(arm, step, self._score(self.last[arm]), arm in kept) for arm in left]
+        self.trials += [RungScore(arm, step, self._score(self.last[arm]), arm in kept) for arm in left]
         return kept
 
     def _is_beaten(self) -> bool:

@@ -12,7 +12,7 @@ from deltatune.comparison.tables.table_schema import (
     Compare,
     Continual,
     Dimension,
-    Facts,
+    FactWordings,
     Latency,
     Published,
     TableRecipe,
@@ -72,7 +72,7 @@ def _strange(figure: Published, methods: Sequence[str], places: Mapping[str, Seq
 def methods_of(recipe: TableRecipe) -> list[str]:
     """The methods as results name them; of facts the wordings, of latencies also the bare model."""
     experiment = recipe.experiment
-    if isinstance(experiment, Facts):
+    if isinstance(experiment, FactWordings):
         return experiment.wordings
     return [*(["bare"] if isinstance(experiment, Latency) else []), *experiment.methods]
 
@@ -87,7 +87,7 @@ def places_of(recipe: TableRecipe) -> dict[str, list[str]]:
         axes = {"data": list(data_sets(experiment.data)[0].sources), "model": experiment.model}
     elif isinstance(experiment, Continual):
         axes = {"mode": list(experiment.modes)}
-    elif isinstance(experiment, Facts):
+    elif isinstance(experiment, FactWordings):
         axes = {"model": experiment.model, "relation": experiment.relations}
     elif isinstance(experiment, Latency):
         axes = {"batch": experiment.batches, "length": experiment.lengths or [], "form": []}

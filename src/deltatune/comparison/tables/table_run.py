@@ -34,7 +34,7 @@ from deltatune.comparison.tables.measured_figures import (
 )
 from deltatune.comparison.tables.table_file import data_sets
 from deltatune.comparison.tables.table_page import write_table_page
-from deltatune.comparison.tables.table_schema import Continual, Dimension, Facts, Latency, Storage, TableRecipe
+from deltatune.comparison.tables.table_schema import Continual, Dimension, FactWordings, Latency, Storage, TableRecipe
 from deltatune.comparison.tables.table_study import PointRows, study_of_table
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.registry import parse_tuning
@@ -93,7 +93,7 @@ def run_table(recipe: TableRecipe, out: str | Path, watch: Watch | None = None) 
         measured = _continual(experiment, folder, watch)
     elif isinstance(experiment, Latency):
         measured = _latencies(experiment, watch)
-    elif isinstance(experiment, Facts):
+    elif isinstance(experiment, FactWordings):
         measured = _facts(experiment, watch)
     else:
         assert isinstance(experiment, Storage)
@@ -198,7 +198,7 @@ def _latencies(experiment: Latency, watch: Watch) -> list[Figure]:
     return list(latency_figures(benchmark.measure(watch.on_cell)))
 
 
-def _facts(experiment: Facts, watch: Watch) -> list[Figure]:
+def _facts(experiment: FactWordings, watch: Watch) -> list[Figure]:
     figures: list[Figure] = []
     for model in experiment.model:
         study = FactStudy(

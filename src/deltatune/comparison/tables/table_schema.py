@@ -173,8 +173,8 @@ class Latency(Section):
     """Type of the numbers."""
 
 
-class Facts(Section):
-    """Facts that language models know in several wordings, as `deltatune facts` asks for them."""
+class FactWordings(Section):
+    """FactWordings that language models know in several wordings, as `deltatune facts` asks for them."""
 
     model: Texts
     """The pretrained models."""
@@ -232,7 +232,7 @@ class Published(Section):
     """Where it is published. Default: the recipe's source."""
 
 
-Experiment = Compare | Dimension | Continual | Latency | Facts | Storage
+Experiment = Compare | Dimension | Continual | Latency | FactWordings | Storage
 KINDS = ("compare", "dimension", "continual", "latency", "facts", "count")
 """Keys of experiments, named after their commands."""
 
@@ -256,7 +256,7 @@ class TableRecipe(Section):
     """Tasks learned one after another."""
     latency: Latency | None = None
     """A measurement of inference times."""
-    facts: Facts | None = None
+    facts: FactWordings | None = None
     """A study of facts."""
     count: Storage | None = None
     """A count of parameters and files."""

@@ -22,9 +22,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from deltatune import LoRA, parse
-from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.cells import Event
-from deltatune.comparison.lr_search import Search
 from deltatune.comparison.make_plan import make_plan
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.run_comparison import run
@@ -34,6 +32,7 @@ from deltatune.models.loading import load_backbone
 from deltatune.tasks.collator import collator_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
+from deltatune.training.learning_rates.successive_halving import Arm, Search
 from deltatune.training.loop import schedule_factor, warmup_steps_of
 from deltatune.training.sampler import BatchSampler
 
@@ -63,6 +62,7 @@ def compare(folder: Path, out: Path, epochs: float, metric: str, limit: int | No
         read(folder, limit=limit),
         methods=METHODS,
         budget=73_728,
+        seeds=3,
         settings=settings,
         metric=metric,
         out=out,
@@ -97,9 +97,18 @@ def peft_scores(plan: Plan, path: Path) -> tuple[float, list[float], float]:
             print(f"  peft {key} {done[key]}", flush=True)
         return dict(done[key])
 
-    search = Search(rates_around(LoRA.learning_rate, 3), plan.seeds, cell, lambda record: record["validation"])
+    rates = next(candidate.rates for candidate in plan.candidates if candidate.method == LoRA(r=R))
+    arms = [Arm("PEFT", rate) for rate in rates]
+    search = Search(arms, plan.seeds, None, lambda record: float(record["validation"]))
+    program, answer = search.program(), None
+    while True:
+        try:
+            runs = next(program) if answer is None else program.send(answer)
+        except StopIteration:
+            break
+        answer = [cell(run.arm.rate, run.repeat) for run in runs]
     seeds = [record["test"] for record in search.chosen]
-    return mean(seeds), seeds, search.rate
+    return mean(seeds), seeds, search.arm.rate
 
 
 def train_peft(plan: Plan, rate: float, seed: int) -> dict[str, float]:

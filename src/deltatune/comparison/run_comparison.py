@@ -230,7 +230,7 @@ class Comparison:
 
 def _seconds(finals: Sequence[Record]) -> float:
     """Seconds of one more run, by those so far."""
-    return statistics.mean(float(record["train_seconds"]) + record["work_seconds"] for record in finals)
+    return statistics.mean(float(record["train_seconds"] + record["work_seconds"]) for record in finals)
 
 
 def slug(text: str) -> str:

@@ -173,8 +173,8 @@ def test_a_search_goes_on_beyond_its_edge(tiny_folder, table, tmp_path, monkeypa
     events = []
     plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",), rates=3)
     entry = run(plan, events.append)["methods"][0]
-    assert [rate for rate, _ in entry["search"]] == [2.7e-3, 8e-3, 2.4e-2, 7.2e-2, 0.22], "8e-3 for so few steps"
-    assert entry["learning_rate"] == 0.22
+    assert [rate for rate, _ in entry["search"]] == [2e-3, 6e-3, 1.8e-2, 5.4e-2, 0.16], "6e-3 for so few steps"
+    assert entry["learning_rate"] == 0.16
     assert entry["rate_at_edge"], "the report says that the search ended at an edge"
     assert events[-1].done == events[-1].total == 3 + 2 + 1 + 1, (
         "two rates beyond the edge, one to its end, the other seed"

@@ -29,7 +29,7 @@ def test_shorter_runs_have_higher_rates_within_bounds(text, one, other):
 def test_long_runs_have_the_rate_of_the_method():
     assert recommended_rate(parse("LoRA()"), LONG) == recommended_rate(parse("LoRA()"), 100 * LONG) == 2e-3
     assert recommended_rate(parse("LoRA()"), LONG // 4) == 4e-3
-    assert recommended_rate(parse("Full()"), 1) == 4e-4
+    assert recommended_rate(parse("Full()"), 1) == 3e-4
 
 
 @pytest.mark.parametrize(("fields", "steps"), [({}, 10), ({"epochs": 2.5}, 13), ({"max_steps": 400}, 400)])
@@ -48,8 +48,8 @@ def test_a_run_without_a_rate_takes_that_of_its_steps(fields, steps):
 def test_a_comparison_searches_around_it():
     candidates = [Candidate(parse("LoRA()"), (1.0, 2.0, 3.0), 10), Candidate(parse("Full()"), (1.0,), 10)]
     short, full = with_rates(candidates, 25)
-    assert short.rates == rates_around(8e-3, 3) == (2.7e-3, 8e-3, 2.4e-2)
-    assert full.rates == (4e-4,)
+    assert short.rates == rates_around(6e-3, 3) == (2e-3, 6e-3, 1.8e-2)
+    assert full.rates == (3e-4,)
     assert with_rates(candidates, LONG)[0].rates == rates_around(2e-3, 3)
     prompting = Candidate(as_prompt_method("Cloze(LoRA())"), (1.0, 3.0), 10)
     assert with_rates([prompting], 25) == (prompting,), "no head starts from noise there"

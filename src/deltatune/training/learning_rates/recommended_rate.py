@@ -11,8 +11,8 @@ RATE_STEP = 3.0
 """Neighbouring learning rates of a search differ by this factor."""
 LONG = 400
 """Optimizer steps from which on a method's own rate is recommended."""
-MOST = 4.0
-"""The largest factor on a method's own rate, for runs of LONG / MOST² = 25 steps and fewer."""
+MOST = 3.0
+"""The largest factor on a method's own rate, for runs of LONG / MOST² = 44 steps and fewer."""
 EXTENSIONS = 2
 """How often a search of three or more rates is extended beyond its edge while the edge is best."""
 

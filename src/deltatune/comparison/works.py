@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +18,11 @@ from deltatune.comparison.prompt_cells import (
     prompt_record,
     training_record,
 )
-from deltatune.prompting.prompt_cost import counted
+from deltatune.prompting.prompt_cost import PromptCost, counted
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import CannotWrite
+from deltatune.training.session import Session
+from deltatune.training.train_adapter import AdapterTraining, Outcome
 
 Record = dict[str, Any]
 OnStep = Callable[[int, int, float, float], None]
@@ -81,51 +83,33 @@ class Worker:
         started = time.perf_counter()
         perform = {"train": self._train, "test": self._test, "costs": self._costs}[work.kind]
         try:
-            record, answers = perform(work, on_step or _ignore)
+            record, answers = perform(work, on_step or ignore)
             return Result(record | {"work_seconds": time.perf_counter() - started}, answers)
         except CannotWrite:  # no result, and the next one could not be stored either
             raise
         except Exception as error:
-            seconds = time.perf_counter() - started
-            text = f"{type(error).__name__}: {error}"
-            return Result({"status": "failed", "error": text, "work_seconds": seconds})
+            return Result(failed_record(error, time.perf_counter() - started))
         finally:
             self.plan.session.detach()
 
     def _train(self, work: Work, on_step: OnStep) -> Result:
         """Attach a new adapter, train it, score it on the validation rows, and keep it once it is trained."""
         plan, cell, session = self.plan, work.cell, self.plan.session
-        folder = plan.out / work.folder
         if isinstance(cell.candidate.method, PromptMethod):
-            fitted, cost = fit_prompt(plan, cell, extra_of(plan), on_step)
-            record, paused = prompt_record(fitted, cost, plan.rows_of(cell.draw)["validation"]), False
-        else:
-            splits, head = plan.splits_of(cell.draw), session.make_head(cell.seed)
-            adapter = session.attach(
-                cell.candidate.method, cell.seed, head, extra={**session.to_json(), **extra_of(plan)}
+            fitted, prompt_cost = fit_prompt(plan, cell, extra_of(plan), on_step)
+            record = prompt_record(fitted, prompt_cost, plan.rows_of(cell.draw)["validation"])
+            return Result(stored_record(plan, work, session, record, paused=False))
+        params, asked = attach_new(plan, work, session), training_of(plan, work, session, on_step)
+        with counted(session.host) as cost:
+            outcome = session.train(
+                asked.rows_train,
+                asked.rows_validation,
+                asked.settings or plan.settings,
+                on_step=asked.on_step,
+                out=asked.out,
+                until=asked.until,
             )
-            settings = dataclasses.replace(
-                plan.settings, learning_rate=cell.rate, seed=cell.seed, checkpoint_every=PAUSES_ONLY
-            )
-            params = params_of(adapter)  # before a reparametrisation is replaced by its values
-            out = folder / CHECKPOINTS if work.resumable else None
-            with counted(session.host) as cost:
-                outcome = session.train(
-                    splits["train"], splits["validation"], settings, on_step=on_step, out=out, until=work.until
-                )
-            scores = outcome.evaluations[-1][1]
-            record = training_record(session, params, outcome, outcome.seconds, scores, cost)
-            record |= {"steps": plan.steps(cell.draw)}
-            paused = outcome.paused
-        if work.earlier is not None:  # passes of the steps before the pause count too
-            earlier = work.earlier["cost"]
-            record["cost"] = {name: value + earlier.get(name, 0) for name, value in record["cost"].items()}
-        for name in work.splits:
-            record["scores"] = record["scores"] | {name: session.score(plan.splits[name])}
-        if work.keep and not paused:
-            session.host.save(session.name, folder / ADAPTER)
-            record["adapter"] = f"{work.folder}/{ADAPTER}"
-        return Result(record)
+        return Result(outcome_record(plan, work, session, params, outcome, cost))
 
     def _test(self, work: Work, on_step: OnStep) -> Result:
         """Load a trained adapter, score it on the test rows and keep it."""
@@ -152,6 +136,52 @@ class Worker:
         return Result(record | {"example": as_read(own, test) if work.earlier.get("prompts") else None})
 
 
+def attach_new(plan: Plan, work: Work, session: Session) -> dict[str, int]:
+    """Attach a new adapter of the work's method under the session's name; returns its parameters.
+
+    They are counted here, before a reparametrisation is replaced by its values.
+    """
+    cell, head = work.cell, session.make_head(work.cell.seed)
+    extra = {**session.to_json(), **extra_of(plan)}
+    return params_of(session.attach(cell.candidate.method, cell.seed, head, extra=extra))
+
+
+def training_of(plan: Plan, work: Work, session: Session, on_step: OnStep) -> AdapterTraining:
+    """The training of the work's adapter, which is attached."""
+    cell, splits = work.cell, plan.splits_of(work.cell.draw)
+    settings = dataclasses.replace(plan.settings, learning_rate=cell.rate, seed=cell.seed, checkpoint_every=PAUSES_ONLY)
+    out = plan.out / work.folder / CHECKPOINTS if work.resumable else None
+    rows = splits["train"], splits["validation"]
+    return AdapterTraining(session.name, session.task, *rows, settings, out, on_step, until=work.until)
+
+
+def outcome_record(
+    plan: Plan, work: Work, session: Session, params: Mapping[str, int], outcome: Outcome, cost: PromptCost
+) -> Record:
+    """The record of a training that has paused or ended; its adapter is kept if the work says so."""
+    record = training_record(session, params, outcome, outcome.seconds, outcome.evaluations[-1][1], cost)
+    record |= {"steps": plan.steps(work.cell.draw)}
+    return stored_record(plan, work, session, record, outcome.paused)
+
+
+def stored_record(plan: Plan, work: Work, session: Session, record: Record, paused: bool) -> Record:
+    """A record with the costs before a pause and the scores on further splits; its adapter is kept if it is trained."""
+    if work.earlier is not None:  # passes of the steps before the pause count too
+        earlier = work.earlier["cost"]
+        record["cost"] = {name: value + earlier.get(name, 0) for name, value in record["cost"].items()}
+    for name in work.splits:
+        record["scores"] = record["scores"] | {name: session.score(plan.splits[name])}
+    if work.keep and not paused:
+        session.host.save(session.name, plan.out / work.folder / ADAPTER)
+        record["adapter"] = f"{work.folder}/{ADAPTER}"
+    return record
+
+
+def failed_record(error: Exception, seconds: float) -> Record:
+    """The record of a work that failed."""
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}", "work_seconds": seconds}
+
+
 def extra_of(plan: Plan) -> dict[str, Any]:
     """What an adapter's folder must hold, besides its session, so that `evaluate` and `predict` can use it."""
     return {
@@ -160,5 +190,5 @@ def extra_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _ignore(step: int, total: int, loss: float, rate: float) -> None:
+def ignore(step: int, total: int, loss: float, rate: float) -> None:
     """Nobody watches."""

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deltatune.core.budget import Budget, read_budget, split_budget
+from deltatune.core.budget import Budget, check_sized, read_budget, split_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.prompting.prompt_method import PromptMethod
@@ -98,6 +98,8 @@ def _sized(
     chosen_by_hand = len({str(method.size) for method in read}) > 1  # sizes to choose from are not changed
     found = []
     for method in read:
+        if own is not None:
+            check_sized(method, own)
         fitted = session.fit(method, None if chosen_by_hand or limit is None else limit.params)
         trained: Method | None = fitted
         tried = rates_around(fitted.learning_rate, rates)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deltatune.comparison.costs import added_tokens
 from deltatune.comparison.inference_timing import TimedRun, act, forward_pass, times_in_turns
-from deltatune.core.budget import fit_budget, split_budget
+from deltatune.core.budget import check_sized, fit_budget, split_budget
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory, raise_all
 from deltatune.core.memory import in_bytes, memory_of
@@ -203,8 +203,8 @@ class LatencyBenchmark:
     def _attach(self, asked: str | Method, budget: str | int | None, tokenizer: Any) -> None:
         text, own = split_budget(asked) if isinstance(asked, str) else (asked, None)
         method = with_token_ids(parse_tuning(text), tokenizer)
-        if own is not None and method.size is None:
-            raise DeltatuneError(f"{method!r} has no size that the budget {own} could set; leave @{own} out")
+        if own is not None:
+            check_sized(method, own)
         limit = budget if own is None else own
         if limit is not None:
             method = fit_budget(method, self.host.sites, limit)

@@ -76,6 +76,12 @@ def split_budget(text: str) -> tuple[str, str | None]:
     return method, budget
 
 
+def check_sized(method: Method, budget: str) -> None:
+    """Raise DeltatuneError for a method with a budget of its own and no size that it could set."""
+    if method.size is None:
+        raise DeltatuneError(f"{method!r} has no size that the budget {budget} could set; leave @{budget} out")
+
+
 def _signs(text: str) -> list[tuple[int, int]]:
     """Places of every @ outside of quotes, and how many brackets are open there."""
     places: list[tuple[int, int]] = []

@@ -11,13 +11,14 @@ from deltatune import DeltatuneError, Host, parse
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.pet.generations import Generations
 from deltatune.prompting.pet.next_sets import added_rows, labelled_by, mean_scores
-from deltatune.prompting.pet.pattern_models import PatternModel, steps_of
+from deltatune.prompting.pet.pattern_models import PatternModel
 from deltatune.prompting.pet.pet import IPET, PET
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
 from deltatune.prompting.zero_shot import ZeroShot
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.training import Settings
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.session import Session, open_adapter, open_host
 from support import models
 from support.label_words import reader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -24,6 +23,7 @@ from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.task import Row
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.auxiliary_loss import AuxiliaryMLM
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 from deltatune.training.train_adapter import Outcome
@@ -142,11 +142,6 @@ class PatternTraining:
                     own.detach()
                 self._accuracies.append(float(np.mean(scores.argmax(1) == np.asarray(encoded.references))))
         return self._accuracies
-
-
-def steps_of(settings: Settings, rows: int) -> int:
-    """Optimizer steps that settings mean for so many rows."""
-    return settings.max_steps or math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -15,13 +15,14 @@ from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.pet.distillation import plain_classification, train_classifier
 from deltatune.prompting.pet.generations import Generations
 from deltatune.prompting.pet.next_sets import mean_scores
-from deltatune.prompting.pet.pattern_models import PatternTraining, StepCount, steps_of, trials_of, validation_notes
+from deltatune.prompting.pet.pattern_models import PatternTraining, StepCount, trials_of, validation_notes
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows
 from deltatune.prompting.several_templates import TemplateChoice, choose_templates
 from deltatune.prompting.zero_shot import ZeroShot, check_classes, check_prompt, prompt_text
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.task import Row, Task
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 

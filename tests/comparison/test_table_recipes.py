@@ -15,8 +15,8 @@ from deltatune.comparison.tables.table_file import data_sets, stray_figures
 from deltatune.core.budget import split_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.zero_shot import as_prompt_method
-from deltatune.training.recipes import read_recipe
-from support import models
+from deltatune.training.recipes import read_recipe, run_recipe
+from support import models, stages
 from support.command_line import ran
 from support.published import GLUE, OTHERS, SUPER_GLUE, Published, made
 
@@ -127,6 +127,16 @@ def test_the_data_of_a_recipe_are_known_sets_of_the_hub(name):
 def test_the_stages_of_chinese_llama_are_valid():
     recipe = read_recipe(FILES["chinese-llama"])
     assert [stage.name for stage in recipe.stages] == ["words", "embeddings", "pretrain", "instruct"]
+
+
+@pytest.mark.slow
+def test_the_stages_of_chinese_llama_run(tmp_path):
+    place = stages.world(tmp_path, tied=False)
+    recipe = stages.recipe(place, tmp_path / "out", file=FILES["chinese-llama"])
+    result = run_recipe(recipe, "chinese-llama")
+    assert [stage["stage"] for stage in result["stages"]] == list(stages.NAMES)
+    assert result["stages"][0]["vocabulary"]["added"] > 0
+    assert result["stages"][-1]["measure"]["tokens_per_char"] < result["measure"]["tokens_per_char"]
 
 
 SHORT = {"max_steps": 2, "batch_size": 4, "precision": "float32"}

@@ -43,8 +43,8 @@ def world(place, tied=True):
     return place
 
 
-def recipe(place, out, *more):
-    """The recipe on such a folder."""
+def recipe(place, out, *more, file=RECIPE):
+    """The recipe, or another one with the same stages, on such a folder."""
     texts = place / "texts.txt"
     over = [f"model={place / 'model'}", f"out={out}", f"measure={texts}", "stages.words.vocabulary.size=40"]
     over += [f"stages.words.vocabulary.known={place / 'old.txt'}"]
@@ -65,7 +65,7 @@ def recipe(place, out, *more):
         for override in over
         if not any(f"{override.partition('=')[0]}.".startswith(f"{name}.") for name in replaced)
     ]
-    return read_recipe(RECIPE, [*kept, *more])
+    return read_recipe(file, [*kept, *more])
 
 
 def stopping(stage, stop, after=3):

@@ -57,6 +57,15 @@ TaskCount = Annotated[
         help="Of a study: also show what so many tasks take on disk, such as 1000.",
     ),
 ]
+Together = Annotated[
+    bool,
+    option(
+        "--together",
+        panel=OUTPUT,
+        help="Train up to 8 adapters in one pass, where that is measured to be faster (not on Ray). Their dropout is "
+        "drawn for all at once; without dropout the results are equal but for rounding.",
+    ),
+]
 
 
 def data_axis(sources: Sequence[str]) -> DataSets | None:

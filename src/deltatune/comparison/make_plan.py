@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deltatune.comparison.candidates import choices, make_candidates, with_rates
 from deltatune.comparison.check_candidates import (
@@ -61,6 +61,8 @@ MOST_DRAWS = 8
 """The same for methods that are not told apart."""
 DEFAULT_MARGIN = 0.02
 """Difference within which two methods count as equal, for scores between 0 and 1."""
+TOGETHER = ("off", "auto")
+"""Whether trainings share passes of the base."""
 MOST = {"seeds": 1000, "rates": 50, "draws": 1000, "workers": 1000}
 """Most of what is repeated; learning rates are a factor of about 3 apart, so that 50 are more than floats hold."""
 
@@ -79,6 +81,7 @@ def make_plan(
     minutes: float | None = None,
     executor: str = "local",
     workers: int | None = None,
+    together: Literal["off", "auto"] = "off",
     settings: Settings | None = None,
     max_length: int | None = None,
     metric: str = "",
@@ -102,13 +105,15 @@ def make_plan(
     validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all are scored on the
     same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
     with its language-model head, for all methods. `executor` (local, ray, or the address of a Ray cluster) and
-    `workers` say where trainings run and how many at once. `open_base` opens the model. Raises DeltatuneError listing
+    `workers` say where trainings run and how many at once; with `together="auto"` several share each pass of the base
+    where that is measured to be faster (not on Ray). `open_base` opens the model. Raises DeltatuneError listing
     every method that cannot run on this model, before anything is trained; of the default methods those are left out,
     and a note says so.
     """
     raise_all(
         count_problems(seeds=seeds, rates=rates, draws=draws, workers=workers)
         + amount_problems(margin=margin, minutes=minutes)
+        + ([] if together in TOGETHER else [f"together must be {' or '.join(TOGETHER)}, not {together!r}"])
     )
     if shots is None and draws is not None and draws > 1:
         raise DeltatuneError(
@@ -161,6 +166,7 @@ def make_plan(
         minutes=minutes,
         executor=executor,
         workers=workers,
+        together=together,
         shots=shots,
         draws=tuple(encode_splits(session, {"train": each.train, "validation": each.validation}) for each in drawn),
         drawn=tuple(drawn),

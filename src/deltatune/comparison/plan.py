@@ -81,6 +81,8 @@ class Plan:
     """Where works run: `local`, `ray`, or the address of a Ray cluster."""
     workers: int | None = None
     """Works that run at once; None: as many as there is room for."""
+    together: Literal["off", "auto"] = "off"
+    """Whether trainings share passes of the base: never, or where that is measured to be faster."""
     shots: int | None = None
     """Training rows of each class in a draw; None: all rows are trained on."""
     draws: tuple[dict[str, Encoded], ...] = ()
@@ -163,6 +165,7 @@ class Plan:
             "method": cell.candidate.text,
             "settings": settings,
             "schedule_version": self.settings.schedule_version(),
+            **({} if self.together == "off" else {"together": self.together}),
             **self._lower_layers(method),
             **drawn,
         }

@@ -50,6 +50,7 @@ from deltatune.cli.study_options import (
     Models,
     ShotCounts,
     TaskCount,
+    Together,
     check_single_files,
     data_axis,
     study_axes,
@@ -214,6 +215,7 @@ def compare(
             help="Where trainings run: local, ray, or the address of a Ray cluster (needs deltatune[ray]).",
         ),
     ] = "local",
+    together: Together = False,
     tasks: TaskCount = None,
     as_json: Json = False,
     more_methods: Annotated[
@@ -280,6 +282,7 @@ def compare(
             margin=margin,
             executor=executor,
             workers=workers,
+            together="auto" if together else "off",
             settings=settings,
             task=set_values(fields),
             head=head_of(pooling, dense),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
+from deltatune.comparison.joint_works import JointWorker, take_together
 from deltatune.comparison.plan import Plan
-from deltatune.comparison.works import Result, Work, Worker
+from deltatune.comparison.works import OnStep, Result, Work
 
 OnProgress = Callable[[Literal["start", "step"], Work, dict[str, Any]], None]
 """Called when a work begins, and after each of its steps with `step`, `steps` and `loss`."""
@@ -42,23 +43,33 @@ class InProcess:
     slots = 1
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
-        self.worker, self.on_progress = Worker(plan), on_progress
+        self.plan, self.worker, self.on_progress = plan, JointWorker(plan), on_progress
         self.queue: deque[Work] = deque()
+        self.begun: Iterator[Finished] = iter(())
+        """What is left of the works taken last."""
 
     def submit(self, work: Work) -> None:
         """Add a work."""
         self.queue.append(work)
 
     def wait(self) -> Finished:
-        """Run the next work."""
-        work = self.queue.popleft()
+        """Run the next work, or the next ones in one pass."""
+        finished = next(self.begun, None)
+        if finished is not None:
+            return finished
+        works = take_together(self.plan, self.queue)
+        self.begun = map(Finished, works, self.worker.perform_all(works, self._watch))
+        return next(self.begun)
+
+    def _watch(self, work: Work) -> OnStep:
         self.on_progress("start", work, {})
 
         def on_step(step: int, total: int, loss: float, rate: float) -> None:
             self.on_progress("step", work, {"step": step, "steps": total, "loss": loss})
 
-        return Finished(work, self.worker.perform(work, on_step))
+        return on_step
 
     def close(self) -> None:
         """Forget what has not begun."""
         self.queue.clear()
+        self.begun = iter(())

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import torch
 
+from deltatune import BitFit, LoRA, Probe
+from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.cells import Event
 from deltatune.comparison.executors import worker_processes
-from deltatune.comparison.executors.worker_processes import WorkerProcesses
+from deltatune.comparison.executors.worker_processes import WorkerProcess, WorkerProcesses
 from deltatune.comparison.make_plan import make_plan
 from deltatune.comparison.plan import Cell
 from deltatune.comparison.run_comparison import run
@@ -331,3 +333,17 @@ def test_a_script_without_a_guard_is_told_so(place, tmp_path):
     )
     assert done.returncode
     assert "must do so under" in done.stderr
+
+
+def test_a_worker_goes_on_with_methods_that_it_has_run():
+    """What the base computes for a method may be kept in the worker's memory."""
+    executor = WorkerProcesses.__new__(WorkerProcesses)
+    cells = [Cell("search", Candidate(method, (0.1,), 0), 0.1, 0) for method in (LoRA(), BitFit(), Probe(), BitFit())]
+    works = [Work("train", cell, str(i), "") for i, cell in enumerate(cells)]
+    executor.queue = deque(works)
+    worker = WorkerProcess(None, SimpleNamespace(send=lambda work: None), candidates=[Candidate(BitFit(), (0.1,), 0)])
+    given = []
+    for _ in works:
+        executor._give(worker)
+        given.append(worker.work.key)
+    assert given == ["1", "3", "0", "2"]

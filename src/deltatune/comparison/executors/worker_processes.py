@@ -21,6 +21,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
+from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.executors.executor import Finished, OnProgress
 from deltatune.comparison.plan import Plan
 from deltatune.comparison.works import Result, Work, Worker
@@ -63,6 +64,8 @@ class WorkerProcess:
     connection: Connection
     opened: bool = False
     """Whether it has opened the plan."""
+    candidates: list[Candidate] = dataclasses.field(default_factory=list)
+    """Methods that it has run: what the base computes for them may be kept in its memory."""
     work: Work | None = None
 
 
@@ -131,7 +134,13 @@ class WorkerProcesses:
         self.workers.append(WorkerProcess(process, ours))
 
     def _give(self, worker: WorkerProcess) -> None:
+        """Give a worker the first work of a method that it has run before, or the first of all."""
+        known = (i for i, work in enumerate(self.queue) if work.cell.candidate in worker.candidates)
+        self.queue.rotate(-(place := next(known, 0)))
         worker.work = self.queue.popleft()
+        self.queue.rotate(place)
+        if worker.work.cell.candidate not in worker.candidates:
+            worker.candidates.append(worker.work.cell.candidate)
         with contextlib.suppress(OSError):  # it died while it had nothing to do: the pipe says so when it is read
             worker.connection.send(worker.work)
 

@@ -10,11 +10,13 @@ import pytest
 
 from deltatune.cli import main
 from deltatune.comparison import joint_works
-from deltatune.comparison.joint_works import MOST_TOGETHER, may_share, take_together
+from deltatune.comparison.executors import choose_executor
+from deltatune.comparison.executors.executor import InProcess
+from deltatune.comparison.joint_works import MOST_TOGETHER, JointWorker, may_share, take_together
 from deltatune.comparison.make_plan import make_plan
 from deltatune.comparison.plan import Cell
 from deltatune.comparison.run_comparison import run
-from deltatune.comparison.works import Work
+from deltatune.comparison.works import Result, Work
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings
@@ -58,7 +60,7 @@ def passes(monkeypatch):
 
 def plan_for(still, out, methods=("LoRA()", "BitFit()"), together="auto", **more):
     settings = Settings(epochs=2, batch_size=8, precision="float32", **more.pop("settings", {}))
-    options = {"budget": "2k", "seeds": 2, "rates": 2, "max_length": 16, "head": {"dropout": 0.0}, **more}
+    options = {"budget": "2k", "seeds": 1, "rates": 2, "max_length": 16, "head": {"dropout": 0.0}, **more}
     model, data = str(still / "model"), read(still / "data")
     return make_plan(data, model=model, methods=methods, settings=settings, out=out, together=together, **options)
 
@@ -84,10 +86,7 @@ def test_together_has_the_results_of_apart(still, tmp_path, apart, faster, passe
     plan = plan_for(still, tmp_path)
     events = []
     summary = run(plan, events.append)
-    assert passes
-    assert max(passes) == 4, "two rates of two methods"
-    assert faster, "measured"
-    assert len(faster) < len(passes), "and the answers remembered"
+    assert passes == faster == [4, 2], "two rates of two methods, then one of each"
     folder, alone = apart
     for one, other in zip(summary["methods"], alone["methods"], strict=True):
         assert one["learning_rate"] == other["learning_rate"]
@@ -134,7 +133,7 @@ def test_a_failure_is_that_of_one_training(still, tmp_path, faster, passes, monk
     summary = run(plan)
     lora, bitfit = summary["methods"]
     assert lora["failed"] is None
-    assert len(lora["seed_scores"]) == 2
+    assert len(lora["seed_scores"]) == 1
     assert bitfit["failed"]
     assert {one["error"] for one in records(tmp_path) if one["status"] != "ok"} >= {"DeltatuneError: the loss is nan"}
     assert plan.session.host.adapters == {}
@@ -207,6 +206,20 @@ def test_an_interrupted_comparison_goes_on(still, tmp_path, apart, faster, passe
         assert one["seed_scores"] == pytest.approx(other["seed_scores"], abs=1e-6)
 
 
+def test_a_measurement_is_remembered(still, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(joint_works, "is_faster", lambda *_: bool(asked.append(1)))
+    monkeypatch.setattr(JointWorker, "perform", lambda self, work, on_step: Result({"of": work.key}))
+    plan = plan_for(still, tmp_path)
+    worker = JointWorker(plan)
+    for texts, measured in (["LoRA", "BitFit"], 1), (["BitFit", "LoRA"], 1), (["LoRA"] * 2, 2), (["LoRA"] * 3, 3):
+        works = list(works_of(plan, *texts))
+        results = worker.perform_all(works, lambda work: None)
+        assert [result.record["of"] for result in results] == [work.key for work in works]
+        assert len(asked) == measured, texts
+    assert plan.session.host.adapters == {}
+
+
 def works_of(plan, *texts: str) -> deque[Work]:
     candidates = {candidate.method.label: candidate for candidate in plan.candidates}
     return deque(
@@ -225,16 +238,28 @@ def test_works_that_wait_are_taken_together(still, tmp_path):
     assert [[work.key for work in take_together(plan, queue)] for _ in range(3)] == [["Full-1"], ["test"], ["again"]]
     many = works_of(plan, *["LoRA"] * 11)
     assert len(take_together(plan, many)) == MOST_TOGETHER
-    assert len(take_together(plan, many, slots=2)) == 2, "half of the three that wait: another worker has the third"
+    assert len(take_together(plan, many)) == 3
     off = dataclasses.replace(plan, together="off")
     assert len(take_together(off, works_of(plan, "LoRA", "LoRA"))) == 1
     compiled = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, compile="on"))
     assert not may_share(compiled, works_of(plan, "LoRA")[0])
 
 
-def test_a_word_that_is_no_choice_is_refused(still, tmp_path):
+def test_what_cannot_be_is_refused(still, tmp_path):
     with pytest.raises(DeltatuneError, match="together must be off or auto, not 'always'"):
         plan_for(still, tmp_path, together="always")
+    with pytest.raises(DeltatuneError, match="one process, which workers=2 is not"):
+        plan_for(still, tmp_path, workers=2)
+    with pytest.raises(DeltatuneError, match="one process, which executor=ray is not"):
+        plan_for(still, tmp_path, executor="ray")
+
+
+def test_passes_are_shared_in_one_process(still, tmp_path, monkeypatch):
+    monkeypatch.setattr(choose_executor, "is_long", lambda plan: True)
+    monkeypatch.setattr(choose_executor, "worker_count", lambda plan: 4)
+    assert choose_executor.choose_executor(plan_for(still, tmp_path)) == (InProcess, 1)
+    assert choose_executor.choose_executor(plan_for(still, tmp_path, workers=1)) == (InProcess, 1)
+    assert choose_executor.choose_executor(plan_for(still, tmp_path, together="off"))[1] == 4
 
 
 def test_the_command_takes_it(still, tmp_path, monkeypatch):

@@ -62,8 +62,8 @@ Together = Annotated[
     option(
         "--together",
         panel=OUTPUT,
-        help="Train up to 8 adapters in one pass, where that is measured to be faster (not on Ray). Their dropout is "
-        "drawn for all at once; without dropout the results are equal but for rounding.",
+        help="Instead of several workers: up to 8 adapters share each pass, where that is measured to be faster, as on "
+        "a GPU. Dropout is drawn for all at once; without it results are equal but for rounding.",
     ),
 ]
 

@@ -113,11 +113,8 @@ def train_attached(plan: Plan, attached: Sequence[Attached], watch: Callable[[Wo
     return results
 
 
-def take_together(plan: Plan, queue: deque[Work], slots: int = 1) -> list[Work]:
-    """Take the next work from a queue, and those behind it that may be trained in one pass with it.
-
-    So many that `slots` workers all get some of those that wait.
-    """
+def take_together(plan: Plan, queue: deque[Work]) -> list[Work]:
+    """Take the next work from a queue, and those behind it that may be trained in one pass with it."""
     first = queue.popleft()
     if not may_share(plan, first):
         return [first]
@@ -126,7 +123,7 @@ def take_together(plan: Plan, queue: deque[Work], slots: int = 1) -> list[Work]:
         if work.folder not in folders and may_share(plan, work):  # parts of one training are never run at once
             works.append(work)
             folders.add(work.folder)
-    works = works[: min(MOST_TOGETHER, -(-len(works) // slots))]
+    works = works[:MOST_TOGETHER]
     for work in works[1:]:
         queue.remove(work)
     return works

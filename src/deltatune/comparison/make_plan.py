@@ -106,14 +106,14 @@ def make_plan(
     same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
     with its language-model head, for all methods. `executor` (local, ray, or the address of a Ray cluster) and
     `workers` say where trainings run and how many at once; with `together="auto"` several share each pass of the base
-    where that is measured to be faster (not on Ray). `open_base` opens the model. Raises DeltatuneError listing
+    where that is measured to be faster, all in this process. `open_base` opens the model. Raises DeltatuneError listing
     every method that cannot run on this model, before anything is trained; of the default methods those are left out,
     and a note says so.
     """
     raise_all(
         count_problems(seeds=seeds, rates=rates, draws=draws, workers=workers)
         + amount_problems(margin=margin, minutes=minutes)
-        + ([] if together in TOGETHER else [f"together must be {' or '.join(TOGETHER)}, not {together!r}"])
+        + together_problems(together, executor, workers)
     )
     if shots is None and draws is not None and draws > 1:
         raise DeltatuneError(
@@ -210,6 +210,18 @@ def amount_problems(**amounts: float | None) -> list[str]:
         f"{name} must be above 0, not {amount:g}"
         for name, amount in amounts.items()
         if amount is not None and not 0 < amount < math.inf
+    ]
+
+
+def together_problems(together: str, executor: str, workers: int | None) -> list[str]:
+    """What is wrong with a choice of shared passes: they are within one process."""
+    if together not in TOGETHER:
+        return [f"together must be {' or '.join(TOGETHER)}, not {together!r}"]
+    others = {"executor": executor} if executor != "local" else {"workers": workers} if workers not in (None, 1) else {}
+    return [
+        f"together={together!r} shares the passes of one process, which {name}={value} is not; leave one of the two out"
+        for name, value in others.items()
+        if together != "off"
     ]
 
 

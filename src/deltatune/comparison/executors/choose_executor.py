@@ -21,12 +21,14 @@ def choose_executor(plan: Plan) -> tuple[MakeExecutor, int]:
     """What makes the executor of a plan, and how many works it runs at once.
 
     Without a number of workers there are as many as this machine has room for, or one where the whole comparison is
-    short. The choice depends on the plan alone, not on time, so that a comparison that goes on computes as it began.
+    short, or where trainings share passes. The choice depends on the plan alone, not on time, so that a comparison that
+    goes on computes as it began.
     Raises DeltatuneError for an executor that does not exist.
     """
     name, workers = plan.executor, plan.workers
     if name == "local":
-        count = workers if workers is not None else worker_count(plan) if is_long(plan) else 1
+        several = plan.together == "off" and is_long(plan)
+        count = workers if workers is not None else worker_count(plan) if several else 1
         return (InProcess, 1) if count == 1 else (partial(WorkerProcesses, workers=count), count)
     if name == "ray" or ":" in name:
         from deltatune.comparison.executors.ray_executor import make_ray_executor

@@ -138,3 +138,27 @@ def check_single(task: Any) -> None:
     """Raise DeltatuneError for a mixture whose part is not named."""
     if task.label_kind == "mixture":
         raise DeltatuneError(f"this adapter is a mixture of {', '.join(task.parts)}: name the rows' part with --part")
+
+
+QUICK_BATCH = 16
+"""Batch size of the built-in model and data."""
+
+
+def is_quick(models: Sequence[str], data: Sequence[str], limit: int | None, epochs: float | None) -> bool:
+    """Whether the built-in model and data are used without any rows or epochs named: then everything is small."""
+    return (list(models), list(data), limit, epochs) == (["builtin"], [BUILTIN_DATA], None, None)
+
+
+def quick_defaults(
+    models: Sequence[str],
+    data: Sequence[str],
+    limit: int | None,
+    epochs: float | None,
+    batch_size: int | None,
+    rows: int,
+    few_epochs: float,
+) -> tuple[int | None, float | None, int | None]:
+    """Rows, epochs and batch size; `rows` and `few_epochs` for the built-in model and data if none are set."""
+    if is_quick(models, data, limit, epochs):
+        return rows, few_epochs, batch_size or QUICK_BATCH
+    return limit, epochs, batch_size

@@ -12,6 +12,8 @@ from deltatune.cli.data_options import (
     Temperature,
     TestFile,
     ValidationFile,
+    is_quick,
+    quick_defaults,
     read_sources,
     task_fields,
 )
@@ -81,8 +83,8 @@ START_SEEDS, MOST_SEEDS, START_DRAWS, MOST_DRAWS, DEFAULT_MARGIN = (
 RESULT = "comparison/result.py"
 FEW_SHOT_STEPS, FEW_SHOT_BATCH = constant(RESULT, "FEW_SHOT_STEPS"), constant(RESULT, "FEW_SHOT_BATCH")
 """Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_BATCH = 1000, 2.0, 16
-"""Defaults of the built-in comparison, which should end within five minutes on two cores."""
+QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.7
+"""Defaults of the built-in comparison, which ends within five minutes; on two cores there is time for all these rows."""
 
 
 def compare(
@@ -251,7 +253,7 @@ def compare(
 
     def plan_at(point: Point, folder: Path | None, more: Mapping[str, Any]) -> Plan:
         """The plan of one comparison."""
-        quick = quick_defaults(", ".join(models), ", ".join(data), point.limit, epochs, batch_size)
+        quick = quick_defaults(models, data, point.limit, epochs, batch_size, QUICK_ROWS, QUICK_EPOCHS)
         rows, own_epochs, own_batch_size = quick
         # before torch is imported: mistakes in the data show quickly
         source = data if sets is None else [sets.sources[point.data]]
@@ -303,6 +305,8 @@ def compare(
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 
+    if minutes is None and seeds is None and is_quick(models, data, (limit or [None])[0], epochs):
+        minutes = QUICK_MINUTES
     single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)
     plan = plan_at(single, out, {"minutes": minutes})
     with FolderLock(plan.out):
@@ -322,15 +326,6 @@ def compare(
     failed = summary.get("failed") or []
     if failed and summary["recommendation"]["method"] is None:
         raise DeltatuneError(f"every run failed; {failed[0]['method']}: {failed[0].get('error') or 'no message'}")
-
-
-def quick_defaults(
-    model: str, data: str, limit: int | None, epochs: float | None, batch_size: int | None
-) -> tuple[int | None, float | None, int | None]:
-    """Rows, epochs and batch size; small ones for the built-in model and data if none are set."""
-    if (model, data, limit, epochs) == ("builtin", "python-docs", None, None):
-        return QUICK_ROWS, QUICK_EPOCHS, batch_size or QUICK_BATCH
-    return limit, epochs, batch_size
 
 
 def _all_methods(methods: list[str] | None, more: list[str] | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.commands.compare import quick_defaults
+from deltatune.cli.data_options import quick_defaults
 from deltatune.cli.options import (
     HEAD,
     METHOD,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from deltatune.comparison.plan import Plan
 
 PLAN = "comparison/make_plan.py"
+QUICK_ROWS, QUICK_EPOCHS = 320, 2.0
+"""Defaults of the built-in search, which takes some minutes on two cores."""
 CONFIG = fields_of("comparison/intrinsic_dimension/dimension_config.py", "DimensionConfig")
 
 
@@ -86,7 +88,7 @@ def dimension(
     """
     from deltatune.data import read
 
-    limit, epochs, batch_size = quick_defaults(model, data, limit, epochs, batch_size)
+    limit, epochs, batch_size = quick_defaults([model], [data], limit, epochs, batch_size, QUICK_ROWS, QUICK_EPOCHS)
     # before torch is imported: mistakes in the data show quickly
     dataset = read(data, text=text or [], label=label, limit=limit)
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search

@@ -68,6 +68,8 @@ def test_help_reads_well_on_80_columns(command):
     examples = [line for line in done.out.splitlines() if line.startswith("  deltatune ")]
     assert all(len(line) <= 80 or line in examples for line in done.out.splitlines())
     assert not [line for line in done.out.splitlines() if line != line.rstrip()]
+    wrapped = [line for line in done.out.splitlines() if line.startswith(f"deltatune {command} ")]
+    assert not wrapped, "examples are indented, or they are filled as a paragraph"
 
 
 def test_every_option_says_what_it_does():
@@ -353,7 +355,7 @@ def test_pairs_and_numbers_from_end_to_end(tmp_path, tiny_folder):
 )
 def test_several_methods(words, data, monkeypatch):
     plans = []
-    monkeypatch.setattr("deltatune.comparison.plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0)
+    monkeypatch.setattr("deltatune.comparison.make_plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0)
     assert ran("compare", "--data", data, *words).code == 1
     assert sorted(plans[0]["methods"]) == ["A", "B", "C"]
     assert plans[0]["seeds"] == 2

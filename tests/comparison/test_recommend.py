@@ -42,6 +42,13 @@ def test_a_winner_says_how_many_are_not_told_apart():
     assert "the best score; 1 other is not told apart from it but trains more parameters" in found["sentence"]
 
 
+def test_the_smallest_of_equal_scores_is_the_best_itself():
+    same = LORA | {"score": FULL["score"], "ci95": FULL["ci95"]}
+    found = recommend(summary([FULL, same], [pair("Full()", "LoRA()", 0.0, "undecided")]))
+    assert found["method"] == "LoRA()"
+    assert ", the best score; 1 other is not told apart from it but trains more parameters" in found["sentence"]
+
+
 def test_the_costs_are_those_that_were_measured():
     row = entry("LoRA()", 0.71, 330, adapter_bytes=462_446, latency_ratio=1.175, latency_ratio_merged=1.005)
     assert recommend(summary([row, FULL]))["sentence"].endswith(

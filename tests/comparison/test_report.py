@@ -57,6 +57,21 @@ def test_the_page_contains_the_results(page):
         assert expected in words, expected
 
 
+def test_the_explanations_say_what_is_computed():
+    """Seeds are not resampled (`statistics.draw`), and rates are not chosen by all seeds."""
+    single, several = sample_summary() | {"seeds": [0]}, sample_summary()
+    for summary, expected in (
+        (several, "The error of the seeds comes on top: its variance is estimated from the runs of all methods"),
+        (several | {"draws": 3, "shots": 8}, "The error of the draws of training rows, each with its seeds, comes on"),
+        (single, "A single seed does not measure seed variance."),
+    ):
+        words = " ".join(" ".join(outline(render(summary)).words).split())
+        assert expected in words
+        assert "The test rows are resampled 2,000 times" in words
+        assert "chosen on the validation rows alone" in words
+        assert "seeds are resampled" not in words
+
+
 def test_every_picture_is_well_formed_and_named(page):
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) > 40

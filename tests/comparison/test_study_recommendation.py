@@ -74,7 +74,7 @@ def test_where_the_winner_changes_with_the_model_and_the_data():
         comparison(high, model="org/large", base_params=300, better=[("LoRA()", "Full()")]),
         comparison(low, model="org/small", base_params=100, better=[("Full()", "LoRA()")]),
     ]
-    assert "On small Full() is best, from large on LoRA()." in said(found)["sentence"]
+    assert "On small Full() is best, on large LoRA()." in said(found)["sentence"]
     found = [
         comparison(low, data="x", better=[("Full()", "LoRA()")]),
         comparison(high, data="y", better=[("LoRA()", "Full()")]),

@@ -9,7 +9,7 @@ import pytest
 
 from deltatune.comparison.report.figures.critical_difference import RankedMethod, critical_difference
 from deltatune.comparison.report.figures.series_plots import Series, read_points, series_panel, size_families
-from deltatune.comparison.report.figures.svg import MarkerStyle
+from deltatune.comparison.report.figures.svg import MarkerStyle, text_width
 from deltatune.comparison.report.study_page import render_study, write_study_report
 from deltatune.comparison.report.study_results import StudyResults
 from support.comparison_sample import EVIL
@@ -49,6 +49,24 @@ def test_the_page_contains_the_results():
     for each in study["comparisons"]:
         for row in each["summary"]["methods"]:
             assert row["score"] is None or f"{row['score']:.3f}" in words
+
+
+def test_what_stands_under_a_table_is_true_of_it():
+    of_groups = render_study(sample_study(limits=(100, 1000)))
+    means, details = of_groups.index("Means of test scores"), of_groups.index("<details")
+    assert means < details
+    assert "Bold: not told apart" not in of_groups
+    assert "Means of test scores" not in render_study(sample_study())
+
+
+def test_the_names_beside_a_panel_have_room_in_the_widest_font():
+    """The length of "Houlsby adapter" was measured in DejaVu Sans Bold."""
+    series = Series("Houlsby adapter", STYLE, [(1.0, 0.5, 0.4, 0.6), (2.0, 0.5, 0.4, 0.6)])
+    root = ET.fromstring(series_panel("sst2", "rows", "accuracy", [series]))
+    label = next(words for words in root.iter("text") if words.get("class") == "label")
+    assert label.text == "Houlsby adapter"
+    assert float(label.get("x")) + 12.5 * 9.32 <= float(root.get("viewBox").split()[2])
+    assert text_width("Houlsby adapter", 12.5) >= 12.5 * 9.32
 
 
 def test_a_score_stands_in_its_row_and_column():

@@ -29,9 +29,10 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
             "sentence": f"No recommendation: none of the {len(rows)} methods finished with a score.",
         }
     sign = -1 if lower_is_better(summary["metric"]) else 1
-    best = max(scored, key=lambda row: sign * float(row["score"]))
+    # of equal scores that with the fewest parameters: the same score is not "not told apart from the best"
+    best = min(scored, key=lambda row: (-sign * float(row["score"]), *_size(row)))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
-    chosen = min(tied, key=lambda row: (*_trained(row), row.get("train_seconds") or math.inf))
+    chosen = min(tied, key=_size)
     reason = _reason(chosen, best, scored, tied, sign, _Verdicts(summary))
     warning = _warning(best, summary.get("majority"), lower=sign < 0)
     further = f"{_costs(chosen, summary)}{_outlook(chosen, summary)}"
@@ -61,6 +62,11 @@ def _claim(row: MethodEntry, metric: str) -> str:
 def _trained(row: MethodEntry) -> tuple[int, int]:
     """Trained parameters without the head, and those of the head."""
     return row["params"], row.get("head_params") or 0
+
+
+def _size(row: MethodEntry) -> tuple[float, ...]:
+    """By which methods that are not told apart are chosen, the smallest first."""
+    return (*_trained(row), row.get("train_seconds") or math.inf)
 
 
 class _Verdicts:

@@ -46,9 +46,9 @@ def results(
 ) -> None:
     """Print the results of a finished comparison or study, or write them for a paper or a spreadsheet.
 
-    deltatune results runs/sst2
-    deltatune results runs/sst2 --to latex
-    deltatune results runs/study --out results.csv
+      deltatune results runs/sst2
+      deltatune results runs/sst2 --to latex
+      deltatune results runs/study --out results.csv
     """
     to = _format(to, out)
     from deltatune.comparison.finished_run import read_finished

@@ -54,8 +54,8 @@ def _score(summary: Mapping[str, Any]) -> str:
         on = f"{draws} draws" if draws != 1 else "one draw"
         mean = f"{mean} on each of {on} of {summary['shots']} training rows a class"
     return (
-        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, {mean}. The test rows were used "
-        f"once, after the learning rate was chosen by the validation scores of all its seeds.{without_training}"
+        f"{str(summary['metric']).capitalize()} on {formats.count(test)} test rows, {mean}. Learning rates, sizes and "
+        f"prompts were chosen on the validation rows alone, before any test row was read.{without_training}"
     )
 
 
@@ -63,16 +63,18 @@ def _interval(summary: Mapping[str, Any]) -> str:
     resamples = formats.number(summary.get("settings") or {}, "resamples")
     count = f"{formats.count(resamples)} times" if resamples else "many times"
     seeds, draws = len(summary.get("seeds") or []), summary.get("draws") or 1
-    sources = ["test rows", *(["draws of training rows"] if draws > 1 else []), *(["seeds"] if seeds > 1 else [])]
-    resampled = " and ".join([", ".join(sources[:-1]), sources[-1]] if len(sources) > 1 else sources)
-    single = "" if seeds > 1 or draws > 1 else " A single seed does not measure seed variance."
+    unit = "draws of training rows, each with its seeds" if draws > 1 else "seeds"
+    of_seeds = f" The error of the {unit}, comes on top" if draws > 1 else f" The error of the {unit} comes on top"
+    of_seeds += ": its variance is estimated from the runs of all methods, as each has few."
+    if seeds <= 1 and draws <= 1:
+        of_seeds = " A single seed does not measure seed variance."
     if draws > 1:
-        single = " All methods were trained on the same draws, which are resampled whole, with their seeds."
+        of_seeds += " All methods were trained on the same draws."
     elif summary.get("shots"):
-        single += " A single draw does not measure how much the choice of the rows matters."
+        of_seeds += " A single draw does not measure how much the choice of the rows matters."
     return (
-        f"Two-sided 95 % bootstrap interval: {resampled} are resampled {count}, with the same resamples for all "
-        f"methods. {_tied(summary)}{single}"
+        f"Two-sided 95 % interval. The test rows are resampled {count}, the same way for all methods.{of_seeds} "
+        f"{_tied(summary)}"
     )
 
 

@@ -14,10 +14,9 @@ from deltatune.tasks.metrics.metric_facts import bounds
 
 COLUMNS = 10
 """Comparisons beside each other in one table, which then fits a page of 1,200 pixels."""
-HINT = (
-    '<p class="hint">Bold: not told apart from the best of the column, which is coloured. Below each score half of its '
-    "95 % interval. Click a heading to sort.</p>"
-)
+CELLS = "not told apart from the best of the column, which is coloured. Below each score half of its 95 % interval."
+HINT = f'<p class="hint">Bold: {CELLS} Click a heading to sort.</p>'
+AVERAGES_HINT = f'<p class="hint">Means of test scores; click a heading to sort. In the tables below, bold: {CELLS}</p>'
 
 
 def score_tables(results: StudyResults) -> str:
@@ -26,7 +25,7 @@ def score_tables(results: StudyResults) -> str:
     only = next(iter(groups.values()), [])
     if len(groups) <= 1 and len(only) <= COLUMNS:
         return table_region(_table(results, only, averages=True), "Results") + HINT
-    parts = [table_region(_overall(results), "Averages") + HINT]
+    parts = [table_region(_overall(results), "Averages") + AVERAGES_HINT]
     for name, comparisons in groups.items():
         for start in range(0, len(comparisons), COLUMNS):
             some = comparisons[start : start + COLUMNS]

@@ -190,7 +190,7 @@ def _winner(group: Sequence[Comparison], methods: Sequence[str]) -> str | None:
 
 
 def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:
-    """`With 200 rows LoRA() is best, from 2,000 rows on Full().`, and whether that is told apart."""
+    """`With 200 rows LoRA() is best, with 2,000 rows Full().`, and whether that is told apart."""
     parts: list[str] = []
     if axis == "data":
         by_method: dict[str, list[str]] = {}
@@ -200,8 +200,9 @@ def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:
         text = f"The best differs by data set: {'; '.join(parts)}"
     else:
         for number, (winner, run) in enumerate(groupby(winners, key=lambda value: winners[value])):
-            value = next(iter(run))
-            parts.append(f"{_value_text(axis, value, later=number > 0)} {winner}{' is best' if not number else ''}")
+            value, *more = run  # "from ... on" only where it holds for several values: nobody knows what comes after
+            where = _value_text(axis, value, later=number > 0 and bool(more))
+            parts.append(f"{where} {winner}{' is best' if not number else ''}")
         text = ", ".join(parts)
         text = text[:1].upper() + text[1:]
     return f"{text}." if sure else f"{text}; but the runs do not tell these methods apart at every value."

@@ -27,7 +27,7 @@ from deltatune.comparison.report.figures.svg import (
 
 LOG_FROM = 10.0
 """An axis is logarithmic where its largest value is more than so many times its smallest."""
-NAMES = 118.0
+NAMES = 132.0
 """Pixels for the names of the methods beside a panel."""
 Point = tuple[float, float, float, float]
 """x, score, and the ends of its interval."""
@@ -59,7 +59,7 @@ def series_panel(title: str, axis: str, metric: str, lines: Sequence[Series]) ->
     values = {x for x, *_ in points}
     if len(values) < 2:
         return ""
-    width, height = 350.0, max(250.0, 80.0 + 12.5 * len(lines))
+    width, height = 366.0, max(250.0, 80.0 + 12.5 * len(lines))
     left, bottom = 40.0, height - 38
     log = min(values) > 0 and max(values) / min(values) > LOG_FROM
     scale = logarithmic if log else linear

@@ -84,7 +84,7 @@ RESULT = "comparison/result.py"
 FEW_SHOT_STEPS, FEW_SHOT_BATCH = constant(RESULT, "FEW_SHOT_STEPS"), constant(RESULT, "FEW_SHOT_BATCH")
 """Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
 QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.7
-"""Defaults of the built-in comparison, which ends within five minutes; on two cores there is time for all these rows."""
+"""Defaults of the built-in comparison, which ends within five minutes; two cores have time for all these rows."""
 
 
 def compare(

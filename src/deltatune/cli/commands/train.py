@@ -89,7 +89,8 @@ def rate_of(text: str | None) -> float | Literal["auto"] | None:
     try:
         return None if text is None else float(text)
     except ValueError:
-        raise DeltatuneError(f"--lr {text}: give a number such as 2e-3, or auto{nearest(str(text), ['auto'])}") from None
+        hint = nearest(str(text), ["auto"])
+        raise DeltatuneError(f"--lr {text}: give a number such as 2e-3, or auto{hint}") from None
 
 
 def check_export(name: str | None, method: Method, host: Host, head: nn.Module | bool | None) -> list[str]:
@@ -174,8 +175,8 @@ def train(
             panel=TRAINING,
             metavar="RATE",
             help="Peak learning rate. Default: the one recommended for the method and the number of steps. auto: three "
-            "or four rates are tried on the first steps and scored on the validation rows, and the best one goes on; that "
-            "adds at most half of the run's cost.",
+            "or four rates are tried on the first steps and scored on the validation rows, and the best one goes on; "
+            "that adds at most half of the run's cost.",
         ),
     ] = None,
     batch_size: BatchSize = SETTINGS["batch_size"].default,

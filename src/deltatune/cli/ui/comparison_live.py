@@ -70,7 +70,7 @@ class ComparisonProgress(LiveDisplay):
         """Handle the end of a run: of this session, of an earlier one, or the same as one of this session."""
         record: Record = event.detail.get("record") or {}
         began_here = self.running.pop(event.text, None) is not None
-        if event.detail.get("kind") != "train" and event.kind == "cell_done":
+        if event.detail.get("kind", "train") != "train" and event.kind == "cell_done":
             return
         cell = record.get("cell")
         earlier = "" if began_here else ", from an earlier session"

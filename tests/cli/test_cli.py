@@ -355,7 +355,9 @@ def test_pairs_and_numbers_from_end_to_end(tmp_path, tiny_folder):
 )
 def test_several_methods(words, data, monkeypatch):
     plans = []
-    monkeypatch.setattr("deltatune.comparison.make_plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0)
+    monkeypatch.setattr(
+        "deltatune.comparison.make_plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0
+    )
     assert ran("compare", "--data", data, *words).code == 1
     assert sorted(plans[0]["methods"]) == ["A", "B", "C"]
     assert plans[0]["seeds"] == 2

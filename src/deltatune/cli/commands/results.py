@@ -46,6 +46,8 @@ def results(
 ) -> None:
     """Print the results of a finished comparison or study, or write them for a paper or a spreadsheet.
 
+    Nothing is run again: the numbers are those in its folder.
+
       deltatune results runs/sst2
       deltatune results runs/sst2 --to latex
       deltatune results runs/study --out results.csv

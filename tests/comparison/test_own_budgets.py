@@ -40,3 +40,15 @@ def test_budgets_that_cannot_hold_are_named_at_once(plan_of):
         plan_of("LoRA()@", "BitFit()@3%", "LoRA()@1", "LoRA()@3%@2%", budget=None)
     for words in ("no size behind the @", "leave @3% out", "more than the budget 1", "it has 2 budgets"):
         assert words in str(caught.value)
+
+
+def test_a_method_that_is_there_twice_is_named_with_the_other_and_the_remedy(plan_of):
+    with pytest.raises(DeltatuneError, match=r"- LoRA\(r=2\): it is named twice; leave one of them out"):
+        plan_of("LoRA(r=2)", "LoRA(r=2)", budget=None)
+    both = (
+        r"- LoRA\(r=4\): it is LoRA\(r=\d+\) at the budget 4%, which sets its size, as is LoRA\(r=2\); .*the budget out"
+    )
+    with pytest.raises(DeltatuneError, match=both):
+        plan_of("LoRA(r=2)", "LoRA(r=4)", budget="4%")
+    with pytest.raises(DeltatuneError, match=r"it is LoRA\(r=2\), as is LoRA\(r=2\); leave one of them out$"):
+        plan_of("LoRA(r=2)", "LoRA(r=2|4)", budget=None)

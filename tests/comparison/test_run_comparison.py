@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 
 from deltatune.comparison.candidates import rates_around
 from deltatune.comparison.make_plan import make_plan
+from deltatune.comparison.plan import Cell
 from deltatune.comparison.run_comparison import run, slug
+from deltatune.comparison.works import Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings
@@ -150,7 +153,7 @@ def test_what_cannot_run_is_said_before_training(tiny_folder, table, tmp_path):
     with pytest.raises(DeltatuneError, match="no method is called 'LoRa'") as caught:
         plan_for(tiny_folder, table, tmp_path, methods=("LoRa()", "LoRA(sites='*.attn.qq')", "BitFit()"))
     assert "*.attn.qq" in str(caught.value)
-    with pytest.raises(DeltatuneError, match="already"):
+    with pytest.raises(DeltatuneError, match=r"it is LoRA.r=7. at the budget 2k"):
         plan_for(tiny_folder, table, tmp_path, methods=("LoRA(r=2)", "LoRA(r=4)"))
     with pytest.raises(DeltatuneError, match="budget"):
         plan_for(tiny_folder, table, tmp_path, budget="3")
@@ -255,3 +258,30 @@ def test_results_of_another_configuration_are_kept_and_announced(tiny_folder, ta
     assert again["methods"][0]["seed_scores"] == first["methods"][0]["seed_scores"]
     assert not plan_for(tiny_folder, table, tmp_path / "new", **options).notes()[len(same.data.notes) :]
     assert not (tmp_path / "new").exists()
+
+
+def test_results_of_any_method_of_the_plan_are_not_another_configuration(tiny_folder, table, tmp_path):
+    """A training that leaves the lower layers alone has a version of its own in its records."""
+    options = {"seeds": 1, "rates": 1, "budget": None}
+    run(plan_for(tiny_folder, table, tmp_path / "run", methods=("TopLayers(layers=1)",), **options))
+    both = plan_for(tiny_folder, table, tmp_path / "run", methods=("BitFit()", "TopLayers(layers=1)"), **options)
+    assert not any("another configuration" in note for note in both.notes())
+
+
+def test_the_cost_of_steps_that_are_taken_again_counts_once(tiny_folder, table, tmp_path):
+    """With more rates the rungs are others, and the checkpoints of a finished comparison are gone."""
+    plan = plan_for(tiny_folder, table, tmp_path / "run", methods=("LoRA()",))
+    cell, worker = Cell("search", plan.candidates[0], 0.01, 0), Worker(plan)
+
+    def trained(folder, until, earlier=None):
+        work = Work("train", cell, folder, folder, until=until, resumable=True, earlier=earlier)
+        return worker.perform(work).record | {"until": until}
+
+    apart = trained("apart", 12, trained("apart", 8))
+    assert apart["cost"]["passes"] == pytest.approx(12 * 8 + 2 * plan.splits["validation"].examples, abs=8)
+    lost = trained("lost", 12)
+    shutil.rmtree(plan.out / "lost")
+    assert trained("lost", 12, lost)["cost"]["passes"] == lost["cost"]["passes"], "all steps were taken again"
+    trained("early", 6)
+    early = trained("early", 12, trained("later", 8))
+    assert early["cost"]["passes"] == pytest.approx(apart["cost"]["passes"], abs=10), "only the steps from 6 on were"

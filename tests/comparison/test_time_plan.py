@@ -1,6 +1,7 @@
 """Minutes of a comparison: rows that fit, the same ones when it goes on, and an error where nothing fits."""
 
 import json
+import re
 
 import pytest
 
@@ -87,6 +88,21 @@ def test_the_rows_are_chosen_once(tiny_folder, table, tmp_path, monkeypatch):
     assert rows_of(other)["train"] > rows_of(first)["train"]
     stored = json.loads((tmp_path / "out" / TIMES).read_text())
     assert (stored["minutes"], stored["rows"]) == (2.0, rows_of(other))
+
+
+def test_the_rows_are_chosen_anew_for_more_methods_rates_or_runs(tiny_folder, table, tmp_path, monkeypatch):
+    timed(monkeypatch, step=0.2)
+    few = rows_of(fit_minutes(plan_for(tiny_folder, table, tmp_path / "out", methods=("LoRA(r=2)",))))
+    for more in ({"methods": ("LoRA(r=2)", "BitFit()")}, {"rates": 5}, {"seeds": 4}):
+        options = {"methods": ("LoRA(r=2)",), **more}
+        many = rows_of(fit_minutes(plan_for(tiny_folder, table, tmp_path / "out", **options)))
+        assert many["train"] < few["train"], more
+
+
+def test_the_note_names_a_time_below_a_minute(tiny_folder, table, tmp_path, monkeypatch):
+    timed(monkeypatch, step=0.01)
+    plan = fit_minutes(plan_for(tiny_folder, table, tmp_path / "out", minutes=0.25))
+    assert re.search(r"what 0\.25 minutes have time for; all rows take about \d\d s$", plan.data.notes[-1])
 
 
 def test_minutes_that_are_too_few_say_how_many_are_needed(tiny_folder, table, tmp_path, monkeypatch):

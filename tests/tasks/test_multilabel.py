@@ -74,6 +74,13 @@ def test_answers_name_the_labels_above_one_half():
         TASK.decode(np.array([[np.nan] * 4]))
 
 
+def test_a_diverged_model_answers_without_a_warning():
+    (answer,) = TASK.decode(np.array([[-1e4, 1e4, -1e30, 0.0]]))
+    assert answer["labels"] == ["glad"]
+    assert list(answer["scores"].values()) == [0.0, 1.0, 0.0, 0.5]
+
+
+
 def test_labels_are_lists_or_their_json():
     rows = [{"text": "good", "label": value} for value in (["mad", "sad"], '["mad", "sad"]', [], "[]")]
     encoded = TASK.encode(rows, models.tiny_tokenizer())

@@ -82,9 +82,18 @@ def make_candidates(
             continue
         for candidate in found:
             if candidate.text in candidates:
-                problems[name] = f"{candidate.text} is in the comparison already"
+                problems[name] = _named_twice(candidate, candidates[candidate.text].asked, budget)
             candidates[candidate.text] = candidate
     return list(candidates.values()), problems
+
+
+def _named_twice(candidate: Candidate, earlier: str, budget: Budget | None) -> str:
+    """Why a method cannot be in the comparison a second time."""
+    if candidate.asked == earlier:
+        return "it is named twice; leave one of them out"
+    shared = "" if budget is None or candidate.reference else f" at the budget {budget.text}, which sets its size"
+    remedy = ", or leave the budget out" if shared else ""
+    return f"it is {candidate.text}{shared}, as is {earlier}; leave one of them out{remedy}"
 
 
 def _sized(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.tasks.task import Encoded
 from deltatune.training import Settings
+from deltatune.training.learning_rates.recommended_rate import steps_of
 from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, spares_first_block
 from deltatune.training.session import Session
 
@@ -143,8 +143,7 @@ class Plan:
 
     def steps(self, draw: int | None = None) -> int:
         """Optimizer steps of one training."""
-        rows = len(self.splits_of(draw)["train"])
-        return self.settings.max_steps or math.ceil(self.settings.epochs * -(-rows // self.settings.batch_size))
+        return steps_of(self.settings, len(self.splits_of(draw)["train"]))
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """Everything that determines a cell's result, as plain data."""
@@ -177,8 +176,8 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Notes for the user: on the data, on methods left out, on results in the folder that cannot be used."""
-        first = Cell("search", self.candidates[0], self.candidates[0].rates[0], *self.repeats[0])
-        return [*self.data.notes, *unused_results(self.out, self.identity(first))]
+        first = [Cell("search", each, each.rates[0], *self.repeats[0]) for each in self.candidates]
+        return [*self.data.notes, *unused_results(self.out, [self.identity(cell) for cell in first])]
 
     def key(self, cell: Cell) -> str:
         """Hash of a cell's identity: equal for equal runs, in every session."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +123,19 @@ def _lines(path: Path) -> list[str]:
     return path.read_bytes().decode("utf-8", "replace").split("\n")  # not at Unicode's own line ends
 
 
-def unused_results(folder: Path, config: Mapping[str, Any]) -> list[str]:
+def unused_results(folder: Path, configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A note if a folder holds results of another configuration only; they are kept but not used.
 
-    `config` is the identity of any cell of the plan.
+    `configs` are identities of cells, one of each method of the plan.
     """
     if not (folder / RESULTS).is_file():
         return []
     records = list(Records(folder).cells.values())
-    changes = [
-        [change for change in differences(record["config"], config) if change[0] not in FREE] for record in records
-    ]
+    kinds: list[Mapping[str, Any]] = []
+    for config in configs:
+        if all(_changes(kind, config) for kind in kinds):
+            kinds.append(config)
+    changes = [min((_changes(record["config"], kind) for kind in kinds), key=len) for record in records]
     if not all(changes) or not records:
         return []
     name, old, new = min(changes[-1], key=lambda change: change[0] == "data.digest")  # tokens depend on the task
@@ -141,6 +143,11 @@ def unused_results(folder: Path, config: Mapping[str, Any]) -> list[str]:
         f"{folder} holds {len(records)} results of another configuration ({name} was {old!r}, now it is {new!r}), "
         "which are not used; --out NAME keeps both"
     ]
+
+
+def _changes(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What two cells of one comparison could not differ in."""
+    return [change for change in differences(config, other) if change[0] not in FREE]
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from deltatune.comparison.candidates import with_rates
 from deltatune.comparison.check_candidates import encode_splits
 from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.plan import Cell, Plan
+from deltatune.comparison.report.number_format import seconds
 from deltatune.comparison.works import Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.strict_json import dumps, loads
@@ -54,13 +55,19 @@ def fit_minutes(plan: Plan) -> Plan:
         return plan
     _, slots = choose_executor(plan)
     path = plan.out / TIMES
-    identity = plan.key(Cell("search", plan.candidates[0], 0.0, 0))
+    identity = _identity(plan)
     chosen: Any = loads(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
     if chosen.get("identity") != identity or chosen.get("minutes") != plan.minutes:
         chosen = {"identity": identity, "minutes": plan.minutes, "slots": slots, **_choose(plan, slots)}
         make_folder(plan.out)
         write_file(path, dumps(chosen, path, indent=2) + "\n")
     return with_rows(plan, chosen["rows"], chosen["all_rows_minutes"])
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What the rows are chosen for: with more methods, rates or runs of each there is time for fewer."""
+    cells = [Cell("search", each, rate, 0) for each in plan.candidates for rate in each.rates]
+    return {"trainings": [plan.key(cell) for cell in cells], "runs": plan.start}
 
 
 def with_rows(plan: Plan, rows: dict[str, int], all_rows_minutes: float) -> Plan:
@@ -72,7 +79,7 @@ def with_rows(plan: Plan, rows: dict[str, int], all_rows_minutes: float) -> Plan
     kept = {name: first_by_hash(splits[name], columns, label, number) for name, number in fewer.items()}
     left = ", ".join(f"{number:,} of {len(splits[name]):,} {name} rows" for name, number in fewer.items())
     minutes = f"{plan.minutes:g} minutes" if plan.minutes != 1 else "a minute"
-    note = f"{left}: what {minutes} have time for; all rows take about {all_rows_minutes:.0f} minutes"
+    note = f"{left}: what {minutes} have time for; all rows take about {seconds(60 * all_rows_minutes)}"
     data = dataclasses.replace(plan.data, **dict[str, Any](kept), notes=(*plan.data.notes, note))
     encoded = {**plan.splits, **encode_splits(plan.session, kept)}
     candidates = with_rates(plan.candidates, steps_of(plan.settings, len(encoded["train"])))
@@ -81,8 +88,7 @@ def with_rows(plan: Plan, rows: dict[str, int], all_rows_minutes: float) -> Plan
 
 def seconds_of(plan: Plan, times: Times, rows: dict[str, int], slots: int) -> float:
     """Seconds of the search and the first repeats of every method, with so many rows of each split."""
-    epochs, batch = plan.settings.epochs, plan.settings.batch_size
-    steps = plan.settings.max_steps or max(1, round(epochs * -(-rows["train"] // batch)))
+    steps = steps_of(plan.settings, rows["train"])
     total = 0.0
     for asked, sizes in plan.contestants.items():
         arms = sum(len(size.rates) for size in sizes)

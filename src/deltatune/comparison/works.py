@@ -98,7 +98,7 @@ class Worker:
         if isinstance(cell.candidate.method, PromptMethod):
             fitted, prompt_cost = fit_prompt(plan, cell, extra_of(plan), on_step)
             record = prompt_record(fitted, prompt_cost, plan.rows_of(cell.draw)["validation"])
-            return Result(stored_record(plan, work, session, record, paused=False))
+            return Result(stored_record(plan, work, session, record, paused=False, resumed=0))
         params, asked = attach_new(plan, work, session), training_of(plan, work, session, on_step)
         with counted(session.host) as cost:
             outcome = session.train(
@@ -161,14 +161,19 @@ def outcome_record(
     """The record of a training that has paused or ended; its adapter is kept if the work says so."""
     record = training_record(session, params, outcome, outcome.seconds, outcome.evaluations[-1][1], cost)
     record |= {"steps": plan.steps(work.cell.draw)}
-    return stored_record(plan, work, session, record, outcome.paused)
+    return stored_record(plan, work, session, record, outcome.paused, outcome.resumed)
 
 
-def stored_record(plan: Plan, work: Work, session: Session, record: Record, paused: bool) -> Record:
-    """A record with the costs before a pause and the scores on further splits; its adapter is kept if it is trained."""
-    if work.earlier is not None:  # passes of the steps before the pause count too
-        earlier = work.earlier["cost"]
-        record["cost"] = {name: value + earlier.get(name, 0) for name, value in record["cost"].items()}
+def stored_record(plan: Plan, work: Work, session: Session, record: Record, paused: bool, resumed: int) -> Record:
+    """A record with the costs before a pause and the scores on further splits; its adapter is kept if it is trained.
+
+    resumed: the step that the training went on from. It is an earlier one than that of `work.earlier` where the newest
+    checkpoint is gone, and its steps up to there were taken again.
+    """
+    if work.earlier is not None and resumed:
+        share, earlier = min(1.0, resumed / work.earlier["until"]), work.earlier["cost"]
+        own = record["cost"]
+        record["cost"] = {name: own[name] + type(own[name])(share * earlier.get(name, 0)) for name in own}
     for name in work.splits:
         record["scores"] = record["scores"] | {name: session.score(plan.splits[name])}
     if work.keep and not paused:

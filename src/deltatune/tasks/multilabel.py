@@ -65,7 +65,8 @@ class MultiLabel(Classify):
 
     def decode(self, logits: NDArray[Any]) -> list[dict[str, Any]]:
         """`{"labels": [...], "scores": {label: probability}}` per row."""
-        probabilities = 1 / (1 + np.exp(-check_finite(logits).astype(np.float64)))
+        with np.errstate(over="ignore"):  # of a logit far below 0: the probability is 0
+            probabilities = 1 / (1 + np.exp(-check_finite(logits).astype(np.float64)))
         return [
             {
                 "labels": [label for label, probability in zip(self.labels, row, strict=True) if probability > 0.5],

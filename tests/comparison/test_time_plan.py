@@ -131,3 +131,24 @@ def test_runs_are_added_while_there_is_time(tiny_folder, table, tmp_path, monkey
     summary = run(plan)
     assert [len(entry["seed_scores"]) for entry in summary["methods"]] == [2, 2]
     assert summary["decision"]["stopped"] in ("time", "decided")
+
+
+def test_runs_of_an_earlier_session_are_kept_whatever_the_time(tiny_folder, table, tmp_path, monkeypatch):
+    timed(monkeypatch, step=0.05)
+    options = {"minutes": 1.0, "rates": 1, "margin": 1e-6}
+    monkeypatch.setattr(run_comparison, "_seconds", lambda finals: 0.0 if len(finals) < 4 else 100.0)
+    first = run(plan_for(tiny_folder, table, tmp_path / "out", **options))
+    assert [len(entry["seed_scores"]) for entry in first["methods"]] == [4, 4]
+    monkeypatch.setattr(run_comparison, "_seconds", lambda finals: 100.0)
+    again = run(plan_for(tiny_folder, table, tmp_path / "out", **options))
+    assert (again["pairs"], again["decision"]) == (first["pairs"], first["decision"])
+
+
+def test_what_workers_did_at_once_is_no_longer_than_it_took(tiny_folder, table, tmp_path, monkeypatch):
+    comparison = run_comparison.Comparison(plan_for(tiny_folder, table, tmp_path / "out"), slots=2)
+    monkeypatch.setattr(comparison, "_has_next", lambda asked: False)
+    comparison.finals = {"LoRA(r=2)": [{"train_seconds": 1.0, "work_seconds": 1.0}]}
+    comparison.cells.earlier_seconds = 100.0
+    assert comparison._in_time(["LoRA(r=2)"]), "50 of 60 seconds are used"
+    comparison.cells.earlier_seconds = 120.0
+    assert not comparison._in_time(["LoRA(r=2)"])

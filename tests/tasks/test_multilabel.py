@@ -80,7 +80,6 @@ def test_a_diverged_model_answers_without_a_warning():
     assert list(answer["scores"].values()) == [0.0, 1.0, 0.0, 0.5]
 
 
-
 def test_labels_are_lists_or_their_json():
     rows = [{"text": "good", "label": value} for value in (["mad", "sad"], '["mad", "sad"]', [], "[]")]
     encoded = TASK.encode(rows, models.tiny_tokenizer())

@@ -44,8 +44,7 @@ def run(plan: Plan, on_event: OnEvent | None = None) -> dict[str, Any]:
 
 
 def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
-    executor, _ = choose_executor(plan)
-    comparison = Comparison(plan, with_progress(plan.out, on_event), executor)
+    comparison = Comparison(plan, with_progress(plan.out, on_event), *choose_executor(plan))
     cells = comparison.cells
     started = time.perf_counter()
     cells.notify("start", plan.name)
@@ -54,7 +53,7 @@ def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
     finally:
         cells.close()
     comparison.measure()
-    elapsed = cells.earlier_seconds + time.perf_counter() - started
+    elapsed = cells.earlier_seconds / comparison.slots + time.perf_counter() - started
     summary = summarise(plan, comparison.finals, cells.records, comparison.searches, cells.failed, elapsed, decision)
     write_summary(plan.out / "summary.json", summary)
     write_report(summary, plan.out / "report.html")
@@ -65,8 +64,10 @@ def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
 class Comparison:
     """The searches, tests and further runs of the methods of a plan."""
 
-    def __init__(self, plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, on_event: OnEvent | None = None, executor: MakeExecutor = InProcess, slots: int = 1
+    ) -> None:
+        self.plan, self.slots = plan, slots
         self.cells = CellRunner(plan, on_event, executor)
         self.started = time.perf_counter()
         self.searches: dict[str, Search[Candidate]] = {}
@@ -127,8 +128,8 @@ class Comparison:
 
     def _more(self, asked: str) -> Program:
         """The next repeats of a method at its chosen size and rate, and their test scores."""
-        search, plan = self.searches[asked], self.plan
-        repeats = plan.repeats[self.repeated[asked] :][: plan.look]
+        search = self.searches[asked]
+        repeats = self._next(asked)
         self.repeated[asked] += len(repeats)
         records = yield [self._training(Run(search.arm, repeat, None), search) for repeat in repeats]
         trained = [record for record in records if record["status"] == "ok"]
@@ -210,13 +211,23 @@ class Comparison:
         ]
 
     def _in_time(self, more: Sequence[str]) -> bool:
-        """Whether further runs of these methods fit into the time that is left."""
-        if self.plan.minutes is None:
+        """Whether further runs of these methods fit into the time that is left; those of an earlier session do."""
+        left = [asked for asked in more if not self._has_next(asked)]
+        if self.plan.minutes is None or not left:
             return True
-        slots = 1 if self.cells.executor is None else self.cells.executor.slots
-        seconds = sum(_seconds(self.finals[asked]) for asked in more) * self.plan.look / slots
-        used = self.cells.earlier_seconds / slots + time.perf_counter() - self.started
+        seconds = sum(_seconds(self.finals[asked]) for asked in left) * self.plan.look / self.slots
+        used = self.cells.earlier_seconds / self.slots + time.perf_counter() - self.started
         return used + seconds < self.plan.minutes * 60
+
+    def _has_next(self, asked: str) -> bool:
+        """Whether the next runs of a method are stored."""
+        arm = self.searches[asked].arm
+        cells = [Cell("final", arm.candidate, arm.rate, *repeat) for repeat in self._next(asked)]
+        return all(self.cells.records.get(self.plan.key(cell) + TESTED, adapter=True) for cell in cells)
+
+    def _next(self, asked: str) -> tuple[Repeat, ...]:
+        """The repeats that a method gets if it is not told apart."""
+        return self.plan.repeats[self.repeated[asked] :][: self.plan.look]
 
     def _score(self, record: Record) -> float:
         """The primary metric on the validation rows, with the sign changed if lower is better."""

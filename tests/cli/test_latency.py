@@ -39,6 +39,14 @@ def test_a_narrow_terminal_gets_a_row_for_each_cell(model, monkeypatch):
     assert sum(line.startswith("LoRA(), merged") for line in done.out.splitlines()) == 8
 
 
+def test_too_few_repeats_for_an_interval_are_not_said_to_have_one(model):
+    words = ("latency", "--model", model, "--method", "LoRA()", "--batch", "1", "--length", "4", "--repeats")
+    few, enough = " ".join(ran(*words, "5").out.split()), " ".join(ran(*words, "6").out.split())
+    assert "medians of 5; (..): a median of so few repeats has no 95 % interval; give --repeats 6 or more" in few
+    assert "the 95 % interval of the median holds 0" not in few
+    assert "(..): the 95 % interval of the median holds 0, so no difference was shown" in enough
+
+
 def test_json_and_the_file_hold_the_same(model, tmp_path):
     out = tmp_path / "new" / "folder"
     done = ran("latency", "--model", model, "--method", "LoRA()", *QUICK, "--json", "--out", out)

@@ -173,6 +173,8 @@ def _show(result: Mapping[str, Any]) -> None:
         ]
         show(table(header, rows, right=header[1:]))
     note = "(..): the 95 % interval of the median holds 0, so no difference was shown"
+    if all(row["ratio_ci"] is None for row in result["rows"]):
+        note = "(..): a median of so few repeats has no 95 % interval; give --repeats 6 or more"
     bits = f"{result['device']}, {plural(result['threads'], 'thread')}, {result['precision']}, rows × tokens"
     show("", f"{bits}; medians of {result['repeats']}; {note}")
 

@@ -132,9 +132,9 @@ def _figures(summary: Mapping[str, Any], methods: Sequence[MethodResult]) -> str
         )
         + figure(
             "Sensitivity to the learning rate",
-            f"Validation {metric} at each learning rate tried, at its last step or where it was stopped; the ring marks "
-            "the chosen one. Its score is the mean of all seeds, that of others mostly of one: another rate may lie above "
-            "it within the noise of the validation rows.",
+            f"Validation {metric} at each learning rate tried, at its last step or where it was stopped; the ring "
+            "marks the chosen one. Its score is the mean of all seeds, that of others mostly of one: another rate may "
+            "lie above it within the noise of the validation rows.",
             learning_rate_plots(methods, metric),
             "grid small",
         )

@@ -38,6 +38,14 @@ def test_decided_pairs_are_counted_in_the_words_of_the_user():
     )
 
 
+def test_a_single_comparison_is_not_counted():
+    scores = {"LoRA()": 0.8, "Full()": 0.7}
+    decided = said([comparison(scores, data="x", better=[("LoRA()", "Full()")])])["sentence"]
+    assert decided.startswith("Use LoRA(): its score is the best, 0.800. It is better than Full().")
+    open_ = said([comparison(scores, data="x")])["sentence"]
+    assert open_.startswith("Use LoRA(): its score is the best, 0.800. It is not told apart from any other method.")
+
+
 def test_what_the_ranks_say():
     found = [comparison({"LoRA()": 0.8, "Full()": 0.7}, data=name) for name in "xyz"]
     ranks = {"p": 0.3, "critical_difference": 0.5, "sets": 3}

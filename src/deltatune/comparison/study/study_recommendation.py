@@ -77,6 +77,8 @@ def _claim(best: str, scores: SetScores, ranks: Mapping[str, float]) -> str:
         return f"{best} is the only method with a score everywhere."
     average = scores.average(best)
     score = "" if average is None else f" and its mean score {average:.3f}"
+    if len(scores.used) == 1:
+        return f"Use {best}: its score is the best{'' if average is None else f', {average:.3f}'}."
     where = f"{len(scores.sets)} data sets" if len(scores.sets) > 1 else f"the {len(scores.used)} comparisons"
     if len(scores.sets) > 1:
         return f"Use {best}: over {where} its mean rank is {ranks[best]:.2g} of {len(ranks)}{score}."
@@ -104,13 +106,19 @@ def _certainty(best: str, mean_ranks: Mapping[str, float], found: Duels, ranks: 
             )
         else:
             said.append("By its ranks alone it is not told apart from any other (Nemenyi).")
-    counted = f"of {comparisons}"
-    wins = [f"{method} in {n} {counted}" for method in others if (n := found.wins(best, method))]
-    losses = [f"{method} in {n} {counted}" for method in others if (n := found.wins(method, best))]
+
+    def counted(method: str, n: int) -> str:
+        return f"{method} in {n} of {comparisons}" if comparisons > 1 else method
+
+    wins = [counted(method, n) for method in others if (n := found.wins(best, method))]
+    losses = [counted(method, n) for method in others if (n := found.wins(method, best))]
     if wins or losses:
         better = f"better than {_listed(wins)}" if wins else ""
         worse = f"worse than {_listed(losses)}" if losses else ""
-        said.append(f"Within single comparisons it is {'; and '.join(filter(None, [better, worse]))}.")
+        told = "; and ".join(filter(None, [better, worse]))
+        said.append(f"Within single comparisons it is {told}." if comparisons > 1 else f"It is {told}.")
+    elif comparisons == 1:
+        said.append("It is not told apart from any other method.")
     elif found.better or not said:
         said.append("No single comparison tells it apart from another method.")
     return " ".join(said)

@@ -58,7 +58,7 @@ def test_the_verdicts_of_all_pairs_are_counted_and_shown(summary):
     assert f"{apart} of {len(verdicts)} pairs of methods are told apart" in words
     assert f"{verdicts.count('equal')} are equal within 0.005" in words
     assert f"{verdicts.count('undecided')} are not told apart" in words
-    assert "is wrong has a probability of at most 5 %" in words
+    assert "is wrong in at most 5 % of such comparisons" in words
     assert "looked at twice; then every method had the most seeds" in words
     assert "3 to 5" in words, "seeds were added to one method"
     table = re.search(r'<table class="matrix">.*?</table>', page, re.DOTALL)[0]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from deltatune.comparison.candidates import with_rates
 from deltatune.comparison.check_candidates import encode_splits
@@ -25,8 +28,10 @@ TIMES = "minutes.json"
 """Name of the file with the rows that were chosen, so that an interrupted comparison goes on with the same ones."""
 TIMED_STEPS = 4
 """Steps of each method that are timed."""
-TIMED_ROWS = 64
+TIMED_ROWS = 128
 """Validation rows whose predictions are timed."""
+UNKNOWN_ROW = 0.01
+"""Seconds of the prediction of a row where no method can be timed."""
 SHARE = 0.7
 """Share of the time for the search and the first repeats; the rest is for methods that are not told apart."""
 COSTS_SECONDS = 4.0
@@ -106,7 +111,7 @@ def seconds_of(plan: Plan, times: Times, rows: dict[str, int], slots: int) -> fl
 def _choose(plan: Plan, slots: int) -> dict[str, Any]:
     """The rows of each split that there is time for, and the minutes that all of them would take."""
     assert plan.minutes is not None
-    times = measure(plan)
+    times = measure(plan, slots)
     have = {name: plan.splits[name].examples for name in ("train", "validation", "test")}
     limit = SHARE * plan.minutes * 60
     whole = seconds_of(plan, times, have, slots)
@@ -140,30 +145,39 @@ def _choose(plan: Plan, slots: int) -> dict[str, Any]:
     }
 
 
-def measure(plan: Plan) -> Times:
-    """Time some steps of every method, and predictions."""
-    short = dataclasses.replace(
-        plan, settings=dataclasses.replace(plan.settings, max_steps=TIMED_STEPS), splits=_first_rows(plan)
-    )
+def measure(plan: Plan, slots: int = 1) -> Times:
+    """Time some steps of every method, and predictions, with the threads that one of `slots` workers has.
+
+    Each method is run twice, and the second run counts: the first loads libraries, and fills the memory of what a
+    frozen base computes once. A method that fails is not timed; its failure is a result of the comparison.
+    """
+    settings = dataclasses.replace(plan.settings, max_steps=TIMED_STEPS)
+    short = dataclasses.replace(plan, settings=settings, splits=_first_rows(plan))
     worker = Worker(short)
     steps: dict[str, float] = {}
-    row = 0.0
-    for asked, sizes in plan.contestants.items():
-        if isinstance(sizes[0].method, PromptMethod):
+    rows: list[float] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // slots))
+    try:
+        for asked, sizes in plan.contestants.items():
             steps[asked] = 0.0
-            continue
-        cell = Cell("search", sizes[-1], sizes[-1].rates[0], 0)
-        started = time.perf_counter()
-        record = worker.perform(Work("train", cell, "", "", keep=False)).record
-        if record.get("error"):
-            raise DeltatuneError(f"{asked} cannot be timed: {record['error']}")
-        steps[asked] = record["train_seconds"] / TIMED_STEPS
-        scored = time.perf_counter() - started - record["train_seconds"]
-        row = max(row, scored / max(1, short.splits["validation"].examples))
-    if not row:
-        row = 0.01
+            if isinstance(sizes[0].method, PromptMethod):
+                continue
+            work = Work("train", Cell("search", sizes[-1], sizes[-1].rates[0], 0), "", "", keep=False)
+            worker.perform(work)
+            started = time.perf_counter()
+            record = worker.perform(work).record
+            if record.get("error"):
+                continue
+            steps[asked] = record["train_seconds"] / TIMED_STEPS
+            scored = time.perf_counter() - started - record["train_seconds"]
+            rows.append(scored / max(1, short.splits["validation"].examples))
+    finally:
+        torch.set_num_threads(threads)
     slowest = max(steps.values())
-    return Times({asked: seconds or slowest for asked, seconds in steps.items()}, row)
+    unknown = {asked for asked, sizes in plan.contestants.items() if isinstance(sizes[0].method, PromptMethod)}
+    known = {asked: slowest if asked in unknown else seconds for asked, seconds in steps.items()}
+    return Times(known, statistics.median(rows) if rows else UNKNOWN_ROW)
 
 
 def _first_rows(plan: Plan) -> dict[str, Any]:

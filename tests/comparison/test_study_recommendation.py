@@ -38,6 +38,15 @@ def test_decided_pairs_are_counted_in_the_words_of_the_user():
     )
 
 
+def test_of_equal_methods_none_is_called_best_along_an_axis():
+    found = [
+        comparison({"LoRA()": 0.5, "Full()": 0.5}, limit=200, rows=200),
+        comparison({"LoRA()": 0.6, "Full()": 0.9}, limit=2000, rows=2000),
+    ]
+    assert "With 200 rows" not in said(found)["sentence"]
+    assert "is best" not in said(found)["sentence"]
+
+
 def test_a_single_comparison_is_not_counted():
     scores = {"LoRA()": 0.8, "Full()": 0.7}
     decided = said([comparison(scores, data="x", better=[("LoRA()", "Full()")])])["sentence"]

@@ -191,10 +191,13 @@ def _comparable_groups(done: Sequence[Comparison], axis: str, values: Sequence[A
 
 
 def _winner(group: Sequence[Comparison], methods: Sequence[str]) -> str | None:
-    """The method with the best mean rank over a group's data sets, then the best mean score."""
+    """The method with the best mean rank over a group's data sets, then the best mean score; None if several are."""
     scores = set_scores(group, methods)
-    ranks = scores.ranks()
-    return min(ranks, key=lambda method: (ranks[method], -(scores.average(method) or 0.0))) if ranks else None
+    places = {
+        method: (round(rank, 9), -round(scores.average(method) or 0.0, 9)) for method, rank in scores.ranks().items()
+    }
+    best = [method for method, place in places.items() if place == min(places.values())]
+    return best[0] if len(best) == 1 else None
 
 
 def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:

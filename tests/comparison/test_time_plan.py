@@ -42,7 +42,7 @@ def plan_for(tiny_folder, table, out, **options):
 
 def timed(monkeypatch, step, row=1e-5):
     """Replace what is measured by these seconds."""
-    monkeypatch.setattr(time_plan, "measure", lambda plan, slots: Times(dict.fromkeys(plan.contestants, step), row))
+    monkeypatch.setattr(time_plan, "measure", lambda plan: Times(dict.fromkeys(plan.contestants, step), row))
 
 
 def rows_of(plan):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from deltatune.comparison.candidates import with_rates
 from deltatune.comparison.check_candidates import encode_splits
@@ -19,6 +16,7 @@ from deltatune.comparison.works import Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.data.splits import first_by_hash
+from deltatune.models.hardware import best_device
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import make_folder, write_file
 from deltatune.training.learning_rates.recommended_rate import steps_of
@@ -28,7 +26,7 @@ TIMES = "minutes.json"
 """Name of the file with the rows that were chosen, so that an interrupted comparison goes on with the same ones."""
 TIMED_STEPS = 4
 """Steps of each method that are timed."""
-TIMED_ROWS = 128
+TIMED_ROWS = 64
 """Validation rows whose predictions are timed."""
 UNKNOWN_ROW = 0.01
 """Seconds of the prediction of a row where no method can be timed."""
@@ -53,12 +51,14 @@ class Times:
 def fit_minutes(plan: Plan) -> Plan:
     """The plan with as many rows as its `minutes` have time for, and a note if some are left out.
 
-    The rows are those that `--limit` takes, and all methods get the same ones. Rows are
-    chosen once: a comparison that goes on takes those of its start. Raises DeltatuneError for minutes that are too few.
+    The rows are those that `--limit` takes, and all methods get the same ones. Rows are chosen once: a comparison that
+    goes on takes those of its start. Raises DeltatuneError for minutes that are too few.
     """
     if plan.minutes is None or plan.draws or plan.timed:
         return plan
     _, slots = choose_executor(plan)
+    if plan.executor == "local" and best_device().type == "cpu":
+        slots = 1  # workers share the cores that are timed with all threads: together they may be no faster
     path = plan.out / TIMES
     identity = _identity(plan)
     chosen: Any = loads(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
@@ -111,7 +111,7 @@ def seconds_of(plan: Plan, times: Times, rows: dict[str, int], slots: int) -> fl
 def _choose(plan: Plan, slots: int) -> dict[str, Any]:
     """The rows of each split that there is time for, and the minutes that all of them would take."""
     assert plan.minutes is not None
-    times = measure(plan, slots)
+    times = measure(plan)
     have = {name: plan.splits[name].examples for name in ("train", "validation", "test")}
     limit = SHARE * plan.minutes * 60
     whole = seconds_of(plan, times, have, slots)
@@ -145,42 +145,49 @@ def _choose(plan: Plan, slots: int) -> dict[str, Any]:
     }
 
 
-def measure(plan: Plan, slots: int = 1) -> Times:
-    """Time some steps of every method, and predictions, with the threads that one of `slots` workers has.
+def measure(plan: Plan) -> Times:
+    """Time some steps of every method, and predictions, in this process with all its threads.
 
     Each method is run twice, and the second run counts: the first loads libraries, and fills the memory of what a
     frozen base computes once. A method that fails is not timed; its failure is a result of the comparison.
     """
     settings = dataclasses.replace(plan.settings, max_steps=TIMED_STEPS)
-    short = dataclasses.replace(plan, settings=settings, splits=_first_rows(plan))
-    worker = Worker(short)
+    worker = Worker(dataclasses.replace(plan, settings=settings, splits=_first_rows(plan, 0, 2)))
     steps: dict[str, float] = {}
-    rows: list[float] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // slots))
-    try:
-        for asked, sizes in plan.contestants.items():
-            steps[asked] = 0.0
-            if isinstance(sizes[0].method, PromptMethod):
-                continue
-            work = Work("train", Cell("search", sizes[-1], sizes[-1].rates[0], 0), "", "", keep=False)
-            worker.perform(work)
-            started = time.perf_counter()
-            record = worker.perform(work).record
-            if record.get("error"):
-                continue
-            steps[asked] = record["train_seconds"] / TIMED_STEPS
-            scored = time.perf_counter() - started - record["train_seconds"]
-            rows.append(scored / max(1, short.splits["validation"].examples))
-    finally:
-        torch.set_num_threads(threads)
+    for asked, sizes in plan.contestants.items():
+        steps[asked] = 0.0
+        if isinstance(sizes[0].method, PromptMethod):
+            continue
+        work = Work("train", Cell("search", sizes[-1], sizes[-1].rates[0], 0), "", "", keep=False)
+        worker.perform(work)
+        record = worker.perform(work).record
+        steps[asked] = 0.0 if record.get("error") else record["train_seconds"] / TIMED_STEPS
     slowest = max(steps.values())
     unknown = {asked for asked, sizes in plan.contestants.items() if isinstance(sizes[0].method, PromptMethod)}
     known = {asked: slowest if asked in unknown else seconds for asked, seconds in steps.items()}
-    return Times(known, statistics.median(rows) if rows else UNKNOWN_ROW)
+    return Times(known, _row_seconds(plan))
 
 
-def _first_rows(plan: Plan) -> dict[str, Any]:
-    """The splits with few validation rows."""
-    rows: Sequence[Any] = plan.data.validation[:TIMED_ROWS]
+def _row_seconds(plan: Plan) -> float:
+    """Seconds of the prediction of one row, by the first method that can be attached."""
+    session = plan.session
+    warm, timed = (_first_rows(plan, *cut)["validation"] for cut in ((0, TIMED_ROWS), (TIMED_ROWS, 3 * TIMED_ROWS)))
+    timed = timed if timed.examples else warm
+    for candidate in plan.candidates:
+        if isinstance(candidate.method, PromptMethod) or not candidate.params:  # a probe's vectors may be kept
+            continue
+        session.attach(candidate.method, 0, session.make_head(0))
+        try:
+            session.predict(warm)
+            started = time.perf_counter()
+            session.predict(timed)
+            return (time.perf_counter() - started) / timed.examples
+        finally:
+            session.detach()
+    return UNKNOWN_ROW
+
+
+def _first_rows(plan: Plan, start: int, end: int) -> dict[str, Any]:
+    """The splits with some of the validation rows."""
+    rows: Sequence[Any] = plan.data.validation[start:end]
     return {**plan.splits, **encode_splits(plan.session, {"validation": rows})}

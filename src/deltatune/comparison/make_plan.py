@@ -79,6 +79,7 @@ def make_plan(
     draws: int | None = None,
     margin: float | None = None,
     minutes: float | None = None,
+    timed: bool = False,
     executor: str = "local",
     workers: int | None = None,
     together: Literal["off", "auto"] = "off",
@@ -104,7 +105,7 @@ def make_plan(
     with every seed on each (of draws too more are made for methods that are not told apart, if no number is given);
     validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all are scored on the
     same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
-    with its language-model head, for all methods. `executor` (local, ray, or the address of a Ray cluster) and
+    with its language-model head, for all methods. `timed` keeps all rows whatever the minutes. `executor` (local, ray, or the address of a Ray cluster) and
     `workers` say where trainings run and how many at once; with `together="auto"` several share each pass of the base
     where that is measured to be faster, all in this process. `open_base` opens the model. Raises DeltatuneError listing
     every method that cannot run on this model, before anything is trained; of the default methods those are left out,
@@ -164,6 +165,7 @@ def make_plan(
         start=start,
         margin=margin if margin is not None else default_margin(session.task.metric),
         minutes=minutes,
+        timed=timed,
         executor=executor,
         workers=workers,
         together=together,

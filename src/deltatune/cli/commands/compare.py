@@ -83,8 +83,8 @@ START_SEEDS, MOST_SEEDS, START_DRAWS, MOST_DRAWS, DEFAULT_MARGIN = (
 RESULT = "comparison/result.py"
 FEW_SHOT_STEPS, FEW_SHOT_BATCH = constant(RESULT, "FEW_SHOT_STEPS"), constant(RESULT, "FEW_SHOT_BATCH")
 """Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
-QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.7
-"""Defaults of the built-in comparison, which ends within five minutes; two cores have time for all these rows."""
+QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.5
+"""Defaults of the built-in comparison: so many rows on any machine; after the minutes no more runs are added."""
 
 
 def compare(
@@ -305,10 +305,9 @@ def compare(
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 
-    if minutes is None and seeds is None and is_quick(models, data, (limit or [None])[0], epochs):
-        minutes = QUICK_MINUTES
+    quick = minutes is None and seeds is None and is_quick(models, data, (limit or [None])[0], epochs)
     single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)
-    plan = plan_at(single, out, {"minutes": minutes})
+    plan = plan_at(single, out, {"minutes": QUICK_MINUTES, "timed": True} if quick else {"minutes": minutes})
     with FolderLock(plan.out):
         plan = fit_minutes(plan)
         introduce(plan, quiet=as_json)

@@ -104,12 +104,12 @@ def make_plan(
     `margin`, or the `minutes` are over. With `shots` every method is trained on `draws` draws of so many rows a class,
     with every seed on each (of draws too more are made for methods that are not told apart, if no number is given);
     validation rows are drawn too, as Gao et al. 2021 do (https://arxiv.org/abs/2012.15723), and all are scored on the
-    same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded
-    with its language-model head, for all methods. `timed` keeps all rows whatever the minutes. `executor` (local, ray, or the address of a Ray cluster) and
-    `workers` say where trainings run and how many at once; with `together="auto"` several share each pass of the base
-    where that is measured to be faster, all in this process. `open_base` opens the model. Raises DeltatuneError listing
-    every method that cannot run on this model, before anything is trained; of the default methods those are left out,
-    and a note says so.
+    same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded with its
+    language-model head, for all methods. `timed` keeps all rows whatever the minutes. `executor` (local, ray, or the
+    address of a Ray cluster) and `workers` say where trainings run and how many at once; with `together="auto"` several
+    share each pass of the base where that is measured to be faster, all in this process. `open_base` opens the model.
+    Raises DeltatuneError listing every method that cannot run on this model, before anything is trained; of the default
+    methods those are left out, and a note says so.
     """
     raise_all(
         count_problems(seeds=seeds, rates=rates, draws=draws, workers=workers)

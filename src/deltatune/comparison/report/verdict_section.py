@@ -56,8 +56,8 @@ def _counts(pairs: Sequence[Pair], decision: Mapping[str, Any]) -> str:
     alpha, looks = formats.number(decision, "alpha"), formats.number(decision, "looks")
     if alpha is not None:
         text += (
-            f" Any of these verdicts is wrong in at most {100 * alpha:g} % of such comparisons if the seeds of the methods "
-            "vary alike, and in somewhat more if one method's vary far more."
+            f" Any of these verdicts is wrong in at most {100 * alpha:g} % of such comparisons if the seeds of the "
+            "methods vary alike, and in somewhat more if one method's vary far more."
         )
     if looks is not None:
         reason = STOPPED.get(str(decision.get("stopped")), "")

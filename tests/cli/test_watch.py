@@ -145,13 +145,22 @@ def test_ctrl_c_ends_it_cleanly(folder):
     command = [sys.executable, "-m", "deltatune", "watch", str(folder)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
-        line = process.stdout.readline()
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/ follows", line)[1])
-        with socket.create_connection((HOST, port), timeout=10):
-            pass
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+
+    def interruptible():
+        """A suite in the background of a shell ignores Ctrl-C, and so would its children."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    options = {"stdout": pipe, "stderr": pipe, "text": True, "env": environment, "preexec_fn": interruptible}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            line = process.stdout.readline()
+            port = int(re.search(r"http://127\.0\.0\.1:(\d+)/ follows", line)[1])
+            with socket.create_connection((HOST, port), timeout=10):
+                pass
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "no longer followed" in out
     assert err == ""

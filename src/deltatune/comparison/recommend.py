@@ -168,7 +168,8 @@ def _outlook(row: MethodEntry, summary: Mapping[str, Any]) -> str:
     if seeds:
         nearest = min(seeds, key=lambda other: seeds[other])
         more = f"{seeds[nearest]} more seed{'' if seeds[nearest] == 1 else 's'}"
-        others = f", and more of them from {len(seeds) - 1} more" if len(seeds) > 1 else ""
+        left = len(seeds) - 1
+        others = f", and more than that between it and {left} {'other' if left == 1 else 'others'}" if left else ""
         return f" About {more} would likely decide between it and {nearest}{others}."
     if rows:
         nearest = min(rows, key=lambda other: rows[other])

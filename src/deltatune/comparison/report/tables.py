@@ -68,6 +68,7 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
     scale = linear(ends, 4, 104, pad=0.04)
     scores = [result.score for result in methods if result.score is not None]
     best = (min if lower else max)(scores, default=None)
+    tokens = _tokens(methods)  # a page of 1,200 pixels has no room for the speed too, which the training time says
     return [
         Column("method", "Method", "", _method, lambda result: result.label.lower()),
         Column(
@@ -88,10 +89,10 @@ def _columns(methods: Sequence[MethodResult], base_params: float | None, lower: 
         Column("adapter", "File", "adapter", _formatted("adapter_bytes", formats.size), _number("adapter_bytes")),
         Column("time", "Training", "one seed", _formatted("train_seconds", formats.seconds), _number("train_seconds")),
         *_passes(methods),
-        Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False),
+        *([] if tokens else [Column("speed", "Speed", "examples/s", _speed, _number("examples_per_second"), False)]),
         Column("memory", "Memory", "peak", _formatted("peak_memory_bytes", formats.size), _number("peak_memory_bytes")),
         Column("latency", "Latency", "unmerged / merged", _latency, _number("latency_ratio")),
-        *_tokens(methods),
+        *tokens,
         Column("pscp", "PSCP", "see below", _formatted("pscp", formats.score), _number("pscp"), False),
         Column("rate", "Learning rate", "chosen", _formatted("learning_rate", formats.rate), _number("learning_rate")),
         Column("seeds", "Seeds", "scores", _seeds, lambda result: float(len(_seed_scores(result))) or None),

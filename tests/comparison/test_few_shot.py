@@ -147,7 +147,7 @@ def test_from_the_command_line(folder, tiny_folder, tmp_path):
     common = ("--model", tiny_folder, "--data", folder, *QUICK, "--method", "LoRA(r=2)")
     done = ran("compare", *common, "--shots", "3", "--draws", "2", "--rates", "1", "--out", tmp_path / "few")
     assert done.code == 0, done.err
-    assert "1 seed on 2 draws" in " ".join(done.out.split())
+    assert "the best learning rate of each with 2 draws" in " ".join(done.out.split())
     summary = json.loads((tmp_path / "few/summary.json").read_text())
     assert (summary["shots"], summary["draws"], summary["seeds"]) == (3, 2, [0])
     assert "over draws, seeds and test rows" in done.out

@@ -47,7 +47,8 @@ def _score(summary: Mapping[str, Any]) -> str:
     description = baseline.get("words") or "Always predicting the most frequent label"
     without_training = f" {description} scores {score:.3f}." if score is not None else ""
     mean = f"mean of {seeds} seeds" if seeds != 1 else "one seed"
-    if summary.get("decision"):
+    repeats = {len(row.get("seed_scores") or ()) for row in summary["methods"] if row.get("seed_scores")}
+    if summary.get("decision") and len(repeats) > 1:  # some methods got more than others
         mean = "mean of a method's seeds, which were added where methods were not yet told apart"
     if summary.get("shots"):
         draws = summary.get("draws") or 1

@@ -100,7 +100,7 @@ def test_the_report_states_draws_and_tokens(compared):
     plan, summary = compared
     page = (plan.out / "report.html").read_text()
     assert "2 seeds on each of 3 draws of 4 training rows a class" in page
-    assert "test rows, draws of training rows and seeds are resampled" in page
+    assert "The error of the draws of training rows, each with its seeds, comes on top" in page
     assert "3 draws of 4 rows a class" in page
     tokens = {method["method"]: method["tokens"] for method in summary["methods"]}
     assert tokens == {"LoRA(r=2)": 0, "Prompt(length=3)": 3}

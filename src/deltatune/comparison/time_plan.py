@@ -181,7 +181,7 @@ def _row_seconds(plan: Plan) -> float:
             session.predict(warm)
             started = time.perf_counter()
             session.predict(timed)
-            return (time.perf_counter() - started) / timed.examples
+            return float(time.perf_counter() - started) / int(timed.examples)
         finally:
             session.detach()
     return UNKNOWN_ROW

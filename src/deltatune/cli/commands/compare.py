@@ -305,7 +305,7 @@ def compare(
     from deltatune.comparison.run_comparison import run
     from deltatune.comparison.time_plan import fit_minutes
 
-    quick = minutes is None and seeds is None and is_quick(models, data, (limit or [None])[0], epochs)
+    quick = minutes is None and seeds is None and is_quick(models, data, limit[0] if limit else None, epochs)
     single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)
     plan = plan_at(single, out, {"minutes": QUICK_MINUTES, "timed": True} if quick else {"minutes": minutes})
     with FolderLock(plan.out):

@@ -169,6 +169,7 @@ def test_one_after_another_where_that_is_as_fast(still, tmp_path, apart, passes,
     assert plan.session.host.adapters == {}
 
 
+@pytest.mark.slow
 def test_other_methods_run_as_ever(still, tmp_path, faster, passes):
     methods = ("LoRA()", "Full()", "Probe()", "AdapterDrop(drop=1)", "Cloze(LoRA())")
     plan = plan_for(still, tmp_path, methods, seeds=1, budget=None)

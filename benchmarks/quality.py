@@ -22,10 +22,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from deltatune import LoRA, parse
-from deltatune.comparison.cells import Event
-from deltatune.comparison.make_plan import make_plan
-from deltatune.comparison.plan import Plan
+from deltatune.comparison.plans.make_plan import make_plan
+from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.run_comparison import run
+from deltatune.comparison.works.cells import Event
 from deltatune.data import read
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.loading import load_backbone

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils import logging
 
 from benchmarks.measure import append
-from deltatune.comparison.make_plan import make_plan
+from deltatune.comparison.plans.make_plan import make_plan
 from deltatune.comparison.run_comparison import run
 from deltatune.data import Data, read
 from deltatune.models.loading import find_config

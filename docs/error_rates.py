@@ -17,8 +17,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from deltatune.comparison.variance_components import split
-from deltatune.comparison.verdicts import PairVerdict, judge, undecided_methods
+from deltatune.comparison.statistics.variance_components import split
+from deltatune.comparison.statistics.verdicts import PairVerdict, judge, undecided_methods
 
 HERE = Path(__file__).parent
 PAGE, FIGURE = HERE / "statistics.md", HERE / "error_rates.svg"

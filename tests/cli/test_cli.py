@@ -16,7 +16,7 @@ from deltatune.cli.ui.comparison_live import ComparisonProgress, results
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.live import TrainingProgress, time_left
 from deltatune.cli.ui.screen import long_texts
-from deltatune.comparison.cells import Event
+from deltatune.comparison.works.cells import Event
 from deltatune.store import run_folder
 from deltatune.tasks.classification import Classify
 from support import models
@@ -356,7 +356,7 @@ def test_pairs_and_numbers_from_end_to_end(tmp_path, tiny_folder):
 def test_several_methods(words, data, monkeypatch):
     plans = []
     monkeypatch.setattr(
-        "deltatune.comparison.make_plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0
+        "deltatune.comparison.plans.make_plan.make_plan", lambda *a, **options: plans.append(options) or 1 / 0
     )
     assert ran("compare", "--data", data, *words).code == 1
     assert sorted(plans[0]["methods"]) == ["A", "B", "C"]

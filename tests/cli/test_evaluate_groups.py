@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deltatune.comparison.group_scores import group_rows
+from deltatune.comparison.statistics.group_scores import group_rows
 from deltatune.core.errors import DeltatuneError
 from support import models
 from support.command_line import QUICK, ran, reviews

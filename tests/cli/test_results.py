@@ -7,8 +7,8 @@ import re
 import pandas as pd
 import pytest
 
-from deltatune.comparison.finished_run import read_finished
 from deltatune.comparison.report.exports import COSTS, export, rows_of
+from deltatune.comparison.results.finished_run import read_finished
 from support.command_line import ran
 from support.comparison_sample import EVIL, sample_summary
 from support.study_sample import sample_study

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
-from deltatune.comparison.make_plan import DEFAULT_METHODS, make_plan
-from deltatune.comparison.records import Records
+from deltatune.comparison.plans.make_plan import DEFAULT_METHODS, make_plan
+from deltatune.comparison.results.records import Records
+from deltatune.comparison.results.sample_predictions import METHODS, chosen_rows
 from deltatune.comparison.run_comparison import run
-from deltatune.comparison.sample_predictions import METHODS, chosen_rows
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltatune.comparison.make_plan import make_plan
+from deltatune.comparison.plans.make_plan import make_plan
 from deltatune.comparison.run_comparison import run
-from deltatune.comparison.statistics import draw, intervals_of
+from deltatune.comparison.statistics.score_statistics import draw, intervals_of
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.data.few_shot import MOST_UNLABELLED, few_shot, unlabelled_rows, without_labels
@@ -118,7 +118,7 @@ def test_other_draws_are_other_results(compared, folder, tiny_folder):
     keys = []
     for each in (again, other, whole):
         (cell,) = {(each.candidates[0].rates[0], *each.repeats[0])}
-        from deltatune.comparison.plan import Cell
+        from deltatune.comparison.plans.plan import Cell
 
         keys.append(each.key(Cell("search", each.candidates[0], *cell)))
     done = {json.loads(line)["cell"] for line in (plan.out / "results.jsonl").read_text().splitlines()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltatune.comparison.make_plan import make_plan
+from deltatune.comparison.plans.make_plan import make_plan
 from deltatune.comparison.run_comparison import run
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read

@@ -101,7 +101,8 @@ def test_mistakes_are_named_before_anything_runs(tiny_folder, table, tmp_path, o
 
 
 def test_the_defaults_are_those_of_the_command_line(monkeypatch, table):
-    from deltatune.comparison import make_plan, result
+    from deltatune.comparison import result
+    from deltatune.comparison.plans import make_plan
 
     seen = {}
 

@@ -10,11 +10,11 @@ import shutil
 import numpy as np
 import pytest
 
-from deltatune.comparison.candidates import rates_around
-from deltatune.comparison.make_plan import make_plan
-from deltatune.comparison.plan import Cell
+from deltatune.comparison.plans.candidates import rates_around
+from deltatune.comparison.plans.make_plan import make_plan
+from deltatune.comparison.plans.plan import Cell
 from deltatune.comparison.run_comparison import run, slug
-from deltatune.comparison.works import Work, Worker
+from deltatune.comparison.works.works import Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.training import Settings

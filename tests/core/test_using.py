@@ -5,7 +5,7 @@ import torch
 
 import deltatune
 from deltatune import LoRA
-from deltatune.comparison.costs import inference_costs
+from deltatune.comparison.costs.inference_costs import inference_costs
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.merged_model import save_merged
 from deltatune.tasks.classification import Classify

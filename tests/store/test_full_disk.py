@@ -14,7 +14,7 @@ import safetensors
 import torch
 
 import deltatune
-from deltatune.comparison.records import Records
+from deltatune.comparison.results.records import Records
 from deltatune.store import tensors
 from deltatune.store.atomic_files import CannotWrite, append_line, check_folder, write_file, write_folder
 from deltatune.store.merged_model import save_merged

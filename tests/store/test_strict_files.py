@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deltatune.comparison.records import Records
+from deltatune.comparison.results.records import Records
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.atomic_files import read_json, write_json
 from deltatune.store.fingerprint import contents_of

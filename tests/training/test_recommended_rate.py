@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatune import parse
-from deltatune.comparison.candidates import Candidate, with_rates
+from deltatune.comparison.plans.candidates import Candidate, with_rates
 from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.training import train
 from deltatune.training.learning_rates.recommended_rate import LONG, MOST, rates_around, recommended_rate, steps_of

@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deltatune.comparison.group_scores import Groups
+    from deltatune.comparison.statistics.group_scores import Groups
     from deltatune.data import Row
     from deltatune.prompting.server_session import ServerSession
     from deltatune.tasks import Encoded, Task
@@ -103,7 +103,7 @@ def scored(
     answers = session.predict(encoded, batch_size)
     by: dict[str, Any] = {}
     if groups:
-        from deltatune.comparison.group_scores import scores_by
+        from deltatune.comparison.statistics.group_scores import scores_by
 
         by = scores_by(session.task, answers, encoded.references, groups)
     positive = session.task.to_json().get("positive")

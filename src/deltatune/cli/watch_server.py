@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from deltatune.comparison.report.watch_page import FILES, watch_content, watch_page
-from deltatune.comparison.run_state import StateReader
+from deltatune.comparison.results.run_state import StateReader
 from deltatune.core.errors import DeltatuneError
 
 HOST = "127.0.0.1"

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltatune.comparison.finished_run import FinishedRun, read_finished
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.exports import best_score, rows_of, verdict
 from deltatune.comparison.report.html_page import recommendation_section
 from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.study_results import StudyResults
+from deltatune.comparison.results.finished_run import FinishedRun, read_finished
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 
 if TYPE_CHECKING:
-    from deltatune.comparison.cells import OnEvent
+    from deltatune.comparison.works.cells import OnEvent
     from deltatune.data import Data
 
 FEW_SHOT_STEPS = 100
@@ -191,12 +191,12 @@ def compare(
     - `text`, `label`: columns of files; for other options of reading pass the result of `deltatune.data.read`.
     - `out`: the folder, by default in runs/; an interrupted comparison goes on there.
     - `minutes`: time for all. `on_event`: called with the progress.
-    - `options`: those of `deltatune.comparison.make_plan.make_plan` (seeds, rates, margin, workers, settings, ...).
+    - `options`: those of `make_plan` in `deltatune.comparison.plans.make_plan` (seeds, rates, margin, workers, ...).
 
     Several values of `model`, `limit`, `budget` or `shots` make a study too. Raises DeltatuneError with everything
     that is wrong before anything is trained.
     """
-    from deltatune.comparison.make_plan import DEFAULT_BUDGET, DEFAULT_METHODS
+    from deltatune.comparison.plans.make_plan import DEFAULT_BUDGET, DEFAULT_METHODS
     from deltatune.comparison.study import name_data_sets
 
     _check_options(options)
@@ -225,9 +225,9 @@ def _comparison(
     source: Any, axes: dict[str, Any], text: Sequence[str], label: str | None, out: Any, minutes: Any,
     on_event: OnEvent | None, options: dict[str, Any],
 ) -> ComparisonResult:  # fmt: skip
-    from deltatune.comparison.make_plan import make_plan
+    from deltatune.comparison.plans.make_plan import make_plan
+    from deltatune.comparison.plans.time_plan import fit_minutes
     from deltatune.comparison.run_comparison import run
-    from deltatune.comparison.time_plan import fit_minutes
     from deltatune.store.folder_lock import FolderLock
 
     rows = _read(source, text, label, axes.pop("limit"))
@@ -283,7 +283,7 @@ def _single(value: Any) -> Any:
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raise DeltatuneError for options that there are not."""
-    from deltatune.comparison.make_plan import make_plan
+    from deltatune.comparison.plans.make_plan import make_plan
 
     known = [*inspect.signature(make_plan).parameters, *inspect.signature(compare).parameters]
     known = [name for name in dict.fromkeys(known) if name not in ("options", "open_base")]

@@ -9,18 +9,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from deltatune.comparison.candidates import Candidate
-from deltatune.comparison.cells import CellRunner, MakeExecutor, OnEvent, Program
-from deltatune.comparison.decision import Decision, decide_pairs, is_fixed
 from deltatune.comparison.executors.choose_executor import choose_executor
 from deltatune.comparison.executors.executor import InProcess
-from deltatune.comparison.plan import Cell, Plan, Repeat
-from deltatune.comparison.progress_file import with_progress
-from deltatune.comparison.records import write_summary
+from deltatune.comparison.plans.candidates import Candidate
+from deltatune.comparison.plans.plan import Cell, Plan, Repeat
+from deltatune.comparison.plans.time_plan import fit_minutes
 from deltatune.comparison.report.page import write_report
-from deltatune.comparison.summary import summarise
-from deltatune.comparison.time_plan import fit_minutes
-from deltatune.comparison.works import Record, Work
+from deltatune.comparison.results.decision import Decision, decide_pairs, is_fixed
+from deltatune.comparison.results.progress_file import with_progress
+from deltatune.comparison.results.records import write_summary
+from deltatune.comparison.results.summary import summarise
+from deltatune.comparison.works.cells import CellRunner, MakeExecutor, OnEvent, Program
+from deltatune.comparison.works.works import Record, Work
 from deltatune.prompting.prompt_method import PromptMethod
 from deltatune.store.atomic_files import MANIFEST
 from deltatune.store.folder_lock import FolderLock

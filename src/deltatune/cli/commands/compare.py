@@ -71,9 +71,9 @@ from deltatune.store.folder_lock import FolderLock
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from deltatune.comparison.plan import Plan
+    from deltatune.comparison.plans.plan import Plan
 
-PLAN = "comparison/make_plan.py"
+PLAN = "comparison/plans/make_plan.py"
 METHODS = constant(PLAN, "DEFAULT_METHODS")
 PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
 DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
@@ -264,7 +264,7 @@ def compare(
         )  # fmt: skip
         prompts = prompt_options(dataset, template, words, describe)
         further = read_unlabelled(unlabelled, dataset)
-        from deltatune.comparison.make_plan import make_plan
+        from deltatune.comparison.plans.make_plan import make_plan
         from deltatune.training import Settings
 
         options = {"epochs": own_epochs, "batch_size": own_batch_size, "precision": precision, "packing": packing}
@@ -302,8 +302,8 @@ def compare(
         return
     if tasks is not None:
         raise DeltatuneError(f"--tasks {tasks} is for a study: several --data, --model, --limit, --budget or --shots")
+    from deltatune.comparison.plans.time_plan import fit_minutes
     from deltatune.comparison.run_comparison import run
-    from deltatune.comparison.time_plan import fit_minutes
 
     quick = minutes is None and seeds is None and is_quick(models, data, limit[0] if limit else None, epochs)
     single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)

@@ -13,9 +13,9 @@ from deltatune.comparison.report.number_format import count as number
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
-    from deltatune.comparison.method_counts import CountingHost, MethodCount
+    from deltatune.comparison.costs.method_counts import CountingHost, MethodCount
 
-FIELDS = fields_of("comparison/method_counts.py", "CountedTraining")
+FIELDS = fields_of("comparison/costs/method_counts.py", "CountedTraining")
 LEGEND = (
     ("trained", "parameters without the head, and their share of the model"),
     ("file", "adapter.safetensors, head included"),
@@ -108,7 +108,7 @@ def count(
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
     """
-    from deltatune.comparison.method_counts import CountedTraining, CountingHost, all_methods
+    from deltatune.comparison.costs.method_counts import CountedTraining, CountingHost, all_methods
 
     if task == "lm" and classes is not None:
         raise DeltatuneError(f"--classes {classes} is of a head, and --task lm has none of its own; leave it out")
@@ -135,7 +135,7 @@ def count(
 
 
 def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[str, Any]:
-    from deltatune.comparison.method_counts import storage
+    from deltatune.comparison.costs.method_counts import storage
 
     model = host.model
     return {
@@ -149,7 +149,7 @@ def _as_json(host: CountingHost, counts: list[MethodCount], tasks: int) -> dict[
 
 
 def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length: int) -> None:
-    from deltatune.comparison.method_counts import storage
+    from deltatune.comparison.costs.method_counts import storage
 
     model, training = host.model, host.training
     fitting = sorted((each for each in counts if not each.problem), key=lambda each: (each.trained, each.method))
@@ -184,7 +184,7 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length:
 
 
 def _sizes(each: MethodCount) -> list[str]:
-    from deltatune.comparison.recommend import percent
+    from deltatune.comparison.results.recommend import percent
 
     assert each.share is not None
     return [number(each.trained), percent(each.share), size(each.file_bytes)]

@@ -39,9 +39,9 @@ from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig
-    from deltatune.comparison.plan import Plan
+    from deltatune.comparison.plans.plan import Plan
 
-PLAN = "comparison/make_plan.py"
+PLAN = "comparison/plans/make_plan.py"
 QUICK_ROWS, QUICK_EPOCHS = 320, 2.0
 """Defaults of the built-in search, which takes some minutes on two cores."""
 CONFIG = fields_of("comparison/intrinsic_dimension/dimension_config.py", "DimensionConfig")
@@ -94,8 +94,8 @@ def dimension(
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
     from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
-    from deltatune.comparison.make_plan import folder_for
-    from deltatune.comparison.records import write_summary
+    from deltatune.comparison.plans.make_plan import folder_for
+    from deltatune.comparison.results.records import write_summary
     from deltatune.store.atomic_files import write_file
     from deltatune.training import Settings
 

@@ -165,7 +165,7 @@ def score_rows(
     prompt: OpenedPrompt | None = None,
 ) -> None:
     """Score the rows of one task and print the scores."""
-    from deltatune.comparison.group_scores import group_rows
+    from deltatune.comparison.statistics.group_scores import group_rows
 
     weight = session.weight
     splits, notes = rows_of(session, source, split)

@@ -17,7 +17,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deltatune.comparison.finished_run import FinishedRun
+    from deltatune.comparison.results.finished_run import FinishedRun
 
 SUFFIXES = {".csv": "csv", ".tex": "latex", ".md": "markdown", ".json": "json"}
 """Names of files that say the format by themselves."""
@@ -53,8 +53,8 @@ def results(
       deltatune results runs/study --out results.csv
     """
     to = _format(to, out)
-    from deltatune.comparison.finished_run import read_finished
     from deltatune.comparison.report.exports import export
+    from deltatune.comparison.results.finished_run import read_finished
     from deltatune.store.atomic_files import write_file
 
     finished = read_finished(run)

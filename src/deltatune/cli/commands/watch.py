@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deltatune.comparison.run_state import RunState, StudyState
+    from deltatune.comparison.results.run_state import RunState, StudyState
 
 
 def watch(
@@ -40,7 +40,7 @@ def watch(
     """
     if port is not None and not 0 <= port <= 65535:
         raise DeltatuneError(f"--port {port}: ports are numbers from 1 to 65535; leave --port out to take a free one")
-    from deltatune.comparison.run_state import StateReader
+    from deltatune.comparison.results.run_state import StateReader
 
     if once:
         _print(StateReader(run).read())
@@ -56,7 +56,7 @@ def watch(
 
 
 def _print(state: RunState | StudyState) -> None:
-    from deltatune.comparison.run_state import StudyState
+    from deltatune.comparison.results.run_state import StudyState
 
     if isinstance(state, StudyState):
         done = sum(run.state == "finished" for run in state.runs)

@@ -17,8 +17,8 @@ from deltatune.comparison.report.number_format import count, rate, score, second
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 if TYPE_CHECKING:
-    from deltatune.comparison.cells import Event
     from deltatune.comparison.report.method_results import MethodResult
+    from deltatune.comparison.works.cells import Event
 
 Record = Mapping[str, Any]
 MOST_RUNNING = 8
@@ -172,8 +172,8 @@ def adds_tokens(summary: Mapping[str, Any]) -> bool:
 
 
 def _costs(result: MethodResult, wide: bool) -> list[str]:
-    from deltatune.comparison.recommend import percent
     from deltatune.comparison.report.number_format import ratio, short_count
+    from deltatune.comparison.results.recommend import percent
 
     share, params = result.number("share"), result.number("params")
     return [

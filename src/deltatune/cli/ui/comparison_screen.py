@@ -13,8 +13,8 @@ from deltatune.comparison.report.number_format import count, rate, score
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deltatune.comparison.candidates import Candidate
-    from deltatune.comparison.plan import Plan
+    from deltatune.comparison.plans.candidates import Candidate
+    from deltatune.comparison.plans.plan import Plan
 
 LEGEND = (
     ("95 %", "half the interval of the score, over seeds and test rows"),

@@ -10,8 +10,8 @@ from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import facts, long_texts, plural, say, scores_table, show
 from deltatune.cli.ui.training_screen import example_file
-from deltatune.comparison.recommend import percent
 from deltatune.comparison.report.number_format import clip, count, rate, score, seconds
+from deltatune.comparison.results.recommend import percent
 from deltatune.store import run_folder
 
 if TYPE_CHECKING:

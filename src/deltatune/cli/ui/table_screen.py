@@ -20,7 +20,7 @@ from deltatune.comparison.report.number_format import clip, score
 from deltatune.store.atomic_files import read_json
 
 if TYPE_CHECKING:
-    from deltatune.comparison.plan import Plan
+    from deltatune.comparison.plans.plan import Plan
 
 METHOD_WIDTH, PLACE_WIDTH = 40, 40
 """Most characters of a method and of a place on the screen; the report has them whole."""

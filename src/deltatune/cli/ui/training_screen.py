@@ -10,8 +10,8 @@ from deltatune.cli.task_options import with_marked_columns
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes
-from deltatune.comparison.recommend import percent
 from deltatune.comparison.report.number_format import count, rate, seconds, size
+from deltatune.comparison.results.recommend import percent
 from deltatune.store import run_folder
 
 if TYPE_CHECKING:

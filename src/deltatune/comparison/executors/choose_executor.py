@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from deltatune.comparison.cells import MakeExecutor
 from deltatune.comparison.executors.executor import InProcess
 from deltatune.comparison.executors.worker_processes import WorkerProcesses, worker_count
-from deltatune.comparison.plan import Plan
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.works.cells import MakeExecutor
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.sites.site import Sites
 

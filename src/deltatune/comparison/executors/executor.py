@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
-from deltatune.comparison.joint_works import JointWorker, take_together
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.works import OnStep, Result, Work
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.works.joint_works import JointWorker, take_together
+from deltatune.comparison.works.works import OnStep, Result, Work
 
 OnProgress = Callable[[Literal["start", "step"], Work, dict[str, Any]], None]
 """Called when a work begins, and after each of its steps with `step`, `steps` and `loss`."""

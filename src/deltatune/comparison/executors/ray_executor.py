@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deltatune.comparison.cells import MakeExecutor
 from deltatune.comparison.executors.executor import Finished, OnProgress
 from deltatune.comparison.executors.ray_cluster import RayCluster
 from deltatune.comparison.executors.worker_processes import TRIES, opened_plan, portable
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.works import CHECKPOINTS, Result, Work, Worker
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.works.cells import MakeExecutor
+from deltatune.comparison.works.works import CHECKPOINTS, Result, Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.versions import versions
 from deltatune.store.atomic_files import put_folder

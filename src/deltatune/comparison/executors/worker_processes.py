@@ -21,10 +21,10 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from deltatune.comparison.candidates import Candidate
 from deltatune.comparison.executors.executor import Finished, OnProgress
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.works import Result, Work, Worker
+from deltatune.comparison.plans.candidates import Candidate
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.works.works import Result, Work, Worker
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.memory import memory_of

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltatune.comparison.make_plan import count_problems, make_plan
-from deltatune.comparison.plan import Plan
+from deltatune.comparison.plans.make_plan import count_problems, make_plan
+from deltatune.comparison.plans.plan import Plan
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry

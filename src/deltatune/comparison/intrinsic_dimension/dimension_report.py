@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from deltatune.comparison.baseline import majority
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, DimensionPoint
 from deltatune.comparison.intrinsic_dimension.dimension_search import DimensionResult
-from deltatune.comparison.make_plan import DEFAULT_METHODS
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.recommend import percent
+from deltatune.comparison.plans.make_plan import DEFAULT_METHODS
+from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.figures.svg import (
     MarkerStyle,
@@ -29,6 +27,8 @@ from deltatune.comparison.report.figures.svg import (
     tag,
     text,
 )
+from deltatune.comparison.results.baseline import majority
+from deltatune.comparison.results.recommend import percent
 from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method

@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltatune.comparison.candidates import Candidate
-from deltatune.comparison.cells import CellRunner, OnEvent
 from deltatune.comparison.intrinsic_dimension.dimension_config import (
     BISECTIONS,
     DimensionConfig,
@@ -24,8 +22,10 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
     midpoint,
     target_of,
 )
-from deltatune.comparison.plan import Cell, Plan
-from deltatune.comparison.works import Record, Work
+from deltatune.comparison.plans.candidates import Candidate
+from deltatune.comparison.plans.plan import Cell, Plan
+from deltatune.comparison.works.cells import CellRunner, OnEvent
+from deltatune.comparison.works.works import Record, Work
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.registry import parse
 from deltatune.store.folder_lock import FolderLock

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.statistics import PscpConstants
+from deltatune.comparison.results.recommend import percent
+from deltatune.comparison.statistics.score_statistics import PscpConstants
 
 
 def explanations(summary: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from deltatune.comparison.finished_run import FinishedRun
-from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.method_results import MethodResult, method_results
 from deltatune.comparison.report.study_results import StudyResults, value_text
+from deltatune.comparison.results.finished_run import FinishedRun
+from deltatune.comparison.results.recommend import percent
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 

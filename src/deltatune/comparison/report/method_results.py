@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltatune.comparison.records import current_keys
 from deltatune.comparison.report.figures.svg import MarkerStyle, marker_styles
 from deltatune.comparison.report.number_format import number, short_labels
+from deltatune.comparison.results.records import current_keys
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 

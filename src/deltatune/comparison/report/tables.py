@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltatune.comparison.recommend import percent
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.figures.svg import Axis, group, line, linear, mark, svg, tag
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html, score
+from deltatune.comparison.results.recommend import percent
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 

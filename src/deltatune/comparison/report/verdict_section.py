@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatune.comparison.pair_forecast import forecast
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
+from deltatune.comparison.statistics.pair_forecast import forecast
 
 Pair = Mapping[str, Any]
 """An entry of `summary["pairs"]`: first, second, difference (first - second), ci, verdict of the first."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.html_page import definitions, html_page, table_region
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.run_state import MethodState, RunState, StudyState
+from deltatune.comparison.results.run_state import MethodState, RunState, StudyState
 
 SCRIPT = """
 const content = document.getElementById("state");

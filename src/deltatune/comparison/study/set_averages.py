@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deltatune.comparison.rank_tests import row_ranks
+from deltatune.comparison.statistics.rank_tests import row_ranks
 from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.tasks.metrics.mean_score import comparable
 from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better

@@ -14,7 +14,7 @@ from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
-    from deltatune.comparison.plan import Plan
+    from deltatune.comparison.plans.plan import Plan
 
 BUILTIN = "builtin"
 """The model that comes with the package; it is not in the names of folders."""

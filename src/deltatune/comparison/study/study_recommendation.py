@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import mean
 from typing import Any
 
-from deltatune.comparison.recommend import percent
+from deltatune.comparison.results.recommend import percent
 from deltatune.comparison.study.set_averages import Comparison, SetScores, asked_of, entry_of, set_scores
 from deltatune.comparison.study.study_plan import short_model
 from deltatune.comparison.study.study_series import ORDERED, place

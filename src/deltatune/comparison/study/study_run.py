@@ -12,13 +12,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.comparison import run_comparison
-from deltatune.comparison.cells import OnEvent
-from deltatune.comparison.make_plan import DEFAULT_BUDGET, make_plan
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.records import OTHERS, RESULTS, Records
+from deltatune.comparison.plans.make_plan import DEFAULT_BUDGET, make_plan
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.results.records import OTHERS, RESULTS, Records
 from deltatune.comparison.study.study_plan import STUDY, Axes, Point, StudyPlan, make_study_plan
 from deltatune.comparison.study.study_sources import Source, name_data_sets
 from deltatune.comparison.study.study_summary import write_study
+from deltatune.comparison.works.cells import OnEvent
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.data import Data, read

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from deltatune.comparison.rank_tests import rank_methods
-from deltatune.comparison.records import write_summary
 from deltatune.comparison.report.study_page import write_study_report
+from deltatune.comparison.results.records import write_summary
+from deltatune.comparison.statistics.rank_tests import rank_methods
 from deltatune.comparison.study.set_averages import (
     SetScores,
     asked_of,

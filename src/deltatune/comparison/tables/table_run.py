@@ -10,15 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deltatune.comparison.cells import OnEvent
 from deltatune.comparison.continual import continual_plan, continual_run
+from deltatune.comparison.costs.latency_grid import LatencyBenchmark, LatencyGrid, OnCell
+from deltatune.comparison.costs.method_counts import CountedTraining, CountingHost, storage
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
 from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
 from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
-from deltatune.comparison.latency_grid import LatencyBenchmark, LatencyGrid, OnCell
-from deltatune.comparison.method_counts import CountedTraining, CountingHost, storage
-from deltatune.comparison.plan import Plan
-from deltatune.comparison.records import OTHERS, RESULTS, write_summary
+from deltatune.comparison.plans.plan import Plan
+from deltatune.comparison.results.records import OTHERS, RESULTS, write_summary
 from deltatune.comparison.study.study_plan import Point, folder_names
 from deltatune.comparison.study.study_run import LastHost, OnStage
 from deltatune.comparison.study.study_run import run as run_study
@@ -36,6 +35,7 @@ from deltatune.comparison.tables.table_file import data_sets
 from deltatune.comparison.tables.table_page import write_table_page
 from deltatune.comparison.tables.table_schema import Continual, Dimension, FactWordings, Latency, Storage, TableRecipe
 from deltatune.comparison.tables.table_study import PointRows, study_of_table
+from deltatune.comparison.works.cells import OnEvent
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.registry import parse_tuning
 from deltatune.data.mixture_data import read_parts

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltatune.comparison.make_plan import make_plan
-from deltatune.comparison.plan import Plan
+from deltatune.comparison.plans.make_plan import make_plan
+from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.study.study_plan import Axes, Point, StudyPlan, make_study_plan
 from deltatune.comparison.tables.table_file import data_sets
 from deltatune.comparison.tables.table_schema import Compare, TableRecipe

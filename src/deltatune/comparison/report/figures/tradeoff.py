@@ -29,7 +29,7 @@ from deltatune.comparison.report.figures.svg import (
     text_width,
 )
 from deltatune.comparison.report.method_results import MethodResult
-from deltatune.comparison.statistics import pareto
+from deltatune.comparison.statistics.score_statistics import pareto
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
 LABEL_SIZE = 12.0

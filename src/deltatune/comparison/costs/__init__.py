@@ -1,0 +1,1 @@
+"""Costs of methods: inference time, memory, sizes."""

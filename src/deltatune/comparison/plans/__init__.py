@@ -1,0 +1,1 @@
+"""Plans: what a comparison runs, in which sizes, with which rates, seeds and rows."""

@@ -1,0 +1,1 @@
+"""Results: what a comparison has stored, and what is concluded from it."""

@@ -1,0 +1,1 @@
+"""Statistics of scores: intervals, verdicts on pairs, forecasts, ranks."""

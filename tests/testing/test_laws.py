@@ -93,6 +93,7 @@ def refusal(text: str, kind: str) -> str | None:
     return applies(parse(text), kind)
 
 
+@cache
 def defaults() -> list[str]:
     """Every registered name with its defaults; names for the same method once."""
     return list({repr(maker()): f"{name}()" for name, maker in registry().items()}.values())

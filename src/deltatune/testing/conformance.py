@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
 from deltatune.core.sites.discovery import find_sites
+from deltatune.core.sites.site import Sites
 from deltatune.testing.fixtures import assert_close, attach, forward, gradients, make_host, outputs, probe_loss
 from deltatune.testing.laws import adapter_laws, generation_laws, mixing_laws
 from deltatune.testing.tiny_models import Kind, inputs, tiny
@@ -95,10 +97,16 @@ def check_method(method: Method | type[Method], models: Sequence[Kind] | None = 
 def applies(method: Method, kind: Kind) -> str | None:
     """Return None if a tiny model has the sites that a method needs, else the method's own refusal."""
     try:
-        method.pick(find_sites(tiny(kind)))
+        method.pick(_sites(kind))
     except DeltatuneError as error:
         return str(error)
     return None
+
+
+@cache
+def _sites(kind: Kind) -> Sites:
+    """The sites of a tiny model, found once: methods read them and change nothing."""
+    return find_sites(tiny(kind))
 
 
 def demand(law: str, method: Method, kind: Kind) -> None:

@@ -1,0 +1,106 @@
+"""Block-wise quantisation: values in blocks, each block scaled by its largest magnitude, each value the nearest code.
+
+The arithmetic, its order included, is that of bitsandbytes 0.50, so that the bits are the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltatune.core.errors import DeltatuneError
+
+CHUNK = 1 << 17
+"""Bytes of codes that are dequantised at once: what they become stays in the processor's cache."""
+SMALLEST = 1e-38
+"""A block's magnitude counts as at least this much: blocks of zeros become zeros."""
+GRID = 1 << 16
+"""Points to which values are rounded before their code of 8 bits is looked up."""
+_GRIDS: dict[tuple[float, ...], Tensor] = {}
+
+
+def quantize_4bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Packed codes (⌈N/2⌉,) uint8 of values (N,), and the largest magnitude of each block (⌈N/block⌉,) in float32.
+
+    table: the value (16,) of each code, in any order. The last block may be shorter. A value in the middle of two table
+    values gets the lower one. Raises DeltatuneError for values that are not finite.
+    """
+    flat = values.reshape(-1).float()
+    whole = flat.numel() - flat.numel() % block
+    blocks, rest = flat[:whole].view(-1, block), flat[whole:]
+    absmax = blocks.abs().amax(1)
+    scaled = (blocks * (1.0 / absmax.clamp(min=SMALLEST))[:, None]).clamp_(-1, 1).view(-1)
+    if len(rest):  # bitsandbytes divides here and multiplies above
+        last = rest.abs().amax().clamp(min=SMALLEST)
+        absmax, scaled = torch.cat([absmax, last[None]]), torch.cat([scaled, (rest / last).clamp_(-1, 1)])
+    if not absmax.isfinite().all():
+        count = int((~flat.isfinite()).sum())
+        raise DeltatuneError(f"{count:,} of {flat.numel():,} values are infinite or NaN, which no code stands for")
+    order = torch.argsort(table, stable=True)  # FP4's codes are not in the order of their values
+    ascending = table[order]
+    bounds = ((ascending[:-1] + ascending[1:]) / 2).to(flat.device)
+    codes = torch.bucketize(F.pad(scaled, (0, len(scaled) % 2)), bounds, out_int32=True)  # an even number
+    return pack(order.to(flat.device)[codes].to(torch.uint8)), absmax
+
+
+def quantize_8bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes (N,) uint8 of finite values (N,), and the largest magnitude of each block (⌈N/block⌉,) in float32.
+
+    table: the value (256,) of each code, ascending. As in bitsandbytes, a value is first rounded to a grid of 65,536
+    points and then to the nearest of the table, so that near the middle of two values it may get the other one.
+    """
+    flat = values.reshape(-1).float()
+    blocks = F.pad(flat, (0, -len(flat) % block)).view(-1, block)
+    absmax = blocks.abs().amax(1)
+    scaled = (blocks * (1.0 / absmax)[:, None]).clamp_(-1, 1)
+    points = ((scaled + 1) * 0.5 * (GRID - 1) + 0.5).nan_to_num_(0.0).int()  # 0 / 0 in a block of zeros: code 0
+    nearest = _nearest_on_grid(table).to(flat.device)
+    return nearest[points].view(-1)[: len(flat)], absmax
+
+
+def _nearest_on_grid(table: Tensor) -> Tensor:
+    """The code (65536,) uint8 of the table value nearest to each point of the grid from -1 to 1; the lower of two."""
+    key = tuple(table[[0, 1, 127, 128, 255]].tolist())
+    if key not in _GRIDS:
+        points = -1.0 + (2.0 * torch.arange(GRID, dtype=torch.float32)) / (GRID - 1)
+        _GRIDS[key] = torch.bucketize(points, 0.5 * (table[:-1] + table[1:])).to(torch.uint8)
+    return _GRIDS[key]
+
+
+def dequantize_8bit(codes: Tensor, absmax: Tensor, table: Tensor, block: int) -> Tensor:
+    """The values (N,), in float32, of codes (N,) uint8 and their blocks' magnitudes."""
+    values = table.to(codes.device)[codes.long()]
+    return values * absmax.repeat_interleave(block)[: len(values)]
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Codes of 4 bits (N,), N even -> bytes (N/2,): the first code of each pair in the high half."""
+    return (codes[::2] << 4) | codes[1::2]
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """Bytes -> the first `count` codes of 4 bits."""
+    return torch.stack([packed >> 4, packed & 0xF], dim=1).view(-1)[:count]
+
+
+def dequantize_4bit(
+    packed: Tensor, absmax: Tensor, table: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """A matrix of this shape and dtype from packed codes of 4 bits: computed in float32, rounded once.
+
+    A byte is looked up as a pair of values, a chunk at a time.
+    """
+    count, table = shape[0] * shape[1], table.to(packed.device)
+    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)  # (256, 2)
+    values = torch.empty(2 * len(packed), dtype=dtype, device=packed.device)
+    step = len(packed) if torch.compiler.is_compiling() or packed.is_cuda else max(CHUNK, block // 2)
+    for start in range(0, len(packed), step):
+        part = pairs.index_select(0, packed[start : start + step].int()).view(-1)  # float32
+        scales = absmax[2 * start // block : -(-2 * (start + step) // block)]
+        whole = len(part) - len(part) % block
+        part[:whole].view(-1, block).mul_(scales[: whole // block, None])
+        if whole < len(part):
+            part[whole:] *= scales[-1]
+        values[2 * start : 2 * start + len(part)] = part
+    return values[:count].view(shape)

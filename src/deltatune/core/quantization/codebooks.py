@@ -1,0 +1,68 @@
+"""The values that a code of 4 or 8 bits stands for: NF4, FP4, the dynamic maps of bitsandbytes, and FP8.
+
+Every table lies in [-1, 1]; a block's values are its codes' values times the block's largest magnitude.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+NF4_VALUES = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""Quantiles of the normal distribution, 7 below and 8 above an exact 0: https://arxiv.org/abs/2305.14314"""
+FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+"""Of the codes 0 to 7, before division by 12: one sign bit, two of exponent, one of fraction."""
+
+
+def nf4() -> Tensor:
+    """The 16 values of NF4 (16,), ascending, in float32."""
+    return torch.tensor(NF4_VALUES)
+
+
+def fp4() -> Tensor:
+    """The 16 values of bitsandbytes' FP4 (16,) by code, in float32; 0 has two codes."""
+    positive = torch.tensor(FP4_MAGNITUDES)
+    return torch.cat([positive, -positive]) / 12
+
+
+@cache
+def dynamic_map(signed: bool = True) -> Tensor:
+    """The 256 values of bitsandbytes' dynamic 8-bit type (256,), ascending: https://arxiv.org/abs/1511.04561
+
+    Seven decades; the larger the decade, the more values it has. Unsigned, for AdamW's second moment: all above 0.
+    """
+    values: list[float] = [0.0, 1.0]
+    for decade in range(7):
+        bounds = torch.linspace(0.1, 1, (2**decade if signed else 2 ** (decade + 1)) + 1, dtype=torch.float32)
+        means = 10 ** (decade - 6) * ((bounds[:-1] + bounds[1:]) / 2)
+        values += means.tolist()
+        if signed:
+            values += (-means).tolist()
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+@cache
+def fp8_map() -> Tensor:
+    """The 253 values of the 8-bit float E4M3 over its largest, 448, and 1 three times more: (256,), ascending."""
+    floats = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 448
+    values = floats[floats.isfinite()].unique()
+    return torch.cat([values, values.new_ones(256 - len(values))])

@@ -39,16 +39,21 @@ def mixed_rows_equal_rows_alone(method: Method, kind: Kind) -> None:
     if not host.adapters["a"].mixes:
         _must_refuse_to_mix(host)
         return
+    alone: dict[str, Tensor] = {}
+    """Outputs of single rows by their route and tokens, which are the same on either side of the padding."""
     for padding in ("right", "none") if kind in RIGHT_PADDED else ("right", "left", "none"):
         batch = _batch(kind, padding)
         for route in (ROUTE, RUNS):
             host.use(route)
             together = real_rows(host, outputs(host, batch))
             for row, entry in enumerate(route):
-                host.use(entry)
-                alone = real_rows(host, outputs(host, row_alone(batch, row)))[0]
+                one = row_alone(batch, row)
+                key = f"{entry} {[tensor.tolist() for name, tensor in one.items() if name != 'position_ids']}"
+                if key not in alone:
+                    host.use(entry)
+                    alone[key] = real_rows(host, outputs(host, one))[0]
                 what = f"row {row}, routed {entry!r}, padding {padding}, with others and alone"
-                assert_close(together[row], alone, what)
+                assert_close(together[row], alone[key], what)
 
 
 def mixed_gradients_equal_rows_alone(method: Method, kind: Kind) -> None:

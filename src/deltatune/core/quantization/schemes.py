@@ -99,6 +99,8 @@ class FourBit(Scheme):
         return dequantize_8bit(absmax, tensors["nested_absmax"], self.nested_table, NESTED_BLOCK) + tensors["offset"]
 
     def dequantize(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        if tensors["codes"].is_meta:  # shapes alone: neither tables nor chunks are made
+            return tensors["codes"].new_empty(shape, dtype=dtype)
         codes, absmax = tensors["codes"], self.magnitudes(tensors)
         kernel = four_bit_kernel(codes.device, shape, self.block, dtype)
         if kernel is not None:

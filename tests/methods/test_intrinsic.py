@@ -132,10 +132,16 @@ def test_half_precision_around_it_does_not_reach_it():
 
 
 @pytest.mark.parametrize(
-    "method", [DID(dimension=20), SAID(dimension=50, scales="tensor"), DID(reach="first")], ids=repr
+    ("method", "models"),
+    [
+        (DID(dimension=20), ["bert", "t5"]),
+        (SAID(dimension=50, scales="tensor"), ["gpt2", "t5"]),
+        (DID(reach="first"), ["bert", "llama"]),
+    ],
+    ids=repr,
 )
-def test_laws(method):
-    check_method(method)
+def test_laws(method, models):
+    check_method(method, models)
 
 
 def test_what_is_counted():

@@ -418,6 +418,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {path.name.removeprefix(out.stem): path.read_bytes() for path in out.parent.glob(f"{out.stem}*")}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_end(tmp_path):
     whole = generate_instructions(SEEDS, echo, SMALL, tmp_path / "whole.jsonl")
     assert [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()] == whole

@@ -23,6 +23,15 @@ from support.runs import QUIET, ROWS, TASK, assert_same, tensors
 slow = pytest.mark.slow
 """Each start of two processes takes some ten seconds, most of it imports: one is for the quick tests."""
 
+QUICK_CASES = ["lora", "prefix", "full", "drop", "llama-packed", "pieces", "t5", "few"]
+"""Those of the quick tests: a method of each kind, a step of several pieces, rows that are left over."""
+
+
+def marked(cases):
+    """Cases as parameters; the others of them are slow."""
+    return [pytest.param(case, marks=[] if case in QUICK_CASES else slow) for case in cases]
+
+
 EQUAL = [case for case in CASES if case != "drop"]
 
 
@@ -54,10 +63,11 @@ def found(folder, case, rank=0):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """Every case in two processes."""
+def together(tmp_path_factory, request):
+    """The cases in two processes: all of them where a slow test is among those that run."""
+    slow_too = any(item.get_closest_marker("slow") for item in request.session.items)
     folder = tmp_path_factory.mktemp("together")
-    run = processes(folder, cases=list(CASES))
+    run = processes(folder, cases=list(CASES) if slow_too else QUICK_CASES)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -67,7 +77,7 @@ def learned(values):
     return {name: value for name, value in values.items() if not name.endswith("key.bias.value")}
 
 
-@pytest.mark.parametrize("case", EQUAL)
+@pytest.mark.parametrize("case", marked(EQUAL))
 def test_two_processes_train_what_one_does(case, together):
     host, outcome = train_case(case)
     for rank in range(2):
@@ -83,7 +93,7 @@ def test_two_processes_train_what_one_does(case, together):
             assert scores == pytest.approx(ours, rel=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", marked(CASES))
 def test_the_processes_agree_to_the_last_bit(case, together):
     (one, said), (other, heard) = (found(together, case, rank) for rank in range(2))
     assert_same(one, other)

@@ -101,7 +101,7 @@ def test_it_tries_rates_around_the_recommended_one_within_its_share(searched):
     assert json.loads(json.dumps(search.to_json()))["tried"] == [dict(each) for each in search.tried]
 
 
-@pytest.mark.parametrize("stop", [14, 34, 60])
+@pytest.mark.parametrize("stop", [14, pytest.param(34, marks=pytest.mark.slow), 60])
 def test_an_interrupted_search_goes_on(stop, searched, tmp_path):
     host, wanted, whole = searched
     with pytest.raises(Stopped):
@@ -219,7 +219,12 @@ PART_ROWS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("bert", ("classes", "number")), ("llama", ("text",)), ("bert", ("number",))]
+    ("kind", "names"),
+    [
+        ("bert", ("classes", "number")),
+        ("llama", ("text",)),
+        pytest.param("bert", ("number",), marks=pytest.mark.slow),
+    ],
 )
 def test_mixtures_texts_and_numbers_are_searched_too(kind, names):
     task = PARTS[names[0]] if len(names) == 1 else Mixture({name: PARTS[name] for name in names})

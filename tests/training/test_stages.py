@@ -134,7 +134,15 @@ def test_the_pretraining_stage_moves_attention_and_embeddings_and_the_last_the_f
 # --- going on
 
 
-@pytest.mark.parametrize("stage", stages.NAMES)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "words",
+        "embeddings",
+        pytest.param("pretrain", marks=pytest.mark.slow),
+        pytest.param("instruct", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_stopped_in_a_stage_goes_on_to_the_same_model(stage, world, done, tmp_path):
     out, seen = tmp_path / "out", Seen()
     with pytest.raises(Stopped):
@@ -151,7 +159,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_model(stage, world, done, 
     ("stage", "moment"),
     [
         ("words", "writing"),
-        ("embeddings", "training"),
+        pytest.param("embeddings", "training", marks=pytest.mark.slow),
         pytest.param("pretrain", "writing", marks=pytest.mark.slow),
         pytest.param("instruct", "writing", marks=pytest.mark.slow),
     ],

@@ -184,6 +184,7 @@ def assert_as_if_never_killed(folder):
     return len(others)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     killed(kill_command(tmp_path), tmp_path, touches=1, clock=1)
     assert assert_as_if_never_killed(tmp_path) == 3

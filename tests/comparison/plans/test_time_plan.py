@@ -125,7 +125,7 @@ def test_methods_are_timed_without_leaving_anything(tiny_folder, table, tmp_path
 
 
 def test_runs_are_added_while_there_is_time(tiny_folder, table, tmp_path, monkeypatch):
-    timed(monkeypatch, step=0.05)
+    timed(monkeypatch, step=0.5)
     options = {"minutes": 1.0, "rates": 1, "margin": 1e-6}
     plan = plan_for(tiny_folder, table, tmp_path / "out", **options)
     monkeypatch.setattr(run_comparison, "_seconds", lambda finals: 100.0)  # another run would take longer than is left
@@ -135,7 +135,7 @@ def test_runs_are_added_while_there_is_time(tiny_folder, table, tmp_path, monkey
 
 
 def test_runs_of_an_earlier_session_are_kept_whatever_the_time(tiny_folder, table, tmp_path, monkeypatch):
-    timed(monkeypatch, step=0.05)
+    timed(monkeypatch, step=0.5)
     options = {"minutes": 1.0, "rates": 1, "margin": 1e-6}
     monkeypatch.setattr(run_comparison, "_seconds", lambda finals: 0.0 if len(finals) < 4 else 100.0)
     first = run(plan_for(tiny_folder, table, tmp_path / "out", **options))

@@ -176,12 +176,17 @@ addEventListener("load", () => {
 </script></body>"""
 
 
+@pytest.fixture(scope="module")
+def twenty():
+    """The page of twenty methods."""
+    return render(decided_summary(methods=20))
+
+
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])
-def test_twenty_methods_fit_a_page(tmp_path, width):
-    page = render(decided_summary(methods=20))
-    page = re.sub(r'<meta http-equiv="Content-Security.*?>', "", page).replace("</body>", WIDTHS)
+def test_twenty_methods_fit_a_page(twenty, tmp_path, width):
+    page = re.sub(r'<meta http-equiv="Content-Security.*?>', "", twenty).replace("</body>", WIDTHS)
     style = f"width:{width}px;height:900px;border:0"
     file = tmp_path / "probe.html"
     file.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{html.escape(page)}"></iframe>', "utf-8")
@@ -192,7 +197,6 @@ def test_twenty_methods_fit_a_page(tmp_path, width):
         assert found["boxes"] == [], "a table scrolls sideways"
 
 
-def test_twenty_methods_are_a_small_page():
-    page = render(decided_summary(methods=20))
-    assert len(page.encode()) < 700_000
-    assert len(outline(page).tags) < 15_000
+def test_twenty_methods_are_a_small_page(twenty):
+    assert len(twenty.encode()) < 700_000
+    assert len(outline(twenty).tags) < 15_000

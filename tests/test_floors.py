@@ -30,6 +30,7 @@ FLOORS: list[list[str]] = [
 
 CORE_FLOORS: list[list[str]] = [
     ["errors", "input_validation", "lazy_exports", "trained_rows"],
+    ["quantization"],
     ["sites"],
     ["attention_call", "capabilities", "delta", "method", "union", "registry", "memory", "budget"],
     ["route"],

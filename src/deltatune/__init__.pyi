@@ -9,6 +9,9 @@ from deltatune.core.delta import Delta as Delta
 from deltatune.core.errors import DeltatuneError as DeltatuneError
 from deltatune.core.host import Host as Host
 from deltatune.core.method import Method as Method
+from deltatune.core.quantization.schemes import FP4 as FP4
+from deltatune.core.quantization.schemes import NF4 as NF4
+from deltatune.core.quantization.schemes import Int8 as Int8
 from deltatune.core.registry import parse as parse
 from deltatune.core.sites.discovery import find_sites as find_sites
 from deltatune.core.sites.site import Site as Site
@@ -49,6 +52,8 @@ from deltatune.methods.representations.ia3 import IA3 as IA3
 from deltatune.methods.representations.reft import DiReFT as DiReFT
 from deltatune.methods.representations.reft import LoReFT as LoReFT
 from deltatune.methods.representations.reft import ReFT as ReFT
+from deltatune.models.quantization.quantize_model import dequantize_ as dequantize_
+from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
 from deltatune.store.loralib import load_loralib as load_loralib

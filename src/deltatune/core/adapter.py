@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -205,6 +205,7 @@ def labelled_parts(method: Method) -> dict[str, Method]:
 def _add_part_(adapter: Adapter, part: Method, label: str, sites: Sites) -> None:
     """Build the Deltas of one single method."""
     picked = part.pick(sites)
+    _check_plain(part, picked)
     shared = part.share(picked)
     if shared is not None:
         if not isinstance(shared, SharedModule):
@@ -218,6 +219,17 @@ def _add_part_(adapter: Adapter, part: Method, label: str, sites: Sites) -> None
         if shared is not None:
             part.connect(delta, site, shared)
         adapter.put(f"{label}.{site.name}", site, delta)
+
+
+def _check_plain(part: Method, picked: Sequence[Site]) -> None:
+    """Raise DeltatuneError for a method that would train or replace quantised weights."""
+    stuck = [site for site in picked if site.kind == "weight" and site.quantized]
+    if stuck:
+        raise DeltatuneError(
+            f"{part!r} trains weights of the base itself, and {len(stuck):,} of them are stored in "
+            f"{stuck[0].quantized}, such as {stuck[0].name}: codes have no gradient. Choose a method that adds to a "
+            "frozen base, such as LoRA(), or load the base without quantisation"
+        )
 
 
 def _initialise_(adapter: Adapter, model: nn.Module, seed: int, init_from_model: Callable[[Adapter], None]) -> None:

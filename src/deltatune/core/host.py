@@ -18,6 +18,7 @@ from deltatune.core.host_summary import describe
 from deltatune.core.merging import MergedAdapters, check_merges, difference, rounding_tolerance, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
+from deltatune.core.quantization.stored_weights import stored_weight, weight_of
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
@@ -238,9 +239,28 @@ class Host:
         return self.adapters[name]
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own parameters by path, without any adapter, even if currently replaced or merged."""
-        for path in self.sites.weights:
-            yield path, self._merging.original(self._seams.weights.original(path))
+        """The base's own parameters by path, without any adapter, even if currently replaced or merged.
+
+        Of quantised weights the values that their codes stand for, made anew one after the other.
+        """
+        plain = self.plain_tensors()
+        for path, site in self.sites.weights.items():
+            yield (path, weight_of(self.model.get_submodule(site.module))) if site.quantized else next(plain)
+
+    def plain_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The same without quantised weights."""
+        for path, site in self.sites.weights.items():
+            if not site.quantized:
+                yield path, self._merging.original(self._seams.weights.original(path))
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base's weights as they are stored."""
+        tensors = [tensor for _, tensor in self.plain_tensors()]
+        for site in self.sites.weights.values():
+            stored = stored_weight(self.model.get_submodule(site.module)) if site.quantized else None
+            tensors += [] if stored is None else stored.tensors()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     # ---- inside
 
@@ -313,5 +333,4 @@ class Host:
 
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
-        size = sum(tensor.numel() * tensor.element_size() for _, tensor in self.base_tensors())
-        return describe(self.sites, self.adapters, self.route, self.merged, size)
+        return describe(self.sites, self.adapters, self.route, self.merged, self.base_bytes)

@@ -63,7 +63,15 @@ def merge_obstacles(adapter: Adapter) -> list[str]:
         for site, can in merging
         if "weight" in can.merges_into and site.tied
     ]
-    return [f"{method} has no exact weight form" for method in stuck] + missing + tied
+    stored = sorted({
+        site.quantized for site, can in merging if "weight" in can.merges_into and site.quantized
+    })  # fmt: skip
+    quantized = [
+        f"the weights are stored in {label}, which holds no merged values: dequantize_(model) makes them plain, with "
+        "exactly the values that are trained on"
+        for label in stored
+    ]
+    return [f"{method} has no exact weight form" for method in stuck] + missing + tied + quantized
 
 
 def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
@@ -113,7 +121,8 @@ def changed_parameters(model: nn.Module, adapter: Adapter) -> list[Tensor]:
     stored = [
         tensor
         for _, site, _ in adapter.entries()
-        for tensor in BaseWeights(model.get_submodule(site.module), site).stored().values()
+        for name, tensor in BaseWeights(model.get_submodule(site.module), site).stored().items()
+        if not (site.quantized and name == "weight")  # nothing is written there
     ]
     return list({id(tensor): tensor for tensor in stored}.values())
 

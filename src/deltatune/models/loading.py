@@ -30,7 +30,9 @@ from transformers.utils import logging
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded
+from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm
+from deltatune.models.quantization.quantize_model import quantize_
 
 BUILTIN = "builtin"
 """Name of the built-in model, which comes as a package."""
@@ -41,7 +43,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_backbone(
-    model_name: str, *, pooler: bool = False, answers: Loads = "row"
+    model_name: str, *, pooler: bool = False, answers: Loads = "row", quantize: str | Scheme | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in float32 and eval mode, and its tokenizer from a folder, the hub, or `builtin`, the package.
 
@@ -50,9 +52,11 @@ def load_backbone(
     model of its family.
     pooler: keep the pooler of a bare transformer. By default it is dropped: nothing uses it, and under full fine-tuning
     it would get no gradient.
+    quantize: how the linear maps of the blocks are stored, such as "nf4" (`quantize_`); the rest stays float32.
     A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no
     tokenizer, for a model type that transformers does not know or has no such head for, and for missing weights.
     """
+    scheme = read_scheme(quantize)
     place, config = find_config(model_name)
     loader = auto_class(model_name, config, answers)
     with quiet():
@@ -64,6 +68,8 @@ def load_backbone(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.train(False)
+    if scheme is not None:
+        quantize_(model, scheme)
     return model, tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
+from deltatune.core.quantization.stored_weights import stored_weight
 from deltatune.store.atomic_files import MANIFEST, digest, listed_files
 
 _SAMPLE = 1024
@@ -30,9 +32,9 @@ def base_identity(host: Host) -> dict[str, Any]:
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     prefix = _prefix(host)
-    for path, tensor in host.base_tensors():
+    for path, tensor in _identifying(host):
         name = path.removeprefix(prefix)  # the same with and without a head
-        shapes.update(f"{name}{tuple(tensor.shape)}".encode())
+        shapes.update(f"{name}{_shape(host, path, tensor)}".encode())
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
         content.update(name.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
@@ -41,9 +43,32 @@ def base_identity(host: Host) -> dict[str, Any]:
         "revision": str(getattr(config, "_commit_hash", "") or ""),
         "architecture": host.sites.facts.architecture,
         "parameters": host.sites.base_params,
+        **({"quantized": labels} if (labels := quantizations(host)) else {}),
         "shapes": shapes.hexdigest(),
         "content": content.hexdigest(),
     }
+
+
+def quantizations(host: Host) -> list[str]:
+    """What the base's weights are quantised to, sorted; empty for a plain base."""
+    return sorted({site.quantized for site in host.sites.weights.values()} - {""})
+
+
+def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
+    """The base's own parameters by path; of quantised weights the codes, which are the same on every machine."""
+    plain = iter(host.plain_tensors())
+    for path, site in host.sites.weights.items():
+        stored = stored_weight(host.model.get_submodule(site.module)) if site.quantized else None
+        yield (path, next(plain)[1]) if stored is None else (path, next(iter(stored.tensors())))
+
+
+def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, that of the plain matrix where it is quantised."""
+    site = host.sites.weights[path]
+    stored = stored_weight(host.model.get_submodule(site.module)) if site.quantized else None
+    if stored is None:
+        return tuple(tensor.shape)
+    return stored.shape[::-1] if stored.transposed else stored.shape
 
 
 def remember(host: Host) -> None:
@@ -61,11 +86,21 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
             f"{here['parameters']:,}; load the adapter onto the base it was trained on"
         ]
     if saved.get("content") != here["content"] and not other_base:
+        before, now = saved.get("quantized", []), here.get("quantized", [])
+        if before != now:
+            return [
+                f"it was trained on {saved.get('name')!r} {_stored_in(before)}; this base is {_stored_in(now)}: "
+                "load it as it was then (--quantize), or pass other_base=True (--other-base) to accept this one"
+            ]
         return [
             f"the base has the right shapes but other weights than {saved.get('name')!r}, which it was trained on; "
             "load that base, or pass other_base=True (--other-base) to accept this one"
         ]
     return []
+
+
+def _stored_in(labels: list[str]) -> str:
+    return f"stored in {', '.join(labels)}" if labels else "without quantisation"
 
 
 def _prefix(host: Host) -> str:

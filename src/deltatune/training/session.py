@@ -16,6 +16,7 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.quantization.schemes import read_scheme
 from deltatune.core.registry import parse
 from deltatune.data import Data
 from deltatune.models.hardware import best_device
@@ -59,6 +60,8 @@ class Session:
     """The whole mixture, if `task` is one of its parts."""
     part: str | None = None
     """The name of that part."""
+    quantize: str | None = None
+    """How the base's linear maps are stored, such as nf4; None: as they were published."""
     loads: str = ""
     """Kind of model that was loaded where it is not the task's own: "words" for the language model of its family."""
 
@@ -157,18 +160,21 @@ class Session:
             "model": self.model,
             "task": self.task.to_json(),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            **({"quantize": self.quantize} if self.quantize else {}),
             **({"loads": self.loads} if self.loads not in ("", self.task.loads) else {}),
         }
 
 
-def open_host(model: str, loads: Any = "row", pooler: bool = False) -> tuple[Host, PreTrainedTokenizerBase]:
-    """A host around a model on the best device, and the model's tokenizer. `loads` and `pooler` as `load_backbone`."""
-    backbone, tokenizer = load_backbone(model, pooler=pooler, answers=loads)
+def open_host(
+    model: str, loads: Any = "row", pooler: bool = False, quantize: str | None = None
+) -> tuple[Host, PreTrainedTokenizerBase]:
+    """A host around a model on the best device, and the model's tokenizer; the other arguments as `load_backbone`'s."""
+    backbone, tokenizer = load_backbone(model, pooler=pooler, answers=loads, quantize=quantize)
     return Host(backbone.to(best_device())), tokenizer  # type: ignore[arg-type]
 
 
-OpenBase = Callable[[str, Any, bool], tuple[Host, PreTrainedTokenizerBase]]
-"""What opens a base, as `open_host` does: (model, kind of model, whether its pooler is read)."""
+OpenBase = Callable[[str, Any, bool, str | None], tuple[Host, PreTrainedTokenizerBase]]
+"""What opens a base, as `open_host` does: (model, kind of model, whether its pooler is read, quantisation)."""
 
 
 def open_session(
@@ -180,6 +186,7 @@ def open_session(
     precision: str = "auto",
     loads: str = "",
     open_base: OpenBase = open_host,
+    quantize: str | None = None,
 ) -> Session:
     """Load a model and choose the task of the data; no adapter is attached yet.
 
@@ -197,19 +204,22 @@ def open_session(
         check_task_fields(data, fields)
     needed = {kind.loads for kind in kinds}
     own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
-    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head))
+    quantize = None if (scheme := read_scheme(quantize)) is None else scheme.text
+    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), quantize)
     head = head if rows else {}
     if objective is not None:
-        return Session(model, host, tokenizer, objective, head, precision)
+        return Session(model, host, tokenizer, objective, head, precision, quantize=quantize)
     chosen = task_for(data, host.model.config, tokenizer, fields)  # type: ignore[arg-type]
-    return Session(model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), loads=loads)
+    return Session(
+        model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), quantize=quantize, loads=loads
+    )
 
 
 def reopened(session: Session) -> Session:
     """A session that came from another process, without its host: its model is opened again."""
     needed = {part.loads for part in getattr(session.task, "parts", {"": session.task}).values()}
     loads = session.loads or next((kind for kind in ("text", "words") if kind in needed), session.task.loads)
-    host, tokenizer = open_host(session.model, loads, reads_pooler(session.head))
+    host, tokenizer = open_host(session.model, loads, reads_pooler(session.head), session.quantize)
     return replace(session, host=host, tokenizer=tokenizer)
 
 
@@ -219,11 +229,13 @@ def open_adapter(
     other_base: bool = False,
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
+    quantize: str | None = None,
 ) -> Session:
     """Load a trained adapter with its model and task. `folder` is the adapter's, or that of its training run.
 
     `model` is where the model is now; by default where it was at training. `fields` replaces fields of the task that
-    may change after training. `part` opens one part of a mixture.
+    may change after training. `part` opens one part of a mixture. `quantize` stores the base in another way than at
+    training (`none` for the plain weights), which `other_base` has to accept.
     Raises DeltatuneError for a folder, a model or a tokenizer that does not fit.
     """
     path = run_folder.find_adapter(folder)
@@ -239,9 +251,11 @@ def open_adapter(
     task = with_fields(stored, fields or {}) if part is None else stored
     trained_on = str(extra.get("model") or config["base"].get("name"))
     pooler = reads_pooler((config.get("head") or {}).get("config"))
+    scheme = read_scheme(extra.get("quantize") if quantize is None else quantize)
+    stored_as = None if scheme is None else scheme.text
     try:
         host, tokenizer = open_host(
-            model or trained_on, "words" if extra.get("loads") == "words" else task.loads, pooler
+            model or trained_on, "words" if extra.get("loads") == "words" else task.loads, pooler, stored_as
         )
     except DeltatuneError as error:
         if model is not None:
@@ -252,7 +266,7 @@ def open_adapter(
     host.load(path, name=NAME, other_base=other_base)
     _check_tokenizer(path, tokenizer, extra)
     precision = str((extra.get("settings") or {}).get("precision") or "auto")
-    session = Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra)
+    session = Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra, quantize=stored_as)
     if part is None:
         return session
     session = session.for_part(part)

@@ -52,15 +52,17 @@ class LastHost:
         self.problems: dict[tuple[Any, ...], DeltatuneError] = {}
         """Of models that cannot be opened: a hub that does not answer is asked once."""
 
-    def __call__(self, model: str, loads: Any = "row", pooler: bool = False) -> tuple[Host, PreTrainedTokenizerBase]:
+    def __call__(
+        self, model: str, loads: Any = "row", pooler: bool = False, quantize: str | None = None
+    ) -> tuple[Host, PreTrainedTokenizerBase]:
         """The model, loaded unless it was the last one. Raises what `open_host` does."""
-        key = (model, loads, pooler)
+        key = (model, loads, pooler, quantize)
         if key in self.problems:
             raise self.problems[key]
         if self.opened is None or self.key != key:
             self.forget_()  # before another one is loaded: two need not fit into memory
             try:
-                self.opened, self.key = open_host(model, loads, pooler), key
+                self.opened, self.key = open_host(*key), key
             except DeltatuneError as error:
                 self.problems[key] = error
                 raise
@@ -116,9 +118,8 @@ def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]
 
 def _sizes(plan: Plan, summary: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of the base's weights, and training rows before shots are drawn of them."""
-    base_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in plan.session.host.base_tensors())
     rows = len(plan.data.train) if plan.shots is not None else summary["data"]["rows"]["train"]
-    return {"base_bytes": base_bytes, "train_rows": rows}
+    return {"base_bytes": plan.session.host.base_bytes, "train_rows": rows}
 
 
 class TimeShares:

@@ -64,5 +64,5 @@ def dynamic_map(signed: bool = True) -> Tensor:
 def fp8_map() -> Tensor:
     """The 253 values of the 8-bit float E4M3 over its largest, 448, and 1 three times more: (256,), ascending."""
     floats = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 448
-    values = floats[floats.isfinite()].unique()
+    values = torch.unique(floats[floats.isfinite()])
     return torch.cat([values, values.new_ones(256 - len(values))])

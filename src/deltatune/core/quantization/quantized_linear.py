@@ -93,13 +93,14 @@ class QuantizedLinear(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        return f"{self.scheme!r}, in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        widths = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{self.scheme!r}, {widths}, bias={self.bias is not None}"
 
     # --- moving: what is stored keeps its type
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         stored = self.tensors
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in stored.items():
             if self.get_buffer(name).dtype != before.dtype:
                 self._buffers[name] = before.to(self.get_buffer(name).device)
@@ -111,7 +112,7 @@ class QuantizedLinear(nn.Module):
     # --- files: bitsandbytes' names
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.stored_state().items():
             destination[prefix + name] = tensor
 
@@ -140,7 +141,7 @@ class QuantizedLinear(nn.Module):
         missing: list[str] = args[2]
         unexpected: list[str] = args[3]
         extra: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, args[0], args[1], missing, extra, args[4])  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, args[0], args[1], missing, extra, args[4])
         unexpected += [key for key in extra if key.removeprefix(prefix) not in names]
         missing += [prefix + name for name in names if name not in found]
 

@@ -35,6 +35,14 @@ class Scheme(ABC):
     name: ClassVar[str]
     """The scheme's name in text, on the command line and in files."""
 
+    @property
+    def text(self) -> str:
+        """The scheme as `read_scheme` reads it: its name, or the fields that differ from the defaults in brackets."""
+        defaults = type(self)()
+        changed = {name: value for name, value in vars(self).items() if value != getattr(defaults, name)}
+        fields = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        return f"{type(self).__name__}({fields})" if fields else self.name
+
     @abstractmethod
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         """The tensors of a matrix (out, in). Raises DeltatuneError for values that are not finite."""

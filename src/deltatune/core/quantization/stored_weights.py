@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class StoredWeight(ABC):
     """A weight that is no plain parameter: codes and scales, from which the matrix is made when it is needed."""
 
     label: str
-    """What it is, for readers: `NF4(double=True)`, `bitsandbytes nf4`."""
+    """What it is, for readers: `nf4`, `NF4(double=False)`, `bitsandbytes nf4`."""
     shape: tuple[int, int]
     """(out, in)."""
     transposed = False
@@ -35,7 +36,7 @@ class OwnWeight(StoredWeight):
     """The weight of a QuantizedLinear."""
 
     def __init__(self, module: QuantizedLinear) -> None:
-        self.module, self.label, self.shape = module, repr(module.scheme), module.shape
+        self.module, self.label, self.shape = module, module.scheme.text, module.shape
         self.transposed = module.transposed
 
     def read(self) -> Tensor:
@@ -49,8 +50,8 @@ class BitsandbytesFourBit(StoredWeight):
     """The weight of bitsandbytes' Linear4bit."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.weight = module, module.weight
-        self.state = getattr(self.weight, "quant_state", None) or getattr(module, "quant_state", None)
+        self.weight: Any = module.weight
+        self.state: Any = getattr(self.weight, "quant_state", None) or getattr(module, "quant_state", None)
         self.shape = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         self.transposed = getattr(module, "source_cls", None) is Conv1D
         kind = self.state.quant_type if self.state is not None else "4 bits"
@@ -63,7 +64,7 @@ class BitsandbytesFourBit(StoredWeight):
         return matrix.detach()
 
     def tensors(self) -> Iterable[Tensor]:
-        yield self.weight  # type: ignore[misc]
+        yield self.weight
         if self.state is not None:
             yield self.state.absmax
             if self.state.state2 is not None:
@@ -76,21 +77,23 @@ class BitsandbytesEightBit(StoredWeight):
     label = "bitsandbytes int8"
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.weight = module, module.weight
+        self.weight: Any = module.weight
+        self.module: Any = module
         self.shape = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         self.transposed = getattr(module, "source_cls", None) is Conv1D
 
     def read(self) -> Tensor:
         scale = getattr(self.weight, "SCB", None)
         if scale is None:
-            scale = self.module.state.SCB  # type: ignore[union-attr]
-        return (self.weight.data * scale[:, None] * (1 / 127)).detach()  # type: ignore[operator, union-attr, index]
+            scale = self.module.state.SCB
+        matrix: Tensor = (self.weight.data * scale[:, None] * (1 / 127)).detach()
+        return matrix
 
     def tensors(self) -> Iterable[Tensor]:
-        yield self.weight  # type: ignore[misc]
+        yield self.weight
         scale = getattr(self.weight, "SCB", None)
         if scale is None:
-            scale = self.module.state.SCB  # type: ignore[union-attr]
+            scale = self.module.state.SCB
         if scale is not None:
             yield scale
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.stored_weights import stored_weight, weight_of
 from deltatune.core.sites.fused_projections import put, take
 from deltatune.core.sites.site import Site
 
@@ -28,13 +30,20 @@ class BaseWeights:
         """The same as the model stores them: whole, and GPT-2's weights as (in, out)."""
         if self.site.kind == "weight":
             return {self.site.attribute: getattr(self.module, self.site.attribute)}
-        return dict(self.module.named_parameters())
+        plain: dict[str, Tensor] = dict(self.module.named_parameters())
+        return {**plain, "weight": weight_of(self.module)} if self.site.quantized else plain
 
     @property
     def weight(self) -> Tensor:
-        """(out, in) of a linear map, (V, D) of an embedding, (D,) of a norm."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]  # no parameter where an adapter replaces it
-        return self.oriented(weight, "weight")
+        """(out, in) of a linear map, (V, D) of an embedding, (D,) of a norm; of a quantised map made anew."""
+        return self.oriented(weight_of(self.module), "weight")
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What changes when the weight does: for values that are computed from it and kept."""
+        stored = stored_weight(self.module)
+        tensors: Iterable[Any] = [self.module.weight] if stored is None else stored.tensors()
+        return tuple((tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors)
 
     @property
     def bias(self) -> Tensor | None:

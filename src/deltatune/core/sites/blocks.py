@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from deltatune.core.quantization.stored_weights import is_linear, stored_weight
 from deltatune.core.sites.module_names import BIDIRECTIONAL, RELATIVE_EMBEDDINGS, flag, in_attention, names_embeddings
 
 
@@ -163,7 +164,7 @@ def of_distances(model: nn.Module, path: str) -> bool:
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:
     """Linear maps inside a module, by path."""
-    return {path: leaf for path, leaf in modules_of(module) if isinstance(leaf, (nn.Linear, Conv1D))}
+    return {path: leaf for path, leaf in modules_of(module) if is_linear(leaf)}
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -178,6 +179,8 @@ def widths(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear map."""
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
+    if (stored := stored_weight(module)) is not None:
+        return stored.shape[1], stored.shape[0]
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from inspect import signature
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.quantization.stored_weights import stored_weight
 from deltatune.core.sites.blocks import Block, find_blocks, is_causal, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import (
@@ -163,20 +165,35 @@ def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
 
 
 def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
-    """Every distinct base parameter; `layer`: its block's number, `depth` for those above the blocks, or None."""
-    for path, parameter in model.named_parameters():
-        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not parameter.numel():
+    """Every distinct base parameter, quantised weights among them; `layer`: its block's number, `depth` for those above
+    the blocks, or None."""
+    for owner, attribute, params, quantized in _parameters(model):
+        path = f"{owner}.{attribute}" if owner else attribute
+        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not params:
             continue
-        owner, _, attribute = path.rpartition(".")
         block = next((block for block in blocks if path.startswith(block.path + ".")), None)
         above = (
             block is None and not names_embeddings(owner) and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
         )
         depth = block.depth if block else max(block.depth for block in blocks)
         yield Site(
-            path, "weight", owner, owner, 0, 0, params=parameter.numel(), attribute=attribute,
+            path, "weight", owner, owner, 0, 0, params=params, attribute=attribute, quantized=quantized,
             layer=block.index if block else (depth if above else None), depth=depth,
         )  # fmt: skip
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, str, int, str]]:
+    """(module's path, attribute, number of values, what it is quantised to) of every distinct parameter."""
+    seen: set[int] = set()
+    for owner, module in model.named_modules():
+        stored = stored_weight(module)
+        if stored is not None:
+            yield owner, "weight", math.prod(stored.shape), stored.label
+        for attribute, parameter in module.named_parameters(recurse=False):
+            codes = stored is not None and (attribute == "weight" or not parameter.is_floating_point())
+            if id(parameter) not in seen and not codes:
+                yield owner, attribute, parameter.numel(), ""
+            seen.add(id(parameter))
 
 
 def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:

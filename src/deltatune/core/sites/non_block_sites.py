@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from deltatune.core.quantization.stored_weights import is_linear, is_transposed, quantized_label
 from deltatune.core.sites.blocks import (
     Block,
     body,
@@ -30,8 +30,8 @@ def linear_site(name: str, path: str, module: nn.Module, block: Block | None) ->
     bias = getattr(module, "bias", None) is not None
     return Site(
         name=name, kind="linear", module=path, read=path, width_in=width_in, width_out=width_out,
-        params=width_in * width_out + bias * width_out, bias=bias, transposed=isinstance(module, Conv1D),
-        layer=block.index if block else None, depth=block.depth if block else 0,
+        params=width_in * width_out + bias * width_out, bias=bias, transposed=is_transposed(module),
+        layer=block.index if block else None, depth=block.depth if block else 0, quantized=quantized_label(module),
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def _lm_head(model: nn.Module) -> Iterator[Site]:
 
 def _name_outside(model: nn.Module, path: str, module: nn.Module) -> str | None:
     """Name of a norm or a linear map outside the blocks; None if it has none."""
-    norm, linear = is_norm(module), isinstance(module, (nn.Linear, Conv1D))
+    norm, linear = is_norm(module), is_linear(module)
     if not (norm or linear) or module is output_embeddings(model):
         return None
     if output_embeddings(model) is not None and all(module is not part for part in body(model).modules()):

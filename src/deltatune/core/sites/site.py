@@ -64,6 +64,8 @@ class Site:
     """Whether a token here sees only those before it."""
     tied: bool = False
     """Whether another module shares the weight here, as a tied language-model head does."""
+    quantized: str = ""
+    """What the weight here is quantised to, such as `nf4`; empty for a plain weight."""
 
 
 class Sites(Mapping[str, Site]):

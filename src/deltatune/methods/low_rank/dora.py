@@ -65,8 +65,7 @@ class DoRADelta(LowRank):
         inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or A.is_inference())
         if not inference:
             return self.m / self.norm()
-        W = self.base.weight
-        state = tuple((t._version, t.data_ptr(), t.dtype) for t in (A, B, W))
+        state = tuple((t._version, t.data_ptr(), t.dtype) for t in (A, B)) + self.base.state
         if self.cached is None or self.cached[0] != state:
             self.cached = state, self.norm()  # per token, computing n costs r times as much as the map itself
         return self.m / self.cached[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from deltatune.models.shape_autocast import ShapeAutocast
+
 Device = Literal["cpu", "cuda"]
 """The device whose kernels are counted: attention and dropout keep less for the backward pass on a GPU."""
 
@@ -27,28 +29,45 @@ Device = Literal["cpu", "cuda"]
 def shapes_only(device: Device = "cpu") -> Iterator[None]:
     """Within this context tensors are made on the meta device, and code that asks for their values goes on.
 
-    Tokens are all real, and drawn numbers are about 0, so that no layer is left out.
+    Tokens are all real, and drawn numbers are about 0, so that no layer is left out. `torch.autocast("meta", dtype)`
+    casts as it does on the device whose kernels are counted.
     """
-    autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
+    autocast, is_enabled, dtype_of = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    casts = ShapeAutocast(device)
 
-    def no_autocast(device_type: str, *args: Any, **options: Any) -> Any:
-        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **options)
+    def shape_autocast(device_type: str, dtype: Any = None, enabled: bool = True, *more: Any, **options: Any) -> Any:
+        if device_type != "meta":
+            return autocast(device_type, dtype, enabled, *more, **options)
+        return casts.within(dtype or torch.bfloat16, enabled)
 
     def is_autocast(device_type: str | None = None) -> bool:
-        return False if device_type == "meta" else is_enabled(*[device_type] if device_type else [])
+        if device_type == "meta":
+            return casts.dtype is not None
+        return is_enabled(*[device_type] if device_type else [])
+
+    def autocast_dtype(device_type: str) -> torch.dtype:
+        return casts.dtype or torch.bfloat16 if device_type == "meta" else dtype_of(device_type)
 
     # torch has no autocast for the meta device, and raises even where it is asked for none
-    torch.autocast, torch.is_autocast_enabled = no_autocast, is_autocast  # type: ignore[misc, assignment]
+    torch.autocast, torch.is_autocast_enabled = shape_autocast, is_autocast  # type: ignore[misc, assignment]
+    torch.get_autocast_dtype = autocast_dtype  # type: ignore[assignment]
     try:
-        with _shape_modes(device):
+        with _shape_modes(device, casts):
             yield
     finally:
         torch.autocast, torch.is_autocast_enabled = autocast, is_enabled  # type: ignore[misc]
+        torch.get_autocast_dtype = dtype_of
 
 
 @contextmanager
-def _shape_modes(device: Device) -> Iterator[None]:
-    with torch.device("meta"), _Values(device):
+def _shape_modes(device: Device, casts: ShapeAutocast) -> Iterator[None]:
+    with torch.device("meta"), _Values(device, casts):
+        yield
+
+
+@contextmanager
+def _shape_modes_again(device: Device, casts: ShapeAutocast, region: AbstractContextManager[None]) -> Iterator[None]:
+    with _shape_modes(device, casts), region:
         yield
 
 
@@ -60,7 +79,13 @@ def recomputed_shapes(model: nn.Module, device: Device = "cpu") -> Iterator[None
     """
     modules: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
     before = [module._gradient_checkpointing_func for module in modules]
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _shape_modes(device)))
+
+    def contexts() -> tuple[Any, Any]:
+        modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        casts = next((mode.casts for mode in reversed(modes) if isinstance(mode, _Values)), ShapeAutocast(device))
+        return nullcontext(), _shape_modes_again(device, casts, casts.again())
+
+    again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
     try:
         for module in modules:
             module._gradient_checkpointing_func = again
@@ -73,9 +98,9 @@ def recomputed_shapes(model: nn.Module, device: Device = "cpu") -> Iterator[None
 class _Values(TorchFunctionMode):
     """Answers for the values of tensors that have none, and the kernels of a device in place of the meta device's."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, casts: ShapeAutocast) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.casts = device, casts
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -84,6 +109,7 @@ class _Values(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in VALUES and isinstance(args[0], Tensor) and args[0].is_meta:
             return VALUES[name] if name != "__bool__" else not hasattr(args[0], "is_false")
+        args, options = self.casts.cast(name, args, options)
         if func is F.scaled_dot_product_attention:
             return _attention(self.device, *args, **options)
         if func is F.dropout and self.device == "cuda":

@@ -189,6 +189,7 @@ class TrainingRun:
         """Train the adapter by itself."""
         host, name, settings = self.host, self.name, self.settings
         with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
+            hardware.return_freed_memory_()
             hardware.reset_peak_memory(self.device)
             self.open_(reporter, processes, auxiliary)
             repeated = repeated_rows(host, name, self.task, self.rows, self.tokenizer, settings)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deltatune import Host, parse
-from deltatune.comparison.costs.method_counts import CountedTraining, CountingHost, MethodCount, all_methods
+from deltatune.comparison.costs.method_counts import CountingHost, MethodCount, all_methods
+from deltatune.comparison.costs.training_memory import CountedTraining
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.loading import empty_backbone
 from deltatune.models.shape_run import LiveMemory, kept_for_backward

@@ -15,7 +15,7 @@ from deltatune.core.errors import DeltatuneError
 if TYPE_CHECKING:
     from deltatune.comparison.costs.method_counts import CountingHost, MethodCount
 
-FIELDS = fields_of("comparison/costs/method_counts.py", "CountedTraining")
+FIELDS = fields_of("comparison/costs/training_memory.py", "CountedTraining")
 LEGEND = (
     ("trained", "parameters without the head, and their share of the model"),
     ("file", "adapter.safetensors, head included"),
@@ -108,7 +108,8 @@ def count(
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
     """
-    from deltatune.comparison.costs.method_counts import CountedTraining, CountingHost, all_methods
+    from deltatune.comparison.costs.method_counts import CountingHost, all_methods
+    from deltatune.comparison.costs.training_memory import CountedTraining
 
     if task == "lm" and classes is not None:
         raise DeltatuneError(f"--classes {classes} is of a head, and --task lm has none of its own; leave it out")

@@ -12,7 +12,8 @@ from typing import Any
 
 from deltatune.comparison.continual import continual_plan, continual_run
 from deltatune.comparison.costs.latency_grid import LatencyBenchmark, LatencyGrid, OnCell
-from deltatune.comparison.costs.method_counts import CountedTraining, CountingHost, storage
+from deltatune.comparison.costs.method_counts import CountingHost, storage
+from deltatune.comparison.costs.training_memory import CountedTraining
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
 from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
 from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension

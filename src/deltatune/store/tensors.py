@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise DeltatuneError(f"cannot read {path}: {error}; the file is damaged") from None
 
 
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file whose tensors are read as they are asked for. Raises DeltatuneError if it is damaged."""
+    check_regular(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DeltatuneError(f"cannot read {path}: {error}; the file is damaged") from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -37,16 +51,55 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(contiguous, path, metadata={"format": "pt"})
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor that is written piece by piece, so that it need not be in memory as a whole."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Tensor]]
+    """Its values in order, cut anywhere."""
+
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def element_size(self) -> int:
+        """Bytes of a value."""
+        return self.dtype.itemsize
+
+
+def write_pieces(path: Path, tensors: Mapping[str, Streamed]) -> None:
+    """Write the file that `write_tensors` writes of the same tensors, with one piece in memory at a time."""
+    header, size = _header(tensors)
+    with plain_write_errors(path, 8 + len(header) + size), path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, tensor in _in_file_order(tensors):
+            for piece in tensor.pieces():
+                flat = piece.detach().reshape(-1)
+                file.write(memoryview(flat.view(torch.uint8).cpu().numpy()) if len(flat) else b"")
+
+
 def file_size(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the file that `write_tensors` writes, from the tensors' names, dtypes and shapes alone."""
+    header, size = _header(tensors)
+    return 8 + len(header) + size
+
+
+def _header(tensors: Mapping[str, Tensor | Streamed]) -> tuple[bytes, int]:
+    """A safetensors header, padded, and the bytes of the tensors behind it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    # the largest dtypes come first in the file, so that every tensor is aligned
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+    for name, tensor in _in_file_order(tensors):
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-length // 8) * 8 + end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(-(-len(text) // 8) * 8), end
+
+
+def _in_file_order(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The largest dtypes come first, so that every tensor is aligned."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
 _DTYPES = {

@@ -21,28 +21,8 @@ from deltatune.store.adapter_folder import TENSORS
 from deltatune.store.atomic_files import MANIFEST, check_folder, read_json, write_folder, write_json
 from deltatune.store.tensors import mismatches, not_finite, read_tensors, write_tensors
 from deltatune.tasks.task import TokenRow
+from deltatune.training.optimizers.stored_states import load_states_, state_problems, write_states
 from deltatune.training.scaling.distributed import Processes
-
-# --- the optimizer ---
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""What Adam keeps of each parameter."""
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """Adam's moments and step counts as `NAME|exp_avg`; `names` in the order of the optimizer's parameters."""
-    state = optimizer.state_dict()["state"]
-    return {f"{names[i]}|{key}": value for i, values in state.items() for key, value in values.items()}
-
-
-def load_optimizer_(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Restore `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for entry, value in tensors.items():
-        name, _, key = entry.rpartition("|")
-        state.setdefault(names.index(name), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
 
 # --- random generators ---
 
@@ -167,7 +147,7 @@ def save(
 
     def fill(draft: Path) -> None:
         host.save(adapter, draft / ADAPTER, training=True)
-        write_tensors(draft / OPTIMIZER, optimizer_tensors(optimizer, names))
+        write_states(draft / OPTIMIZER, optimizer, names)
         write_tensors(draft / RANDOM, tensors_by_rank([tensors for tensors, _ in states]))
         random_records = [record for _, record in states]
         write_json(draft / RUN, {"identity": identity, "progress": progress, "random": random_records})
@@ -191,12 +171,10 @@ def load_(
     `required`: names of tensors that every step trains, so that the optimizer has moments of them.
     Raises DeltatuneError with all that is wrong in the files, before anything is changed.
     """
-    values, moments = read_tensors(folder / ADAPTER / TENSORS), read_tensors(folder / OPTIMIZER)
+    values = read_tensors(folder / ADAPTER / TENSORS)
     record, random_states = read_json(folder / RUN), read_tensors(folder / RANDOM)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     problems = [f"{ADAPTER}/{TENSORS}: {p}" for p in mismatches(host.adapters[adapter], values) + not_finite(values)]
-    shapes = dict(zip(names, parameters, strict=True))
-    problems += [f"{OPTIMIZER}: {p}" for p in moment_problems(moments, shapes, required)]
+    problems += [f"{OPTIMIZER}: {p}" for p in state_problems(folder / OPTIMIZER, optimizer, names, required)]
     problems += [f"{RUN}: {p}" for p in progress_problems(record.get("progress"), step_of(folder))]
     records = record.get("random")
     if not isinstance(records, list):
@@ -208,35 +186,9 @@ def load_(
             problems.append(f"the states of the random generators in {RUN} and {RANDOM} are damaged")
     raise_all(problems, f"{folder} cannot be resumed; {DELETE}:" if problems else "")
     host.adapters[adapter].load_tensors(values)
-    load_optimizer_(optimizer, names, moments)
+    load_states_(folder / OPTIMIZER, optimizer, names)
     progress: dict[str, Any] = record["progress"]
     return progress
-
-
-def moment_problems(
-    moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor], required: Collection[str]
-) -> list[str]:
-    """What is wrong with stored `optimizer_tensors`: of other parameters, of other shapes, incomplete, not finite."""
-    problems = not_finite(moments)
-    stored: dict[str, set[str]] = {name: set() for name in parameters}
-    for entry, value in moments.items():
-        name, _, key = entry.rpartition("|")
-        shape = torch.Size() if key == "step" else getattr(parameters.get(name), "shape", None)
-        if name not in parameters or key not in MOMENTS:
-            problems.append(f"tensor {entry} belongs to no tensor that is trained")
-        elif value.shape != shape:
-            problems.append(f"tensor {entry} has shape {tuple(value.shape)}, not {tuple(shape or ())}")
-        else:
-            stored[name].add(key)
-            if key != "exp_avg" and value.numel() and not value.min() >= 0:
-                problems.append(f"tensor {entry} has values below 0")
-    return problems + [
-        f"tensor {name}|{key} is missing"
-        for name, keys in stored.items()
-        if keys or name in required
-        for key in MOMENTS
-        if key not in keys
-    ]
 
 
 def progress_problems(progress: Any, step: int) -> list[str]:

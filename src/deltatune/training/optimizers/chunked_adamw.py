@@ -34,6 +34,17 @@ class TensorState:
     """The moments by name and, in 8 bits, their scales."""
 
 
+def values_by_name(parameter: Tensor, eight_bit: bool) -> dict[str, tuple[torch.dtype, int]]:
+    """Type and number of the values that are kept of a parameter, by name."""
+    n = parameter.numel()
+    if not eight_bit:
+        return dict.fromkeys((FIRST, SECOND), (parameter.dtype, n))
+    if n < SMALLEST_8BIT:
+        return dict.fromkeys((FIRST, SECOND), (torch.float32, n))
+    codes, scales = (torch.uint8, n), (torch.float32, -(-n // BLOCK))
+    return {FIRST: codes, SECOND: codes, FIRST_SCALES: scales, SECOND_SCALES: scales}
+
+
 class ChunkedAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) with little memory for its states.
 
@@ -65,24 +76,16 @@ class ChunkedAdamW(torch.optim.Optimizer):
         self.states: dict[Tensor, TensorState] = {}
         """By parameter, once it has been updated."""
         if file is not None:
-            layouts = [self._layout(parameter) for group in self.param_groups for parameter in group["params"]]
+            layouts = [
+                values_by_name(parameter, eight_bit) for group in self.param_groups for parameter in group["params"]
+            ]
             self.file = file(sum(aligned(n * dtype.itemsize) for each in layouts for dtype, n in each.values()) or 1)
-
-    def _layout(self, parameter: Tensor) -> dict[str, tuple[torch.dtype, int]]:
-        """Type and number of the values that are kept of a parameter, by name."""
-        n = parameter.numel()
-        if not self.eight_bit:
-            return dict.fromkeys((FIRST, SECOND), (parameter.dtype, n))
-        if n < SMALLEST_8BIT:
-            return dict.fromkeys((FIRST, SECOND), (torch.float32, n))
-        codes, scales = (torch.uint8, n), (torch.float32, -(-n // BLOCK))
-        return {FIRST: codes, SECOND: codes, FIRST_SCALES: scales, SECOND_SCALES: scales}
 
     def state_of_(self, parameter: Tensor) -> TensorState:
         """What is kept of a parameter, made as zeros if there is nothing yet."""
         if parameter not in self.states:
             values: dict[str, Values] = {}
-            for name, (dtype, n) in self._layout(parameter).items():
+            for name, (dtype, n) in values_by_name(parameter, self.eight_bit).items():
                 zeros = InMemory(torch.zeros(n, dtype=dtype, device=parameter.device)) if self.file is None else None
                 values[name] = zeros or self.file.values(dtype, n)  # type: ignore[union-attr]
             self.states[parameter] = TensorState(values=values)

@@ -100,13 +100,7 @@ def peft_scores(plan: Plan, path: Path) -> tuple[float, list[float], float]:
     rates = next(candidate.rates for candidate in plan.candidates if candidate.method == LoRA(r=R))
     arms = [Arm("PEFT", rate) for rate in rates]
     search = Search(arms, plan.seeds, None, lambda record: float(record["validation"]))
-    program, answer = search.program(), None
-    while True:
-        try:
-            runs = next(program) if answer is None else program.send(answer)
-        except StopIteration:
-            break
-        answer = [cell(run.arm.rate, run.repeat) for run in runs]
+    search.run(lambda run: cell(run.arm.rate, run.repeat))
     seeds = [record["test"] for record in search.chosen]
     return mean(seeds), seeds, search.arm.rate
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatune.training.learning_rates.successive_halving import FEWEST_STEPS, Arm, Run, Search, rungs
+from deltatune.training.learning_rates.successive_halving import FEWEST_STEPS, Arm, Search, rungs
 
 REPEATS = (0, 1, 2)
 RATES = (1.0, 3.0, 9.0)
@@ -26,14 +26,8 @@ def searched(score, rates=RATES, repeats=REPEATS, steps=None, **options):
 
     arms = [Arm("method", rate) for rate in rates]
     search = Search(arms, repeats, steps, lambda record: record["score"], **options)
-    program = search.program()
-    runs = next(program)
-    while True:
-        assert all(isinstance(run, Run) for run in runs)
-        try:
-            runs = program.send([record(run) for run in runs])
-        except StopIteration:
-            return search, asked
+    assert not search.run(record)
+    return search, asked
 
 
 def near_three(rate, repeat, step):
@@ -82,13 +76,17 @@ def test_a_rate_that_is_second_at_the_first_rung_can_still_win():
 def test_equal_scores_are_decided_by_the_loss():
     arms = [Arm("method", rate) for rate in RATES]
     search = Search(arms, (0,), 64, lambda record: record["score"])
-    program = search.program()
-    runs = next(program)
-    while runs[0].until is not None:
-        losses = {1: 0.9, 3: 0.5, 9: 0.7}
-        found = [{"score": 0.5, "history": [(1, 2.0), (2, losses.get(run.arm.rate, 3.0))]} for run in runs]
-        runs = program.send(found)
-    assert [run.arm.rate for run in runs] == [3]
+    losses = {1: 0.9, 3: 0.5, 9: 0.7}
+    last = search.run(
+        lambda run: {"score": 0.5, "history": [(1, 2.0), (2, losses.get(run.arm.rate, 3.0))]}, finals=False
+    )
+    assert [(run.arm.rate, run.until) for run in last] == [(3, None)]
+
+
+def test_without_finals_nothing_is_left_where_all_fail():
+    search = Search([Arm("method", rate) for rate in RATES], (0,), 64, lambda record: record["score"])
+    assert not search.run(lambda run: None, finals=False)
+    assert not search.chosen
 
 
 def test_a_lucky_rate_loses_its_place():

@@ -15,7 +15,7 @@ from deltatune.comparison.plans.candidates import Candidate
 from deltatune.comparison.plans.plan import Cell, Plan, Repeat
 from deltatune.comparison.plans.time_plan import fit_minutes
 from deltatune.comparison.report.page import write_report
-from deltatune.comparison.results.decision import Decision, decide_pairs, is_fixed
+from deltatune.comparison.results.decision import Decision, RunScorers, decide_pairs, is_fixed
 from deltatune.comparison.results.progress_file import with_progress
 from deltatune.comparison.results.records import write_summary
 from deltatune.comparison.results.summary import summarise
@@ -54,7 +54,8 @@ def _run(plan: Plan, on_event: OnEvent | None) -> dict[str, Any]:
         cells.close()
     comparison.measure()
     elapsed = cells.earlier_seconds / comparison.slots + time.perf_counter() - started
-    summary = summarise(plan, comparison.finals, cells.records, comparison.searches, cells.failed, elapsed, decision)
+    scorers, finals, searches = comparison.scorers, comparison.finals, comparison.searches
+    summary = summarise(plan, finals, scorers, searches, cells.failed, elapsed, decision)
     write_summary(plan.out / "summary.json", summary)
     write_report(summary, plan.out / "report.html")
     cells.notify("done", plan.name, report=str(plan.out / "report.html"))
@@ -69,6 +70,7 @@ class Comparison:
     ) -> None:
         self.plan, self.slots = plan, slots
         self.cells = CellRunner(plan, on_event, executor)
+        self.scorers = RunScorers(plan, self.cells.records)
         self.started = time.perf_counter()
         self.searches: dict[str, Search[Candidate]] = {}
         """Searches by the method as the user wrote it."""
@@ -84,13 +86,13 @@ class Comparison:
             self.searches[asked] = self._search(asked)
             self.cells.expected[asked] = self.searches[asked].planned
         self.cells.run({asked: self._start(asked) for asked in plan.contestants})
-        decision = decide_pairs(plan, self.finals, self.cells.records, Decision())
+        decision = decide_pairs(plan, self.finals, self.scorers, Decision())
         while more := self._to_repeat(decision):
             if not self._in_time(more):
                 return decision.ended("time")
             self.cells.notify("look", plan.name, sentence=decision.sentence())
             self.cells.run({asked: self._more(asked) for asked in more})
-            decision = decide_pairs(plan, self.finals, self.cells.records, decision)
+            decision = decide_pairs(plan, self.finals, self.scorers, decision)
         return decision.ended("seeds" if decision.open_methods() else "decided")
 
     def measure(self) -> None:

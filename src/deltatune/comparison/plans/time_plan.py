@@ -149,23 +149,21 @@ def measure(plan: Plan) -> Times:
     """Time some steps of every method, and predictions, in this process with all its threads.
 
     Each method is run twice, and the second run counts: the first loads libraries, and fills the memory of what a
-    frozen base computes once. A method that fails is not timed; its failure is a result of the comparison.
+    frozen base computes once. Prompting methods count as the slowest of the others. A method that fails takes no time;
+    its failure is a result of the comparison.
     """
     settings = dataclasses.replace(plan.settings, max_steps=TIMED_STEPS)
     worker = Worker(dataclasses.replace(plan, settings=settings, splits=_first_rows(plan, 0, 2)))
     steps: dict[str, float] = {}
-    for asked, sizes in plan.contestants.items():
-        steps[asked] = 0.0
-        if isinstance(sizes[0].method, PromptMethod):
+    for asked, (*_, size) in plan.contestants.items():
+        if isinstance(size.method, PromptMethod):
             continue
-        work = Work("train", Cell("search", sizes[-1], sizes[-1].rates[0], 0), "", "", keep=False)
+        work = Work("train", Cell("search", size, size.rates[0], 0), "", "", keep=False)
         worker.perform(work)
         record = worker.perform(work).record
         steps[asked] = 0.0 if record.get("error") else record["train_seconds"] / TIMED_STEPS
-    slowest = max(steps.values())
-    unknown = {asked for asked, sizes in plan.contestants.items() if isinstance(sizes[0].method, PromptMethod)}
-    known = {asked: slowest if asked in unknown else seconds for asked, seconds in steps.items()}
-    return Times(known, _row_seconds(plan))
+    slowest = max(steps.values(), default=0.0)
+    return Times({asked: steps.get(asked, slowest) for asked in plan.contestants}, _row_seconds(plan))
 
 
 def _row_seconds(plan: Plan) -> float:

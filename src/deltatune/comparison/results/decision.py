@@ -12,6 +12,7 @@ from deltatune.comparison.results.records import Records
 from deltatune.comparison.statistics.verdicts import PairVerdict, decide, undecided_methods
 from deltatune.comparison.works.works import Record
 from deltatune.prompting.prompt_method import PromptMethod
+from deltatune.tasks.metrics.corpus_score import Scorer
 
 ALPHA = 0.05
 """Probability that any of the verdicts of a comparison is wrong."""
@@ -68,26 +69,51 @@ class Decision:
         }
 
 
-def decide_pairs(plan: Plan, finals: Mapping[str, Sequence[Record]], records: Records, earlier: Decision) -> Decision:
+class RunScorers:
+    """Scores of tested runs on resampled test rows; the stored answers of each run are read once."""
+
+    def __init__(self, plan: Plan, records: Records) -> None:
+        self.plan, self.records = plan, records
+        self._known: dict[str, Scorer] = {}
+        """By the key of the record."""
+
+    def of(self, tested: Mapping[str, Sequence[Record]]) -> dict[str, list[Scorer]]:
+        """By method, a Scorer of each run."""
+        return {text: [self._scorer(record["cell"]) for record in runs] for text, runs in tested.items()}
+
+    def draws(self, tested: Mapping[str, Sequence[Record]]) -> dict[str, list[object]] | None:
+        """By method, the draw of training rows of each run; None where nothing is drawn."""
+        return {text: [run.get("draw") for run in runs] for text, runs in tested.items()} if self.plan.draws else None
+
+    def _scorer(self, key: str) -> Scorer:
+        if key not in self._known:
+            references = self.plan.splits["test"].references
+            score = self.plan.session.task.primary_score(self.records.answers(key), references)
+            self._known[key] = score.resampled
+        return self._known[key]
+
+
+def runs_by_method(finals: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Record]]:
+    """Tested runs by the text of each method's chosen size, from those by the method as the user wrote it."""
+    return {runs[0]["method"]: runs for runs in finals.values() if runs}
+
+
+def decide_pairs(
+    plan: Plan, finals: Mapping[str, Sequence[Record]], scorers: RunScorers, earlier: Decision
+) -> Decision:
     """One more look: verdicts on the tested runs, by the text of the chosen size of each method."""
-    task, test = plan.session.task, plan.splits["test"]
-    tested = {each[0]["method"]: each for each in finals.values() if each}
-    scorers = {
-        text: [task.primary_score(records.answers(record["cell"]), test.references).resampled for record in each]
-        for text, each in tested.items()
-    }
-    clusters = {text: [record.get("draw") for record in each] for text, each in tested.items()} if plan.draws else None
-    if len(scorers) < 2:
+    tested = runs_by_method(finals)
+    if len(tested) < 2:
         return Decision(looks=(*earlier.looks, ()), margin=plan.margin)
     pairs = decide(
-        task.metric,
-        scorers,
-        test.examples,
+        plan.session.task.metric,
+        scorers.of(tested),
+        plan.splits["test"].examples,
         look=len(earlier.looks) + 1,
         earlier=[pair for look in earlier.looks for pair in look],
         margin=plan.margin,
         alpha=ALPHA,
-        clusters=clusters,
+        clusters=scorers.draws(tested),
         fixed=fixed_methods(plan),
     )
     return Decision(looks=(*earlier.looks, tuple(pairs)), margin=plan.margin)

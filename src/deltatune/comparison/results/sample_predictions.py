@@ -23,7 +23,7 @@ LONGEST = 400
 """Characters to show of a text."""
 
 
-def samples(plan: Plan, finals: Mapping[str, list[dict[str, Any]]], records: Records) -> list[dict[str, Any]]:
+def samples(plan: Plan, finals: Mapping[str, Sequence[dict[str, Any]]], records: Records) -> list[dict[str, Any]]:
     """Rows as `{"input", "reference", "answers": [{"method", "text", "right", "score"}]}`.
 
     `right` is None for answers that are not simply right or wrong; `score` is the row's own, for generated texts.

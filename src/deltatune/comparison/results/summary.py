@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from deltatune.comparison.plans.candidates import Candidate
 from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.results.baseline import baseline
-from deltatune.comparison.results.decision import Decision, fixed_methods
+from deltatune.comparison.results.decision import Decision, RunScorers, fixed_methods, runs_by_method
 from deltatune.comparison.results.recommend import recommend
-from deltatune.comparison.results.records import Records
 from deltatune.comparison.results.sample_predictions import samples
 from deltatune.comparison.statistics.score_statistics import Interval, PscpConstants, draw, intervals_of, pscp
 from deltatune.comparison.works.works import Record
@@ -27,7 +26,7 @@ RESAMPLES = 2000
 def summarise(
     plan: Plan,
     finals: Mapping[str, list[Record]],
-    records: Records,
+    scorers: RunScorers,
     searches: Mapping[str, Search[Candidate]],
     failed: list[Record],
     elapsed: float,
@@ -37,8 +36,8 @@ def summarise(
 
     finals, searches: tested runs and searches by the method as the user wrote it.
     """
-    tested = {runs[0]["method"]: runs for runs in finals.values() if runs}
-    intervals = _intervals(plan, tested, records)
+    tested, records = runs_by_method(finals), scorers.records
+    intervals = _intervals(plan, tested, scorers)
     ties = _ties(plan, intervals, decision)
     entries = [_entry(plan, asked, finals[asked], searches[asked], intervals, ties, failed) for asked in finals]
     summary: dict[str, Any] = {
@@ -64,7 +63,7 @@ def summarise(
         "minutes": plan.minutes,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
-        "settings": dataclasses.asdict(plan.settings) | {"resamples": RESAMPLES, **_limits(plan)},
+        "settings": plan.settings.record() | {"resamples": RESAMPLES, **_limits(plan)},
         "head": plan.head_json,
         "versions": {name: version for name, version in versions().items() if version},
         "majority": baseline(plan, records),
@@ -86,17 +85,12 @@ def _limits(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.session.task.to_json().items() if name in names}
 
 
-def _intervals(plan: Plan, tested: Mapping[str, list[Record]], records: Records) -> dict[str, Interval]:
-    task, references = plan.session.task, plan.splits["test"].references
-    scorers = {
-        text: [task.primary_score(records.answers(record["cell"]), references).resampled for record in each]
-        for text, each in tested.items()
-    }
-    if not scorers:
+def _intervals(plan: Plan, tested: Mapping[str, Sequence[Record]], scorers: RunScorers) -> dict[str, Interval]:
+    if not tested:
         return {}
-    clusters = {text: [record.get("draw") for record in each] for text, each in tested.items() if plan.draws}
-    examples, fixed = plan.splits["test"].examples, fixed_methods(plan)
-    return intervals_of(draw(task.metric, scorers, examples, RESAMPLES, clusters=clusters, fixed=fixed))
+    metric, examples, clusters = plan.session.task.metric, plan.splits["test"].examples, scorers.draws(tested)
+    draws = draw(metric, scorers.of(tested), examples, RESAMPLES, clusters=clusters, fixed=fixed_methods(plan))
+    return intervals_of(draws)
 
 
 def _ties(plan: Plan, intervals: Mapping[str, Interval], decision: Decision) -> dict[str, bool]:

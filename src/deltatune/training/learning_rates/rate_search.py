@@ -27,7 +27,7 @@ from deltatune.tasks.mixture import MixtureEncoded
 from deltatune.tasks.task import Encoded, Task
 from deltatune.training import checkpoint
 from deltatune.training.learning_rates.recommended_rate import rates_around, recommended_rate, steps_of
-from deltatune.training.learning_rates.successive_halving import FEWEST_STEPS, Arm, Search
+from deltatune.training.learning_rates.successive_halving import FEWEST_STEPS, Arm, Run, Search
 from deltatune.training.reporting import FILE
 from deltatune.training.settings import AUTO, Settings
 
@@ -195,26 +195,24 @@ class _RateRuns:
         search: Search[None] = Search(
             arms, [None], self.steps, self._score, pauses=self.plan.rungs, extensions=self.plan.extensions
         )
-        program = search.program()
-        error: DeltatuneError | None = None
-        runs = next(program)
-        while runs and runs[0].until is not None:
-            records: list[dict[str, Any] | None] = []
-            for run in runs:
-                try:
-                    records.append(self._attempt(run.arm.rate, run.until))
-                except (OutOfMemory, CannotWrite):
-                    raise
-                except DeltatuneError as failure:
-                    error = error or failure
-                    records.append(None)
-                finally:
-                    self.adapter.load_tensors(initial)
-                    self.adapter.trained_rows = trained_rows
+        failures: list[DeltatuneError] = []
+
+        def record(run: Run[None]) -> dict[str, Any] | None:
             try:
-                runs = program.send(records)
-            except StopIteration:
-                raise DeltatuneError(f"no learning rate of {rates_text(arms)} can be trained with: {error}") from error
+                return self._attempt(run.arm.rate, run.until)
+            except (OutOfMemory, CannotWrite):
+                raise
+            except DeltatuneError as failure:
+                failures.append(failure)
+                return None
+            finally:
+                self.adapter.load_tensors(initial)
+                self.adapter.trained_rows = trained_rows
+
+        runs = search.run(record, finals=False)
+        if not runs:
+            first = failures[0]
+            raise DeltatuneError(f"no learning rate of {rates_text(arms)} can be trained with: {first}") from first
         found = self._found(search, runs[0].arm.rate)
         self.stored["chosen"] = found.to_json()
         self._store()

@@ -129,6 +129,22 @@ class Search(Generic[C]):
             if not self._is_beaten():
                 break
 
+    def run(self, record: Callable[[Run[C]], Record | None], finals: bool = True) -> Sequence[Run[C]]:
+        """Have `record` make one run after another until nothing more is asked for; None is a run that failed.
+
+        Without `finals` this ends before the runs that go to their end, and returns them; none if all have failed.
+        """
+        program = self.program()
+        records: list[Record | None] | None = None
+        while True:
+            try:
+                runs = next(program) if records is None else program.send(records)
+            except StopIteration:
+                return ()
+            if not finals and runs[0].until is None:
+                return runs
+            records = [record(run) for run in runs]
+
     @property
     def planned(self) -> int:
         """Runs to ask for, pieces between pauses each, if no edge is left and the first choice is confirmed."""

@@ -9,7 +9,8 @@ import torch
 from deltatune import DeltatuneError, Host, parse
 from deltatune.comparison.costs import inference_timing
 from deltatune.comparison.costs.inference_timing import TimedRun, act, forward_pass, times_in_turns
-from deltatune.comparison.costs.latency_grid import LatencyBenchmark, LatencyGrid, median_interval
+from deltatune.comparison.costs.latency_benchmark import LatencyBenchmark, median_interval
+from deltatune.comparison.costs.latency_grid import LatencyGrid
 from deltatune.models.hardware import best_device
 from support.models import POSITIONS, VOCABULARY, inputs, tiny, tiny_tokenizer
 

@@ -22,14 +22,8 @@ import torch
 
 from deltatune.comparison.executors import ray_cluster, ray_executor
 from deltatune.comparison.executors.ray_cluster import RayCluster, check_answers
-from deltatune.comparison.executors.ray_executor import (
-    Mailbox,
-    NodeResult,
-    RayTasks,
-    input_folders,
-    read_files,
-    write_files,
-)
+from deltatune.comparison.executors.ray_executor import RayTasks
+from deltatune.comparison.executors.ray_node import Mailbox, NodeResult, input_folders, read_files, write_files
 from deltatune.comparison.plans.make_plan import make_plan
 from deltatune.comparison.plans.plan import Cell
 from deltatune.comparison.run_comparison import run
@@ -579,7 +573,7 @@ PROGRAM = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from comparison.test_ray_executor import plan_of, run
+from comparison.executors.test_ray_executor import plan_of, run
 run(plan_of(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 """
 

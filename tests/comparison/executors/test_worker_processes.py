@@ -281,7 +281,7 @@ PROGRAM = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from comparison.test_worker_processes import plan_of, run
+from comparison.executors.test_worker_processes import plan_of, run
 if __name__ == "__main__":
     run(plan_of(Path(sys.argv[1]), Path(sys.argv[2]), 2))
 """

@@ -13,7 +13,7 @@ from deltatune.cli.ui.screen import console, facts, plural, print_json, say, sho
 from deltatune.comparison.report.number_format import MISSING, count, seconds
 
 if TYPE_CHECKING:
-    from deltatune.comparison.costs.latency_grid import LatencyBenchmark
+    from deltatune.comparison.costs.latency_benchmark import LatencyBenchmark
 
 FIELDS = fields_of("comparison/costs/latency_grid.py", "LatencyGrid")
 FILE = "latency.json"
@@ -90,7 +90,8 @@ def latency(
       deltatune latency --method "Houlsby()" --method "LoRA()"
       deltatune latency --model gpt2-medium --task lm --batch 1 --length 128 --repeats 100
     """
-    from deltatune.comparison.costs.latency_grid import LatencyBenchmark, LatencyGrid
+    from deltatune.comparison.costs.latency_benchmark import LatencyBenchmark
+    from deltatune.comparison.costs.latency_grid import LatencyGrid
 
     grid = LatencyGrid(
         tuple(batches or FIELDS["batches"].default),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.comparison.continual import continual_plan, continual_run
-from deltatune.comparison.costs.latency_grid import LatencyBenchmark, LatencyGrid, OnCell
+from deltatune.comparison.costs.latency_benchmark import LatencyBenchmark, OnCell
+from deltatune.comparison.costs.latency_grid import LatencyGrid
 from deltatune.comparison.costs.method_counts import CountingHost, storage
 from deltatune.comparison.costs.training_memory import CountedTraining
 from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.quantization.plain_map import plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import is_transposed, stored_weight, weight_of
@@ -105,23 +105,6 @@ def dequantize_(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]
     for path in paths:
         model.set_submodule(path, plain_map(model.get_submodule(path), dtype))
     return paths
-
-
-@torch.no_grad()
-def plain_map(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A Linear or Conv1D with the values that a quantised map's codes stand for, and its bias."""
-    weight = weight_of(module).to(dtype=dtype).contiguous() if dtype else weight_of(module).contiguous()
-    bias = getattr(module, "bias", None)
-    with torch.device("meta"):
-        new: nn.Module
-        if is_transposed(module):
-            new = Conv1D(weight.shape[1], weight.shape[0])  # type: ignore[no-untyped-call]
-        else:
-            new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    new.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
-    return new.train(module.training)
 
 
 def _shared_weights(model: nn.Module) -> set[str]:

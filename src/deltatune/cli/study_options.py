@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deltatune.cli.options import DATA, OUTPUT, SOURCE, option, set_values
+from deltatune.cli.quantize_options import QUANTIZE, scheme_names
 from deltatune.core.errors import DeltatuneError, raise_all
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ ShotCounts = Annotated[
         help="Train on a draw of this many rows of each class, and choose by as many validation rows. " + SEVERAL,
     ),
 ]
+Quantizations = Annotated[
+    list[str] | None,
+    option(
+        "--quantize", panel=DATA, metavar="SCHEME", help=f"{QUANTIZE} {SEVERAL}", callback=scheme_names,
+    ),
+]  # fmt: skip
 TaskCount = Annotated[
     int | None,
     option(
@@ -105,9 +112,10 @@ def study_axes(
     limits: Sequence[int | None],
     budget_values: Sequence[str | None],
     shots: Sequence[int | None],
+    quantize: Sequence[str | None],
 ) -> Axes | None:
     """The axes of a study; None where every option has one value: that is an ordinary comparison."""
-    values = (models, limits, budget_values, shots)
+    values = (models, limits, budget_values, shots, quantize)
     if data is None and all(len(each) == 1 for each in values):
         return None
     from deltatune.comparison.study import Axes

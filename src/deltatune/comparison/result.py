@@ -172,6 +172,7 @@ def compare(
     budget: Any = "auto",
     limit: int | Iterable[int | None] | None = None,
     shots: int | Iterable[int | None] | None = None,
+    quantize: str | Iterable[str | None] | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
     out: str | Path | None = None,
@@ -188,13 +189,14 @@ def compare(
     - `budget`: "0.5%", "300k" or a number for all methods; None: the sizes that they are written with. "auto" is 0.5 %
       for the default methods and None for others.
     - `limit`: training rows to keep; `shots`: training rows of each class in a draw.
+    - `quantize`: how the base is stored: "nf4", "fp4", "int8" or None; ["none", "nf4"] compares the base with itself.
     - `text`, `label`: columns of files; for other options of reading pass the result of `deltatune.data.read`.
     - `out`: the folder, by default in runs/; an interrupted comparison goes on there.
     - `minutes`: time for all. `on_event`: called with the progress.
     - `options`: those of `make_plan` in `deltatune.comparison.plans.make_plan` (seeds, rates, margin, workers, ...).
 
-    Several values of `model`, `limit`, `budget` or `shots` make a study too. Raises DeltatuneError with everything
-    that is wrong before anything is trained.
+    Several values of `model`, `limit`, `budget`, `shots` or `quantize` make a study too. Raises DeltatuneError with
+    everything that is wrong before anything is trained.
     """
     from deltatune.comparison.plans.make_plan import DEFAULT_BUDGET, DEFAULT_METHODS
     from deltatune.comparison.study import name_data_sets
@@ -203,7 +205,7 @@ def compare(
     options["methods"] = tuple(DEFAULT_METHODS if methods is None else _methods(methods))
     if budget == "auto":
         budget = DEFAULT_BUDGET if methods is None else None
-    axes = {"model": model, "limit": limit, "budget": budget, "shots": shots}
+    axes = {"model": model, "limit": limit, "budget": budget, "shots": shots, "quantize": quantize}
     axes = {name: _single(value) for name, value in axes.items()}
     if shots is not None and "settings" not in options:
         from deltatune.training import Settings

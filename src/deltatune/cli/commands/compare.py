@@ -7,6 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.comparison_options import (
+    DEFAULT_BUDGET,
+    DEFAULT_RATES,
+    FEW_SHOT_BATCH,
+    FEW_SHOT_STEPS,
+    METHODS,
+    PROMPTING_METHODS,
+    Budgets,
+    Draws,
+    EpochsOrFewShot,
+    ExecutorName,
+    Margin,
+    Methods,
+    Minutes,
+    PromptingToo,
+    Rates,
+    Seeds,
+    Workers,
+)
 from deltatune.cli.data_options import (
     BUILTIN_DATA,
     Temperature,
@@ -18,13 +37,9 @@ from deltatune.cli.data_options import (
     task_fields,
 )
 from deltatune.cli.options import (
-    BUDGET,
-    DATA,
     HEAD,
-    METHOD,
     OUTPUT,
     SETTINGS,
-    TRAINING,
     BatchSizeOrDefault,
     Beams,
     Compile,
@@ -44,12 +59,12 @@ from deltatune.cli.options import (
     option,
     set_values,
 )
-from deltatune.cli.prompt_options import PROMPTS, Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
+from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
 from deltatune.cli.study_options import (
-    SEVERAL,
     DataOrSuites,
     Limits,
     Models,
+    Quantizations,
     ShotCounts,
     TaskCount,
     Together,
@@ -61,7 +76,6 @@ from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
 from deltatune.cli.ui.comparison_live import ComparisonProgress
 from deltatune.cli.ui.comparison_screen import introduce, report
 from deltatune.cli.ui.error_screen import Interrupted
-from deltatune.cli.ui.help_screen import constant, parameter
 from deltatune.cli.ui.screen import print_json
 from deltatune.cli.ui.study_screen import run_on_screen
 from deltatune.comparison.study.study_plan import Point
@@ -73,16 +87,6 @@ if TYPE_CHECKING:
 
     from deltatune.comparison.plans.plan import Plan
 
-PLAN = "comparison/plans/make_plan.py"
-METHODS = constant(PLAN, "DEFAULT_METHODS")
-PROMPTING_METHODS = constant(PLAN, "PROMPTING_METHODS")
-DEFAULT_BUDGET = constant(PLAN, "DEFAULT_BUDGET")
-START_SEEDS, MOST_SEEDS, START_DRAWS, MOST_DRAWS, DEFAULT_MARGIN = (
-    constant(PLAN, name) for name in ("START_SEEDS", "MOST_SEEDS", "START_DRAWS", "MOST_DRAWS", "DEFAULT_MARGIN")
-)
-RESULT = "comparison/result.py"
-FEW_SHOT_STEPS, FEW_SHOT_BATCH = constant(RESULT, "FEW_SHOT_STEPS"), constant(RESULT, "FEW_SHOT_BATCH")
-"""Training with --shots unless --epochs is given: a few epochs of a few rows would be a handful of steps."""
 QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.5
 """Defaults of the built-in comparison: so many rows on any machine; after the minutes no more runs are added."""
 
@@ -90,6 +94,7 @@ QUICK_ROWS, QUICK_EPOCHS, QUICK_MINUTES = 1000, 1.0, 4.5
 def compare(
     model: Models = None,
     data: DataOrSuites = None,
+    quantize: Quantizations = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
@@ -105,34 +110,9 @@ def compare(
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
-    methods: Annotated[
-        list[str] | None,
-        option(
-            "--method",
-            "--methods",
-            panel=METHOD,
-            metavar="METHOD",
-            help=f"A method to compare; repeat the option for more. Default: {', '.join(METHODS)}.",
-        ),
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        option(
-            "--budget",
-            panel=METHOD,
-            metavar="SIZE",
-            help=f"{BUDGET} Every method with a size gets the largest that fits. Default: "
-            f"{DEFAULT_BUDGET}; for named methods the sizes they are written with. {SEVERAL}",
-        ),
-    ] = None,
-    prompting: Annotated[
-        bool,
-        option(
-            "--prompting",
-            panel=PROMPTS,
-            help=f"Compare prompts, label words and new heads: {', '.join(PROMPTING_METHODS)}; --method adds others.",
-        ),
-    ] = False,
+    methods: Methods = None,
+    budget: Budgets = None,
+    prompting: PromptingToo = False,
     template: Template = None,
     words: Words = None,
     describe: Describe = None,
@@ -140,58 +120,12 @@ def compare(
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     shots: ShotCounts = None,
-    draws: Annotated[
-        int | None,
-        option(
-            "--draws",
-            panel=DATA,
-            metavar="COUNT",
-            help="With --shots: draws of rows, the same for all methods. "
-            f"Default: {START_DRAWS}, and up to {MOST_DRAWS} for methods that are not told apart.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        option(
-            "--seeds",
-            panel=TRAINING,
-            metavar="COUNT",
-            help="Runs of each method at its best learning rate; with --shots, on each draw. "
-            f"Default: {START_SEEDS}, and up to {MOST_SEEDS} for methods that are not told apart; with --shots 1.",
-        ),
-    ] = None,
-    margin: Annotated[
-        float | None,
-        option(
-            "--margin",
-            panel=TRAINING,
-            metavar="SCORE",
-            help="Methods whose scores surely differ by less count as equal and get no more runs. "
-            f"Default: {DEFAULT_MARGIN:g} for scores up to 1.",
-        ),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        option(
-            "--minutes",
-            panel=TRAINING,
-            metavar="NUMBER",
-            help="Time for all: rows are left out where they would take longer; runs are added while there is time.",
-        ),
-    ] = None,
-    rates: Annotated[
-        int, option("--rates", panel=TRAINING, metavar="COUNT", help="Learning rates to try for each method.")
-    ] = parameter(PLAN, "make_plan", "rates"),
-    epochs: Annotated[
-        float | None,
-        option(
-            "--epochs",
-            panel=TRAINING,
-            metavar="NUMBER",
-            help=f"{SETTINGS['epochs'].help}. Default: {SETTINGS['epochs'].default:g}; with --shots "
-            f"{FEW_SHOT_STEPS} steps of {FEW_SHOT_BATCH} rows.",
-        ),
-    ] = None,
+    draws: Draws = None,
+    seeds: Seeds = None,
+    margin: Margin = None,
+    minutes: Minutes = None,
+    rates: Rates = DEFAULT_RATES,
+    epochs: EpochsOrFewShot = None,
     batch_size: BatchSizeOrDefault = None,
     packing: Packing = SETTINGS["packing"].default,
     compile: Compile = SETTINGS["compile"].default,
@@ -199,24 +133,8 @@ def compare(
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        option(
-            "--workers",
-            panel=OUTPUT,
-            metavar="COUNT",
-            help="Trainings at once. Default: one a core, or a GPU, as memory allows; 1 where all is short.",
-        ),
-    ] = None,
-    executor: Annotated[
-        str,
-        option(
-            "--executor",
-            panel=OUTPUT,
-            metavar="NAME",
-            help="Where trainings run: local, ray, or the address of a Ray cluster (needs deltatune[ray]).",
-        ),
-    ] = "local",
+    workers: Workers = None,
+    executor: ExecutorName = "local",
     together: Together = False,
     tasks: TaskCount = None,
     as_json: Json = False,
@@ -228,8 +146,8 @@ def compare(
 
     For each method a few learning rates are tried by successive halving on the validation split. The best one is run
     with more seeds and scored on the test split; methods that are not told apart get further runs. Finished runs are
-    stored at once; after an interruption the same command resumes. Several data sets, models, limits, budgets or shots
-    are compared one by one and make one study.
+    stored at once; after an interruption the same command resumes. Several data sets, models, limits, budgets, shots or
+    quantisations are compared one by one and make one study.
 
       deltatune compare
       deltatune compare --model roberta-base --data train.csv --budget 0.5%
@@ -239,6 +157,7 @@ def compare(
       deltatune compare --model bert-base-uncased --data train.csv --shots 16 --prompting --describe "0=spam, 1=normal"
       deltatune compare --data train.csv --method "LoRA(r=8)" --method "BitFit()" --method "LoRA(r=4) + BitFit()"
       deltatune compare --data sst2 --data trec6 --limit 200 --limit 2000 --method "LoRA()" --method "Full()"
+      deltatune compare --data train.csv --method "LoRA()" --quantize none --quantize int8 --quantize nf4
     """
     if not shots and draws is not None:
         raise DeltatuneError(f"--draws {draws}: draws are of --shots rows for each class; set --shots too, such as 16")
@@ -249,7 +168,8 @@ def compare(
     budgets: list[Any] = budget or [None if methods else DEFAULT_BUDGET]
     sets = data_axis(data)
     check_single_files(sets, validation, test)
-    axes = study_axes(sets, data, models, limit or [None], budgets, shots or [None])
+    schemes = [None if scheme == "none" else scheme for scheme in quantize or ["none"]]
+    axes = study_axes(sets, data, models, limit or [None], budgets, shots or [None], schemes)
 
     def plan_at(point: Point, folder: Path | None, more: Mapping[str, Any]) -> Plan:
         """The plan of one comparison."""
@@ -291,6 +211,7 @@ def compare(
             out=folder,
             prompts=prompts,
             unlabelled=further,
+            quantize=point.quantize,
             **more,
         )
 
@@ -301,12 +222,21 @@ def compare(
         run_on_screen(make_study_plan(axes, plan_at, out=out, tasks=tasks, minutes=minutes, **more), as_json)
         return
     if tasks is not None:
-        raise DeltatuneError(f"--tasks {tasks} is for a study: several --data, --model, --limit, --budget or --shots")
+        raise DeltatuneError(
+            f"--tasks {tasks} is for a study: several --data, --model, --limit, --budget, --shots or --quantize"
+        )
     from deltatune.comparison.plans.time_plan import fit_minutes
     from deltatune.comparison.run_comparison import run
 
     quick = minutes is None and seeds is None and is_quick(models, data, limit[0] if limit else None, epochs)
-    single = Point("", models[0], limit[0] if limit else None, budgets[0], shots[0] if shots else None)
+    single = Point(
+        "",
+        models[0],
+        limit[0] if limit else None,
+        budgets[0],
+        shots[0] if shots else None,
+        schemes[0],
+    )
     plan = plan_at(single, out, {"minutes": QUICK_MINUTES, "timed": True} if quick else {"minutes": minutes})
     with FolderLock(plan.out):
         plan = fit_minutes(plan)

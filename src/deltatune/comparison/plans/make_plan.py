@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,7 @@ def make_plan(
     prompts: PromptOptions = NO_OPTIONS,
     unlabelled: Sequence[Row] = (),
     open_base: OpenBase = open_host,
+    quantize: str | None = None,
 ) -> Plan:
     """Load the model, fit every method to the budget, encode the data, and check that all of it can run.
 
@@ -107,7 +109,8 @@ def make_plan(
     same test rows. `prompts` and `unlabelled` are for prompting methods: the model is then loaded with its
     language-model head, for all methods. `timed` keeps all rows whatever the minutes. `executor` (local, ray, or the
     address of a Ray cluster) and `workers` say where trainings run and how many at once; with `together="auto"` several
-    share each pass of the base where that is measured to be faster, all in this process. `open_base` opens the model.
+    share each pass of the base where that is measured to be faster, all in this process. `open_base` opens the model,
+    `quantize` (such as "nf4") stores its linear maps in fewer bits, for all methods.
     Raises DeltatuneError listing every method that cannot run on this model, before anything is trained; of the default
     methods those are left out, and a note says so.
     """
@@ -138,7 +141,9 @@ def make_plan(
             "does, such as PET(), or leave the rows out"
         )
     loads = "words" if prompting and data.kind == "classes" else ""
-    session = open_session(model, data, fields, head, precision=settings.precision, loads=loads, open_base=open_base)
+    session = open_session(
+        model, data, fields, head, precision=settings.precision, loads=loads, open_base=open_base, quantize=quantize
+    )
     prompts = dataclasses.replace(prompts, data=prompts.data or data.name)
     limit = None if budget is None else read_budget(budget, session.host.sites)
     candidates, problems = make_candidates(session, methods, limit, rates)
@@ -153,8 +158,8 @@ def make_plan(
         session = limited
     splits = encode_splits(session, data.splits())
     return Plan(
-        name=f"{data.name} on {Path(model).name}",
-        out=Path(out) if out is not None else folder_for(model, data),
+        name=f"{data.name} on {Path(model).name}{'' if session.quantize is None else f' in {session.quantize}'}",
+        out=Path(out) if out is not None else folder_for(model, data, session.quantize),
         session=session,
         data=dataclasses.replace(whole, notes=(*data.notes, *notes)),
         splits=splits,
@@ -227,6 +232,8 @@ def together_problems(together: str, executor: str, workers: int | None) -> list
     ]
 
 
-def folder_for(model: str, data: Data) -> Path:
-    """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others."""
-    return Path("runs") / (data.name if model == BUILTIN else f"{Path(model).name}-{data.name}")
+def folder_for(model: str, data: Data, quantize: str | None = None) -> Path:
+    """`runs/<data>` for the built-in model, `runs/<model>-<data>` for others; `-nf4` for one that is quantised."""
+    parts = [] if model == BUILTIN else [Path(model).name]
+    parts += [data.name, *([] if quantize is None else [re.sub(r"[^a-z0-9]+", "-", quantize.lower()).strip("-")])]
+    return Path("runs") / "-".join(parts)

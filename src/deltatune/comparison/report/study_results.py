@@ -13,15 +13,18 @@ from deltatune.comparison.report.figures.svg import MarkerStyle, marker_styles
 from deltatune.comparison.report.html_page import short_name
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
-AXES = ("data", "model", "limit", "budget", "shots")
+AXES = ("data", "model", "quantize", "limit", "budget", "shots")
 """Axes of a study in the order in which labels name them."""
 AXIS_TITLES = {
     "data": "data",
     "model": "model size",
+    "quantize": "quantisation",
     "limit": "training rows",
     "budget": "trained parameters",
     "shots": "training rows a class",
 }
+UNQUANTIZED = "unquantised"
+"""What a base with its published weights is called where others are quantised."""
 Entry = Mapping[str, Any]
 """The entry of a method in the summary of one comparison."""
 
@@ -161,6 +164,8 @@ def value_text(axis: str, value: Any) -> str:
         return "all rows" if value is None else f"{value:,} rows" if isinstance(value, int) else f"{value} rows"
     if axis == "shots":
         return "all rows" if value is None else f"{value} rows a class"
+    if axis == "quantize":
+        return UNQUANTIZED if value is None else str(value)
     if axis == "budget":
         return "sizes as written" if value is None else f"budget {value}"
     return short_name(str(value)) if value is not None else formats.MISSING

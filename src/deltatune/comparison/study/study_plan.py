@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatune.comparison.report.study_results import UNQUANTIZED
 from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.core.errors import DeltatuneError, raise_all
 
@@ -22,8 +23,10 @@ LONGEST_NAME = 60
 """Characters of one value in the name of a folder, and of the study in that of its own."""
 MOST_COMPARISONS = 1000
 STUDY, PAGE = "study.json", "study.html"
-AXES = ("model", "data", "limit", "budget", "shots")
+AXES = ("model", "quantize", "data", "limit", "budget", "shots")
 """In the order in which a study goes through them: a model is loaded once for all that is done with it."""
+LABELLED = ("data", "model", "quantize", "limit", "budget", "shots")
+"""In the order in which labels name them."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,24 @@ class Point:
     """Budget of every method with a size; None: sizes as written."""
     shots: int | None = None
     """Training rows of each class in a draw; None: all."""
+    quantize: str | None = None
+    """How the base is stored, such as nf4; None: as it was published."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: {"data", "model", "limit", "budget", "shots"}."""
+        """Plain data: {"data", "model", "limit", "budget", "shots", "quantize"}."""
         return {axis.name: getattr(self, axis.name) for axis in fields(self)}
 
     def describe(self, varied: Iterable[str]) -> str:
-        """The point for people, on the axes that the study varies: `sst2, 200 rows, budget 0.5%`."""
+        """The point for people, on the axes that the study varies: `sst2, nf4, 200 rows, budget 0.5%`."""
         texts = {
             "data": self.data,
             "model": short_model(self.model),
             "limit": "all rows" if self.limit is None else f"{self.limit:,} rows",
             "budget": "sizes as written" if self.budget is None else f"budget {self.budget}",
             "shots": "all rows" if self.shots is None else f"{self.shots} shots",
+            "quantize": self.quantize or UNQUANTIZED,
         }
-        return ", ".join(texts[axis] for axis in ("data", "model", "limit", "budget", "shots") if axis in set(varied))
+        return ", ".join(texts[axis] for axis in LABELLED if axis in set(varied))
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,13 @@ class Axes:
     limit: tuple[int | None, ...] = (None,)
     budget: tuple[str | int | None, ...] = (None,)
     shots: tuple[int | None, ...] = (None,)
+    quantize: tuple[str | None, ...] = (None,)
 
     def __post_init__(self) -> None:
         problems = []
         for axis in AXES:
             values = getattr(self, axis)
-            texts = [str(value) for value in values]
+            texts = ["none" if value is None else str(value) for value in values]
             problems += [f"--{axis} {text} is given twice" for text in dict.fromkeys(texts) if texts.count(text) > 1]
             problems += [] if values else [f"{axis}: a study needs at least one value"]
         problems += [
@@ -86,7 +93,7 @@ class Axes:
     @property
     def varied(self) -> tuple[str, ...]:
         """The axes with more than one value."""
-        return tuple(axis for axis in ("data", "model", "limit", "budget", "shots") if len(getattr(self, axis)) > 1)
+        return tuple(axis for axis in LABELLED if len(getattr(self, axis)) > 1)
 
     def points(self) -> tuple[Point, ...]:
         """Every combination; those that share a model follow one another, then those that share data."""
@@ -181,7 +188,7 @@ def short_model(model: str) -> str:
 def _folder_name(point: Point) -> str:
     """`bert-base-sst2-limit200-budget0.5percent`: as a comparison's own folder, then what is not the default."""
     model = [] if point.model == BUILTIN else [_part(short_model(point.model))]
-    others = [("limit", point.limit), ("budget", point.budget), ("shots", point.shots)]
+    others = [("", point.quantize), ("limit", point.limit), ("budget", point.budget), ("shots", point.shots)]
     return "-".join([*model, _part(point.data), *(f"{axis}{_part(str(v))}" for axis, v in others if v is not None)])
 
 

@@ -21,6 +21,7 @@ from deltatune.comparison.study.study_summary import write_study
 from deltatune.comparison.works.cells import OnEvent
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.data import Data, read
 from deltatune.data.splits import first_by_hash
 from deltatune.store.atomic_files import CannotWrite, read_json, remove_drafts
@@ -190,6 +191,7 @@ def run_study(
     limit: int | Iterable[int | None] | None = None,
     budget: str | int | Iterable[str | int | None] | None = DEFAULT_BUDGET,
     shots: int | Iterable[int | None] | None = None,
+    quantize: str | Iterable[str | None] | None = None,
     out: str | Path | None = None,
     name: str = "",
     minutes: float | None = None,
@@ -199,9 +201,9 @@ def run_study(
     on_stage: OnStage | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Compare methods on every combination of data sets, models, numbers of rows, budgets and shots.
+    """Compare methods on every combination of data sets, models, numbers of rows, budgets, shots and quantisations.
 
-    Each of the first five is a value or several. `data` are paths, names or `Data`; "glue" and "superglue" are all
+    Each of the first six is a value or several. `data` are paths, names or `Data`; "glue" and "superglue" are all
     tasks of the suite, "glue=FOLDER" those in a folder; a mapping names them. `columns` are options of
     `deltatune.data.read` (text, label, task), the other `options` those of `make_plan` (methods, seeds, settings, ...).
     Writes study.json, study.html and a folder for each comparison to `out` (default: runs/NAME), and goes on with what
@@ -211,11 +213,13 @@ def run_study(
     first training.
     """
     sets = name_data_sets(data)
-    axes = Axes(tuple(sets.sources), *(_values(value) for value in (model, limit, budget, shots)))
+    schemes = tuple(map(scheme_text, _values(quantize)))
+    axes = Axes(tuple(sets.sources), *(_values(value) for value in (model, limit, budget, shots)), schemes)
     reader = LastData(sets.sources, columns or {})
 
     def make(point: Point, folder: Path, more: Mapping[str, Any]) -> Plan:
         shared = {"model": point.model, "budget": point.budget, "shots": point.shots, "out": folder}
+        shared["quantize"] = point.quantize
         return make_plan(reader(point), **{**options, **shared, **more})
 
     study = make_study_plan(

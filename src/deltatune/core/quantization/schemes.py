@@ -17,7 +17,13 @@ from torch import Tensor
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
-from deltatune.core.quantization.blockwise import dequantize_4bit, dequantize_8bit, quantize_4bit, quantize_8bit
+from deltatune.core.quantization.blockwise import (
+    dequantize_4bit,
+    dequantize_8bit,
+    dequantize_rows,
+    quantize_4bit,
+    quantize_8bit,
+)
 from deltatune.core.quantization.codebooks import dynamic_map, fp4, fp8_map, nf4
 from deltatune.core.quantization.kernels import four_bit_kernel
 
@@ -104,7 +110,8 @@ class FourBit(Scheme):
         absmax = tensors["absmax"]
         if not self.double:
             return absmax
-        return dequantize_8bit(absmax, tensors["nested_absmax"], self.nested_table, NESTED_BLOCK) + tensors["offset"]
+        small = dequantize_8bit(absmax, tensors["nested_absmax"], self.nested_table, NESTED_BLOCK)
+        return small.add_(tensors["offset"])
 
     def dequantize(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         if tensors["codes"].is_meta:  # shapes alone: neither tables nor chunks are made
@@ -162,7 +169,10 @@ class Int8(Scheme):
         return {"codes": codes.to(torch.int8), "absmax": absmax}
 
     def dequantize(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        return (tensors["codes"] * tensors["absmax"][:, None] * INT8_STEP).to(dtype)
+        codes, absmax = tensors["codes"], tensors["absmax"]
+        if codes.is_meta:
+            return codes.new_empty(shape, dtype=dtype)
+        return dequantize_rows(codes, absmax, INT8_STEP, dtype)
 
     def empty(self, shape: tuple[int, int]) -> dict[str, Tensor]:
         return {"codes": torch.empty(shape, dtype=torch.int8), "absmax": torch.empty(shape[0])}
@@ -198,6 +208,12 @@ def read_scheme(text: str | Scheme | None) -> Scheme | None:
         if key.strip() not in known
     ])  # fmt: skip
     return kind(**{key.strip(): _value(value.strip()) for key, _, value in fields})
+
+
+def scheme_text(text: str | Scheme | None) -> str | None:
+    """The one text of the scheme that a text names, `nf4` for `NF4()`; None for `none`. Errors as `read_scheme`'s."""
+    scheme = read_scheme(text)
+    return None if scheme is None else scheme.text
 
 
 def _value(text: str) -> Any:

@@ -143,7 +143,7 @@ def record_of(ready: PreparedPrompt, source: str) -> dict[str, Any]:
         "method": repr(ready.method),
         "prompts": dataclasses.asdict(dataclasses.replace(ready.options, data="")),
         "head": None,
-        "settings": dataclasses.asdict(ready.settings),
+        "settings": ready.settings.record(),
         "versions": versions(),
     }
 

@@ -23,6 +23,7 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
 from deltatune.training.continued.continued_training import Start, open_continued
 from deltatune.training.continued.forgetting import EarlierData, earlier_data
+from deltatune.training.inference.batches import device_of
 from deltatune.training.learning_rates.rate_search import plan_search
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep
@@ -141,7 +142,7 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
         "task": session.task.to_json(),
         "method": repr(adapter.method),
         "head": None if adapter.head is None else adapter.head.config.to_json(),  # type: ignore[operator,union-attr]
-        "settings": dataclasses.asdict(ready.settings),
+        "settings": ready.settings.record(device_of(session.host).type),
         "versions": versions(),
         **({} if ready.start is None else {"parents": ready.start.parents()}),
     }

@@ -20,6 +20,8 @@ from deltatune.tasks.task import Task
 from deltatune.training import checkpoint
 from deltatune.training.gradient_check import GradientCheck, skippable_tensors, unread_tensors
 from deltatune.training.loss_diagnosis import Rates, diagnosis, gradients_text
+from deltatune.training.optimizers.chunked_adamw import ChunkedAdamW
+from deltatune.training.optimizers.make_optimizer import make_optimizer
 from deltatune.training.reporting import Reporter
 from deltatune.training.sampler import BatchLoader, MicroBatch
 from deltatune.training.scaling.distributed import Processes
@@ -109,8 +111,7 @@ class TrainingLoop:
         groups = host.adapters[name].parameter_groups(peak_rate, settings.weight_decay)
         groups.sort(key=lambda group: group["lr"] != peak_rate)  # the first group's rate is the one reported
         self.peak_rates = [group["lr"] for group in groups]
-        fused = all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in self.parameters)
-        self.optimizer = torch.optim.AdamW(groups, lr=peak_rate, fused=fused)
+        self.optimizer = make_optimizer(settings.optimizer, groups, peak_rate, settings.optimizer_folder, out)
         names = {id(parameter): n for n, parameter in trainable}
         self.optimizer_names = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -126,6 +127,11 @@ class TrainingLoop:
             loss, learning_rate = self.optimize_(step)
             self.record(step, loss, learning_rate, time.perf_counter() - started)
             started = time.perf_counter()
+
+    def close(self) -> None:
+        """Give up the file of a paged optimizer: no step follows."""
+        if isinstance(self.optimizer, ChunkedAdamW):
+            self.optimizer.close()
 
     def steps(self) -> Iterator[Step]:
         """The steps that are left, up to the one to pause after."""

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.training.optimizers.make_optimizer import arithmetic_of
+from deltatune.training.optimizers.state_bytes import is_paged
 
 TRACKERS = {
     "tensorboard": "TensorBoardCallback",
@@ -21,6 +23,10 @@ TRACKERS = {
 AUTO: Literal["auto"] = "auto"
 """The learning rate that a search on the validation rows chooses."""
 MOST_EPOCHS = 1_000_000
+MEMORY_ONLY = ("optimizer_folder", "offload_activations")
+"""Fields that say where memory is, and are no part of a run's record."""
+SAME_RESULT = ("checkpointing", "report_to", "compile")
+"""Fields of the record that do not change the result."""
 SCHEDULE_VERSION = 2
 """Version of the warm-up: in version 1 the first step had a rate of 0."""
 
@@ -49,10 +55,16 @@ class Settings:
     """Gradient clipping: the largest norm of all gradients together; 0 turns it off."""
     length_grouping: bool = True
     """Make batches of rows of similar length, for little padding; the batches depend on the seed alone."""
+    optimizer: Literal["adamw", "paged-adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """AdamW; paged: its states in a file, on a GPU in bitsandbytes' paged memory; 8bit: its states in 8 bits."""
     packing: bool = False
     """Pack several rows into one sequence (decoders only)."""
     checkpointing: bool = False
     """Gradient checkpointing: activations are computed again in backward. Much less memory, about half more time."""
+    offload_activations: bool = False
+    """What the forward pass keeps for the backward pass: on a GPU in the host's memory, on a CPU in a file."""
+    optimizer_folder: str | None = None
+    """Folder, on a disk, of the files of a paged optimizer and of activations; None: the checkpoints' one."""
     compile: Literal["off", "on", "auto"] = "off"
     """torch.compile of the blocks that are trained through, the same within rounding; auto: where that is faster."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -74,6 +86,16 @@ class Settings:
             problems.append(f"epochs must be above 0, not {self.epochs}")
         if isinstance(self.learning_rate, float) and not 0 < self.learning_rate < math.inf:
             problems.append(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.optimizer_folder is not None and not is_paged(self.optimizer) and not self.offload_activations:
+            problems.append(
+                f"optimizer_folder={self.optimizer_folder!r} is for paged optimizers and offload_activations, and the "
+                f"optimizer is {self.optimizer}; leave it out"
+            )
+        if self.offload_activations and self.compile != "off":
+            problems.append(
+                f"compile={self.compile!r}: compiled blocks keep their own activations, which offload_activations does "
+                "not move; leave one of them out"
+            )
         if self.epochs > MOST_EPOCHS:
             problems.append(f"epochs must be at most {MOST_EPOCHS:,}, not {self.epochs:g}")
         if not 0 <= self.seed < 2**32:
@@ -102,11 +124,24 @@ class Settings:
             )
         return self.learning_rate
 
+    def record(self, device: str = "cpu") -> dict[str, Any]:
+        """The fields as plain data, for the record of a run; optimizers with the same bits have one name.
+
+        device: where the trained tensors are, "cpu" or "cuda".
+        """
+        fields = {name: value for name, value in asdict(self).items() if name not in MEMORY_ONLY}
+        fields["optimizer"] = arithmetic_of(self.optimizer, device)
+        if fields["optimizer"] == "adamw":  # as in records of versions that had no other
+            del fields["optimizer"]
+        return fields
+
     def facts(self) -> dict[str, Any]:
         """The fields that determine a result, as plain data."""
-        fields = asdict(self)
-        del fields["compile"]
-        return fields
+        return {name: value for name, value in self.record().items() if name != "compile"}
+
+    def identity(self, device: str = "cpu") -> dict[str, Any]:
+        """The fields in which a run must equal the one that it resumes."""
+        return {name: value for name, value in self.record(device).items() if name not in SAME_RESULT}
 
     def schedule_version(self) -> int | None:
         """Version of the learning rates that these settings mean; None where all versions agree: without a warm-up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
@@ -29,9 +29,12 @@ from deltatune.training.inference.prediction import ensure_encoded, predict
 from deltatune.training.learning_rates.rate_search import RateSearch, train_searched
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep, TrainingLoop
+from deltatune.training.memory_advice import plain_memory_errors
 from deltatune.training.model_and_loader import model_and_loader, repeated_rows
 from deltatune.training.reporting import Reporter, check_installed
+from deltatune.training.scaling.activation_offload import offloaded_activations
 from deltatune.training.scaling.compiled_blocks import CompiledBlocks, compiled_blocks
+from deltatune.training.scaling.disk_file import folder_for
 from deltatune.training.scaling.distributed import Processes, check_launch, join_processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, find_lower_blocks, lower_layers
@@ -188,10 +191,13 @@ class TrainingRun:
     def train_(self, reporter: Reporter, processes: Processes, auxiliary: AuxiliaryMLM | None = None) -> Outcome:
         """Train the adapter by itself."""
         host, name, settings = self.host, self.name, self.settings
-        with host.using(name, training=True), gradient_checkpointing(host.model, settings.checkpointing):
+        checkpointing = gradient_checkpointing(host.model, settings.checkpointing)
+        with host.using(name, training=True), checkpointing, ExitStack() as stack:
             hardware.return_freed_memory_()
             hardware.reset_peak_memory(self.device)
             self.open_(reporter, processes, auxiliary)
+            stack.enter_context(self.offloaded())
+            stack.callback(self.loop.close)
             repeated = repeated_rows(host, name, self.task, self.rows, self.tokenizer, settings)
             always = host.adapters[name].count > 0
             with compiled_blocks(host, settings.compile) as self.compiled, lower_layers(host, repeated, always=always):
@@ -200,6 +206,15 @@ class TrainingRun:
                 self.loop.run(self.resume, self.asked.until)
             peak_memory = hardware.peak_memory(self.device)
         return self.finish_(peak_memory)
+
+    def offloaded(self) -> AbstractContextManager[None]:
+        """Within this context activations are kept elsewhere, if the settings say so."""
+        settings, host = self.settings, self.host
+        stay = [*host.model.parameters(), *host.model.buffers()]
+        stay += [tensor for adapter in host.adapters.values() for tensor in (*adapter.parameters(), *adapter.buffers())]
+        return offloaded_activations(
+            settings.offload_activations, self.device, stay, lambda: folder_for(settings.optimizer_folder, self.out)
+        )
 
     def open_(self, reporter: Reporter, processes: Processes, auxiliary: AuxiliaryMLM | None = None) -> None:
         """Make the loop, and find the checkpoint to go on from; the adapter is active (`Host.using`)."""
@@ -261,28 +276,6 @@ def note_rows_(host: Host, name: str, rows: Encoded, validation: Encoded) -> Non
 
 
 @contextmanager
-def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow], first: Sequence[str] = ()) -> Iterator[None]:
-    """Within this context, memory that is used up is an error that says what to lower, the advice in `first` first."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
-            raise
-        size, parts = settings.batch_size, settings.accumulation
-        longest = max((len(row["input_ids"]) for row in rows), default=0)
-        advice = [
-            *first,
-            f"accumulation: {parts} forward passes a step now, up to {size}: the same result" if parts < size else "",
-            "checkpointing: true, about half more time" if not settings.checkpointing else "",
-            f"batch_size, now {size}" if size > 1 else "",
-            f"max_length: the longest text has {longest} tokens",
-            "a method with fewer parameters, or a smaller model",
-        ]
-        lines = "".join(f"\n  {line}" for line in advice if line)
-        raise OutOfMemory(f"out of memory while training; what needs less of it, the best first:{lines}") from None
-
-
-@contextmanager
 def locked(folders: Sequence[Path]) -> Iterator[None]:
     """Hold the locks of these folders. Raises DeltatuneError if another process writes one of them."""
     with ExitStack() as stack:
@@ -310,9 +303,7 @@ def with_learning_rate(settings: Settings, host: Host, name: str, rows: int) -> 
 
 def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Settings) -> dict[str, Any]:
     """The facts in which a checkpoint must equal the run that resumes from it, as plain data."""
-    adapter, fields = host.adapters[name], dataclasses.asdict(settings)
-    for free in ("checkpointing", "report_to", "compile"):  # the result is the same
-        del fields[free]
+    adapter, fields = host.adapters[name], settings.identity(device_of(host).type)
     return {
         "method": repr(adapter.method),
         "adapter_seed": adapter.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
 from deltatune.cli.options import (
     DATA,
     METHOD,
@@ -67,6 +68,10 @@ def pretrain(
     batch_size: BatchSize = SETTINGS["batch_size"].default,
     accumulation: Accumulation = SETTINGS["accumulation"].default,
     packing: Packing = SETTINGS["packing"].default,
+    optimizer: Optimizer = SETTINGS["optimizer"].default,
+    checkpointing: Checkpointing = SETTINGS["checkpointing"].default,
+    offload_activations: OffloadActivations = SETTINGS["offload_activations"].default,
+    optimizer_folder: OptimizerFolder = None,
     seed: Annotated[
         int,
         option(
@@ -101,7 +106,8 @@ def pretrain(
     folder = out or Path("runs") / f"pretrain-{dataset.name}-{objective}"
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
-        precision=precision,  # type: ignore[arg-type]  # it checks
+        precision=precision, optimizer=optimizer, checkpointing=checkpointing,
+        offload_activations=offload_activations, optimizer_folder=optimizer_folder,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     with FolderLock(folder):
         start = initial_model(model, config, tokenizer, task, method, folder, seed, force)

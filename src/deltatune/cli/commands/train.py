@@ -15,6 +15,7 @@ from deltatune.cli.data_options import (
     read_sources,
     task_fields,
 )
+from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -183,6 +184,10 @@ def train(
     accumulation: Accumulation = SETTINGS["accumulation"].default,
     packing: Packing = SETTINGS["packing"].default,
     compile: Compile = SETTINGS["compile"].default,
+    optimizer: Optimizer = SETTINGS["optimizer"].default,
+    checkpointing: Checkpointing = SETTINGS["checkpointing"].default,
+    offload_activations: OffloadActivations = SETTINGS["offload_activations"].default,
+    optimizer_folder: OptimizerFolder = None,
     seed: Annotated[
         int,
         option(
@@ -249,7 +254,9 @@ def train(
 
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, seed=seed,
-        learning_rate=rate_of(lr), precision=precision, compile=compile,  # type: ignore[arg-type]  # it checks
+        learning_rate=rate_of(lr), precision=precision, compile=compile,
+        optimizer=optimizer, checkpointing=checkpointing, offload_activations=offload_activations,
+        optimizer_folder=optimizer_folder,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     source = ", ".join(data)
     prompting = prompting_of(method or DEFAULT_METHOD, template, words, describe, unlabelled) if start is None else None

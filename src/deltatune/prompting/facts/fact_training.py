@@ -145,6 +145,6 @@ def _record(session: Session, encoded: Mapping[str, Encoded], settings: Settings
         "base": session.base_record(),
         "task": session.task.to_json(),
         "method": repr(session.adapter.method),
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.record(),
         "rows": {split: digest_of(part.rows) for split, part in encoded.items()},
     }

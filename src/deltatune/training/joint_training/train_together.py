@@ -23,6 +23,7 @@ from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.joint_training.joint_batches import Member
 from deltatune.training.joint_training.joint_pass import JointPasses
 from deltatune.training.loop import Step
+from deltatune.training.memory_advice import plain_memory_errors
 from deltatune.training.reporting import Reporter
 from deltatune.training.sampler import MicroBatch
 from deltatune.training.scaling.distributed import Processes, join_processes
@@ -30,7 +31,7 @@ from deltatune.training.scaling.gradient_checkpointing import gradient_checkpoin
 from deltatune.training.scaling.lower_layers import find_lower_blocks
 from deltatune.training.settings import AUTO
 from deltatune.training.task_model import TaskModel
-from deltatune.training.train_adapter import AdapterTraining, Outcome, TrainingRun, plain_memory_errors
+from deltatune.training.train_adapter import AdapterTraining, Outcome, TrainingRun
 
 
 def train_together(
@@ -160,12 +161,17 @@ class JointTraining:
     def train_(self, reporters: Mapping[int, Reporter], processes: Processes) -> dict[int, Outcome | DeltatuneError]:
         """Train all to their ends, or to the steps at which they pause."""
         checkpointed = any(run.settings.checkpointing for run in self.runs.values())
-        with self.host.using(None, training=True), gradient_checkpointing(self.host.model, checkpointed):
+        offloading = [run for run in self.runs.values() if run.settings.offload_activations][:1]
+        checkpointing = gradient_checkpointing(self.host.model, checkpointed)
+        with self.host.using(None, training=True), checkpointing, ExitStack() as stack:
+            for run in offloading:
+                stack.enter_context(run.offloaded())
             hardware.reset_peak_memory(processes.device)
             steps = {}
             for i, run in self.runs.items():
                 with keeping_errors(self.outcomes, i), self.host.using(run.name, training=True):
                     run.open_(reporters[i], processes)
+                    stack.callback(run.loop.close)
                     run.loop.start(run.resume, run.asked.until)
                     steps[i] = run.loop.steps()
             while steps:

@@ -13,8 +13,9 @@ from torch.optim.adamw import adamw
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.training.optimizers.eight_bit_moments import dequantize_moment, quantize_moment_
-from deltatune.training.optimizers.moment_places import InMemory, MomentFile, Values, aligned
+from deltatune.training.optimizers.moment_places import InFile, InMemory, Values, aligned
 from deltatune.training.optimizers.state_bytes import BLOCK, CHUNK, SMALLEST_8BIT
+from deltatune.training.scaling.disk_file import DiskFile
 
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 """Names of the moments, as torch has them."""
@@ -64,7 +65,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         eight_bit: bool = False,
-        file: Callable[[int], MomentFile] | None = None,
+        file: Callable[[int], DiskFile] | None = None,
         chunk: int = CHUNK,
     ) -> None:
         """`file`: makes a file of so many bytes. `chunk`: values that are updated at a time, a multiple of 256."""
@@ -72,7 +73,8 @@ class ChunkedAdamW(torch.optim.Optimizer):
         if chunk <= 0 or chunk % BLOCK:
             raise DeltatuneError(f"chunk={chunk}: it must be a multiple of {BLOCK} above 0")
         self.eight_bit, self.chunk = eight_bit, chunk
-        self.file: MomentFile | None = None
+        self.file: DiskFile | None = None
+        self._end = 0
         self.states: dict[Tensor, TensorState] = {}
         """By parameter, once it has been updated."""
         if file is not None:
@@ -86,8 +88,11 @@ class ChunkedAdamW(torch.optim.Optimizer):
         if parameter not in self.states:
             values: dict[str, Values] = {}
             for name, (dtype, n) in values_by_name(parameter, self.eight_bit).items():
-                zeros = InMemory(torch.zeros(n, dtype=dtype, device=parameter.device)) if self.file is None else None
-                values[name] = zeros or self.file.values(dtype, n)  # type: ignore[union-attr]
+                if self.file is None:
+                    values[name] = InMemory(torch.zeros(n, dtype=dtype, device=parameter.device))
+                else:
+                    values[name] = InFile(self.file, self._end, dtype, n)
+                    self._end += aligned(n * dtype.itemsize)
             self.states[parameter] = TensorState(values=values)
         return self.states[parameter]
 

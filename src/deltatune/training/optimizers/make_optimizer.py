@@ -11,8 +11,8 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.training.optimizers.bitsandbytes_paged import bitsandbytes_adamw
 from deltatune.training.optimizers.chunked_adamw import FUSED, ChunkedAdamW
-from deltatune.training.optimizers.moment_places import MomentFile, folder_for
 from deltatune.training.optimizers.state_bytes import OptimizerName, is_8bit, is_paged
+from deltatune.training.scaling.disk_file import DiskFile, folder_for
 
 
 def make_optimizer(
@@ -43,7 +43,8 @@ def make_optimizer(
     if not is_paged(name):
         return ChunkedAdamW(list(groups), lr=lr, eight_bit=True)
     place = folder_for(folder, out)
-    return ChunkedAdamW(list(groups), lr=lr, eight_bit=is_8bit(name), file=lambda size: MomentFile(place, size))
+    advice = "" if is_8bit(name) else ", or paged-adamw-8bit, which needs a quarter of it"
+    return ChunkedAdamW(list(groups), lr=lr, eight_bit=is_8bit(name), file=lambda size: DiskFile(place, size, advice))
 
 
 def arithmetic_of(name: OptimizerName, device: str = "cpu") -> OptimizerName:

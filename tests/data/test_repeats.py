@@ -114,13 +114,13 @@ def test_an_unseen_label_names_the_one_that_it_may_mean():
 
 
 def test_one_form_is_found_in_bounded_time(tmp_path):
-    lines = [json.dumps({"text": f"Text number {i} " + "words " * 20, "label": "ab"[i % 2]}) for i in range(50_000)]
+    lines = [json.dumps({"text": f"Text number {i} " + "words " * 20, "label": "ab"[i % 2]}) for i in range(20_000)]
     lines += [line.replace("Text", "TEXT") for line in lines]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     started = time.process_time()
     data = read(tmp_path / "a.jsonl")
     found = remarks(data)
-    assert time.process_time() - started < 15
+    assert time.process_time() - started < 6
     assert sum(f"but for {FORM}" in remark for remark in found) == 6  # each split in itself and each pair of splits
 
 

@@ -45,6 +45,7 @@ def test_every_way_to_say_it_is_known(error, tmp_path):
     assert train(host_with(), "a", TASK, ROWS, None, models.tiny_tokenizer(), PLAIN, tmp_path).resumed == 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory of a process is limited and measured on Linux")
 def test_a_process_with_too_little_memory_says_so_and_resumes(tiny_folder, tmp_path):
     resource = pytest.importorskip("resource")

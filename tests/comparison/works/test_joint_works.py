@@ -181,7 +181,7 @@ def test_other_methods_run_as_ever(still, tmp_path, faster, passes):
     assert {entry["asked"] for entry in summary["methods"]} == set(methods)
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupted_comparison_goes_on(still, tmp_path, apart, faster, passes, monkeypatch, number):
     original = joint_works.train_together
 

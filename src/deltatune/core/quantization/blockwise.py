@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
 
-CHUNK = 1 << 17
+CHUNK = 1 << 15
 """Bytes of codes that are dequantised at once: what they become stays in the processor's cache."""
 SMALLEST = 1e-38
 """A block's magnitude counts as at least this much: blocks of zeros become zeros."""
@@ -70,8 +70,33 @@ def _nearest_on_grid(table: Tensor) -> Tensor:
 
 def dequantize_8bit(codes: Tensor, absmax: Tensor, table: Tensor, block: int) -> Tensor:
     """The values (N,), in float32, of codes (N,) uint8 and their blocks' magnitudes."""
-    values = table.to(codes.device)[codes.long()]
-    return values * absmax.repeat_interleave(block)[: len(values)]
+    values = table.to(codes.device).index_select(0, codes.int())
+    return _scale_(values, absmax, block)
+
+
+def _scale_(values: Tensor, absmax: Tensor, block: int) -> Tensor:
+    """Multiply each block of values (N,) by its magnitude, in place; the last block may be shorter."""
+    whole = len(values) // block
+    values[: whole * block].view(-1, block).mul_(absmax[:whole, None])
+    if whole * block < len(values):
+        values[whole * block :] *= absmax[whole]
+    return values
+
+
+def dequantize_rows(codes: Tensor, absmax: Tensor, unit: float, dtype: torch.dtype) -> Tensor:
+    """The matrix code · absmax · unit, (out, in) of this dtype, of codes (out, in) int8 and a magnitude (out,) for each
+    row: computed in float32 in this order, rounded once, some rows at a time."""
+    values = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    step = _at_once(codes, codes.shape[0], max(1, 2 * CHUNK // max(1, codes.shape[1])))
+    for start in range(0, codes.shape[0], step):
+        rows = slice(start, start + step)
+        values[rows] = codes[rows].float().mul_(absmax[rows, None]).mul_(unit)
+    return values
+
+
+def _at_once(codes: Tensor, all_of_them: int, chunk: int) -> int:
+    """How many of the codes to read at once: all where there is no cache to stay in, or where chunks would be traced."""
+    return max(1, all_of_them if torch.compiler.is_compiling() or codes.is_cuda else chunk)
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -89,18 +114,13 @@ def dequantize_4bit(
 ) -> Tensor:
     """A matrix of this shape and dtype from packed codes of 4 bits: computed in float32, rounded once.
 
-    A byte is looked up as a pair of values, a chunk at a time.
+    A byte is looked up as a pair of values, which 64-bit integers carry, a chunk at a time.
     """
     count, table = shape[0] * shape[1], table.to(packed.device)
-    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)  # (256, 2)
+    pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1).view(torch.int64).view(-1)  # (256,)
     values = torch.empty(2 * len(packed), dtype=dtype, device=packed.device)
-    step = len(packed) if torch.compiler.is_compiling() or packed.is_cuda else max(CHUNK, block // 2)
+    step = _at_once(packed, len(packed), max(CHUNK, block // 2))
     for start in range(0, len(packed), step):
-        part = pairs.index_select(0, packed[start : start + step].int()).view(-1)  # float32
-        scales = absmax[2 * start // block : -(-2 * (start + step) // block)]
-        whole = len(part) - len(part) % block
-        part[:whole].view(-1, block).mul_(scales[: whole // block, None])
-        if whole < len(part):
-            part[whole:] *= scales[-1]
-        values[2 * start : 2 * start + len(part)] = part
+        part = pairs.index_select(0, packed[start : start + step].int()).view(torch.float32)
+        values[2 * start : 2 * start + len(part)] = _scale_(part, absmax[2 * start // block :], block)
     return values[:count].view(shape)

@@ -39,9 +39,9 @@ def nf4() -> Tensor:
 
 
 def fp4() -> Tensor:
-    """The 16 values of bitsandbytes' FP4 (16,) by code, in float32; 0 has two codes."""
+    """The 16 values of bitsandbytes' FP4 (16,) by code, in float32; 0 has two codes, neither of them -0."""
     positive = torch.tensor(FP4_MAGNITUDES)
-    return torch.cat([positive, -positive]) / 12
+    return torch.cat([positive, 0.0 - positive]) / 12
 
 
 @cache

@@ -34,7 +34,7 @@ def test_a_merge_that_changes_the_outputs_is_refused_and_undone(monkeypatch):
     host = make_host("bert")
     attach(host, "a", LoRA(r=2))
     state = {key: tensor.clone() for key, tensor in host.model.state_dict().items()}
-    monkeypatch.setattr("deltatune.core.host.rounding_tolerance", lambda unmerged, dtype: -1.0)
+    monkeypatch.setattr("deltatune.core.merging.rounding_tolerance", lambda unmerged, dtype: -1.0)
     with pytest.raises(CannotMerge, match=r"more than torch\.float32 rounding explains; it was undone"):
         host.merge_("a")
     assert not host.merged

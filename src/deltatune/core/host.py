@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
-from deltatune.core.errors import CannotMerge, DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host_summary import describe
-from deltatune.core.merging import MergedAdapters, check_merges, difference, rounding_tolerance, verification_output
+from deltatune.core.merging import MergedAdapters, check_merges, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
-from deltatune.core.quantization.stored_weights import stored_weight, weight_of
+from deltatune.core.quantization.stored_weights import StoredWeight, stored_weight, weight_of
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
@@ -178,8 +178,9 @@ class Host:
     def merge_(self, name: str, weight: float = 1.0) -> float:
         """Write an adapter into the base's weights and return the largest difference of the outputs on random inputs.
 
-        `weight` multiplies its changes, as `use({name: weight})` does. Raises CannotMerge if a Delta has no weight
-        form, or if the difference exceeds what rounding explains.
+        `weight` multiplies its changes, as `use({name: weight})` does. Maps with quantised weights that it changes
+        become plain, with exactly the values of their codes, which `unmerge_` puts back. Raises CannotMerge if a Delta
+        has no weight form, or if the difference exceeds what rounding explains.
         """
         adapter = self._adapter(name)
         if name in self.merged:
@@ -190,18 +191,13 @@ class Host:
         with self._switched(route, training=False):
             unmerged = verification_output(self.model, self.sites.facts)
             self._merging.differences[name] = 0.0
-            self._arrange()
-            self._merging.write_(name, adapter, weight)
-            merged = verification_output(self.model, self.sites.facts)
-            worst = self._merging.differences[name] = difference(unmerged, merged)
-        dtype = next(p for p in self.model.parameters() if p.is_floating_point()).dtype
-        if not worst <= rounding_tolerance(unmerged, dtype):
-            self.unmerge_(name)
-            raise CannotMerge(
-                f"merging {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; "
-                "it was undone"
-            )
-        return worst
+            try:
+                self._arrange()
+                self._merging.write_(name, adapter, weight)
+                return self._merging.verify_(name, unmerged, self.sites.facts)
+            except BaseException:
+                self.unmerge_(name)
+                raise
 
     def unmerge_(self, name: str) -> None:
         """Take a merged adapter out of the weights; without others merged, the base has its original bits again."""
@@ -239,27 +235,31 @@ class Host:
         return self.adapters[name]
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own parameters by path, without any adapter, even if currently replaced or merged.
+        """The base's own parameters by path; of quantised weights copies, made one after the other."""
+        return ((path, self.base_tensor(path)) for path in self.sites.weights)
 
-        Of quantised weights the values that their codes stand for, made anew one after the other.
+    def base_tensor(self, path: str) -> Tensor:
+        """One of the base's own parameters, without any adapter, even if currently replaced or merged.
+
+        Of a quantised weight the values that its codes stand for, made anew.
         """
-        plain = self.plain_tensors()
-        for path, site in self.sites.weights.items():
-            yield (path, weight_of(self.model.get_submodule(site.module))) if site.quantized else next(plain)
+        site = self.sites.weights[path]
+        if site.quantized:
+            return weight_of(self._merging.stored(self.model.get_submodule(site.module)))
+        return self._merging.original(self._seams.weights.original(path))
 
-    def plain_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The same without quantised weights."""
-        for path, site in self.sites.weights.items():
-            if not site.quantized:
-                yield path, self._merging.original(self._seams.weights.original(path))
+    def stored_weight(self, path: str) -> StoredWeight | None:
+        """How one of the base's weights is stored, even while an adapter is merged into it; None for a plain one."""
+        site = self.sites.weights[path]
+        return stored_weight(self._merging.stored(self.model.get_submodule(site.module))) if site.quantized else None
 
     @property
     def base_bytes(self) -> int:
         """Bytes of the base's weights as they are stored."""
-        tensors = [tensor for _, tensor in self.plain_tensors()]
-        for site in self.sites.weights.values():
-            stored = stored_weight(self.model.get_submodule(site.module)) if site.quantized else None
-            tensors += [] if stored is None else stored.tensors()
+        tensors: list[Tensor] = []
+        for path in self.sites.weights:
+            stored = self.stored_weight(path)
+            tensors += [self.base_tensor(path)] if stored is None else stored.tensors()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     # ---- inside

@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import CannotMerge, raise_all
+from deltatune.core.quantization.plain_map import exchange_, plain_map
+from deltatune.core.quantization.quantized_linear import QuantizedLinear
+from deltatune.core.quantization.stored_weights import quantized_label, stored_weight
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
 from deltatune.core.sites.site import Facts
 
 
 class MergedAdapters:
-    """The adapters that are merged into one base, and the base's original values."""
+    """The adapters that are merged into one base, and the base's original values.
+
+    A map with a quantised weight is plain while an adapter is merged into it: its weight is exactly what its codes
+    stand for, plus the change.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -25,16 +32,39 @@ class MergedAdapters:
         self.weights: dict[str, float] = {}
         """The weight with which each was merged."""
         self._originals: dict[int, tuple[Tensor, Tensor]] = {}
+        self._codes: dict[int, tuple[nn.Module, nn.Module]] = {}
+        """Maps that are plain for the time being, and the modules that keep their codes."""
 
     def write_(self, name: str, adapter: Adapter, weight: float) -> None:
         """Write an adapter into the base's weights; the first time, copies of the originals are kept."""
         self.weights[name] = weight
-        for parameter in changed_parameters(self.model, adapter):
+        self._make_plain_(adapter)
+        for parameter in self._changed_parameters(adapter):
             self._originals.setdefault(id(parameter), (parameter, parameter.detach().clone()))
         write_adapter_(self.model, adapter, weight)
 
+    def verify_(self, name: str, unmerged: Tensor | None, facts: Facts) -> float:
+        """Return the largest difference of the outputs to those before; CannotMerge if rounding does not explain it."""
+        dtype = computing_dtype(self.model)
+        worst = self.differences[name] = difference(unmerged, verification_output(self.model, facts))
+        if not worst <= rounding_tolerance(unmerged, dtype):
+            theirs = [codes for _, codes in self._codes.values() if not isinstance(codes, QuantizedLinear)]
+            labels = {quantized_label(codes) for codes in theirs}  # ours compute exactly as plain maps do
+            advice = (
+                f". Maps in {', '.join(sorted(labels))} may round their outputs more coarsely than plain maps do: "
+                "dequantize_(model) before Host(model), load the adapter with other_base=True, and merge it there"
+            )
+            raise CannotMerge(
+                f"merging {name!r} changed the outputs by {worst:.2g}, more than {dtype} rounding explains; it was "
+                f"undone{advice if labels else ''}"
+            )
+        return worst
+
     def remove_(self, name: str, adapters: Mapping[str, Adapter]) -> None:
         """Take an adapter out; those that stay merged are written again into the original bits."""
+        for module, codes in self._codes.values():
+            exchange_(module, codes)
+        self._codes.clear()
         with torch.no_grad():
             for parameter, original in self._originals.values():
                 parameter.copy_(original)
@@ -42,11 +72,36 @@ class MergedAdapters:
         if not self.differences:
             self._originals.clear()
         for other in self.differences:
+            self._make_plain_(adapters[other])
             write_adapter_(self.model, adapters[other], self.weights[other])
 
     def original(self, parameter: Tensor) -> Tensor:
         """The value of a base parameter without merged adapters."""
         return self._originals.get(id(parameter), (parameter, parameter))[1]
+
+    def stored(self, module: nn.Module) -> nn.Module:
+        """A linear map as it was before merging: what keeps the codes of one that is plain for the time being."""
+        return self._codes.get(id(module), (module, module))[1]
+
+    def _make_plain_(self, adapter: Adapter) -> None:
+        """Make the maps plain whose quantised weights an adapter changes."""
+        for _, site, delta in adapter.entries():
+            module = self.model.get_submodule(site.module)
+            if "weight" in delta.capabilities.merges_into and stored_weight(module) is not None:
+                codes = plain_map(module)
+                exchange_(module, codes)
+                self._codes[id(module)] = module, codes
+
+    def _changed_parameters(self, adapter: Adapter) -> list[Tensor]:
+        """Base parameters that merging an adapter may change, each once; those that codes bring back are left out."""
+        changed: dict[int, Tensor] = {}
+        for _, site, _ in adapter.entries():
+            module = self.model.get_submodule(site.module)
+            coded = stored_weight(self.stored(module)) is not None
+            for name, tensor in BaseWeights(module, site).stored().items():
+                if not (coded and name == "weight"):
+                    changed[id(tensor)] = tensor
+        return list(changed.values())
 
 
 def merge_obstacles(adapter: Adapter) -> list[str]:
@@ -63,15 +118,7 @@ def merge_obstacles(adapter: Adapter) -> list[str]:
         for site, can in merging
         if "weight" in can.merges_into and site.tied
     ]
-    stored = sorted({
-        site.quantized for site, can in merging if "weight" in can.merges_into and site.quantized
-    })  # fmt: skip
-    quantized = [
-        f"the weights are stored in {label}, which holds no merged values: dequantize_(model) makes them plain, with "
-        "exactly the values that are trained on"
-        for label in stored
-    ]
-    return [f"{method} has no exact weight form" for method in stuck] + missing + tied + quantized
+    return [f"{method} has no exact weight form" for method in stuck] + missing + tied
 
 
 def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
@@ -116,17 +163,6 @@ def _write_(changes: list[tuple[BaseWeights, Delta]], weight: float) -> None:
         stored[name].copy_(tensor)
 
 
-def changed_parameters(model: nn.Module, adapter: Adapter) -> list[Tensor]:
-    """Base parameters that merging an adapter may change, each once."""
-    stored = [
-        tensor
-        for _, site, _ in adapter.entries()
-        for name, tensor in BaseWeights(model.get_submodule(site.module), site).stored().items()
-        if not (site.quantized and name == "weight")  # nothing is written there
-    ]
-    return list({id(tensor): tensor for tensor in stored}.values())
-
-
 @torch.no_grad()
 def verification_output(model: nn.Module, facts: Facts) -> Tensor | None:
     """Output of the model on fixed random inputs, or None if its input shape is unknown."""
@@ -145,6 +181,16 @@ def verification_output(model: nn.Module, facts: Facts) -> Tensor | None:
 def difference(unmerged: Tensor | None, merged: Tensor | None) -> float:
     """Largest absolute difference of two verification outputs; 0 where there are none."""
     return 0.0 if unmerged is None or merged is None else float((unmerged - merged).abs().max())
+
+
+def computing_dtype(model: nn.Module) -> torch.dtype:
+    """The coarsest type that a model computes in: that of its parameters, or of bitsandbytes' products."""
+    dtypes = [next(p.dtype for p in model.parameters() if p.is_floating_point())]
+    for module in model.modules():
+        own = getattr(module, "compute_dtype", None)
+        if isinstance(own, torch.dtype) and own.is_floating_point and stored_weight(module) is not None:
+            dtypes.append(own)
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def rounding_tolerance(unmerged: Tensor | None, dtype: torch.dtype) -> float:

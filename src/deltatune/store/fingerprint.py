@@ -13,7 +13,6 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
-from deltatune.core.quantization.stored_weights import stored_weight
 from deltatune.store.atomic_files import MANIFEST, digest, listed_files
 
 _SAMPLE = 1024
@@ -56,16 +55,14 @@ def quantizations(host: Host) -> list[str]:
 
 def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's own parameters by path; of quantised weights the codes, which are the same on every machine."""
-    plain = iter(host.plain_tensors())
-    for path, site in host.sites.weights.items():
-        stored = stored_weight(host.model.get_submodule(site.module)) if site.quantized else None
-        yield (path, next(plain)[1]) if stored is None else (path, next(iter(stored.tensors())))
+    for path in host.sites.weights:
+        stored = host.stored_weight(path)
+        yield path, host.base_tensor(path) if stored is None else next(iter(stored.tensors()))
 
 
 def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape of a parameter, that of the plain matrix where it is quantised."""
-    site = host.sites.weights[path]
-    stored = stored_weight(host.model.get_submodule(site.module)) if site.quantized else None
+    stored = host.stored_weight(path)
     if stored is None:
         return tuple(tensor.shape)
     return stored.shape[::-1] if stored.transposed else stored.shape
@@ -85,8 +82,8 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
             f"{saved.get('parameters', 0):,} parameters; this is {here['architecture']} {here['name']!r} with "
             f"{here['parameters']:,}; load the adapter onto the base it was trained on"
         ]
-    if saved.get("content") != here["content"] and not other_base:
-        before, now = saved.get("quantized", []), here.get("quantized", [])
+    before, now = saved.get("quantized", []), here.get("quantized", [])
+    if (saved.get("content") != here["content"] or before != now) and not other_base:
         if before != now:
             return [
                 f"it was trained on {saved.get('name')!r} {_stored_in(before)}; this base is {_stored_in(now)}: "

@@ -31,7 +31,7 @@ class BaseWeights:
         if self.site.kind == "weight":
             return {self.site.attribute: getattr(self.module, self.site.attribute)}
         plain: dict[str, Tensor] = dict(self.module.named_parameters())
-        return {**plain, "weight": weight_of(self.module)} if self.site.quantized else plain
+        return plain if stored_weight(self.module) is None else {**plain, "weight": weight_of(self.module)}
 
     @property
     def weight(self) -> Tensor:

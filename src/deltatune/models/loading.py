@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm
-from deltatune.models.quantization.quantize_model import quantize_
+from deltatune.models.quantization.quantize_model import DEFAULT_SITES
+from deltatune.models.quantization.streaming import check_method, load_streamed, missing_package, quantization_method
 
 BUILTIN = "builtin"
 """Name of the built-in model, which comes as a package."""
@@ -43,7 +44,12 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_backbone(
-    model_name: str, *, pooler: bool = False, answers: Loads = "row", quantize: str | Scheme | None = None
+    model_name: str,
+    *,
+    pooler: bool = False,
+    answers: Loads = "row",
+    quantize: str | Scheme | None = None,
+    sites: str | Sequence[str] = DEFAULT_SITES,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in float32 and eval mode, and its tokenizer from a folder, the hub, or `builtin`, the package.
 
@@ -52,15 +58,16 @@ def load_backbone(
     model of its family.
     pooler: keep the pooler of a bare transformer. By default it is dropped: nothing uses it, and under full fine-tuning
     it would get no gradient.
-    quantize: how the linear maps of the blocks are stored, such as "nf4" (`quantize_`); the rest stays float32.
+    quantize: how the linear maps of the blocks are stored, such as "nf4", or those at `sites` (`quantize_`); the rest
+    stays float32. Weights are read and quantised one at a time. A folder that holds codes of 4 or 8 bits under
+    bitsandbytes' names (`save_quantized`, transformers) is loaded as it is, without that package.
     A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no
     tokenizer, for a model type that transformers does not know or has no such head for, and for missing weights.
     """
-    scheme = read_scheme(quantize)
     place, config = find_config(model_name)
     loader = auto_class(model_name, config, answers)
     with quiet():
-        model = _load_model(model_name, place, pooler, loader)
+        model = _load_model(model_name, place, config, pooler, loader, read_scheme(quantize), sites)
         tokenizer = load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
     if model_name == BUILTIN:
@@ -68,14 +75,17 @@ def load_backbone(
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model.train(False)
-    if scheme is not None:
-        quantize_(model, scheme)
     return model, tokenizer
 
 
-def empty_backbone(model_name: str, answers: Loads = "row") -> PreTrainedModel:
-    """The model without weights, on the meta device, from its config: shapes, but no memory."""
+def empty_backbone(model_name: str, answers: Loads = "row", layers: int | None = None) -> PreTrainedModel:
+    """The model without weights, on the meta device, from its config: shapes, but no memory.
+
+    layers: a number of blocks other than the config's.
+    """
     _, config = find_config(model_name)
+    if layers is not None:
+        config.num_hidden_layers = layers
     with quiet(), torch.device("meta"):
         model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
     _drop_pooler(model)
@@ -184,13 +194,32 @@ def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def _load_model(model_name: str, place: str, pooler: bool, loader: Any) -> PreTrainedModel:
+def _load_model(
+    model_name: str,
+    place: str,
+    config: PretrainedConfig,
+    pooler: bool,
+    loader: Any,
+    scheme: Scheme | None,
+    sites: str | Sequence[str],
+) -> PreTrainedModel:
     model: PreTrainedModel
+    method = quantization_method(config)
     try:
-        # safetensors only: the older .bin files are pickles
-        model, report = loader.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        if scheme is not None or method == "bitsandbytes":
+            check_method(model_name, method, scheme)
+            with torch.device("meta"):
+                kind = type(loader.from_config(config))
+            model, report, _ = load_streamed(kind, place, config, scheme, sites)
+        else:
+            # safetensors only: the older .bin files are pickles
+            model, report = loader.from_pretrained(
+                place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except DeltatuneError:
+        raise
+    except ImportError as error:
+        raise DeltatuneError(missing_package(model_name, method, error)) from error
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DeltatuneError(_no_weights(model_name, place, error)) from error
     missing = sorted(report["missing_keys"])

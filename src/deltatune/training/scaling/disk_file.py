@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,8 +36,9 @@ class DiskFile:
         """An empty file, or one with so many bytes reserved; `advice`: see `reserve`. Raises CannotWrite."""
         self.folder, self.size, self.advice = folder, 0, advice
         try:
-            with plain_write_errors(folder):
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it stays open)
+            with plain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+                self._number = os.dup(file.fileno())
+                self._end = weakref.finalize(self, os.close, self._number)
         except CannotWrite as error:
             raise CannotWrite(f"{error}; {CHOOSE}", code=error.code) from None
         self.reserve(size)
@@ -55,7 +57,7 @@ class DiskFile:
             if not error.needed:
                 raise
             free = in_bytes(free_bytes(self.folder))
-            self._file.close()
+            self.close()
             raise CannotWrite(
                 f"{in_bytes(size)} are needed in a file, and {self.folder} has {free} free; {CHOOSE}{self.advice}",
                 size,
@@ -65,27 +67,27 @@ class DiskFile:
 
     def _extend(self, size: int) -> None:
         try:
-            os.posix_fallocate(self._file.fileno(), self.size, size - self.size)
+            os.posix_fallocate(self._number, self.size, size - self.size)
         except AttributeError:  # macOS and Windows
-            self._file.seek(self.size)
-            for written in range(self.size, size, ZEROS):
-                self._file.write(bytes(min(ZEROS, size - written)))
-            self._file.flush()
+            os.lseek(self._number, self.size, os.SEEK_SET)
+            written = self.size
+            while written < size:
+                written += os.write(self._number, bytes(min(ZEROS, size - written)))
 
     def window(self, start: int, stop: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         """The bytes from `start` up to `stop` as a flat tensor, mapped as long as it lives: writing it writes them.
 
         Raises DeltatuneError after `close`.
         """
-        if self._file.closed:
+        if not self._end.alive:
             raise DeltatuneError("the file is closed: the training that it belonged to is over")
         page = start - start % PAGE
-        mapped = mmap.mmap(self._file.fileno(), stop - page, offset=page)
+        mapped = mmap.mmap(self._number, stop - page, offset=page)
         return torch.frombuffer(mapped, dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start - page)
 
     def close(self) -> None:
         """Give the disk its space back."""
-        self._file.close()
+        self._end()
 
 
 # --- the folder ---

@@ -84,7 +84,8 @@ class _Checkpoint:
 
     def __init__(self, host: Host, enabled: Sequence[bool]) -> None:
         self.host, self.enabled = host, tuple(enabled)
-        self.base = dict(host.base_tensors())
+        self.paths = {path: path for path in host.sites.weights}
+        """Of the base's parameters, by themselves: names in a checkpoint may have other prefixes."""
         self.factors: dict[str, Tensor] = {}
         """By site and factor: `layers.0.attn.q.A`."""
         self.ranks: dict[str, int] = {}
@@ -118,10 +119,17 @@ class _Checkpoint:
             inner = f".{key}".partition(f".{head.module}.")[2]
             self.heads[f"head.{head.name}.module.{inner}"] = tensor
             return
-        weight = _match_name(key, self.base)
-        if weight is None:
+        name = _match_name(key, self.paths)
+        if name is None:
             self.problems.append(f"{key} is not a tensor of this {self.host.sites.facts.architecture}")
             return
+        if label := self.host.sites.weights[name].quantized:
+            self.problems.append(
+                f"{key} cannot be compared with the base's, which is stored in {label}: load the model without "
+                "quantisation, or remove the base's own weights from the checkpoint"
+            )
+            return
+        weight = self.host.base_tensor(name)
         value = tensor.T if tensor.dim() == 2 and tensor.shape != weight.shape else tensor  # GPT-2's Conv1D
         site = self._module_site(path, ("linear", "norm"))
         if value.shape == weight.shape and torch.equal(value.to(weight), weight):

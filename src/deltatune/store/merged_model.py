@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
-from deltatune.core.merging import difference, rounding_tolerance, verification_output
+from deltatune.core.merging import computing_dtype, difference, rounding_tolerance, verification_output
+from deltatune.core.quantization.stored_weights import stored_weight, weight_of
 from deltatune.store.atomic_files import read_json, write_folder, write_json
+from deltatune.store.fingerprint import quantizations
 from deltatune.store.tensors import not_finite
 
 CONFIG, RECORD = "config.json", "merge.json"
@@ -27,6 +31,9 @@ class Merged:
     """The model's folder, for `from_pretrained`."""
     difference: float
     """Largest difference of the outputs on test inputs between the unmerged adapter and the model read back."""
+    error: float | None
+    """‖read back − unmerged‖ / ‖unmerged − base‖ of these outputs: 0 if all of the adapter's change is kept, 1 if the
+    model read back is as far from the adapter as the base is. None if the adapter changes nothing there."""
 
 
 def save_merged(
@@ -40,57 +47,92 @@ def save_merged(
     """Write the base with adapter `name` merged into it as a model folder, atomically.
 
     The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
-    the weights in another type; `weight` multiplies the adapter's changes. The host is unchanged afterwards. A task
-    head is not part of the model and stays with the adapter. Raises DeltatuneError for an adapter without a weight
-    form, a folder with other content, weights that are not finite, and a difference beyond rounding errors; then no
-    folder is written.
+    the weights in another type; `weight` multiplies the adapter's changes. Weights of a quantised base are written
+    plain, with exactly the values of their codes, those that the adapter was trained on. The host is unchanged
+    afterwards. A task head is not part of the model and stays with the adapter. Raises DeltatuneError for an adapter
+    without a weight form, a folder with other content, weights that are not finite, and a difference beyond rounding
+    errors; then no folder is written.
     """
     model = host.model
     if not isinstance(model, PreTrainedModel):
         raise DeltatuneError(f"{type(model).__name__} is not a model of transformers and has no folder format")
     stored_dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    unmerged = outputs(host, name, weight)
+    unmerged, base = outputs(host, {name: weight}), outputs(host, None)
     before = host.route
     host.merge_(name, weight)
     try:
         state = weights_of(model, stored_dtype)
         check_finite(model, state, stored_dtype)
-        largest = 0.0
+        largest, error = 0.0, None
 
         def fill(work: Path) -> None:
-            nonlocal largest
-            model.save_pretrained(work, state_dict=state)
-            config = read_json(work / CONFIG)
-            write_json(work / CONFIG, with_dtype(config, str(stored_dtype).removeprefix("torch.")))
+            nonlocal largest, error
+            with without_quantizer(model):
+                model.save_pretrained(work, state_dict=state)
+            config = with_dtype(read_json(work / CONFIG), str(stored_dtype).removeprefix("torch."))
+            config.pop("quantization_config", None)
+            write_json(work / CONFIG, config)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
-            largest = verify(host, work, unmerged, stored_dtype)
-            method = repr(host.adapters[name].method)
-            record = {"adapter": name, "method": method, "weight": weight, "dtype": str(stored_dtype)}
-            write_json(work / RECORD, {**record, "difference": largest})
+            reloaded = verify(host, work, unmerged, stored_dtype)
+            largest, error = difference(unmerged, reloaded), relative_error(reloaded, unmerged, base)
+            record = {
+                "adapter": name, "method": repr(host.adapters[name].method), "weight": weight,
+                "dtype": str(stored_dtype), "base": quantizations(host), "difference": largest, "error": error,
+            }  # fmt: skip
+            write_json(work / RECORD, record)
 
         stored = {id(tensor): tensor.numel() * tensor.element_size() for tensor in state.values()}  # tied ones once
         write_folder(Path(folder), fill, sum(stored.values()))
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), largest)
+    return Merged(Path(folder), largest, error)
 
 
-def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the model's own tensors by name, floating ones as `dtype`; tied tensors stay tied."""
-    cast: dict[int, torch.Tensor] = {}
+@contextmanager
+def without_quantizer(model: PreTrainedModel) -> Iterator[None]:
+    """Within this block transformers takes a model that it loaded quantised for a plain one: its tensors here are."""
+    attributes = {name: vars(model).pop(name) for name in ("hf_quantizer", "is_quantized") if name in vars(model)}
+    stored_as = vars(model.config).pop("quantization_config", None)
+    try:
+        yield
+    finally:
+        vars(model).update(attributes)
+        if stored_as is not None:
+            model.config.quantization_config = stored_as
+
+
+def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the model's own tensors by name, floating ones as `dtype`; tied tensors stay tied.
+
+    Of quantised weights the values that their codes stand for: one after the other becomes a matrix of its old type,
+    then of `dtype`.
+    """
+    quantized = {path: module for path, module in model.named_modules() if stored_weight(module) is not None}
+    cast: dict[int, Tensor] = {}
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not name.startswith("deltatune."):
+        path = next((path for path in _owners(name) if path in quantized), None)
+        if path is not None and name != f"{path}.bias":  # codes and scales
+            if name == f"{path}.weight":
+                state[name] = weight_of(quantized[path]).detach().to(dtype).contiguous()
+        elif not name.startswith("deltatune."):
             converted = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
             state[name] = cast.setdefault(id(tensor), converted)
     return state
 
 
-def check_finite(model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+def _owners(name: str) -> Iterator[str]:
+    """Paths of the modules that a tensor's name may belong to."""
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts)))
+
+
+def check_finite(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Raise DeltatuneError for weights that are not finite: attention kernels may hide NaN from the verification."""
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {f"{path}.weight" for path, module in model.named_modules() if stored_weight(module) is not None}
     problems = not_finite({name: tensor for name, tensor in state.items() if name in names})
     kind = str(dtype).removeprefix("torch.")
     raise_all(
@@ -108,21 +150,29 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return {name: dtype if name in ("dtype", "torch_dtype") else value for name, value in parts.items()}
 
 
-def outputs(host: Host, name: str, weight: float = 1.0) -> Any:
-    """Return the model's outputs on the test inputs with one adapter unmerged."""
-    with host.using({name: weight}, training=False):
+def outputs(host: Host, route: Mapping[str, float] | None) -> Tensor | None:
+    """Return the model's outputs on the test inputs with these adapters unmerged, or with none."""
+    with host.using(route, training=False):
         return verification_output(host.model, host.sites.facts)
 
 
-def verify(host: Host, folder: Path, unmerged: Any, dtype: torch.dtype) -> float:
-    """Return the difference of the outputs of the model in a folder. Raises DeltatuneError if it is too large."""
+def verify(host: Host, folder: Path, expected: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return the outputs of the model in a folder. Raises DeltatuneError if they are not the expected ones."""
     device = next(host.model.parameters()).device
     reloaded: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
-    largest = difference(unmerged, verification_output(reloaded.to(device).float(), host.sites.facts))
-    limit = rounding_tolerance(unmerged, dtype)
+    output = verification_output(reloaded.to(device).float(), host.sites.facts)
+    coarsest = max(dtype, computing_dtype(host.model), key=lambda kind: torch.finfo(kind).eps)
+    largest, limit = difference(expected, output), rounding_tolerance(expected, coarsest)
     if not largest <= limit:
         raise DeltatuneError(
             f"the merged model, read back, differs by {largest:.2g} from the unmerged adapter, more than {dtype} "
             f"rounding explains ({limit:.2g}); nothing was written"
         )
-    return largest
+    return output
+
+
+def relative_error(output: Tensor | None, unmerged: Tensor | None, base: Tensor | None) -> float | None:
+    """‖output − unmerged‖ / ‖unmerged − base‖, Frobenius norms; None if the adapter changes nothing."""
+    if output is None or unmerged is None or base is None or torch.equal(unmerged, base):
+        return None
+    return float((output - unmerged).double().norm() / (unmerged - base).double().norm())

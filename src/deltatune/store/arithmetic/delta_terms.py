@@ -108,17 +108,19 @@ class BaseParameters:
     """The base's parameters by path, and the sites at which other methods change each of them."""
 
     def __init__(self, host: Host) -> None:
-        self.paths = {id(host.model.get_parameter(path)): path for path in host.sites.weights}
+        plain = [path for path, site in host.sites.weights.items() if not site.quantized]
+        self.paths = {id(host.model.get_parameter(path)): path for path in plain}
         self.sites: dict[str, list[tuple[BaseWeights, str]]] = {}
         for site in host.sites.values():
             if site.kind in ("linear", "norm", "embed"):
                 base = BaseWeights(host.model.get_submodule(site.module), site)
-                for parameter, tensor in base.stored().items():
-                    self.sites.setdefault(self.paths.get(id(tensor), ""), []).append((base, parameter))
+                for parameter in {"weight", *dict(base.module.named_parameters())}:
+                    self.sites.setdefault(self.place(base, parameter)[0], []).append((base, parameter))
 
     def place(self, base: BaseWeights, parameter: str) -> tuple[str, Slice | None]:
-        """Path and slice of a site's parameter; a new bias gets the path that it would have."""
-        tensor = base.stored().get(parameter)
+        """Path and slice of a site's parameter; a new bias gets the path that it would have, a quantised weight its
+        own, which no other module shares."""
+        tensor = dict(base.module.named_parameters()).get(parameter)
         return self.paths.get(id(tensor), f"{base.site.module}.{parameter}"), base.site.slice
 
     def parts(self, path: str) -> list[tuple[BaseWeights, str]]:

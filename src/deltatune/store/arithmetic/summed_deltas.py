@@ -302,10 +302,9 @@ def _add_weights(combined: CombinedTensors, host: Host, changes: Mapping[str, Te
     deepest = max(site.depth for site in host.sites.weights.values())
     candidates = [registry()["Unfreeze"](layers=layers) for layers in [*range(1, deepest + 1), None]]
     method = next(m for m in candidates if changes.keys() <= {site.name for site in m.pick(host.sites)})
-    base = dict(host.base_tensors())
     values = {}
     for site in method.pick(host.sites):
-        value = base[site.name].detach()
+        value = host.base_tensor(site.name).detach()
         values[f"{site.name}.value"] = value.double() + changes[site.name] if site.name in changes else value
     combined.add_(method, values)
 

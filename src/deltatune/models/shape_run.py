@@ -151,11 +151,14 @@ def _attention(
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    dtype = query.dtype
+    if dtype in (torch.bfloat16, torch.float16):  # the products are in float32
+        query, key, value = query.float(), key.float(), value.float()
     root = math.sqrt(scale if scale is not None else query.shape[-1] ** -0.5)
     scores = (query * root) @ (key * root).transpose(-2, -1)
     if attn_mask is not None or is_causal:
         scores = scores + scores.new_zeros(scores.shape[-2:])
-    return F.dropout(torch.softmax(scores, -1), dropout_p) @ value
+    return (F.dropout(torch.softmax(scores, -1), dropout_p) @ value).to(dtype)
 
 
 class _Fused(torch.autograd.Function):

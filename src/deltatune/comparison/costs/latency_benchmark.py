@@ -52,15 +52,18 @@ class LatencyBenchmark:
         methods: Sequence[str | Method] = DEFAULT_METHODS,
         grid: LatencyGrid | None = None,
         budget: str | int | None = None,
+        quantize: str | None = None,
     ) -> None:
-        """Load the model and attach the methods; a budget is for those without one of their own (`LoRA()@0.5%`).
+        """Load the model, stored as `quantize` says, and attach the methods.
+
+        A budget is for methods without one of their own (`LoRA()@0.5%`).
 
         Raises DeltatuneError, all problems at once, for methods that the model cannot take, texts that are longer than
         its positions, and cells that do not fit into memory.
         """
         self.grid = grid or LatencyGrid()
         self.model = model
-        self.host, tokenizer = open_host(model, "text" if self.grid.task == "lm" else "row")
+        self.host, tokenizer = open_host(model, "text" if self.grid.task == "lm" else "row", quantize=quantize)
         reads = str(getattr(self.host.model, "main_input_name", "input_ids"))
         if reads != "input_ids":
             raise DeltatuneError(f"{model} reads {reads}; latency is measured for models that read text")

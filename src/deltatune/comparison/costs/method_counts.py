@@ -77,22 +77,32 @@ class ModelCount:
 class CountingHost:
     """A model from its config, with shapes and without weights, on which methods are counted."""
 
-    def __init__(self, model: str, training: CountedTraining | None = None) -> None:
-        """Raises DeltatuneError for a model without a config, and one without the head that the task needs."""
+    def __init__(self, model: str, training: CountedTraining | None = None, layers: int | None = None) -> None:
+        """Raises DeltatuneError for a model without a config, and one without the head that the task needs.
+
+        layers: a number of blocks other than the config's.
+        """
         self.training = training or CountedTraining()
         self.name = model
+        self.picked: list[int | None] | None = None
+        """The block of each place that the method counted last changes; None where it has no block."""
         _, config = find_config(model)
         loads: Any = "row"
         if self.training.task == "lm":
             loads = "mask" if family(config) == "encoder" else "text"
         with shapes_only(self.training.device):
-            backbone: Any = empty_backbone(model, loads).to(getattr(torch, self.training.dtype))
+            backbone: Any = empty_backbone(model, loads, layers).to(getattr(torch, self.training.dtype))
             self.plain_bytes = bytes_of(backbone.parameters())
             quantize_shapes_(backbone, self.training.scheme)
             self.host = Host(backbone)
+        self.trained_as_(self.training)
+
+    def trained_as_(self, training: CountedTraining) -> None:
+        """Forecast another training of the same base: one of equal task, dtype, device and quantisation."""
         positions = longest_input(self.host.model)
-        if positions is not None and self.training.max_length > positions:
-            self.training = dataclasses.replace(self.training, max_length=positions)
+        if positions is not None and training.max_length > positions:
+            training = dataclasses.replace(training, max_length=positions)
+        self.training = training
 
     @property
     def model(self) -> ModelCount:
@@ -117,6 +127,7 @@ class CountingHost:
                 adapter = host.attach(NAME, parsed, head=self._head())
                 if not host.trainable(NAME):
                     raise DeltatuneError("it trains only a head, and this task uses the language-model head")
+                self.picked = [site.layer for _, site, _ in adapter.entries()]
                 memory = forecast_step(host, adapter, training)
                 return MethodCount(
                     text,

@@ -24,13 +24,14 @@ from deltatune.models.shape_run import Device, LiveMemory, kept_for_backward, re
 from deltatune.training.forward import adapter_logits, reads_decoder_states, selected_states
 from deltatune.training.inference.prediction import free_positions
 from deltatune.training.optimizers.state_bytes import CHUNK, OPTIMIZERS, OptimizerName, is_8bit, is_paged, state_bytes
+from deltatune.training.scaling.activation_offload import SMALLEST
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 
 NAME = "adapter"
 MOST = 1_000_000_000
 """Largest number of classes, rows and tokens: the bytes of larger tensors are beyond what 64 bits can count."""
-PROCESS = 400_000_000
-"""Bytes of Python and the libraries before a model is loaded: torch 2.13 for CPUs and transformers 5.23 take 399 MB."""
+PROCESS = 446_000_000
+"""Bytes of Python and the libraries in training, without a model: torch 2.13 for CPUs, transformers 5.23, a tokenizer."""
 GPU_CONTEXT = 600_000_000
 """Bytes of a GPU's memory that CUDA itself takes: 0.4 to 0.6 GB by kind of GPU."""
 
@@ -61,6 +62,8 @@ class CountedTraining:
     """Forward passes that each batch is split into."""
     optimizer: OptimizerName = "adamw"
     """adamw, paged-adamw, adamw-8bit or paged-adamw-8bit."""
+    offload_activations: bool = False
+    """What is kept for the backward pass is elsewhere: on a CPU in a file, on a GPU in the host's memory."""
 
     def __post_init__(self) -> None:
         wrong = {name: getattr(self, name) for name in ("classes", "batch_size", "max_length", "accumulation")}
@@ -148,7 +151,8 @@ def forecast_step(host: Host, adapter: Adapter, training: CountedTraining) -> Me
 
 
 def _step(host: Host, adapter: Adapter, training: CountedTraining) -> Memory:
-    base = dict(host.base_tensors()).values()  # also those that the adapter's own weights stand in for
+    plain = (path for path, site in host.sites.weights.items() if not site.quantized)
+    base = [host.base_tensor(path) for path in plain]  # also those that the adapter's own weights stand in for
     fixed = [*base, *host.model.parameters(), *host.model.buffers()]
     own = bytes_of([*adapter.parameters(), *adapter.buffers()])
     everything = bytes_of(fixed)
@@ -161,8 +165,12 @@ def _step(host: Host, adapter: Adapter, training: CountedTraining) -> Memory:
         LiveMemory() as live,
     ):
         losses: list[Tensor] = []
-        kept = kept_for_backward(lambda: losses.append(_loss(host, training)), fixed)
-        if training.checkpointing:
+        if training.offload_activations:
+            with _elsewhere(fixed):
+                losses.append(_loss(host, training))
+        else:
+            kept = kept_for_backward(lambda: losses.append(_loss(host, training)), fixed)
+        if training.checkpointing or training.offload_activations:
             kept = live.live  # the inputs of the blocks are kept outside of torch's graph
         torch.autograd.backward(losses.pop())
         peak = live.peak
@@ -175,6 +183,21 @@ def _step(host: Host, adapter: Adapter, training: CountedTraining) -> Memory:
     most = everything + optimizer + max(peak, trained + update)
     extra = GPU_CONTEXT if training.device == "cuda" else PROCESS
     return Memory(everything - own, own, trained, optimizer, kept, most, extra)
+
+
+def _elsewhere(stay: Iterable[Tensor]) -> Any:
+    """Within this context large tensors that are kept for the backward pass take no memory until it reads them."""
+    own = {tensor.untyped_storage()._cdata for tensor in stay}
+
+    def pack(tensor: Tensor) -> Any:
+        if tensor.nbytes < SMALLEST or tensor.untyped_storage()._cdata in own:
+            return tensor
+        return tensor.shape, tensor.dtype
+
+    def unpack(kept: Any) -> Tensor:
+        return kept if isinstance(kept, Tensor) else torch.empty(kept[0], dtype=kept[1], device="meta")
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _loss(host: Host, training: CountedTraining) -> Tensor:

@@ -1,8 +1,8 @@
-"""A training step on a 4-bit base: LoRA r=8 on all linear maps of a Llama in NF4 with double quantisation, 4 x 128 tokens.
+"""A training step on a 4-bit base: LoRA r=8 on all linear maps of a Llama in NF4, double quantisation, 4 x 128 tokens.
 
-Against bitsandbytes' Linear4bit with PEFT, prepared as QLoRA prepares it, and against the same step on the bfloat16 model.
-The 4-bit cases run under bfloat16 autocast, as trainers run them, and with bitsandbytes' kernels. One adapter, no
-checkpointing. Decoding one token with a cache, and the peak of memory that a step adds, are reported too.
+Against bitsandbytes' Linear4bit with PEFT, prepared as QLoRA prepares it, and the same step on the bfloat16 model. The
+4-bit cases run under bfloat16 autocast, as trainers run them, both with bitsandbytes' kernels. Decoding one token with a
+cache, and the memory of a step, are reported too.
 """
 
 from __future__ import annotations

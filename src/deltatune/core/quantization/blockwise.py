@@ -63,7 +63,7 @@ def _nearest_on_grid(table: Tensor) -> Tensor:
     """The code (65536,) uint8 of the table value nearest to each point of the grid from -1 to 1; the lower of two."""
     key = tuple(table[[0, 1, 127, 128, 255]].tolist())
     if key not in _GRIDS:
-        points = -1.0 + (2.0 * torch.arange(GRID, dtype=torch.float32)) / (GRID - 1)
+        points = -1.0 + (2.0 * torch.arange(GRID, dtype=torch.float32, device="cpu")) / (GRID - 1)
         _GRIDS[key] = torch.bucketize(points, 0.5 * (table[:-1] + table[1:])).to(torch.uint8)
     return _GRIDS[key]
 
@@ -95,7 +95,7 @@ def dequantize_rows(codes: Tensor, absmax: Tensor, unit: float, dtype: torch.dty
 
 
 def _at_once(codes: Tensor, all_of_them: int, chunk: int) -> int:
-    """How many of the codes to read at once: all where there is no cache to stay in, or where chunks would be traced."""
+    """How many codes to read at once: all on a GPU, and where each chunk would be traced."""
     return max(1, all_of_them if torch.compiler.is_compiling() or codes.is_cuda else chunk)
 
 

@@ -5,7 +5,7 @@ Every table lies in [-1, 1]; a block's values are its codes' values times the bl
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,35 +34,54 @@ FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 
 
 def nf4() -> Tensor:
-    """The 16 values of NF4 (16,), ascending, in float32."""
-    return torch.tensor(NF4_VALUES)
+    """The 16 values of NF4 (16,), ascending, in float32. As every table here: on the CPU, shared, read only."""
+    return _NF4
 
 
 def fp4() -> Tensor:
     """The 16 values of bitsandbytes' FP4 (16,) by code, in float32; 0 has two codes, neither of them -0."""
-    positive = torch.tensor(FP4_MAGNITUDES)
-    return torch.cat([positive, 0.0 - positive]) / 12
+    return _FP4
 
 
-@cache
 def dynamic_map(signed: bool = True) -> Tensor:
     """The 256 values of bitsandbytes' dynamic 8-bit type (256,), ascending: https://arxiv.org/abs/1511.04561
 
     Seven decades; the larger the decade, the more values it has. Unsigned, for AdamW's second moment: all above 0.
     """
+    return _DYNAMIC[signed]
+
+
+def fp8_map() -> Tensor:
+    """The 253 values of the 8-bit float E4M3 over its largest, 448, and 1 three times more: (256,), ascending."""
+    return _FP8
+
+
+def _table(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
+def _fp4() -> Tensor:
+    positive = _table(FP4_MAGNITUDES)
+    return torch.cat([positive, 0.0 - positive]) / 12
+
+
+def _dynamic_map(signed: bool) -> Tensor:
     values: list[float] = [0.0, 1.0]
     for decade in range(7):
-        bounds = torch.linspace(0.1, 1, (2**decade if signed else 2 ** (decade + 1)) + 1, dtype=torch.float32)
+        count = (2**decade if signed else 2 ** (decade + 1)) + 1
+        bounds = torch.linspace(0.1, 1, count, dtype=torch.float32, device="cpu")
         means = 10 ** (decade - 6) * ((bounds[:-1] + bounds[1:]) / 2)
         values += means.tolist()
         if signed:
             values += (-means).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return _table(sorted(values))
 
 
-@cache
-def fp8_map() -> Tensor:
-    """The 253 values of the 8-bit float E4M3 over its largest, 448, and 1 three times more: (256,), ascending."""
-    floats = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 448
+def _fp8_map() -> Tensor:
+    floats = torch.arange(256, dtype=torch.uint8, device="cpu").view(torch.float8_e4m3fn).float() / 448
     values = torch.unique(floats[floats.isfinite()])
     return torch.cat([values, values.new_ones(256 - len(values))])
+
+
+_NF4, _FP4, _FP8 = _table(NF4_VALUES), _fp4(), _fp8_map()  # made on import: torch.compile cannot trace the making
+_DYNAMIC = {signed: _dynamic_map(signed) for signed in (True, False)}

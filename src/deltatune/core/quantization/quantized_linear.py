@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.quantization.schemes import NESTED_BLOCK, FourBit, Scheme
 
 TENSORS = ("codes", "absmax", "nested_absmax", "offset")
@@ -72,7 +72,7 @@ class QuantizedLinear(nn.Module):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by the scheme's names."""
-        return {name: buffer for name in TENSORS if (buffer := self._buffers.get(name)) is not None}
+        return {name: self.get_buffer(name) for name in TENSORS if name in self._buffers}
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in), made anew."""
@@ -85,9 +85,12 @@ class QuantizedLinear(nn.Module):
         return matrix.T if self.transposed else matrix
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """x (..., in) -> (..., out). Raises DeltatuneError for an x that is not floating."""
+        if not x.is_floating_point():
+            raise DeltatuneError(f"a linear map in {self.scheme.text} takes floating values, not {x.dtype}")
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         y: Tensor = FrozenProduct.apply(x.to(dtype), bias, self.scheme, self.shape, *self.tensors.values())  # type: ignore[no-untyped-call]
         return y
@@ -122,7 +125,7 @@ class QuantizedLinear(nn.Module):
         if not isinstance(scheme, FourBit):
             return {"weight": tensors["codes"], "SCB": tensors["absmax"]}
         state = {"weight": tensors["codes"][:, None], "weight.absmax": tensors["absmax"]}
-        state["weight.quant_map"] = scheme.table.to(self.codes.device)
+        state["weight.quant_map"] = scheme.table.clone().to(self.codes.device)
         facts: dict[str, Any] = {"quant_type": scheme.name, "blocksize": scheme.block}
         facts |= {"dtype": str(self.dtype).removeprefix("torch."), "shape": list(self.shape)}
         if scheme.double:
@@ -137,7 +140,8 @@ class QuantizedLinear(nn.Module):
         names = list(self.stored_state())
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if len(found) == len(names):
-            self.read_state_(found)
+            assign = args[0].get("assign_to_params_buffers", False) or self.codes.is_meta
+            self.read_state_(found if assign else {n: t.to(self.codes.device, copy=True) for n, t in found.items()})
         missing: list[str] = args[2]
         unexpected: list[str] = args[3]
         extra: list[str] = []
@@ -146,26 +150,51 @@ class QuantizedLinear(nn.Module):
         missing += [prefix + name for name in names if name not in found]
 
     def read_state_(self, state: Mapping[str, Tensor]) -> None:
-        """Take stored tensors by bitsandbytes' names; they stay where they are."""
+        """Take stored tensors by bitsandbytes' names; they stay where they are.
+
+        Raises DeltatuneError, before anything has changed, if they are of another scheme, shape or table of values.
+        """
         tensors = {"codes": state["weight"], "absmax": state["SCB" if "SCB" in state else "weight.absmax"]}
-        if isinstance(self.scheme, FourBit) and self.scheme.double:
+        if isinstance(self.scheme, FourBit):
             facts = json.loads(bytes(state[f"weight.quant_state.bitsandbytes__{self.scheme.name}"].tolist()))
-            tensors["nested_absmax"] = state["weight.nested_absmax"]
-            tensors["offset"] = torch.tensor(facts["nested_offset"], device=state["weight"].device)
+            wanted: dict[str, object] = {"blocksize": self.scheme.block, "shape": list(self.shape)}
+            problems = [
+                f"{key} is {facts.get(key)}, not {value}" for key, value in wanted.items() if facts.get(key) != value
+            ]
+            tables = {"weight.quant_map": self.scheme.table}
+            if self.scheme.double:
+                tables["weight.nested_quant_map"] = self.scheme.nested_table
+                tensors["nested_absmax"] = state["weight.nested_absmax"]
+                tensors["offset"] = torch.tensor(facts["nested_offset"], device=state["weight"].device)
+            problems += [
+                f"{name} holds other values" for name, table in tables.items() if not _equal(state[name], table)
+            ]
+        else:
+            shape = tuple(state["weight"].shape)
+            problems = [f"the codes' shape is {shape}, not {self.shape}"] if shape != self.shape else []
+        raise_all([f"these tensors are not of {self.scheme!r}: {problem}" for problem in problems])
         self.fill_(tensors)
+
+
+def _equal(found: Tensor, table: Tensor) -> bool:
+    return found.is_meta or torch.equal(found.cpu().float(), table)
 
 
 class FrozenProduct(torch.autograd.Function):
     """x · Wᵀ + bias, where W is dequantised in forward and again in backward: nothing of W's size is kept between."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, scheme: Scheme, shape: tuple[int, int], *stored: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(*stored)
-        ctx.scheme, ctx.shape, ctx.dtype = scheme, shape, x.dtype
+    def forward(x: Tensor, bias: Tensor | None, scheme: Scheme, shape: tuple[int, int], *stored: Tensor) -> Tensor:
         tensors = dict(zip(TENSORS, stored, strict=False))
         return F.linear(x, scheme.dequantize(tensors, shape, x.dtype), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.scheme, ctx.shape, *stored = inputs
+        ctx.save_for_backward(*stored)
+        ctx.dtype = x.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,5 +205,5 @@ class FrozenProduct(torch.autograd.Function):
             tensors = dict(zip(TENSORS, stored, strict=False))
             grad_x = grad @ ctx.scheme.dequantize(tensors, ctx.shape, ctx.dtype)
         if needs[1]:
-            grad_bias = grad.flatten(0, -2).sum(0)
+            grad_bias = grad.reshape(-1, ctx.shape[0]).sum(0)
         return grad_x, grad_bias, None, None, *(None for _ in stored)

@@ -34,7 +34,14 @@ class Filler:
     """A masked language model, with or without an adapter, that fills the masks of rows."""
 
     def __init__(
-        self, adapter: str | None, model: str | None, other_base: bool, top: int, label: str | None, weight: float
+        self,
+        adapter: str | None,
+        model: str | None,
+        other_base: bool,
+        top: int,
+        label: str | None,
+        weight: float,
+        quantize: str | None = None,
     ) -> None:
         from deltatune.training.session import open_adapter, open_host
 
@@ -44,10 +51,10 @@ class Filler:
             raise DeltatuneError(f"--weight {weight:g} is an adapter's, and there is none")
         self.host: Host
         if adapter is None:
-            self.host, self.tokenizer = open_host(str(model), "mask")
+            self.host, self.tokenizer = open_host(str(model), "mask", quantize=quantize)
             self.name, self.text = None, "text"
         else:
-            session = open_adapter(adapter, model, other_base)
+            session = open_adapter(adapter, model, other_base, quantize=quantize)
             if session.task.loads != "mask":
                 raise DeltatuneError(
                     f"--task fill: {adapter} was trained for {session.task.name}, which has no words to fill in; it "

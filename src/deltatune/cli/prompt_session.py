@@ -65,6 +65,8 @@ class PromptChoice:
     server: ServerOptions | None
     source: str | None = None
     """Labelled rows that are named for the prompt alone."""
+    quantize: str | None = None
+    """How the linear maps of a model on this machine are stored."""
 
     @property
     def given(self) -> list[str]:
@@ -210,7 +212,7 @@ def _on_this_machine(
     if model is None:
         raise DeltatuneError("--model is needed: the model that reads the prompt; or a server, with --url and --name")
     own = {} if choice.max_length is None else {"max_length": choice.max_length}
-    session = open_prompt_session(model, data, own)
+    session = open_prompt_session(model, data, own, quantize=choice.quantize)
     method.check_task(session.task)
     fitted, cost = find_prompt(
         session, method, PromptRows(data.train, data.validation), Settings(seed=choice.seed), options
@@ -240,6 +242,8 @@ def _on_server(
         *([f"--url is for a model on a server, --model {model} for one here: give one of the two"] if model else []),
         *(["--save: a prompt is stored with the model that reads it; choose a model here with --model"]
           if choice.save else []),
+        *([f"--quantize {choice.quantize}: a server's model is stored as it is; leave it out"]
+          if choice.quantize else []),
         *(["--max-length: a server makes its own tokens; leave it out"] if choice.max_length else []),
         *(f"--omit {name}: the fields of a request are {', '.join(REQUEST_FIELDS)}" for name in unknown),
     ])  # fmt: skip

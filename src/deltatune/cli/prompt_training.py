@@ -58,6 +58,7 @@ def train_prompt(
     out: Path | None,
     force: bool,
     refused: Mapping[str, Any],
+    quantize: str | None = None,
 ) -> None:
     """Find or train a prompt, score it and print it. `data` are all rows, `drawn` those of --shots.
 
@@ -81,8 +82,8 @@ def train_prompt(
     more = read_unlabelled(unlabelled, drawn)
     if method.reads_unlabelled and drawn is not data:
         more += unlabelled_rows(data, drawn)
-    ready = prepare(PromptJob(model, drawn, method, budget, options, more, task, settings))
-    folder = out or run_folder.default_folder(drawn.name, repr(ready.method))
+    ready = prepare(PromptJob(model, drawn, method, budget, options, more, task, settings, quantize))
+    folder = out or run_folder.default_folder(drawn.name, repr(ready.method), ready.session.quantize)
     record = record_of(ready, source)
     with FolderLock(folder):
         before = run_folder.open_run(folder, record, force)

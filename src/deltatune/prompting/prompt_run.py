@@ -49,6 +49,8 @@ class PromptJob:
     task: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the task that are set; the others are inferred from the data."""
     settings: Settings = field(default_factory=Settings)
+    quantize: str | None = None
+    """How the base's linear maps are stored, such as nf4; None: as they were published."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ def as_prompting(method: str | Method) -> PromptMethod:
 
 
 def open_prompt_session(
-    model: str, data: Data, task: Mapping[str, Any] | None = None, precision: str = "auto", mixture: bool = False
+    model: str,
+    data: Data,
+    task: Mapping[str, Any] | None = None,
+    precision: str = "auto",
+    mixture: bool = False,
+    quantize: str | None = None,
 ) -> Session:
     """The model with its language-model head, and the task of the data; no adapter is attached yet.
 
@@ -83,7 +90,7 @@ def open_prompt_session(
     if isinstance(data, MixtureData) and not mixture:
         raise DeltatuneError(f"a prompt is for a single data set; this is a mixture of {', '.join(parts)}")
     classes = all(part.kind == "classes" for part in parts.values())
-    session = open_session(model, data, task, precision=precision, loads="words" if classes else "")
+    session = open_session(model, data, task, precision=precision, loads="words" if classes else "", quantize=quantize)
     return session if (task or {}).get("max_length") else session.limited(session.positions)
 
 
@@ -95,7 +102,9 @@ def prepare(job: PromptJob) -> PreparedPrompt:
             f"{method!r} learns from labelled rows only; leave the unlabelled rows out, or choose a method that reads "
             "them, such as PET()"
         )
-    session = open_prompt_session(job.model, job.data, job.task, settings.precision, method.reads_mixtures)
+    session = open_prompt_session(
+        job.model, job.data, job.task, settings.precision, method.reads_mixtures, job.quantize
+    )
     method.check_task(session.task)
     if job.budget is not None:
         method = _within(session, method, job.budget)

@@ -36,9 +36,10 @@ MAX_NAME = 60
 """Maximum number of characters of data and method in a folder's name."""
 
 
-def default_folder(data: str, method: str) -> Path:
-    """`runs/train-<data>-<method>`."""
-    name = re.sub(r"[^a-z0-9.]+", "-", f"{data}-{method}".lower()).strip("-.")
+def default_folder(data: str, method: str, quantize: str | None = None) -> Path:
+    """`runs/train-<data>-<method>`, with `nf4` between them for a base that is quantised so."""
+    parts = [data, *([] if quantize is None else [quantize]), method]
+    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-.")
     return Path("runs") / f"train-{name[:MAX_NAME].rstrip('-.')}"
 
 

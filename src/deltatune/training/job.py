@@ -62,6 +62,9 @@ class Job:
     """Whether the head of that adapter gets an output for each label that it does not know."""
     source: str = ""
     """The data as the user named them."""
+    quantize: str | None = None
+    """How the base's linear maps are stored, such as nf4; None: as they were published, or as the adapter's base was
+    that training starts from."""
 
     @property
     def method_text(self) -> str:
@@ -110,7 +113,9 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
 def _new_adapter(job: Job, check: Check | None) -> tuple[Session, list[str]]:
     """The model with a new adapter attached, and notes."""
     parse_tuning(job.method_text)
-    session = open_session(job.model, job.data, job.task, job.head, job.objective, job.settings.precision)
+    session = open_session(
+        job.model, job.data, job.task, job.head, job.objective, job.settings.precision, quantize=job.quantize
+    )
     method = session.fit(job.method_text, job.budget)
     head = session.make_head(job.settings.seed)
     notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
@@ -126,7 +131,7 @@ def _continued_adapter(job: Job, start: Start, check: Check | None) -> tuple[Ses
         raise DeltatuneError(f"an objective trains a new adapter; leave out the adapter to start from, {start.path}")
     session = open_continued(
         start, job.data, model=job.model or None, method=job.method, task=job.task, head=job.head,
-        precision=job.settings.precision, new_labels=job.new_labels, seed=job.settings.seed,
+        precision=job.settings.precision, new_labels=job.new_labels, seed=job.settings.seed, quantize=job.quantize,
     )  # fmt: skip
     adapter = session.adapter
     return session, [*session.notes, *(check(adapter.method, session.host, adapter.head) if check else [])]
@@ -172,7 +177,7 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
     metrics = {
         "validation": outcome.evaluations[-1][1],
         **{split: session.score(rows) for split, rows in encoded.items() if split not in ("train", "validation")},
-        "training": _facts(outcome, encoded),
+        "training": {**_facts(outcome, encoded), "base_bytes": session.host.base_bytes},
         **before,
     }
     for data, scores in zip(ready.earlier, metrics.get("earlier", ()), strict=True):

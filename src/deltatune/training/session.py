@@ -16,7 +16,7 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
-from deltatune.core.quantization.schemes import read_scheme
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.core.registry import parse
 from deltatune.data import Data
 from deltatune.models.hardware import best_device
@@ -150,9 +150,12 @@ class Session:
         return self.task.score(self.predict(encoded), encoded.references)
 
     def base_record(self) -> dict[str, str]:
-        """Fingerprints of the base and the tokenizer: another model may come to have the same name."""
+        """Fingerprints of the base and the tokenizer, and how the base is quantised: another model may come to have the
+        same name."""
         base = base_identity(self.host)
-        return {**{key: base[key] for key in ("shapes", "content")}, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
+        stored = {"quantized": ", ".join(base["quantized"])} if "quantized" in base else {}
+        fingerprints = {key: base[key] for key in ("shapes", "content")}
+        return {**fingerprints, **stored, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's folder holds so that `open_adapter` can open it without further options."""
@@ -204,7 +207,7 @@ def open_session(
         check_task_fields(data, fields)
     needed = {kind.loads for kind in kinds}
     own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
-    quantize = None if (scheme := read_scheme(quantize)) is None else scheme.text
+    quantize = scheme_text(quantize)
     host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), quantize)
     head = head if rows else {}
     if objective is not None:
@@ -251,8 +254,13 @@ def open_adapter(
     task = with_fields(stored, fields or {}) if part is None else stored
     trained_on = str(extra.get("model") or config["base"].get("name"))
     pooler = reads_pooler((config.get("head") or {}).get("config"))
-    scheme = read_scheme(extra.get("quantize") if quantize is None else quantize)
-    stored_as = None if scheme is None else scheme.text
+    trained_as = scheme_text(extra.get("quantize"))
+    stored_as = trained_as if quantize is None else scheme_text(quantize)
+    if stored_as != trained_as and not other_base:
+        raise DeltatuneError(
+            f"{path} was trained on a base {stored_text(trained_as)}, and {stored_text(stored_as)} it is another one: "
+            "leave --quantize out, or accept that with --other-base (other_base=True)"
+        )
     try:
         host, tokenizer = open_host(
             model or trained_on, "words" if extra.get("loads") == "words" else task.loads, pooler, stored_as
@@ -271,6 +279,11 @@ def open_adapter(
         return session
     session = session.for_part(part)
     return replace(session, task=with_fields(session.task, fields or {}))
+
+
+def stored_text(scheme: str | None) -> str:
+    """How a base is stored, in a sentence: `in nf4`, `without quantisation`."""
+    return "without quantisation" if scheme is None else f"in {scheme}"
 
 
 def with_fields(task: Task, fields: Mapping[str, Any]) -> Task:

@@ -27,8 +27,9 @@ from deltatune.cli.options import (
     Prompt,
     option,
 )
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.error_screen import Interrupted
-from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
+from deltatune.cli.ui.screen import base_text, facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, rate, score
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder
@@ -55,6 +56,7 @@ def continual(
         ),
     ],
     model: Model = "builtin",
+    quantize: Quantize = None,
     limit: Limit = None,
     max_length: MaxLength = None,
     prompt: Prompt = None,
@@ -110,6 +112,7 @@ def continual(
         settings=settings,
         task=fields,
         out=out,
+        quantize=quantize,
     )
     with FolderLock(plan.out):
         introduce(plan, quiet=as_json)
@@ -163,7 +166,7 @@ def introduce(plan: ContinualPlan, quiet: bool) -> None:
         f"{method!r} (learning rate {rate(plan.settings_of(method, 0).peak_rate)})" for method in plan.methods
     )
     pairs += [
-        ("model", f"{plan.session.model}: {plan.session.host.sites.facts.architecture}"),
+        ("model", base_text(plan.session.model, plan.session.host)),
         ("methods", rates),
         ("trainings", f"{plan.trainings}: {', '.join(plan.modes)}; {plural(len(plan.seeds), 'seed')}"),
         ("folder", str(plan.out)),

@@ -42,6 +42,7 @@ from deltatune.cli.prompt_options import (
     Words,
 )
 from deltatune.cli.prompt_session import OpenedPrompt, PromptChoice, opened_prompt, server_options
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.scored_rows import GROUPS_SHOWN, groups_table, overlap_notes, rows_of, scored
 from deltatune.cli.task_options import MetricModel, Positive
 from deltatune.cli.ui.screen import (
@@ -99,6 +100,7 @@ def evaluate(
     metric_model: MetricModel = None,
     model: OtherModel = None,
     other_base: OtherBase = False,
+    quantize: AdapterQuantize = None,
     fields: InferenceFields = None,
     weight: Weight = 1.0,
     batch_size: Annotated[int, option("--batch-size", panel=DATA, metavar="ROWS", help="Rows of a batch.", min=1)] = 64,
@@ -140,14 +142,16 @@ def evaluate(
         **set_values({"metric": metric, "positive": positive, "metric_model": metric_model}),
     }
     server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
-    choice = PromptChoice(method, template, words, describe, text, label, task, max_length, seed, save, server)
+    choice = PromptChoice(
+        method, template, words, describe, text, label, task, max_length, seed, save, server, None, quantize
+    )
     refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
     if choice.names_prompt(adapter, refused):
         source = one_source(data)
         with opened_prompt(choice, model, source, chosen) as prompt:
             score_rows(prompt.session, source, split, by, batch_size, as_json, prompt=prompt)
         return
-    session = open_adapter(str(adapter), model, other_base, chosen, part).weighted(weight)
+    session = open_adapter(str(adapter), model, other_base, chosen, part, quantize).weighted(weight)
     if part is None and session.task.label_kind == "mixture":
         evaluate_parts(session, data, split, by, batch_size, as_json, {"adapter": adapter, "weight": weight})
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import ADAPTER, DATA, OUTPUT, SETTINGS, TRAINING, Json, OtherBase, option
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import Bar
@@ -48,6 +49,7 @@ def facts(
     limit: Annotated[int | None, _study("--limit", "limit", DATA, "ROWS", min=1)] = None,
     adapter: Annotated[str | None, ADAPTER] = None,
     other_base: OtherBase = False,
+    quantize: AdapterQuantize = None,
     template: Annotated[
         list[str] | None,
         option(
@@ -115,8 +117,9 @@ def facts(
 
     settings = replace(PUBLISHED, epochs=epochs, learning_rate=lr, batch_size=batch_size, seed=seed)
     study = FactStudy(
-        model, data, tuple(relation or ()), subject, object, limit, adapter, other_base, tuple(template or ()),
-        templates, candidates, tuple(dict.fromkeys((1, *(top or (10,))))), tuple(optimise or ()), from_wording, train,
+        model, data, tuple(relation or ()), subject, object, limit, adapter, other_base, quantize,
+        tuple(template or ()), templates, candidates, tuple(dict.fromkeys((1, *(top or (10,))))),
+        tuple(optimise or ()), from_wording, train,
         settings, over, prompts, force,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     try:

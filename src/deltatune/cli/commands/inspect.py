@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltatune.cli.options import OUTPUT, Json, OtherBase, OtherModel, option
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.screen import facts, print_json, say, show, table
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.run_folder import find_adapter
@@ -39,6 +40,7 @@ def inspect(
     ],
     model: OtherModel = None,
     other_base: OtherBase = False,
+    quantize: AdapterQuantize = None,
     base: Annotated[
         bool,
         option("--base/--no-base", panel=OUTPUT, help="Read the base's weights, which relative norms need."),
@@ -66,7 +68,7 @@ def inspect(
         )
     folders = [find_adapter(folder) for folder in adapters]
     names = dict(zip(_names(folders), folders, strict=True))
-    changes, note = _changes(names, model, other_base, base)
+    changes, note = _changes(names, model, other_base, base, quantize)
     analysis = analyse(names, changes, top)
     analysis["note"] = note
     if plot is not None:
@@ -143,7 +145,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _changes(
-    names: dict[str, Path], model: str | None, other_base: bool, base: bool
+    names: dict[str, Path], model: str | None, other_base: bool, base: bool, quantize: str | None
 ) -> tuple[dict[str, list[Change]], str | None]:
     """The changes of every adapter, with the base if it can be loaded, and a note if it cannot."""
     from deltatune.store.arithmetic.adapter_analysis import changes_in, changes_of
@@ -151,7 +153,7 @@ def _changes(
     note = "the base was not read: norms are absolute"
     if base:
         try:
-            host = _host(next(iter(names.values())), model)
+            host = _host(next(iter(names.values())), model, quantize)
         except DeltatuneError as error:
             if model is not None:
                 raise
@@ -163,7 +165,7 @@ def _changes(
     return {name: changes_in(folder, name) for name, folder in names.items()}, note
 
 
-def _host(folder: Path, model: str | None) -> Any:
+def _host(folder: Path, model: str | None, quantize: str | None) -> Any:
     """A host around the model that an adapter was trained on, without a tokenizer's help."""
     from deltatune.core.adapter_formats import format_of
     from deltatune.store import adapter_folder
@@ -174,11 +176,12 @@ def _host(folder: Path, model: str | None) -> Any:
     if not adapter_folder.knows(folder):
         if model is None:
             raise DeltatuneError(f"{folder} is an adapter of another library; --model says which model it is for")
-        return open_host(model)[0]
+        return open_host(model, quantize=quantize)[0]
     config = adapter_folder.read_config(folder)
     extra = config.get("extra") or {}
     loads = task_from_json(extra["task"]).loads if "task" in extra else "row"
-    return open_host(model or str(extra.get("model") or config["base"].get("name")), loads)[0]
+    stored_as = extra.get("quantize") if quantize is None else quantize
+    return open_host(model or str(extra.get("model") or config["base"].get("name")), loads, quantize=stored_as)[0]
 
 
 def _show(analysis: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.options import BUDGET, DATA, METHOD, OUTPUT, TRAINING, Json, Model, Precision, one_of, option
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import Bar
-from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, table, width_of
+from deltatune.cli.ui.screen import base_text, console, facts, plural, print_json, say, show, table, width_of
 from deltatune.comparison.report.number_format import MISSING, count, seconds
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ LABELS = {"bare": "bare model", "unmerged": "", "merged": ", merged"}
 
 def latency(
     model: Model = "builtin",
+    quantize: Quantize = None,
     methods: Annotated[
         list[str] | None,
         option(
@@ -104,7 +106,7 @@ def latency(
         from deltatune.store.atomic_files import make_folder, write_json
 
         make_folder(out)
-    benchmark = LatencyBenchmark(model, methods or (), grid, budget)
+    benchmark = LatencyBenchmark(model, methods or (), grid, budget, quantize)
     _introduce(benchmark, quiet=as_json)
     with _Progress() as progress:
         result = benchmark.measure(progress)
@@ -131,10 +133,10 @@ class _Progress(Bar):
 
 def _introduce(benchmark: LatencyBenchmark, quiet: bool) -> None:
     """Print what is measured and how long it takes, before it begins."""
-    sites, cells = benchmark.host.sites, len(benchmark.cells)
+    cells = len(benchmark.cells)
     repeats, variants = benchmark.grid.repeats, len(benchmark.variants)
     pairs = [
-        ("model", f"{sites.facts.architecture} ({benchmark.model}): {count(sites.base_params)} parameters"),
+        ("model", base_text(benchmark.model, benchmark.host)),
         ("grid", f"{_list(sorted(benchmark.grid.batches))} rows × {_list(benchmark.lengths)} tokens"),
         ("time", f"about {seconds(benchmark.estimate())}: {count(repeats * variants * cells)} forward passes"),
     ]

@@ -47,6 +47,7 @@ from deltatune.cli.prompt_options import (
     Words,
 )
 from deltatune.cli.prompt_session import PromptChoice, opened_prompt, server_options
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
 from deltatune.cli.ui.screen import long_texts
@@ -100,6 +101,7 @@ def predict(
         ),
     ] = None,
     other_base: OtherBase = False,
+    quantize: AdapterQuantize = None,
     part: Part = None,
     fields: InferenceFields = None,
     weight: Weight = 1.0,
@@ -172,7 +174,19 @@ def predict(
     server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
     column = None if adapter or task else label  # with --task fill it is the column of words
     choice = PromptChoice(
-        method, template, words, describe, text, column, None, max_length, seed, save, server, source=data
+        method,
+        template,
+        words,
+        describe,
+        text,
+        column,
+        None,
+        max_length,
+        seed,
+        save,
+        server,
+        source=data,
+        quantize=quantize,
     )
     refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
     prompted = task is None and choice.names_prompt(adapter, refused)
@@ -191,7 +205,7 @@ def predict(
     filler, task_of_adapter, prompt = None, None, None
     stack = ExitStack()
     if task == FILL:
-        filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight)
+        filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight, quantize)
         answer, columns, every = filler.write, [filler.text], True
     else:
         session: Session | ServerSession
@@ -199,7 +213,8 @@ def predict(
             prompt = stack.enter_context(opened_prompt(choice, model, data, read_fields(fields)))
             session = prompt.session
         else:
-            session = open_adapter(str(adapter), model, other_base, read_fields(fields), part).weighted(weight)
+            session = open_adapter(str(adapter), model, other_base, read_fields(fields), part, quantize)
+            session = session.weighted(weight)
         check_single(session.task)
         answer, columns = partial(write, session), list(session.task.text)
         task_of_adapter = session.task

@@ -23,6 +23,7 @@ from deltatune.cli.options import (
     option,
     read_fields,
 )
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.screen import say, show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.store import run_folder
@@ -51,6 +52,7 @@ def pretrain(
         str | None, option("--text", panel=DATA, metavar="COLUMN", help="The text column. Default: inferred.")
     ] = None,
     limit: Limit = None,
+    quantize: Quantize = None,
     objective: Annotated[
         str, option("--objective", panel=METHOD, metavar="KIND", help=f"Pretraining objective: {OBJECTIVES}.")
     ] = "mlm",
@@ -111,7 +113,7 @@ def pretrain(
     )  # fmt: skip
     with FolderLock(folder):
         start = initial_model(model, config, tokenizer, task, method, folder, seed, force)
-        ready = prepare(Job(start, dataset, method, settings=settings, objective=task))
+        ready = prepare(Job(start, dataset, method, settings=settings, objective=task, quantize=quantize))
         record = record_of(ready, data)
         run = folder / "run"
         before = run_folder.open_run(run, record, force)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltatune.cli.options import OUTPUT, OtherBase, option
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, fields_of
 from deltatune.cli.ui.live import Bar, time_left
@@ -54,6 +55,7 @@ def self_instruct(
         option("--adapter", "-a", panel=GENERATOR, metavar="FOLDER", help="Adapter for the local model, from train."),
     ] = None,
     other_base: OtherBase = False,
+    quantize: AdapterQuantize = None,
     url: Annotated[str | None, _server("url", "URL")] = None,
     name: Annotated[
         str | None, option("--name", panel=GENERATOR, metavar="NAME", help="Name of the model on the server.")
@@ -126,14 +128,14 @@ def self_instruct(
         "rounds": rounds,
         "seed": seed,
     }
-    _check_generator(model, adapter, url, name, key, omit)
+    _check_generator(model, adapter, url, name, key, omit, quantize)
     from deltatune.data import read_rows
     from deltatune.prompting import OpenAICompatible, SelfInstruct, generate_instructions
 
     settings, rows = SelfInstruct(**fields), read_rows(seeds)  # type: ignore[arg-type]
     endpoint: Endpoint
     if url is None:
-        endpoint = _local_model(model, adapter, other_base, form or "plain", batch_size)
+        endpoint = _local_model(model, adapter, other_base, form or "plain", batch_size, quantize)
     else:
         sent = tuple(field for field in REQUEST_FIELDS if field not in (omit or ()))
         prompt_form: Any = form or "chat"
@@ -153,7 +155,13 @@ def self_instruct(
 
 
 def _check_generator(
-    model: str | None, adapter: str | None, url: str | None, name: str | None, key: str | None, omit: Any
+    model: str | None,
+    adapter: str | None,
+    url: str | None,
+    name: str | None,
+    key: str | None,
+    omit: Any,
+    quantize: str | None,
 ) -> None:
     """Raise DeltatuneError unless the options name one generator model."""
     problems = []
@@ -161,6 +169,8 @@ def _check_generator(
         problems.append("name a model: --model or --adapter for a local one, --url and --name for one on a server")
     if url is not None and (model is not None or adapter is not None):
         problems.append("--url is for a model on a server, --model and --adapter for a local one: give one of the two")
+    if url is not None and quantize is not None:
+        problems.append(f"--quantize {quantize}: a server's model is stored as it is; leave it out")
     if url is not None and name is None:
         problems.append("--url needs --name, the name of the model on the server")
     if url is None:
@@ -171,15 +181,17 @@ def _check_generator(
     raise_all(problems)
 
 
-def _local_model(model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int) -> Endpoint:
+def _local_model(
+    model: str | None, adapter: str | None, other_base: bool, form: Any, batch_size: int, quantize: str | None
+) -> Endpoint:
     """The endpoint for a local model, with or without an adapter."""
     from deltatune.prompting import LocalModel
     from deltatune.training.session import open_adapter, open_host
 
     if adapter is None:
-        host, tokenizer = open_host(str(model), "text")
+        host, tokenizer = open_host(str(model), "text", quantize=quantize)
         return LocalModel(host, tokenizer, form, batch_size, label=str(model))
-    session = open_adapter(adapter, model, other_base)
+    session = open_adapter(adapter, model, other_base, quantize=quantize)
     if session.task.answers != "text":
         raise DeltatuneError(
             f"{adapter} predicts labels and cannot generate text; use an adapter trained with --task generate or lm"

@@ -48,6 +48,7 @@ from deltatune.cli.options import (
     set_values,
 )
 from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
 from deltatune.cli.ui.screen import show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
@@ -118,6 +119,7 @@ def train(
         ),
     ] = None,
     data: Sources = None,
+    quantize: Quantize = None,
     task: Kind = None,
     text: Text = None,
     label: Label = None,
@@ -215,6 +217,7 @@ def train(
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
       deltatune train --data reviews.csv --lr auto
+      deltatune train --model gpt2-xl --task generate --data chats.jsonl --quantize nf4
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
       deltatune train --model bert-base-uncased --data train.csv --method "PET()" --shots 16
       deltatune train --model bert-base-uncased --data train.csv --template "{text} It was {mask}."
@@ -264,16 +267,17 @@ def train(
         train_prompt(
             prompting, model or "builtin", every, dataset,
             prompts={"template": template, "words": words, "describe": describe}, unlabelled=unlabelled, budget=budget,
-            task=set_values(fields), settings=settings, source=source, out=out, force=force,
+            task=set_values(fields), settings=settings, source=source, out=out, force=force, quantize=quantize,
             refused={f"--pooling {pooling}": pooling, "--dense": dense, f"--export-for {export_for}": export_for},
         )  # fmt: skip
         return
     job = Job(
         model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
-        settings, start=None if start is None else origin, new_labels=new_labels, source=source,
+        settings, start=None if start is None else origin, new_labels=new_labels, source=source, quantize=quantize,
     )  # fmt: skip
     ready = prepare(job, partial(check_export, export_for))
-    folder = out or run_folder.default_folder(ready.data.name, repr(ready.session.adapter.method))
+    session = ready.session
+    folder = out or run_folder.default_folder(ready.data.name, repr(session.adapter.method), session.quantize)
     if ready.start is not None:
         ready.start.check_apart(folder)
     record = record_of(ready, source)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatune.cli.task_options import with_marked_columns
 from deltatune.cli.ui.comparison_live import adds_tokens, results
-from deltatune.cli.ui.screen import console, facts, plural, say, show, truncation_notes
+from deltatune.cli.ui.screen import base_text, console, facts, plural, say, show, truncation_notes
 from deltatune.comparison.report.number_format import count, rate, score
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def introduce(plan: Plan, quiet: bool) -> None:
     from deltatune.data import remarks
 
     data, session, settings = plan.data, plan.session, plan.settings
-    sites = session.host.sites
     splits = ", ".join(f"{count(len(rows))} {split}" for split, rows in data.splits().items())
     length = plural(settings.max_steps or settings.epochs, "step" if settings.max_steps else "epoch")
     names = [_named(asked, sizes) for asked, sizes in plan.contestants.items()]
@@ -42,7 +41,7 @@ def introduce(plan: Plan, quiet: bool) -> None:
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),
-        ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters"),
+        ("model", base_text(session.model, session.host)),
         ("budget", f"{plan.budget.text}: {count(plan.budget.params)} parameters" if plan.budget else "as written"),
         ("methods", ", ".join(names) + starred),
         ("runs", f"{_runs(plan)}, {length} a run"),

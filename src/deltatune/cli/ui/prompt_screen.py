@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
-from deltatune.cli.ui.screen import facts, long_texts, plural, say, scores_table, show
+from deltatune.cli.ui.screen import base_text, facts, long_texts, plural, say, scores_table, show
 from deltatune.cli.ui.training_screen import example_file
 from deltatune.comparison.report.number_format import clip, count, rate, score, seconds
 from deltatune.comparison.results.recommend import percent
@@ -35,7 +35,7 @@ def introduce_prompt(ready: PreparedPrompt, folder: Path) -> None:
     pairs = [
         ("data", f"{data.origin}: {', '.join(splits)} rows"),
         ("task", session.task.describe()),
-        ("model", f"{session.model}: {sites.facts.architecture}, {count(sites.base_params)} parameters, frozen"),
+        ("model", base_text(session.model, session.host)),
         ("method", repr(method)),
     ]
     if method.inner is not None:

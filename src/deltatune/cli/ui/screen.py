@@ -12,10 +12,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deltatune.comparison.report.number_format import score
+from deltatune.comparison.report.number_format import count, score, size
 from deltatune.core.input_validation.strict_json import dumps
 
 if TYPE_CHECKING:
+    from deltatune.core.host import Host
     from deltatune.tasks import Encoded, Task
 
 
@@ -159,3 +160,13 @@ def metric_headers(task: Task, names: Sequence[str]) -> list[str]:
 def width_of(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], gap: int = 2) -> int:
     """Width of a table of which no column is cut, in characters."""
     return sum(max(len(cell) for cell in cells) + gap for cells in zip(columns, *rows, strict=True))
+
+
+def base_text(model: str, host: Host) -> str:
+    """A base in a line: its name, class, parameters and bytes, and what its linear maps are quantised to."""
+    from deltatune.store.fingerprint import quantizations
+
+    labels = quantizations(host)
+    stored = f", linear maps in {', '.join(labels)}" if labels else ""
+    facts = host.sites.facts.architecture, f"{count(host.sites.base_params)} parameters", size(host.base_bytes)
+    return f"{model}: {', '.join(facts)}{stored}"

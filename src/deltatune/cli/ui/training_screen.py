@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deltatune.cli.task_options import with_marked_columns
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
-from deltatune.cli.ui.screen import facts, plural, say, scores_table, show, truncation_notes
+from deltatune.cli.ui.screen import base_text, facts, plural, say, scores_table, show, truncation_notes
 from deltatune.comparison.report.number_format import count, rate, seconds, size
 from deltatune.comparison.results.recommend import percent
 from deltatune.store import run_folder
@@ -35,7 +35,7 @@ def introduce(ready: Prepared, folder: Path) -> None:
     pairs = [
         ("data", f"{data.origin}: {splits} rows"),
         ("task", session.task.describe()),
-        ("model", f"{session.model}: {host.sites.facts.architecture}, {count(base)} parameters, frozen"),
+        ("model", base_text(session.model, host)),
         ("method", repr(adapter.method)),
         ("trained", f"{count(adapter.count)} parameters ({share})" + (f" and a head of {count(head)}" if head else "")),
         (

@@ -91,10 +91,12 @@ def make_plan(
     settings: Settings | None = None,
     task: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    quantize: str | None = None,
 ) -> ContinualPlan:
     """Load the model, try every method and encode the data, so that a mistake shows before the first training.
 
-    `data` holds the tasks in order; `task` sets fields of the mixture and its parts. Raises DeltatuneError listing
+    `data` holds the tasks in order; `task` sets fields of the mixture and its parts, `quantize` how the
+    base is stored. Raises DeltatuneError listing
     every method that cannot learn these tasks.
     """
     settings = settings or Settings()
@@ -104,7 +106,7 @@ def make_plan(
     problems += [f"seeds must be at least 1, not {seeds}"] if seeds < 1 else []
     problems += ["packing is for a single task; leave it out"] if settings.packing else []
     raise_all(problems)
-    session = open_session(model, data, task, precision=settings.precision)
+    session = open_session(model, data, task, precision=settings.precision, quantize=quantize)
     chosen: list[Method] = []
     free: list[int] = []
     for text in methods:

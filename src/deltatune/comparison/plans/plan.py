@@ -165,7 +165,6 @@ class Plan:
             "settings": settings,
             "schedule_version": self.settings.schedule_version(),
             **({} if self.together == "off" else {"together": self.together}),
-            **({} if self.session.quantize is None else {"quantize": self.session.quantize}),
             **self._lower_layers(method),
             **drawn,
         }

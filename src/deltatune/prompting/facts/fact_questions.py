@@ -41,6 +41,9 @@ class FactStudy:
     """An adapter that acts on the model."""
     other_base: bool = False
     """Load the adapter onto a base whose weights differ from those at training."""
+    quantize: str | None = None
+    """How the model's linear maps are stored, such as nf4. Default: as they were published, or when the adapter was
+    trained."""
     wordings: tuple[str, ...] = ()
     """Wordings of one relation."""
     templates: str | None = None

@@ -15,6 +15,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.core.method import Method
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.prompting.facts.fact_questions import FactStudy, OpenedFacts, open_facts
 from deltatune.prompting.facts.fact_ranks import WordingRanks, rank_objects
 from deltatune.prompting.facts.fact_report import fact_report
@@ -99,20 +100,21 @@ class _Asked:
         self.own: FactCompletion | None = None
         """The task that it was trained for, if that is to complete facts."""
         if study.adapter is None:
-            self.model = str(study.model)
-            self.host, self.tokenizer = open_host(self.model, "words")
+            self.model, self.quantize = str(study.model), scheme_text(study.quantize)
+            self.host, self.tokenizer = open_host(self.model, "words", quantize=self.quantize)
         else:
             self._open_adapter(study.adapter)
         self.wordings = self._readable()
 
     def _open_adapter(self, folder: str) -> None:
-        session = open_adapter(folder, self.study.model, self.study.other_base)
+        session = open_adapter(folder, self.study.model, self.study.other_base, quantize=self.study.quantize)
         if session.task.loads not in ("words", "mask", "text"):
             raise DeltatuneError(
                 f"{folder} was trained for {session.task.name}, on a model without a language-model head; facts are "
                 "asked of adapters that were trained on words"
             )
         self.model, self.host, self.tokenizer, self.name = session.model, session.host, session.tokenizer, session.name
+        self.quantize = session.quantize
         if isinstance(session.task, FactCompletion):
             self.own = session.task
             relations = self.opened.scored.relations
@@ -206,7 +208,7 @@ class _Asked:
         try:
             session, facts = train_prompt(
                 self.host, self.tokenizer, self.model, task, method, rows, validation, study.settings, folder,
-                study.force,
+                study.force, self.quantize,
             )  # fmt: skip
             ranks = rank_objects(
                 self.host, self.tokenizer, task, opened.scored.relations[relation], name=session.name,

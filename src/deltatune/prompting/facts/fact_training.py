@@ -77,16 +77,18 @@ def train_prompt(
     settings: Settings = SETTINGS,
     folder: Path | None = None,
     force: bool = False,
+    quantize: str | None = None,
 ) -> tuple[Session, dict[str, Any]]:
     """Train a method on the facts of one relation, in the task's wording; the adapter `NAME` is then on the host.
 
     Returns the session and the facts of the training: parameters, steps, cost, scores of the validation rows. Rows
     whose object is not one token are left out. With a folder, the adapter is saved there with its scores, and the same
-    call loads it again instead of training. Raises DeltatuneError where no row is left to train on.
+    call loads it again instead of training. `quantize` says how the host's base is stored. Raises DeltatuneError where
+    no row is left to train on.
     """
     if NAME in host.adapters:
         host.detach(NAME)
-    session = Session(model, host, tokenizer, task, precision=settings.precision, name=NAME)
+    session = Session(model, host, tokenizer, task, precision=settings.precision, name=NAME, quantize=quantize)
     fitted = session.fit(method)
     session.attach(fitted, settings.seed, False)
     encoded, problems = {}, Counter[str]()

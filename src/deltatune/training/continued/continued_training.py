@@ -133,19 +133,21 @@ def open_continued(
     precision: str = "auto",
     new_labels: bool = False,
     seed: int = 0,
+    quantize: str | None = None,
 ) -> Session:
     """Open the adapter on its model for the new data, ready to be trained.
 
     `method` and `head`, if given, must be the adapter's. `task` may set a metric, max_length and what may change after
     training. `new_labels` adds an output to the head for each label that it does not know. For an adapter of another
-    library the task is inferred from the data and the head is new. Raises DeltatuneError listing what does not fit.
+    library the task is inferred from the data and the head is new; its base is stored as `quantize` says, while that of
+    an adapter of ours is stored as it was at training. Raises DeltatuneError listing what does not fit.
     """
     fields = {name: value for name, value in (task or {}).items() if value is not None}
     known = start.task
     session = (
-        open_unknown(start.path, data, model, method, fields, head or {}, precision, seed)
+        open_unknown(start.path, data, model, method, fields, head or {}, precision, seed, quantize)
         if known is None
-        else _open_known(start, known, data, model, fields, head or {}, new_labels, seed)
+        else _open_known(start, known, data, model, fields, head or {}, new_labels, seed, quantize)
     )
     if method is not None:
         _check_method(session, method, start.path)
@@ -215,6 +217,7 @@ def _open_known(
     head: Mapping[str, Any],
     new_labels: bool,
     seed: int,
+    quantize: str | None,
 ) -> Session:
     """Open an adapter that knows its task."""
     fit = _fit(known, data, fields)
@@ -228,7 +231,7 @@ def _open_known(
     if new_labels and not problems and not fit.new_labels:
         problems.append("--new-labels: the new data have no new labels; leave it out")
     raise_all(problems, f"training of {start.path} cannot go on with {data.origin}:" if problems else "")
-    session = open_adapter(start.path, model)
+    session = open_adapter(start.path, model, quantize=quantize)
     config = getattr(session.adapter.head, "config", None)
     raise_all([
         f"{name}={value!r}: the adapter's head has {getattr(config, name, None)!r}; leave it out"

@@ -25,6 +25,7 @@ def open_unknown(
     head: Mapping[str, Any],
     precision: str,
     seed: int,
+    quantize: str | None = None,
 ) -> Session:
     """Open an adapter that does not say its task, such as one of PEFT: the data say it, and the head is new."""
     alpha = None
@@ -35,7 +36,7 @@ def open_unknown(
                 f"{path} is a loralib checkpoint, which does not hold its alpha: name its method, such as "
                 '--method "LoRA(r=8, alpha=16)"'
             )
-    session = open_session(model or _model_of(path), data, task, head, precision=precision)
+    session = open_session(model or _model_of(path), data, task, head, precision=precision, quantize=quantize)
     if alpha is not None:
         load_loralib(session.host, path, alpha=float(alpha), name=session.name)
     else:

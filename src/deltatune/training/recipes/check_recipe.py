@@ -16,6 +16,7 @@ from deltatune.data import Data, read
 from deltatune.data.mixture_data import read_parts
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import empty_backbone
+from deltatune.models.quantization.quantize_model import quantize_
 from deltatune.tasks import HeadConfig, Task
 from deltatune.tasks.auto_task import check_task_fields, task_classes
 from deltatune.tasks.pretraining import objective_from
@@ -130,7 +131,7 @@ def check_stages(recipe: Recipe) -> dict[str, TrainingData]:
         try:
             checked[stage.name] = load_training_data(stage)
             _check_head_stays(stage, checked[stage.name])
-            _check_method(stage, checked[stage.name], recipe.model)
+            _check_method(stage, checked[stage.name], recipe.model, recipe.quantize)
         except DeltatuneError as error:
             problems.append(f"stage {stage.name}: {error}")
     known_texts = [(stage.name, stage.vocabulary.known) for stage in recipe.stages if stage.vocabulary]
@@ -153,11 +154,13 @@ def _check_head_stays(stage: Stage, checked: TrainingData) -> None:
         )
 
 
-def _check_method(stage: Stage, checked: TrainingData, model: str) -> None:
+def _check_method(stage: Stage, checked: TrainingData, model: str, quantize: str | None) -> None:
     """Attach a stage's method to the model's shape; new tokens change the size of the vocabulary, but no site."""
     if stage.vocabulary is not None or stage.start is not None:
         return
-    host = Host(empty_backbone(model, checked.loads))
+    backbone = empty_backbone(model, checked.loads)
+    quantize_(backbone, quantize or "none")
+    host = Host(backbone)
     method = parse_tuning(stage.method)
     if stage.budget is not None:
         method = fit_budget(method, host.sites, stage.budget)

@@ -17,6 +17,7 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.merging import merge_obstacles
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.models.loading import quiet
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import check_folder, read_json, write_file
@@ -60,7 +61,8 @@ def run_recipe(
             return run_stages(recipe, folder, force, on_stage, again)
     if again is not None:
         raise DeltatuneError(f"--again {again}: this recipe has no stages; --force runs it again")
-    prepared = prepare(job_of(recipe, "" if recipe.start and "model" not in recipe.model_fields_set else recipe.model))
+    model = "" if recipe.start and "model" not in recipe.model_fields_set else recipe.model
+    prepared = prepare(job_of(recipe, model, quantize=recipe.quantize))
     if prepared.start is not None:
         prepared.start.check_apart(folder)
     record = record_of(prepared, recipe.source)
@@ -80,6 +82,8 @@ class StageRun:
     number: int
     total: int
     out: Path
+    quantize: str | None = None
+    """How the model that it trains on is stored."""
 
     @property
     def folder(self) -> Path:
@@ -109,7 +113,10 @@ def run_stages(
     if again is not None and again not in names:
         raise DeltatuneError(f"--again {again}: no such stage{nearest(again, names)}; stages: {', '.join(names)}")
     checked = check_stages(recipe)
-    stages = [StageRun(stage, checked[stage.name], i, len(names), folder) for i, stage in enumerate(recipe.stages, 1)]
+    stages = [
+        StageRun(stage, checked[stage.name], i, len(names), folder, recipe.quantize)
+        for i, stage in enumerate(recipe.stages, 1)
+    ]
     _check_out(folder)
     loads = next((run.training_data.loads for run in stages if run.stage.vocabulary is None), "text")
     held_out = load_rows(recipe.measure, raw=True) if recipe.measure else None
@@ -175,7 +182,7 @@ def _execute(stage_run: StageRun, model: str, loads: Any, on_stage: OnStage) -> 
 def _train(stage_run: StageRun, model: str, on_stage: OnStage) -> dict[str, Any]:
     """Train a stage's adapter, or resume its training."""
     stage = stage_run.stage
-    prepared = prepare(job_of(stage, model, stage_run.training_data))
+    prepared = prepare(job_of(stage, model, stage_run.training_data, stage_run.quantize))
     if stage.merge:
         check_merge(stage.method, merge_obstacles(prepared.session.adapter))
     assert stage.data is not None
@@ -200,7 +207,9 @@ def _config(stage_run: StageRun, model: str) -> dict[str, Any]:
     stage = stage_run.stage
     assert stage.data is not None
     rows = run_folder.data_record(stage_run.training_data.data, stage.data.source)
-    return {"model": model, "rows": rows, "stage": stage.model_dump(mode="json", exclude={"name"})}
+    stored_as = scheme_text(stage_run.quantize) if stage.vocabulary is None else None
+    stored = {} if stored_as is None else {"quantize": stored_as}
+    return {"model": model, "rows": rows, "stage": stage.model_dump(mode="json", exclude={"name"}), **stored}
 
 
 def _stored(stage_run: StageRun) -> dict[str, Any] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked
 
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.training.settings import Settings
 
 METHOD = "LoRA(r=8)"
@@ -26,6 +28,13 @@ def _as_source(value: Any) -> Any:
 
 def _as_text(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
+
+
+def _scheme(text: str | None) -> str | None:
+    try:
+        return None if text is None else scheme_text(text) or "none"
+    except DeltatuneError as error:
+        raise ValueError(str(error)) from None
 
 
 Columns = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
@@ -216,6 +225,9 @@ class Recipe(Training):
 
     model: str = Field("builtin", min_length=1)
     """The pretrained model: a folder, a name on the hub, or builtin."""
+    quantize: Annotated[str | None, AfterValidator(_scheme)] = None
+    """How the linear maps of the model's blocks are stored: nf4, fp4, int8, NF4(double=False), or none. Default: none,
+    or as it was when the adapter in `from` was trained. With stages each one trains on a model stored so."""
     out: str | None = None
     """The folder of the run. Default: runs/ and the recipe's name."""
     stages: list[Stage] = []

@@ -52,8 +52,8 @@ def silent(stage: StageInfo) -> AbstractContextManager[OnStep | None]:
     return nullcontext()
 
 
-def job_of(training: Training, model: str, checked: TrainingData | None = None) -> Job:
-    """The job of a recipe or a stage on this model."""
+def job_of(training: Training, model: str, checked: TrainingData | None = None, quantize: str | None = None) -> Job:
+    """The job of a recipe or a stage on this model, stored as `quantize` says."""
     checked = checked or load_training_data(training)
     return Job(
         model,
@@ -67,6 +67,7 @@ def job_of(training: Training, model: str, checked: TrainingData | None = None) 
         start=checked.start,
         new_labels=training.new_labels,
         source=training.source,
+        quantize=quantize,
     )
 
 

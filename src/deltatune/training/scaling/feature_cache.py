@@ -144,12 +144,14 @@ def key_of(host: Host, what: object, rows: Iterable[bytes]) -> str:
     config = host.model.config
     facts = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}  # type: ignore[union-attr, operator]
     base = base_identity(host)
-    parameters = [p for _, p in host.base_tensors() if not p.is_inference()]
+    paths = [path for path, site in host.sites.weights.items() if not site.quantized]  # codes have no other values
+    parameters = [p for path in paths if not (p := host.base_tensor(path)).is_inference()]
     versions = sum(p._version for p in parameters)  # a change in place between samples of the contents
     first = parameters[0]
     digest = hashlib.blake2b(digest_size=16)
     for fact in (
         *(base[name] for name in ("architecture", "shapes", "content")),
+        base.get("quantized"),
         sorted((name, str(value)) for name, value in facts.items()),
         getattr(config, "_attn_implementation", ""),
         (first.dtype, first.device, versions),

@@ -13,6 +13,8 @@ from deltatune.core.errors import DeltatuneError
 
 CHUNK = 1 << 15
 """Bytes of codes that are dequantised at once: what they become stays in the processor's cache."""
+QUANTIZED_AT_ONCE = 1 << 20
+"""Values that are quantised at once: the numbers between a value and its code take seven times its memory."""
 SMALLEST = 1e-38
 """A block's magnitude counts as at least this much: blocks of zeros become zeros."""
 GRID = 1 << 16
@@ -26,7 +28,20 @@ def quantize_4bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Te
     table: the value (16,) of each code, in any order. The last block may be shorter. A value in the middle of two table
     values gets the lower one. Raises DeltatuneError for values that are not finite.
     """
-    flat = values.reshape(-1).float()
+    flat = values.reshape(-1)
+    step = max(QUANTIZED_AT_ONCE, block)
+    parts = [
+        _quantize_part(flat[start : start + step].float(), table, block) for start in range(0, max(1, len(flat)), step)
+    ]
+    codes, absmax = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    if not absmax.isfinite().all():
+        count = int((~flat.isfinite()).sum())
+        raise DeltatuneError(f"{count:,} of {flat.numel():,} values are infinite or NaN, which no code stands for")
+    return codes, absmax
+
+
+def _quantize_part(flat: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes and magnitudes of values (n,) in float32, of which only the last block of the matrix may be shorter."""
     whole = flat.numel() - flat.numel() % block
     blocks, rest = flat[:whole].view(-1, block), flat[whole:]
     absmax = blocks.abs().amax(1)
@@ -34,14 +49,11 @@ def quantize_4bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Te
     if len(rest):  # bitsandbytes divides here and multiplies above
         last = rest.abs().amax().clamp(min=SMALLEST)
         absmax, scaled = torch.cat([absmax, last[None]]), torch.cat([scaled, (rest / last).clamp_(-1, 1)])
-    if not absmax.isfinite().all():
-        count = int((~flat.isfinite()).sum())
-        raise DeltatuneError(f"{count:,} of {flat.numel():,} values are infinite or NaN, which no code stands for")
     order = torch.argsort(table, stable=True)  # FP4's codes are not in the order of their values
     ascending = table[order]
     bounds = ((ascending[:-1] + ascending[1:]) / 2).to(flat.device)
     codes = torch.bucketize(F.pad(scaled, (0, len(scaled) % 2)), bounds, out_int32=True)  # an even number
-    return pack(order.to(flat.device)[codes].to(torch.uint8)), absmax
+    return pack(order.to(torch.uint8).to(flat.device)[codes]), absmax
 
 
 def quantize_8bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:

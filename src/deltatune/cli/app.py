@@ -20,6 +20,7 @@ from deltatune.cli.commands import (
     env,
     evaluate,
     facts,
+    fit,
     inspect,
     latency,
     merge,
@@ -67,6 +68,7 @@ app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)
 app.command(cls=Command, rich_help_panel="Look up")(count.count)
+app.command(cls=Command, rich_help_panel="Look up")(fit.fit)
 app.command(cls=Command, rich_help_panel="Look up")(latency.latency)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
+from deltatune.cli.memory_options import OffloadActivations, Optimizer
 from deltatune.cli.options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import MISSING, size
@@ -14,6 +16,7 @@ from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
     from deltatune.comparison.costs.method_counts import CountingHost, MethodCount
+    from deltatune.comparison.costs.training_memory import CountedTraining
 
 FIELDS = fields_of("comparison/costs/training_memory.py", "CountedTraining")
 LEGEND = (
@@ -22,6 +25,7 @@ LEGEND = (
     ("kept", "activations that the forward pass keeps for the backward pass"),
     ("states", "gradients and AdamW's moments"),
     ("peak", "the most memory at once in a training step, weights included"),
+    ("process", "the peak, with Python and its libraries or a GPU's context"),
 )
 """What the columns mean."""
 
@@ -98,12 +102,28 @@ def count(
             callback=one_of("--device", ("cpu", "cuda")),
         ),
     ] = FIELDS["device"].default,
+    quantize: Quantize = None,
+    precision: Annotated[
+        str,
+        option(
+            "--precision",
+            panel=TRAINING,
+            metavar="TYPE",
+            help=f"float32 or bfloat16. {FIELDS['precision'].help}.",
+            callback=one_of("--precision", FIELDS["precision"].choices),
+        ),
+    ] = FIELDS["precision"].default,
+    accumulation: Annotated[
+        int, option("--accumulation", panel=TRAINING, metavar="NUMBER", help=f"{FIELDS['accumulation'].help}.")
+    ] = FIELDS["accumulation"].default,
+    optimizer: Optimizer = FIELDS["optimizer"].default,
+    offload_activations: OffloadActivations = FIELDS["offload_activations"].default,
     as_json: Json = False,
 ) -> None:
     """Count what methods train, store and need in memory on a model.
 
     Only the config is read: a folder with a config.json is enough, and a model of any size can be counted. Memory
-    is that of the tensors of a training step; the libraries, and what the allocator leaves unused, come on top.
+    is that of the tensors of a training step; the column process adds Python and its libraries, or a GPU's context.
 
       deltatune count --model roberta-base --budget 0.5%
       deltatune count --model meta-llama/Llama-2-7b-hf --method "LoRA(r=8)" --task lm --dtype bfloat16 --device cuda
@@ -114,7 +134,10 @@ def count(
     if task == "lm" and classes is not None:
         raise DeltatuneError(f"--classes {classes} is of a head, and --task lm has none of its own; leave it out")
     classes = FIELDS["classes"].default if classes is None else classes
-    training = CountedTraining(task, classes, batch_size, max_length, dtype, checkpointing, device)  # type: ignore[arg-type]
+    training = CountedTraining(
+        task, classes, batch_size, max_length, dtype, checkpointing, device, precision, quantize or "none",  # type: ignore[arg-type]
+        accumulation, optimizer, offload_activations,  # type: ignore[arg-type]
+    )  # fmt: skip
     host = CountingHost(model, training)
     allowed = None
     if budget is not None:
@@ -163,13 +186,13 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length:
             "training",
             f"{plural(training.batch_size, 'row')} of {plural(training.max_length, 'token')}"
             f"{', the most that this model takes' if training.max_length < max_length else ''}, {training.dtype}, "
-            f"{training.device}{', gradient checkpointing' if training.checkpointing else ''}{head}",
+            f"{training.device}{_with(training)}{head}",
         ),
         ("storage", f"{number(tasks)} fine-tuned copies of the model: {copies}"),
     ]
     show(facts(pairs), "")
     stored = f"{number(tasks)} tasks"
-    columns = ["method", "trained", "share", "file", stored, "kept", "states", "peak"]
+    columns = ["method", "trained", "share", "file", stored, "kept", "states", "peak", "process"]
     rows = [
         [each.method, *_sizes(each), size(storage(model, each, tasks)["adapters"]), *_memory(each)] for each in fitting
     ]
@@ -184,6 +207,19 @@ def _show(host: CountingHost, counts: list[MethodCount], tasks: int, max_length:
         show("", facts((each.method, str(each.problem).partition("\n")[0]) for each in problems))
 
 
+def _with(training: CountedTraining) -> str:
+    """What a training has beside the usual."""
+    parts = [
+        "bfloat16 autocast" if training.autocast else "",
+        f"base in {training.quantize}" if training.scheme else "",
+        "gradient checkpointing" if training.checkpointing else "",
+        f"{training.accumulation} passes a batch" if training.accumulation > 1 else "",
+        training.optimizer if training.optimizer != "adamw" else "",
+        "offloaded activations" if training.offload_activations else "",
+    ]
+    return "".join(f", {part}" for part in parts if part)
+
+
 def _sizes(each: MethodCount) -> list[str]:
     from deltatune.comparison.results.recommend import percent
 
@@ -194,5 +230,5 @@ def _sizes(each: MethodCount) -> list[str]:
 def _memory(each: MethodCount) -> list[str]:
     memory = each.memory
     if memory is None:
-        return [MISSING, MISSING, MISSING]
-    return [size(memory.activations), size(memory.gradients + memory.optimizer), size(memory.peak)]
+        return [MISSING] * 4
+    return [size(memory.activations), size(memory.gradients + memory.optimizer), size(memory.peak), size(memory.total)]

@@ -1,8 +1,8 @@
 """What fits into a memory: for each method the least demanding change of a training that makes its forecast fit.
 
-Changes in the order of what they cost the user: more forward passes for a batch (the same result), gradient checkpointing
-(the same result, about half more time), moments in a file (the same result), activations in a file (the same result,
-slower), the base in 4 bits (a little of the result), and shorter texts.
+Changes in the order of what they cost the user: more forward passes for a batch (the same result), gradient
+checkpointing (the same result, about half more time), moments in a file (the same result), activations in a file (the
+same result, slower), the base in 4 bits (a little of the result), and shorter texts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Fitting:
 
 @dataclass
 class DeepModel:
-    """Forecasts for one model: hosts of equal base are made once, and deep models are extrapolated from shallow ones."""
+    """Forecasts for one model: a base is made once, and deep models are extrapolated from shallow ones."""
 
     name: str
     _hosts: dict[tuple[object, ...], CountingHost] = field(default_factory=dict)
@@ -178,11 +178,11 @@ class MemoryFit:
         assert memory is not None
         options: list[tuple[int, dict[str, object], str]] = []
         if not asked.checkpointing and "checkpointing" not in self.fixed:
-            options.append((2, {"checkpointing": True}, "gradient checkpointing"))
+            options.append((2, {"checkpointing": True}, "--checkpointing"))
         if asked.optimizer == "adamw" and "optimizer" not in self.fixed and memory.optimizer > memory.peak // 50:
             options.append((3, {"optimizer": "paged-adamw"}, "--optimizer paged-adamw"))
         if not asked.offload_activations and "offload_activations" not in self.fixed:
-            options.append((5, {"offload_activations": True}, "activations offloaded"))
+            options.append((5, {"offload_activations": True}, "--offload-activations"))
         if asked.scheme is None and "quantize" not in self.fixed:
             options.append((8, {"quantize": "nf4"}, "--quantize nf4"))
         if "max_length" not in self.fixed:
@@ -276,5 +276,3 @@ def quantized_bits(host: CountingHost) -> float:
     modules = [module for module in host.host.model.modules() if isinstance(module, QuantizedLinear)]
     params = sum(math.prod(module.shape) for module in modules)
     return 8 * sum(module.scheme.bytes(module.shape) for module in modules) / params if params else 32.0
-
-

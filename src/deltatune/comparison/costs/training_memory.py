@@ -31,7 +31,7 @@ NAME = "adapter"
 MOST = 1_000_000_000
 """Largest number of classes, rows and tokens: the bytes of larger tensors are beyond what 64 bits can count."""
 PROCESS = 446_000_000
-"""Bytes of Python and the libraries in training, without a model: torch 2.13 for CPUs, transformers 5.23, a tokenizer."""
+"""Bytes of Python and its libraries in training, without a model: torch 2.13 for CPUs and transformers 5.23."""
 GPU_CONTEXT = 600_000_000
 """Bytes of a GPU's memory that CUDA itself takes: 0.4 to 0.6 GB by kind of GPU."""
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from deltatune.core.attention_call import AttentionCall
 from deltatune.core.capabilities import Capabilities, Needs, TrainingHints, combine, misplaced_declarations
 from deltatune.core.errors import raise_all
+from deltatune.core.quantization.plain_map import plain_map
+from deltatune.core.quantization.stored_weights import stored_weight
 from deltatune.core.sites.base_weights import BaseWeights
 
 Rng = Callable[[str], torch.Generator]
@@ -164,7 +166,14 @@ class ModuleCopy(Delta):
         # Without its hooks: a copied hook point would still apply the adapters of the base's module.
         hooks = [registered for m in base.modules() for registered in (m._forward_hooks, m._forward_pre_hooks)]
         memo = {id(registered): type(registered)() for registered in hooks}
-        self.module = copy.deepcopy(base, memo).requires_grad_(True)
+        self.module = copy.deepcopy(base, memo)
+        for path, part in list(self.module.named_modules()):
+            if stored_weight(part) is not None:  # codes have no gradient: the copy holds the values that they stand for
+                if path:
+                    self.module.set_submodule(path, plain_map(part))
+                else:
+                    self.module = plain_map(part)
+        self.module.requires_grad_(True)
 
     def output(self, x: Tensor) -> Tensor:
         """The copy's output, in x's dtype: the copy is float32 also beside a base in bfloat16."""

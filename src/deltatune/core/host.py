@@ -18,7 +18,8 @@ from deltatune.core.host_summary import describe
 from deltatune.core.merging import MergedAdapters, check_merges, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
-from deltatune.core.quantization.stored_weights import StoredWeight, stored_weight, weight_of
+from deltatune.core.quantization.stored_weights import protect_, stored_weight, weight_of
+from deltatune.core.quantization.weight_storage import StoredWeight
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
@@ -40,6 +41,7 @@ class Host:
             raise DeltatuneError("this model already has a Host with adapters; use that one, or detach them first")
         self.model = model
         self.sites = find_sites(model, roles)
+        protect_(model)
         self.adapters: dict[str, Adapter] = {}
         self.route = Route()
         model.requires_grad_(False)

@@ -86,11 +86,13 @@ class MergedAdapters:
     def _make_plain_(self, adapter: Adapter) -> None:
         """Make the maps plain whose quantised weights an adapter changes."""
         for _, site, delta in adapter.entries():
-            module = self.model.get_submodule(site.module)
-            if "weight" in delta.capabilities.merges_into and stored_weight(module) is not None:
-                codes = plain_map(module)
-                exchange_(module, codes)
-                self._codes[id(module)] = module, codes
+            if "weight" not in delta.capabilities.merges_into:
+                continue
+            for module in self.model.get_submodule(site.module).modules():  # a task head may hold several maps
+                if stored_weight(module) is not None:
+                    codes = plain_map(module)
+                    exchange_(module, codes)
+                    self._codes[id(module)] = module, codes
 
     def _changed_parameters(self, adapter: Adapter) -> list[Tensor]:
         """Base parameters that merging an adapter may change, each once; those that codes bring back are left out."""

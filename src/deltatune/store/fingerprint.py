@@ -34,6 +34,8 @@ def base_identity(host: Host) -> dict[str, Any]:
     for path, tensor in _identifying(host):
         name = path.removeprefix(prefix)  # the same with and without a head
         shapes.update(f"{name}{_shape(host, path, tensor)}".encode())
+        if _beside_codes(host, path):
+            continue
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
         content.update(name.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
@@ -60,6 +62,14 @@ def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
         yield path, host.base_tensor(path) if stored is None else next(iter(stored.tensors()))
 
 
+def _beside_codes(host: Host, path: str) -> bool:
+    """Whether it is the bias of a quantised map: bitsandbytes rounds it in place when it is run, and the codes are
+    identity enough."""
+    site = host.sites.weights[path]
+    weight = f"{site.module}.weight"
+    return site.attribute == "bias" and weight in host.sites.weights and host.stored_weight(weight) is not None
+
+
 def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape of a parameter, that of the plain matrix where it is quantised."""
     stored = host.stored_weight(path)
@@ -83,8 +93,9 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
             f"{here['parameters']:,}; load the adapter onto the base it was trained on"
         ]
     before, now = saved.get("quantized", []), here.get("quantized", [])
-    if (saved.get("content") != here["content"] or before != now) and not other_base:
-        if before != now:
+    other = [_scheme(label) for label in before] != [_scheme(label) for label in now]  # codes may be equal all the same
+    if (saved.get("content") != here["content"] or other) and not other_base:
+        if other:
             return [
                 f"it was trained on {saved.get('name')!r} {_stored_in(before)}; this base is {_stored_in(now)}: "
                 "load it as it was then (--quantize), or pass other_base=True (--other-base) to accept this one"
@@ -94,6 +105,11 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
             "load that base, or pass other_base=True (--other-base) to accept this one"
         ]
     return []
+
+
+def _scheme(label: str) -> str:
+    """The scheme of a label: bitsandbytes and this package store the same bits."""
+    return label.removeprefix("bitsandbytes ")
 
 
 def _stored_in(labels: list[str]) -> str:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.packages.bitsandbytes_weights import bitsandbytes_weight
+from deltatune.core.quantization.packages.tensor_weights import tensor_weight
+from deltatune.core.quantization.packages.unknown_weights import holds_codes, unknown_weight
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
-
-
-class StoredWeight(ABC):
-    """A weight that is no plain parameter: codes and scales, from which the matrix is made when it is needed."""
-
-    label: str
-    """What it is, for readers: `nf4`, `NF4(double=False)`, `bitsandbytes nf4`."""
-    shape: tuple[int, int]
-    """(out, in)."""
-    transposed = False
-    """Whether the plain map held it as (in, out)."""
-
-    @abstractmethod
-    def read(self) -> Tensor:
-        """The matrix (out, in), made anew, without gradients."""
-
-    @abstractmethod
-    def tensors(self) -> Iterable[Tensor]:
-        """The tensors that are stored: their bytes are the weight's, and the first holds the codes."""
+from deltatune.core.quantization.weight_storage import StoredWeight
 
 
 class OwnWeight(StoredWeight):
@@ -46,78 +30,37 @@ class OwnWeight(StoredWeight):
         return self.module.tensors.values()
 
 
-class BitsandbytesFourBit(StoredWeight):
-    """The weight of bitsandbytes' Linear4bit."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.weight: Any = module.weight
-        self.state: Any = getattr(self.weight, "quant_state", None) or getattr(module, "quant_state", None)
-        self.shape = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-        self.transposed = getattr(module, "source_cls", None) is Conv1D
-        kind = self.state.quant_type if self.state is not None else "4 bits"
-        self.label = f"bitsandbytes {kind}"
-
-    def read(self) -> Tensor:
-        import bitsandbytes
-
-        matrix: Tensor = bitsandbytes.functional.dequantize_4bit(self.weight.data, self.state)
-        return matrix.detach()
-
-    def tensors(self) -> Iterable[Tensor]:
-        yield self.weight
-        if self.state is not None:
-            yield self.state.absmax
-            if self.state.state2 is not None:
-                yield from (self.state.state2.absmax, self.state.offset)
-
-
-class BitsandbytesEightBit(StoredWeight):
-    """The weight of bitsandbytes' Linear8bitLt."""
-
-    label = "bitsandbytes int8"
-
-    def __init__(self, module: nn.Module) -> None:
-        self.weight: Any = module.weight
-        self.module: Any = module
-        self.shape = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-        self.transposed = getattr(module, "source_cls", None) is Conv1D
-
-    def read(self) -> Tensor:
-        scale = getattr(self.weight, "SCB", None)
-        if scale is None:
-            scale = self.module.state.SCB
-        matrix: Tensor = (self.weight.data * scale[:, None] * (1 / 127)).detach()
-        return matrix
-
-    def tensors(self) -> Iterable[Tensor]:
-        yield self.weight
-        scale = getattr(self.weight, "SCB", None)
-        if scale is None:
-            scale = self.module.state.SCB
-        if scale is not None:
-            yield scale
-
-
-def _bitsandbytes(module: nn.Module) -> StoredWeight | None:
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(module).__mro__}
-    if "bitsandbytes.Linear4bit" in names:
-        return BitsandbytesFourBit(module)
-    return BitsandbytesEightBit(module) if "bitsandbytes.Linear8bitLt" in names else None
-
-
-READERS: list[Callable[[nn.Module], StoredWeight | None]] = [_bitsandbytes]
-"""One for each package: what it knows of a module, or None if the module is not its own."""
+READERS: list[Callable[[nn.Module], StoredWeight | None]] = [bitsandbytes_weight, tensor_weight, unknown_weight]
+"""One for each package: what it knows of a module, or None if the module is not its own. The last knows any codes."""
 
 
 def stored_weight(module: nn.Module) -> StoredWeight | None:
     """How a module's weight is stored; None where it is a plain parameter, or where there is none."""
     if isinstance(module, QuantizedLinear):
         return OwnWeight(module)
-    if type(module).__module__.startswith(("torch.nn.", "transformers.")):
-        weight = module._parameters.get("weight")
-        if weight is None or type(weight) in (nn.Parameter, torch.nn.parameter.UninitializedParameter):
-            return None
+    if is_plain(module):
+        return None
     return next((stored for reader in READERS if (stored := reader(module)) is not None), None)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module's weight is a parameter of 16 bits or more, or there is none and the module is torch's own."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return type(module).__module__.startswith("torch.nn.") or not hasattr(module, "in_features")
+    if isinstance(weight, torch.nn.parameter.UninitializedParameter):
+        return True
+    return type(weight) is nn.Parameter and not holds_codes(weight)
+
+
+def plain_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters by name, without what stores a quantised weight."""
+    quantized = stored_weight(module) is not None
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if not (quantized and (name == "weight" or holds_codes(parameter)))
+    }
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -149,9 +92,31 @@ def quantized_label(module: nn.Module) -> str:
 
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of a model's parameters, buffers and quantised weights, those that share memory once."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if type(tensor.data) is Tensor]
     for module in model.modules():
         if (stored := stored_weight(module)) is not None:
             tensors += [tensor for tensor in stored.tensors() if isinstance(tensor, Tensor)]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def protect_(model: nn.Module) -> None:
+    """Keep the modules of other packages from changing what they store when they are run.
+
+    Raises DeltatuneError, naming them, for modules that compute with other values than their codes stand for.
+    """
+    problems: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if (stored := stored_weight(module)) is not None:
+            try:
+                stored.protect_()
+            except DeltatuneError as error:
+                problems.setdefault(str(error), []).append(path)
+    if problems:
+        raise DeltatuneError(
+            "\n".join(f"{paths[0]}{_more(len(paths) - 1)}: {message}" for message, paths in problems.items())
+        )
+
+
+def _more(count: int) -> str:
+    return f" and {count:,} more" if count else ""

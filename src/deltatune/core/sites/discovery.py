@@ -11,7 +11,7 @@ from inspect import signature
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.quantization.stored_weights import stored_weight
+from deltatune.core.quantization.stored_weights import plain_parameters, stored_weight
 from deltatune.core.sites.blocks import Block, find_blocks, is_causal, is_norm, maps_of, modules_of, task_heads
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import (
@@ -189,9 +189,8 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, str, int, str]]:
         stored = stored_weight(module)
         if stored is not None:
             yield owner, "weight", math.prod(stored.shape), stored.label
-        for attribute, parameter in module.named_parameters(recurse=False):
-            codes = stored is not None and (attribute == "weight" or not parameter.is_floating_point())
-            if id(parameter) not in seen and not codes:
+        for attribute, parameter in plain_parameters(module).items():
+            if id(parameter) not in seen:
                 yield owner, attribute, parameter.numel(), ""
             seen.add(id(parameter))
 

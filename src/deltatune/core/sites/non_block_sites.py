@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from deltatune.core.quantization.stored_weights import is_linear, is_transposed, quantized_label
+from deltatune.core.quantization.stored_weights import (
+    is_linear,
+    is_transposed,
+    plain_parameters,
+    quantized_label,
+    stored_weight,
+)
 from deltatune.core.sites.blocks import (
     Block,
     body,
@@ -134,8 +141,12 @@ def outside(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator
     yield from _lm_head(model)
     for head in heads:
         module = model.get_submodule(head)
-        count = sum(parameter.numel() for parameter in module.parameters())
-        yield Site("head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0, params=count)
+        maps = [stored for part in module.modules() if (stored := stored_weight(part)) is not None]
+        plain = sum(parameter.numel() for part in module.modules() for parameter in plain_parameters(part).values())
+        yield Site(
+            "head" if len(heads) == 1 else f"head.{head}", "head", head, head, 0, 0,
+            params=plain + sum(math.prod(stored.shape) for stored in maps), quantized=quantized_label(module),
+        )  # fmt: skip
 
 
 def unnamed_outside(model: nn.Module, blocks: list[Block], heads: list[str], taken: set[str]) -> Iterator[str]:

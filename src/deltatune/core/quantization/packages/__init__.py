@@ -1,0 +1,1 @@
+"""Weights that other packages quantised, a file a package: how each is read."""

@@ -97,13 +97,20 @@ class FourBit(Scheme):
         """`codes` (⌈N/2⌉,) uint8 and `absmax` (⌈N/block⌉,) in float32.
 
         With `double`, `absmax` is uint8, and `nested_absmax` (float32, one for 256) and `offset` () stand beside it.
+        The last bit of `offset`, a mean, depends on the number of threads, as in bitsandbytes.
         """
         codes, absmax = quantize_4bit(weight, self.table, self.block)
         if not self.double:
             return {"codes": codes, "absmax": absmax}
         offset = absmax.mean()
         small, nested_absmax = quantize_8bit(absmax - offset, self.nested_table, NESTED_BLOCK)
-        return {"codes": codes, "absmax": small, "nested_absmax": nested_absmax, "offset": offset}
+        tensors = {"codes": codes, "absmax": small, "nested_absmax": nested_absmax, "offset": offset}
+        if not (self.magnitudes(tensors).abs() <= torch.finfo(weight.dtype).max).all():
+            raise DeltatuneError(
+                f"magnitudes of up to {float(absmax.max()):.3g}, quantised twice, pass the largest {weight.dtype}; "
+                f"use {type(self).__name__}(double=False)"
+            )
+        return tensors
 
     def magnitudes(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The largest magnitude of each block (⌈N/block⌉,) in float32."""
@@ -207,6 +214,8 @@ def read_scheme(text: str | Scheme | None) -> Scheme | None:
         for key, _, _ in fields
         if key.strip() not in known
     ])  # fmt: skip
+    names = [key.strip() for key, _, _ in fields]
+    raise_all([f"{text!r} gives {name} more than once" for name in dict.fromkeys(names) if names.count(name) > 1])
     return kind(**{key.strip(): _value(value.strip()) for key, _, value in fields})
 
 

@@ -131,7 +131,13 @@ def _unfit(module: nn.Module) -> str | None:
     own = kind.forward not in (nn.Linear.forward, Conv1D.forward) and kind.__name__ not in SAME_PRODUCT
     if own or "forward" in vars(module):
         return f"{kind.__name__} has a forward of its own"
-    return "hooks are registered on it" if module._forward_hooks or module._forward_pre_hooks else None
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return "hooks are registered on it" if any(not _is_own(hook) for hook in hooks) else None
+
+
+def _is_own(hook: object) -> bool:
+    """Whether a Host has registered a hook: it stays where it is when codes take a weight's place."""
+    return type(getattr(hook, "__self__", hook)).__module__.startswith("deltatune.core.seams.")
 
 
 def _others(model: nn.Module, found: Sites, picked: set[str], shared: Mapping[str, str]) -> dict[str, str]:

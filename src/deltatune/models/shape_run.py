@@ -33,6 +33,7 @@ def shapes_only(device: Device = "cpu") -> Iterator[None]:
     casts as it does on the device whose kernels are counted.
     """
     autocast, is_enabled, dtype_of = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    in_amp, is_available = torch.amp.autocast, torch.amp.is_autocast_available
     casts = ShapeAutocast(device)
 
     def shape_autocast(device_type: str, dtype: Any = None, enabled: bool = True, *more: Any, **options: Any) -> Any:
@@ -48,15 +49,20 @@ def shapes_only(device: Device = "cpu") -> Iterator[None]:
     def autocast_dtype(device_type: str) -> torch.dtype:
         return casts.dtype or torch.bfloat16 if device_type == "meta" else dtype_of(device_type)
 
+    def is_autocast_available(device_type: str) -> bool:
+        return casts.dtype is not None if device_type == "meta" else is_available(device_type)
+
     # torch has no autocast for the meta device, and raises even where it is asked for none
     torch.autocast, torch.is_autocast_enabled = shape_autocast, is_autocast  # type: ignore[misc, assignment]
     torch.get_autocast_dtype = autocast_dtype  # type: ignore[assignment]
+    torch.amp.autocast, torch.amp.is_autocast_available = shape_autocast, is_autocast_available  # type: ignore[misc, assignment]
     try:
         with _shape_modes(device, casts):
             yield
     finally:
         torch.autocast, torch.is_autocast_enabled = autocast, is_enabled  # type: ignore[misc]
         torch.get_autocast_dtype = dtype_of
+        torch.amp.autocast, torch.amp.is_autocast_available = in_amp, is_available  # type: ignore[misc]
 
 
 @contextmanager

@@ -27,6 +27,10 @@ OffloadActivations = Annotated[
         help=f"{SETTINGS['offload_activations'].help}.",
     ),
 ]
+OverMemory = Annotated[
+    bool,
+    option("--over-memory", panel=TRAINING, help="Train even where the memory forecast is above the memory there is."),
+]
 OptimizerFolder = Annotated[
     str | None,
     option("--optimizer-folder", panel=TRAINING, metavar="FOLDER", help=f"{SETTINGS['optimizer_folder'].help}."),

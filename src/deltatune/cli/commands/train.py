@@ -15,7 +15,7 @@ from deltatune.cli.data_options import (
     read_sources,
     task_fields,
 )
-from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
+from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder, OverMemory
 from deltatune.cli.options import (
     BUDGET,
     DATA,
@@ -190,6 +190,7 @@ def train(
     checkpointing: Checkpointing = SETTINGS["checkpointing"].default,
     offload_activations: OffloadActivations = SETTINGS["offload_activations"].default,
     optimizer_folder: OptimizerFolder = None,
+    over_memory: OverMemory = False,
     seed: Annotated[
         int,
         option(
@@ -249,6 +250,7 @@ def train(
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
     from deltatune.cli.prompt_training import prompting_of, train_prompt
+    from deltatune.comparison.costs.run_forecast import check_forecast, forecast_of
     from deltatune.training import Settings
     from deltatune.training.inference.batches import device_of
     from deltatune.training.job import METHOD as DEFAULT_METHOD
@@ -287,8 +289,11 @@ def train(
             run(ready, folder, record)
         return
     with FolderLock(folder):
+        forecast = forecast_of(ready)
+        if forecast is not None and not over_memory:
+            check_forecast(ready, forecast)
         before = processes.broadcast(run_folder.open_run(folder, record, force))
-        introduce(ready, folder)
+        introduce(ready, folder, forecast)
         if before is None:
             metrics = watched_run(ready, folder, record)
         else:

@@ -15,13 +15,14 @@ from deltatune.comparison.results.recommend import percent
 from deltatune.store import run_folder
 
 if TYPE_CHECKING:
+    from deltatune.comparison.costs.training_memory import Memory
     from deltatune.tasks import Task
     from deltatune.training import Settings
     from deltatune.training.job import Prepared
 
 
-def introduce(ready: Prepared, folder: Path) -> None:
-    """Print what was read, inferred and decided, before the long part begins."""
+def introduce(ready: Prepared, folder: Path, memory: Memory | None = None) -> None:
+    """Print what was read, inferred and decided, before the long part begins; `memory` is the forecast."""
     from deltatune.data import remarks
     from deltatune.models.hardware import uses_bfloat16
 
@@ -43,6 +44,7 @@ def introduce(ready: Prepared, folder: Path) -> None:
             f"{_length(settings)}, batches of {settings.batch_size} rows, "
             f"learning rate {_rate_of(ready)}, seed {settings.seed}, {dtype} on {host.model.device.type}",
         ),
+        *([("memory", f"about {size(memory.total)} at most, forecast")] if memory else []),
         ("folder", str(folder)),
     ]
     show(facts(pairs), "")

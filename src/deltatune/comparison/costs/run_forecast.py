@@ -1,0 +1,67 @@
+"""The memory forecast of a training that is about to start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltatune.comparison.costs.memory_fit import DeepModel
+from deltatune.comparison.costs.training_memory import CountedTraining, Memory
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.memory import in_bytes, memory_of
+from deltatune.models.hardware import uses_bfloat16
+
+if TYPE_CHECKING:
+    from deltatune.training.job import Prepared
+
+CLEARLY = 1.2
+"""A forecast of so many times the memory is clearly above it: forecasts are within a tenth of what is measured."""
+KINDS = {"row": "classify", "token": "tag", "text": "lm", "likelihood": "lm", "mask": "lm"}
+"""The counted task of each kind of answer."""
+
+
+def forecast_of(ready: Prepared) -> Memory | None:
+    """The forecast of a run whose batches are full of rows as long as its longest; None where there is none.
+
+    None are the runs of kinds of tasks that are not counted (mixtures, label words, spans), and those that go on with
+    an adapter.
+    """
+    session, settings = ready.session, ready.settings
+    host, adapter = session.host, session.adapter
+    device = host.model.device.type
+    kind = KINDS.get(session.task.answers)
+    rows = ready.encoded["train"]
+    plain = ready.start is None and not session.loads and not settings.packing and adapter.count > 0
+    if kind is None or device not in ("cpu", "cuda") or not plain or not hasattr(rows, "rows") or not len(rows):
+        return None
+    scheme = next((site.quantized for site in host.sites.values() if site.quantized), "none")
+    try:
+        training = CountedTraining(
+            kind,  # type: ignore[arg-type]
+            classes=getattr(getattr(adapter.head, "config", None), "outputs", 2),
+            batch_size=min(settings.batch_size, len(rows)),
+            max_length=max(len(row["input_ids"]) for row in rows.rows),
+            device=device,  # type: ignore[arg-type]
+            precision="bfloat16" if uses_bfloat16(host.model, settings.precision) else "float32",
+            quantize=scheme,
+            checkpointing=settings.checkpointing,
+            accumulation=min(settings.accumulation, settings.batch_size, len(rows)),
+            optimizer=settings.optimizer,
+            offload_activations=settings.offload_activations,
+        )
+        return DeepModel(session.model).count(repr(adapter.method), training).memory
+    except DeltatuneError:  # a base that is not told by its name alone
+        return None
+
+
+def check_forecast(ready: Prepared, memory: Memory) -> None:
+    """Raise DeltatuneError for a run whose forecast is clearly above the memory that there is."""
+    there = memory_of(ready.session.host.model.device)
+    if memory.total <= CLEARLY * there:
+        return
+    settings, session = ready.settings, ready.session
+    longest = max(len(row["input_ids"]) for row in ready.encoded["train"].rows)
+    raise DeltatuneError(
+        f"this run would take about {in_bytes(memory.total)} of memory, and there are {in_bytes(there)}. "
+        f'See what fits: deltatune fit {session.model} --method "{session.adapter.method!r}" --batch-size {settings.batch_size} '
+        f"--max-length {longest}. To train all the same: --over-memory"
+    )

@@ -108,8 +108,8 @@ def test_a_model_that_differs_on_disk_is_not_kept(tmp_path, monkeypatch):
     host = lm_host("llama")
     unmerged = logits(host.model, "llama")
 
-    def wrong(model, dtype):
-        found = real(model, dtype)
+    def wrong(model, dtype, scheme):
+        found = real(model, dtype, scheme)
         name = "model.layers.0.mlp.down_proj.weight"
         return {**found, name: found[name] + 0.05}
 

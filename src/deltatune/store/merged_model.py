@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.merging import computing_dtype, difference, rounding_tolerance, verification_output
+from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import stored_weight, weight_of
+from deltatune.models.quantization.streaming import load_streamed
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 from deltatune.store.fingerprint import quantizations
+from deltatune.store.merged_codes import BOUND, check_error, stored_in_codes
+from deltatune.store.quantized_model import quantization_config
 from deltatune.store.tensors import not_finite
 
 CONFIG, RECORD = "config.json", "merge.json"
@@ -34,6 +38,8 @@ class Merged:
     error: float | None
     """‖read back − unmerged‖ / ‖unmerged − base‖ of these outputs: 0 if all of the adapter's change is kept, 1 if the
     model read back is as far from the adapter as the base is. None if the adapter changes nothing there."""
+    notes: tuple[str, ...] = ()
+    """What other programs cannot do with a folder of codes."""
 
 
 def save_merged(
@@ -43,16 +49,20 @@ def save_merged(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: torch.dtype | None = None,
     weight: float = 1.0,
+    quantize: str | Scheme | None = None,
+    bound: float = BOUND,
 ) -> Merged:
     """Write the base with adapter `name` merged into it as a model folder, atomically.
 
     The model is read back and compared with the unmerged adapter; merge.json records the difference. `dtype` stores
     the weights in another type; `weight` multiplies the adapter's changes. Weights of a quantised base are written
-    plain, with exactly the values of their codes, those that the adapter was trained on. The host is unchanged
-    afterwards. A task head is not part of the model and stays with the adapter. Raises DeltatuneError for an adapter
-    without a weight form, a folder with other content, weights that are not finite, and a difference beyond rounding
-    errors; then no folder is written.
+    plain, with exactly the values of their codes, those that the adapter was trained on. With `quantize`, such as
+    "nf4", the merged weights are quantised (again) and written in codes, which loses some of the adapter's change:
+    `Merged.error` says how much, and more than `bound` is refused. The host is unchanged afterwards. A task head is not
+    part of the model and stays with the adapter. Raises DeltatuneError for an adapter without a weight form, a folder
+    with other content, weights that are not finite, and a difference beyond rounding errors; then no folder is written.
     """
+    scheme = read_scheme(quantize)
     model = host.model
     if not isinstance(model, PreTrainedModel):
         raise DeltatuneError(f"{type(model).__name__} is not a model of transformers and has no folder format")
@@ -61,33 +71,40 @@ def save_merged(
     before = host.route
     host.merge_(name, weight)
     try:
-        state = weights_of(model, stored_dtype)
-        check_finite(model, state, stored_dtype)
-        largest, error = 0.0, None
+        with nullcontext({}) if scheme is None else stored_in_codes(host, scheme) as maps:
+            expected, entry, notes = unmerged, None, tuple[str, ...]()
+            if scheme is not None:
+                expected = outputs(host, None)
+                check_error(relative_error(expected, unmerged, base), bound, scheme)
+                entry, notes = quantization_config(model, scheme, maps)
+            state = weights_of(model, stored_dtype, scheme)
+            check_finite(model, state, stored_dtype)
+            largest, error = 0.0, None
 
-        def fill(work: Path) -> None:
-            nonlocal largest, error
-            with without_quantizer(model):
-                model.save_pretrained(work, state_dict=state)
-            config = with_dtype(read_json(work / CONFIG), str(stored_dtype).removeprefix("torch."))
-            config.pop("quantization_config", None)
-            write_json(work / CONFIG, config)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(work)
-            reloaded = verify(host, work, unmerged, stored_dtype)
-            largest, error = difference(unmerged, reloaded), relative_error(reloaded, unmerged, base)
-            record = {
-                "adapter": name, "method": repr(host.adapters[name].method), "weight": weight,
-                "dtype": str(stored_dtype), "base": quantizations(host), "difference": largest, "error": error,
-            }  # fmt: skip
-            write_json(work / RECORD, record)
+            def fill(work: Path) -> None:
+                nonlocal largest, error
+                with without_quantizer(model):
+                    model.save_pretrained(work, state_dict=state)
+                config = with_dtype(read_json(work / CONFIG), str(stored_dtype).removeprefix("torch."))
+                config.pop("quantization_config", None)
+                write_json(work / CONFIG, config | ({} if entry is None else {"quantization_config": entry}))
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(work)
+                reloaded = verify(host, work, expected, stored_dtype, scheme)
+                largest, error = difference(unmerged, reloaded), relative_error(reloaded, unmerged, base)
+                record = {
+                    "adapter": name, "method": repr(host.adapters[name].method), "weight": weight,
+                    "dtype": str(stored_dtype), "base": quantizations(host), "quantize": scheme and scheme.text,
+                    "difference": largest, "error": error,
+                }  # fmt: skip
+                write_json(work / RECORD, record)
 
-        stored = {id(tensor): tensor.numel() * tensor.element_size() for tensor in state.values()}  # tied ones once
-        write_folder(Path(folder), fill, sum(stored.values()))
+            stored = {id(tensor): tensor.numel() * tensor.element_size() for tensor in state.values()}  # tied ones once
+            write_folder(Path(folder), fill, sum(stored.values()))
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), largest, error)
+    return Merged(Path(folder), largest, error, notes)
 
 
 @contextmanager
@@ -103,11 +120,11 @@ def without_quantizer(model: PreTrainedModel) -> Iterator[None]:
             model.config.quantization_config = stored_as
 
 
-def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def weights_of(model: PreTrainedModel, dtype: torch.dtype, scheme: Scheme | None = None) -> dict[str, Tensor]:
     """Return the model's own tensors by name, floating ones as `dtype`; tied tensors stay tied.
 
     Of quantised weights the values that their codes stand for: one after the other becomes a matrix of its old type,
-    then of `dtype`.
+    then of `dtype`. With a scheme, in which they are stored now, the codes and scales as they are.
     """
     quantized = {path: module for path, module in model.named_modules() if stored_weight(module) is not None}
     cast: dict[int, Tensor] = {}
@@ -115,7 +132,9 @@ def weights_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         path = next((path for path in _owners(name) if path in quantized), None)
         if path is not None and name != f"{path}.bias":  # codes and scales
-            if name == f"{path}.weight":
+            if scheme is not None:
+                state[name] = tensor.detach()
+            elif name == f"{path}.weight":
                 state[name] = weight_of(quantized[path]).detach().to(dtype).contiguous()
         elif not name.startswith("deltatune."):
             converted = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
@@ -156,16 +175,22 @@ def outputs(host: Host, route: Mapping[str, float] | None) -> Tensor | None:
         return verification_output(host.model, host.sites.facts)
 
 
-def verify(host: Host, folder: Path, expected: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def verify(
+    host: Host, folder: Path, expected: Tensor | None, dtype: torch.dtype, scheme: Scheme | None = None
+) -> Tensor | None:
     """Return the outputs of the model in a folder. Raises DeltatuneError if they are not the expected ones."""
     device = next(host.model.parameters()).device
-    reloaded: Any = type(host.model).from_pretrained(folder, dtype=dtype)  # type: ignore[attr-defined]
+    kind: Any = type(host.model)
+    if scheme is None:
+        reloaded = kind.from_pretrained(folder, dtype=dtype)
+    else:
+        reloaded = load_streamed(kind, str(folder), kind.config_class.from_pretrained(folder), None)[0]
     output = verification_output(reloaded.to(device).float(), host.sites.facts)
     coarsest = max(dtype, computing_dtype(host.model), key=lambda kind: torch.finfo(kind).eps)
     largest, limit = difference(expected, output), rounding_tolerance(expected, coarsest)
     if not largest <= limit:
         raise DeltatuneError(
-            f"the merged model, read back, differs by {largest:.2g} from the unmerged adapter, more than {dtype} "
+            f"the merged model, read back, differs by {largest:.2g} from what it should compute, more than {dtype} "
             f"rounding explains ({limit:.2g}); nothing was written"
         )
     return output

@@ -10,9 +10,19 @@ import torch
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
+from deltatune.core.quantization.schemes import Scheme
 from deltatune.core.sites.discovery import find_sites
 from deltatune.core.sites.site import Sites
-from deltatune.testing.fixtures import assert_close, attach, forward, gradients, make_host, outputs, probe_loss
+from deltatune.testing.fixtures import (
+    assert_close,
+    attach,
+    forward,
+    gradients,
+    make_host,
+    outputs,
+    probe_loss,
+    quantized_bases,
+)
 from deltatune.testing.laws import adapter_laws, generation_laws, mixing_laws
 from deltatune.testing.tiny_models import Kind, inputs, tiny
 
@@ -70,22 +80,29 @@ MODELS: tuple[Kind, ...] = ("bert", "gpt2", "llama", "t5")
 """An encoder, a decoder with fused and transposed projections, one with grouped key-value heads, an encoder-decoder."""
 
 
-def check_method(method: Method | type[Method], models: Sequence[Kind] | None = None, *, slow: bool = False) -> None:
+def check_method(
+    method: Method | type[Method],
+    models: Sequence[Kind] | None = None,
+    *,
+    slow: bool = False,
+    quantize: str | Scheme | None = None,
+) -> None:
     """Check a method (a class: with its defaults) against every law on every model that it applies to.
 
-    Raises AssertionError listing each broken law with the model and the reason, also when no model has the sites.
+    quantize: a scheme, such as "nf4", in which the models' weights are stored. Raises AssertionError listing each
+    broken law with the model and the reason, also when no model has the sites.
     """
     instance = method if isinstance(method, Method) else method()
     broken: list[str] = []
     refusals: list[str] = []
     for kind in MODELS if models is None else models:
-        refusal = applies(instance, kind)
+        refusal = applies(instance, kind, quantize)
         if refusal is not None:
             refusals.append(f"{kind}: {refusal}")
             continue
         for name in {**LAWS, **(SLOW_LAWS if slow else {})}:
             try:
-                demand(name, instance, kind)
+                demand(name, instance, kind, quantize)
             except Exception as error:
                 broken.append(f"{name} on {kind}: {type(error).__name__}: {str(error).strip()}")
     if len(refusals) == len(MODELS if models is None else models):
@@ -94,10 +111,16 @@ def check_method(method: Method | type[Method], models: Sequence[Kind] | None = 
         raise AssertionError(f"{instance!r} breaks {len(broken)} laws:\n" + "\n".join(f"- {line}" for line in broken))
 
 
-def applies(method: Method, kind: Kind) -> str | None:
-    """Return None if a tiny model has the sites that a method needs, else the method's own refusal."""
+def applies(method: Method, kind: Kind, quantize: str | Scheme | None = None) -> str | None:
+    """Return None if a tiny model has the sites that a method needs, else the refusal of the method.
+
+    On a quantised model, also the refusal of methods that train weights which are stored as codes.
+    """
     try:
         method.pick(_sites(kind))
+        if quantize is not None:
+            with quantized_bases(quantize):
+                make_host(kind).attach("a", method)
     except DeltatuneError as error:
         return str(error)
     return None
@@ -109,6 +132,7 @@ def _sites(kind: Kind) -> Sites:
     return find_sites(tiny(kind))
 
 
-def demand(law: str, method: Method, kind: Kind) -> None:
+def demand(law: str, method: Method, kind: Kind, quantize: str | Scheme | None = None) -> None:
     """Check one law. Raises AssertionError, or the method's own exception, if it is broken."""
-    {**LAWS, **SLOW_LAWS}[law](method, kind)
+    with quantized_bases(quantize):
+        {**LAWS, **SLOW_LAWS}[law](method, kind)

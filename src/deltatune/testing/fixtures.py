@@ -1,8 +1,10 @@
-"""Fixtures of the laws: a fresh host, an adapter moved off its initial values, outputs row by row."""
+"""Fixtures of the laws: a fresh host, plain or quantised, an adapter off its initial values, outputs row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -13,8 +15,10 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.delta import generator_for
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.methods.adapters.bottleneck import Bottleneck
 from deltatune.methods.low_rank.lora import LoRA
+from deltatune.models.quantization.quantize_model import quantize_
 from deltatune.testing.tiny_models import Head, Kind, tiny
 
 Batch = Mapping[str, Any]
@@ -23,9 +27,24 @@ OTHER: Method = LoRA(r=2, sites="*.{q,o}") + Bottleneck(size=3, form="parallel")
 """The adapter that shares a model with the one under test: inside attention, at its end, and over the FFN."""
 
 
+_scheme: ContextVar[Scheme | None] = ContextVar("_scheme", default=None)
+
+
+@contextmanager
+def quantized_bases(scheme: str | Scheme | None) -> Iterator[None]:
+    """Within it, the linear maps in the blocks of every model that `make_host` makes are quantised."""
+    token = _scheme.set(read_scheme(scheme))
+    try:
+        yield
+    finally:
+        _scheme.reset(token)
+
+
 def make_host(kind: Kind | str, head: Head = None, dtype: torch.dtype = torch.float32) -> Host:
-    """Make a Host on a fresh tiny model without dropout."""
+    """Make a Host on a fresh tiny model without dropout, quantised within `quantized_bases`."""
     model = tiny(kind, head, dropout=False).to(dtype)  # type: ignore[arg-type]
+    if (scheme := _scheme.get()) is not None:
+        quantize_(model, scheme)
     if dtype == torch.float64:
         _widen_norms_(model)
     return Host(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,13 @@ NAMES = {"state1": FIRST, "state2": SECOND, "absmax1": FIRST_SCALES, "absmax2": 
 def bitsandbytes_adamw(name: OptimizerName, groups: Sequence[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
     """PagedAdamW or PagedAdamW8bit. Raises DeltatuneError where bitsandbytes is not installed or knows no GPU."""
     try:
-        from bitsandbytes.optim import PagedAdamW, PagedAdamW8bit
+        optim: Any = importlib.import_module("bitsandbytes.optim")
     except Exception as error:  # not installed, or built for another machine
         raise DeltatuneError(
             f"optimizer={name!r} needs bitsandbytes on a GPU, and it cannot be imported ({error}): "
             "pip install bitsandbytes; or choose adamw or adamw-8bit, which need no other package"
         ) from None
-    kind = PagedAdamW8bit if is_8bit(name) else PagedAdamW
+    kind = optim.PagedAdamW8bit if is_8bit(name) else optim.PagedAdamW
     optimizer: torch.optim.Optimizer = kind(list(groups), lr=lr, weight_decay=0.0)
     return optimizer
 

@@ -13,8 +13,8 @@ from torch.optim.adamw import adamw
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.training.optimizers.eight_bit_moments import dequantize_moment, quantize_moment_
-from deltatune.training.optimizers.moment_places import InFile, InMemory, Values, aligned
-from deltatune.training.optimizers.state_bytes import BLOCK, CHUNK, SMALLEST_8BIT
+from deltatune.training.optimizers.moment_places import InFile, InMemory, Values, laid_out
+from deltatune.training.optimizers.state_bytes import BLOCK, CHUNK, CHUNK_8BIT, SMALLEST_8BIT
 from deltatune.training.scaling.disk_file import DiskFile
 
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
@@ -66,22 +66,25 @@ class ChunkedAdamW(torch.optim.Optimizer):
         weight_decay: float = 1e-2,
         eight_bit: bool = False,
         file: Callable[[int], DiskFile] | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> None:
         """`file`: makes a file of so many bytes. `chunk`: values that are updated at a time, a multiple of 256."""
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        chunk = chunk or (CHUNK_8BIT if eight_bit else CHUNK)
         if chunk <= 0 or chunk % BLOCK:
             raise DeltatuneError(f"chunk={chunk}: it must be a multiple of {BLOCK} above 0")
         self.eight_bit, self.chunk = eight_bit, chunk
         self.file: DiskFile | None = None
-        self._end = 0
+        self._starts: dict[tuple[Tensor, str], int] = {}
         self.states: dict[Tensor, TensorState] = {}
         """By parameter, once it has been updated."""
         if file is not None:
-            layouts = [
-                values_by_name(parameter, eight_bit) for group in self.param_groups for parameter in group["params"]
-            ]
-            self.file = file(sum(aligned(n * dtype.itemsize) for each in layouts for dtype, n in each.values()) or 1)
+            members = [parameter for group in self.param_groups for parameter in group["params"]]
+            parts = {
+                (p, name): n * t.itemsize for p in members for name, (t, n) in values_by_name(p, eight_bit).items()
+            }
+            self._starts, size = laid_out(parts)
+            self.file = file(size or 1)
 
     def state_of_(self, parameter: Tensor) -> TensorState:
         """What is kept of a parameter, made as zeros if there is nothing yet."""
@@ -91,8 +94,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
                 if self.file is None:
                     values[name] = InMemory(torch.zeros(n, dtype=dtype, device=parameter.device))
                 else:
-                    values[name] = InFile(self.file, self._end, dtype, n)
-                    self._end += aligned(n * dtype.itemsize)
+                    values[name] = InFile(self.file, self._starts[parameter, name], dtype, n)
             self.states[parameter] = TensorState(values=values)
         return self.states[parameter]
 

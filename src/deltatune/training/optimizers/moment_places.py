@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from deltatune.training.scaling.disk_file import DiskFile
 
 ALIGNED = 64
 """Bytes at a multiple of which each tensor begins in the file."""
+LARGE_PAGE = 2**21
+"""The same for large tensors: bytes that a processor maps at once, where the file system can. That is far quicker."""
+
+Key = TypeVar("Key")
 
 
 class Values(Protocol):
@@ -69,6 +74,11 @@ class InFile:
         return self.file.window(self.offset + start * size, self.offset + stop * size, self.dtype)
 
 
-def aligned(size: int) -> int:
-    """The next multiple of ALIGNED."""
-    return -(-size // ALIGNED) * ALIGNED
+def laid_out(sizes: Mapping[Key, int]) -> tuple[dict[Key, int], int]:
+    """Where in a file parts of so many bytes begin, the largest first, and the bytes of the file."""
+    starts, end = {}, 0
+    for key, size in sorted(sizes.items(), key=lambda item: -item[1]):
+        unit = LARGE_PAGE if size >= 4 * LARGE_PAGE else ALIGNED
+        starts[key] = -(-end // unit) * unit
+        end = starts[key] + size
+    return starts, end

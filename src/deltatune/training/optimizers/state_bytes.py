@@ -14,7 +14,9 @@ BLOCK = 256
 SMALLEST_8BIT = 4096
 """Values of the smallest tensor whose moments are in 8 bits; smaller ones keep float32."""
 CHUNK = 2**20
-"""Values of a tensor that are updated at a time, where the moments are in a file or in 8 bits."""
+"""Values of a tensor that are updated at a time, where the moments are in a file."""
+CHUNK_8BIT = 2**18
+"""The same for moments in 8 bits: what is computed of them stays in the processor's cache."""
 SMALLEST_PAGED_ON_GPU = 100_000
 """Values of the smallest tensor that bitsandbytes pages on a GPU; smaller ones stay in its memory."""
 

@@ -77,7 +77,7 @@ class Moves:
         known = self.known.get(id(storage))
         if known is not None and known[0]() is storage and known[1] == version and (load := known[2]()) is not None:
             return load
-        content = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+        content = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         load = self.place.put(content)
         self.known = {key: entry for key, entry in self.known.items() if entry[0]() is not None}
         self.known[id(storage)] = (weakref.ref(storage), version, weakref.ref(load))
@@ -89,7 +89,7 @@ class Moves:
             return kept
         storage = kept.load().untyped_storage()
         tensor = torch.empty(0, dtype=kept.dtype, device=storage.device)
-        return tensor.set_(storage, kept.offset, kept.size, kept.stride)  # type: ignore[call-overload,no-any-return]
+        return tensor.set_(storage, kept.offset, kept.size, kept.stride)
 
 
 class HostMemory:

@@ -105,9 +105,9 @@ def folder_for(asked: str | None, out: Path | None) -> Path:
         if not folder.is_dir():
             kind = "is a file" if folder.exists() else "does not exist"
             raise DeltatuneError(f"optimizer_folder: {folder} {kind}; name a folder that is there, on a disk")
-        if kind := memory_file_system(folder):
+        if in_memory := memory_file_system(folder):
             raise DeltatuneError(
-                f"optimizer_folder: {folder} is on {kind}, which keeps files in memory, so that paging would save "
+                f"optimizer_folder: {folder} is on {in_memory}, which keeps files in memory, so that paging would save "
                 "nothing; name a folder on a disk"
             )
         return folder

@@ -27,6 +27,7 @@ from deltatune.cli.commands import (
     methods,
     predict,
     pretrain,
+    quantize,
     results,
     self_instruct,
     sites,
@@ -63,6 +64,7 @@ app.command(cls=Command, rich_help_panel="Use")(predict.predict)
 app.command(cls=Command, rich_help_panel="Use")(facts.facts)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)
+app.command(cls=Command, rich_help_panel="Use")(quantize.quantize)
 app.command(cls=Command, rich_help_panel="Use")(inspect.inspect)
 app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.atomic_files import CannotWrite
 from deltatune.training import Settings
+from deltatune.training.optimizers.bitsandbytes_paged import bitsandbytes_adamw
 from deltatune.training.optimizers.chunked_adamw import ChunkedAdamW
 from deltatune.training.optimizers.eight_bit_moments import dequantize_moment, quantize_moment_
 from deltatune.training.optimizers.make_optimizer import arithmetic_of, make_optimizer
@@ -207,6 +209,32 @@ def test_the_state_dict_is_restored(tmp_path):
         other = chunked([nn.Parameter(p.detach().clone()) for p in one.param_groups[0]["params"]], eight_bit=eight_bit)
         other.load_state_dict(one.state_dict())
         assert_equal(updated(one, 8, first=4), updated(other, 8, first=4))
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", ["paged-adamw", "paged-adamw-8bit"])
+def test_states_of_bitsandbytes_own_optimizers_are_stored(name, tmp_path):
+    """Those that GPUs get; here without pages."""
+    pytest.importorskip("bitsandbytes")
+    path = tmp_path / "states.safetensors"
+
+    def fresh(members):
+        return bitsandbytes_adamw(name, [{"params": members, "lr": 1e-2, "weight_decay": 0.1}], 1e-2)
+
+    wanted = updated(fresh(parameters()), 7)
+    half = fresh(parameters())
+    values = updated(half, 4, total=7)
+    write_states(path, half, NAMES)
+    again = fresh([nn.Parameter(value.detach().clone()) for value in values])
+    assert state_problems(path, again, NAMES, NAMES) == []
+    load_states_(path, again, NAMES)
+    assert_equal(wanted, updated(again, 7, first=4))
+
+
+def test_without_bitsandbytes_a_gpu_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(DeltatuneError, match=r"needs bitsandbytes on a GPU.*pip install bitsandbytes; or choose adamw"):
+        bitsandbytes_adamw("paged-adamw", [{"params": parameters()}], 1e-2)
 
 
 # --- memory and files ---

@@ -209,8 +209,8 @@ def _load_model(
         if scheme is not None or method == "bitsandbytes":
             check_method(model_name, method, scheme)
             with torch.device("meta"):
-                kind = type(loader.from_config(config))
-            model, report, _ = load_streamed(kind, place, config, scheme, sites)
+                empty = loader.from_config(config)
+            model, report, _ = load_streamed(type(empty), place, empty.config, scheme, sites)
         else:
             # safetensors only: the older .bin files are pickles
             model, report = loader.from_pretrained(

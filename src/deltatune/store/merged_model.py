@@ -38,6 +38,8 @@ class Merged:
     error: float | None
     """‖read back − unmerged‖ / ‖unmerged − base‖ of these outputs: 0 if all of the adapter's change is kept, 1 if the
     model read back is as far from the adapter as the base is. None if the adapter changes nothing there."""
+    scheme: str | None = None
+    """How the merged weights are stored, such as nf4; None for plain ones."""
     notes: tuple[str, ...] = ()
     """What other programs cannot do with a folder of codes."""
 
@@ -104,7 +106,7 @@ def save_merged(
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), largest, error, notes)
+    return Merged(Path(folder), largest, error, scheme and scheme.text, notes)
 
 
 @contextmanager

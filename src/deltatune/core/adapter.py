@@ -228,7 +228,8 @@ def _check_plain(part: Method, picked: Sequence[Site]) -> None:
         raise DeltatuneError(
             f"{part!r} trains weights of the base itself, and {len(stuck):,} of them are stored in "
             f"{stuck[0].quantized}, such as {stuck[0].name}: codes have no gradient. Choose a method that adds to a "
-            "frozen base, such as LoRA(), or load the base without quantisation"
+            "frozen base, such as LoRA(), leave these weights plain (quantize_(model, sites=...)), or load the base "
+            "without quantisation"
         )
 
 

@@ -132,9 +132,10 @@ class ChunkedAdamW(torch.optim.Optimizer):
             }
             here = {name: window.to(flat.device) for name, window in kept.items()}  # the same tensors on a CPU
             update(flat[start:stop], gradients[start:stop], here, state.step, group)
-            if flat.device.type != "cpu" and self.file is not None:
-                for name, window in kept.items():
+            for name, window in kept.items():
+                if here[name] is not window:
                     window.copy_(here[name])
+                state.values[name].keep(start if name in (FIRST, SECOND) else start // BLOCK, window)
             del kept, here  # unmaps the windows
         if not parameter.is_contiguous():
             parameter.copy_(flat.view(parameter.shape))
@@ -170,7 +171,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
             state = self.state_of_(parameters[index])
             state.step = int(tensors["step"])
             for name, values in state.values.items():
-                values.window(0, values.count).copy_(tensors[name].reshape(-1))
+                values.keep(0, values.window(0, values.count).copy_(tensors[name].reshape(-1)))
 
 
 # --- the arithmetic: each function updates a chunk of a parameter and its moments in place ---

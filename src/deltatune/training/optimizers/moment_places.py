@@ -1,7 +1,8 @@
-"""Where the moments of an optimizer are: in memory, or in a file of which a window at a time is mapped into memory."""
+"""Where the moments of an optimizer are: in memory, or in a file of which a window at a time is in memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -31,7 +32,10 @@ class Values(Protocol):
         """Number of values."""
 
     def window(self, start: int, stop: int) -> Tensor:
-        """The values from `start` up to `stop`: what is written into the tensor is written into the place."""
+        """The values from `start` up to `stop`, to read and to write; `keep` them once written."""
+
+    def keep(self, start: int, window: Tensor) -> None:
+        """Have what was written into a window from `start` on in its place."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,16 @@ class InMemory:
         """The values from `start` up to `stop`."""
         return self.values[start:stop]
 
+    def keep(self, start: int, window: Tensor) -> None:
+        """Nothing: the window is the place."""
+
 
 @dataclass(frozen=True)
 class InFile:
-    """Values in a part of a file. A window of them is mapped as long as its tensor lives."""
+    """Values in a part of a file. A window of whole large pages is mapped as long as its tensor lives; others are read.
+
+    Small pages are mapped one by one, which takes several times as long as reading and writing them.
+    """
 
     file: DiskFile
     offset: int
@@ -71,7 +81,21 @@ class InFile:
     def window(self, start: int, stop: int) -> Tensor:
         """The values from `start` up to `stop`."""
         size = self.dtype.itemsize
-        return self.file.window(self.offset + start * size, self.offset + stop * size, self.dtype)
+        first, end = self.offset + start * size, self.offset + stop * size
+        return (
+            self.file.window(first, end, self.dtype) if _mapped(first, end) else self.file.read(first, end, self.dtype)
+        )
+
+    def keep(self, start: int, window: Tensor) -> None:
+        """Write a window that was read."""
+        first = self.offset + start * self.dtype.itemsize
+        if not _mapped(first, first + window.nbytes):
+            self.file.write(first, window)
+
+
+def _mapped(first: int, end: int) -> bool:
+    """Whether bytes of a file are mapped: those that large pages begin with, and all where files are read otherwise."""
+    return (first % LARGE_PAGE == 0 and end - first >= LARGE_PAGE) or not hasattr(os, "preadv")
 
 
 def laid_out(sizes: Mapping[Key, int]) -> tuple[dict[Key, int], int]:

@@ -157,7 +157,8 @@ def load_states_(path: Path, optimizer: torch.optim.Optimizer, names: Sequence[s
                 continue
             start = 0
             for piece in _stored_pieces(file, entry):
-                state.values[key].window(start, start + len(piece)).copy_(piece)
+                window = state.values[key].window(start, start + len(piece)).copy_(piece)
+                state.values[key].keep(start, window)
                 start += len(piece)
     if is_bitsandbytes(optimizer):
         load_bitsandbytes_(optimizer, whole)

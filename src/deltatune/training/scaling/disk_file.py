@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -79,11 +79,34 @@ class DiskFile:
 
         Raises DeltatuneError after `close`.
         """
-        if not self._end.alive:
-            raise DeltatuneError("the file is closed: the training that it belonged to is over")
+        self._check_open()
         page = start - start % PAGE
         mapped = mmap.mmap(self._number, stop - page, offset=page)
         return torch.frombuffer(mapped, dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start - page)
+
+    def read(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """A copy of the bytes from `start` up to `stop`, flat."""
+        values = torch.empty((stop - start) // dtype.itemsize, dtype=dtype)
+        self._all(os.preadv, values, start)
+        return values
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Write the bytes of a flat tensor from `start` on. Raises CannotWrite."""
+        with plain_write_errors(self.folder):
+            self._all(os.pwritev, values, start)
+
+    def _all(self, move: Callable[[int, list[memoryview], int], int], values: Tensor, start: int) -> None:
+        self._check_open()
+        left = values.view(torch.uint8).numpy().data
+        while len(left):
+            moved = move(self._number, [left], start)
+            if not moved:
+                raise DeltatuneError(f"the file in {self.folder} has become shorter; another process has changed it")
+            left, start = left[moved:], start + moved
+
+    def _check_open(self) -> None:
+        if not self._end.alive:
+            raise DeltatuneError("the file is closed: the training that it belonged to is over")
 
     def close(self) -> None:
         """Give the disk its space back."""

@@ -33,6 +33,7 @@ from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm
 from deltatune.models.quantization.quantize_model import DEFAULT_SITES
+from deltatune.models.quantization.stored_codes import holds_codes
 from deltatune.models.quantization.streaming import check_method, load_streamed, missing_package, quantization_method
 
 BUILTIN = "builtin"
@@ -206,7 +207,7 @@ def _load_model(
     model: PreTrainedModel
     method = quantization_method(config)
     try:
-        if scheme is not None or method == "bitsandbytes":
+        if scheme is not None or method == "bitsandbytes" or (not method and holds_codes(place)):
             check_method(model_name, method, scheme)
             with torch.device("meta"):
                 empty = loader.from_config(config)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.strict_json import loads
 from deltatune.core.quantization.schemes import BLOCKS, FP4, NESTED_BLOCK, NF4, FourBit, Int8, Scheme
-from deltatune.models.quantization.weight_files import FileTensor
+from deltatune.models.quantization.weight_files import FileTensor, file_tensors
 
 FACTS = ".quant_state.bitsandbytes__"
 """Between a weight's name and its type of 4 bits, in the name of the text that says how it is stored."""
@@ -91,6 +93,14 @@ def gather_codes(tensors: Mapping[str, FileTensor]) -> tuple[dict[str, FileTenso
     raise_all([f"{name} belongs to no quantised weight: {name.partition('.weight.')[0]}.weight{FACTS}nf4 is missing"
                for name in lost[:12]])  # fmt: skip
     return plain, codes
+
+
+def holds_codes(place: str) -> bool:
+    """Whether the files in a folder hold quantised weights, whatever its config says; False for a name on the hub."""
+    try:
+        return Path(place).is_dir() and any(FACTS in name or name.endswith(".SCB") for name in file_tensors(place))
+    except (DeltatuneError, OSError, SafetensorError):  # whoever loads the weights says what is wrong with the files
+        return False
 
 
 def _four_bit(weight: str, text: str, tensors: Mapping[str, FileTensor]) -> StoredCodes:

@@ -1,0 +1,313 @@
+"""Folders of quantised models: written here or by transformers with bitsandbytes, read by both."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization import kernels
+from deltatune.core.quantization.quantized_linear import QuantizedLinear
+from deltatune.core.quantization.schemes import NF4, Int8
+from deltatune.models.loading import load_backbone
+from deltatune.models.quantization.quantize_model import quantize_
+from deltatune.store.quantized_model import save_quantized
+from support.models import inputs, tiny, tiny_tokenizer
+
+SCHEMES = ("nf4", "NF4(double=False)", "NF4(block=128)", "NF4(nested='fp8')", "fp4", "int8")
+EVEN: dict[str, dict[str, int]] = {
+    "bert": {"hidden_size": 128, "intermediate_size": 256},
+    "gpt2": {"n_embd": 128, "n_inner": 256},
+    "llama": {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32},
+}
+"""Widths that are whole numbers of blocks, as bitsandbytes' kernel for the CPU needs."""
+
+
+def logits(model: PreTrainedModel, kind: str) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = model(**inputs(kind, "lm"))[0]
+    return output
+
+
+def written(folder: Path, kind: str = "llama", scheme: str = "nf4", **sizes: Any) -> PreTrainedModel:
+    model = tiny(kind, "lm", **sizes)
+    quantize_(model, scheme)
+    save_quantized(model, folder, tiny_tokenizer())
+    return model
+
+
+def assert_equal(one: PreTrainedModel, other: PreTrainedModel) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [
+        *(("gpt2", scheme) for scheme in SCHEMES),
+        *((kind, scheme) for kind in ("bert", "t5", "falcon-7b", "mixtral") for scheme in ("nf4", "int8")),
+    ],
+)
+def test_what_is_saved_is_loaded_bit_by_bit(kind, scheme, tmp_path):
+    model = written(tmp_path / "q", kind, scheme)
+    loaded, _ = load_backbone(str(tmp_path / "q"), answers="words")
+    assert_equal(model, loaded)
+    assert torch.equal(logits(model, kind), logits(loaded, kind))
+    assert {module.scheme.text for module in loaded.modules() if isinstance(module, QuantizedLinear)} == {scheme}
+    assert not hasattr(loaded.config, "quantization_config")
+    again = tmp_path / "again"
+    save_quantized(loaded, again, tiny_tokenizer())
+    for file in ("config.json", "model.safetensors"):
+        assert (again / file).read_bytes() == (tmp_path / "q" / file).read_bytes()
+
+
+def test_without_bitsandbytes_the_folder_loads_and_computes_the_same(tmp_path, monkeypatch):
+    model = written(tmp_path, **EVEN["llama"])
+    expected = logits(model, "llama")
+    kernels._kernel.cache_clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    try:
+        loaded, _ = load_backbone(str(tmp_path), answers="text")
+        assert kernels._kernel() is None
+        assert torch.equal(logits(loaded, "llama"), expected)
+    finally:
+        kernels._kernel.cache_clear()
+    assert_equal(model, loaded)
+
+
+@pytest.mark.slow
+def test_a_process_that_never_had_bitsandbytes_loads_the_folder(tmp_path):
+    model = written(tmp_path / "q", **EVEN["llama"])
+    program = """
+import sys
+sys.modules["bitsandbytes"] = None
+import torch
+from deltatune.models.loading import load_backbone
+model, _ = load_backbone(sys.argv[1], answers="text")
+with torch.no_grad():
+    torch.save([model(input_ids=torch.arange(12)[None])[0], model.state_dict()], sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "q"), str(tmp_path / "out")], check=True)
+    output, state = torch.load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(output, model(input_ids=torch.arange(12)[None])[0])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def from_transformers(folder: Path, kind: str, **more: Any) -> PreTrainedModel:
+    """The model as transformers loads it with bitsandbytes, whose repacking for some processors is switched off."""
+    pytest.importorskip("bitsandbytes")
+    model = type(tiny(kind, "lm")).from_pretrained(folder, **more)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+@pytest.mark.parametrize("kind", sorted(EVEN))
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "int8"])
+def test_transformers_with_bitsandbytes_computes_the_same(kind, scheme, tmp_path):
+    model = written(tmp_path, kind, scheme, **EVEN[kind])
+    other = from_transformers(tmp_path, kind)
+    maps = {path for path, module in other.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert maps == {path for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    assert torch.equal(logits(model, kind), logits(other, kind))
+
+
+def test_transformers_reads_int8_and_computes_nearly_the_same(tmp_path):
+    """bitsandbytes also rounds the activations to 8 bits, deltatune does not."""
+    model = written(tmp_path, "llama", "int8", **EVEN["llama"])
+    other = from_transformers(tmp_path, "llama")
+    codes = other.model.layers[0].mlp.up_proj
+    assert torch.equal(codes.weight.data, model.model.layers[0].mlp.up_proj.codes)
+    expected = logits(model, "llama")
+    assert (logits(other, "llama") - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", sorted(EVEN))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {"bnb_4bit_quant_type": "fp4"},
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "bfloat16"},
+    ],
+)
+def test_folders_of_transformers_load_without_bitsandbytes(kind, fields, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny(kind, "lm", **EVEN[kind]).save_pretrained(tmp_path / "plain")
+    config = BitsAndBytesConfig(load_in_4bit=True, **fields)
+    other = from_transformers(tmp_path / "plain", kind, quantization_config=config)
+    other.save_pretrained(tmp_path / "q")
+    tiny_tokenizer().save_pretrained(tmp_path / "q")
+    loaded, _ = load_backbone(str(tmp_path / "q"), answers="words")
+    for path, module in other.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            ours = loaded.get_submodule(path)
+            assert isinstance(ours, QuantizedLinear)
+            assert torch.equal(ours.codes, module.weight.data.view(torch.uint8).reshape(-1))
+    assert torch.equal(logits(loaded, kind), logits(other, kind))
+
+
+def test_a_folder_of_transformers_in_8_bits_loads(tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    tiny("gpt2", "lm", **EVEN["gpt2"]).save_pretrained(tmp_path / "plain")
+    other = from_transformers(tmp_path / "plain", "gpt2", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    other.save_pretrained(tmp_path / "q")
+    tiny_tokenizer().save_pretrained(tmp_path / "q")
+    loaded, _ = load_backbone(str(tmp_path / "q"), answers="words")
+    maps = {path: module for path, module in other.named_modules() if isinstance(module, bitsandbytes.nn.Linear8bitLt)}
+    assert maps
+    for path, module in maps.items():
+        ours = loaded.get_submodule(path)
+        assert isinstance(ours, QuantizedLinear)
+        assert ours.scheme == Int8()
+        assert torch.equal(ours.codes, module.weight.data)
+
+
+# ---- asked for another scheme, and folders that were changed
+
+
+def test_a_stored_scheme_may_be_named_and_no_other(tmp_path):
+    model = written(tmp_path)
+    assert_equal(model, load_backbone(str(tmp_path), answers="text", quantize="nf4")[0])
+    for other in ("fp4", "int8", "NF4(double=False)"):
+        with pytest.raises(DeltatuneError, match="quantised already, as nf4"):
+            load_backbone(str(tmp_path), answers="text", quantize=other)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> str:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DeltatuneError) as caught:
+        load_backbone(str(folder), answers="text")
+    return str(caught.value)
+
+
+MAP = "model.layers.0.mlp.up_proj.weight"
+FACTS = f"{MAP}.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize("part", ["", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"])
+def test_a_missing_tensor_is_named(part, tmp_path):
+    written(tmp_path)
+    assert MAP + part in changed(tmp_path, lambda state: state.__delitem__(MAP + part))
+
+
+def test_codes_without_the_text_are_named(tmp_path):
+    written(tmp_path)
+    assert FACTS in changed(tmp_path, lambda state: state.__delitem__(FACTS))
+
+
+@pytest.mark.parametrize("part", ["", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"])
+def test_a_misshapen_tensor_is_named(part, tmp_path):
+    written(tmp_path)
+    assert MAP + part in changed(tmp_path, lambda state: state.update({MAP + part: state[MAP + part][:-1].clone()}))
+
+
+@pytest.mark.parametrize("part", [".quant_map", ".nested_quant_map"])
+def test_another_table_is_refused(part, tmp_path):
+    written(tmp_path)
+    assert MAP + part in changed(tmp_path, lambda state: state.update({MAP + part: state[MAP + part] * 2}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "JSON"),
+        ("[1]", "no JSON object"),
+        ("[" * 3000, "deep"),
+        ('{"shape": [48, 32]}', "blocksize"),
+        ({"shape": [48, 33]}, "entries"),
+        ({"shape": [10**18, 32]}, "shape"),
+        ({"shape": [-48, -32]}, "shape"),
+        ({"shape": "48"}, "shape"),
+        ({"shape": [32, 48]}, "needs (48, 32)"),
+        ({"blocksize": 7}, "blocksize"),
+        ({"blocksize": 32}, "entries"),
+        ({"blocksize": True}, "blocksize"),
+        ({"dtype": ["float32"]}, "dtype"),
+        ({"quant_type": "fp4"}, "type"),
+        ({"nested_blocksize": 64}, "magnitudes"),
+        ({"nested_offset": "1"}, "nested_offset"),
+        ({"nested_offset": None}, "nested_offset"),
+    ],
+)
+def test_a_hostile_text_is_one_error(text, words, tmp_path):
+    written(tmp_path)
+
+    def change(state: dict[str, Tensor]) -> None:
+        facts = json.loads(bytes(state[FACTS].tolist()))
+        said = text if isinstance(text, str) else json.dumps({**facts, **text})
+        state[FACTS] = torch.tensor(list(said.encode()), dtype=torch.uint8)
+
+    assert words in changed(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"bnb_4bit_quant_type": "fp4"},
+        {"bnb_4bit_use_double_quant": False},
+        {"load_in_4bit": False, "load_in_8bit": True},
+        {"bnb_4bit_quant_type": "nf3"},
+    ],
+)
+def test_a_config_that_contradicts_the_codes_is_refused(entry, tmp_path):
+    written(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= entry
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DeltatuneError, match="says that its weights are"):
+        load_backbone(str(tmp_path), answers="text")
+
+
+def test_a_config_without_codes_is_refused_and_codes_without_a_config_load(tmp_path):
+    model = written(tmp_path / "q")
+    config = json.loads((tmp_path / "q/config.json").read_text())
+    entry = config.pop("quantization_config")
+    (tmp_path / "q/config.json").write_text(json.dumps(config))
+    assert_equal(model, load_backbone(str(tmp_path / "q"), answers="text")[0])
+    tiny("llama", "lm").save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain/config.json").write_text(json.dumps({**config, "quantization_config": entry}))
+    with pytest.raises(DeltatuneError, match="hold no codes"):
+        load_backbone(str(tmp_path / "plain"), answers="text")
+
+
+def test_another_method_without_its_package_names_the_package(tmp_path):
+    tiny("llama", "lm").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    entry = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": entry}))
+    with pytest.raises(DeltatuneError, match="quantised already, by gptq"):
+        load_backbone(str(tmp_path), answers="text", quantize="nf4")
+    with pytest.raises(DeltatuneError, match="pip install"):
+        load_backbone(str(tmp_path), answers="text")
+
+
+def test_only_quantised_models_of_one_scheme_are_saved(tmp_path):
+    model = tiny("llama", "lm")
+    with pytest.raises(DeltatuneError, match="no weights that quantize_ made"):
+        save_quantized(model, tmp_path / "q")
+    quantize_(model, "nf4", "*.attn.*")
+    first = model.model.layers[0].self_attn
+    first.q_proj = QuantizedLinear.of(first.q_proj.weight, NF4(double=False))
+    with pytest.raises(DeltatuneError, match="several ways"):
+        save_quantized(model, tmp_path / "q")
+    assert not (tmp_path / "q").exists()

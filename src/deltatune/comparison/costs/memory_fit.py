@@ -97,12 +97,9 @@ class DeepModel:
         depth = self._depth()
         if depth <= 2 * SMALL_MODELS[-1]:
             return self.host(training).count(method)
-        small = [self._even(method, training, layers) for layers in SMALL_MODELS]
-        if small[0] is None or small[1] is None:
+        low, high = (self._even(method, training, layers) for layers in SMALL_MODELS)
+        if low is None or high is None or low.memory is None or high.memory is None:
             return self.host(training).count(method)
-        low, high = small
-        assert low.memory is not None
-        assert high.memory is not None
         made = high.memory.peak - high.memory.weights
         if high.memory.gradients > CERTAIN * made:
             return self.host(training).count(method)

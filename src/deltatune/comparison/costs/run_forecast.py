@@ -9,6 +9,7 @@ from deltatune.comparison.costs.training_memory import CountedTraining, Memory
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.memory import in_bytes, memory_of
 from deltatune.models.hardware import uses_bfloat16
+from deltatune.training.inference.batches import device_of
 
 if TYPE_CHECKING:
     from deltatune.training.job import Prepared
@@ -27,7 +28,7 @@ def forecast_of(ready: Prepared) -> Memory | None:
     """
     session, settings = ready.session, ready.settings
     host, adapter = session.host, session.adapter
-    device = host.model.device.type
+    device = device_of(host).type
     kind = KINDS.get(session.task.answers)
     rows = ready.encoded["train"]
     plain = ready.start is None and not session.loads and not settings.packing and adapter.count > 0
@@ -55,13 +56,13 @@ def forecast_of(ready: Prepared) -> Memory | None:
 
 def check_forecast(ready: Prepared, memory: Memory) -> None:
     """Raise DeltatuneError for a run whose forecast is clearly above the memory that there is."""
-    there = memory_of(ready.session.host.model.device)
+    there = memory_of(device_of(ready.session.host))
     if memory.total <= CLEARLY * there:
         return
     settings, session = ready.settings, ready.session
     longest = max(len(row["input_ids"]) for row in ready.encoded["train"].rows)
     raise DeltatuneError(
         f"this run would take about {in_bytes(memory.total)} of memory, and there are {in_bytes(there)}. "
-        f'See what fits: deltatune fit {session.model} --method "{session.adapter.method!r}" --batch-size {settings.batch_size} '
-        f"--max-length {longest}. To train all the same: --over-memory"
+        f'See what fits: deltatune fit {session.model} --method "{session.adapter.method!r}" '
+        f"--batch-size {settings.batch_size} --max-length {longest}. To train all the same: --over-memory"
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import deltatune
 from deltatune.core.errors import CannotMerge, DeltatuneError
@@ -12,7 +12,7 @@ from deltatune.core.quantization.stored_weights import stored_weight, weight_of
 from deltatune.models.quantization.streaming import load_streamed
 from deltatune.store.merged_model import save_merged
 from support import models
-from support.language_models import randomize_
+from support.language_models import randomize_, wide_llama
 
 
 def quantized_host(kind="llama", method="LoRA(r=4)", scheme="nf4", std=0.1):
@@ -143,23 +143,10 @@ def test_a_damaged_file_of_codes_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def wide(folder=None):
-    """A Llama whose rows are whole blocks, which bitsandbytes' kernels on CPUs need."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=101, max_position_embeddings=128, pad_token_id=0,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    if folder is not None:
-        model.save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize("scheme", ["nf4", "NF4(double=False)", "fp4", "int8"])
 def test_transformers_and_bitsandbytes_read_the_codes(scheme, tmp_path):
     pytest.importorskip("bitsandbytes")
-    model = wide()
+    model = wide_llama()
     deltatune.quantize_(model, "nf4")
     host = deltatune.Host(model)
     host.attach("a", deltatune.parse("LoRA(r=4)"), head=False)
@@ -177,7 +164,7 @@ def test_a_base_that_bitsandbytes_quantised_is_merged_exactly_or_refused(kind, t
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    wide(tmp_path / "base")
+    wide_llama(tmp_path / "base")
     options = {"load_in_8bit": True} if kind == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path / "base", quantization_config=BitsAndBytesConfig(**options), dtype=torch.float32
@@ -185,7 +172,7 @@ def test_a_base_that_bitsandbytes_quantised_is_merged_exactly_or_refused(kind, t
     host = deltatune.Host(model)
     host.attach("a", deltatune.parse("LoRA(r=4)"), head=False)
     randomize_(host)
-    unmerged = logits(model)
+    unmerged, attributes, config = logits(model), set(vars(model)), model.config.to_dict()
     base = {path: weight_of(module).clone() for path, module in codes(host).items()}
     if kind == "int8":  # their product rounds what it reads, too
         with pytest.raises(CannotMerge, match=r"Maps in bitsandbytes int8 may round .* dequantize_\(model\) before"):
@@ -197,6 +184,7 @@ def test_a_base_that_bitsandbytes_quantised_is_merged_exactly_or_refused(kind, t
         torch.testing.assert_close(logits(again), unmerged, rtol=1e-3, atol=1e-4)
         path = "model.layers.0.mlp.up_proj"
         assert torch.equal(again.get_submodule(path).weight, base[path])
-    assert model.is_quantized
+    assert set(vars(model)) == attributes
+    assert model.config.to_dict() == config
     assert torch.equal(logits(model), unmerged)
     assert all(torch.equal(weight_of(module), base[path]) for path, module in codes(host).items())

@@ -3,6 +3,7 @@
 import random
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltatune
 from support import models
@@ -41,3 +42,16 @@ def randomize_(host, name="a", std=0.1):
     generator = torch.Generator().manual_seed(1)
     for _, parameter in host.trainable(name):
         parameter.add_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def wide_llama(folder=None):
+    """A tiny Llama whose rows are whole blocks, which bitsandbytes' kernels on CPUs need; written to a folder."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=101, max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    if folder is not None:
+        model.save_pretrained(folder)
+    return model

@@ -51,6 +51,7 @@ CASES = {
     "t5": ("LoRA(r=4)", "t5", dataclasses.replace(CALM, evaluate="epoch")),
     "bitfit": ("BitFit(sites='*.ffn.{in,out}')", "bert", CALM),  # a key's bias learns nothing but noise
     "recomputed": ("LoRA(r=4)", "llama", dataclasses.replace(CALM, checkpointing=True, accumulation=2)),
+    "nf4": ("LoRA(r=4)", "nf4", CALM),
     "few": ("LoRA(r=4)", "bert", dataclasses.replace(CALM, batch_size=23, accumulation=12)),
 }
 
@@ -61,6 +62,11 @@ def host_for(method, kind, case=""):
     if kind == "bert" and method:
         return host_with(method, dropout=0.0, **QUIET)
     calm = {"bert": QUIET, "t5": {"dropout_rate": 0.0}}
+    if kind == "nf4":
+        deltatune.quantize_(model := models.tiny("llama", "lm"), "nf4")
+        host = deltatune.Host(model)
+        host.attach("a", deltatune.parse(method), head=False)
+        return host
     host = deltatune.Host(models.tiny(kind, None if kind == "bert" else "lm", **calm.get(kind, {})))
     if method is None:
         return host

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
+from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host_summary import describe
 from deltatune.core.merging import MergedAdapters, check_merges, verification_output
@@ -104,7 +105,7 @@ class Host:
             )
         adapter.train(self.model.training)
         self.adapters[name] = adapter
-        self._children()[name] = adapter
+        adapter_module(self.model)[name] = adapter
         self._seams.hooks.plug(name, adapter)
         if not self.route.names:
             self.use(name)
@@ -117,10 +118,10 @@ class Host:
             self.unmerge_(name)
         self._seams.hooks.unplug(name)
         self.route = self.route.without([name])
-        del self.adapters[name], self._children()[name]
+        del self.adapters[name], adapter_module(self.model)[name]
         self._arrange()
         if not self.adapters:
-            del self.model.deltatune
+            remove_adapter_module_(self.model)
         return adapter
 
     def use(self, route: RouteSpec, *, stacked: bool = False) -> None:
@@ -170,7 +171,9 @@ class Host:
 
     def remove_reparametrisation_(self, name: str) -> None:
         """Replace reparametrisations (a prefix's MLP) by the values they compute; outputs stay the same."""
-        self.adapters[name] = self._children()[name] = adapter = self._adapter(name).without_reparametrisation()
+        self.adapters[name] = adapter_module(self.model)[name] = adapter = self._adapter(
+            name
+        ).without_reparametrisation()
         self._seams.hooks.unplug(name)
         self._seams.hooks.plug(name, adapter)
         self._arrange()
@@ -275,13 +278,6 @@ class Host:
             raise DeltatuneError(
                 f"cannot {verb} while {', '.join(self.merged)} is merged into the weights; call unmerge_ first"
             )
-
-    def _children(self) -> nn.ModuleDict:
-        if not hasattr(self.model, "deltatune"):
-            self.model.deltatune = nn.ModuleDict()
-        children = self.model.deltatune
-        assert isinstance(children, nn.ModuleDict)
-        return children
 
     def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
         wanted = read_route(route, self.adapters, stacked)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import CannotMerge, raise_all
-from deltatune.core.quantization.plain_map import exchange_, plain_map
+from deltatune.core.quantization.plain_map import exchange_, exchangeable, plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.stored_weights import quantized_label, stored_weight
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
@@ -127,7 +127,23 @@ def check_merges(name: str, adapter: Adapter, model: nn.Module) -> None:
     """Raise CannotMerge unless every Delta has a weight form here, naming the methods that have none."""
     check_whole(model, f"merging {name!r}", "save the adapter, and merge it where the base is whole", CannotMerge)
     about = f"adapter {name!r} ({adapter.method!r}) cannot be merged; keep it unmerged:"
-    raise_all(merge_obstacles(adapter), about, CannotMerge)
+    raise_all([*merge_obstacles(adapter), *_unreadable(adapter, model)], about, CannotMerge)
+
+
+def _unreadable(adapter: Adapter, model: nn.Module) -> list[str]:
+    """Weights that other packages store in a way in which no merged values can stand in for them."""
+    labels = {
+        stored.label
+        for _, site, delta in adapter.entries()
+        if "weight" in delta.capabilities.merges_into
+        for module in model.get_submodule(site.module).modules()
+        if (stored := stored_weight(module)) is not None and not exchangeable(module)
+    }
+    return [
+        f"the weights are stored in {label}, which cannot be made plain in place; where their layout is known, "
+        "dequantize_(model) makes a plain model of the same values before there is a Host"
+        for label in sorted(labels)
+    ]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from deltatune.core.quantization.stored_weights import is_transposed, weight_of
+from deltatune.core.quantization.stored_weights import is_transposed, stored_weight, weight_of
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
 """Attributes with the hooks of forward and backward, which belong to a place in a model, not to its weights."""
@@ -32,6 +32,17 @@ def plain_map(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         same = bias.dtype == weight.dtype
         new.bias = bias if same else nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
     return new.train(module.training)
+
+
+def exchangeable(module: nn.Module) -> bool:
+    """Whether a quantised map's weight can be read, and the map made plain in place."""
+    stored = stored_weight(module)
+    plain = nn.Module.__new__(Conv1D if is_transposed(module) else nn.Linear)
+    try:
+        plain.__class__ = type(module)
+    except TypeError:  # its class derives from more than nn.Module, as quanto's does
+        return False
+    return stored is None or stored.readable
 
 
 def exchange_(module: nn.Module, other: nn.Module) -> None:

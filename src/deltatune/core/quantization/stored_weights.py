@@ -30,6 +30,9 @@ class OwnWeight(StoredWeight):
         return self.module.tensors.values()
 
 
+DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
+"""The attribute of a model in which DistributedDataParallel finds the names of what it leaves alone."""
+
 READERS: list[Callable[[nn.Module], StoredWeight | None]] = [bitsandbytes_weight, tensor_weight, unknown_weight]
 """One for each package: what it knows of a module, or None if the module is not its own. The last knows any codes."""
 
@@ -103,15 +106,21 @@ def stored_bytes(model: nn.Module) -> int:
 def protect_(model: nn.Module) -> None:
     """Keep the modules of other packages from changing what they store when they are run.
 
-    Raises DeltatuneError, naming them, for modules that compute with other values than their codes stand for.
+    DistributedDataParallel is told to leave our codes alone: they never change, and it would send them before each
+    forward. Raises DeltatuneError, naming them, for modules that compute with other values than their codes stand for.
     """
     problems: dict[str, list[str]] = {}
+    kept: set[str] = set(getattr(model, DDP_IGNORED, ()))
     for path, module in model.named_modules():
-        if (stored := stored_weight(module)) is not None:
+        if isinstance(module, QuantizedLinear):
+            kept |= {f"{path}.{name}" for name in module.tensors}
+        elif (stored := stored_weight(module)) is not None:
             try:
                 stored.protect_()
             except DeltatuneError as error:
                 problems.setdefault(str(error), []).append(path)
+    if kept:
+        setattr(model, DDP_IGNORED, sorted(kept))
     if problems:
         raise DeltatuneError(
             "\n".join(f"{paths[0]}{_more(len(paths) - 1)}: {message}" for message, paths in problems.items())

@@ -60,6 +60,13 @@ def check_shardable(host: Host) -> None:
             "accelerate is told to keep the base in the CPU's memory (--fsdp_offload_params), which deltatune does "
             "not support; leave that out, and shard the base over more GPUs instead"
         )
+    quantized = next((site for site in host.sites.weights.values() if site.quantized), None)
+    if quantized is not None:
+        raise DeltatuneError(
+            f"weights of the base are stored in {quantized.quantized}, and FSDP shards no codes: every process would "
+            "hold all of them. Train it without --use_fsdp (a quantised base is small enough to be whole in each "
+            "process), or load it without quantisation"
+        )
     for name, adapter in host.adapters.items():
         inside = [site.name for site in adapter.sites.values() if site.kind == "weight"]
         if inside:

@@ -60,7 +60,7 @@ class FourBitWeight(StoredWeight):
         return dequantize_4bit(codes, absmax, state.code, state.blocksize, self.shape, dtype).detach()
 
     def tensors(self) -> Iterable[Tensor]:
-        yield self.weight.data.view(torch.uint8)
+        yield self.weight.detach().view(torch.uint8)
         if self.state is not None:
             yield self.state.absmax
             if getattr(self.state, "state2", None) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.quantization.weight_storage import StoredWeight
+from deltatune.core.quantization.weight_storage import StoredWeight, check_gradient_
 
 
 def tensor_weight(module: nn.Module) -> StoredWeight | None:
@@ -24,7 +24,7 @@ class TensorWeight(StoredWeight):
     """The weight of a Linear of torch or of quanto's QLinear."""
 
     def __init__(self, module: nn.Linear, weight: Any) -> None:
-        self.weight = weight
+        self.module, self.weight = module, weight
         self.shape = module.out_features, module.in_features
         kind = type(weight.data)
         package = kind.__module__.removeprefix("optimum.").partition(".")[0]
@@ -37,6 +37,9 @@ class TensorWeight(StoredWeight):
 
     def tensors(self) -> Iterable[Tensor]:
         yield from _inner(self.weight.data)
+
+    def protect_(self) -> None:
+        check_gradient_(self.module, self.label)
 
 
 def _inner(tensor: Any) -> Iterable[Tensor]:

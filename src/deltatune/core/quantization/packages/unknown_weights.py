@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.quantization.weight_storage import StoredWeight
+from deltatune.core.quantization.weight_storage import StoredWeight, check_gradient_
 
 
 def holds_codes(tensor: Tensor) -> bool:
@@ -30,7 +30,10 @@ def unknown_weight(module: nn.Module) -> StoredWeight | None:
 class UnknownWeight(StoredWeight):
     """The weight of a module that is run, but not read."""
 
+    readable = False
+
     def __init__(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        self.module = module
         self._tensors = sorted(tensors, key=lambda tensor: not holds_codes(tensor))
         self.shape = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         self.label = f"{type(module).__module__.partition('.')[0]} {type(module).__name__}"
@@ -45,3 +48,6 @@ class UnknownWeight(StoredWeight):
 
     def tensors(self) -> Iterable[Tensor]:
         return self._tensors
+
+    def protect_(self) -> None:
+        check_gradient_(self.module, self.label)

@@ -1,0 +1,31 @@
+"""The child module `deltatune` of a base, which holds its adapters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def adapter_module(model: nn.Module) -> nn.ModuleDict:
+    """The adapters of a base by name; made at the first call.
+
+    While there are any, a base that transformers quantised no longer calls itself purely quantised: its Trainer
+    refuses those, because nothing in them can be trained. Where the quantiser says that no gradient passes, it stays.
+    """
+    if not hasattr(model, "deltatune"):
+        model.deltatune = nn.ModuleDict()
+        if getattr(model, "is_quantized", False) and _passes_gradients(model):
+            model.is_quantized = False  # type: ignore[assignment]
+    children = model.deltatune
+    assert isinstance(children, nn.ModuleDict)
+    return children
+
+
+def remove_adapter_module_(model: nn.Module) -> None:
+    """Take the child module out; the base is again what it was."""
+    del model.deltatune
+    if getattr(model, "is_quantized", None) is False and _passes_gradients(model):
+        model.is_quantized = True  # type: ignore[assignment]
+
+
+def _passes_gradients(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "hf_quantizer", None), "is_trainable", False))

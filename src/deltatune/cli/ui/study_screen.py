@@ -14,6 +14,7 @@ from deltatune.cli.ui.comparison_live import ComparisonProgress
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, table, width_of
 from deltatune.comparison.report.number_format import count, score, size
+from deltatune.comparison.report.study_results import UNQUANTIZED
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
@@ -60,14 +61,19 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
 
 
 def _introduce(study: StudyPlan, quiet: bool) -> None:
-    axes = [(axis["name"], ", ".join(map(_value_text, axis["values"]))) for axis in study.axes.to_json()]
+    axes = [
+        (axis["name"], ", ".join(_value_text(axis["name"], value) for value in axis["values"]))
+        for axis in study.axes.to_json()
+    ]
     comparisons = f"{len(study.points)}, checked before the first training"
     show(facts([*axes, ("comparisons", comparisons), ("folder", str(study.out))]), "", stderr=quiet)
     if study.notes:
         show(facts([("note", note) for note in study.notes]), "", stderr=quiet)
 
 
-def _value_text(value: Any) -> str:
+def _value_text(axis: str, value: Any) -> str:
+    if value is None and axis == "quantize":
+        return UNQUANTIZED
     return "all" if value is None else count(value) if isinstance(value, int) else str(value)
 
 
@@ -81,6 +87,9 @@ def _report(study: StudyPlan, summary: Mapping[str, Any]) -> None:
     for suite in summary["suites"]:
         show(_suite_line(suite))
     show(str(summary["recommendation"]["sentence"]))
+    stored = _quantizations(summary)
+    if stored is not None:
+        show("", stored, "")
     for note in summary["notes"][len(study.notes) :]:
         show(f"note: {note}")
     for line in study_failures(study, summary):
@@ -112,12 +121,20 @@ def _totals(summary: Mapping[str, Any], tasks: int | None) -> Table | None:
     rows = [row for row in summary["totals"] if row["tasks"] == tasks]
     if not rows:
         return None
-    several = len({(row["at"]["model"], row["at"]["budget"]) for row in rows}) > 1
-    columns = ["method", *(["model", "budget"] if several else []), "tasks", "trained", "on disk", "copies"]
+    several = len({str(row["at"]) for row in rows}) > 1
+    columns = ["method", *(["model", "base", "budget"] if several else []), "tasks", "trained", "on disk", "copies"]
     lines = [
         [
             row["method"],
-            *([str(row["at"]["model"]), str(row["at"]["budget"] or "as written")] if several else []),
+            *(
+                [
+                    str(row["at"]["model"]),
+                    row["at"]["quantize"] or UNQUANTIZED,
+                    str(row["at"]["budget"] or "as written"),
+                ]
+                if several
+                else []
+            ),
             count(row["tasks"]),
             count(row["params"]),
             size(row["bytes"]),
@@ -126,6 +143,23 @@ def _totals(summary: Mapping[str, Any], tasks: int | None) -> Table | None:
         for row in rows
     ]
     return table(columns, lines, right=["tasks", "trained", "on disk", "copies"])
+
+
+def _quantizations(summary: Mapping[str, Any]) -> Table | None:
+    """What each quantisation costs, beside how often it is as good; None for a study of one."""
+    found = summary.get("quantizations") or {}
+    lines = []
+    for row in found.get("rows") or ():
+        pairs = [p for p in found["pairs"] if (p["method"], p["scheme"]) == (row["method"], row["scheme"])]
+        kinds = [pair["verdict"] for pair in pairs]
+        verdicts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        ratio = row["time_ratio"]
+        lines.append([
+            row["method"], row["scheme"] or UNQUANTIZED, verdicts, size(row["base_bytes"]),
+            size(row["peak_memory_bytes"]), "–" if ratio is None else f"{ratio:.2f}×",
+        ])  # fmt: skip
+    columns = ["method", "base", f"against {found.get('reference') or UNQUANTIZED}", "base size", "peak", "time"]
+    return table(columns, lines, right=columns[3:]) if lines else None
 
 
 def _suite_line(suite: Mapping[str, Any]) -> str:

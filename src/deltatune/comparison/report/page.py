@@ -68,6 +68,9 @@ def render(summary: Mapping[str, Any]) -> str:
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows, budget = summary["data"].get("rows") or {}, summary.get("budget")
     facts = [("Model", f"{short_name(summary['model'])} ({formats.short_count(summary.get('base_params') or 0)})")]
+    if summary.get("quantize"):
+        size = formats.size(formats.number(summary, "base_bytes"))
+        facts.append(("Base", f"linear maps in {summary['quantize']}, {size}"))
     facts.append(("Rows", " / ".join(f"{split} {formats.count(rows[split])}" for split in rows)))
     facts.append(
         ("Metric", str(summary["metric"]) + (", lower is better" if lower_is_better(summary["metric"]) else ""))

@@ -20,6 +20,7 @@ from deltatune.comparison.report.html_page import (
 )
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
+from deltatune.comparison.report.quantization_section import quantization_section
 from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, place, value_text
 from deltatune.comparison.report.study_tables import (
     comparisons_table,
@@ -57,6 +58,7 @@ def render_study(study: Mapping[str, Any]) -> str:
         main=[
             recommendation_section(study.get("recommendation") or {}),
             f"<section><h2>Results</h2>{score_tables(results)}</section>" if results.methods else "",
+            quantization_section(study, results),
             _section("Suites", "A task's score is the mean of its metrics over its test rows and their further parts.",
                      suite_tables(study, labels)),
             _ranks(study, results),

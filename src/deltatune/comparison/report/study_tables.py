@@ -146,7 +146,11 @@ def totals_table(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     totals = [row for row in study.get("totals") or () if formats.number(row, "bytes") is not None]
     if not totals:
         return ""
-    varied = [axis for axis in ("model", "budget") if len({str((row.get("at") or {}).get(axis)) for row in totals}) > 1]
+    varied = [
+        axis
+        for axis in ("model", "quantize", "budget")
+        if len({str((row.get("at") or {}).get(axis)) for row in totals}) > 1
+    ]
     rows = ""
     for row in sorted(totals, key=lambda row: formats.number(row, "bytes") or 0.0):
         name = html(labels.get(str(row["method"]), row["method"]))
@@ -165,7 +169,7 @@ def suite_tables(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     suites = study.get("suites") or ()
     varied = [
         axis
-        for axis in ("model", "limit", "budget", "shots")
+        for axis in ("model", "quantize", "limit", "budget", "shots")
         if len({str((suite.get("at") or {}).get(axis)) for suite in suites}) > 1
     ]
     tables = ""

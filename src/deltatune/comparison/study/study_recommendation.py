@@ -45,9 +45,17 @@ def duels(comparisons: Sequence[Comparison]) -> Duels:
 
 
 def recommend_for_study(
-    comparisons: Sequence[Comparison], methods: Sequence[str], scores: SetScores, ranks: Ranks | None
+    comparisons: Sequence[Comparison],
+    methods: Sequence[str],
+    scores: SetScores,
+    ranks: Ranks | None,
+    quantizations: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, str | None]:
-    """{"method", "sentence"}; method is None while no method has a score everywhere."""
+    """{"method", "sentence"}; method is None while no method has a score everywhere.
+
+    quantizations: what is said of each method on each quantisation, {"method", "scheme", "sentence"}; those of the best
+    method are part of the recommendation.
+    """
     done = [comparison for comparison in comparisons if comparison["summary"] is not None]
     mean_ranks = scores.ranks()
     if not mean_ranks:
@@ -65,6 +73,7 @@ def recommend_for_study(
         _certainty(best, mean_ranks, found, ranks, len(done)),
         _cheaper(best, params, found, mean_ranks, len(done)),
         *_changes(comparisons, methods),
+        *(each["sentence"] for each in quantizations if each["method"] == best),
     ]
     left = len(comparisons) - len(done)
     sentences += [f"{left} of {len(comparisons)} comparisons have no result yet."] if left else []

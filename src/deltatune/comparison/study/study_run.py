@@ -15,6 +15,7 @@ from deltatune.comparison import run_comparison
 from deltatune.comparison.plans.make_plan import DEFAULT_BUDGET, make_plan
 from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.results.records import OTHERS, RESULTS, Records
+from deltatune.comparison.study.quantization_verdicts import QuantizationVerdicts
 from deltatune.comparison.study.study_plan import STUDY, Axes, Point, StudyPlan, make_study_plan
 from deltatune.comparison.study.study_sources import Source, name_data_sets
 from deltatune.comparison.study.study_summary import write_study
@@ -92,7 +93,8 @@ def run(study: StudyPlan, on_stage: OnStage | None = None) -> dict[str, Any]:
 def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]:
     clock = TimeShares(study)
     results: dict[Point, dict[str, Any]] = {}
-    summary = write_study(study, results)
+    verdicts = QuantizationVerdicts(study.axes)
+    summary = write_study(study, results, verdicts)
     for number, point in enumerate(study.points, start=1):
         share = clock.share(point)
         if share is not None and share <= 0:
@@ -101,20 +103,21 @@ def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]
         timed = {} if share is None else {"minutes": share}
         if timed:  # known before it begins: a killed comparison goes on with the rows that were chosen for its time
             results[point] = timed
-            write_study(study, results)
+            write_study(study, results, verdicts)
         try:
             plan = study.make(point, study.out / study.folders[point], {"open_base": hosts, **timed})
             with on_stage(StudyStage(number, len(study.points), point, plan)) as on_event:
                 found = run_comparison.run(plan, on_event)
             results[point] = {**timed, "summary": found, **_sizes(plan, found)}
+            verdicts.add_(point, plan, found)
         except CannotWrite:  # nor could the next ones be stored
             raise
         except Exception as error:
             hosts.forget_()
             kind = "" if isinstance(error, DeltatuneError) else f"{type(error).__name__}: "
             results[point] = {**timed, "error": f"{kind}{error}"}
-        summary = write_study(study, results)
-    return write_study(study, results) if study.minutes is not None else summary
+        summary = write_study(study, results, verdicts)
+    return write_study(study, results, verdicts) if study.minutes is not None else summary
 
 
 def _sizes(plan: Plan, summary: Mapping[str, Any]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from deltatune.comparison.report.study_page import write_study_report
 from deltatune.comparison.results.records import write_summary
 from deltatune.comparison.statistics.rank_tests import rank_methods
+from deltatune.comparison.study.quantization_verdicts import QuantizationVerdicts, quantization_summary
 from deltatune.comparison.study.set_averages import (
     SetScores,
     asked_of,
@@ -26,10 +27,13 @@ FEWEST_SETS = 3
 """Data sets from which on ranks are tested: with two of them no ranks are significant."""
 
 
-def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) -> dict[str, Any]:
+def study_summary(
+    study: StudyPlan, results: Mapping[Point, Mapping[str, Any]], verdicts: QuantizationVerdicts | None = None
+) -> dict[str, Any]:
     """The whole study as far as it is finished.
 
-    results: of the comparisons that were tried, their {"summary", "error", "base_bytes", "train_rows", "minutes"}.
+    verdicts: those between quantisations, where the study has several. results: of the comparisons that were tried,
+    their {"summary", "error", "base_bytes", "train_rows", "minutes"}.
     """
     comparisons = [_comparison(point, study.folders[point], results.get(point, {})) for point in study.points]
     summaries = [comparison["summary"] for comparison in comparisons if comparison["summary"] is not None]
@@ -38,6 +42,9 @@ def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) 
     ranks = _ranks(scores)
     means = scores.ranks()
     suites = [each for suite in study.suites for each in suite_averages(comparisons, methods, suite)]
+    varied = study.axes.varied or ("data",)
+    stored = quantization_summary(comparisons, methods, verdicts or QuantizationVerdicts(study.axes), varied)
+    quantizations = {} if stored is None else {"quantizations": stored}
     published = {"published": [dict(figure) for figure in study.published]} if study.published else {}
     return {
         "schema": 1,
@@ -72,13 +79,18 @@ def study_summary(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) 
         ],
         "notes": _notes(study, comparisons, scores, methods),
         **published,
-        "recommendation": recommend_for_study(comparisons, methods, scores, ranks),
+        **quantizations,
+        "recommendation": recommend_for_study(
+            comparisons, methods, scores, ranks, (stored or {}).get("sentences") or ()
+        ),
     }
 
 
-def write_study(study: StudyPlan, results: Mapping[Point, Mapping[str, Any]]) -> dict[str, Any]:
+def write_study(
+    study: StudyPlan, results: Mapping[Point, Mapping[str, Any]], verdicts: QuantizationVerdicts | None = None
+) -> dict[str, Any]:
     """Write study.json and study.html, each atomically; returns the summary."""
-    summary = study_summary(study, results)
+    summary = study_summary(study, results, verdicts)
     write_summary(study.out / STUDY, summary)
     write_study_report(summary, study.out / PAGE)
     return summary

@@ -49,9 +49,11 @@ class ShapeAutocast:
         if self.dtype is None:
             return args, options
         if name in LOWER:
-            return tree_map_only(Tensor, self._lower, (tuple(args), dict(options)))
+            lowered: tuple[Any, Any] = tree_map_only(Tensor, self._lower, (tuple(args), dict(options)))
+            return lowered
         if name in self.float32:
-            return tree_map_only(Tensor, self._wide, (tuple(args), dict(options)))
+            widened: tuple[Any, Any] = tree_map_only(Tensor, self._wide, (tuple(args), dict(options)))
+            return widened
         if name in WIDEST and args and isinstance(args[0], (list, tuple)):
             kinds = {t.dtype for t in args[0] if isinstance(t, Tensor)}
             if kinds == {self.dtype, torch.float32}:

@@ -54,7 +54,7 @@ def shapes_only(device: Device = "cpu") -> Iterator[None]:
 
     # torch has no autocast for the meta device, and raises even where it is asked for none
     torch.autocast, torch.is_autocast_enabled = shape_autocast, is_autocast  # type: ignore[misc, assignment]
-    torch.get_autocast_dtype = autocast_dtype  # type: ignore[assignment]
+    torch.get_autocast_dtype = autocast_dtype
     torch.amp.autocast, torch.amp.is_autocast_available = shape_autocast, is_autocast_available  # type: ignore[misc, assignment]
     try:
         with _shape_modes(device, casts):

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Reasons of skipped matrices that the table shows, most parameters first; --json lists every matrix."""
 HEADS = ("LMHead", "ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""Endings of the names of models with a language-model head, which is kept."""
+"""Parts of the names of models with a language-model head, which is kept."""
+BLOCK = 256
+"""Tokens of a text that perplexity is computed on at once, at most."""
 
 
 def quantize(
@@ -114,7 +116,7 @@ def _kept(model: str) -> tuple[Loads, bool]:
 
     place, config = find_config(model)
     names = getattr(config, "architectures", None) or []
-    if any(name.endswith(HEADS) for name in names):
+    if any(head in str(name) for head in HEADS for name in names):
         return "words", False
     empty_backbone(model)
     return "row", any("pooler" in name.split(".") for name in file_tensors(place))
@@ -147,10 +149,13 @@ def _perplexity(model: str, data: str) -> float:
     """Perplexity of the documents under a model as it is."""
     from deltatune.data.read_data import read
     from deltatune.methods.base_weights.unfreeze import Probe
+    from deltatune.models.loading import find_config
     from deltatune.training.session import open_session
 
     rows = read(data, task="lm")
-    session = open_session(model, rows)
+    _, config = find_config(model)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or BLOCK
+    session = open_session(model, rows, {"max_length": min(BLOCK, longest)})
     session.attach(Probe(), 0, head=False)
     encoded = session.encode(rows.test)
     answers = session.predict(encoded)

@@ -14,7 +14,8 @@ from support import models
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    f"docs/{name}.md" for name in ("composing", "data", "interchange", "objectives", "tasks", "training", "vocabulary")
+    f"docs/{name}.md"
+    for name in ("composing", "data", "interchange", "merging", "objectives", "tasks", "training", "vocabulary")
 ]
 PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 

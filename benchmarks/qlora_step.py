@@ -1,16 +1,13 @@
 """A training step on a 4-bit base: LoRA r=8 on all linear maps of a Llama in NF4, double quantisation, 4 x 128 tokens.
 
 Against bitsandbytes' Linear4bit with PEFT, prepared as QLoRA prepares it, and the same step on the bfloat16 model. The
-4-bit cases run under bfloat16 autocast, as trainers run them, both with bitsandbytes' kernels. Decoding one token with a
-cache, and the memory of a step, are reported too.
+4-bit cases run under bfloat16 autocast, as trainers run them, both with bitsandbytes' kernels. Decoding one token with
+a cache, and the memory of a step, are reported too.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import bitsandbytes
 import torch
@@ -22,10 +19,10 @@ import deltatune
 from benchmarks.measure import ALL_LINEARS, PEFT_LINEARS, VOCABULARY, append, interleaved_times, llama, options, report
 from benchmarks.step import fill_zeros_, saved_bytes
 from deltatune.core.quantization.stored_weights import stored_bytes
+from deltatune.models.hardware import peak_memory, reset_peak_memory
 from deltatune.models.quantization.quantize_model import quantize_
 
 BOUNDS = {("deltatune nf4", "bitsandbytes + PEFT"): 1.0}
-DECODING_BOUNDS = {("deltatune nf4", "bitsandbytes + PEFT, training layout"): 1.0}
 
 
 def main() -> None:
@@ -36,7 +33,11 @@ def main() -> None:
     steps = {case: stepper(model, ids, "bf16" not in case) for case, model in models.items()}
     report("qlora_step", interleaved_times(steps, arguments), "bitsandbytes + PEFT", BOUNDS, arguments)
     sizes = {
-        case: {"weights": stored_bytes(model), "saved for backward": saved_bytes(step), "peak of a step": peak(step)}
+        case: {
+            "weights": stored_bytes(model),
+            "saved for backward": saved_bytes(step, model.buffers()),
+            "peak of a step": peak(step),
+        }
         for (case, model), step in zip(models.items(), steps.values(), strict=True)
     }
     for case, parts in sizes.items():
@@ -50,7 +51,7 @@ def main() -> None:
         "deltatune bf16": decoder(models["deltatune bf16"].eval(), ids, arguments.tokens),
     }
     times = interleaved_times(decoders, arguments)
-    report(f"qlora_step: decode, {arguments.tokens} tokens", times, "deltatune bf16", DECODING_BOUNDS, arguments)
+    report(f"qlora_step: decode, {arguments.tokens} tokens", times, "deltatune bf16", {}, arguments)
 
 
 def ours(rank: int) -> nn.Module:
@@ -127,27 +128,13 @@ def decoder(model: nn.Module, ids: torch.Tensor, tokens: int) -> Callable[[], ob
 
 
 def peak(step: Callable[[], object]) -> int:
-    """Bytes of resident memory that a step adds at its highest, sampled each millisecond."""
+    """Bytes of memory that a step adds to the process at its highest."""
+    cpu = torch.device("cpu")
     step()
-    before, highest, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.is_set():
-            highest = max(highest, resident())
-            time.sleep(1e-3)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu) or 0
     step()
-    done.set()
-    watcher.join()
-    return max(0, highest - before)
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return (peak_memory(cpu) or 0) - before
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ less. The optimizer step is not timed: it would add the same to all adapters, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -72,14 +72,16 @@ def stepper(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def saved_bytes(step: Callable[[], object]) -> int:
-    """Bytes of the distinct tensors that autograd saves between forward and backward pass, without parameters."""
+def saved_bytes(step: Callable[[], object], buffers: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the distinct tensors that autograd saves between forward and backward pass, without those of the model:
+    its parameters, and these buffers."""
     storages: dict[int, int] = {}
+    own = {buffer.untyped_storage().data_ptr() for buffer in buffers}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
             storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = 0 if storage.data_ptr() in own else storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

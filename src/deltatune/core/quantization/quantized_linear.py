@@ -91,8 +91,10 @@ class QuantizedLinear(nn.Module):
         kind = x.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        y: Tensor = FrozenProduct.apply(x.to(dtype), bias, self.scheme, self.shape, *self.tensors.values())  # type: ignore[no-untyped-call]
+        x, bias = x.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        if not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return F.linear(x, self.matrix(dtype), bias)
+        y: Tensor = FrozenProduct.apply(x, bias, self.scheme, self.shape, *self.tensors.values())  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:

@@ -211,7 +211,7 @@ def _load_model(
             check_method(model_name, method, scheme)
             with torch.device("meta"):
                 empty = loader.from_config(config)
-            model, report, _ = load_streamed(type(empty), place, empty.config, scheme, sites)
+            model, report = load_streamed(type(empty), place, empty.config, scheme, sites)
         else:
             # safetensors only: the older .bin files are pickles
             model, report = loader.from_pretrained(

@@ -144,7 +144,7 @@ def _skipped(model: PreTrainedModel, plain: Sequence[str], quantized: Sequence[s
 def _verify(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor]) -> None:
     """Raise DeltatuneError unless the folder holds a model with the same tensors, bit by bit."""
     config = type(model.config).from_pretrained(folder)
-    loaded, _, _ = load_streamed(type(model), str(folder), config, None)
+    loaded, _ = load_streamed(type(model), str(folder), config, None)
     read = loaded.state_dict()
     wrong = sorted({*state} ^ {*read}) + [
         name for name in state if name in read and not _same(state[name].detach().cpu(), read[name])

@@ -82,6 +82,7 @@ def world(tmp_path_factory):
         {"messages": [{"role": "user", "content": f"is {t}"}, {"role": "assistant", "content": t.split()[i % 3]}]}
         for i, t in enumerate(texts)
     ]
+    instructions = [{"instruction": f"say {t}", "input": "", "output": t.split()[i % 3]} for i, t in enumerate(texts)]
     asked = [{"question": text, "sql": f"the {text.split()[1]} {i}"} for i, text in enumerate(texts)]
     raw = lines(place / "texts.jsonl", [{"document": f"{t} {i}"} for i, t in enumerate(texts)])
     old = lines(place / "old.jsonl", [{"text": text} for text in vocabularies.OLD[:60]])
@@ -99,6 +100,10 @@ def world(tmp_path_factory):
             "task.beams=2",
         ],
         "chat": [f"model={llama}", f"data.source={lines(place / 'chats.jsonl', chats)}", "task.new_tokens=4"],
+        "qlora": [
+            f"model={llama}", f"data.source={lines(place / 'instructions.jsonl', instructions)}", "method=LoRA(r=2)",
+            "settings.accumulation=1", "task.max_length=64", "task.new_tokens=4",
+        ],
         "lm": [f"model={gpt2}", f"data.source={raw}", "task.max_length=32"],
         "pretrain": [
             f"model={model_folder(place / 'mlm', 'bert', 'lm')}", f"data={raw}", "objective.max_length=32",
@@ -114,7 +119,9 @@ SHORT = ["settings.max_steps=2", "settings.epochs=null", "settings.batch_size=8"
 
 
 def test_every_recipe_is_tried():
-    tried = {"classify", "pair", "regression", "tag", "span", "generate", "chat", "lm", "pretrain", "adapt-spans"}
+    tried = {
+        "classify", "pair", "regression", "tag", "span", "generate", "chat", "qlora", "lm", "pretrain", "adapt-spans",
+    }  # fmt: skip
     assert {path.stem for path in FILES} == tried | {"chinese-llama"}, "chinese-llama: tests/training/test_stages.py"
 
 

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.screen import print_json, show, table
 from deltatune.comparison.report.number_format import count
+from deltatune.comparison.report.number_format import size as size_text
 
 if TYPE_CHECKING:
     from torch import nn
 
     from deltatune.core.sites.site import Site, Sites
 
+FLOAT32 = 4
+"""Bytes of a parameter that is not quantised."""
+SKIPPED_SHOWN = 8
+"""Matrices that are not quantised and are named on the screen; --json has all."""
 KINDS = {
     "linear": "matrix",
     "input": "matrix's input",
@@ -31,18 +37,20 @@ GROUPS = ("attn", "cross", "ffn", "norm", "residual")
 
 def sites(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a name on the hub, or builtin.")] = "builtin",
+    quantize: Quantize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the sites of a model: names, sizes, and their share of the parameters.
 
     Only the config is read; weights are neither downloaded nor loaded. The option `sites` of a method selects names by
-    patterns: LoRA(sites="*.attn.{q,v}").
+    patterns: LoRA(sites="*.attn.{q,v}"). With --quantize also which matrices would be quantised, and the bytes.
     """
     from deltatune.core.sites.discovery import find_sites
     from deltatune.models.loading import empty_backbone
 
     backbone = empty_backbone(model)
     summary = summarise(backbone, find_sites(backbone), model)
+    summary |= quantized_part(backbone, summary["params"], quantize)
     if as_json:
         print_json(summary)
     else:
@@ -81,6 +89,22 @@ def summarise(backbone: nn.Module, all_sites: Sites, model: str) -> dict[str, An
     }
 
 
+def quantized_part(backbone: nn.Module, params: int, scheme: str | None) -> dict[str, Any]:
+    """{"quantized": {"scheme", "modules", "skipped", "params", "bits", "bytes", "plain_bytes"}} of an empty base.
+
+    The bytes are those of the whole base, whose other parameters stay float32. Nothing for no scheme.
+    """
+    from deltatune.models.quantization.quantize_model import quantize_
+
+    done = quantize_(backbone, scheme or "none")
+    if done.scheme is None:
+        return {}
+    whole = FLOAT32 * params
+    facts = {"scheme": done.scheme.text, "modules": list(done.modules), "skipped": done.skipped, "params": done.params}
+    facts |= {"bits": done.bits, "bytes": whole - FLOAT32 * done.params + done.bytes, "plain_bytes": whole}
+    return {"quantized": facts}
+
+
 def _group(name: str, members: list[Site], base: int) -> dict[str, Any]:
     params = sum(site.params for site in members)
     return {
@@ -113,6 +137,15 @@ def _show(summary: dict[str, Any]) -> None:
     columns = ("site", "kind", "count", "width", "parameters", "share")
     show(table(columns, rows, right=["count", "width", "parameters", "share"], whole=["site", "kind"]))
     show(f"\n{100 * summary['coverage']:.1f} % of the parameters are at sites.")
+    if stored := summary.get("quantized"):
+        share = f"{100 * stored['params'] / summary['params']:.1f} %"
+        show(
+            f"In {stored['scheme']}: {count(len(stored['modules']))} matrices, {share} of the parameters, at "
+            f"{stored['bits']:.3f} bits a parameter; the base takes {size_text(stored['bytes'])} instead of "
+            f"{size_text(stored['plain_bytes'])}."
+        )
+        for path, why in list(stored["skipped"].items())[:SKIPPED_SHOWN]:
+            show(f"Not quantised: {path}, {why}.")
     if summary["elsewhere"]:
         rest = ", ".join(f"{name} {count(params)}" for name, params in summary["elsewhere"].items())
         show(f"Elsewhere, only trainable with Unfreeze: {rest}.")

@@ -81,7 +81,7 @@ def places_of(recipe: TableRecipe) -> dict[str, list[str]]:
     """The axes of the experiment's figures and their values as texts; no values where any may come."""
     experiment = recipe.experiment
     if isinstance(experiment, Compare):
-        axes = {name: getattr(experiment, name) for name in ("model", "limit", "budget", "shots")}
+        axes = {name: getattr(experiment, name) for name in ("model", "quantize", "limit", "budget", "shots")}
         axes = {"data": list(data_sets(experiment.data)[0].sources), **axes}
     elif isinstance(experiment, Dimension):
         axes = {"data": list(data_sets(experiment.data)[0].sources), "model": experiment.model}

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.training.recipes.schema import PartRows, PartSource, Section, Size, TrainingSettings
 
@@ -61,8 +63,24 @@ class Prompts(Section):
         return PromptOptions(self.template, tuple(self.words), self.describe)
 
 
+def _schemes(value: list[str | None]) -> list[str | None]:
+    try:
+        return [scheme_text(each) for each in value]
+    except DeltatuneError as error:
+        raise ValueError(str(error)) from None
+
+
+Schemes = Annotated[
+    list[str | None],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str | None] | None),
+    AfterValidator(_schemes),
+]
+"""One quantisation, or several; none, or null, is the base as it was published."""
+
+
 class Compare(Section):
-    """Methods on every combination of models, data sets, rows, budgets and shots, as `deltatune compare` runs them."""
+    """Methods on every combination of models, quantisations, data sets, rows, budgets and shots, as `deltatune compare`
+    runs them."""
 
     model: Texts = ["builtin"]
     """The pretrained models."""
@@ -76,6 +94,8 @@ class Compare(Section):
     """Numbers of training rows."""
     shots: Counts = [None]
     """Training rows of each class in a draw."""
+    quantize: Schemes = [None]
+    """How the linear maps of the models' blocks are stored: none, nf4, fp4, int8, NF4(double=False)."""
     draws: Count | None = None
     """With shots: draws of rows."""
     seeds: Count | None = None

@@ -32,6 +32,7 @@ def study_of_table(recipe: TableRecipe, out: Path) -> StudyPlan:
         tuple(compare.limit),
         tuple(compare.budget),
         tuple(compare.shots),
+        tuple(compare.quantize),
     )
     reader = PointRows(rows)
 
@@ -44,6 +45,7 @@ def study_of_table(recipe: TableRecipe, out: Path) -> StudyPlan:
                 "model": point.model,
                 "budget": point.budget,
                 "shots": point.shots,
+                "quantize": point.quantize,
                 "task": compare.task | rows[point.data].fields,
                 "out": folder,
                 **more,

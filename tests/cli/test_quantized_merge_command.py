@@ -12,13 +12,16 @@ def run(tmp_path_factory, tiny_folder):
     """A run on a base in nf4. Read only."""
     folder = tmp_path_factory.mktemp("quantized")
     data = review_folder(folder / "data")
-    for name, seed in (("one", "0"), ("two", "1")):
-        done = ran(
-            *("train", "--model", tiny_folder, "--data", data, "--lr", "3e-2", "--method", "LoRA(r=4)", "--seed", seed),
-            *(*QUICK, "--quantize", "nf4", "--out", folder / name),
-        )
-        assert done.code == 0, done.err
+    train(tiny_folder, data, folder / "one")
     return folder
+
+
+def train(model, data, out, *more):
+    done = ran(
+        *("train", "--model", model, "--data", data, "--lr", "3e-2", "--method", "LoRA(r=4)", *more),
+        *(*QUICK, "--quantize", "nf4", "--out", out),
+    )
+    assert done.code == 0, done.err
 
 
 def scores(*options):
@@ -72,14 +75,17 @@ def test_options_that_do_not_go_together_say_so(run, options, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_of_a_quantised_base_are_combined_and_inspected(run, tmp_path):
-    done = ran("combine", run / "one", run / "two", "--head", run / "one", "--out", tmp_path / "both")
+@pytest.mark.slow
+def test_adapters_of_a_quantised_base_are_combined_and_inspected(run, tiny_folder, tmp_path):
+    two = tmp_path / "two"
+    train(tiny_folder, run / "data", two, "--seed", "1")
+    done = ran("combine", run / "one", two, "--head", run / "one", "--out", tmp_path / "both")
     assert done.code == 0, done.err
     config = json.loads((tmp_path / "both/adapter.json").read_text())
     assert config["base"]["quantized"] == ["nf4"]
     assert config["extra"]["quantize"] == "nf4"
     assert len(scores("--adapter", tmp_path / "both")) == 2
-    done = ran("inspect", run / "one", run / "two", "--json")
+    done = ran("inspect", run / "one", two, "--json")
     assert done.code == 0, done.err
     analysis = json.loads(done.out)
     assert analysis["note"] is None

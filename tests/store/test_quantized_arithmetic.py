@@ -42,7 +42,7 @@ def reads(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("methods", "options"),
     [
@@ -73,7 +73,7 @@ def test_exact_sums_read_no_weight(reads):
     assert not reads
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_the_analysis_is_that_of_the_plain_model(kind):
     pairs = [[changes_of(host, name) for name in "ab"] for host in hosts(kind, "LoRA(r=2)", "DoRA(r=2)")]
     for ours, plain in zip(*pairs, strict=True):
@@ -135,7 +135,9 @@ def our_host(folder):
     return Host(model.eval())
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dora": True}, pytest.param({"use_rslora": True}, marks=pytest.mark.slow)]
+)
 def test_an_adapter_that_peft_trained_on_linear4bit_loads_here(options, tmp_path):
     pytest.importorskip("bitsandbytes")
     peft = pytest.importorskip("peft")
@@ -158,7 +160,14 @@ def test_an_adapter_that_peft_trained_on_linear4bit_loads_here(options, tmp_path
     torch.testing.assert_close(outputs(host, batch), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["LoRA(r=4)", "DoRA(r=4)", "PiSSA(r=4)", "IA3()", "VeRA(r=8)"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "LoRA(r=4)",
+        "PiSSA(r=4)",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("DoRA(r=4)", "IA3()", "VeRA(r=8)")),
+    ],
+)
 def test_an_adapter_of_a_quantised_base_loads_in_peft_on_linear4bit(method, tmp_path):
     pytest.importorskip("bitsandbytes")
     peft = pytest.importorskip("peft")

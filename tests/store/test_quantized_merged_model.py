@@ -11,6 +11,7 @@ from deltatune.core.errors import CannotMerge, DeltatuneError
 from deltatune.core.quantization.stored_weights import stored_weight, weight_of
 from deltatune.models.quantization.streaming import load_streamed
 from deltatune.store.merged_model import save_merged
+from deltatune.store.quantized_model import save_quantized
 from support import models
 from support.language_models import randomize_, wide_llama
 
@@ -39,8 +40,15 @@ def read_codes(folder, host):
     return load_streamed(kind, str(folder), kind.config_class.from_pretrained(folder), None)[0].eval()
 
 
-@pytest.mark.parametrize("method", ["LoRA(r=4)", "DoRA(r=4)", "IA3()"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("llama", "LoRA(r=4)"),
+        ("gpt2", "IA3()"),
+        *(pytest.param("t5", method, marks=pytest.mark.slow) for method in ("LoRA(r=4)", "IA3()")),
+        *(pytest.param(kind, "DoRA(r=4)", marks=pytest.mark.slow) for kind in ("llama", "gpt2", "t5")),
+    ],
+)
 def test_a_merged_quantised_base_is_a_plain_model(kind, method, tmp_path):
     host = quantized_host(kind, method)
     unmerged, before = logits(host.model, kind), {name: t.clone() for name, t in host.model.state_dict().items()}
@@ -74,7 +82,7 @@ def test_the_loss_of_coarser_types_is_measured(tmp_path):
     assert small > 10 * errors[2], "the smaller the change, the more of it rounding takes"
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("base", ["nf4", None])
 def test_codes_are_written_within_the_bound(kind, base, tmp_path):
     host = quantized_host(kind, "LoRA(r=4, sites='*.attn.v')" if kind != "gpt2" else "LoRA(r=4)", base, std=0.5)
@@ -143,7 +151,9 @@ def test_a_damaged_file_of_codes_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("scheme", ["nf4", "NF4(double=False)", "fp4", "int8"])
+@pytest.mark.parametrize(
+    "scheme", ["nf4", "int8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("NF4(double=False)", "fp4"))]
+)
 def test_transformers_and_bitsandbytes_read_the_codes(scheme, tmp_path):
     pytest.importorskip("bitsandbytes")
     model = wide_llama()
@@ -159,7 +169,7 @@ def test_transformers_and_bitsandbytes_read_the_codes(scheme, tmp_path):
     torch.testing.assert_close(logits(theirs).float(), ours, rtol=within, atol=within * float(ours.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("fp4", marks=pytest.mark.slow), "int8"])
 def test_a_base_that_bitsandbytes_quantised_is_merged_exactly_or_refused(kind, tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -188,3 +198,39 @@ def test_a_base_that_bitsandbytes_quantised_is_merged_exactly_or_refused(kind, t
     assert model.config.to_dict() == config
     assert torch.equal(logits(model), unmerged)
     assert all(torch.equal(weight_of(module), base[path]) for path, module in codes(host).items())
+
+
+def test_a_base_from_a_folder_of_codes_is_merged_like_one_quantised_here(tmp_path):
+    model = wide_llama()
+    deltatune.quantize_(model, "nf4")
+    save_quantized(model, tmp_path / "codes")
+    loaded = read_codes(tmp_path / "codes", deltatune.Host(wide_llama()))
+    folders = []
+    for base in (model, loaded):
+        host = deltatune.Host(base)
+        host.attach("a", deltatune.parse("LoRA(r=4)"), head=False)
+        randomize_(host)
+        folders.append(save_merged(host, "a", tmp_path / f"out{len(folders)}").folder)
+    first, second = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("method", ["MAM()", "Prefix(length=3)", "Bottleneck(size=4)", "BitFit(missing='add')"])
+def test_what_has_no_weight_form_is_refused_and_the_codes_stay(method, tmp_path):
+    host = quantized_host("llama", method)
+    paths = set(codes(host))
+    for options in ({}, {"quantize": "nf4"}):
+        with pytest.raises(CannotMerge, match=r"no exact weight form|no bias to merge into"):
+            save_merged(host, "a", tmp_path / "out", **options)
+    assert set(codes(host)) == paths
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scaled_adapter_is_merged_with_its_weight(tmp_path):
+    host = quantized_host("gpt2")
+    host.use({"a": 0.5})
+    half = logits(host.model, "gpt2")
+    save_merged(host, "a", tmp_path / "out", weight=0.5)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(again, "gpt2"), half, rtol=1e-4, atol=1e-4)

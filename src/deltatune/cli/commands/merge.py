@@ -75,6 +75,7 @@ def merge(
 
     from deltatune.models.loading import quiet
     from deltatune.store.atomic_files import check_outside
+    from deltatune.store.fingerprint import quantizations
     from deltatune.store.merged_codes import BOUND
     from deltatune.store.merged_model import save_merged
     from deltatune.store.run_folder import find_adapter
@@ -97,13 +98,14 @@ def merge(
         )
     head = save_head(session, out, done.scheme)
     result: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
-    result |= {"weight": weight, "error": done.error, "base": session.quantize, "quantize": done.scheme}
+    base = ", ".join(quantizations(session.host))
+    result |= {"weight": weight, "error": done.error, "base": base or None, "quantize": done.scheme}
     result["notes"] = list(done.notes)
     if as_json:
         print_json(result)
         return
     pairs = [
-        ("model", session.model + (f", stored in {session.quantize}" if session.quantize else "")),
+        ("model", session.model + (f", stored in {base}" if base else "")),
         ("adapter", repr(session.adapter.method) + (f", its change times {weight:g}" if weight != 1 else "")),
         (
             "difference",

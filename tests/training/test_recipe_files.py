@@ -102,7 +102,7 @@ def world(tmp_path_factory):
         "chat": [f"model={llama}", f"data.source={lines(place / 'chats.jsonl', chats)}", "task.new_tokens=4"],
         "qlora": [
             f"model={llama}", f"data.source={lines(place / 'instructions.jsonl', instructions)}", "method=LoRA(r=2)",
-            "settings.accumulation=1", "task.max_length=64", "task.new_tokens=4",
+            "settings.accumulation=1", "task.prompt=plain", "task.max_length=64", "task.new_tokens=4",
         ],
         "lm": [f"model={gpt2}", f"data.source={raw}", "task.max_length=32"],
         "pretrain": [

@@ -26,6 +26,8 @@ MOST_SEEN = 4096
 
 Inputs = dict[str, Tensor]
 """What the base reads of a batch: `input_ids`, `attention_mask`, maybe `token_type_ids`, each (B, T)."""
+SCALES = 256
+"""Entries of each quantised weight's scales that a key is made of."""
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -152,6 +154,7 @@ def key_of(host: Host, what: object, rows: Iterable[bytes]) -> str:
     for fact in (
         *(base[name] for name in ("architecture", "shapes", "content")),
         base.get("quantized"),
+        _scales(host),
         sorted((name, str(value)) for name, value in facts.items()),
         getattr(config, "_attn_implementation", ""),
         (first.dtype, first.device, versions),
@@ -160,6 +163,17 @@ def key_of(host: Host, what: object, rows: Iterable[bytes]) -> str:
         digest.update(f"{fact}\n".encode())
     for row in rows:
         digest.update(len(row).to_bytes(8, "little") + row)
+    return digest.hexdigest()
+
+
+def _scales(host: Host) -> str:
+    """A digest of what stands beside the codes of quantised weights: equal codes with other scales are other values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, site in host.sites.weights.items():
+        stored = host.stored_weight(path) if site.quantized else None
+        for tensor in list(stored.tensors())[1:] if stored is not None else ():
+            flat = tensor.detach().flatten()
+            digest.update(flat[:: max(1, flat.numel() // SCALES)].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

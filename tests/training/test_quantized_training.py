@@ -10,7 +10,9 @@ from deltatune.core.quantization import kernels
 from deltatune.models.quantization.quantize_model import dequantize_, quantize_
 from deltatune.training import train
 from support import models
+from support.killed import killed
 from support.runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
+from training.test_kill import assert_as_if_never_killed, prepared
 
 SCHEMES = ["nf4", *(pytest.param(text, marks=pytest.mark.slow) for text in ("NF4(block=32)", "int8"))]
 BF16 = dataclasses.replace(PLAIN, precision="bfloat16")
@@ -82,3 +84,10 @@ def test_the_base_keeps_its_bits_while_methods_train_on_it(method):
     assert any(not torch.equal(tensor, start[name]) for name, tensor in tensors(host).items() if name in start)
     for name, tensor in host.model.named_buffers():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
+    command = [*prepared("lm", tmp_path), "--quantize", "nf4", "--precision", "bfloat16"]
+    killed(command, tmp_path, touches=2, clock=1)
+    assert assert_as_if_never_killed(tmp_path) == 4

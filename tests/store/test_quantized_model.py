@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.host import Host
 from deltatune.core.quantization import kernels
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import NF4, Int8
 from deltatune.models.loading import load_backbone
 from deltatune.models.quantization.quantize_model import quantize_
+from deltatune.store.fingerprint import base_identity
 from deltatune.store.quantized_model import save_quantized
 from support.models import inputs, tiny, tiny_tokenizer
 
@@ -101,6 +103,14 @@ with torch.no_grad():
     with torch.no_grad():
         assert torch.equal(output, model(input_ids=torch.arange(12)[None])[0])
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_saved_base_is_the_same_base(tiny_folder, tmp_path):
+    """An adapter trained with --quantize fits the folder that was saved, the pooler dropped or not."""
+    model, tokenizer = load_backbone(str(tiny_folder), quantize="nf4")
+    save_quantized(model, tmp_path, tokenizer)
+    identities = [base_identity(Host(base)) for base in (model, load_backbone(str(tmp_path))[0])]
+    assert identities[0] | {"name": ""} == identities[1] | {"name": ""}
 
 
 def from_transformers(folder: Path, kind: str, **more: Any) -> PreTrainedModel:

@@ -135,7 +135,7 @@ def _unreadable(adapter: Adapter, model: nn.Module) -> list[str]:
     labels = {
         stored.label
         for _, site, delta in adapter.entries()
-        if "weight" in delta.capabilities.merges_into
+        if delta.capabilities.merges and "weight" in delta.capabilities.merges_into
         for module in model.get_submodule(site.module).modules()
         if (stored := stored_weight(module)) is not None and not exchangeable(module)
     }

@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.stored_weights import stored_weight
+
 PROCESS = Path("/proc/self")
 """Where Linux tells about the running process."""
 
@@ -29,6 +32,14 @@ def uses_bfloat16(model: nn.Module, precision: str) -> bool:
     """
     first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     if first.dtype != torch.float32 or precision == "float32":
+        return False
+    stored = (stored_weight(module) for module in model.modules())
+    stuck = next((weight.label for weight in stored if weight is not None and not weight.autocasts), None)
+    if stuck and precision == "bfloat16":
+        raise DeltatuneError(
+            f"weights stored in {stuck} do not train under bfloat16 autocast; use precision float32, or auto"
+        )
+    if stuck:
         return False
     return precision == "bfloat16" or native_bfloat16(first.device)
 

@@ -42,7 +42,7 @@ def exchangeable(module: nn.Module) -> bool:
         plain.__class__ = type(module)
     except TypeError:  # its class derives from more than nn.Module, as quanto's does
         return False
-    return stored is None or stored.readable
+    return stored is None or (stored.readable and stored.typed)
 
 
 def exchange_(module: nn.Module, other: nn.Module) -> None:

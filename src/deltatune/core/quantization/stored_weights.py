@@ -10,6 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.quantization.packages.bitsandbytes_weights import bitsandbytes_weight
+from deltatune.core.quantization.packages.gptq_weights import gptq_weight
+from deltatune.core.quantization.packages.hqq_weights import hqq_weight
 from deltatune.core.quantization.packages.tensor_weights import tensor_weight
 from deltatune.core.quantization.packages.unknown_weights import holds_codes, unknown_weight
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
@@ -33,7 +35,13 @@ class OwnWeight(StoredWeight):
 DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
 """The attribute of a model in which DistributedDataParallel finds the names of what it leaves alone."""
 
-READERS: list[Callable[[nn.Module], StoredWeight | None]] = [bitsandbytes_weight, tensor_weight, unknown_weight]
+READERS: list[Callable[[nn.Module], StoredWeight | None]] = [
+    bitsandbytes_weight,
+    tensor_weight,
+    hqq_weight,
+    gptq_weight,
+    unknown_weight,
+]
 """One for each package: what it knows of a module, or None if the module is not its own. The last knows any codes."""
 
 

@@ -21,6 +21,10 @@ class StoredWeight(ABC):
     """(out, in)."""
     transposed = False
     """Whether the plain map held it as (in, out)."""
+    typed = True
+    """Whether the matrix that is read has the type of the base, so that a plain map can stand in for the module."""
+    autocasts = True
+    """Whether the module trains under autocast."""
     readable = True
     """Whether its layout is known."""
 

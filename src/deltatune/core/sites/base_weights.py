@@ -43,7 +43,7 @@ class BaseWeights:
         """What changes when the weight does: for values that are computed from it and kept."""
         stored = stored_weight(self.module)
         tensors: Iterable[Any] = [self.module.weight] if stored is None else stored.tensors()
-        return tuple((tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors)
+        return tuple((_version(tensor), tensor.data_ptr(), tensor.dtype) for tensor in tensors)
 
     @property
     def bias(self) -> Tensor | None:
@@ -72,6 +72,10 @@ class BaseWeights:
             return tensor
         turned = tensor.T if self.site.transposed and name == "weight" else tensor
         return take(turned.T, self.site.slice).T if name == "weight" else take(turned, self.site.slice)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def check_whole(model: nn.Module, what: str, fix: str, error: type[DeltatuneError] = DeltatuneError) -> None:

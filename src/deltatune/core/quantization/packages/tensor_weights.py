@@ -29,6 +29,7 @@ class TensorWeight(StoredWeight):
         kind = type(weight.data)
         package = kind.__module__.removeprefix("optimum.").partition(".")[0]
         code = getattr(weight, "qtype", None)  # quanto's name of the codes
+        self.autocasts = package != "quanto"
         self.label = f"{package} {getattr(code, 'name', None) or kind.__name__}"
 
     def read(self) -> Tensor:

@@ -43,7 +43,7 @@ class UnknownWeight(StoredWeight):
             f"the weights are stored in {self.label}, whose layout is not known, so they cannot be read. Methods that "
             "add to what the base computes can be used (LoRA(), Bottleneck(), Prefix()), others, merging and "
             "dequantize_ need a base without quantisation or with one that is known: deltatune.quantize_, "
-            "bitsandbytes, torchao, quanto"
+            "bitsandbytes, torchao, quanto, hqq, gptqmodel (torch)"
         )
 
     def tensors(self) -> Iterable[Tensor]:

@@ -31,7 +31,7 @@ test-all: $(VENV)/installed-dev  ## run every test, the slow ones too
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
 bench: $(VENV)/installed-dev  ## time steps, decoding, attaching and methods against HF PEFT and themselves; ARGS="--threads 1 --clock cpu"
-	@for name in step decode attach dora adapterdrop longlora probe lm_logits label_words optimizers; do $(BIN)/python -W ignore -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in step qlora_step decode attach dora adapterdrop longlora probe lm_logits label_words optimizers; do $(BIN)/python -W ignore -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lint: $(VENV)/installed-dev  ## ruff and mypy --strict, changing nothing
 	@$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def stored_in_codes(host: Host, scheme: Scheme) -> Iterator[dict[str, QuantizedL
     paths = quantized or maps_to_quantize(host.model, host.sites)[0]
     try:
         for path in paths:
-            module = host.model.get_submodule(path)
+            module: nn.Module = host.model.get_submodule(path)
             if isinstance(module, QuantizedLinear) and module.scheme == scheme:
                 continue
             try:
@@ -42,14 +42,13 @@ def stored_in_codes(host: Host, scheme: Scheme) -> Iterator[dict[str, QuantizedL
             except DeltatuneError as error:
                 problems.append(f"{path}.weight: {error}")
                 continue
-            codes.train(module.training)
-            exchange_(module, codes)
+            exchange_(module, codes.train(module.training))
             exchanged.append((module, codes))
         raise_all(problems)
         yield {path: host.model.get_submodule(path) for path in paths}  # type: ignore[misc]
     finally:
-        for module, codes in reversed(exchanged):
-            exchange_(module, codes)
+        for module, plain in reversed(exchanged):
+            exchange_(module, plain)
 
 
 def check_error(error: float | None, bound: float, scheme: Scheme) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,10 @@ def save_merged(
     before = host.route
     host.merge_(name, weight)
     try:
-        with nullcontext({}) if scheme is None else stored_in_codes(host, scheme) as maps:
+        with ExitStack() as stack:
             expected, entry, notes = unmerged, None, tuple[str, ...]()
             if scheme is not None:
+                maps = stack.enter_context(stored_in_codes(host, scheme))
                 expected = outputs(host, None)
                 check_error(relative_error(expected, unmerged, base), bound, scheme)
                 entry, notes = quantization_config(model, scheme, maps)
@@ -96,8 +97,8 @@ def save_merged(
                 largest, error = difference(unmerged, reloaded), relative_error(reloaded, unmerged, base)
                 record = {
                     "adapter": name, "method": repr(host.adapters[name].method), "weight": weight,
-                    "dtype": str(stored_dtype), "base": quantizations(host), "quantize": scheme and scheme.text,
-                    "difference": largest, "error": error,
+                    "dtype": str(stored_dtype), "base": quantizations(host), "difference": largest, "error": error,
+                    "quantize": None if scheme is None else scheme.text,
                 }  # fmt: skip
                 write_json(work / RECORD, record)
 
@@ -106,13 +107,14 @@ def save_merged(
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), largest, error, scheme and scheme.text, notes)
+    return Merged(Path(folder), largest, error, None if scheme is None else scheme.text, notes)
 
 
 @contextmanager
 def without_quantizer(model: PreTrainedModel) -> Iterator[None]:
     """Within this block transformers takes a model that it loaded quantised for a plain one: its tensors here are."""
-    attributes = {name: vars(model).pop(name) for name in ("hf_quantizer", "is_quantized") if name in vars(model)}
+    names: list[str] = [name for name in ("hf_quantizer", "is_quantized") if name in vars(model)]
+    attributes = {name: vars(model).pop(name) for name in names}
     stored_as = vars(model.config).pop("quantization_config", None)
     try:
         yield

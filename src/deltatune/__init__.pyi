@@ -57,6 +57,7 @@ from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
 from deltatune.store.loralib import load_loralib as load_loralib
+from deltatune.store.quantized_model import save_quantized as save_quantized
 from deltatune.tasks.prompts.templates import Template as Template
 from deltatune.tasks.tokenization import with_token_ids as with_token_ids
 from deltatune.training import ensemble as ensemble

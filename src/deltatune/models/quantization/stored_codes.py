@@ -194,7 +194,7 @@ def _nested(table: FileTensor) -> Any:
     """Which of the tables for magnitudes this is."""
     values = _values(table, 256)
     for nested in ("dynamic", "fp8"):
-        if torch.equal(values, NF4(nested=nested).nested_table):  # type: ignore[arg-type]
+        if torch.equal(values, NF4(nested=nested).nested_table):
             return nested
     raise DeltatuneError(f"{table.key} is neither bitsandbytes' dynamic map nor that of 8-bit floats")
 

@@ -52,9 +52,10 @@ def load_streamed(
         scheme = None
     asked = StreamingConfig(scheme, sites, codes)
     _without_quantization(config)
+    loading: Any = cls.from_pretrained
     try:
         with one_by_one():
-            model, report = cls.from_pretrained(  # type: ignore[misc]
+            loaded = loading(
                 None,
                 config=config,
                 state_dict={**plain, **codes},
@@ -71,7 +72,10 @@ def load_streamed(
             f"the weights of {place} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     raise_all(asked.problems)
-    quantizer: StreamingQuantizer = model.hf_quantizer
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    quantizer: Any = model.hf_quantizer
+    assert isinstance(quantizer, StreamingQuantizer)
     misshapen = {str(name): tuple(held) for name, held, _ in report["mismatched_keys"]}
     for name, parameter in model.named_parameters():  # older versions of transformers do not report them
         if name.removesuffix(".weight") not in quantizer.tensors and tuple(parameter.shape) != quantizer.shapes[name]:

@@ -65,7 +65,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
             self.paths = set(wanted)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **more: Any) -> bool:
         path, _, leaf = param_name.rpartition(".")
         return leaf == "weight" and path in self.paths
 
@@ -77,7 +77,7 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
         class Quantize(ConversionOps):
             """Weight -> codes."""
 
-            def convert(
+            def convert(  # type: ignore[override]
                 self, input_dict: dict[str, Any], *, model: nn.Module | None = None, **_: Any
             ) -> dict[str, Any]:
                 assert model is not None

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.regular_files import read_text
@@ -98,7 +98,7 @@ def weight_files(place: str) -> list[str]:
         if missing:
             raise DeltatuneError(f"{place} lacks {len(missing)} of its {len(files)} weight files: {missing[0]}")
         return files
-    shards, _ = get_checkpoint_shard_files(place, index)
+    shards, _ = get_checkpoint_shard_files(place, index)  # type: ignore[no-untyped-call]
     return [str(file) for file in shards]
 
 

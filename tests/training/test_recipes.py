@@ -41,7 +41,7 @@ def test_the_resolved_recipe_reads_back_equal(path, tmp_path):
     assert again == recipe
     assert as_yaml(again) == text
     if not recipe.stages:
-        assert "schedule: linear" in text, "defaults are in it: a later version may have others"
+        assert "length_grouping: true" in text, "defaults are in it: a later version may have others"
 
 
 def test_of_epochs_and_steps_the_resolved_recipe_has_the_one_that_counts(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.quantization.codebooks import GRID, nearest_on_grid
 
 CHUNK = 1 << 15
 """Bytes of codes that are dequantised at once: what they become stays in the processor's cache."""
@@ -17,9 +18,6 @@ QUANTIZED_AT_ONCE = 1 << 20
 """Values that are quantised at once: the numbers between a value and its code take seven times its memory."""
 SMALLEST = 1e-38
 """A block's magnitude counts as at least this much: blocks of zeros become zeros."""
-GRID = 1 << 16
-"""Points to which values are rounded before their code of 8 bits is looked up."""
-_GRIDS: dict[tuple[float, ...], Tensor] = {}
 
 
 def quantize_4bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -67,17 +65,8 @@ def quantize_8bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Te
     absmax = blocks.abs().amax(1)
     scaled = (blocks * (1.0 / absmax)[:, None]).clamp_(-1, 1)
     points = ((scaled + 1) * 0.5 * (GRID - 1) + 0.5).nan_to_num_(0.0).int()  # 0 / 0 in a block of zeros: code 0
-    nearest = _nearest_on_grid(table).to(flat.device)
+    nearest = nearest_on_grid(table).to(flat.device)
     return nearest[points].view(-1)[: len(flat)], absmax
-
-
-def _nearest_on_grid(table: Tensor) -> Tensor:
-    """The code (65536,) uint8 of the table value nearest to each point of the grid from -1 to 1; the lower of two."""
-    key = tuple(table[[0, 1, 127, 128, 255]].tolist())
-    if key not in _GRIDS:
-        points = -1.0 + (2.0 * torch.arange(GRID, dtype=torch.float32, device="cpu")) / (GRID - 1)
-        _GRIDS[key] = torch.bucketize(points, 0.5 * (table[:-1] + table[1:])).to(torch.uint8)
-    return _GRIDS[key]
 
 
 def dequantize_8bit(codes: Tensor, absmax: Tensor, table: Tensor, block: int) -> Tensor:

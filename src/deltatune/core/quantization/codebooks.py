@@ -31,6 +31,9 @@ NF4_VALUES = (
 """Quantiles of the normal distribution, 7 below and 8 above an exact 0: https://arxiv.org/abs/2305.14314"""
 FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 """Of the codes 0 to 7, before division by 12: one sign bit, two of exponent, one of fraction."""
+GRID = 1 << 16
+"""Points of [-1, 1] to which values are rounded before their code of 8 bits is looked up."""
+_CODES: dict[tuple[float, ...], Tensor] = {}
 
 
 def nf4() -> Tensor:
@@ -85,3 +88,16 @@ def _fp8_map() -> Tensor:
 
 _NF4, _FP4, _FP8 = _table(NF4_VALUES), _fp4(), _fp8_map()  # made on import: torch.compile cannot trace the making
 _DYNAMIC = {signed: _dynamic_map(signed) for signed in (True, False)}
+
+
+def nearest_on_grid(table: Tensor) -> Tensor:
+    """The code (65536,) uint8 of the value nearest to each point of the grid; the lower of two.
+
+    table: the values (256,) of one of the maps here. bitsandbytes' kernel for CPUs looks codes up in this way, so that
+    codes nearer to 0 than 1.5e-5 are never used.
+    """
+    key = tuple(table[[0, 1, 127, 128, 255]].tolist())
+    if key not in _CODES:
+        points = -1.0 + (2.0 * torch.arange(GRID, dtype=torch.float32, device="cpu")) / (GRID - 1)
+        _CODES[key] = torch.bucketize(points, 0.5 * (table[:-1] + table[1:])).to(torch.uint8)
+    return _CODES[key]

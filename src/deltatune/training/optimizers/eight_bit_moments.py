@@ -12,11 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from deltatune.core.quantization.codebooks import dynamic_map
+from deltatune.core.quantization.codebooks import GRID, dynamic_map, nearest_on_grid
 from deltatune.training.optimizers.state_bytes import BLOCK
 
-CELLS = 65536
-"""Entries of the table over [-1, 1]."""
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -27,11 +25,9 @@ def _code_values(signed: bool, device: torch.device) -> Tensor:
 
 
 @cache
-def _code_table(signed: bool, device: torch.device) -> Tensor:
-    """The code of each cell, (65536,) uint8: the one nearest to the value in the middle of the cell."""
-    values = dynamic_map(signed)
-    middles = torch.arange(CELLS, dtype=torch.float32) * (2 / (CELLS - 1)) - 1.0
-    return torch.bucketize(middles, (values[:-1] + values[1:]) / 2).to(torch.uint8).to(device)
+def _codes_on_grid(signed: bool, device: torch.device) -> Tensor:
+    """The code of each point of the grid over [-1, 1], (65536,) uint8."""
+    return nearest_on_grid(dynamic_map(signed)).to(device)
 
 
 def dequantize_moment(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
@@ -56,8 +52,8 @@ def quantize_moment_(values: Tensor, codes: Tensor, scales: Tensor, signed: bool
         rest.mul_(inverse[-1])
     if bool((scales < SMALLEST_NORMAL).any()):  # 1 / scale may be infinite, and 0 times that no number: code 0
         values.nan_to_num_(nan=-1.0).clamp_(-1.0, 1.0)
-    cells = values.add_(1.0).mul_((CELLS - 1) / 2).add_(0.5).int()
-    torch.index_select(_code_table(signed, values.device), 0, cells, out=codes)
+    points = values.add_(1.0).mul_((GRID - 1) / 2).add_(0.5).int()
+    torch.index_select(_codes_on_grid(signed, values.device), 0, points, out=codes)
 
 
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ def test_the_summary_says_how_the_base_is_stored(alone):
     assert open_results(alone.folder).summary["base_bytes"] == alone.summary["base_bytes"]
 
 
+@pytest.mark.slow
 def test_shared_passes_give_the_same_losses(rows, tmp_path):
     """Without dropout, which shared passes draw for all at once."""
     folder = tmp_path / "model"

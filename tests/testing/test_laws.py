@@ -102,10 +102,14 @@ def defaults() -> list[str]:
 WANTED = [(text, kind) for text in defaults() for kind in MODELS]
 WANTED += [(text, kind) for text, kinds in VARIANTS.items() for kind in kinds]
 CASES = [(text, kind) for text, kind in WANTED if refusal(text, kind) is None]
+FURTHER = [(text, kind) for text, kind in CASES if text in VARIANTS and kind != VARIANTS[text][0]]
+"""Configurations on further families: for the slow suite."""
 REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not None]
 
 
-@pytest.mark.parametrize(("text", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("text", "kind"), [pytest.param(*case, marks=pytest.mark.slow) if case in FURTHER else case for case in CASES]
+)
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, text, kind):
     demand(law, parse(text), kind)

@@ -112,7 +112,9 @@ def test_wrong_settings_are_one_error():
         CountedTraining(quantize="nf5")
 
 
-@pytest.mark.parametrize("fields", [{}, {"quantize": "nf4", "checkpointing": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, pytest.param({"quantize": "nf4", "checkpointing": True}, marks=pytest.mark.slow)]
+)
 def test_a_deep_model_is_extrapolated_exactly(tmp_path, fields):
     folder = llama_folder(tmp_path, 9, 128, 256)
     training = CountedTraining("lm", batch_size=2, max_length=32, precision="bfloat16", **fields)

@@ -108,8 +108,8 @@ def pretrain(
     folder = out or Path("runs") / f"pretrain-{dataset.name}-{objective}"
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, learning_rate=lr, seed=seed,
-        precision=precision, optimizer=optimizer, checkpointing=checkpointing,
-        offload_activations=offload_activations, optimizer_folder=optimizer_folder,  # type: ignore[arg-type]  # it checks
+        checkpointing=checkpointing, offload_activations=offload_activations, optimizer_folder=optimizer_folder,
+        precision=precision, optimizer=optimizer,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     with FolderLock(folder):
         start = initial_model(model, config, tokenizer, task, method, folder, seed, force)

@@ -259,9 +259,9 @@ def train(
 
     settings = Settings(
         epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, seed=seed,
-        learning_rate=rate_of(lr), precision=precision, compile=compile,
-        optimizer=optimizer, checkpointing=checkpointing, offload_activations=offload_activations,
-        optimizer_folder=optimizer_folder,  # type: ignore[arg-type]  # it checks
+        learning_rate=rate_of(lr), checkpointing=checkpointing, offload_activations=offload_activations,
+        optimizer_folder=optimizer_folder,
+        precision=precision, compile=compile, optimizer=optimizer,  # type: ignore[arg-type]  # it checks
     )  # fmt: skip
     source = ", ".join(data)
     prompting = prompting_of(method or DEFAULT_METHOD, template, words, describe, unlabelled) if start is None else None

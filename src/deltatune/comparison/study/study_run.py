@@ -217,7 +217,7 @@ def run_study(
     """
     sets = name_data_sets(data)
     schemes = tuple(map(scheme_text, _values(quantize)))
-    axes = Axes(tuple(sets.sources), *(_values(value) for value in (model, limit, budget, shots)), quantize=schemes)
+    axes = Axes(tuple(sets.sources), _values(model), _values(limit), _values(budget), _values(shots), schemes)
     reader = LastData(sets.sources, columns or {})
 
     def make(point: Point, folder: Path, more: Mapping[str, Any]) -> Plan:

@@ -1,16 +1,12 @@
 """Folders of quantised models: written here or by transformers with bitsandbytes, read by both."""
 
-import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from deltatune.core.errors import DeltatuneError
@@ -22,7 +18,8 @@ from deltatune.models.loading import load_backbone
 from deltatune.models.quantization.quantize_model import quantize_
 from deltatune.store.fingerprint import base_identity
 from deltatune.store.quantized_model import save_quantized
-from support.models import inputs, tiny, tiny_tokenizer
+from support.models import tiny, tiny_tokenizer
+from support.quantized_folders import assert_equal, logits, written
 
 SCHEMES = ("nf4", "NF4(double=False)", "NF4(block=128)", "NF4(nested='fp8')", "fp4", "int8")
 EVEN: dict[str, dict[str, int]] = {
@@ -31,25 +28,6 @@ EVEN: dict[str, dict[str, int]] = {
     "llama": {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32},
 }
 """Widths that are whole numbers of blocks, as bitsandbytes' kernel for the CPU needs."""
-
-
-def logits(model: PreTrainedModel, kind: str) -> Tensor:
-    with torch.no_grad():
-        output: Tensor = model(**inputs(kind, "lm"))[0]
-    return output
-
-
-def written(folder: Path, kind: str = "llama", scheme: str = "nf4", **sizes: Any) -> PreTrainedModel:
-    model = tiny(kind, "lm", **sizes)
-    quantize_(model, scheme)
-    save_quantized(model, folder, tiny_tokenizer())
-    return model
-
-
-def assert_equal(one: PreTrainedModel, other: PreTrainedModel) -> None:
-    first, second = one.state_dict(), other.state_dict()
-    assert first.keys() == second.keys()
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 @pytest.mark.parametrize(
@@ -187,128 +165,6 @@ def test_a_folder_of_transformers_in_8_bits_loads(tmp_path):
         assert isinstance(ours, QuantizedLinear)
         assert ours.scheme == Int8()
         assert torch.equal(ours.codes, module.weight.data)
-
-
-# ---- asked for another scheme, and folders that were changed
-
-
-def test_a_stored_scheme_may_be_named_and_no_other(tmp_path):
-    model = written(tmp_path)
-    assert_equal(model, load_backbone(str(tmp_path), answers="text", quantize="nf4")[0])
-    for other in ("fp4", "int8", "NF4(double=False)"):
-        with pytest.raises(DeltatuneError, match="quantised already, as nf4"):
-            load_backbone(str(tmp_path), answers="text", quantize=other)
-
-
-def changed(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> str:
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DeltatuneError) as caught:
-        load_backbone(str(folder), answers="text")
-    return str(caught.value)
-
-
-MAP = "model.layers.0.mlp.up_proj.weight"
-FACTS = f"{MAP}.quant_state.bitsandbytes__nf4"
-
-
-@pytest.mark.parametrize("part", ["", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"])
-def test_a_missing_tensor_is_named(part, tmp_path):
-    written(tmp_path)
-    assert MAP + part in changed(tmp_path, lambda state: state.__delitem__(MAP + part))
-
-
-def test_codes_without_the_text_are_named(tmp_path):
-    written(tmp_path)
-    assert FACTS in changed(tmp_path, lambda state: state.__delitem__(FACTS))
-
-
-@pytest.mark.parametrize("part", ["", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"])
-def test_a_misshapen_tensor_is_named(part, tmp_path):
-    written(tmp_path)
-    assert MAP + part in changed(tmp_path, lambda state: state.update({MAP + part: state[MAP + part][:-1].clone()}))
-
-
-@pytest.mark.parametrize("part", [".quant_map", ".nested_quant_map"])
-def test_another_table_is_refused(part, tmp_path):
-    written(tmp_path)
-    assert MAP + part in changed(tmp_path, lambda state: state.update({MAP + part: state[MAP + part] * 2}))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "JSON"),
-        ("[1]", "no JSON object"),
-        ("[" * 3000, "deep"),
-        ('{"shape": [48, 32]}', "blocksize"),
-        ({"shape": [48, 33]}, "entries"),
-        ({"shape": [10**18, 32]}, "shape"),
-        ({"shape": [-48, -32]}, "shape"),
-        ({"shape": "48"}, "shape"),
-        ({"shape": [32, 48]}, "needs (48, 32)"),
-        ({"blocksize": 7}, "blocksize"),
-        ({"blocksize": 32}, "entries"),
-        ({"blocksize": True}, "blocksize"),
-        ({"dtype": ["float32"]}, "dtype"),
-        ({"quant_type": "fp4"}, "type"),
-        ({"nested_blocksize": 64}, "magnitudes"),
-        ({"nested_offset": "1"}, "nested_offset"),
-        ({"nested_offset": None}, "nested_offset"),
-    ],
-)
-def test_a_hostile_text_is_one_error(text, words, tmp_path):
-    written(tmp_path)
-
-    def change(state: dict[str, Tensor]) -> None:
-        facts = json.loads(bytes(state[FACTS].tolist()))
-        said = text if isinstance(text, str) else json.dumps({**facts, **text})
-        state[FACTS] = torch.tensor(list(said.encode()), dtype=torch.uint8)
-
-    assert words in changed(tmp_path, change)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"bnb_4bit_quant_type": "fp4"},
-        {"bnb_4bit_use_double_quant": False},
-        {"load_in_4bit": False, "load_in_8bit": True},
-        {"bnb_4bit_quant_type": "nf3"},
-    ],
-)
-def test_a_config_that_contradicts_the_codes_is_refused(entry, tmp_path):
-    written(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] |= entry
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DeltatuneError, match="says that its weights are"):
-        load_backbone(str(tmp_path), answers="text")
-
-
-def test_a_config_without_codes_is_refused_and_codes_without_a_config_load(tmp_path):
-    model = written(tmp_path / "q")
-    config = json.loads((tmp_path / "q/config.json").read_text())
-    entry = config.pop("quantization_config")
-    (tmp_path / "q/config.json").write_text(json.dumps(config))
-    assert_equal(model, load_backbone(str(tmp_path / "q"), answers="text")[0])
-    tiny("llama", "lm").save_pretrained(tmp_path / "plain")
-    (tmp_path / "plain/config.json").write_text(json.dumps({**config, "quantization_config": entry}))
-    with pytest.raises(DeltatuneError, match="hold no codes"):
-        load_backbone(str(tmp_path / "plain"), answers="text")
-
-
-def test_another_method_without_its_package_names_the_package(tmp_path):
-    tiny("llama", "lm").save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    entry = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": entry}))
-    with pytest.raises(DeltatuneError, match="quantised already, by gptq"):
-        load_backbone(str(tmp_path), answers="text", quantize="nf4")
-    with pytest.raises(DeltatuneError, match="pip install"):
-        load_backbone(str(tmp_path), answers="text")
 
 
 def test_only_quantised_models_of_one_scheme_are_saved(tmp_path):

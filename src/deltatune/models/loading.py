@@ -212,6 +212,7 @@ def _load_model(
             with torch.device("meta"):
                 empty = loader.from_config(config)
             model, report = load_streamed(type(empty), place, empty.config, scheme, sites)
+            model.float()  # codes of 16-bit weights too: what is read from them or merged into them is float32
         else:
             # safetensors only: the older .bin files are pickles
             model, report = loader.from_pretrained(

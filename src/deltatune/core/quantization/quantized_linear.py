@@ -58,7 +58,8 @@ class QuantizedLinear(nn.Module):
         return module
 
     def fill_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take a scheme's tensors as the stored ones."""
+        """Take a scheme's tensors as the stored ones. Raises DeltatuneError for a wrong size and damaged magnitudes."""
+        self.scheme.check(tensors)
         for name, tensor in tensors.items():
             if tensor.numel() != self.get_buffer(name).numel():
                 raise DeltatuneError(f"{name} has {tensor.numel():,} entries, not {self.get_buffer(name).numel():,}")

@@ -61,6 +61,15 @@ class Scheme(ABC):
     def empty(self, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Tensors like those that `quantize` returns for a matrix of this shape, without values."""
 
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise DeltatuneError naming stored magnitudes that are negative, infinite or NaN: no matrix has such."""
+        raise_all([
+            f"{name} holds magnitudes that are negative, infinite or NaN: the tensors are damaged"
+            for name in ("absmax", "nested_absmax", "offset")
+            if name in tensors and tensors[name].is_floating_point() and not tensors[name].is_meta
+            and not ((tensors[name] >= 0) & tensors[name].isfinite()).all()
+        ])  # fmt: skip
+
     def bytes(self, shape: tuple[int, int]) -> int:
         """Bytes that a matrix of this shape takes."""
         with torch.device("meta"):

@@ -171,8 +171,10 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer with a weight, over the last axis."""
     if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)):  # over channels, which come first
         return False
+    if "norm" not in type(module).__name__.lower():  # a quantised map makes its weight anew whenever it is read
+        return False
     weight = getattr(module, "weight", None)
-    return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
+    return weight is not None and weight.dim() == 1
 
 
 def widths(module: nn.Module) -> tuple[int, int]:

@@ -89,8 +89,9 @@ def _embedding_of(model: nn.Module, table: nn.Embedding, prefix: str, block: str
 
 def _tied(model: nn.Module, module: nn.Module) -> bool:
     """Whether a module's weight belongs to another module too."""
-    weight = getattr(module, "weight", None)
-    return any(getattr(other, "weight", None) is weight for _, other in modules_of(model) if other is not module)
+    weight = module._parameters.get("weight")  # codes are never tied
+    others = (other._parameters.get("weight") for _, other in modules_of(model) if other is not module)
+    return weight is not None and any(other is weight for other in others)
 
 
 def _lm_head(model: nn.Module) -> Iterator[Site]:

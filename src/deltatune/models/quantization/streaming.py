@@ -23,7 +23,7 @@ from deltatune.models.quantization.streaming_quantizer import (
     one_by_one,
     register,
 )
-from deltatune.models.quantization.weight_files import file_tensors
+from deltatune.models.quantization.weight_files import FileTensor, file_tensors
 
 
 def load_streamed(
@@ -42,6 +42,7 @@ def load_streamed(
     register()
     plain, codes = gather_codes(file_tensors(place))
     _check_config(place, config, codes)
+    _check_types(place, plain)
     if codes:
         stored = sorted({weight.scheme.text for weight in codes.values()})
         if scheme is not None and stored != [scheme.text]:
@@ -152,6 +153,18 @@ def _check_config(place: str, config: PretrainedConfig, codes: Mapping[str, Stor
     raise_all([
         f"the config.json of {place} says that its weights are {said.text if said else repr(kind)}, but its files hold "
         f"{text}; the one or the other was changed, restore them" for text in held
+    ])  # fmt: skip
+
+
+def _check_types(place: str, plain: Mapping[str, FileTensor]) -> None:
+    """Raise DeltatuneError for matrices of integers: codes whose scales are lost, or of a layout that is not known."""
+    whole = [
+        tensor for name, tensor in plain.items()
+        if name.endswith("weight") and len(tensor.shape) > 1 and tensor.kind[0] in "IUB" and tensor.kind != "BF16"
+    ]  # fmt: skip
+    raise_all([
+        f"{tensor.key} of {place} holds {tensor.kind}, no floating values: these are codes without scales that say "
+        "what they stand for; restore the file" for tensor in whole[:6]
     ])  # fmt: skip
 
 

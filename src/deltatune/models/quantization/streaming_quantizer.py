@@ -58,16 +58,14 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         config = self.quantization_config
-        if config.scheme is None:  # any linear map may turn out to have codes
-            self.paths = {path for path, module in model.named_modules() if is_linear(module)}
-        else:
+        if config.scheme is not None:  # without one, any weight may turn out to be codes
             wanted, config.skipped = maps_to_quantize(model, find_sites(model), config.sites)
             self.paths = set(wanted)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **more: Any) -> bool:
         path, _, leaf = param_name.rpartition(".")
-        return leaf == "weight" and path in self.paths
+        return leaf == "weight" and (path in self.paths or self.quantization_config.scheme is None)
 
     def get_quantize_ops(self) -> Any:
         from transformers.core_model_loading import ConversionOps
@@ -98,11 +96,19 @@ class StreamingQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
         width_in, width_out = widths(module) if is_linear(module) else (0, 0)
         transposed = is_transposed(module)
         if isinstance(value, StoredCodes):
+            if not is_linear(module):
+                problems.append(f"{value.name} is quantised, but {path} is no linear map ({type(module).__name__})")
+                return torch.empty(0, dtype=torch.uint8)
             if value.shape != (width_out, width_in):
                 problems.append(f"{value.name} has the shape {value.shape}; {path} needs {(width_out, width_in)}")
                 return torch.empty(0, dtype=torch.uint8)
-            self.tensors[path], self.facts[path] = value.read(), (value.scheme, value.dtype)
-            return self.tensors[path]["codes"]
+            tensors = value.read()
+            try:
+                value.scheme.check(tensors)
+            except DeltatuneError as error:
+                problems.append(f"{value.name}: {error}")
+            self.tensors[path], self.facts[path] = tensors, (value.scheme, value.dtype)
+            return tensors["codes"]
         scheme = self.quantization_config.scheme
         if scheme is None or leaf != "weight" or path not in self.paths:
             return value

@@ -34,8 +34,6 @@ def base_identity(host: Host) -> dict[str, Any]:
     for path, tensor in _identifying(host):
         name = path.removeprefix(prefix)  # the same with and without a head
         shapes.update(f"{name}{_shape(host, path, tensor)}".encode())
-        if _beside_codes(host, path):
-            continue
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // _SAMPLE)
         content.update(name.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
@@ -60,14 +58,6 @@ def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
     for path in host.sites.weights:
         stored = host.stored_weight(path)
         yield path, host.base_tensor(path) if stored is None else next(iter(stored.tensors()))
-
-
-def _beside_codes(host: Host, path: str) -> bool:
-    """Whether it is the bias of a quantised map: bitsandbytes rounds it in place when it is run, and the codes are
-    identity enough."""
-    site = host.sites.weights[path]
-    weight = f"{site.module}.weight"
-    return site.attribute == "bias" and weight in host.sites.weights and host.stored_weight(weight) is not None
 
 
 def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:

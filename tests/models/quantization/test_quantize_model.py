@@ -185,6 +185,23 @@ def test_another_quantisation_is_another_base():
     assert len(contents) == 4
 
 
+def test_other_biases_are_another_base(tmp_path):
+    """BitFit, merged into a base, changes biases alone: its codes are those of the base."""
+    hosts = []
+    for shift in (0.0, 0.5):
+        model = tiny("gpt2", "lm")
+        with torch.no_grad():
+            model.transformer.h[1].mlp.c_proj.bias.add_(shift)
+        quantize_(model, "nf4")
+        hosts.append(Host(model))
+    first, other = hosts
+    assert base_identity(first)["content"] != base_identity(other)["content"]
+    first.attach("a", LoRA(r=2), head=False)
+    first.save("a", tmp_path / "a")
+    with pytest.raises(DeltatuneError, match="other weights"):
+        other.load(tmp_path / "a")
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "t5"])
 def test_no_weight_is_dequantised_until_the_model_runs_and_then_once(kind, monkeypatch, tmp_path):
     """On a model of billions of parameters each needless reading of all weights takes minutes."""

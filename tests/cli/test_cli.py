@@ -238,6 +238,15 @@ def test_the_default_folder_is_named_after_data_and_method():
     )
 
 
+def test_the_first_step_has_no_speed_yet(capsys):
+    with TrainingProgress(64, 32) as progress:
+        for step in (1, 2):
+            progress(step, 2, 0.5, 1e-3)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "step 1/2  loss 0.500  lr 1e-3"
+    assert "rows/s  scoring" in last
+
+
 def test_time_left_is_as_exact_as_an_estimate():
     assert [time_left(s) for s in (9.4, 80, 5000)] == ["9 s", "1:20 min", "1:23 h"]
 

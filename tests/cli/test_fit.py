@@ -23,6 +23,7 @@ def test_a_method_that_fits_comes_with_its_command(config_only):
     for words in ("LoRA(r=2)", "yes", "as asked for", "no biases at any site", "deltatune train --model"):
         assert words in done.out
     assert '--method "LoRA(r=2)"' in done.out
+    assert "--precision float32" in done.out  # asked for; `auto` may be another one where the command runs
 
 
 def test_count_and_fit_say_the_same(config_only):

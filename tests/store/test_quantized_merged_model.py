@@ -130,7 +130,7 @@ def test_too_much_loss_is_refused_with_the_figure(tmp_path):
 def test_an_adapter_without_effect_is_refused_in_codes_alone(tmp_path):
     host = quantized_host(std=0.0)
     assert save_merged(host, "a", tmp_path / "plain").error is None
-    with pytest.raises(CannotMerge, match="changes nothing on the test inputs"):
+    with pytest.raises(CannotMerge, match="changes nothing on the verification inputs"):
         save_merged(host, "a", tmp_path / "out", quantize="nf4")
     with pytest.raises(DeltatuneError, match="'nf5' is not a quantisation"):
         save_merged(host, "a", tmp_path / "out", quantize="nf5")

@@ -29,9 +29,19 @@ OffloadActivations = Annotated[
 ]
 OverMemory = Annotated[
     bool,
-    option("--over-memory", panel=TRAINING, help="Train even where the memory forecast is above the memory there is."),
+    option(
+        "--over-memory",
+        panel=TRAINING,
+        help="Train even where the forecast is clearly above the memory there is, which is an error otherwise.",
+    ),
 ]
 OptimizerFolder = Annotated[
     str | None,
-    option("--optimizer-folder", panel=TRAINING, metavar="FOLDER", help=f"{SETTINGS['optimizer_folder'].help}."),
+    option(
+        "--optimizer-folder",
+        panel=TRAINING,
+        metavar="FOLDER",
+        help="Folder, on a disk, of the files of a paged optimizer and of --offload-activations. Default: that of the "
+        "checkpoints.",
+    ),
 ]

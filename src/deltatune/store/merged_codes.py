@@ -55,13 +55,13 @@ def check_error(error: float | None, bound: float, scheme: Scheme) -> None:
     """Raise CannotMerge if storing the merged weights by a scheme loses more of the adapter's change than the bound."""
     if error is None:
         raise CannotMerge(
-            "the adapter changes nothing on the test inputs, so that it cannot be measured what of its change is kept; "
-            "keep it unmerged, or merge it without quantisation"
+            "the adapter changes nothing on the verification inputs, so that it cannot be measured what of its change "
+            "is kept; keep it unmerged, or merge it without quantisation"
         )
     if not error <= bound:
         raise CannotMerge(
             f"merged and stored in {scheme.text}, the model is {error:.2f} times the adapter's whole effect away from "
             f"the unmerged adapter, more than the bound of {bound:g} (‖merged − unmerged‖ / ‖unmerged − base‖ of the "
-            "outputs on test inputs; from 1 on, the base alone is as near). Nothing was written. Keep the adapter "
-            "apart from its quantised base, merge it without quantisation, or allow more with bound= (--bound)"
+            "outputs on verification inputs; from 1 on, the base alone is as near). Nothing was written. Keep the "
+            "adapter apart from its quantised base, merge it without quantisation, or allow more with bound= (--bound)"
         )

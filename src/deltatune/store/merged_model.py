@@ -34,7 +34,7 @@ class Merged:
     folder: Path
     """The model's folder, for `from_pretrained`."""
     difference: float
-    """Largest difference of the outputs on test inputs between the unmerged adapter and the model read back."""
+    """Largest difference of the outputs on verification inputs between the unmerged adapter and the model read back."""
     error: float | None
     """‖read back − unmerged‖ / ‖unmerged − base‖ of these outputs: 0 if all of the adapter's change is kept, 1 if the
     model read back is as far from the adapter as the base is. None if the adapter changes nothing there."""
@@ -174,7 +174,7 @@ def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def outputs(host: Host, route: Mapping[str, float] | None) -> Tensor | None:
-    """Return the model's outputs on the test inputs with these adapters unmerged, or with none."""
+    """Return the model's outputs on the verification inputs with these adapters unmerged, or with none."""
     with host.using(route, training=False):
         return verification_output(host.model, host.sites.facts)
 

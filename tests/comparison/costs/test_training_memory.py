@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deltatune import Host, parse
+from deltatune.comparison.costs import training_memory
 from deltatune.comparison.costs.memory_fit import DeepModel, quantized_bits
 from deltatune.comparison.costs.method_counts import CountingHost
 from deltatune.comparison.costs.training_memory import CountedTraining, Memory
@@ -103,6 +104,16 @@ def test_each_setting_takes_what_it_should(tmp_path):
         parameter.numel() for parameter in tiny("bert").parameters()
     )
     assert plain.total == plain.peak + plain.fixed
+
+
+@pytest.mark.parametrize(("quantize", "takes"), [("none", False), ("int8", False), ("nf4", True), ("fp4", True)])
+def test_4_bits_count_bitsandbytes_where_it_is_installed(quantize, takes, tmp_path, monkeypatch):
+    folder, fixed = llama_folder(tmp_path, 2, 64, 128), {}
+    for installed in (True, False):
+        monkeypatch.setattr(training_memory, "find_spec", lambda name, there=installed: object() if there else None)
+        fixed[installed] = forecast(folder, quantize=quantize, batch_size=2, max_length=16).fixed
+    assert fixed[False] == training_memory.PROCESS
+    assert fixed[True] - fixed[False] == (training_memory.BITSANDBYTES if takes else 0)
 
 
 def test_wrong_settings_are_one_error():

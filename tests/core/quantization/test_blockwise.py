@@ -209,6 +209,7 @@ def test_no_quantisation():
         ("nf4(double=3)", "double"),
         ("nf4(nested=fp9)", "fp8"),
         ("int8(block=64)", "no field 'block'"),
+        ("NF4(name='nf4')", "no field 'name'; fields: double, block, nested$"),
         ("NF4(block=64, block=128)", "block"),
         ("nf4(64)", "no field '64'"),
         ("nf4)", "not a quantisation"),

@@ -80,7 +80,7 @@ def fit(
             "--optimizer",
             panel=TRAINING,
             metavar="NAME",
-            help=f"{FIELDS['optimizer'].help} Default: adamw, or paged-adamw to fit.",
+            help=f"{FIELDS['optimizer'].help.rstrip('.')}. Default: adamw, or paged-adamw to fit.",
             callback=one_of("--optimizer", ("adamw", "paged-adamw", "adamw-8bit", "paged-adamw-8bit")),
         ),
     ] = None,
@@ -139,7 +139,7 @@ def fit(
     if methods and all(each.memory is None for each in fittings):
         raise DeltatuneError("\n".join(f"{each.method}: {each.problem}" for each in fittings))
     best = recommended(fittings)
-    found = _content(search, fittings, best, kind)
+    found = _content(search, fittings, best, kind, "" if precision == "auto" else f" --precision {precision}")
     if as_json:
         print_json(found)
         return
@@ -173,8 +173,8 @@ def _precision(precision: str, kind: str) -> str:
     return "bfloat16" if kind == "cuda" or native_bfloat16(torch.device("cpu")) else "float32"
 
 
-def _content(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, kind: str) -> dict[str, Any]:
-    """What was found, as plain data."""
+def _content(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, kind: str, more: str) -> dict[str, Any]:
+    """What was found, as plain data; `more` are options that end every command."""
     chosen = search.asked if best is None else best.training
     model = search.model.host(chosen).model
     disk = _disk(search.model.name, model.params)
@@ -189,7 +189,7 @@ def _content(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, k
             {
                 **dataclasses.asdict(each),
                 "total": each.memory.total if each.memory else None,
-                "command": _command(search.model.name, each) if each.fits else None,
+                "command": _command(search.model.name, each) + more if each.fits else None,
             }
             for each in fittings
         ],
@@ -276,7 +276,7 @@ def _show(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, foun
         ]),
         "",
     )  # fmt: skip
-    say(_command(search.model.name, best))
+    say(next(row["command"] for row in found["methods"] if row["method"] == best.method))
 
 
 def _missing(search: MemoryFit, least: int) -> str:

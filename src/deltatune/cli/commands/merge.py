@@ -114,7 +114,7 @@ def merge(
     ]
     if done.error is not None:
         pairs.append(
-            ("lost", f"{100 * done.error:.2g} % of the adapter's effect there: ‖merged - unmerged‖ / ‖unmerged - base‖")
+            ("lost", f"{100 * done.error:.2g} % of the adapter's effect there: ‖merged − unmerged‖ / ‖unmerged − base‖")
         )
     pairs += [("weights", f"stored in {done.scheme}")] if done.scheme else []
     show(facts([*pairs, *(("note", note) for note in done.notes)]))

@@ -205,9 +205,11 @@ def _show(result: dict[str, Any]) -> None:
         ("size", f"{size(held['float32'])} in float32, {size(held['quantized'])} now; files {size(held['files'])}"),
     ]  # fmt: skip
     if result["change"] is not None:
+        from deltatune.comparison.results.recommend import percent
+
         change = result["change"]
-        relative = "" if change["relative"] is None else f", {change['relative']:.2%} of their norm"
-        pairs.append(("change", f"outputs on test inputs move by at most {change['largest']:.3g}{relative}"))
+        relative = "" if change["relative"] is None else f", {percent(change['relative'])} of their norm"
+        pairs.append(("change", f"outputs on verification inputs move by at most {change['largest']:.3g}{relative}"))
     if result["perplexity"] is not None:
         moved = result["perplexity"]
         pairs.append(("perplexity", f"{moved['before']:.3f} before, {moved['after']:.3f} now"))

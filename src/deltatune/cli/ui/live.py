@@ -79,10 +79,15 @@ class TrainingProgress(Bar):
             self.console.print(f"step {step}/{total}  {text}")
 
     def _text(self, step: int, total: int, learning_rate: float) -> str:
-        elapsed, done = time.perf_counter() - self.started, step - self.first + 1
-        speed = done * self.mean_batch / elapsed
-        left = f"{time_left((total - step) * elapsed / done)} left" if step < total else "scoring"
-        return f"loss {self.loss:.3f}  lr {rate(learning_rate)}  {speed:.0f} rows/s  {left}"
+        elapsed, done = time.perf_counter() - self.started, step - self.first  # steps since the first was seen
+        parts = [f"loss {self.loss:.3f}", f"lr {rate(learning_rate)}"]
+        if done:
+            parts.append(f"{done * self.mean_batch / elapsed:.0f} rows/s")
+        if step == total:
+            parts.append("scoring")
+        elif done:
+            parts.append(f"{time_left((total - step) * elapsed / done)} left")
+        return "  ".join(parts)
 
 
 def time_left(seconds: float) -> str:

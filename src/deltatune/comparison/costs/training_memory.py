@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
-from deltatune.core.quantization.schemes import Scheme, read_scheme
+from deltatune.core.quantization.schemes import FourBit, Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import is_transposed, weight_of
 from deltatune.core.sites.discovery import find_sites
 from deltatune.models.architecture import family
@@ -32,6 +33,8 @@ MOST = 1_000_000_000
 """Largest number of classes, rows and tokens: the bytes of larger tensors are beyond what 64 bits can count."""
 PROCESS = 446_000_000
 """Bytes of Python and its libraries in training, without a model: torch 2.13 for CPUs and transformers 5.23."""
+BITSANDBYTES = 43_000_000
+"""Bytes that bitsandbytes 0.50 takes besides, which 4-bit weights load for its kernels where it is installed."""
 GPU_CONTEXT = 600_000_000
 """Bytes of a GPU's memory that CUDA itself takes: 0.4 to 0.6 GB by kind of GPU."""
 
@@ -181,8 +184,15 @@ def _step(host: Host, adapter: Adapter, training: CountedTraining) -> Memory:
     if is_paged(training.optimizer) or is_8bit(training.optimizer):
         update = max(update, 8 * 4 * min(CHUNK, largest // 4))
     most = everything + optimizer + max(peak, trained + update)
-    extra = GPU_CONTEXT if training.device == "cuda" else PROCESS
-    return Memory(everything - own, own, trained, optimizer, kept, most, extra)
+    return Memory(everything - own, own, trained, optimizer, kept, most, _fixed(training))
+
+
+def _fixed(training: CountedTraining) -> int:
+    """Bytes that are there besides a step's tensors."""
+    if training.device == "cuda":
+        return GPU_CONTEXT
+    kernels = isinstance(training.scheme, FourBit) and find_spec("bitsandbytes") is not None
+    return PROCESS + (BITSANDBYTES if kernels else 0)
 
 
 def _elsewhere(stay: Iterable[Tensor]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,8 +46,8 @@ class Scheme(ABC):
         """The scheme as `read_scheme` reads it: its name, or the fields that differ from the defaults in brackets."""
         defaults = type(self)()
         changed = {name: value for name, value in vars(self).items() if value != getattr(defaults, name)}
-        fields = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        return f"{type(self).__name__}({fields})" if fields else self.name
+        inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        return f"{type(self).__name__}({inside})" if inside else self.name
 
     @abstractmethod
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
@@ -215,17 +215,17 @@ def read_scheme(text: str | Scheme | None) -> Scheme | None:
             + ", ".join(SCHEMES)
             + ", and fields in brackets: NF4(double=False)"
         )
-    fields = [part.partition("=") for part in rest.strip()[:-1].split(",") if part.strip()] if rest else []
-    known = getattr(kind, "__dataclass_fields__", {})
+    given = [part.partition("=") for part in rest.strip()[:-1].split(",") if part.strip()] if rest else []
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type] # every scheme is a dataclass
     raise_all([
         f"{text!r}: {kind.__name__} has no field {key.strip()!r}{nearest(key.strip(), known)}; "
         f"fields: {', '.join(known) or 'none'}"
-        for key, _, _ in fields
+        for key, _, _ in given
         if key.strip() not in known
     ])  # fmt: skip
-    names = [key.strip() for key, _, _ in fields]
+    names = [key.strip() for key, _, _ in given]
     raise_all([f"{text!r} gives {name} more than once" for name in dict.fromkeys(names) if names.count(name) > 1])
-    return kind(**{key.strip(): _value(value.strip()) for key, _, value in fields})
+    return kind(**{key.strip(): _value(value.strip()) for key, _, value in given})
 
 
 def scheme_text(text: str | Scheme | None) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter
 from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import CannotMerge, raise_all
-from deltatune.core.quantization.plain_map import exchange_, exchangeable, plain_map
+from deltatune.core.quantization.plain_map import exchange_, exchangeable, plain_dtype, plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.stored_weights import quantized_label, stored_weight
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
@@ -90,7 +90,7 @@ class MergedAdapters:
                 continue
             for module in self.model.get_submodule(site.module).modules():  # a task head may hold several maps
                 if stored_weight(module) is not None:
-                    codes = plain_map(module)
+                    codes = plain_map(module, plain_dtype(self.model, module))
                     exchange_(module, codes)
                     self._codes[id(module)] = module, codes
 

@@ -234,6 +234,22 @@ def test_dequantised_it_computes_the_same(kind, scheme, load):
     torch.testing.assert_close(logits(model, kind), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_eight_bits_in_a_model_of_bfloat16_become_plain_in_bfloat16(load):
+    """Their codes do not say what type the weight had."""
+    host = Host(load("llama", "int8", dtype=torch.bfloat16))
+    before = logits(host.model, "llama")
+    host.attach("a", LoRA(r=2), head=False)
+    host.merge_("a")  # raises an error for a difference that rounding does not explain
+    assert {parameter.dtype for parameter in host.model.model.layers[0].self_attn.q_proj.parameters()} == {
+        torch.bfloat16
+    }
+    host.detach("a")
+    assert torch.equal(logits(host.model, "llama"), before)
+    plain = load("llama", "int8", dtype=torch.bfloat16)
+    dequantize_(plain)
+    assert (logits(plain, "llama") - before).norm() < 0.05 * before.norm()  # these quantise their inputs too
+
+
 def test_the_gradient_passes_as_through_the_plain_weight(load):
     for scheme in ("fp4", "int8"):
         model = load("llama", scheme)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.stored_weights import is_transposed, stored_weight, weight_of
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
@@ -32,6 +33,14 @@ def plain_map(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         same = bias.dtype == weight.dtype
         new.bias = bias if same else nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
     return new.train(module.training)
+
+
+def plain_dtype(model: nn.Module, module: nn.Module) -> torch.dtype | None:
+    """The type of a plain map in the place of another package's, whose stored type need not be that of the model: the
+    model's. None for ours, which know it."""
+    if isinstance(module, QuantizedLinear):
+        return None
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def exchangeable(module: nn.Module) -> bool:

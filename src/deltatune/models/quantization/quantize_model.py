@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.quantization.plain_map import plain_map
+from deltatune.core.quantization.plain_map import plain_dtype, plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import is_linear, is_transposed, stored_weight, weight_of
@@ -171,14 +171,15 @@ def _others(model: nn.Module, found: Sites, picked: set[str], shared: Mapping[st
 def dequantize_(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
     """Make the quantised weights of a model plain again, with exactly the values that their codes stand for.
 
-    dtype: that of the new weights; None: that of the weights before. Returns the paths of the modules. Raises
-    DeltatuneError for a model with a Host: merge or detach first.
+    dtype: that of the new weights; None: that of the weights before, in the place of other packages' maps the model's.
+    Returns the paths of the modules. Raises DeltatuneError for a model with a Host: merge or detach first.
     """
     if hasattr(model, "deltatune"):
         raise DeltatuneError("this model has a Host with adapters; dequantise before Host(model)")
     paths = [path for path, module in model.named_modules() if stored_weight(module) is not None]
     for path in paths:
-        model.set_submodule(path, plain_map(model.get_submodule(path), dtype))
+        module = model.get_submodule(path)
+        model.set_submodule(path, plain_map(module, dtype or plain_dtype(model, module)))
     return paths
 
 

@@ -219,3 +219,13 @@ def test_no_quantisation():
 def test_a_wrong_scheme_is_refused_in_words(text, says):
     with pytest.raises(DeltatuneError, match=says):
         read_scheme(text)
+
+
+def test_eight_bits_of_rows_near_the_ends_of_float32():
+    for size in (1e-45, 1e-38, 1e-36, 1e-30, 2e36):
+        weight = torch.linspace(-1, 1, 64).repeat(2, 1) * size
+        tensors = Int8().quantize(weight)
+        found = Int8().dequantize(tensors, (2, 64), torch.float32)
+        assert (found - weight).abs().max() <= max(size / 127, 1e-36)
+    with pytest.raises(DeltatuneError, match="pass what 8 bits can hold"):
+        Int8().quantize(torch.full((2, 64), 3e38))

@@ -181,7 +181,10 @@ class Int8(Scheme):
         absmax = weight.abs().amax(1).float()
         if not absmax.isfinite().all():
             raise DeltatuneError("some values are infinite or NaN, which no code stands for")
-        codes = torch.round(weight * (127.0 / absmax.clamp(min=torch.finfo(torch.float32).tiny)[:, None]))
+        largest = torch.finfo(torch.float32).max / 127
+        if not (absmax <= largest).all():
+            raise DeltatuneError(f"values of up to {float(absmax.max()):.3g} pass what 8 bits can hold, {largest:.3g}")
+        codes = torch.round(weight * (127.0 / absmax.clamp(min=1e-36)[:, None]))  # 127 / 1e-37 is infinite
         return {"codes": codes.to(torch.int8), "absmax": absmax}
 
     def dequantize(self, tensors: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from deltatune.core.quantization.stored_weights import stored_bytes
+from deltatune.models.loading import load_backbone
 from deltatune.testing.tiny_models import tiny
 from support.command_line import ran
 
@@ -41,6 +43,30 @@ def test_nothing_fits(config_only):
     assert "nothing fits" in done.out
     assert "are missing" in done.out
     assert "deltatune train --model" not in done.out
+
+
+@pytest.mark.parametrize("sites", ["*.ffn.*", "*.{attn,ffn}.*"])
+def test_a_model_folder_in_4_bits_is_counted_as_its_files_are(tmp_path, tiny_folder, sites):
+    folder = tmp_path / "quantised"
+    assert ran("quantize", tiny_folder, "--sites", sites, "--no-compare", "--out", folder).code == 0
+    shared = ("--max-length", "16", "--batch-size", "2", *LORA, "--device", "cpu", "--json")
+    found = json.loads(ran("fit", folder, "--memory", "2GB", *shared).out)
+    counted = json.loads(ran("count", "--model", folder, *shared).out)
+    model = load_backbone(str(folder))[0]
+    for each in (found["methods"][0], counted["methods"][0]):
+        assert each["memory"]["weights"] == stored_bytes(model)
+    assert found["asked"]["quantize"] == counted["training"]["quantize"] == "nf4"
+    assert "--quantize" not in found["methods"][0]["command"]
+    other = ran("count", "--model", folder, "--quantize", "int8", *shared)
+    assert "is quantised already, as nf4" in other.err
+
+
+def test_a_config_alone_says_that_its_files_are_quantised(config_only):
+    entry = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    path = config_only / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": entry}))
+    counted = json.loads(ran("count", "--model", config_only, *LORA, "--json").out)
+    assert counted["training"]["quantize"] == "NF4(double=False)"
 
 
 @pytest.mark.parametrize(

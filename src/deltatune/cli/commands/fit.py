@@ -178,6 +178,7 @@ def _content(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, k
     chosen = search.asked if best is None else best.training
     model = search.model.host(chosen).model
     disk = _disk(search.model.name, model.params)
+    stored = bool(search.model.host(chosen).stored)
     loading = model.stored_bytes + min(_largest_file(search.model.name), disk)
     largest = {} if best is None else {name: search.largest(best, name) for name in ("batch_size", "max_length")}
     return {
@@ -189,7 +190,7 @@ def _content(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, k
             {
                 **dataclasses.asdict(each),
                 "total": each.memory.total if each.memory else None,
-                "command": _command(search.model.name, each) + more if each.fits else None,
+                "command": _command(search.model.name, each, stored) + more if each.fits else None,
             }
             for each in fittings
         ],
@@ -220,15 +221,17 @@ def _largest_file(name: str) -> int:
     return max(files, default=SHARD)
 
 
-def _command(model: str, fitting: Fitting) -> str:
-    """The command that trains so."""
+def _command(model: str, fitting: Fitting, stored: bool) -> str:
+    """The command that trains so; `stored`: the model's files are quantised already."""
     training: CountedTraining = fitting.training
     words = ["deltatune train", f"--model {model}", f"--task {training.task}", "--data FILE"]
     words += [f'--method "{fitting.method}"', f"--max-length {training.max_length}"]
     words += [f"--batch-size {training.batch_size}"]
     words += [f"--accumulation {training.accumulation}"] if training.accumulation > 1 else []
-    words += [f'--quantize "{training.quantize}"'] if "(" in training.quantize else []
-    words += [f"--quantize {training.quantize}"] if training.quantize.isalnum() and training.scheme else []
+    if training.scheme is not None and not stored:
+        words.append(
+            f'--quantize "{training.quantize}"' if "(" in training.quantize else f"--quantize {training.quantize}"
+        )
     words += ["--checkpointing"] if training.checkpointing else []
     words += ["--offload-activations"] if training.offload_activations else []
     words += [f"--optimizer {training.optimizer}"] if training.optimizer != "adamw" else []
@@ -267,11 +270,12 @@ def _show(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, foun
         show(facts([("result", nothing), *pairs]))
         return
     rows_, tokens = found["largest"]["batch_size"], found["largest"]["max_length"]
+    largest = f"{plural(rows_, 'row')} of {best.training.max_length} tokens a pass"
     kept = plural(best.training.rows, "row")
     show(
         facts([
             ("recommended", best.method + (f" with {', '.join(best.changes)}" if best.changes else ", as asked for")),
-            ("largest", f"{rows_} rows of {best.training.max_length} tokens a pass; {tokens} tokens with {kept}"),
+            ("largest", f"{largest}; {tokens} tokens with {kept}"),
             *pairs,
         ]),
         "",

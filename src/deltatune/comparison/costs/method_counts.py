@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from deltatune.comparison.costs.inference_costs import added_tokens
 from deltatune.comparison.costs.training_memory import (
@@ -24,9 +25,14 @@ from deltatune.core.budget import fit_budget
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.quantization.schemes import Scheme
 from deltatune.core.registry import parse, registry
+from deltatune.core.sites.discovery import find_sites
 from deltatune.models.architecture import family
 from deltatune.models.loading import empty_backbone, find_config
+from deltatune.models.quantization.quantize_model import maps_to_quantize
+from deltatune.models.quantization.stored_codes import holds_codes, schemes_in_files
+from deltatune.models.quantization.streaming import configured_scheme
 from deltatune.models.shape_run import shapes_only
 from deltatune.store.tensors import file_size
 from deltatune.tasks import longest_input
@@ -69,7 +75,7 @@ class ModelCount:
     params: int
     """Parameters of the base, tied ones once, task heads left out."""
     file_bytes: int
-    """Bytes of its weights on disk in the chosen type: also those of one fine-tuned copy."""
+    """Bytes of its weights on disk, plain and in the chosen type: also those of one fine-tuned copy."""
     stored_bytes: int
     """Bytes of its weights and buffers in memory, quantised if so chosen."""
 
@@ -78,7 +84,8 @@ class CountingHost:
     """A model from its config, with shapes and without weights, on which methods are counted."""
 
     def __init__(self, model: str, training: CountedTraining | None = None, layers: int | None = None) -> None:
-        """Raises DeltatuneError for a model without a config, and one without the head that the task needs.
+        """Raises DeltatuneError for a model without a config, one without the head that the task needs, and for another
+        quantisation than that in which a model's files are.
 
         layers: a number of blocks other than the config's.
         """
@@ -92,8 +99,10 @@ class CountingHost:
             loads = "mask" if family(config) == "encoder" else "text"
         with shapes_only(self.training.device):
             backbone: Any = empty_backbone(model, loads, layers).to(getattr(torch, self.training.dtype))
+            self.stored, schemes = _schemes(model, backbone, self.training.scheme)
+            """The scheme in which the model's files hold its linear maps, an empty text for plain files; each map's."""
             self.plain_bytes = bytes_of(backbone.parameters())
-            quantize_shapes_(backbone, self.training.scheme)
+            quantize_shapes_(backbone, schemes)
             self.host = Host(backbone)
         self.trained_as_(self.training)
 
@@ -102,7 +111,7 @@ class CountingHost:
         positions = longest_input(self.host.model)
         if positions is not None and training.max_length > positions:
             training = dataclasses.replace(training, max_length=positions)
-        self.training = training
+        self.training = dataclasses.replace(training, quantize=self.stored or training.quantize)
 
     @property
     def model(self) -> ModelCount:
@@ -153,6 +162,25 @@ class CountingHost:
             return False
         pooling: Literal["none", "mean"] = "none" if training.task == "tag" else "mean"
         return Head(HeadConfig(pooling, outputs=training.classes, width=self.host.sites.facts.hidden))
+
+
+def _schemes(model: str, backbone: PreTrainedModel, asked: Scheme | None) -> tuple[str, dict[str, Scheme]]:
+    """The scheme in which a model's files are, or an empty text; and each linear map's: the files', else `asked`."""
+    place, config = find_config(model)
+    wanted, _ = maps_to_quantize(backbone, find_sites(backbone))
+    stored: dict[str, Scheme] = {}
+    if holds_codes(place):
+        stored = schemes_in_files(place, wanted)
+    else:  # a config without its files
+        configured = configured_scheme(config)
+        stored = {} if configured is None else dict.fromkeys(wanted, configured)
+    texts = sorted({scheme.text for scheme in stored.values()})
+    if texts and asked is not None and [asked.text] != texts:
+        raise DeltatuneError(
+            f"{model} is quantised already, as {', '.join(texts)}; leave the quantisation out, or take the model "
+            f"that it was made from for {asked.text}"
+        )
+    return (texts[0], stored) if texts else ("", {} if asked is None else dict.fromkeys(wanted, asked))
 
 
 def all_methods() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -18,9 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import FourBit, Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import is_transposed, weight_of
-from deltatune.core.sites.discovery import find_sites
 from deltatune.models.architecture import family
-from deltatune.models.quantization.quantize_model import maps_to_quantize
 from deltatune.models.shape_run import Device, LiveMemory, kept_for_backward, recomputed_shapes
 from deltatune.training.forward import adapter_logits, reads_decoder_states, selected_states
 from deltatune.training.inference.prediction import free_positions
@@ -122,12 +120,12 @@ class Memory:
         return self.peak + self.fixed
 
 
-def quantize_shapes_(model: nn.Module, scheme: Scheme | None) -> None:
-    """Put quantised maps in the place of a model's linear maps, as `quantize_` does, on a model of shapes alone."""
-    if scheme is None:
-        return
-    wanted, _ = maps_to_quantize(model, find_sites(model))
-    for path in wanted:
+def quantize_shapes_(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    """Put quantised maps in the place of linear maps, as `quantize_` does, on a model of shapes alone.
+
+    schemes: how the map at each path is stored.
+    """
+    for path, scheme in schemes.items():
         module: Any = model.get_submodule(path)
         shape, transposed = weight_of(module).shape, is_transposed(module)
         width_out, width_in = reversed(shape) if transposed else shape

@@ -8,7 +8,7 @@ bytes. Of one in 8 bits: `x.weight` and `x.SCB`. What the tables and the text sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -101,6 +101,18 @@ def holds_codes(place: str) -> bool:
         return Path(place).is_dir() and any(FACTS in name or name.endswith(".SCB") for name in file_tensors(place))
     except (DeltatuneError, OSError, SafetensorError):  # whoever loads the weights says what is wrong with the files
         return False
+
+
+def schemes_in_files(place: str, paths: Collection[str]) -> dict[str, Scheme]:
+    """The scheme of each of these linear maps whose weight a folder's files hold in codes.
+
+    The paths are a model's; the files may have a prefix more or less, as those of a model with another head.
+    """
+    _, codes = gather_codes(file_tensors(place))
+    schemes = {weight.removesuffix(".weight"): stored.scheme for weight, stored in codes.items()}
+    ends = {path: [name for name in schemes if f".{name}".endswith(f".{path}") or f".{path}".endswith(f".{name}")]
+            for path in paths}  # fmt: skip
+    return {path: schemes[max(names, key=len)] for path, names in ends.items() if names}
 
 
 def _four_bit(weight: str, text: str, tensors: Mapping[str, FileTensor]) -> StoredCodes:

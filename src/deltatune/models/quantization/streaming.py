@@ -14,9 +14,9 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.quantization.schemes import SCHEMES, FourBit, Scheme
+from deltatune.core.quantization.schemes import SCHEMES, FourBit, Int8, Scheme
 from deltatune.models.quantization.quantize_model import DEFAULT_SITES
-from deltatune.models.quantization.stored_codes import StoredCodes, gather_codes
+from deltatune.models.quantization.stored_codes import KINDS, StoredCodes, gather_codes
 from deltatune.models.quantization.streaming_quantizer import (
     StreamingConfig,
     StreamingQuantizer,
@@ -125,6 +125,15 @@ def quantization_method(config: PretrainedConfig) -> str:
         return "bitsandbytes"
     method = entry.get("quant_method", "")
     return str(getattr(method, "value", method))
+
+
+def configured_scheme(config: PretrainedConfig) -> Scheme | None:
+    """The scheme by which bitsandbytes has stored a model, as its config says; None for others. Blocks are of 64."""
+    entry = _entry(config)
+    if entry.get("load_in_8bit"):
+        return Int8()
+    kind = KINDS.get(str(entry.get("bnb_4bit_quant_type", "fp4"))) if entry.get("load_in_4bit") else None
+    return None if kind is None else kind(double=bool(entry.get("bnb_4bit_use_double_quant")))
 
 
 def _entry(config: PretrainedConfig) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def _load_model(
             with torch.device("meta"):
                 empty = loader.from_config(config)
             model, report = load_streamed(type(empty), place, empty.config, scheme, sites)
-            model.float()  # codes of 16-bit weights too: what is read from them or merged into them is float32
+            # codes of 16-bit weights too: what is read from them or merged into them is float32
+            model.float()  # type: ignore[no-untyped-call]
         else:
             # safetensors only: the older .bin files are pickles
             model, report = loader.from_pretrained(

@@ -158,6 +158,6 @@ def one_by_one() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            os.environ.pop(name, None)  # another thread may have loaded a model meanwhile
         else:
             os.environ[name] = before

@@ -129,3 +129,14 @@ def test_a_prompt_on_a_server_has_no_quantisation_here(rows):
     )  # fmt: skip
     assert done.code == 2
     assert "--quantize nf4: a server's model is stored as it is" in " ".join(done.err.split())
+
+
+def test_none_never_means_a_folder_of_codes(rows, tiny_folder, tmp_path):
+    codes = tmp_path / "codes"
+    assert ran("quantize", tiny_folder, "--out", codes, "--no-compare").code == 0
+    for command in (("train", "--quantize", "none"), ("compare", "--quantize", "none", "--quantize", "nf4")):
+        done = ran(*command, "--model", codes, "--data", rows, *QUICK[:2], "--out", tmp_path / command[0])
+        assert done.code != 0
+        assert "none means plain weights" in " ".join(done.err.split())
+    asked_nothing = ran("train", "--model", codes, "--data", rows, *QUICK, "--out", tmp_path / "run")
+    assert asked_nothing.code == 0, asked_nothing.err

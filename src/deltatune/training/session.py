@@ -22,7 +22,7 @@ from deltatune.data import Data
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
-from deltatune.store.fingerprint import base_identity
+from deltatune.store.fingerprint import base_identity, quantizations
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
 from deltatune.tasks.auto_task import check_task_fields, shorter, task_classes, task_for
 from deltatune.tasks.task import Row
@@ -207,8 +207,13 @@ def open_session(
         check_task_fields(data, fields)
     needed = {kind.loads for kind in kinds}
     own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
-    quantize = scheme_text(quantize)
+    wants_plain, quantize = quantize is not None and scheme_text(quantize) is None, scheme_text(quantize)
     host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), quantize)
+    if wants_plain and (labels := quantizations(host)):
+        raise DeltatuneError(
+            f"quantize: none means plain weights, and {model} is stored in {', '.join(labels)}; give the folder that "
+            "it was made from, or leave --quantize out"
+        )
     head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision, quantize=quantize)

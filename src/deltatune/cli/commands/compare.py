@@ -211,7 +211,7 @@ def compare(
             out=folder,
             prompts=prompts,
             unlabelled=further,
-            quantize=point.quantize,
+            quantize="none" if quantize and point.quantize is None else point.quantize,
             **more,
         )
 

@@ -222,7 +222,7 @@ def run_study(
 
     def make(point: Point, folder: Path, more: Mapping[str, Any]) -> Plan:
         shared = {"model": point.model, "budget": point.budget, "shots": point.shots, "out": folder}
-        shared["quantize"] = point.quantize
+        shared["quantize"] = "none" if len(schemes) > 1 and point.quantize is None else point.quantize
         return make_plan(reader(point), **{**options, **shared, **more})
 
     study = make_study_plan(

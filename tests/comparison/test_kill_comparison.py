@@ -62,7 +62,8 @@ def assert_as_if_never_killed(folder: Path) -> int:
     return len(others)
 
 
-@pytest.mark.parametrize("case", [pytest.param("compare", marks=pytest.mark.slow), "dimension"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["compare", "dimension"])
 def test_a_killed_run_ends_as_if_it_had_not_been(case, tmp_path):
     killed(prepared(case, tmp_path), tmp_path, touches=1)
     assert assert_as_if_never_killed(tmp_path) == 1

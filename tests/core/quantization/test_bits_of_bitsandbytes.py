@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from deltatune.core.quantization import kernels, schemes
@@ -132,6 +132,7 @@ def test_every_pair_of_codes_is_read_as_bitsandbytes_reads_it():
 @settings(max_examples=60)
 @given(weights)
 def test_eight_bits(weight):
+    assume(float(weight.abs().max()) < 2.6e36)  # refused: code times magnitude would pass float32
     ours = Int8().quantize(weight)
     codes, scales, _ = functional.int8_vectorwise_quant(weight.clone())
     same(ours["absmax"], scales)

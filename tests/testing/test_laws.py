@@ -103,7 +103,7 @@ WANTED = [(text, kind) for text in defaults() for kind in MODELS]
 WANTED += [(text, kind) for text, kinds in VARIANTS.items() for kind in kinds]
 CASES = [(text, kind) for text, kind in WANTED if refusal(text, kind) is None]
 EVERYWHERE = {"LoRA()", "Bottleneck()", "Prefix()", "Prompt()", "BitFit()", "Full()"}
-"""Methods that the quick suite tries on all four models; of the others each on two, which change from one to the next."""
+"""Methods that the quick suite tries on all four models; of the others each on two, in turn."""
 
 
 def is_quick(text: str, kind: str) -> bool:

@@ -193,7 +193,6 @@ class TrainingRun:
         host, name, settings = self.host, self.name, self.settings
         checkpointing = gradient_checkpointing(host.model, settings.checkpointing)
         with host.using(name, training=True), checkpointing, ExitStack() as stack:
-            hardware.return_freed_memory_()
             hardware.reset_peak_memory(self.device)
             self.open_(reporter, processes, auxiliary)
             stack.enter_context(self.offloaded())

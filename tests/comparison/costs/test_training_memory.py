@@ -177,6 +177,7 @@ CHILD = """
 import json, sys
 from deltatune.core.host import Host
 from deltatune.core.registry import parse
+from deltatune.models.hardware import return_freed_memory_
 from deltatune.models.loading import load_backbone
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.task import Encoded
@@ -193,6 +194,7 @@ settings = Settings(
     max_steps=3, batch_size=asked["batch_size"], precision=asked["precision"], checkpointing=asked["checkpointing"],
     learning_rate=1e-4,
 )
+return_freed_memory_()
 print(train(host, "a", task, Encoded(rows), None, tokenizer, settings).peak_memory_bytes)
 """
 

@@ -8,7 +8,7 @@ from deltatune.comparison.costs.memory_fit import DeepModel
 from deltatune.comparison.costs.training_memory import CountedTraining, Memory
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.memory import in_bytes, memory_of
-from deltatune.models.hardware import uses_bfloat16
+from deltatune.models.hardware import return_freed_memory_, uses_bfloat16
 from deltatune.training.inference.batches import device_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CLEARLY = 1.2
 """A forecast of so many times the memory is clearly above it: forecasts are within a tenth of what is measured."""
+CLOSE = 0.5
+"""Processes take up to 1.6 times the forecast unless freed memory is given back: from this share on it matters."""
 KINDS = {"row": "classify", "token": "tag", "text": "lm", "likelihood": "lm", "mask": "lm"}
 """The counted task of each kind of answer."""
 
@@ -55,8 +57,13 @@ def forecast_of(ready: Prepared) -> Memory | None:
 
 
 def check_forecast(ready: Prepared, memory: Memory) -> None:
-    """Raise DeltatuneError for a run whose forecast is clearly above the memory that there is."""
+    """Raise DeltatuneError for a run whose forecast is clearly above the memory that there is.
+
+    Where it comes close to that memory, freed memory is given back at once from now on, at the price of time.
+    """
     there = memory_of(device_of(ready.session.host))
+    if memory.total > CLOSE * there:
+        return_freed_memory_()
     if memory.total <= CLEARLY * there:
         return
     settings, session = ready.settings, ready.session

@@ -166,7 +166,6 @@ class JointTraining:
         with self.host.using(None, training=True), checkpointing, ExitStack() as stack:
             for run in offloading:
                 stack.enter_context(run.offloaded())
-            hardware.return_freed_memory_()
             hardware.reset_peak_memory(processes.device)
             steps = {}
             for i, run in self.runs.items():

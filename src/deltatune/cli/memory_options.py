@@ -1,10 +1,24 @@
-"""Options of the memory that training takes: the optimizer, its file, and what is kept for the backward pass."""
+"""Options of the memory that training takes: the optimizer, its file, what is kept for backward, and its forecast."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from deltatune.cli.options import SETTINGS, TRAINING, one_of, option
+from deltatune.cli.options import DATA, SETTINGS, TRAINING, one_of, option
+from deltatune.cli.ui.help_screen import fields_of
+
+FIELDS = fields_of("comparison/costs/training_memory.py", "CountedTraining")
+"""Fields of the training whose memory is forecast."""
+CountedTask = Annotated[
+    str,
+    option(
+        "--task",
+        panel=DATA,
+        metavar="KIND",
+        help="classify (a head for rows), tag (a head for tokens) or lm (the language-model head).",
+        callback=one_of("--task", FIELDS["task"].choices),
+    ),
+]
 
 Optimizer = Annotated[
     str,

@@ -207,19 +207,19 @@ def open_session(
         check_task_fields(data, fields)
     needed = {kind.loads for kind in kinds}
     own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
-    wants_plain, quantize = quantize is not None and scheme_text(quantize) is None, scheme_text(quantize)
-    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), quantize)
-    if wants_plain and (labels := quantizations(host)):
+    scheme = scheme_text(quantize)
+    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), scheme)
+    if quantize is not None and scheme is None and (labels := quantizations(host)):
         raise DeltatuneError(
             f"quantize: none means plain weights, and {model} is stored in {', '.join(labels)}; give the folder that "
             "it was made from, or leave --quantize out"
         )
     head = head if rows else {}
     if objective is not None:
-        return Session(model, host, tokenizer, objective, head, precision, quantize=quantize)
+        return Session(model, host, tokenizer, objective, head, precision, quantize=scheme)
     chosen = task_for(data, host.model.config, tokenizer, fields)  # type: ignore[arg-type]
     return Session(
-        model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), quantize=quantize, loads=loads
+        model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), quantize=scheme, loads=loads
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.memory_options import OffloadActivations, Optimizer
+from deltatune.cli.memory_options import FIELDS, CountedTask, OffloadActivations, Optimizer
 from deltatune.cli.options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
 from deltatune.cli.quantize_options import Quantize
-from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import MISSING, size
 from deltatune.comparison.report.number_format import count as number
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from deltatune.comparison.costs.method_counts import CountingHost, MethodCount
     from deltatune.comparison.costs.training_memory import CountedTraining
 
-FIELDS = fields_of("comparison/costs/training_memory.py", "CountedTraining")
 LEGEND = (
     ("trained", "parameters without the head, and their share of the model"),
     ("file", "adapter.safetensors, head included"),
@@ -54,16 +52,7 @@ def count(
         int,
         option("--tasks", panel=METHOD, metavar="NUMBER", help="Tasks to store: adapters beside one base.", min=1),
     ] = 1000,
-    task: Annotated[
-        str,
-        option(
-            "--task",
-            panel=DATA,
-            metavar="KIND",
-            help="classify (a head for rows), tag (a head for tokens) or lm (the language-model head).",
-            callback=one_of("--task", FIELDS["task"].choices),
-        ),
-    ] = FIELDS["task"].default,
+    task: CountedTask = FIELDS["task"].default,
     classes: Annotated[
         int | None,
         option(

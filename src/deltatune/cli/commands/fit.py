@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import CHECK_PRECISION, DATA, METHOD, TRAINING, Json, one_of, option
+from deltatune.cli.memory_options import FIELDS, CountedTask
+from deltatune.cli.options import CHECK_PRECISION, DATA, METHOD, SETTINGS, TRAINING, Json, one_of, option
 from deltatune.cli.quantize_options import QUANTIZE, scheme_name
-from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import MISSING, size
 from deltatune.core.errors import DeltatuneError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from deltatune.comparison.costs.memory_fit import Fitting, MemoryFit
     from deltatune.comparison.costs.training_memory import CountedTraining
 
-FIELDS = fields_of("comparison/costs/training_memory.py", "CountedTraining")
 SHARD = 10**10
 """Bytes of the largest file of a model, where the files are not there."""
 
@@ -46,16 +45,7 @@ def fit(
             help="A method; repeat the option for more. Default: one or two of every family.",
         ),
     ] = None,
-    task: Annotated[
-        str,
-        option(
-            "--task",
-            panel=DATA,
-            metavar="KIND",
-            help="classify (a head for rows), tag (a head for tokens) or lm (the language-model head).",
-            callback=one_of("--task", FIELDS["task"].choices),
-        ),
-    ] = FIELDS["task"].default,
+    task: CountedTask = FIELDS["task"].default,
     max_length: Annotated[
         int | None,
         option("--max-length", panel=DATA, metavar="TOKENS", help="Tokens of a row. Default: 128, or less to fit."),
@@ -81,7 +71,7 @@ def fit(
             panel=TRAINING,
             metavar="NAME",
             help=f"{FIELDS['optimizer'].help.rstrip('.')}. Default: adamw, or paged-adamw to fit.",
-            callback=one_of("--optimizer", ("adamw", "paged-adamw", "adamw-8bit", "paged-adamw-8bit")),
+            callback=one_of("--optimizer", SETTINGS["optimizer"].choices),
         ),
     ] = None,
     checkpointing: Annotated[

@@ -93,9 +93,9 @@ class FourBit(Scheme):
             raise DeltatuneError(f"{self!r}: block must be one of {', '.join(map(str, BLOCKS))}")
 
     @property
+    @abstractmethod
     def table(self) -> Tensor:
         """The value (16,) of each code."""
-        raise NotImplementedError
 
     @property
     def nested_table(self) -> Tensor:

@@ -22,7 +22,7 @@ FLOORS: list[list[str]] = [
     ["models"],
     ["methods", "store", "tasks"],
     ["training"],
-    ["prompting"],
+    ["prompting", "serving"],
     ["comparison"],
     ["cli", "testing"],
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from deltatune.core.registry import find_method
 from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
-from deltatune.store.config_checks import contradictions, site_contradictions, wrong_entries
-from deltatune.store.fingerprint import base_identity, compare_bases
+from deltatune.store.config_checks import contradictions, wrong_entries
+from deltatune.store.fingerprint import base_identity
 from deltatune.store.peft.peft_folder import write_peft
-from deltatune.store.tensors import attach_filled, check_tensors, read_tensors, write_tensors
+from deltatune.store.stored_adapter import StoredAdapter
+from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
 
 SCHEMA = 1
 CONFIG, TENSORS, ROWS = "adapter.json", "adapter.safetensors", "trained_rows.safetensors"
@@ -71,34 +73,34 @@ def knows(folder: Path) -> bool:
 
 
 def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
-    """Attach the adapter of a folder.
+    """Attach the adapter of a folder. Raises DeltatuneError as `read_stored` and `StoredAdapter.attach_to` do."""
+    read_stored(folder).attach_to(host, name, other_base, head)
 
-    One error lists tensors that are missing, extra, misshapen or not finite, and entries of adapter.json that
-    contradict each other, the tensors or the model. Raises DeltatuneError too if the base is another one.
+
+def read_stored(folder: Path, verified: bool = False) -> StoredAdapter:
+    """Read the adapter of a folder without a model; no module is built but its head, where it is used.
+
+    The values of its tensors stay in the file until they are copied. `verified`: its files are known to be those of
+    its manifest, and its values to be finite. Raises DeltatuneError for a folder that is incomplete or damaged.
     """
-    config = read_config(folder)
-    raise_all(compare_bases(config["base"], host, other_base), f"adapter {folder} does not fit this model:")
+    config = read_config(folder, verified)
     method = method_from_json(config["method"], folder)
     tensors = read_tensors(folder / TENSORS)
-    problems = contradictions(config, method)
-    misshapen = _misshapen_head(config["head"], tensors, folder)
-    if misshapen:  # without building it: its size is not to be trusted
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
-    module = None if misshapen else head_from_json(config["head"], head, folder)
-    trained_rows = _read_trained_rows(folder / ROWS)
-    adapter = attach_filled(
-        host,
-        name,
+    return StoredAdapter(
+        folder,
         method,
         tensors,
-        f"adapter {folder} does not fit this model:",
+        own_head=config["own_head"],
+        make_head=partial(_make_head, config["head"], folder),
         seed=config["seed"],
-        head=module or (None if config["own_head"] and not misshapen else False),
         extra=config["extra"],
-        problems=[*problems, *misshapen],
-        check=lambda adapter: site_contradictions(adapter, config["sites"]) if "sites" in config else [],
+        base=config["base"],
+        sites=config.get("sites"),
+        trained_rows=_read_trained_rows(folder / ROWS),
+        problems=contradictions(config, method),
+        misshapen_head=_misshapen_head(config["head"], tensors, folder),
+        finite=verified,
     )
-    adapter.trained_rows = trained_rows
 
 
 def _write_trained_rows(path: Path, rows: TrainedRows) -> None:
@@ -119,10 +121,11 @@ def _read_trained_rows(path: Path) -> TrainedRows | None:
     return TrainedRows(train, validation, bool(tensors["complete"].all()))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Check the files of a folder and read `adapter.json`."""
-    check_directory(folder, "adapter")
-    check_folder(folder, (CONFIG, TENSORS))
+def read_config(folder: Path, verified: bool = False) -> dict[str, Any]:
+    """Check the files of a folder, unless they are `verified` already, and read `adapter.json`."""
+    if not verified:
+        check_directory(folder, "adapter")
+        check_folder(folder, (CONFIG, TENSORS))
     config = read_json(folder / CONFIG)
     if config.get("schema") != SCHEMA:
         raise DeltatuneError(
@@ -221,6 +224,10 @@ def head_from_json(content: dict[str, Any] | None, given: nn.Module | None, fold
     except (TypeError, KeyError, AttributeError) as error:
         raise DeltatuneError(f"{folder / CONFIG} is damaged: its head cannot be built ({error})") from None
     return head
+
+
+def _make_head(content: dict[str, Any] | None, folder: Path, given: nn.Module | None) -> nn.Module | None:
+    return head_from_json(content, given, folder)
 
 
 def _misshapen_head(content: dict[str, Any] | None, tensors: Mapping[str, Tensor], folder: Path) -> list[str]:

@@ -169,14 +169,16 @@ def attach_filled(
     extra: Mapping[str, Any] | None = None,
     problems: Sequence[str] = (),
     check: Callable[[Adapter], list[str]] = lambda adapter: [],
+    finite: bool = False,
 ) -> Adapter:
     """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing.
 
-    The error also lists `problems`, found before, and what `check` finds on the attached adapter.
+    The error also lists `problems`, found before, and what `check` finds on the attached adapter. `finite`: all values
+    are known to be finite.
     """
     before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
-    found = [*problems, *check(adapter), *mismatches(adapter, tensors), *not_finite(tensors)]
+    found = [*problems, *check(adapter), *mismatches(adapter, tensors), *([] if finite else not_finite(tensors))]
     if found:
         host.detach(name)
         host.use(before)

@@ -3,6 +3,6 @@
 `peft_obstacles` says before training why PEFT could not read an adapter of a method.
 """
 
-from deltatune.store.peft.peft_folder import knows, left_out, load, peft_obstacles, save
+from deltatune.store.peft.peft_folder import knows, left_out, load, peft_obstacles, read_stored, save
 
-__all__ = ["knows", "left_out", "load", "peft_obstacles", "save"]
+__all__ = ["knows", "left_out", "load", "peft_obstacles", "read_stored", "save"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,11 @@ from deltatune.store.peft.peft_lora import LoRAFormat
 from deltatune.store.peft.peft_prefix import PrefixFormat
 from deltatune.store.peft.peft_prompt import PromptFormat
 from deltatune.store.peft.peft_vera import VeRAFormat
-from deltatune.store.tensors import attach_filled, check_tensors, read_tensors, write_tensors
+from deltatune.store.stored_adapter import StoredAdapter
+from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from deltatune.core.bank import Bank
 
 _LORA, _IA3, _VERA, _PREFIX, _PROMPT = LoRAFormat(), IA3Format(), VeRAFormat(), PrefixFormat(), PromptFormat()
 
@@ -85,6 +90,46 @@ def knows(folder: Path) -> bool:
 
 def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
     """Attach a PEFT adapter with its saved classifier. One error lists everything that does not fit."""
+    read_stored(folder).attach_to(host, name, other_base, head)
+
+
+@dataclass(frozen=True)
+class StoredPeft:
+    """A PEFT adapter as it was read from its folder. Which method it is depends on the model: see `fitted`."""
+
+    content: PeftFolder
+    format: PeftFormat
+
+    @property
+    def folder(self) -> Path:
+        """Where it was read."""
+        return Path(self.content.path)
+
+    def fitted(self, host: Host) -> StoredAdapter:
+        """It as a method of ours and its tensors, for one model. Raises DeltatuneError for all that does not fit."""
+        imported = self.format.read(host, self.content)
+        heads = _head_tensors(host, self.content, imported.used)
+        origin = {"format": "peft", **{key: self.content.config.get(key) for key in _ORIGIN}}
+        return StoredAdapter(
+            self.folder,
+            imported.method,
+            {**imported.tensors, **heads},
+            own_head=bool(heads),
+            extra={"origin": origin},
+            kind="the PEFT adapter",
+        )
+
+    def attach_to(self, host: Host, name: str, other_base: bool = False, head: nn.Module | None = None) -> Adapter:
+        """Attach it to a host, as `StoredAdapter.attach_to` does; the folder does not say which base it was."""
+        return self.fitted(host).attach_to(host, name, other_base, head)
+
+    def put_into(self, bank: Bank, name: str, other_base: bool = False) -> None:
+        """Write it into a slot of a host's bank, as `StoredAdapter.put_into` does."""
+        self.fitted(bank.host).put_into(bank, name, other_base)
+
+
+def read_stored(folder: Path, verified: bool = False) -> StoredPeft:
+    """Read the PEFT adapter of a folder. Raises DeltatuneError for types that are not read and damaged files."""
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in READS:
@@ -100,17 +145,7 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     tensors = {key.removeprefix(peft_format.prefix): tensor for key, tensor in read_tensors(folder / TENSORS).items()}
     content = PeftFolder(str(folder), config, tensors)
     check_config(content)
-    imported = peft_format.read(host, content)
-    heads = _head_tensors(host, content, imported.used)
-    attach_filled(
-        host,
-        name,
-        imported.method,
-        {**imported.tensors, **heads},
-        f"the PEFT adapter {folder} does not fit this model:",
-        head=head or (None if heads else False),
-        extra={"origin": {"format": "peft", **{key: config.get(key) for key in _ORIGIN}}},
-    )
+    return StoredPeft(content, peft_format)
 
 
 def _head_tensors(host: Host, folder: PeftFolder, used: set[str]) -> dict[str, Tensor]:

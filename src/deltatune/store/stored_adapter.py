@@ -1,0 +1,113 @@
+"""A stored adapter: what an adapter folder holds, read once, for a host or for a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.errors import raise_all
+from deltatune.core.host import Host
+from deltatune.core.method import Method
+from deltatune.core.trained_rows import TrainedRows
+from deltatune.store.config_checks import site_contradictions
+from deltatune.store.fingerprint import compare_bases
+from deltatune.store.tensors import attach_filled, not_finite
+
+if TYPE_CHECKING:
+    from deltatune.core.bank import Bank
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as it was read from its folder, before it is fitted to a model.
+
+    Its tensors are mapped from the file: their values are read when they are copied. It can be attached to several
+    hosts, or under several names; each time its head is built anew.
+    """
+
+    folder: Path
+    """Where it was read, for errors."""
+    method: Method
+    tensors: Mapping[str, Tensor]
+    """By the stable names of `Adapter.tensors`, those of its head among them."""
+    own_head: bool = False
+    """Whether it has copies of the model's own task heads."""
+    make_head: Callable[[nn.Module | None], nn.Module | None] = lambda given: given
+    """Builds its head without the stored values; takes the module of a head of the user's own."""
+    seed: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """The task's metadata (labels, columns, tokenizer)."""
+    base: Mapping[str, Any] | None = None
+    """The identity of the base that it was trained on; None where its format does not say."""
+    sites: Mapping[str, str] | None = None
+    """The module of each of its sites; None where its format does not say."""
+    trained_rows: TrainedRows | None = None
+    problems: Sequence[str] = ()
+    """What contradicts itself in the folder; told when it is attached, with all else that does not fit."""
+    misshapen_head: Sequence[str] = ()
+    """Tensors of its head that are not those of its config, which is then not built."""
+    finite: bool = False
+    """Whether its values are known to be finite."""
+    kind: str = "adapter"
+    """What it is, for errors: `adapter`, `the PEFT adapter`."""
+
+    def fitted(self, host: Host) -> StoredAdapter:
+        """Itself: its method and tensors do not depend on the model. Those of PEFT's folders do."""
+        return self
+
+    def head(self, given: nn.Module | None = None) -> nn.Module | bool | None:
+        """Its head as `Host.attach` takes it, without the stored values. Raises DeltatuneError for unknown kinds."""
+        module = None if self.misshapen_head else self.make_head(given)
+        return module or (None if self.own_head and not self.misshapen_head else False)
+
+    def attach_to(self, host: Host, name: str, other_base: bool = False, head: nn.Module | None = None) -> Adapter:
+        """Attach it to a host.
+
+        One error lists tensors that are missing, extra, misshapen or not finite, and entries of the folder that
+        contradict each other, the tensors or the model. Raises DeltatuneError too if the base is another one.
+        """
+        self._check_base(host, other_base)
+        adapter = attach_filled(
+            host,
+            name,
+            self.method,
+            self._fitting_tensors(),
+            self._heading,
+            seed=self.seed,
+            head=self.head(head),
+            extra=self.extra,
+            problems=[*self.problems, *self.misshapen_head],
+            check=lambda adapter: [] if self.sites is None else site_contradictions(adapter, self.sites),
+            finite=self.finite,
+        )
+        adapter.trained_rows = self.trained_rows
+        return adapter
+
+    def put_into(self, bank: Bank, name: str, other_base: bool = False) -> None:
+        """Write it into a slot of a host's bank, which holds its method (`bank.can_hold`).
+
+        Raises DeltatuneError as `attach_to` does, and BankFull when there is no free slot.
+        """
+        self._check_base(bank.host, other_base)
+        problems = [*self.problems, *self.misshapen_head, *([] if self.finite else not_finite(self.tensors))]
+        raise_all(problems, self._heading if problems else "")
+        bank.put(name, self.method, self.tensors, head=self.head(), extra=self.extra, seed=self.seed)
+
+    @property
+    def _heading(self) -> str:
+        return f"{self.kind} {self.folder} does not fit this model:"
+
+    def _check_base(self, host: Host, other_base: bool) -> None:
+        if self.base is not None:
+            raise_all(compare_bases(dict(self.base), host, other_base), self._heading)
+
+    def _fitting_tensors(self) -> Mapping[str, Tensor]:
+        """All tensors but those of a head that is not built: its size is not to be trusted."""
+        if not self.misshapen_head:
+            return self.tensors
+        return {key: tensor for key, tensor in self.tensors.items() if not key.startswith("head.")}

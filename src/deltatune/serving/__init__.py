@@ -1,0 +1,1 @@
+"""Serving: one base, any number of adapters, requests of many clients at once."""

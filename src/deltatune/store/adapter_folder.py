@@ -26,7 +26,7 @@ from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.config_checks import contradictions, wrong_entries
-from deltatune.store.fingerprint import base_identity
+from deltatune.store.fingerprint import identity_for
 from deltatune.store.peft.peft_folder import write_peft
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
@@ -51,7 +51,7 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
         "sites": {key: site.module for key, site in adapter.sites.items()},
         "own_head": any(site.kind == "head" for site in adapter.sites.values()),
         "head": head_to_json(adapter.head),
-        "base": base_identity(host),
+        "base": identity_for(host, name),
         "training": training,
         "extra": stored_extra,
     }

@@ -34,6 +34,8 @@ BASE_ENTRIES: dict[str, tuple[type, ...]] = {
     "revision": (str,),
     "architecture": (str,),
     "parameters": (int,),
+    "quantized": (list,),
+    "scales": (float,),
     "shapes": (str,),
     "content": (str,),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,39 +14,91 @@ import torch
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
+from deltatune.core.sites.blocks import body
+from deltatune.core.sites.non_block_sites import output_embeddings
+from deltatune.core.sites.site import Site
 from deltatune.store.atomic_files import MANIFEST, digest, listed_files
 
 _SAMPLE = 1024
 """Entries per tensor that are hashed."""
-_identities: WeakKeyDictionary[Host, dict[str, Any]] = WeakKeyDictionary()
+SCALES_TOLERANCE = 0.01
+"""By how much `scales` may differ: those that are quantised themselves are rounded differently on another device."""
+_identities: WeakKeyDictionary[Host, dict[bool, dict[str, Any]]] = WeakKeyDictionary()
+"""Identities of hosts whose weights are sharded, of the whole model and without its language-model head."""
 
 
-def base_identity(host: Host) -> dict[str, Any]:
+def base_identity(host: Host, bare: bool = False) -> dict[str, Any]:
     """The identity of a Host's base without adapters: `name`, `revision`, `architecture`, `shapes`, `content`.
 
     The content is hashed in float32 from evenly spaced entries of each tensor, so it is the same in every dtype that
-    holds the values exactly, and its cost does not depend on the size of the model.
+    holds the values exactly, and its cost does not depend on the size of the model. Of a quantised base it is that of
+    the codes, and `scales` is the sum of the logarithms of their scales.
+    bare: without the language-model head, as the bare transformer has it.
     """
     if host in _identities:
-        return dict(_identities[host])
+        return dict(_identities[host][bare])
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    prefix = _prefix(host)
+    prefix, outside, parameters = _prefix(host), _outside_body(host) if bare else set[str](), 0
     for path, tensor in _identifying(host):
+        if host.sites.weights[path].module in outside:
+            continue
+        parameters += host.sites.weights[path].params
         name = path.removeprefix(prefix)  # the same with and without a head
         shapes.update(f"{name}{_shape(host, path, tensor)}".encode())
-        flat = tensor.detach().flatten()
-        step = max(1, flat.numel() // _SAMPLE)
-        content.update(name.encode() + flat[::step][:_SAMPLE].float().cpu().numpy().tobytes())
+        content.update(name.encode() + _sampled(tensor).cpu().numpy().tobytes())
     return {
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": str(getattr(config, "_commit_hash", "") or ""),
-        "architecture": host.sites.facts.architecture,
-        "parameters": host.sites.base_params,
-        **({"quantized": labels} if (labels := quantizations(host)) else {}),
+        "architecture": type(body(host.model)).__name__ if bare else host.sites.facts.architecture,
+        "parameters": parameters,
+        **({"quantized": labels, "scales": _scales(host)} if (labels := quantizations(host)) else {}),
         "shapes": shapes.hexdigest(),
         "content": content.hexdigest(),
     }
+
+
+def identity_for(host: Host, name: str) -> dict[str, Any]:
+    """The identity of what one attached adapter depends on: without the language-model head where its own head reads
+    hidden states and nothing of it is at that head, so that its folder is the same on a bare transformer."""
+    adapter = host.adapters[name]
+    at_head = {site.module for site in adapter.sites.values()} & _outside_body(host)
+    return base_identity(host, bare=getattr(adapter.head, "reads_states", False) and not at_head)
+
+
+def _outside_body(host: Host) -> set[str]:
+    """The modules of the language-model head, by path; none in a bare transformer."""
+    output = output_embeddings(host.model)
+    if output is None:
+        return set()
+    inside = {id(module) for module in body(host.model).modules() if module is not output}
+    return {site.module for site in host.sites.weights.values() if id(_module(host, site)) not in inside}
+
+
+def _module(host: Host, site: Site) -> torch.nn.Module:
+    return host.model.get_submodule(site.module)
+
+
+def _sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced entries (≤ 1024,) in float32."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].float()
+
+
+def _scales(host: Host) -> float:
+    """The logarithms of the mean scales of all quantised weights, added with a factor for each name.
+
+    Codes do not change when a weight is multiplied by a number; this sum does.
+    """
+    total, prefix = 0.0, _prefix(host)
+    for path in host.sites.weights:
+        stored = host.base.stored(path)
+        if stored is None:
+            continue
+        factor = 1 + hashlib.blake2b(path.removeprefix(prefix).encode(), digest_size=1).digest()[0] / 256
+        means = [float(_sampled(tensor).abs().mean()) for tensor in list(stored.tensors())[1:] if tensor.numel()]
+        total += factor * sum(math.log2(max(mean, 1e-30)) for mean in means)
+    return round(total, 6)
 
 
 def quantizations(host: Host) -> list[str]:
@@ -56,13 +109,13 @@ def quantizations(host: Host) -> list[str]:
 def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's own parameters by path; of quantised weights the codes, which are the same on every machine."""
     for path in host.sites.weights:
-        stored = host.stored_weight(path)
-        yield path, host.base_tensor(path) if stored is None else next(iter(stored.tensors()))
+        stored = host.base.stored(path)
+        yield path, host.base.tensor(path) if stored is None else next(iter(stored.tensors()))
 
 
 def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape of a parameter, that of the plain matrix where it is quantised."""
-    stored = host.stored_weight(path)
+    stored = host.base.stored(path)
     if stored is None:
         return tuple(tensor.shape)
     return stored.shape[::-1] if stored.transposed else stored.shape
@@ -70,12 +123,14 @@ def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
 
 def remember(host: Host) -> None:
     """Store a base's identity before its weights are sharded, because then no process has all of them."""
-    _identities[host] = base_identity(host)
+    _identities[host] = {bare: base_identity(host, bare) for bare in (False, True)}
 
 
 def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[str]:
     """List why an adapter trained on the base `saved` does not fit this Host's base."""
-    here = base_identity(host)
+    here, bare = base_identity(host), base_identity(host, bare=True)
+    if saved.get("shapes") == bare["shapes"]:  # the adapter reads no more than that
+        here = bare
     if saved.get("shapes") != here["shapes"]:
         return [
             f"it was trained on another base: {saved.get('architecture')} {saved.get('name')!r} with "
@@ -84,7 +139,9 @@ def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[s
         ]
     before, now = saved.get("quantized", []), here.get("quantized", [])
     other = [_scheme(label) for label in before] != [_scheme(label) for label in now]  # codes may be equal all the same
-    if (saved.get("content") != here["content"] or other) and not other_base:
+    scales = here.get("scales", 0.0)
+    rescaled = abs(saved.get("scales", scales) - scales) > SCALES_TOLERANCE  # earlier versions did not store them
+    if (saved.get("content") != here["content"] or other or rescaled) and not other_base:
         if other:
             return [
                 f"it was trained on {saved.get('name')!r} {_stored_in(before)}; this base is {_stored_in(now)}: "

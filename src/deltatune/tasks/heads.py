@@ -58,6 +58,8 @@ class Head(nn.Module):
 
     kind = "pooled"
     """Name under which an adapter's folder stores it (entry points `deltatune.heads`)."""
+    reads_states = True
+    """It reads hidden states alone, and nothing of a language-model head."""
 
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
         super().__init__()

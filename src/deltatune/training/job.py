@@ -142,7 +142,7 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
     session, adapter = ready.session, ready.session.adapter
     return {
         "model": session.model,
-        "base": session.base_record(),
+        "base": session.base_record(attached=True),
         "data": run_folder.data_record(ready.data, source),
         "task": session.task.to_json(),
         "method": repr(adapter.method),
@@ -177,7 +177,7 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
     metrics = {
         "validation": outcome.evaluations[-1][1],
         **{split: session.score(rows) for split, rows in encoded.items() if split not in ("train", "validation")},
-        "training": {**_facts(outcome, encoded), "base_bytes": session.host.base_bytes},
+        "training": {**_facts(outcome, encoded), "base_bytes": session.host.base.bytes},
         **before,
     }
     for data, scores in zip(ready.earlier, metrics.get("earlier", ()), strict=True):

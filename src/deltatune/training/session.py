@@ -22,7 +22,7 @@ from deltatune.data import Data
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
 from deltatune.store import adapter_folder, run_folder
-from deltatune.store.fingerprint import base_identity, quantizations
+from deltatune.store.fingerprint import base_identity, identity_for, quantizations
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
 from deltatune.tasks.auto_task import check_task_fields, shorter, task_classes, task_for
 from deltatune.tasks.task import Row
@@ -149,10 +149,11 @@ class Session:
         """Every metric of the attached adapter on encoded rows."""
         return self.task.score(self.predict(encoded), encoded.references)
 
-    def base_record(self) -> dict[str, str]:
+    def base_record(self, attached: bool = False) -> dict[str, str]:
         """Fingerprints of the base and the tokenizer, and how the base is quantised: another model may come to have the
-        same name."""
-        base = base_identity(self.host)
+        same name. attached: of what the adapter on it depends on, without a language-model head that it does not read.
+        """
+        base = identity_for(self.host, self.name) if attached else base_identity(self.host)
         stored = {"quantized": ", ".join(base["quantized"])} if "quantized" in base else {}
         fingerprints = {key: base[key] for key in ("shapes", "content")}
         return {**fingerprints, **stored, "tokenizer": tokenizer_fingerprint(self.tokenizer)}

@@ -18,7 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.trained_rows import TrainedRows, no_rows
 from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
-from deltatune.store.fingerprint import base_identity
+from deltatune.store.fingerprint import identity_for
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.training import checkpoint
@@ -307,7 +307,7 @@ def identity_of(host: Host, name: str, task: Task, rows: Encoded, settings: Sett
         "method": repr(adapter.method),
         "adapter_seed": adapter.seed,
         "tensors": {n: list(parameter.shape) for n, parameter in host.trainable(name)},
-        "base": base_identity(host),
+        "base": {key: value for key, value in identity_for(host, name).items() if key != "scales"},
         "task": task.to_json(),
         "rows": [len(rows), checkpoint.digest_of(rows.rows)],
         **{f"settings.{field}": value for field, value in fields.items()},

@@ -32,11 +32,11 @@ CORE_FLOORS: list[list[str]] = [
     ["errors", "input_validation", "lazy_exports", "trained_rows"],
     ["quantization"],
     ["sites"],
-    ["attention_call", "capabilities", "delta", "method", "union", "registry", "memory", "budget"],
+    ["attention_call", "capabilities", "delta", "bank_delta", "method", "union", "registry", "memory", "budget"],
     ["route"],
     ["adapter"],
     ["seams"],
-    ["merging", "prefix_init", "adapter_formats", "adapter_module", "host_summary"],
+    ["merging", "prefix_init", "adapter_formats", "adapter_module", "base_tensors", "bank", "host_summary"],
     ["host"],
 ]
 """The floors of core, from the ground up: files and rooms. A file imports from its own floor and from those below."""
@@ -45,7 +45,7 @@ BESIDES = {"data": {"core.errors", "core.input_validation.strict_json", "core.in
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = (
-    *("attention_call", "capabilities", "delta", "errors", "method", "union"),
+    *("attention_call", "bank_delta", "capabilities", "delta", "errors", "method", "union"),
     *("sites.base_weights", "sites.site"),
 )
 ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}

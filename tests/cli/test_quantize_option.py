@@ -50,8 +50,8 @@ def test_the_run_says_how_its_base_is_stored(adapter, tiny_folder):
     from deltatune.training.session import open_host
 
     host = open_host(str(tiny_folder), quantize="nf4")[0]
-    assert json.loads((folder / "metrics.json").read_text())["training"]["base_bytes"] == host.base_bytes
-    assert host.base_bytes < open_host(str(tiny_folder))[0].base_bytes
+    assert json.loads((folder / "metrics.json").read_text())["training"]["base_bytes"] == host.base.bytes
+    assert host.base.bytes < open_host(str(tiny_folder))[0].base.bytes
 
 
 def test_the_share_of_a_budget_is_that_of_the_plain_base(rows, tiny_folder, tmp_path):

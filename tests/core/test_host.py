@@ -369,7 +369,7 @@ def test_parameter_groups_hold_every_parameter_once(host):
 def test_describe_counts_the_storage(host):
     text = host.describe()
     adapters = sum(p.numel() * 4 for name in "ab" for p in host.adapters[name].parameters())
-    base = sum(p.numel() * 4 for _, p in host.base_tensors())
+    base = sum(p.numel() * 4 for _, p in host.base.tensors())
     assert f"storage: {adapters / 1000:.3g} kB for 2 adapters beside one base of {base / 1000:.3g} kB" in text
     assert f"2 tuned copies of the model: {2 * base / 1000:.3g} kB" in text
 

@@ -81,7 +81,7 @@ def test_it_merges_onto_exactly_the_values_of_the_codes(kind):
         assert torch.equal(host.model.get_submodule(path).weight, plain.get_submodule(path).weight)
     host.unmerge_("a")
     for path in quantized_modules(host):
-        assert torch.equal(weight_of(host.model.get_submodule(path)), plain_host.base_tensor(f"{path}.weight"))
+        assert torch.equal(weight_of(host.model.get_submodule(path)), plain_host.base.tensor(f"{path}.weight"))
 
 
 def test_two_adapters_merge_one_over_the_other_and_part_in_any_order():
@@ -105,15 +105,15 @@ def test_two_adapters_merge_one_over_the_other_and_part_in_any_order():
 def test_a_merged_adapter_is_saved_with_the_base_that_it_was_trained_on(tmp_path):
     host = quantized_host("bert")
     attach(host, "a", parse("LoRA(r=3)"))
-    weights = {path: tensor.clone() for path, tensor in host.base_tensors()}
+    weights = {path: tensor.clone() for path, tensor in host.base.tensors()}
     host.save("a", tmp_path / "before")
     host.merge_("a")
     host.save("a", tmp_path / "merged")
     bases = [json.loads((tmp_path / name / "adapter.json").read_text())["base"] for name in ("before", "merged")]
     assert bases[0] == bases[1]
     assert bases[0]["quantized"] == ["nf4"]
-    assert all(torch.equal(tensor, weights[path]) for path, tensor in host.base_tensors())
-    assert host.base_bytes < sum(tensor.numel() * 4 for tensor in weights.values())
+    assert all(torch.equal(tensor, weights[path]) for path, tensor in host.base.tensors())
+    assert host.base.bytes < sum(tensor.numel() * 4 for tensor in weights.values())
 
 
 def test_a_failed_merge_puts_the_codes_back(monkeypatch):

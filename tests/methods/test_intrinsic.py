@@ -173,7 +173,7 @@ def test_a_layers_weights_have_one_scale():
         dict(adapter.named_parameters())["shared.said.theta"].normal_()
         scales.zero_()
         scales[places_of(adapter, "encoder.block.1")] = 2.0
-    before = {name: tensor.clone() for name, tensor in host.base_tensors()}
+    before = {name: tensor.clone() for name, tensor in host.base.tensors()}
     host.merge_("a")
     moved = {name for name, p in host.model.named_parameters() if name in before and not torch.equal(p, before[name])}
     assert moved == {name for name in before if name.startswith("encoder.block.1.")}
@@ -190,7 +190,7 @@ def test_every_weight_moves_by_about_the_norm_of_theta():
         for _, parameter in host.trainable("a"):
             parameter.normal_()
             length = float(parameter.norm())
-    before = {name: tensor.clone() for name, tensor in host.base_tensors()}
+    before = {name: tensor.clone() for name, tensor in host.base.tensors()}
     host.merge_("a")
     now = dict(host.model.named_parameters())
     ratios = {name: float((now[name] - before[name]).norm()) / length for name in before}
@@ -221,9 +221,9 @@ def test_one_weight_is_not_replaced_twice():
 
 def test_a_model_and_the_same_model_with_a_head_have_the_same_projections(tmp_path):
     bare, headed = Host(tiny_model("bert")), Host(tiny_model("bert", "classify"))
-    for path, tensor in bare.base_tensors():
+    for path, tensor in bare.base.tensors():
         with torch.no_grad():
-            dict(headed.base_tensors())[f"bert.{path}"].copy_(tensor)
+            dict(headed.base.tensors())[f"bert.{path}"].copy_(tensor)
     batch = inputs("bert")
     adapter = bare.attach("a", DID(dimension=30), seed=5)
     with torch.no_grad():
@@ -348,4 +348,4 @@ def test_beside_a_base_in_bfloat16_the_model_sees_bfloat16(text):
         text == "Full()"  # without a head nothing reads the pooler
     )
     host.detach("a")
-    assert module.weight is dict(host.base_tensors())["encoder.layer.0.attention.self.query.weight"]
+    assert module.weight is dict(host.base.tensors())["encoder.layer.0.attention.self.query.weight"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deltatune import Host, LoRA
-from deltatune.methods.low_rank.lora import SharedInput, input_of
+from deltatune.methods.low_rank.shared_input import SharedInput, input_of
 from support import models
 
 SITES = ("*.attn.{q,k,v,o}", "*.ffn.{in,out}")

@@ -32,7 +32,7 @@ def host_with(kind: str, *methods: str) -> Host:
 
 def dense(host: Host, name: str) -> dict[tuple[str, str], np.ndarray]:
     """The change of each base parameter, by merging: (out, in) at every site that the model stores whole."""
-    before = {path: tensor.detach().double().numpy().copy() for path, tensor in host.base_tensors()}
+    before = {path: tensor.detach().double().numpy().copy() for path, tensor in host.base.tensors()}
     host.use(None)
     host.merge_(name)
     after = dict(host.model.state_dict())

@@ -108,7 +108,7 @@ def test_weights_of_a_loralib_checkpoint_are_not_compared_with_codes(tmp_path):
     tensors = {f"{path}.lora_A": torch.randn(2, 32), f"{path}.lora_B": torch.randn(32, 2)}
     save_file(tensors, tmp_path / "a.safetensors")
     assert deltatune.load_loralib(host, tmp_path / "a.safetensors", alpha=4).count
-    norm = {"model.norm.weight": host.base_tensor("model.norm.weight").detach().clone()}
+    norm = {"model.norm.weight": host.base.tensor("model.norm.weight").detach().clone()}
     save_file({**tensors, **norm}, tmp_path / "b.safetensors")
     assert deltatune.load_loralib(host, tmp_path / "b.safetensors", alpha=4).count
     save_file({**tensors, f"{path}.weight": torch.randn(32, 32)}, tmp_path / "c.safetensors")

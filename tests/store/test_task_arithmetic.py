@@ -43,7 +43,7 @@ def outputs_of(host: Host, kind: str, route) -> torch.Tensor:
 
 def weights_of(host: Host, name: str) -> dict[str, torch.Tensor]:
     """The change of the base's weights by a merged adapter."""
-    base = {key: tensor.clone() for key, tensor in host.base_tensors()}
+    base = {key: tensor.clone() for key, tensor in host.base.tensors()}
     host.use(None)
     host.merge_(name)
     merged = {key: p.detach().clone() for key, p in host.model.named_parameters() if not key.startswith("deltatune.")}

@@ -21,7 +21,7 @@ def tokenizer():
 
 def check_trained(host, base, initial, losses, folder, kind, inputs):
     """The base is bit for bit what it was, every trained tensor has moved, the folder gives the same outputs."""
-    assert all(torch.equal(tensor, base[name]) for name, tensor in host.base_tensors())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in host.base.tensors())
     trained = dict(host.trainable("a"))
     assert trained.keys() == initial.keys()
     assert not [name for name, tensor in trained.items() if torch.equal(tensor, initial[name])]
@@ -38,7 +38,7 @@ def check_trained(host, base, initial, losses, folder, kind, inputs):
 def hosted(kind, method):
     model = models.tiny(kind, "lm")
     host = deltatune.Host(model)
-    base = {name: tensor.detach().clone() for name, tensor in host.base_tensors()}
+    base = {name: tensor.detach().clone() for name, tensor in host.base.tensors()}
     host.attach("a", method)
     return host, base, {name: tensor.detach().clone() for name, tensor in host.trainable("a")}
 

@@ -91,11 +91,11 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("how", ["ours", "nf4", pytest.param("nf4-map", marks=slow), pytest.param("int8", marks=slow)])
 def test_a_trainer_of_the_user(how, load, tmp_path):
     host, initial = load(how), weights(load(how))
-    base = {name: tensor.clone() for name, tensor in host.base_tensors()}
+    base = {name: tensor.clone() for name, tensor in host.base.tensors()}
     losses = trained(host, tmp_path / "run")
     assert losses[-1] < losses[0]
     assert not [name for name, tensor in weights(host).items() if torch.equal(tensor, initial[name])]
-    assert_equal(base, dict(host.base_tensors()))
+    assert_equal(base, dict(host.base.tensors()))
     host.save("a", tmp_path / "adapter")
     again = load(how, seed=3)
     again.detach("a")
@@ -141,7 +141,7 @@ def test_sft_trainer_of_trl(how, load, tmp_path):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     host, initial = load(how), weights(load(how))
-    base = {name: tensor.clone() for name, tensor in host.base_tensors()}
+    base = {name: tensor.clone() for name, tensor in host.base.tensors()}
     tokenizer = models.tiny_tokenizer()
     tokenizer.eos_token = tokenizer.sep_token
     trainer = trl.SFTTrainer(
@@ -154,7 +154,7 @@ def test_sft_trainer_of_trl(how, load, tmp_path):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
     assert not [name for name, tensor in weights(host).items() if torch.equal(tensor, initial[name])]
-    assert_equal(base, dict(host.base_tensors()))
+    assert_equal(base, dict(host.base.tensors()))
 
 
 @slow

@@ -40,7 +40,7 @@ RATES = {
 @pytest.mark.parametrize(("method", "rate"), RATES.items(), ids=list(RATES))
 def test_every_kind_of_method_learns_and_leaves_the_base_alone(method, rate, tokenizer):
     host = host_with(method)
-    base = {name: tensor.clone() for name, tensor in host.base_tensors()}
+    base = {name: tensor.clone() for name, tensor in host.base.tensors()}
     settings = dataclasses.replace(PLAIN, epochs=6, learning_rate=rate)
     outcome = train(host, "a", TASK, ROWS, ROWS, tokenizer, settings)
     losses = [loss for _, loss in outcome.history]
@@ -49,7 +49,7 @@ def test_every_kind_of_method_learns_and_leaves_the_base_alone(method, rate, tok
     assert outcome.evaluations[-1][0] == 30
     assert outcome.evaluations[-1][1]["accuracy"] > 0.75
     assert outcome.examples_per_second > 0
-    assert_same(base, dict(host.base_tensors()))
+    assert_same(base, dict(host.base.tensors()))
     assert "mlp" not in repr(host.adapters["a"].method) or "mlp=0" in repr(host.adapters["a"].method)
 
 

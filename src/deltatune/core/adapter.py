@@ -192,6 +192,20 @@ def build_adapter(
     return adapter
 
 
+def outline(method: Method, sites: Sites, model: nn.Module) -> Adapter:
+    """A method's adapter on a model without any values: its Deltas on the meta device, each with its base weights."""
+    adapter = Adapter(method, None, {})
+    with torch.device("meta"):
+        for label, part in labelled_parts(method).items():
+            _add_part_(adapter, part, label, sites)
+    for _, site, delta in adapter.entries():
+        delta.base = BaseWeights(model.get_submodule(site.module), site)
+    for _, delta in adapter.named_deltas():
+        for name in delta.hints.frozen:
+            getattr(delta, name).requires_grad_(False)
+    return adapter
+
+
 def labelled_parts(method: Method) -> dict[str, Method]:
     """The single methods of a method by the labels that begin the keys of their Deltas: `lora`, `prefix`, `lora2`."""
     counts: dict[str, int] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class Delta(nn.Module):
     dropout: float = 0.0
     """Probability of its dropout while training, if it has any."""
     forward: Callable[..., Any]
+    bank_form: ClassVar[type[Delta] | None] = None
+    """The `BankDelta` that holds several of exactly this class at one site; subclasses name their own."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, formats
 from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
+from deltatune.core.bank import Bank, BankedAdapter, check_name
+from deltatune.core.base_tensors import BaseTensors
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host_summary import describe
 from deltatune.core.merging import MergedAdapters, check_merges, verification_output
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
-from deltatune.core.quantization.stored_weights import protect_, stored_weight, weight_of
-from deltatune.core.quantization.weight_storage import StoredWeight
+from deltatune.core.quantization.stored_weights import protect_
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
@@ -33,7 +35,7 @@ class Host:
     """One frozen base model and the adapters plugged into it.
 
     The model object stays the user's: its class, its keys and its forward are untouched. All base parameters are
-    frozen; adapters live in one child module named `deltatune`, so optimisers, devices and state dicts see them.
+    frozen; adapters live in a child module named `deltatune`, so optimisers, devices and state dicts see them.
     """
 
     def __init__(self, model: nn.Module, roles: Mapping[str, str] | None = None) -> None:
@@ -48,6 +50,9 @@ class Host:
         model.requires_grad_(False)
         self._seams = ModelSeams(model, self.sites)
         self._merging = MergedAdapters(model)
+        self.base = BaseTensors(model, self.sites, self._merging, self._seams.weights)
+        """The base's own weights: `base.tensors()`, `base.tensor(path)`, `base.bytes`."""
+        self._bank: Bank | None = None
 
     @property
     def merged(self) -> Mapping[str, float]:
@@ -85,10 +90,7 @@ class Host:
         Raises DeltatuneError for a taken name, sites that match nothing, or a merged base.
         """
         self._refuse_if_merged("attach")
-        if name in self.adapters:
-            raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
-        if not name or not name.replace("-", "_").isidentifier():
-            raise DeltatuneError(f"{name!r} is not a name for an adapter; use letters, digits, _ and -")
+        check_name(name, self.adapters)
         if not isinstance(method, Method):
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
@@ -114,15 +116,27 @@ class Host:
     def detach(self, name: str) -> Adapter:
         """Take an adapter out; the base is bit for bit what it was. Returns it."""
         adapter = self._adapter(name)
+        if isinstance(adapter, BankedAdapter):
+            self.bank().remove(name)
+            return adapter
         if name in self.merged:
             self.unmerge_(name)
         self._seams.hooks.unplug(name)
-        self.route = self.route.without([name])
-        del self.adapters[name], adapter_module(self.model)[name]
-        self._arrange()
+        self._release(name)
         if not self.adapters:
             remove_adapter_module_(self.model)
         return adapter
+
+    def bank(self, slots: int | None = None, dtype: torch.dtype | None = None) -> Bank:
+        """The bank of this base, made at the first call: adapters in slots of stacked tensors, for routes of many.
+
+        `slots`: most adapters in it, 64 at first; `dtype` of the stacks, the base's unless given (bfloat16 for a base
+        that runs under bfloat16 autocast). Raises DeltatuneError for another dtype than it has, and too few slots.
+        """
+        if self._bank is None:
+            self._bank = Bank(self.model, self.sites, self.adapters, self._seams.hooks, self._release, dtype)
+        self._bank.check(slots, dtype)
+        return self._bank
 
     def use(self, route: RouteSpec, *, stacked: bool = False) -> None:
         """Choose the active adapters: a name, names with weights, one such entry for every row of the next batches, or
@@ -149,14 +163,14 @@ class Host:
 
     def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
         """Parameters that training an adapter changes, its head included."""
-        return [(n, p) for n, p in self._adapter(name).named_parameters() if p.requires_grad]
+        return [(n, p) for n, p in self._attached(name).named_parameters() if p.requires_grad]
 
     def parameter_groups(self, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: an adapter's parameters by their rates; vectors do not decay.
 
         Methods such as LoRA(ratio=16) train some tensors at a multiple of `lr`.
         """
-        return self._adapter(name).parameter_groups(lr, weight_decay)
+        return self._attached(name).parameter_groups(lr, weight_decay)
 
     def drop_(self, name: str, layers: int) -> None:
         """Leave an adapter's changes out of the first `layers` blocks of each stack from now on; 0 takes all back in.
@@ -166,14 +180,13 @@ class Host:
         """
         if name in self.merged:
             raise DeltatuneError(f"{name!r} is merged into the weights, where no layer can be dropped; unmerge it")
-        self._adapter(name).drop_(layers)
+        self._attached(name).drop_(layers)
         self._arrange()
 
     def remove_reparametrisation_(self, name: str) -> None:
         """Replace reparametrisations (a prefix's MLP) by the values they compute; outputs stay the same."""
-        self.adapters[name] = adapter_module(self.model)[name] = adapter = self._adapter(
-            name
-        ).without_reparametrisation()
+        adapter = self._attached(name).without_reparametrisation()
+        self.adapters[name] = adapter_module(self.model)[name] = adapter
         self._seams.hooks.unplug(name)
         self._seams.hooks.plug(name, adapter)
         self._arrange()
@@ -187,7 +200,7 @@ class Host:
         become plain, with exactly the values of their codes, which `unmerge_` puts back. Raises CannotMerge if a Delta
         has no weight form, or if the difference exceeds what rounding explains.
         """
-        adapter = self._adapter(name)
+        adapter = self._attached(name)
         if name in self.merged:
             raise DeltatuneError(f"adapter {name!r} is merged already")
         check_merges(name, adapter, self.model)
@@ -220,7 +233,7 @@ class Host:
 
         With `training`, reparametrisations are kept so that training can be resumed.
         """
-        self._adapter(name)
+        self._attached(name)
         extra = {**(extra or {}), **({"training": True} if training else {})}
         formats()["deltatune"].save(self, name, Path(folder), extra)
         return Path(folder)
@@ -239,39 +252,26 @@ class Host:
         format_of(folder).load(self, folder, name, other_base, head)
         return self.adapters[name]
 
-    def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The base's own parameters by path; of quantised weights copies, made one after the other."""
-        return ((path, self.base_tensor(path)) for path in self.sites.weights)
-
-    def base_tensor(self, path: str) -> Tensor:
-        """One of the base's own parameters, without any adapter, even if currently replaced or merged.
-
-        Of a quantised weight the values that its codes stand for, made anew.
-        """
-        site = self.sites.weights[path]
-        if site.quantized:
-            return weight_of(self._merging.stored(self.model.get_submodule(site.module)))
-        return self._merging.original(self._seams.weights.original(path))
-
-    def stored_weight(self, path: str) -> StoredWeight | None:
-        """How one of the base's weights is stored, even while an adapter is merged into it; None for a plain one."""
-        site = self.sites.weights[path]
-        return stored_weight(self._merging.stored(self.model.get_submodule(site.module))) if site.quantized else None
-
-    @property
-    def base_bytes(self) -> int:
-        """Bytes of the base's weights as they are stored."""
-        tensors: list[Tensor] = []
-        for path in self.sites.weights:
-            stored = self.stored_weight(path)
-            tensors += [self.base_tensor(path)] if stored is None else stored.tensors()
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
     # ---- inside
 
     def _adapter(self, name: str) -> Adapter:
         raise_all(unknown_adapters([name], self.adapters))
         return self.adapters[name]
+
+    def _attached(self, name: str) -> Adapter:
+        adapter = self._adapter(name)
+        if isinstance(adapter, BankedAdapter):
+            raise DeltatuneError(
+                f"adapter {name!r} is in the bank, where it only answers; for this, attach it under another name: "
+                "host.load(folder, name=...)"
+            )
+        return adapter
+
+    def _release(self, name: str) -> None:
+        """Take an adapter out of the route and of the adapters."""
+        self.route = self.route.without([name])
+        del self.adapters[name], adapter_module(self.model)[name]
+        self._arrange()
 
     def _refuse_if_merged(self, verb: str) -> None:
         if self.merged:
@@ -284,7 +284,13 @@ class Host:
         if not self._possible_while_merged(wanted):
             self._refuse_if_merged("use")
         check_exclusive(wanted, self.adapters)
-        return wanted
+        return self._placed(wanted)
+
+    def _placed(self, route: Route) -> Route:
+        """A route with the slots that its adapters have in the bank now."""
+        here = {} if self._bank is None else self._bank.places
+        places = {name: here[name] for name in route.names if name in here}
+        return route if places == route.places else replace(route, places=places, _cache={})
 
     def _possible_while_merged(self, route: Route) -> bool:
         """With adapters in the weights, no other one can act, and none can act on some rows only."""
@@ -302,7 +308,7 @@ class Host:
             yield
         finally:
             earlier = before.without(before.names - set(self.adapters))
-            self.route = earlier if self._possible_while_merged(earlier) else Route()
+            self.route = self._placed(earlier) if self._possible_while_merged(earlier) else Route()
             self._arrange()
             for module, mode in modes:
                 module.training = mode
@@ -331,4 +337,4 @@ class Host:
 
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
-        return describe(self.sites, self.adapters, self.route, self.merged, self.base_bytes)
+        return describe(self.sites, self.adapters, self.route, self.merged, self.base.bytes)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deltatune.core.bank_delta import SlotRows
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import LARGEST_FLOAT32
@@ -21,6 +22,8 @@ class RowsAndWeight(NamedTuple):
     weight: float | Tensor
     run: tuple[int, int] | None = None
     """The first row and the one behind the last, where the rows follow each other."""
+    slots: SlotRows | None = None
+    """The slots of these rows in a bank."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class Route:
     """Adapter weights row by row, or None."""
     order: tuple[str, ...] = ()
     """Stacked adapters, the one that acts first first; empty where changes at a site add up."""
+    places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Adapters in a bank: the name of its group at the hook points, and the slot."""
     _cache: dict[tuple[str, int, torch.device], RowsAndWeight | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,16 +73,48 @@ class Route:
         return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order)
 
     def rows_and_weight(self, name: str, batch: int, device: torch.device) -> RowsAndWeight | None:
-        """Rows and weights of one adapter in a batch, or None if it has no row."""
-        if self.rows is None:
+        """Rows and weights of one adapter, or of one group of a bank, in a batch; None if it has no row."""
+        in_bank = bool(self.places) and any(group == name for group, _ in self.places.values())
+        if self.rows is None and not in_bank:
             return RowsAndWeight(None, self.uniform[name]) if name in self.uniform else None
         key = (name, batch, device)
-        if key not in self._cache:
+        if key in self._cache:
+            return self._cache[key]
+        if in_bank:
+            self._cache[key] = self._in_bank(name, batch, device)
+        else:
             weights = {i: row[name] for i, row in enumerate(self.weights(batch)) if name in row}
             rows = torch.tensor(list(weights), device=device)
             weight = _common(list(weights.values()), device)
             self._cache[key] = RowsAndWeight(rows, weight, _run(list(weights))) if weights else None
         return self._cache[key]
+
+    def _in_bank(self, group: str, batch: int, device: torch.device) -> RowsAndWeight | None:
+        """Rows, weights and slots of one group of a bank. A row with several of its adapters is there several times."""
+        if self.rows is None and len(self.uniform) == 1:
+            (name, weight), *_ = self.uniform.items()
+            return RowsAndWeight(None, weight, None, SlotRows([self.places[name][1]], device))
+        entries = [
+            (i, self.places[name][1], weight)
+            for i, row in enumerate(self.weights(batch))
+            for name, weight in row.items()
+            if name in self.places and self.places[name][0] == group
+        ]
+        rows = [i for i, _, _ in entries]
+        if not entries:
+            return None
+        run = _run(rows)
+        if len(set(rows)) < len(rows):
+            run = None
+        elif run is None:  # slot 0 changes nothing in the rows between: cheaper than picking rows
+            of_row = {i: (slot, weight) for i, slot, weight in entries}
+            entries = [(i, *of_row.get(i, (0, 1.0))) for i in range(batch)]
+            run = (0, batch)
+        slots = SlotRows([slot for _, slot, _ in entries], device)
+        weights = _common([weight for _, _, weight in entries], device)
+        if run == (0, batch):
+            return RowsAndWeight(None, weights, None, slots)
+        return RowsAndWeight(torch.tensor(rows, device=device), weights, run, slots)
 
 
 def _run(rows: list[int]) -> tuple[int, int] | None:
@@ -164,13 +201,13 @@ def mix(h: Tensor, changes: Sequence[Change], runs: RowRuns | None = None) -> Te
     """Return `h` plus all changes; every Delta sees the same `h`. Shapes: h and each x (B, ..., width)."""
     if len(changes) == 1 and changes[0][2].rows is None:
         delta, x, acting = changes[0]
-        return delta.add(h, x, acting.weight)
+        return delta.add(h, x, per_row(acting.weight, h))
     if (cuts := _cuts(changes, len(h))) is not None:
         return _mix_runs(h, changes, *cuts, runs or RowRuns())
     out = h
-    for delta, x, (rows, weight, _) in changes:
+    for delta, x, (rows, weight, *_) in changes:
         if rows is None:
-            out = out + weight * delta(x, h)
+            out = out + per_row(weight, h) * delta(x, h)
             continue
         x_rows, h_rows = x.index_select(0, rows), h.index_select(0, rows)
         out = out.index_add(0, rows, (per_row(weight, h_rows) * delta(x_rows, h_rows)).to(out.dtype))

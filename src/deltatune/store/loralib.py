@@ -129,7 +129,7 @@ class _Checkpoint:
                 "quantisation, or remove the base's own weights from the checkpoint"
             )
             return
-        weight = self.host.base_tensor(name)
+        weight = self.host.base.tensor(name)
         value = tensor.T if tensor.dim() == 2 and tensor.shape != weight.shape else tensor  # GPT-2's Conv1D
         site = self._module_site(path, ("linear", "norm"))
         if value.shape == weight.shape and torch.equal(value.to(weight), weight):

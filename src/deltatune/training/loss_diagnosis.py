@@ -39,7 +39,7 @@ def diagnosis(
     adapter = host.adapters[name]
     buffers = {n: buffer for n, buffer in host.model.named_buffers() if not n.startswith("deltatune.")}
     plain = [path for path, site in host.sites.weights.items() if not site.quantized]  # scales of codes are buffers
-    weights = {path: host.base_tensor(path) for path in plain}
+    weights = {path: host.base.tensor(path) for path in plain}
     if damaged := not_finite({n: t for n, t in {**weights, **buffers}.items() if t.numel()}):
         return (
             f"the model's own weights are damaged:{listed(damaged)}\nload another copy of the model; weights become "

@@ -61,7 +61,7 @@ def loss_of(host: Host) -> torch.Tensor:
 
 
 def tensors_of(host: Host) -> list[torch.Tensor]:
-    return [*dict(host.base_tensors()).values(), *host.model.parameters(), *host.model.buffers()]
+    return [*dict(host.base.tensors()).values(), *host.model.parameters(), *host.model.buffers()]
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_sites_and_values_are_those_of_the_plain_model(kind, scheme, load):
         assert shape == (like.width_in, like.width_out, like.params, like.bias, like.slice)
         if site.kind in ("linear", "norm", "embed"):
             assert site.quantized == (label if site.kind == "linear" and site.layer is not None else "")
-    for name, tensor in host.base_tensors():
-        assert tensor.shape == dict(other.base_tensors())[name].shape
+    for name, tensor in host.base.tensors():
+        assert tensor.shape == dict(other.base.tensors())[name].shape
 
 
 @pytest.mark.parametrize(("kind", "scheme"), pairs(["llama", "gpt2"], SCHEMES))

@@ -168,5 +168,5 @@ def base_text(model: str, host: Host) -> str:
 
     labels = quantizations(host)
     stored = f", linear maps in {', '.join(labels)}" if labels else ""
-    facts = host.sites.facts.architecture, f"{count(host.sites.base_params)} parameters", size(host.base_bytes)
+    facts = host.sites.facts.architecture, f"{count(host.sites.base_params)} parameters", size(host.base.bytes)
     return f"{model}: {', '.join(facts)}{stored}"

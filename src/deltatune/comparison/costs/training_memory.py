@@ -153,7 +153,7 @@ def forecast_step(host: Host, adapter: Adapter, training: CountedTraining) -> Me
 
 def _step(host: Host, adapter: Adapter, training: CountedTraining) -> Memory:
     plain = (path for path, site in host.sites.weights.items() if not site.quantized)
-    base = [host.base_tensor(path) for path in plain]  # also those that the adapter's own weights stand in for
+    base = [host.base.tensor(path) for path in plain]  # also those that the adapter's own weights stand in for
     fixed = [*base, *host.model.parameters(), *host.model.buffers()]
     own = bytes_of([*adapter.parameters(), *adapter.buffers()])
     everything = bytes_of(fixed)

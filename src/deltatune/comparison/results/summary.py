@@ -56,7 +56,7 @@ def summarise(
         "positive": plan.session.task.to_json().get("positive") or None,
         "budget": dataclasses.asdict(plan.budget) if plan.budget else None,
         "base_params": plan.session.host.sites.base_params,
-        "base_bytes": plan.session.host.base_bytes,
+        "base_bytes": plan.session.host.base.bytes,
         "quantize": plan.session.quantize,
         "head_params": plan.head_params,
         "seeds": sorted({record["seed"] for runs in finals.values() for record in runs}),

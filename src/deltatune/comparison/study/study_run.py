@@ -123,7 +123,7 @@ def _run(study: StudyPlan, hosts: LastHost, on_stage: OnStage) -> dict[str, Any]
 def _sizes(plan: Plan, summary: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of the base's weights, and training rows before shots are drawn of them."""
     rows = len(plan.data.train) if plan.shots is not None else summary["data"]["rows"]["train"]
-    return {"base_bytes": plan.session.host.base_bytes, "train_rows": rows}
+    return {"base_bytes": plan.session.host.base.bytes, "train_rows": rows}
 
 
 class TimeShares:

@@ -129,7 +129,7 @@ def _mixed(call: AttentionCall, active: Sequence[ActiveDelta]) -> Tensor:
     a: Tensor = call.run()[0]
     out = a
     for each in active:
-        rows, weight, _ = each.acting
+        rows, weight, *_ = each.acting
         changed = _attend(call, each)[0]
         plain = a if rows is None else a.index_select(0, rows)
         change = per_row(weight, changed) * (changed - plain)

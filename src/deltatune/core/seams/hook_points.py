@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.attention_call import AttentionCall
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route, RowRuns, RowsAndWeight, mix
@@ -125,7 +126,10 @@ class HookPoint:
         return active
 
     def tell(self, plugged: PluggedDelta, acting: RowsAndWeight) -> None:
-        """Tell a Delta that needs it which tokens of its rows are real, which the answer's, and what the text is."""
+        """Tell a Delta what it needs of its rows: slots, which tokens are real or the answer's, what the text is."""
+        if acting.slots is not None:
+            assert isinstance(plugged.delta, BankDelta)
+            plugged.delta.rows = acting.slots
         if plugged.delta.needs.padding_mask:
             behind = plugged.site.name.startswith("decoder.")
             plugged.delta.mask = _of_rows(self.context.decoder_mask if behind else self.context.mask, acting)
@@ -198,6 +202,7 @@ def _is_plain(plugged: PluggedDelta) -> bool:
     return (
         whole
         and plugged.delta.reads == "input"
+        and not isinstance(plugged.delta, BankDelta)
         and not (needs.padding_mask or needs.answer_offsets or needs.prompt_ids)
     )
 

@@ -47,7 +47,7 @@ class HookRegistry:
             point.plugged.pop(name, None)
 
     def follow(self, route: Route, active: set[str]) -> None:
-        """Make hook points and taps follow a route; `active` are its adapters that are not merged."""
+        """Make hook points and taps follow a route; `active` are the names of what acts there."""
         for point in self.hook_points.values():
             point.follow(route, active)
         wanted = {id(p.tap) for point in self.hook_points.values() for stage in point.active for p in stage}

@@ -45,7 +45,7 @@ class ModelSeams:
         shifts = {name: need.position_shift for name, need in needs.items() if need.position_shift}
         answer_shifts = {name: need.answer_shift for name, need in needs.items() if need.answer_shift}
         factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
-        self.hooks.follow(route, set(active))
+        self.hooks.follow(route, {route.places[name][0] if name in route.places else name for name in active})
         self.prompts.route, self.prompts.lengths = route, prompts
         offsets = any(need.answer_offsets for need in needs.values())
         self.prompts.answers.wanted = self.prompts.facts.decoder and offsets

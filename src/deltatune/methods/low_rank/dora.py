@@ -15,7 +15,8 @@ from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import View
 from deltatune.core.sites.site import Kind, Site
-from deltatune.methods.low_rank.lora import Init, LoRA, LowRank, few_tokens
+from deltatune.methods.low_rank.lora import Init, LoRA, LowRank
+from deltatune.methods.low_rank.shared_input import few_tokens
 
 
 class DoRADelta(LowRank):

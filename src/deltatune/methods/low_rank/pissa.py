@@ -13,7 +13,8 @@ from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, at_most
 from deltatune.core.sites.site import Site, Sites
-from deltatune.methods.low_rank.lora import LowRank, SharedInputs
+from deltatune.methods.low_rank.lora import LowRank
+from deltatune.methods.low_rank.shared_input import SharedInputs
 
 
 class Principal(LowRank):

@@ -14,7 +14,7 @@ from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.method import Method, View, at_least, check_dropout
 from deltatune.core.sites.site import Site, Sites
-from deltatune.methods.low_rank.lora import few_tokens
+from deltatune.methods.low_rank.shared_input import few_tokens
 
 
 class Projection(SharedModule):

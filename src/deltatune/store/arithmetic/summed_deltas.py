@@ -304,7 +304,7 @@ def _add_weights(combined: CombinedTensors, host: Host, changes: Mapping[str, Te
     method = next(m for m in candidates if changes.keys() <= {site.name for site in m.pick(host.sites)})
     values = {}
     for site in method.pick(host.sites):
-        value = host.base_tensor(site.name).detach()
+        value = host.base.tensor(site.name).detach()
         values[f"{site.name}.value"] = value.double() + changes[site.name] if site.name in changes else value
     combined.add_(method, values)
 

@@ -167,7 +167,7 @@ def _head_tensors(host: Host, folder: PeftFolder, used: set[str]) -> dict[str, T
 def _equals_base(host: Host, key: str, tensor: Tensor) -> bool:
     """Whether a tensor equals the base's own, which PEFT saves beside adapted embeddings."""
     path = key.replace(".base_layer.", ".")
-    base = host.base_tensor(path) if path in host.sites.weights else None
+    base = host.base.tensor(path) if path in host.sites.weights else None
     return base is not None and base.shape == tensor.shape and torch.equal(base.to(tensor), tensor)
 
 

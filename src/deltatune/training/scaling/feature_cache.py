@@ -147,7 +147,7 @@ def key_of(host: Host, what: object, rows: Iterable[bytes]) -> str:
     facts = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}  # type: ignore[union-attr, operator]
     base = base_identity(host)
     paths = [path for path, site in host.sites.weights.items() if not site.quantized]  # codes have no other values
-    parameters = [p for path in paths if not (p := host.base_tensor(path)).is_inference()]
+    parameters = [p for path in paths if not (p := host.base.tensor(path)).is_inference()]
     versions = sum(p._version for p in parameters)  # a change in place between samples of the contents
     first = parameters[0]
     digest = hashlib.blake2b(digest_size=16)
@@ -170,7 +170,7 @@ def _scales(host: Host) -> str:
     """A digest of what stands beside the codes of quantised weights: equal codes with other scales are other values."""
     digest = hashlib.blake2b(digest_size=16)
     for path, site in host.sites.weights.items():
-        stored = host.stored_weight(path) if site.quantized else None
+        stored = host.base.stored(path) if site.quantized else None
         for tensor in list(stored.tensors())[1:] if stored is not None else ():
             flat = tensor.detach().flatten()
             digest.update(flat[:: max(1, flat.numel() // SCALES)].float().cpu().numpy().tobytes())

@@ -1,0 +1,276 @@
+"""A bank: many adapters on one base in slots of stacked tensors, put in and taken out while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.adapter import Adapter, outline
+from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
+from deltatune.core.bank_delta import BankDelta
+from deltatune.core.capabilities import Capabilities, Needs
+from deltatune.core.delta import Delta
+from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.method import Method
+from deltatune.core.seams.hook_registry import HookRegistry
+from deltatune.core.sites.site import Site, Sites
+
+FIRST_SLOTS = 4
+"""Slots of a new group; it doubles them as adapters come."""
+
+
+class BankFull(DeltatuneError):
+    """Every slot of a bank is taken."""
+
+
+class BankedAdapter(Adapter):
+    """An adapter whose tensors are in a bank: its method, head and metadata, and the slot."""
+
+    def __init__(
+        self, method: Method, head: nn.Module | None, extra: Mapping[str, Any], shape: AdapterShape, slot: int
+    ) -> None:
+        super().__init__(method, head, extra)
+        self.shape, self.slot = [shape], slot  # in a list: its Deltas without values are no part of this module
+        self.trained_rows = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.shape[0].adapter.capabilities
+
+    @property
+    def needs(self) -> Needs:
+        return self.shape[0].adapter.needs
+
+    @property
+    def count(self) -> int:
+        return self.shape[0].adapter.count
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What all adapters of one method have in common on one base."""
+
+    adapter: Adapter
+    """Its Deltas without values."""
+    key: Hashable | None
+    """What adapters have in common that share stacks; None for a method that no bank can hold."""
+    names: Mapping[str, tuple[str, ...]]
+    """Names of each Delta's tensors, by the Delta's key."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shapes of all tensors by their stable names, those of a head left out."""
+
+
+class BankGroup(Adapter):
+    """The adapters of a bank that share stacks: one `BankDelta` at each of their sites."""
+
+    def __init__(self, name: str, method: Method, shape: AdapterShape, slots: int, dtype: torch.dtype) -> None:
+        super().__init__(method, None, {})
+        self.name, self.key = name, shape.key
+        self.slots = min(FIRST_SLOTS, slots)
+        self.members: dict[str, int] = {}
+        by_class: dict[tuple[str, type[BankDelta]], list[tuple[Site, BankDelta]]] = {}
+        for key, site, delta in shape.adapter.entries():
+            form = bank_form(delta)
+            assert form is not None
+            together = form(delta, site, self.slots, dtype)
+            self.put(key, site, together)
+            by_class.setdefault((key.partition(".")[0], form), []).append((site, together))
+        for (_, form), members in by_class.items():
+            form.connect_(members)
+
+    def bank_deltas(self) -> Iterator[tuple[str, BankDelta]]:
+        """(key, BankDelta) in model order."""
+        for key, _, delta in self.entries():
+            assert isinstance(delta, BankDelta)
+            yield key, delta
+
+    def free_slot(self, most: int) -> int:
+        """A slot that nobody has; the stacks grow where all are taken, to `most` slots."""
+        taken = set(self.members.values())
+        if len(taken) == self.slots:
+            self.slots = min(2 * self.slots, most)
+            for _, delta in self.bank_deltas():
+                delta.resize_(self.slots)
+        return next(slot for slot in range(1, self.slots + 1) if slot not in taken)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its stacks."""
+        return sum(delta.bytes for _, delta in self.bank_deltas())
+
+
+def bank_form(delta: Delta) -> type[BankDelta] | None:
+    """The form in which a bank holds Deltas of exactly this class."""
+    form = vars(type(delta)).get("bank_form")
+    return form if isinstance(form, type) and issubclass(form, BankDelta) else None
+
+
+class Bank:
+    """Adapters in slots. `Host.bank` makes the one of a Host; routes name its adapters as they do attached ones.
+
+    Adapters of one kind of method that act at the same sites share stacks of tensors, of which each row of a batch
+    takes its slot; ranks and lengths are padded, so that LoRAs of rank 5 and of rank 8 share a group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        adapters: dict[str, Adapter],
+        hooks: HookRegistry,
+        release: Callable[[str], None],
+        dtype: torch.dtype | None,
+    ) -> None:
+        """`release`: takes an adapter out of the route and of `adapters`."""
+        self.model, self.sites, self.adapters, self.hooks, self.release = model, sites, adapters, hooks, release
+        self.slots = 64
+        """Most adapters that it holds."""
+        like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+        self.device, self.dtype = like.device, dtype or like.dtype
+        self.groups: dict[str, BankGroup] = {}
+        self.places: dict[str, tuple[str, int]] = {}
+        """Group and slot of each adapter."""
+        self._shapes: dict[Method, AdapterShape] = {}
+        self._made = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters in it."""
+        return tuple(self.places)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all stacks."""
+        return sum(group.bytes for group in self.groups.values())
+
+    def check(self, slots: int | None, dtype: torch.dtype | None) -> None:
+        """Set the number of slots. Raises DeltatuneError for fewer than adapters in it, and for another dtype."""
+        problems = [f"the bank's tensors are {self.dtype}, not {dtype}"] if dtype not in (None, self.dtype) else []
+        if slots is not None and slots < max(1, len(self.places)):
+            problems.append(f"slots={slots} is too few: the bank has {len(self.places)} adapters; 1 is the least")
+        raise_all(problems)
+        self.slots = slots or self.slots
+
+    def can_hold(self, method: Method) -> bool:
+        """Whether adapters of a method can be put into it on this base; others are attached."""
+        return self.shape_of(method).key is not None
+
+    def put(
+        self,
+        name: str,
+        method: Method,
+        tensors: Mapping[str, Tensor],
+        *,
+        head: nn.Module | None = None,
+        extra: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> BankedAdapter:
+        """Write an adapter into a free slot; from then on routes may name it.
+
+        `tensors` by the names of `adapter.safetensors`; those of the head, `head.*`, are copied into `head`. Raises
+        BankFull where no slot is free, and DeltatuneError for a name that is taken, a method that no bank can hold,
+        and tensors that are missing, extra or misshapen, before anything has changed.
+        """
+        check_name(name, self.adapters)
+        shape = self.shape_of(method)
+        if shape.key is None:
+            raise DeltatuneError(f"{method!r} has no form for banks; attach it: host.load(...) or host.attach(...)")
+        raise_all(_mismatches(shape, head, tensors), f"adapter {name!r} does not fit into the bank:")
+        if len(self.places) >= self.slots:
+            raise BankFull(
+                f"all {self.slots} slots of the bank are taken, so that {name!r} finds none; remove an adapter, or "
+                "make the bank larger: host.bank(slots=...)"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            group = self._group_of(shape)
+            slot = group.free_slot(self.slots)
+            for key, delta in group.bank_deltas():
+                like = shape.adapter.deltas[key.replace(".", "/")]
+                assert isinstance(like, Delta)
+                delta.write_(slot, like, {each: tensors[f"{key}.{each}"] for each in shape.names[key]})
+            adapter = BankedAdapter(method, head, extra or {}, shape, slot)
+            if head is not None:
+                adapter.load_tensors(tensors)
+                head.to(self.device)
+            adapter.seed = seed
+        adapter.requires_grad_(False).train(self.model.training)
+        group.members[name] = slot
+        self.places[name] = (group.name, slot)
+        self.adapters[name] = adapter
+        adapter_module(self.model)[name] = adapter
+        return adapter
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; its slot is free at once. Raises DeltatuneError for a name that is not in it."""
+        if name not in self.places:
+            raise DeltatuneError(f"no adapter of the bank is called {name!r}{nearest(name, self.places)}")
+        self.release(name)
+        group_name, slot = self.places.pop(name)
+        group = self.groups[group_name]
+        del group.members[name]
+        if group.members:
+            with torch.inference_mode(False), torch.no_grad():
+                for _, delta in group.bank_deltas():
+                    delta.clear_(slot)
+            return
+        self.hooks.unplug(group_name)
+        del self.groups[group_name]
+        adapter_module(self.model).pop(group_name)
+        if not self.adapters:
+            remove_adapter_module_(self.model)
+
+    def shape_of(self, method: Method) -> AdapterShape:
+        """What adapters of a method have in common; found once."""
+        if method not in self._shapes:
+            self._shapes[method] = _shape(method, self.sites, self.model)
+        return self._shapes[method]
+
+    def _group_of(self, shape: AdapterShape) -> BankGroup:
+        for group in self.groups.values():
+            if group.key == shape.key:
+                return group
+        self._made += 1
+        group = BankGroup(f"bank:{self._made}", shape.adapter.method, shape, self.slots, self.dtype)
+        group.to(self.device)
+        group.train(self.model.training)
+        self.groups[group.name] = group
+        adapter_module(self.model)[group.name] = group
+        self.hooks.plug(group.name, group)
+        return group
+
+
+def check_name(name: str, adapters: Mapping[str, Adapter]) -> None:
+    """Raise DeltatuneError for a name that is taken or that no adapter may have."""
+    if name in adapters:
+        raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
+    if not name or not name.replace("-", "_").isidentifier():
+        raise DeltatuneError(f"{name!r} is not a name for an adapter; use letters, digits, _ and -")
+
+
+def _shape(method: Method, sites: Sites, model: nn.Module) -> AdapterShape:
+    adapter = outline(method, sites, model)
+    entries = list(adapter.entries())
+    shared = any(True for _, module in adapter.shared_modules() for _ in module.state_dict())
+    keys = [None if (form := bank_form(d)) is None else (key, form, form.shape(d, site)) for key, site, d in entries]
+    held = bool(entries) and not shared and all(key is not None and key[2] is not None for key in keys)
+    names = {key: tuple(delta.state_dict()) for key, _, delta in entries}
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+    return AdapterShape(adapter, tuple(keys) if held else None, names, shapes)
+
+
+def _mismatches(shape: AdapterShape, head: nn.Module | None, tensors: Mapping[str, Tensor]) -> list[str]:
+    """List tensors that are missing, extra or misshapen."""
+    of_head = {} if head is None else {f"head.{name}": tuple(t.shape) for name, t in head.state_dict().items()}
+    expected = {**shape.shapes, **of_head}
+    problems = [f"tensor {name} is missing" for name in expected if name not in tensors]
+    problems += [f"tensor {name} is not one of this adapter's" for name in tensors if name not in expected]
+    problems += [
+        f"tensor {name} has shape {tuple(tensors[name].shape)}, not {wanted}"
+        for name, wanted in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != wanted
+    ]
+    return sorted(problems)

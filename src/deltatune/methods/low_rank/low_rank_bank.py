@@ -1,0 +1,132 @@
+"""LoRAs of several adapters at one matrix as stacks: row b gets `s_b · B_b A_b x`, in two batched products.
+
+Ranks are padded with zeros, which is exact. https://arxiv.org/abs/2311.03285
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltatune.core.bank_delta import BankDelta, SlotRows, bucket
+from deltatune.core.sites.site import Site
+from deltatune.methods.low_rank.shared_input import input_of
+
+
+class LowRankBank(BankDelta):
+    """Stacks A (S, R, in), B (S, R, out), s (S,). Those that read the same input share one stack of As."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.rank = bucket(len(delta.A))
+        self.add_stack("A", self.rank, site.width_in)
+        self.add_stack("B", self.rank, site.width_out)
+        self.add_stack("s", dtype=torch.float32)
+        self.input = CommonInput([self])
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return bucket(len(delta.A))
+
+    @staticmethod
+    def connect_(members: Sequence[tuple[Site, BankDelta]]) -> None:
+        together: dict[tuple[str, int], list[LowRankBank]] = {}
+        for site, delta in members:
+            assert isinstance(delta, LowRankBank)
+            together.setdefault((input_of(site), site.width_in), []).append(delta)
+        for deltas in together.values():
+            if len(deltas) > 1:
+                CommonInput(deltas).join_()
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.input.write_(self, slot, tensors["A"])
+        self.write_stack_("B", slot, tensors["B"].T)
+        self.write_stack_("s", slot, delta.scale)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.changed(None, x, h, 1.0)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        return self.changed(h, x, h, weight)
+
+    def changed(self, onto: Tensor | None, x: Tensor, h: Tensor, weight: float | Tensor) -> Tensor:
+        """`weight · s B A x` of h's shape and dtype, added to `onto` if that is given."""
+        low = self.input.product(self, x)  # (B, T, R), or (B·T, R) where all rows have one slot
+        factor = self.of_rows("s")  # (B,) or (1,)
+        factor = factor * (weight.flatten() if isinstance(weight, Tensor) else weight)
+        low = (low * factor.view(-1, *[1] * (low.dim() - 1))).to(low.dtype)
+        if self.rows.only is not None and low.dim() == 2:
+            change = low @ self.get_buffer("B")[self.rows.only]
+        elif low.shape[1] == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
+            # Reads each row's B where it lies: a sum of rows of the stack with weights, without a copy of B.
+            table = self.get_buffer("B").flatten(0, 1)  # (S·R, out)
+            change = F.embedding_bag(self.rows_of_table(), table, mode="sum", per_sample_weights=low[:, 0].contiguous())
+        else:
+            change = torch.bmm(low, self.of_rows("B", keep=low.shape[1] == 1).expand(len(low), -1, -1))
+        change = change.view_as(h)
+        return change.to(h.dtype) if onto is None else (onto + change).to(h.dtype)
+
+    def rows_of_table(self) -> Tensor:
+        """The rows (B, R) of the stack of Bs, as a table of S·R rows, that the rows of this call take."""
+        return table_rows(self.rows, self.rank)
+
+
+def table_rows(rows: SlotRows, rank: int) -> Tensor:
+    """Numbers (B, R) of the rows of slots in a table with R rows for each slot; kept with the slots."""
+    if rank not in rows.tables:
+        rows.tables[rank] = rows.index[:, None] * rank + torch.arange(rank, device=rows.index.device)
+    return rows.tables[rank]
+
+
+class CommonInput:
+    """The product of one input with the As of all that read it: the first one's stack holds them side by side."""
+
+    def __init__(self, members: Sequence[LowRankBank]) -> None:
+        self.members = list(members)
+        self.places = {id(member): i for i, member in enumerate(members)}
+        self.x: Tensor | None = None
+        self.rows: SlotRows | None = None
+        self.low: Tensor | None = None
+        self.left: set[int] = set()
+
+    def join_(self) -> None:
+        """Let the members use it; the first one's stack is made as long as all of theirs."""
+        first = self.members[0]
+        width = first.get_buffer("A").shape[-1]
+        for member in self.members:
+            member.input = self
+            del member.A, member.identities["A"]
+        first.add_stack("A", len(self.members) * first.rank, width)
+
+    def write_(self, member: LowRankBank, slot: int, A: Tensor) -> None:
+        """Write a member's A (r, in) into a slot."""
+        start = self.places[id(member)] * member.rank
+        self.members[0].write_part_("A", slot, A, start, member.rank)
+
+    def product(self, member: LowRankBank, x: Tensor) -> Tensor:
+        """`x Aᵀ` with one member's A: (B, T, R); (N, R) for all N tokens where all rows have the same slot."""
+        fresh = x is not self.x or member.rows is not self.rows or id(member) not in self.left
+        if fresh or torch.compiler.is_compiling():
+            self.low = self.whole(x, member.rows)
+            self.x, self.rows, self.left = x, member.rows, set(self.places)
+        low, place = self.low, self.places[id(member)]
+        assert low is not None
+        self.left.discard(id(member))
+        if not self.left or torch.compiler.is_compiling():
+            self.x, self.low, self.left = None, None, set()
+        return low[..., place * member.rank : (place + 1) * member.rank]
+
+    def whole(self, x: Tensor, rows: SlotRows) -> Tensor:
+        """The product with the As of all members."""
+        first = self.members[0]
+        first.rows = rows
+        x = x.to(first.dtype)
+        if rows.only is not None:
+            return F.linear(x.flatten(0, -2), first.get_buffer("A")[rows.only])
+        x = x.view(len(rows.slots), -1, x.shape[-1])  # (B, T, in)
+        A = first.of_rows("A", keep=x.shape[1] == 1)
+        return torch.bmm(A, x.transpose(1, 2)).transpose(1, 2)  # for few tokens faster than x Aᵀ

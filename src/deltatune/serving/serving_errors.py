@@ -23,3 +23,7 @@ class CannotServe(DeltatuneError):
 
 class EngineStopped(DeltatuneError):
     """The engine has been closed, is draining, or its worker has ended."""
+
+
+class RequestTimeout(DeltatuneError):
+    """A request took longer than it may."""

@@ -278,7 +278,7 @@ def open_adapter(
             f"cannot load the model that {path} was trained on; --model says where it is.\n{error}"
         ) from error
     host.load(path, name=NAME, other_base=other_base)
-    _check_tokenizer(path, tokenizer, extra)
+    check_tokenizer(path, tokenizer, extra)
     precision = str((extra.get("settings") or {}).get("precision") or "auto")
     session = Session(model or trained_on, host, tokenizer, task, precision=precision, extra=extra, quantize=stored_as)
     if part is None:
@@ -319,7 +319,8 @@ def _check_head(answers: str, head: Mapping[str, Any]) -> None:
     raise_all([f"{name}={head[name]!r}: this task {why}; head options do not apply" for name in names])
 
 
-def _check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Any]) -> None:
+def check_tokenizer(path: Path | str, tokenizer: PreTrainedTokenizerBase, extra: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError if an adapter's folder says that it was trained with another tokenizer."""
     trained = extra.get("tokenizer")
     if trained is not None and trained != tokenizer_fingerprint(tokenizer):
         raise DeltatuneError(

@@ -1,0 +1,125 @@
+"""What an adapter is for: its task, read from its folder, and the route that fits it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.serving.serving_errors import UnknownAdapter
+from deltatune.serving.texts.invalid_request import InvalidRequest
+from deltatune.tasks import Mixture, Task, task_from_json
+from deltatune.tasks.classification import Classify
+from deltatune.tasks.extractive_qa import ExtractiveQA
+from deltatune.tasks.generation import Generate
+from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.tasks.tagging import Tag
+from deltatune.training.session import check_tokenizer
+
+COMPLETIONS, CLASSIFY, TAG, ANSWER = "/v1/completions", "/v1/classify", "/v1/tag", "/v1/answer"
+EMBEDDINGS = "/v1/embeddings"
+
+
+class AdapterStoreLike(Protocol):
+    """What is asked of a store."""
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+    def revision(self, name: str, /) -> str:
+        """What changes when the adapter of this name is replaced."""
+
+    def read(self, name: str, /) -> Any:
+        """The adapter: a StoredAdapter."""
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter as requests see it."""
+
+    name: str
+    revision: str
+    method: str
+    """The method's text, such as LoRA(r=8)."""
+    task: Task | None
+    """None for adapters that were not trained by `deltatune train`, such as PEFT's."""
+
+    def part(self, name: str | None) -> Task | None:
+        """Its task, or that of one part of a mixture. Raises InvalidRequest for a part that there is not."""
+        if not isinstance(self.task, Mixture):
+            if name is not None:
+                raise InvalidRequest(f"{self.name} has one task, no mixture; leave part out", "part")
+            return self.task
+        if name is None:
+            parts = ", ".join(self.task.parts)
+            raise InvalidRequest(f"{self.name} has several tasks; name one with part: {parts}", "part")
+        try:
+            return self.task.part(name)
+        except DeltatuneError as error:
+            raise InvalidRequest(str(error), "part") from None
+
+
+def kind_of(task: Task | None) -> str:
+    """The kind of a task in one word: classify, regression, tag, span, generate, lm, mixture, or the task's name."""
+    if task is None:
+        return "unknown"
+    if isinstance(task, Classify) and not task.labels:
+        return "regression"
+    return "classify" if isinstance(task, Classify) else task.name
+
+
+def noun_of(task: Task) -> str:
+    """What an adapter for a task is, with its article."""
+    nouns = {
+        "classify": "a classifier", "regression": "a regression", "tag": "a tagger", "span": "a question answerer",
+        "generate": "a text generator", "reason": "a text generator", "lm": "a language model", "mixture": "a mixture",
+    }  # fmt: skip
+    return nouns.get(kind_of(task), f"for the task {task.name!r}")
+
+
+def route_of(task: Task | None) -> str:
+    """The route that answers what the task is for; "" where there is none."""
+    if task is None or isinstance(task, (Generate, LanguageModel)):
+        return COMPLETIONS
+    routes: Sequence[tuple[type[Task], str]] = ((Classify, CLASSIFY), (Tag, TAG), (ExtractiveQA, ANSWER))
+    return next((route for kind, route in routes if isinstance(task, kind)), "")
+
+
+def refuse_route(name: str, task: Task | None, route: str) -> InvalidRequest:
+    """The error for a request on a route that does not fit the adapter's task; it names the one that does."""
+    if task is None:
+        why = f"{name} does not say what it was trained for, so that it has no labels to answer with"
+        return InvalidRequest(f"{why}; POST {COMPLETIONS} or {EMBEDDINGS}", "model", "wrong_route")
+    fits = route_of(task) or EMBEDDINGS
+    return InvalidRequest(f"{name} is {noun_of(task)}; POST {fits} instead of {route}", "model", "wrong_route")
+
+
+class ServedAdapters:
+    """The adapters of a store, each read when it is first asked for, and again when it was replaced."""
+
+    def __init__(self, store: AdapterStoreLike, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.store, self.tokenizer = store, tokenizer
+        self._read: dict[str, ServedAdapter] = {}
+        self._guard = threading.Lock()
+
+    def of(self, name: str) -> ServedAdapter:
+        """An adapter by its name. Raises UnknownAdapter, and DeltatuneError for one that is damaged."""
+        if name not in self.store:
+            with self._guard:
+                self._read.pop(name, None)
+            raise UnknownAdapter(f"there is no adapter {name!r}")
+        revision = self.store.revision(name)
+        with self._guard:
+            known = self._read.get(name)
+        if known is not None and known.revision == revision:
+            return known
+        stored = self.store.read(name)
+        check_tokenizer(name, self.tokenizer, stored.extra)
+        task = stored.extra.get("task")
+        adapter = ServedAdapter(name, revision, repr(stored.method), None if task is None else task_from_json(task))
+        with self._guard:
+            self._read[name] = adapter
+        return adapter

@@ -43,11 +43,13 @@ def default_folder(data: str, method: str, quantize: str | None = None) -> Path:
     return Path("runs") / f"train-{name[:MAX_NAME].rstrip('-.')}"
 
 
-def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str = "--out ") -> dict[str, Any] | None:
+def open_run(
+    folder: Path, record: Mapping[str, Any], force: bool, option: str = "--out ", replace: str = "--force"
+) -> dict[str, Any] | None:
     """Prepare the folder for a run. Returns the metrics if the same run is already finished, else None.
 
     Raises DeltatuneError if the folder holds another run or other files; with `force` another run is removed.
-    `option` is the command-line option of the folder, for the messages.
+    `option` is the command-line option of the folder, and `replace` that which runs it again, for the messages.
     """
     if folder.is_file():
         raise DeltatuneError(f"{option}{folder} is a file; choose another folder")
@@ -61,11 +63,11 @@ def open_run(folder: Path, record: Mapping[str, Any], force: bool, option: str =
             state = "a finished run" if (folder / METRICS).is_file() else "an unfinished run"
             raise DeltatuneError(
                 "\n".join([f"{folder} holds {state} with other settings:", *lines[:12]])
-                + f"\n{option}NAME keeps both, --force replaces it"
+                + f"\n{option}NAME keeps both, {replace} replaces it"
             )
         remove_partial_files(folder)
         if (folder / METRICS).is_file():
-            return _finished(folder)
+            return _finished(folder, replace)
         return None
     elif folder.is_dir() and any(not _draft_of(path, RECORD) and path.name != LOCK for path in folder.iterdir()):
         raise DeltatuneError(
@@ -173,7 +175,7 @@ def write_record(path: Path, value: Any) -> None:
     write_file(path, dumps(value, path, nonfinite="null", indent=2) + "\n")
 
 
-def _finished(folder: Path) -> dict[str, Any]:
+def _finished(folder: Path, replace: str) -> dict[str, Any]:
     """The content of metrics.json. Raises DeltatuneError if that, or the adapter of a training, is gone or damaged."""
     metrics, adapter = _read(folder / METRICS), folder / ADAPTER
     try:
@@ -183,7 +185,7 @@ def _finished(folder: Path) -> dict[str, Any]:
             raise DeltatuneError(f"{folder / METRICS} has no scores")
         check_folder(adapter)
     except DeltatuneError as error:
-        raise DeltatuneError(f"the run in {folder} is finished, but {error}\n--force trains it again") from None
+        raise DeltatuneError(f"the run in {folder} is finished, but {error}\n{replace} trains it again") from None
     return metrics
 
 

@@ -27,7 +27,7 @@ from deltatune.training.inference.batches import device_of
 from deltatune.training.learning_rates.rate_search import plan_search
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep
-from deltatune.training.session import Session, open_session
+from deltatune.training.session import OpenBase, Session, open_host, open_session
 from deltatune.training.settings import AUTO, Settings
 from deltatune.training.train_adapter import Outcome
 
@@ -90,10 +90,15 @@ class Prepared:
     """Test rows of its earlier trainings."""
 
 
-def prepare(job: Job, check: Check | None = None) -> Prepared:
-    """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training."""
+def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_host, name: str | None = None) -> Prepared:
+    """Load, attach and encode, the cheap things first; every mistake of the user shows here, before training.
+
+    open_base: opens the base of a new adapter, or returns one that is open, on which the adapter is called `name`.
+    """
     settings, start = job.settings, job.start
-    session, notes = _new_adapter(job, check) if start is None else _continued_adapter(job, start, check)
+    session, notes = (
+        _new_adapter(job, check, open_base, name) if start is None else _continued_adapter(job, start, check)
+    )
     if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
@@ -110,12 +115,14 @@ def prepare(job: Job, check: Check | None = None) -> Prepared:
     return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
 
 
-def _new_adapter(job: Job, check: Check | None) -> tuple[Session, list[str]]:
+def _new_adapter(job: Job, check: Check | None, open_base: OpenBase, name: str | None) -> tuple[Session, list[str]]:
     """The model with a new adapter attached, and notes."""
     parse_tuning(job.method_text)
     session = open_session(
-        job.model, job.data, job.task, job.head, job.objective, job.settings.precision, quantize=job.quantize
-    )
+        job.model, job.data, job.task, job.head, job.objective, job.settings.precision,
+        open_base=open_base, quantize=job.quantize,
+    )  # fmt: skip
+    session = session if name is None else dataclasses.replace(session, name=name)
     method = session.fit(job.method_text, job.budget)
     head = session.make_head(job.settings.seed)
     notes = [*session.notes, *(check(method, session.host, head or None) if check else [])]
@@ -174,11 +181,28 @@ def _run(ready: Prepared, folder: Path, record: Mapping[str, Any], on_step: OnSt
         on_step=on_step,
         reports=folder,
     )
-    metrics = {
+    return complete(ready, folder, record, outcome, before)
+
+
+def complete(
+    ready: Prepared,
+    folder: Path,
+    record: Mapping[str, Any],
+    outcome: Outcome,
+    before: Mapping[str, Any] | None = None,
+    together: int = 1,
+) -> dict[str, Any]:
+    """Score and save a trained adapter; returns the content of metrics.json.
+
+    before: scores at the start. together: how many adapters were trained in the same passes.
+    """
+    session, encoded = ready.session, ready.encoded
+    shared = {"together": together} if together > 1 else {}
+    metrics: dict[str, Any] = {
         "validation": outcome.evaluations[-1][1],
         **{split: session.score(rows) for split, rows in encoded.items() if split not in ("train", "validation")},
-        "training": {**_facts(outcome, encoded), "base_bytes": session.host.base.bytes},
-        **before,
+        "training": {**_facts(outcome, encoded), "base_bytes": session.host.base.bytes, **shared},
+        **(before or {}),
     }
     for data, scores in zip(ready.earlier, metrics.get("earlier", ()), strict=True):
         scores["after"] = data.scores()

@@ -206,10 +206,8 @@ def open_session(
     _check_head(rows[0].answers if rows else "text" if kinds[0].loads == "words" else kinds[0].answers, head)
     if objective is None:
         check_task_fields(data, fields)
-    needed = {kind.loads for kind in kinds}
-    own_loads = next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
     scheme = scheme_text(quantize)
-    host, tokenizer = open_base(model, loads or own_loads, reads_pooler(head), scheme)
+    host, tokenizer = open_base(model, loads or loads_of(kinds), reads_pooler(head), scheme)
     if quantize is not None and scheme is None and (labels := quantizations(host)):
         raise DeltatuneError(
             f"quantize: none means plain weights, and {model} is stored in {', '.join(labels)}; give the folder that "
@@ -222,6 +220,12 @@ def open_session(
     return Session(
         model, host, tokenizer, chosen.task, head, precision, notes=tuple(chosen.notes), quantize=scheme, loads=loads
     )
+
+
+def loads_of(kinds: Sequence[Any]) -> Any:
+    """The kind of model that holds all that these tasks, or classes of tasks, need: that of one or of a mixture."""
+    needed = {kind.loads for kind in kinds}
+    return next((loads for loads in ("text", "words") if loads in needed), kinds[0].loads)
 
 
 def reopened(session: Session) -> Session:

@@ -1,4 +1,4 @@
-"""`deltatune run`: run a recipe file: one training, several stages, or a table of a paper."""
+"""`deltatune run`: run a recipe file: one training, several adapters, several stages, or a table of a paper."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.ui.adapters_screen import introduce_adapters, report_adapters
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
-from deltatune.cli.ui.live import TrainingProgress
+from deltatune.cli.ui.live import StepsProgress, TrainingProgress
 from deltatune.cli.ui.screen import print_json, say, show, table
 from deltatune.cli.ui.table_screen import run_table_on_screen
 from deltatune.cli.ui.training_screen import introduce, report
@@ -21,7 +22,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder
 
 if TYPE_CHECKING:
-    from deltatune.training.recipes import StageInfo
+    from deltatune.training.recipes import AdaptersInfo, StageInfo
 
 MEASURES = {"tokens_per_char": "tokens/char", "bits_per_char": "bits/char"}
 """Scores that are comparable between stages; perplexity is not, because stages may change the tokens."""
@@ -40,7 +41,12 @@ def run(
     ] = False,
     again: Annotated[
         str | None,
-        option("--again", panel=OUTPUT, metavar="STAGE", help="Run this stage and the later ones again."),
+        option(
+            "--again",
+            panel=OUTPUT,
+            metavar="NAME",
+            help="Run this stage and the later ones again, or this one of several adapters.",
+        ),
     ] = None,
     schema: Annotated[
         bool,
@@ -52,12 +58,13 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: one training, several stages in order, or the experiment of a paper's table.
+    """Run a recipe: one training, several adapters together, several stages in order, or a paper's table.
 
-    After an interruption the same command resumes. NAME=VALUE changes a value of the file; stages go by their names.
-    A table's report shows its published figures beside those measured here.
+    After an interruption the same command resumes. NAME=VALUE changes a value of the file; stages and adapters go by
+    their names. A table's report shows its published figures beside those measured here.
 
       deltatune run recipes/classify.yaml data=reviews.csv settings.epochs=5
+      deltatune run recipes/together.yaml adapters.prefix.settings.learning_rate=1e-2 --again prefix
       deltatune run recipes/chinese-llama.yaml stages.instruct.settings.epochs=2 --again instruct
       deltatune run recipes/tables/glue-roberta.yaml compare.model=distilroberta-base compare.limit=1000
     """
@@ -74,7 +81,7 @@ def run(
             raise DeltatuneError(f"{given} is not for a table, which resumes; give out=FOLDER for a new run")
         run_table_on_screen(recipe, overrides or [], as_json)
         return
-    from deltatune.training.recipes import as_yaml, folder_of, read_recipe, run_recipe
+    from deltatune.training.recipes import AdaptersInfo, StageInfo, as_yaml, folder_of, read_recipe, run_recipe
 
     resolved = read_recipe(recipe, overrides or [])
     folder = folder_of(resolved, recipe.stem)
@@ -88,7 +95,9 @@ def run(
         print_json(result)
     elif resolved.stages:
         report_stages(result, folder)
-    elif progress.stage is not None and progress.stage.prepared is not None:
+    elif isinstance(progress.stage, AdaptersInfo):
+        report_adapters(progress.stage.prepared, result["adapters"], folder)
+    elif isinstance(progress.stage, StageInfo) and progress.stage.prepared is not None:
         report(progress.stage.prepared.session.task, result, folder, use=resolved.objective is None)
 
 
@@ -97,13 +106,19 @@ class RecipeProgress:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.stage: StageInfo | None = None
-        """The stage that runs, or ran last."""
+        self.stage: StageInfo | AdaptersInfo | None = None
+        """The stage that runs, or ran last, or all adapters."""
 
     @contextmanager
-    def __call__(self, stage: StageInfo) -> Iterator[Any]:
-        """A context for one stage."""
+    def __call__(self, stage: StageInfo | AdaptersInfo) -> Iterator[Any]:
+        """A context for one stage, or for several adapters."""
         self.stage = stage
+        if isinstance(stage.prepared, Mapping):
+            if not self.quiet:
+                introduce_adapters(stage)
+            with StepsProgress() as progress:
+                yield progress
+            return
         if not self.quiet:
             self._introduce(stage)
         if stage.prepared is None or stage.finished:
@@ -128,6 +143,8 @@ class RecipeProgress:
 
         if self.stage is None:
             return "nothing was run yet"
+        if isinstance(self.stage.prepared, Mapping):
+            return f"what was stored is kept in the folders in {self.stage.folder}; the same command resumes"
         path = checkpoint.newest(self.stage.folder / run_folder.CHECKPOINTS)
         finished = f"the stages before {self.stage.name} are finished, " if self.stage.number > 1 else ""
         if path is None:

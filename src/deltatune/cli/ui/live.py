@@ -90,6 +90,25 @@ class TrainingProgress(Bar):
         return "  ".join(parts)
 
 
+class StepsProgress(Bar):
+    """Shows the steps of several trainings that run at once as one count; pass it as `on_step`."""
+
+    def __init__(self) -> None:
+        super().__init__("training")
+        self.started, self.first = time.perf_counter(), 0
+
+    def __call__(self, done: int, total: int, loss: float, learning_rate: float) -> None:
+        """Show how many steps are done; a loss of one training among others says nothing."""
+        if not self.first:
+            self.started, self.first = time.perf_counter(), done
+        elapsed, seen = time.perf_counter() - self.started, done - self.first
+        text = "scoring" if done == total else ""
+        if seen and done < total:
+            text = f"{time_left((total - done) * elapsed / seen)} left"
+        if not self.update(done, total, text) and done * PLAIN_LINES // total > (done - 1) * PLAIN_LINES // total:
+            self.console.print(f"step {done}/{total} of all adapters  {text}")
+
+
 def time_left(seconds: float) -> str:
     """Format an estimate: 9.4 -> "9 s", 80 -> "1:20 min", 5000 -> "1:23 h"."""
     whole = round(seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -74,15 +74,19 @@ def load_rows(rows: Rows, raw: bool = False, start: Start | None = None) -> Data
     )
 
 
-def load_training_data(training: Training) -> TrainingData:
+ReadRows = Callable[[Rows, bool, Start | None], Data]
+"""What reads the rows that a recipe names, as `load_rows` does."""
+
+
+def load_training_data(training: Training, load: ReadRows = load_rows) -> TrainingData:
     """Read the rows of a training, and check its task, head and method."""
     if training.mixture is not None:
-        return _load_parts(training, training.mixture)
+        return _load_parts(training, training.mixture, load)
     assert training.data is not None  # the schema requires it
     start = read_start(training.start) if training.start else None
     parse_tuning(training.method)
     raw = training.objective is not None or getattr(training, "vocabulary", None) is not None
-    data = load_rows(training.data, raw, start)
+    data = load(training.data, raw, start)
     objective = None
     if training.objective is not None:
         objective = objective_from({"text": list(data.text), **training.objective})
@@ -94,13 +98,13 @@ def load_training_data(training: Training) -> TrainingData:
     return checked
 
 
-def _load_parts(training: Training, mixture: Parts) -> TrainingData:
+def _load_parts(training: Training, mixture: Parts, load: ReadRows) -> TrainingData:
     """Read the rows of a mixture's parts, and check the fields of their tasks."""
     parse_tuning(training.method)
     start = read_start(training.start) if training.start else None
 
     def rows_of(name: str, rows: Rows) -> Data:
-        return load_rows(rows, start=None if start is None else start.part(name))
+        return load(rows, False, None if start is None else start.part(name))
 
     checked = TrainingData(read_parts(mixture.parts, rows_of), start=start, fields=training.task_fields)
     if start is None:

@@ -16,6 +16,7 @@ from deltatune.core.input_validation.field_validation import fits_utf8, shortene
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.training.recipes.recipe_yaml import MAX_DEPTH, dump_yaml, load_yaml
 from deltatune.training.recipes.schema import Recipe, Rows, Section, Training
+from deltatune.training.recipes.shared_keys import own_location
 
 AnySection = TypeVar("AnySection", bound=Section)
 SOURCES = ("data", "measure", "known")
@@ -74,6 +75,11 @@ def apply_(content: dict[str, Any], override: str) -> tuple[str | int, ...]:
     if len(path) > MAX_DEPTH:
         raise DeltatuneError(f"{shortened(override)}: it has {len(path)} keys, one below the other; recipes have fewer")
     value = load_yaml(text, f"the value of {shortened(override)}")
+    names = content.get("adapters") if path[0] == "adapters" and len(path) > 2 else None
+    if isinstance(names, dict) and path[1] not in names:
+        there = ", ".join(map(str, names))
+        near = nearest(path[1], map(str, names))
+        raise DeltatuneError(f"{override}: there is no adapter {path[1]!r}{near}; there are: {there}")
     parent: Any = content
     place: tuple[str | int, ...] = ()
     for i, name in enumerate(path):
@@ -134,10 +140,8 @@ def checked_section(content: Mapping[str, Any], kind: type[AnySection], where: s
     try:
         recipe = kind.model_validate(content)
     except ValidationError as error:
-        raise_all(
-            [line for problem in error.errors() for line in _messages(problem, content, kind)],
-            f"{where} cannot be used:",
-        )
+        lines = [line for problem in error.errors() for line in _messages(problem, content, kind)]
+        raise_all(list(dict.fromkeys(lines)), f"{where} cannot be used:")
         raise
     truths = list(_truths_as_numbers(content, recipe))
     raise_all(truths, f"{where} cannot be used:" if truths else "")
@@ -160,10 +164,11 @@ def _truths_as_numbers(content: Any, value: Any, key: str = "") -> Iterator[str]
 
 def _messages(problem: Any, content: Mapping[str, Any], kind: type[Section]) -> list[str]:
     """Messages for a problem that pydantic found; the settings' own check may find several."""
-    key = _key(problem["loc"], content)
+    location = own_location(problem["loc"], content, problem["type"] == "missing")
+    key = _key(location, content)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        names = _key_names(problem["loc"][:-1], kind)
-        name = str(problem["loc"][-1])
+        names = _key_names(location[:-1], kind)
+        name = str(location[-1])
         return [f"{key}: there is no such key{nearest(name, names)}; keys: {', '.join(names)}"]
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
@@ -224,8 +229,9 @@ def _keys(section: Any) -> list[str]:
 
 def _misplaced_paths(recipe: Recipe, folder: Path) -> Iterator[str]:
     """Messages for paths that exist beside the recipe but not in the working directory."""
-    rows: list[Rows | None] = [training.data for training in (recipe, *recipe.stages)] + [recipe.measure]
-    rows += list(recipe.mixture.parts.values()) if recipe.mixture else []
+    trainings = [recipe, *recipe.stages, *recipe.adapters.values()]
+    rows: list[Rows | None] = [training.data for training in trainings] + [recipe.measure]
+    rows += [part for training in trainings if training.mixture for part in training.mixture.parts.values()]
     rows += [stage.vocabulary.known for stage in recipe.stages if stage.vocabulary]
     paths = [path for source in rows if source for path in (source.source, source.validation, source.test) if path]
     for path in dict.fromkeys([recipe.model, *paths]):
@@ -242,6 +248,12 @@ def as_yaml(recipe: Section) -> str:
     Keys that are not set and have no default are left out.
     """
     return dump_yaml(_plain(recipe))
+
+
+def adapter_yaml(recipe: Recipe, name: str, out: str) -> str:
+    """One of a recipe's adapters as a recipe of its own, which trains it in the folder `out`."""
+    whole = {"model": recipe.model, "quantize": recipe.quantize, "out": out, **_plain(recipe.adapters[name])}
+    return dump_yaml({key: value for key, value in whole.items() if value is not None})
 
 
 def _plain(value: Any) -> Any:
@@ -275,6 +287,8 @@ def _used_fields(section: BaseModel) -> list[str]:
     first = [name for name in additional if name not in last]
     if getattr(section, "stages", None):
         return [*first, *reversed(last)]
+    if getattr(section, "adapters", None):
+        return first
     if getattr(section, "vocabulary", None):
         return ["name", "data", "vocabulary"]
     idle = set() if section.start else {"new_labels"}

@@ -1,4 +1,4 @@
-"""Recipe runner: one training, or stages in order, each on the model of the one before; each stage can be resumed.
+"""Recipe runner: one training, adapters together, or stages in order, each on the model of the one before.
 
 OUT/1-NAME/             the run of a stage: adapter, metrics.json
 OUT/1-NAME/stage.json   the configuration of the stage, and its result; a stage that has both is finished
@@ -27,6 +27,7 @@ from deltatune.store.merged_model import RECORD, save_merged
 from deltatune.training.job import Prepared, prepare, record_of, run
 from deltatune.training.recipes.check_recipe import TrainingData, check_merge, check_stages, load_rows
 from deltatune.training.recipes.recipe_files import as_yaml
+from deltatune.training.recipes.run_adapters import check_out, run_adapters
 from deltatune.training.recipes.schema import Recipe, Stage
 from deltatune.training.recipes.stages import (
     RECIPE,
@@ -50,17 +51,22 @@ def folder_of(recipe: Recipe, name: str) -> Path:
 def run_recipe(
     recipe: Recipe, name: str, force: bool = False, on_stage: OnStage = silent, again: str | None = None
 ) -> dict[str, Any]:
-    """Run a whole recipe; returns the content of metrics.json or, with stages, of pipeline.json.
+    """Run a whole recipe; returns the content of metrics.json, with stages of pipeline.json, with adapters of
+    adapters.json.
 
-    Called again it resumes; what was finished is not run again, unless with `force`, or from stage `again` on.
+    Called again it resumes; what was finished is not run again, unless with `force`, or from stage `again` on, or the
+    adapter `again`.
     Raises DeltatuneError for every mistake in the recipe, its data and its methods before anything runs.
     """
     folder = folder_of(recipe, name)
     if recipe.stages:
         with FolderLock(folder, "out="):
             return run_stages(recipe, folder, force, on_stage, again)
+    if recipe.adapters:
+        with FolderLock(folder, "out="):
+            return run_adapters(recipe, folder, force, on_stage, again)
     if again is not None:
-        raise DeltatuneError(f"--again {again}: this recipe has no stages; --force runs it again")
+        raise DeltatuneError(f"--again {again}: this recipe has no stages and no adapters; --force runs it again")
     model = "" if recipe.start and "model" not in recipe.model_fields_set else recipe.model
     prepared = prepare(job_of(recipe, model, quantize=recipe.quantize))
     if prepared.start is not None:
@@ -117,7 +123,9 @@ def run_stages(
         StageRun(stage, checked[stage.name], i, len(names), folder, recipe.quantize)
         for i, stage in enumerate(recipe.stages, 1)
     ]
-    _check_out(folder)
+    check_out(folder, "stages")
+    for draft in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:  # of a killed process
+        shutil.rmtree(draft, ignore_errors=True)
     loads = next((run.training_data.loads for run in stages if run.stage.vocabulary is None), "text")
     held_out = load_rows(recipe.measure, raw=True) if recipe.measure else None
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,16 +257,3 @@ def _is_complete(stage_run: StageRun, result: dict[str, Any]) -> bool:
         return False  # removed, or another stage's
     check_folder(stage_run.target)
     return True
-
-
-def _check_out(folder: Path) -> None:
-    """Raise DeltatuneError for a folder that holds something else; remove the drafts of a killed process."""
-    if folder.is_file():
-        raise DeltatuneError(f"out={folder} is a file; choose another folder")
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    if RECIPE not in names and any(not name.startswith(".") for name in names):
-        raise DeltatuneError(f"out={folder} holds files that are not a run of a recipe; choose another folder")
-    if run_folder.RECORD in names:
-        raise DeltatuneError(f"out={folder} holds the run of a recipe without stages; choose another folder")
-    for draft in [*folder.glob(f".{MODEL}.*"), *folder.glob(f"*/.{MODEL}.*")]:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -10,7 +11,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.quantization.schemes import scheme_text
-from deltatune.training.settings import Settings
+from deltatune.store import run_folder
+from deltatune.training.recipes.shared_keys import spread
+from deltatune.training.settings import AUTO, Settings
 
 METHOD = "LoRA(r=8)"
 
@@ -220,8 +223,31 @@ class Stage(Training):
         return self
 
 
+class JointAdapter(Training):
+    """One of several adapters that are trained together on one base. Keys of a training that stand beside `adapters`
+    are those of every adapter that does not set them itself."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = []
+        if self.data is None and self.mixture is None:
+            problems.append("an adapter needs data, or a mixture: here, or beside adapters for all of them")
+        if self.start:
+            problems.append("from: an adapter that is trained further has a recipe of its own; leave from out")
+        if self.settings.learning_rate == AUTO:
+            problems.append(f"learning_rate: {AUTO} is searched by a recipe with one training; give a number")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+ADAPTER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+"""Names of adapters, which are those of their folders."""
+
+
 class Recipe(Training):
-    """A whole run in one file: model, data, method, settings and folder. Either one training, or stages in order."""
+    """A whole run in one file: model, data, method, settings and folder. One training, several adapters that are
+    trained together, or stages in order."""
 
     model: str = Field("builtin", min_length=1)
     """The pretrained model: a folder, a name on the hub, or builtin."""
@@ -234,16 +260,32 @@ class Recipe(Training):
     """Stages in order, each on the model of the one before."""
     measure: Source | None = None
     """Raw text; tokens and bits per character of its test rows are measured before and after each stage."""
+    adapters: dict[str, JointAdapter] = {}
+    """Several adapters by name, trained together on one base, each into a run folder of its own."""
+    most_rows: int | None = Field(None, ge=1)
+    """With adapters: most rows of one pass of the base, unless one adapter's batch has more; bounds the memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, content: Any) -> Any:
+        return spread(content, [field.alias or name for name, field in Training.model_fields.items()])
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         idle = self.trains()
+        if "adapters" in self.model_fields_set and not self.adapters:
+            raise ValueError("adapters names none: name one, or leave adapters out")
+        if self.stages and self.adapters:
+            raise ValueError("there are stages and adapters, and only one of them is run: leave one out")
         if self.stages and idle:
             raise ValueError(f"a recipe with stages does not use {', '.join(idle)} outside of them")
-        if not self.stages and self.data is None and self.mixture is None:
-            raise ValueError("a recipe needs data, a mixture, or stages")
+        if not self.stages and not self.adapters and self.data is None and self.mixture is None:
+            raise ValueError("a recipe needs data, a mixture, adapters, or stages")
         if not self.stages and self.measure is not None:
-            raise ValueError("measure needs stages; a single training is scored on its own data")
+            raise ValueError("measure needs stages; a training is scored on its own data")
+        if self.most_rows is not None and not self.adapters:
+            raise ValueError("most_rows bounds the passes of several adapters: name them in adapters, or leave it out")
+        self._check_adapter_names()
         refuse_labels("measure", self.measure, "task", "label", "limit", "validation")
         names = [stage.name for stage in self.stages]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -256,6 +298,23 @@ class Recipe(Training):
                 f"merge {', '.join(unmerged)}"
             )
         return self
+
+    def _check_adapter_names(self) -> None:
+        taken = (run_folder.ADAPTER, run_folder.CHECKPOINTS, run_folder.TENSORBOARD)
+        problems = [
+            f"adapters: {name!r} cannot be a folder's name; begin with a letter, then letters, digits, - and _, at "
+            "most 64 of them"
+            for name in self.adapters
+            if not ADAPTER_NAME.fullmatch(name)
+        ]
+        problems += [f"adapters: {name!r} is a folder of every run; choose another name" for name in taken
+                     if name in map(str.lower, self.adapters)]  # fmt: skip
+        lower = [name.lower() for name in self.adapters]
+        twice = sorted({name for name in self.adapters if lower.count(name.lower()) > 1})
+        if twice:
+            problems.append(f"adapters: {', '.join(twice)} differ in case alone, and some disks take them for one")
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 def refuse_labels(where: str, rows: Rows | None, *names: str) -> None:

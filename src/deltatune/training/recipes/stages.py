@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,23 @@ class StageInfo:
     """Number of stages."""
 
 
-OnStage = Callable[[StageInfo], AbstractContextManager[OnStep | None]]
-"""Returns a context around a stage, which yields the callback for its training steps."""
+@dataclass(frozen=True)
+class AdaptersInfo:
+    """Several adapters that are about to be trained together."""
+
+    folder: Path
+    model: str
+    prepared: Mapping[str, Prepared]
+    """Each adapter's training, by name."""
+    finished: frozenset[str]
+    """Those that were finished before and are not trained again."""
 
 
-def silent(stage: StageInfo) -> AbstractContextManager[OnStep | None]:
+OnStage = Callable[[StageInfo | AdaptersInfo], AbstractContextManager[OnStep | None]]
+"""Returns a context around a stage or several adapters, which yields the callback for the steps of a training."""
+
+
+def silent(stage: StageInfo | AdaptersInfo) -> AbstractContextManager[OnStep | None]:
     """Show nothing."""
     return nullcontext()
 

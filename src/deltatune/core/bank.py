@@ -39,15 +39,15 @@ class BankedAdapter(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.shape[0].adapter.capabilities
+        return self.shape[0].capabilities
 
     @property
     def needs(self) -> Needs:
-        return self.shape[0].adapter.needs
+        return self.shape[0].needs
 
     @property
     def count(self) -> int:
-        return self.shape[0].adapter.count
+        return self.shape[0].count
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class AdapterShape:
     """Names of each Delta's tensors, by the Delta's key."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of all tensors by their stable names, those of a head left out."""
+    capabilities: Capabilities
+    needs: Needs
+    count: int
+    """Trainable parameters, heads left out."""
 
 
 class BankGroup(Adapter):
@@ -259,7 +263,8 @@ def _shape(method: Method, sites: Sites, model: nn.Module) -> AdapterShape:
     held = bool(entries) and not shared and all(key is not None and key[2] is not None for key in keys)
     names = {key: tuple(delta.state_dict()) for key, _, delta in entries}
     shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
-    return AdapterShape(adapter, tuple(keys) if held else None, names, shapes)
+    facts = (adapter.capabilities, adapter.needs, adapter.count)
+    return AdapterShape(adapter, tuple(keys) if held else None, names, shapes, *facts)
 
 
 def _mismatches(shape: AdapterShape, head: nn.Module | None, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -18,14 +18,13 @@ from deltatune.methods.low_rank.shared_input import input_of
 
 
 class LowRankBank(BankDelta):
-    """Stacks A (S, R, in), B (S, R, out), s (S,). Those that read the same input share one stack of As."""
+    """Stacks A (S, R, in) and s·Bᵀ (S, R, out). Those that read the same input share one stack of As."""
 
     def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(delta, site, capacity, dtype)
         self.rank = bucket(len(delta.A))
         self.add_stack("A", self.rank, site.width_in)
         self.add_stack("B", self.rank, site.width_out)
-        self.add_stack("s", dtype=torch.float32)
         self.input = CommonInput([self])
 
     @classmethod
@@ -44,8 +43,7 @@ class LowRankBank(BankDelta):
 
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
         self.input.write_(self, slot, tensors["A"])
-        self.write_stack_("B", slot, tensors["B"].T)
-        self.write_stack_("s", slot, delta.scale)
+        self.write_stack_("B", slot, delta.scale * tensors["B"].T.to(torch.promote_types(self.dtype, torch.float32)))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return self.changed(None, x, h, 1.0)
@@ -56,17 +54,21 @@ class LowRankBank(BankDelta):
     def changed(self, onto: Tensor | None, x: Tensor, h: Tensor, weight: float | Tensor) -> Tensor:
         """`weight · s B A x` of h's shape and dtype, added to `onto` if that is given."""
         low = self.input.product(self, x)  # (B, T, R), or (B·T, R) where all rows have one slot
-        factor = self.of_rows("s")  # (B,) or (1,)
-        factor = factor * (weight.flatten() if isinstance(weight, Tensor) else weight)
-        low = (low * factor.view(-1, *[1] * (low.dim() - 1))).to(low.dtype)
-        if self.rows.only is not None and low.dim() == 2:
-            change = low @ self.get_buffer("B")[self.rows.only]
+        if isinstance(weight, Tensor):
+            low = low.reshape(len(weight), -1, self.rank) * weight.to(low.dtype).view(-1, 1, 1)
+        elif weight != 1.0:
+            low = low * weight
+        if self.rows.only is not None:
+            B, flat = self.get_buffer("B")[self.rows.only], low.reshape(-1, self.rank)
+            if onto is not None and onto.dtype == low.dtype:
+                return torch.addmm(onto.reshape(-1, onto.shape[-1]), flat, B).view_as(h)
+            change = flat @ B
         elif low.shape[1] == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
             # Reads each row's B where it lies: a sum of rows of the stack with weights, without a copy of B.
             table = self.get_buffer("B").flatten(0, 1)  # (S·R, out)
             change = F.embedding_bag(self.rows_of_table(), table, mode="sum", per_sample_weights=low[:, 0].contiguous())
         else:
-            change = torch.bmm(low, self.of_rows("B", keep=low.shape[1] == 1).expand(len(low), -1, -1))
+            change = torch.bmm(low, self.of_rows("B", keep=low.shape[1] == 1))
         change = change.view_as(h)
         return change.to(h.dtype) if onto is None else (onto + change).to(h.dtype)
 

@@ -24,6 +24,8 @@ class Bounds:
     """Seconds within which a request's headers must have arrived, from its first byte or the connection's beginning."""
     idle_seconds: float = 30.0
     """Seconds for which a connection is kept open between two requests."""
+    linger_seconds: float = 2.0
+    """Seconds for which what a refused client still sends is read and thrown away, so that it sees the answer."""
     write_seconds: float = 60.0
     """Seconds for which a client may leave an answer unread."""
     request_seconds: float = 600.0

@@ -3,6 +3,10 @@
 Every request passes here first: its host and origin, its key, the key's limits, its body's size and pace. Then the
 routes answer, watched: a client that hangs up, or a request that takes too long, ends them. Whatever happens is
 answered in OpenAI's form, logged once and counted once.
+
+Routes find the record of their request with `call_of(request.scope)`: they ask it what the key may use (`may_use`,
+`require`), count the tokens that they may take before they begin (`reserve`) and those that came (`tokens_in`,
+`token_`), and name the model and the kind of answer. A route that is cancelled must cancel what it has begun.
 """
 
 from __future__ import annotations
@@ -14,8 +18,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from deltatune.core.errors import DeltatuneError
-from deltatune.core.input_validation.strict_json import loads
 from deltatune.serving.server.api_keys import KeyFile, anonymous
 from deltatune.serving.server.bounds import Bounds
 from deltatune.serving.server.limits import Limiter
@@ -112,8 +114,6 @@ class Guard:
             self._admit(call, scope)
             body = await self.bodies.read(receive, scope["headers"])
             try:
-                if body and _says_json(scope):
-                    self._check_json(bytes(body))
                 await self._watched(partial(app, scope), receive, answer, body, call)
             finally:
                 self.bodies.release(body)
@@ -199,21 +199,13 @@ class Guard:
                     raise ClientGone
                 if self.draining:
                     raise unavailable("The server has stopped.", 5.0, close=True)
-                raise Refusal(
-                    504, f"The request took longer than {seconds:g} seconds.", type="server_error", close=True
-                )
+                text = f"The request took longer than {self.guarding.bounds.request_seconds:g} seconds."
+                raise Refusal(504, text, type="server_error", code="timeout", close=True)
             routes.result()
         finally:
             self._tasks.discard(routes)
             await _ended(routes)
             await _ended(watch)
-
-    def _check_json(self, content: bytes) -> None:
-        """Refuse what no reader of JSON should take: repeated keys, NaN, endless numbers, deep nesting."""
-        try:
-            loads(content, "the request's body")
-        except DeltatuneError as error:
-            raise Refusal(400, str(error), code="invalid_json") from None
 
     async def _refuse(self, refusal: Refusal, call: Call, answer: _Answer, receive: Receive) -> None:
         """Answer with an error; where the answer has begun already, it is cut off."""
@@ -270,8 +262,3 @@ async def _ended(task: asyncio.Task[None]) -> None:
 def _header_bytes(scope: Scope) -> int:
     sizes = (len(name) + len(value) for name, value in scope["headers"])
     return len(scope.get("raw_path", b"")) + len(scope["query_string"]) + sum(sizes)
-
-
-def _says_json(scope: Scope) -> bool:
-    """Whether the body is read as JSON: where nothing is said, it is."""
-    return b"json" in dict(scope["headers"]).get(b"content-type", b"json").lower()

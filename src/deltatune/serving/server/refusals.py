@@ -7,12 +7,6 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-CODE = "deltatune.code"
-"""Where a request's scope has the code of its error, for the log."""
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -60,15 +54,6 @@ class Refusal(Exception):
         """Send it. `last=False` leaves the response open, for a caller that still reads what the client sends."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": not last})
-
-
-async def answer_refusal(request: Request, refusal: Exception) -> Response:
-    """FastAPI's handler of refusals: `app.add_exception_handler(Refusal, answer_refusal)`."""
-    assert isinstance(refusal, Refusal)
-    request.scope[CODE] = refusal.code or str(refusal.status)
-    response = Response(refusal.body, refusal.status)
-    response.raw_headers = list(refusal.headers)
-    return response
 
 
 def error_body(message: str, type: str, code: str | None = None, param: str | None = None) -> bytes:

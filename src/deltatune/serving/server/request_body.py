@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -63,18 +64,14 @@ class BodyReader:
         self.held -= len(body)
         body.clear()
 
-    async def drain(self, receive: Receive, seconds: float = 2.0, size: int = 32 * 2**20) -> None:
+    async def drain(self, receive: Receive) -> None:
         """Read on and throw away, for a while: who closes while data arrive takes from the client what was answered."""
-        until, left = time.monotonic() + seconds, size
-        try:
-            async with asyncio.timeout(seconds):
-                while left > 0 and time.monotonic() < until:
+        until, ended = time.monotonic() + self.bounds.linger_seconds, False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.bounds.linger_seconds):
+                while not ended and time.monotonic() < until:
                     message = await receive()
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-                    left -= len(message.get("body", b""))
-        except TimeoutError:
-            return
+                    ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     def _too_long(self) -> Refusal:
         return Refusal(

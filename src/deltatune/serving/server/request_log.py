@@ -57,9 +57,7 @@ class Call:
     @property
     def route(self) -> str:
         """The template of its path, such as /v1/models/{name}: there are few of them, whatever clients ask for."""
-        return str(
-            getattr(self._scope.get("route"), "path", "") or self._scope.get("deltatune.route", "") or "unmatched"
-        )
+        return str(getattr(self._scope.get("route"), "path", "") or "unmatched")
 
     def token_(self, count: int = 1) -> None:
         """Tokens have been written; the first call is the moment of the first token."""

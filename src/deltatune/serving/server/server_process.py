@@ -32,8 +32,8 @@ LAST_SECONDS = 2
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 is any free one. Raises DeltatuneError for what cannot be had."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)  # asyncio turns Nagle's delays off where the protocol is named
     except OSError as error:
         raise DeltatuneError(f"--host {host}: {error.strerror or error}") from None
     try:
@@ -87,7 +87,7 @@ class DrainingServer(Server):
         )
         super().__init__(config)
         self.guard, self._started = guard, started
-        self._deadline = 0.0
+        self._deadline: float | None = None
 
     def drain(self) -> None:
         """Take no more requests, and stop once the running ones have ended or their time is over."""
@@ -100,7 +100,7 @@ class DrainingServer(Server):
             self._started()
 
     async def on_tick(self, counter: int) -> bool:
-        if self.guard.draining and not self.should_exit:
+        if self._deadline is not None and not self.should_exit:
             late = time.monotonic() > self._deadline
             if late:
                 self.guard.cut()

@@ -131,6 +131,8 @@ class Bank:
     ) -> None:
         """`release`: takes an adapter out of the route and of `adapters`."""
         self.model, self.sites, self.adapters, self.hooks, self.release = model, sites, adapters, hooks, release
+        self.host: Any = None
+        """The Host that made it; set by it."""
         self.slots = 64
         """Most adapters that it holds."""
         like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())

@@ -135,6 +135,7 @@ class Host:
         """
         if self._bank is None:
             self._bank = Bank(self.model, self.sites, self.adapters, self._seams.hooks, self._release, dtype)
+            self._bank.host = self
         self._bank.check(slots, dtype)
         return self._bank
 

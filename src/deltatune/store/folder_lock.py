@@ -35,11 +35,15 @@ _held: dict[Path, FolderLock] = {}
 _guard = threading.Lock()
 
 
+class FolderInUse(DeltatuneError):
+    """Another process or thread has the lock of a folder."""
+
+
 class FolderLock:
     """The right to write a run: a context manager. The thread that has a folder may take it again, no other one may.
 
-    Entering makes the folder if need be. Raises DeltatuneError if another process or thread has the lock, or if nothing
-    can be written there.
+    Entering makes the folder if need be. Raises FolderInUse if another process or thread has the lock, and
+    DeltatuneError if nothing can be written there.
     """
 
     def __init__(self, folder: Path, option: str = "--out ", file: Path | None = None) -> None:
@@ -141,7 +145,7 @@ class FolderLock:
             who = f"process {owner['pid']} on {owner.get('host')}{begun}"
         else:
             who = "another process"
-        return DeltatuneError(
+        return FolderInUse(
             f"{self.option}{self.subject} is in use by {who}; wait for it, stop it, or choose another name"
         )
 

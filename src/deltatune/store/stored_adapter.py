@@ -88,15 +88,19 @@ class StoredAdapter:
         adapter.trained_rows = self.trained_rows
         return adapter
 
+    def can_go_into(self, bank: Bank) -> bool:
+        """Whether a bank can hold it: its method has a bank form, and it has no copies of the model's own heads."""
+        return not self.own_head and bank.can_hold(self.method)
+
     def put_into(self, bank: Bank, name: str, other_base: bool = False) -> None:
-        """Write it into a slot of a host's bank, which holds its method (`bank.can_hold`).
+        """Write it into a slot of a host's bank, where that can hold it (`can_go_into`).
 
         Raises DeltatuneError as `attach_to` does, and BankFull when there is no free slot.
         """
         self._check_base(bank.host, other_base)
         problems = [*self.problems, *self.misshapen_head, *([] if self.finite else not_finite(self.tensors))]
         raise_all(problems, self._heading if problems else "")
-        bank.put(name, self.method, self.tensors, head=self.head(), extra=self.extra, seed=self.seed)
+        bank.put(name, self.method, self.tensors, head=self.make_head(None), extra=self.extra, seed=self.seed)
 
     @property
     def _heading(self) -> str:

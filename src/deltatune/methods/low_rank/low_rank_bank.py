@@ -68,7 +68,10 @@ class LowRankBank(BankDelta):
             table = self.get_buffer("B").flatten(0, 1)  # (S·R, out)
             change = F.embedding_bag(self.rows_of_table(), table, mode="sum", per_sample_weights=low[:, 0].contiguous())
         else:
-            change = torch.bmm(low, self.of_rows("B", keep=low.shape[1] == 1))
+            B = self.of_rows("B", keep=low.shape[1] == 1)
+            if onto is not None and onto.dtype == low.dtype:
+                return torch.baddbmm(onto.reshape(len(low), -1, B.shape[-1]), low, B).view_as(h)
+            change = torch.bmm(low, B)
         change = change.view_as(h)
         return change.to(h.dtype) if onto is None else (onto + change).to(h.dtype)
 

@@ -269,22 +269,13 @@ def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 def write(session: Session | ServerSession, rows: list[dict[str, Any]], put: Callable[[Iterable[Row]], None]) -> int:
     """Predict some rows and put them out; returns the number of truncated rows."""
-    encoded = session.encode(shaped(session, rows), labelled=False)
+    from deltatune.tasks.row_inputs import row_inputs
+
+    encoded = session.encode(row_inputs(session.task, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
     weight = {} if session.weight == 1 else {"weight": session.weight}
     put([joined(row, answer, weight) for row, answer in zip(rows, session.task.decode(answers), strict=True)])
     return encoded.truncated
-
-
-def shaped(session: Session | ServerSession, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the layout that the task reads: words in lists, tables in one line."""
-    from deltatune.data import inputs
-    from deltatune.data.dataset import TASK_OF
-
-    task: Any = session.task
-    if task.answers == "text" and len(task.text) > 1:
-        rows = [{**dict.fromkeys(task.text, ""), **row} for row in rows]
-    return inputs(rows, TASK_OF[task.label_kind], task.text)
 
 
 def rounded(value: Any) -> Any:

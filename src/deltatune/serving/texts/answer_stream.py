@@ -20,8 +20,8 @@ class Piece:
     """A further part of an answer."""
 
     text: str
-    tokens: tuple[TokenEvent, ...]
-    """The tokens whose text is out by now, and was not before."""
+    tokens: tuple[tuple[int, TokenEvent], ...] = ()
+    """The tokens whose text is out by now, and was not before, each with the character at which it begins."""
 
 
 class Strip:
@@ -110,5 +110,5 @@ class AnswerStream:
         self._out += len(text)
         tokens = []
         while self._waiting and (last or self._waiting[0][0] < self._out):
-            tokens.append(self._waiting.popleft()[1])
+            tokens.append(self._waiting.popleft())
         return Piece(text if self._strip is None else self._strip.push(text), tuple(tokens))

@@ -1,8 +1,8 @@
 """Names of models in requests: an adapter, several with weights, or the bare base.
 
-    german                      one adapter
-    german:0.7+legal:0.3        two adapters, each with the factor on its change
-    base                        no adapter
+german                      one adapter
+german:0.7+legal:0.3        two adapters, each with the factor on its change
+base                        no adapter
 """
 
 from __future__ import annotations

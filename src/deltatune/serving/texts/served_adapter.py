@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.union import Union
 from deltatune.serving.serving_errors import UnknownAdapter
 from deltatune.serving.texts.invalid_request import InvalidRequest
+from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.tasks import Mixture, Task, task_from_json
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.extractive_qa import ExtractiveQA
@@ -28,6 +30,9 @@ class AdapterStoreLike(Protocol):
     """What is asked of a store."""
 
     def __contains__(self, name: str, /) -> bool: ...
+
+    def names(self) -> Sequence[str]:
+        """All of them, sorted."""
 
     def revision(self, name: str, /) -> str:
         """What changes when the adapter of this name is replaced."""
@@ -46,6 +51,8 @@ class ServedAdapter:
     """The method's text, such as LoRA(r=8)."""
     task: Task | None
     """None for adapters that were not trained by `deltatune train`, such as PEFT's."""
+    length: int = 0
+    """Positions of the model that its virtual tokens and prefixes may take."""
 
     def part(self, name: str | None) -> Task | None:
         """Its task, or that of one part of a mixture. Raises InvalidRequest for a part that there is not."""
@@ -117,9 +124,16 @@ class ServedAdapters:
         if known is not None and known.revision == revision:
             return known
         stored = self.store.read(name)
+        if not isinstance(stored, StoredAdapter):  # PEFT's: what it is depends on the model that it is fitted to
+            adapter = ServedAdapter(name, revision, "PEFT", None)
+            with self._guard:
+                self._read[name] = adapter
+            return adapter
         check_tokenizer(name, self.tokenizer, stored.extra)
-        task = stored.extra.get("task")
-        adapter = ServedAdapter(name, revision, repr(stored.method), None if task is None else task_from_json(task))
+        task, method = stored.extra.get("task"), stored.method
+        members = method.members if isinstance(method, Union) else (method,)
+        length = sum(int(getattr(member, "length", 0)) for member in members)
+        adapter = ServedAdapter(name, revision, repr(method), None if task is None else task_from_json(task), length)
         with self._guard:
             self._read[name] = adapter
         return adapter

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.adapter import Adapter, outline
+from deltatune.core.adapter import Adapter
 from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
+from deltatune.core.adapter_shape import AdapterShape, adapter_shape, bank_form, mismatches, shared_tensors
 from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities, Needs
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.seams.hook_registry import HookRegistry
-from deltatune.core.sites.site import Site, Sites
+from deltatune.core.sites.site import Site
+
+if TYPE_CHECKING:
+    from deltatune.core.host import Host
 
 FIRST_SLOTS = 4
 """Slots of a new group; it doubles them as adapters come."""
@@ -30,11 +34,10 @@ class BankFull(DeltatuneError):
 class BankedAdapter(Adapter):
     """An adapter whose tensors are in a bank: its method, head and metadata, and the slot."""
 
-    def __init__(
-        self, method: Method, head: nn.Module | None, extra: Mapping[str, Any], shape: AdapterShape, slot: int
-    ) -> None:
+    def __init__(self, method: Method, head: nn.Module | None, extra: Mapping[str, Any], shape: AdapterShape) -> None:
         super().__init__(method, head, extra)
-        self.shape, self.slot = [shape], slot  # in a list: its Deltas without values are no part of this module
+        self.shape = [shape]  # in a list: its Deltas without values are no part of this module
+        self.slot = 0
         self.trained_rows = None
 
     @property
@@ -48,24 +51,6 @@ class BankedAdapter(Adapter):
     @property
     def count(self) -> int:
         return self.shape[0].count
-
-
-@dataclass(frozen=True)
-class AdapterShape:
-    """What all adapters of one method have in common on one base."""
-
-    adapter: Adapter
-    """Its Deltas without values."""
-    key: Hashable | None
-    """What adapters have in common that share stacks; None for a method that no bank can hold."""
-    names: Mapping[str, tuple[str, ...]]
-    """Names of each Delta's tensors, by the Delta's key."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of all tensors by their stable names, those of a head left out."""
-    capabilities: Capabilities
-    needs: Needs
-    count: int
-    """Trainable parameters, heads left out."""
 
 
 class BankGroup(Adapter):
@@ -107,12 +92,6 @@ class BankGroup(Adapter):
         return sum(delta.bytes for _, delta in self.bank_deltas())
 
 
-def bank_form(delta: Delta) -> type[BankDelta] | None:
-    """The form in which a bank holds Deltas of exactly this class."""
-    form = vars(type(delta)).get("bank_form")
-    return form if isinstance(form, type) and issubclass(form, BankDelta) else None
-
-
 class Bank:
     """Adapters in slots. `Host.bank` makes the one of a Host; routes name its adapters as they do attached ones.
 
@@ -121,27 +100,24 @@ class Bank:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        sites: Sites,
-        adapters: dict[str, Adapter],
-        hooks: HookRegistry,
-        release: Callable[[str], None],
-        dtype: torch.dtype | None,
+        self, host: Host, hooks: HookRegistry, release: Callable[[str], None], dtype: torch.dtype | None
     ) -> None:
-        """`release`: takes an adapter out of the route and of `adapters`."""
-        self.model, self.sites, self.adapters, self.hooks, self.release = model, sites, adapters, hooks, release
-        self.host: Any = None
-        """The Host that made it; set by it."""
+        """`release`: takes an adapter out of the host's route and adapters."""
+        self.host, self.hooks, self.release = host, hooks, release
+        self.model, self.sites, self.adapters = host.model, host.sites, host.adapters
         self.slots = 64
         """Most adapters that it holds."""
-        like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-        self.device, self.dtype = like.device, dtype or like.dtype
+        self.dtype = dtype or self._like.dtype
         self.groups: dict[str, BankGroup] = {}
         self.places: dict[str, tuple[str, int]] = {}
         """Group and slot of each adapter."""
         self._shapes: dict[Method, AdapterShape] = {}
         self._made = 0
+
+    @property
+    def _like(self) -> Tensor:
+        """A parameter of the model, on whose device the stacks are."""
+        return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,27 +161,38 @@ class Bank:
         shape = self.shape_of(method)
         if shape.key is None:
             raise DeltatuneError(f"{method!r} has no form for banks; attach it: host.load(...) or host.attach(...)")
-        raise_all(_mismatches(shape, head, tensors), f"adapter {name!r} does not fit into the bank:")
+        raise_all(mismatches(shape, head, tensors), f"adapter {name!r} does not fit into the bank:")
         if len(self.places) >= self.slots:
             raise BankFull(
                 f"all {self.slots} slots of the bank are taken, so that {name!r} finds none; remove an adapter, or "
                 "make the bank larger: host.bank(slots=...)"
             )
-        with torch.inference_mode(False), torch.no_grad():
-            group = self._group_of(shape)
-            slot = group.free_slot(self.slots)
-            for key, delta in group.bank_deltas():
-                like = shape.adapter.deltas[key.replace(".", "/")]
-                assert isinstance(like, Delta)
-                delta.write_(slot, like, {each: tensors[f"{key}.{each}"] for each in shape.names[key]})
-            adapter = BankedAdapter(method, head, extra or {}, shape, slot)
+        if shape.reads_base and self.host.merged:
+            raise DeltatuneError(
+                f"{method!r} is fitted to the base's own weights, and {', '.join(self.host.merged)} is merged into "
+                "them; call unmerge_ first"
+            )
+        adapter = BankedAdapter(method, head, extra or {}, shape)
+        adapter.seed = seed
+        at_rest = self.host.using(None) if shape.reads_base else nullcontext()
+        with at_rest, torch.inference_mode(False), torch.no_grad():
             if head is not None:
                 adapter.load_tensors(tensors)
-                head.to(self.device)
-            adapter.seed = seed
+                head.to(self._like.device)
+            values = {**tensors, **shared_tensors(shape, tensors, seed)}
+            group = self._group_of(shape, values)
+            adapter.slot = group.free_slot(self.slots)
+            try:
+                for key, delta in group.bank_deltas():
+                    like = shape.adapter.deltas[key.replace(".", "/")]
+                    assert isinstance(like, Delta)
+                    delta.write_(adapter.slot, like, shape.of_delta(key, values))
+            except BaseException:
+                self._clear_(group, adapter.slot)
+                raise
         adapter.requires_grad_(False).train(self.model.training)
-        group.members[name] = slot
-        self.places[name] = (group.name, slot)
+        group.members[name] = adapter.slot
+        self.places[name] = (group.name, adapter.slot)
         self.adapters[name] = adapter
         adapter_module(self.model)[name] = adapter
         return adapter
@@ -218,30 +205,37 @@ class Bank:
         group_name, slot = self.places.pop(name)
         group = self.groups[group_name]
         del group.members[name]
+        self._clear_(group, slot)
+        if not self.adapters:
+            remove_adapter_module_(self.model)
+
+    def _clear_(self, group: BankGroup, slot: int) -> None:
+        """Make a slot change nothing; a group without adapters goes."""
         if group.members:
             with torch.inference_mode(False), torch.no_grad():
                 for _, delta in group.bank_deltas():
                     delta.clear_(slot)
             return
-        self.hooks.unplug(group_name)
-        del self.groups[group_name]
-        adapter_module(self.model).pop(group_name)
-        if not self.adapters:
-            remove_adapter_module_(self.model)
+        self.hooks.unplug(group.name)
+        del self.groups[group.name]
+        adapter_module(self.model).pop(group.name)
 
     def shape_of(self, method: Method) -> AdapterShape:
         """What adapters of a method have in common; found once."""
         if method not in self._shapes:
-            self._shapes[method] = _shape(method, self.sites, self.model)
+            self._shapes[method] = adapter_shape(method, self.sites, self.model)
         return self._shapes[method]
 
-    def _group_of(self, shape: AdapterShape) -> BankGroup:
+    def _group_of(self, shape: AdapterShape, values: Mapping[str, Tensor]) -> BankGroup:
+        """The group that an adapter with these tensors shares, made where there is none."""
         for group in self.groups.values():
-            if group.key == shape.key:
+            if group.key == shape.key and all(
+                delta.takes(shape.of_delta(key, values)) for key, delta in group.bank_deltas()
+            ):
                 return group
         self._made += 1
         group = BankGroup(f"bank:{self._made}", shape.adapter.method, shape, self.slots, self.dtype)
-        group.to(self.device)
+        group.to(self._like.device)
         group.train(self.model.training)
         self.groups[group.name] = group
         adapter_module(self.model)[group.name] = group
@@ -255,29 +249,3 @@ def check_name(name: str, adapters: Mapping[str, Adapter]) -> None:
         raise DeltatuneError(f"an adapter called {name!r} is attached already; detach it or choose another name")
     if not name or not name.replace("-", "_").isidentifier():
         raise DeltatuneError(f"{name!r} is not a name for an adapter; use letters, digits, _ and -")
-
-
-def _shape(method: Method, sites: Sites, model: nn.Module) -> AdapterShape:
-    adapter = outline(method, sites, model)
-    entries = list(adapter.entries())
-    shared = any(True for _, module in adapter.shared_modules() for _ in module.state_dict())
-    keys = [None if (form := bank_form(d)) is None else (key, form, form.shape(d, site)) for key, site, d in entries]
-    held = bool(entries) and not shared and all(key is not None and key[2] is not None for key in keys)
-    names = {key: tuple(delta.state_dict()) for key, _, delta in entries}
-    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
-    facts = (adapter.capabilities, adapter.needs, adapter.count)
-    return AdapterShape(adapter, tuple(keys) if held else None, names, shapes, *facts)
-
-
-def _mismatches(shape: AdapterShape, head: nn.Module | None, tensors: Mapping[str, Tensor]) -> list[str]:
-    """List tensors that are missing, extra or misshapen."""
-    of_head = {} if head is None else {f"head.{name}": tuple(t.shape) for name, t in head.state_dict().items()}
-    expected = {**shape.shapes, **of_head}
-    problems = [f"tensor {name} is missing" for name in expected if name not in tensors]
-    problems += [f"tensor {name} is not one of this adapter's" for name in tensors if name not in expected]
-    problems += [
-        f"tensor {name} has shape {tuple(tensors[name].shape)}, not {wanted}"
-        for name, wanted in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != wanted
-    ]
-    return sorted(problems)

@@ -6,7 +6,8 @@ it for LoRA on GPUs: https://arxiv.org/abs/2311.03285, https://arxiv.org/abs/231
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class BankDelta(Delta):
 
     rows: SlotRows
     """The slots of the rows of this call, set before it."""
+    reads_shared: ClassVar[bool] = False
+    """Whether `write_` wants the tensors that an adapter's Deltas share, as `shared.NAME`."""
+    reads_base: ClassVar[bool] = False
+    """Whether `write_` reads the base's weights, which then are its own: nothing is merged into them or acts."""
 
     def __init__(self, delta: Delta, site: Site, capacity: int, dtype: torch.dtype) -> None:
         """`delta`: one of those it will hold, without values; `capacity`: slots beside slot 0."""
@@ -54,6 +59,15 @@ class BankDelta(Delta):
     def shape(cls, delta: Delta, site: Site) -> Hashable | None:
         """What Deltas have in common that share a bank at a site; None for a Delta that it cannot hold."""
         raise NotImplementedError(f"{cls.__name__} names no shape")
+
+    @classmethod
+    def tensor_shapes(cls, delta: Delta) -> dict[str, tuple[int, ...]]:
+        """Shapes of a Delta's tensors by name."""
+        return {name: tuple(tensor.shape) for name, tensor in delta.state_dict().items()}
+
+    def takes(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a Delta with these values may share the stacks: what it shares with the others must be the same."""
+        return True
 
     def write_(self, slot: int, delta: Delta, tensors: Mapping[str, Tensor]) -> None:
         """Write one Delta into a slot: `delta` has its settings but no values, `tensors` its values by name."""
@@ -117,7 +131,21 @@ class BankDelta(Delta):
         self.kept[name] = rows.slots, kept
         return kept
 
+    def vectors(self, name: str, like: Tensor) -> Tensor:
+        """A stack of vectors for the rows of this call, shaped to meet those of `like` (B, ..., width)."""
+        vectors = self.of_rows(name)  # (B or 1, width)
+        return vectors.view(len(vectors), *[1] * (like.dim() - 2), -1)
+
+    def factor(self, name: str, like: Tensor, weight: float | Tensor) -> Tensor:
+        """A stack of numbers times the weights of the rows, shaped to multiply `like` (B, ...)."""
+        factor = self.of_rows(name) * (weight.flatten() if isinstance(weight, Tensor) else weight)  # (B or 1,)
+        return factor.view(-1, *[1] * (like.dim() - 1))
+
     # ---- for the bank
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> BankDelta:
+        self.kept.clear()  # another device or dtype
+        return super()._apply(fn, recurse)
 
     def clear_(self, slot: int) -> None:
         """Make a slot change nothing."""

@@ -137,6 +137,6 @@ def read_all(sock):
 def wait_for(condition, seconds=5.0):
     """Wait until a condition holds; whether it does."""
     until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
+    while not (held := condition()) and time.monotonic() < until:
         time.sleep(0.01)
-    return condition()
+    return held

@@ -141,7 +141,8 @@ def remove_key(path: Path, name: str) -> None:
     keys = read_keys(path)
     names = [key.name for key in keys]
     if name not in names:
-        raise DeltatuneError(f"{path} has no key {name!r}{nearest(name, names)}; it has {', '.join(names) or 'none'}")
+        near = nearest(name, names) or f"; it has {', '.join(names) or 'none'}"
+        raise DeltatuneError(f"{path} has no key {name!r}{near}")
     write_keys(path, [key for key in keys if key.name != name])
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
-from importlib.metadata import entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.input_validation.regular_files import check_directory
+from deltatune.core.input_validation.strict_json import dumps
 from deltatune.core.method import Method, hyperparameters
 from deltatune.core.registry import find_method
 from deltatune.core.trained_rows import TrainedRows, hashes_from
@@ -33,6 +34,10 @@ from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
 
 SCHEMA = 1
 CONFIG, TENSORS, ROWS = "adapter.json", "adapter.safetensors", "trained_rows.safetensors"
+
+
+_head_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+"""Shapes of the tensors of heads by their kind and config, because a thousand adapters have few different heads."""
 
 
 def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
@@ -214,7 +219,7 @@ def head_from_json(content: dict[str, Any] | None, given: nn.Module | None, fold
                 f"{folder} has a head of class {content['class']}; load it with head={content['class']}(...)"
             )
         return given
-    builders = {point.name: point for point in entry_points(group="deltatune.heads")}
+    builders = _head_builders()
     if content["kind"] not in builders:
         raise DeltatuneError(
             f"{folder} has a head of kind {content['kind']!r}; installed kinds: {', '.join(builders) or 'none'}"
@@ -226,6 +231,12 @@ def head_from_json(content: dict[str, Any] | None, given: nn.Module | None, fold
     return head
 
 
+@cache
+def _head_builders() -> dict[str, EntryPoint]:
+    """The entry points of heads by kind; found once, because the files of all packages are read for it."""
+    return {point.name: point for point in entry_points(group="deltatune.heads")}
+
+
 def _make_head(content: dict[str, Any] | None, folder: Path, given: nn.Module | None) -> nn.Module | None:
     return head_from_json(content, given, folder)
 
@@ -234,13 +245,18 @@ def _misshapen_head(content: dict[str, Any] | None, tensors: Mapping[str, Tensor
     """List tensors of a head whose shapes in the file are not those of its config, found without memory for them."""
     if content is None or content["kind"] == "own":
         return []
-    with torch.device("meta"):
-        try:
-            head = head_from_json(content, None, folder)
-        except (RuntimeError, OverflowError):  # more bytes than 64 bits can count
-            return [f"the head's config {shortened(content['config'])} makes tensors that no memory can hold"]
-    assert head is not None
-    shapes = {f"head.{key}": tuple(tensor.shape) for key, tensor in head.state_dict().items()}
+    key = dumps(content, folder, sort_keys=True)
+    if key not in _head_shapes:
+        with torch.device("meta"):
+            try:
+                head = head_from_json(content, None, folder)
+            except (RuntimeError, OverflowError):  # more bytes than 64 bits can count
+                return [f"the head's config {shortened(content['config'])} makes tensors that no memory can hold"]
+        assert head is not None
+        if len(_head_shapes) >= 1000:
+            _head_shapes.clear()
+        _head_shapes[key] = {f"head.{name}": tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    shapes = _head_shapes[key]
     in_file = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("head.")}
     return [
         f"tensor {key} has shape {in_file[key]} in the file, {shapes[key]} by the head's config"

@@ -25,6 +25,8 @@ SCALES_TOLERANCE = 0.01
 """By how much `scales` may differ: those that are quantised themselves are rounded differently on another device."""
 _identities: WeakKeyDictionary[Host, dict[bool, dict[str, Any]]] = WeakKeyDictionary()
 """Identities of hosts whose weights are sharded, of the whole model and without its language-model head."""
+_served: WeakKeyDictionary[Host, tuple[Any, dict[bool, dict[str, Any]]]] = WeakKeyDictionary()
+"""Identities of hosts with banks, and the state of the weights of which they were made."""
 
 
 def base_identity(host: Host, bare: bool = False) -> dict[str, Any]:
@@ -126,9 +128,24 @@ def remember(host: Host) -> None:
     _identities[host] = {bare: base_identity(host, bare) for bare in (False, True)}
 
 
-def compare_bases(saved: dict[str, Any], host: Host, other_base: bool) -> list[str]:
-    """List why an adapter trained on the base `saved` does not fit this Host's base."""
-    here, bare = base_identity(host), base_identity(host, bare=True)
+def served_identities(host: Host) -> dict[bool, dict[str, Any]]:
+    """Both identities of a base that is not changed in place, with the language-model head and without: made once.
+
+    They are made again where a weight is another tensor, or was changed by an operation that torch counts.
+    """
+    state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in _identifying(host))
+    known = _served.get(host)
+    if known is None or known[0] != state:
+        known = _served[host] = state, {bare: base_identity(host, bare) for bare in (False, True)}
+    return known[1]
+
+
+def compare_bases(
+    saved: dict[str, Any], host: Host, other_base: bool, identities: dict[bool, dict[str, Any]] | None = None
+) -> list[str]:
+    """List why an adapter trained on the base `saved` does not fit this Host's, whose `identities` may be known."""
+    identities = identities or {bare: base_identity(host, bare) for bare in (False, True)}
+    here, bare = identities[False], identities[True]
     if saved.get("shapes") == bare["shapes"]:  # the adapter reads no more than that
         here = bare
     if saved.get("shapes") != here["shapes"]:

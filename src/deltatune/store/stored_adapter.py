@@ -15,7 +15,7 @@ from deltatune.core.host import Host
 from deltatune.core.method import Method
 from deltatune.core.trained_rows import TrainedRows
 from deltatune.store.config_checks import site_contradictions
-from deltatune.store.fingerprint import compare_bases
+from deltatune.store.fingerprint import compare_bases, served_identities
 from deltatune.store.tensors import attach_filled, not_finite
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class StoredAdapter:
 
         Raises DeltatuneError as `attach_to` does, and BankFull when there is no free slot.
         """
-        self._check_base(bank.host, other_base)
+        self._check_base(bank.host, other_base, served=True)
         problems = [*self.problems, *self.misshapen_head, *([] if self.finite else not_finite(self.tensors))]
         raise_all(problems, self._heading if problems else "")
         bank.put(name, self.method, self.tensors, head=self.make_head(None), extra=self.extra, seed=self.seed)
@@ -106,9 +106,11 @@ class StoredAdapter:
     def _heading(self) -> str:
         return f"{self.kind} {self.folder} does not fit this model:"
 
-    def _check_base(self, host: Host, other_base: bool) -> None:
+    def _check_base(self, host: Host, other_base: bool, served: bool = False) -> None:
         if self.base is not None:
-            raise_all(compare_bases(dict(self.base), host, other_base), self._heading)
+            identities = served_identities(host) if served else None
+            problems = compare_bases(dict(self.base), host, other_base, identities)
+            raise_all(problems, self._heading if problems else "")
 
     def _fitting_tensors(self) -> Mapping[str, Tensor]:
         """All tensors but those of a head that is not built: its size is not to be trusted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -22,7 +23,7 @@ def check_fields(config: Any) -> None:
     Raises DeltatuneError naming the field, the value and the allowed ones. Numbers fit float32 and integers have
     at most 64 bits, because tensors have no others; text has no half of a surrogate pair, because files cannot hold it.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         fitted, ok = _fit(value, hints[field.name])
@@ -34,6 +35,11 @@ def check_fields(config: Any) -> None:
             )
         if fitted is not value:
             object.__setattr__(config, field.name, fitted)
+
+
+@functools.cache  # annotations are text: each is compiled
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def shortened(value: Any, quoted: bool = True) -> str:

@@ -19,7 +19,6 @@ from deltatune.store.adapter_store.store_entry import Entry, given_facts
 from deltatune.store.adapter_store.store_folder import StoreFolder
 from deltatune.store.adapter_store.store_index import SORTS, Storage, StoreIndex
 from deltatune.store.atomic_files import check_outside, listed_files, write_folder
-from deltatune.store.peft.peft_folder import StoredPeft
 from deltatune.store.stored_adapter import StoredAdapter
 
 CHUNK = 1000
@@ -116,8 +115,8 @@ class AdapterStore:
         """The entries that meet every condition.
 
         `task` is the kind; `method` and `base` are parts of their texts, `base` also the start of a fingerprint; `tags`
-        must all be there; every word of `text` occurs in name, task, method, base, tags or labels. `sort` is name,
-        task, method, base, score, size, parameters or date; the best scores and the latest dates come first.
+        must all be there; every word of `text` occurs in name, task, method, base, data, tags or labels. `sort` is
+        name, task, method, base, score, size, parameters or date; the best scores and the latest dates come first.
         """
         if sort not in SORTS:
             raise DeltatuneError(f"sort={sort!r}: must be one of {', '.join(SORTS)}{nearest(sort, SORTS)}")
@@ -138,7 +137,7 @@ class AdapterStore:
         return self._index.ask(lambda index: index.find(where, order, limit))
 
     def search(self, text: str, limit: int | None = None) -> Sequence[Entry]:
-        """The entries in whose name, task, method, base, tags or labels every word of `text` occurs."""
+        """The entries in whose name, task, method, base, data, tags or labels every word of `text` occurs."""
         return self.list(text=text, limit=limit)
 
     def values(self, field: str) -> Sequence[str]:
@@ -153,7 +152,7 @@ class AdapterStore:
 
     # ---- reading
 
-    def read(self, name: str) -> StoredAdapter | StoredPeft:
+    def read(self, name: str) -> StoredAdapter:
         """An adapter, to be attached to a host or put into a bank; `host.load(store.folder(name))` does the former.
 
         Its files are checked against their hashes once, and again when they have changed. Raises DeltatuneError for a
@@ -192,7 +191,7 @@ class AdapterStore:
             raise DeltatuneError(self._damaged(name, "its files are not those that were added"))
         return target
 
-    def _read(self, entry: Entry) -> StoredAdapter | StoredPeft:
+    def _read(self, entry: Entry) -> StoredAdapter:
         objects, kind = self._place.objects, entry.format
         folder = self._index.ask(lambda index: self._place.fetched(entry, index))
         stamps = objects.stamps(entry.digest, kind)

@@ -22,7 +22,6 @@ from deltatune.store import adapter_folder, peft
 from deltatune.store.adapter_store.store_entry import DIGEST
 from deltatune.store.atomic_files import MANIFEST, check_folder, digest, listed_files, plain_write_errors, write_json
 from deltatune.store.peft import peft_format
-from deltatune.store.peft.peft_folder import StoredPeft
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import not_finite
 
@@ -59,7 +58,7 @@ class ObjectFiles:
         """Where an object is."""
         return self.root / digest[:2] / digest
 
-    def take_in(self, source: Path) -> tuple[Draft, StoredAdapter | StoredPeft]:
+    def take_in(self, source: Path) -> tuple[Draft, StoredAdapter]:
         """Copy an adapter's folder into a draft, check it whole, and read it.
 
         Raises DeltatuneError for folders that are damaged, contradict themselves or hold values that are not finite,
@@ -155,7 +154,7 @@ class ObjectFiles:
         return bool(left)
 
 
-def read_object(folder: Path, kind: str) -> StoredAdapter | StoredPeft:
+def read_object(folder: Path, kind: str) -> StoredAdapter:
     """Read an object whose files are verified."""
     read = adapter_folder.read_stored if kind == "deltatune" else peft.read_stored
     return read(folder, verified=True)
@@ -174,12 +173,9 @@ def format_name(source: Path) -> str:
     )
 
 
-def check_values(stored: StoredAdapter | StoredPeft, source: Path) -> None:
+def check_values(stored: StoredAdapter, source: Path) -> None:
     """Raise DeltatuneError for entries that contradict each other, and values that are not finite."""
-    if isinstance(stored, StoredPeft):
-        problems = not_finite(stored.content.tensors)
-    else:
-        problems = [*stored.problems, *stored.misshapen_head, *not_finite(stored.tensors)]
+    problems = [*stored.problems, *stored.misshapen_head, *not_finite(stored.tensors)]
     raise_all(problems, f"the adapter {source} cannot be stored:" if problems else "")
 
 

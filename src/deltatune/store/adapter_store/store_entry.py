@@ -59,6 +59,8 @@ class Entry:
     """Kind of the task, such as `classify`; empty where the adapter does not say."""
     labels: tuple[str, ...] = ()
     """Classes or tags of the task."""
+    data: str = ""
+    """The data that it was trained on, as they were named."""
     base: BaseFacts = field(default_factory=BaseFacts)
     metric: str = ""
     """The task's primary metric."""
@@ -113,7 +115,7 @@ def entry_from_json(text: str | bytes, where: str | Path) -> Entry:
 
 
 def describe(
-    name: str, digest: str, stored: StoredAdapter | StoredPeft, size: int, given: Given, run_scores: Mapping[str, Any]
+    name: str, digest: str, stored: StoredAdapter, size: int, given: Given, run_scores: Mapping[str, Any]
 ) -> Entry:
     """The entry of an adapter that was read. What the user gave counts more than what the folder says."""
     common: dict[str, Any] = {
@@ -124,15 +126,14 @@ def describe(
         "tags": given.tags,
     }
     if isinstance(stored, StoredPeft):
-        config = stored.content.config
-        rank = f"(r={config['r']})" if isinstance(config.get("r"), int) else ""
+        origin = stored.extra["origin"]
         return Entry(
             format="peft",
-            method=f"PEFT {config['peft_type']}{rank}",
+            method=repr(stored.method),
             task=given.task or "",
-            base=BaseFacts(name=str(config.get("base_model_name_or_path") or "")),
+            base=BaseFacts(name=str(origin.get("base_model_name_or_path") or "")),
             scores=given.scores or {},
-            parameters=_values(stored.content.tensors),
+            parameters=_values(stored.tensors),
             **common,
         )
     extra, base = stored.extra, stored.base or {}
@@ -144,6 +145,7 @@ def describe(
         method=repr(stored.method),
         task=given.task or str(told.get("task") or ""),
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        data=str(data.get("source") or "") if isinstance(data := extra.get("data"), dict) else "",
         base=BaseFacts(
             name=str(base.get("name") or extra.get("model") or ""),
             architecture=str(base.get("architecture") or ""),
@@ -234,7 +236,7 @@ def _is_number(value: Any) -> bool:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,), "digest": (str,), "format": (str,), "method": (str,), "task": (str,), "labels": (list,),
-    "base": (dict,), "metric": (str,), "scores": (dict,), "bytes": (int,), "parameters": (int,), "added": (str,),
+    "data": (str,), "base": (dict,), "metric": (str,), "scores": (dict,), "bytes": (int,), "parameters": (int,), "added": (str,),
     "tags": (list,),
 }  # fmt: skip
 """Fields of an entry's file."""

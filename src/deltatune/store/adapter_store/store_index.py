@@ -249,7 +249,7 @@ class StoreIndex:
 
 def _row(entry: Entry, token: str) -> tuple[Any, ...]:
     score = entry.score
-    words = [entry.name, entry.task, entry.method, entry.base.name, *entry.tags, *entry.labels]
+    words = [entry.name, entry.task, entry.method, entry.base.name, entry.data, *entry.tags, *entry.labels]
     return (
         entry.name,
         entry.digest,

@@ -16,6 +16,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.method import Method
+from deltatune.core.registry import registry
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 from deltatune.store.peft.peft_config import check_config
 from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFormat, head_copies
@@ -94,38 +95,66 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
 
 
 @dataclass(frozen=True)
-class StoredPeft:
-    """A PEFT adapter as it was read from its folder. Which method it is depends on the model: see `fitted`."""
+class StoredPeft(StoredAdapter):
+    """A PEFT adapter as it was read from its folder.
 
-    content: PeftFolder
-    format: PeftFormat
+    Its tensors have PEFT's names, and its method is what PEFT's config says of it without the sites; `fitted` makes
+    both ours, for which it takes the model.
+    """
 
-    @property
-    def folder(self) -> Path:
-        """Where it was read."""
-        return Path(self.content.path)
+    content: PeftFolder | None = None
+    format: PeftFormat | None = None
 
     def fitted(self, host: Host) -> StoredAdapter:
         """It as a method of ours and its tensors, for one model. Raises DeltatuneError for all that does not fit."""
+        assert self.content is not None
+        assert self.format is not None
         imported = self.format.read(host, self.content)
         heads = _head_tensors(host, self.content, imported.used)
-        origin = {"format": "peft", **{key: self.content.config.get(key) for key in _ORIGIN}}
         return StoredAdapter(
             self.folder,
             imported.method,
             {**imported.tensors, **heads},
             own_head=bool(heads),
-            extra={"origin": origin},
-            kind="the PEFT adapter",
+            extra=self.extra,
+            finite=self.finite,
+            kind=self.kind,
         )
 
     def attach_to(self, host: Host, name: str, other_base: bool = False, head: nn.Module | None = None) -> Adapter:
-        """Attach it to a host, as `StoredAdapter.attach_to` does; the folder does not say which base it was."""
         return self.fitted(host).attach_to(host, name, other_base, head)
 
+    def can_go_into(self, bank: Bank) -> bool:
+        return self.fitted(bank.host).can_go_into(bank)
+
     def put_into(self, bank: Bank, name: str, other_base: bool = False) -> None:
-        """Write it into a slot of a host's bank, as `StoredAdapter.put_into` does."""
         self.fitted(bank.host).put_into(bank, name, other_base)
+
+
+def _told_method(config: Mapping[str, Any]) -> Method:
+    """The method of a PEFT config, without the sites at which it acts."""
+    kind = config["peft_type"]
+    numbers = {ours: config[theirs] for ours, theirs in _TOLD.get(kind, {}).items() if config.get(theirs) is not None}
+    name = _NAMES[kind]
+    if kind == "LORA" and (config.get("use_dora") or config.get("use_rslora")):
+        name = "DoRA" if config.get("use_dora") else "RsLoRA"
+    method: Method = registry()[name](**numbers)
+    return method
+
+
+_NAMES = {
+    "LORA": "LoRA", "IA3": "IA3", "VERA": "VeRA", "PREFIX_TUNING": "Prefix", "PROMPT_TUNING": "Prompt",
+    "P_TUNING": "Prompt",
+}  # fmt: skip
+"""The method of each PEFT type."""
+_TOLD = {
+    "LORA": {"r": "r", "alpha": "lora_alpha"},
+    "VERA": {"r": "r"},
+    "PREFIX_TUNING": {"length": "num_virtual_tokens"},
+    "PROMPT_TUNING": {"length": "num_virtual_tokens"},
+    "P_TUNING": {"length": "num_virtual_tokens"},
+}
+"""Fields of the method that PEFT's config tells, and their keys there."""
 
 
 def read_stored(folder: Path, verified: bool = False) -> StoredPeft:
@@ -145,7 +174,16 @@ def read_stored(folder: Path, verified: bool = False) -> StoredPeft:
     tensors = {key.removeprefix(peft_format.prefix): tensor for key, tensor in read_tensors(folder / TENSORS).items()}
     content = PeftFolder(str(folder), config, tensors)
     check_config(content)
-    return StoredPeft(content, peft_format)
+    return StoredPeft(
+        folder,
+        _told_method(config),
+        tensors,
+        extra={"origin": {"format": "peft", **{key: config.get(key) for key in _ORIGIN}}},
+        finite=verified,
+        kind="the PEFT adapter",
+        content=content,
+        format=peft_format,
+    )
 
 
 def _head_tensors(host: Host, folder: PeftFolder, used: set[str]) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class Host:
         that runs under bfloat16 autocast). Raises DeltatuneError for another dtype than it has, and too few slots.
         """
         if self._bank is None:
-            self._bank = Bank(self, self._seams.hooks, self._release, dtype, self)
+            self._bank = Bank(self, self._seams.hooks, self._release, dtype)
         self._bank.check(slots, dtype)
         return self._bank
 

@@ -120,12 +120,8 @@ class Service:
         return entries
 
     def states(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Whether each adapter is in memory, and how many requests use it at present."""
-        resident = set(self.residency.resident)
-        return {
-            name: {"state": "resident" if name in resident else "stored", "requests": self.residency.pins(name)}
-            for name in names
-        }
+        """Whether each adapter is in memory, how many requests use it and have used it since, and the last one's time."""
+        return {name: self._state(name) for name in names}
 
     async def load(self, name: str) -> None:
         """Bring an adapter into memory."""
@@ -283,6 +279,13 @@ class Service:
         return list(event.values), tokens
 
     # ---- inside
+
+    def _state(self, name: str) -> dict[str, Any]:
+        resident = self.residency.find(name)
+        if resident is None:
+            return {"state": "stored", "running": self.residency.pins(name), "requests": 0, "last_used": None}
+        used = resident.last_used if resident.requests else None
+        return {"state": "resident", "running": resident.pins, "requests": resident.requests, "last_used": used}
 
     async def _rows(self, request: RowsRequest) -> RowsEvent:
         ticket = await self._submit(request)

@@ -72,6 +72,6 @@ def add_error_answers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    for kind in (DeltatuneError, Refusal, MemoryError, Exception):
+    for kind in (DeltatuneError, Refusal, Exception):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(HTTPException, no_route)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from deltatune.core.errors import raise_all
+from deltatune.training.scaling.feature_cache import free_memory
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,12 @@ class EngineLimits:
             for name, most in least.items()
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < most
         ])  # fmt: skip
+
+    def of_machine(self, device: torch.device) -> EngineLimits:
+        """The same limits, with shares of a device's free memory where they are 0."""
+        free = free_memory(device)
+        return replace(
+            self,
+            cache_bytes=self.cache_bytes or free // 4,
+            prompt_cache_bytes=self.prompt_cache_bytes or free // 8,
+        )

@@ -139,7 +139,7 @@ class RowsRequest:
         encoded = isinstance(self.rows, Encoded) or all("input_ids" in row for row in self.rows)
         if self.task is None and not encoded:
             problems.append("rows that are not encoded need the task that encodes them")
-        if encoded and any(not row["input_ids"] for row in self.rows):  # type: ignore[union-attr]
+        if encoded and any(not row["input_ids"] for row in self.rows):
             problems.append("a row has no tokens")
         raise_all(problems, "the request has wrong values:" if len(problems) > 1 else "")
 

@@ -1,0 +1,322 @@
+"""The engine's worker: what it does in which order, between the queue and the passes.
+
+In each turn it admits requests in the order in which they came, reads one pass of prompts, generates one token for
+every row, and reads one pass of rows to classify. So none of the three waits for more than the other two. Adapters that
+cannot share a batch have lanes of their own, which take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from deltatune.core.host import Host
+from deltatune.core.route import read_route
+from deltatune.core.seams.weight_override import check_exclusive
+from deltatune.serving.engine.decoding_lane import DecodingLane
+from deltatune.serving.engine.engine_jobs import GenerateJob, Job, RowsJob
+from deltatune.serving.engine.engine_limits import EngineLimits
+from deltatune.serving.engine.prompt_cache import PromptCache
+from deltatune.serving.engine.routed_host import RoutedHost
+from deltatune.serving.engine.row_passes import RowPasses
+from deltatune.serving.engine.whole_batches import WholeBatchLane
+from deltatune.serving.residency import Residency
+from deltatune.serving.serving_errors import EngineStopped, RequestTooLong
+from deltatune.tasks.tokenization import longest_input, padding_id
+from deltatune.training.inference.prediction import positions_taken
+
+QUANTUM = 8
+"""Turns that a lane has before another one gets its own: changing whole weights costs time."""
+LOOK = 0.02
+"""Seconds after which waiting requests are looked through again for deadlines."""
+
+Lane = DecodingLane | WholeBatchLane
+
+
+@dataclass
+class Counts:
+    """What has happened since the engine started."""
+
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class EngineWorker:
+    """The loop of the one thread that touches the host."""
+
+    def __init__(
+        self,
+        routed: RoutedHost,
+        tokenizer: PreTrainedTokenizerBase,
+        residency: Residency,
+        limits: EngineLimits,
+        end_ids: frozenset[int],
+        token_bytes: int | None,
+        precision: str,
+    ) -> None:
+        self.routed, self.residency, self.limits, self.end_ids = routed, residency, limits, end_ids
+        self.token_bytes = token_bytes
+        """Bytes of a token's keys and values; None where rows cannot join at any step."""
+        self.padding = padding_id(tokenizer)
+        self.counts = Counts()
+        self.waiting: deque[Job] = deque()
+        self.active: list[Job] = []
+        """Jobs whose adapters are pinned."""
+        self.calls: deque[tuple[Callable[[Host], Any], Future[Any]]] = deque()
+        self.lanes: dict[str | None, Lane] = {}
+        """By the adapter that shares no batch; None for all others."""
+        self.rows = RowPasses(routed, limits, tokenizer, precision)
+        kept = limits.prompt_cache and token_bytes is not None
+        self.prompts = PromptCache(limits.prompt_cache_bytes) if kept else None
+        self.changed = threading.Condition()
+        self.stopping = False
+        self.ended = False
+        self._woken = False
+        self._current: str | None = None
+        self._turns, self._turn = 0, 0
+        self._last_turns: dict[str | None, int] = {}
+        self._looked = 0.0
+        self._changes = residency.changes
+
+    # ---- for any thread
+
+    def wake(self) -> None:
+        """Tell the worker that there is something to do."""
+        with self.changed:
+            self._woken = True
+            self.changed.notify_all()
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Work until `stopping`; whatever ends the loop, every request gets an end."""
+        error: BaseException | None = None
+        try:
+            while not self.stopping:
+                if not self.turn():
+                    self._wait()
+        except BaseException as raised:
+            error = raised
+        finally:
+            self._end_all(error)
+
+    def turn(self) -> bool:
+        """One turn; returns whether there was anything to do."""
+        with self.changed:
+            self._woken = False
+        busy = self._call()
+        self.residency.follow_orders()
+        self._end_early()
+        self._admit()
+        if self._changes != self.residency.changes:
+            self._changes = self.residency.changes
+            self.routed.forget_route()
+        with torch.inference_mode():
+            lane = self._lane_in_turn()
+            if lane is not None:
+                busy |= lane.read()
+                lane.drop_ended()
+                busy |= lane.step()
+                lane.drop_ended()
+            busy |= self.rows.read()
+        return self._let_go() or busy
+
+    def _wait(self) -> None:
+        deadlines = [job.deadline for job in (*self._queue(), *self.active) if job.deadline is not None]
+        left = min(deadlines) - time.monotonic() if deadlines else None
+        with self.changed:
+            if not (self._woken or self.stopping):
+                self.changed.wait(None if left is None else max(0.001, left))
+
+    def _call(self) -> bool:
+        called = bool(self.calls)
+        while self.calls:
+            work, done = self.calls.popleft()
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                done.set_result(work(self.routed.host))
+            except BaseException as error:
+                done.set_exception(error)
+            self.routed.forget_route()
+        return called
+
+    # ---- requests come
+
+    def _admit(self) -> None:
+        """Take up waiting requests whose adapters are in memory and for which there is room, the oldest first.
+
+        Those whose adapters are being read let others pass; those that find no room do not, so that they get theirs.
+        """
+        generating = True
+        for job in self._queue():
+            if isinstance(job, GenerateJob) and not (generating and self._has_room(job)):
+                generating = False
+                continue
+            try:
+                pinned = self.residency.pin(list(job.ticket.request.adapters))
+                if pinned == "full":
+                    break
+                if pinned == "loading":
+                    continue
+                assert not isinstance(pinned, str)
+                self._take_up(job)
+                job.pinned = pinned
+                self._prepare(job)
+            except Exception as error:
+                self._take_up(job)
+                job.end("error", error)
+
+    def _queue(self) -> list[Job]:
+        with self.changed:
+            return list(self.waiting)
+
+    def _take_up(self, job: Job) -> None:
+        with self.changed:
+            if job not in self.active:
+                self.waiting.remove(job)
+                self.active.append(job)
+
+    def _has_room(self, job: GenerateJob) -> bool:
+        """Whether the keys and values of one more row fit beside those that are admitted."""
+        running = [other for lane in self.lanes.values() for other in lane.jobs]
+        if not running:
+            return True
+        if len(running) >= self.limits.rows and self.token_bytes is not None:
+            return False
+        longest = max(job.need, *(other.need for other in running))
+        return (len(running) + 1) * longest * (self.token_bytes or 0) <= self.limits.cache_bytes
+
+    def _prepare(self, job: Job) -> None:
+        host = self.routed.host
+        weights = job.ticket.request.adapters
+        job.route = {resident.host_name: float(weights[resident.name]) for resident in job.pinned}
+        job.alone = next((name for name in sorted(job.route) if not host.adapters[name].mixes), None)
+        check_exclusive(read_route(job.route, host.adapters), host.adapters)
+        if isinstance(job, RowsJob):
+            self.rows.add(job)
+            self.counts.tokens_in += sum(len(row["input_ids"]) for row in job.rows)
+            return
+        assert isinstance(job, GenerateJob)
+        needs = [host.adapters[name].needs for name in job.route]
+        virtual = max((need.virtual_tokens for need in needs), default=0)
+        taken = max((positions_taken(host, name) for name in job.route), default=0)
+        check_positions(host, len(job.request.prompt), job.request.sampling.max_tokens, taken)
+        facts = host.sites.facts
+        front = [] if facts.encoder_decoder else list(range(facts.vocabulary, facts.vocabulary + virtual))
+        job.virtual = len(front)
+        job.prompt.ids = [*front, *job.request.prompt]
+        job.prompt.at_once = any(need.padding_mask or need.answer_offsets or need.prompt_ids for need in needs)
+        self.counts.tokens_in += len(job.request.prompt)
+        self._lane(job.alone).add(job)
+
+    # ---- requests go
+
+    def _end_early(self) -> None:
+        """End what was cancelled or is too late."""
+        for job in self.active:
+            if not job.ended and (reason := job.ending) is not None:
+                job.end(reason)
+        now = time.monotonic()
+        if now - self._looked >= LOOK or not self.active:
+            self._looked = now
+            for job in self._queue():
+                if (reason := job.ending) is not None:
+                    self._take_up(job)
+                    job.end(reason)
+
+    def _let_go(self) -> bool:
+        """Release what ended requests held; returns whether there were any."""
+        ended = [job for job in self.active if job.ended]
+        if not ended:
+            return False
+        self.active = [job for job in self.active if not job.ended]
+        for lane in self.lanes.values():
+            lane.drop_ended()
+        self.rows.drop_ended()
+        self.lanes = {name: lane for name, lane in self.lanes.items() if lane.jobs or name is None}
+        for job in ended:
+            self.residency.unpin(job.pinned)
+            done = job.ticket.done
+            reason = None if done is None else done.reason
+            self.counts.failed += reason == "error"
+            self.counts.cancelled += reason == "cancelled"
+            self.counts.timed_out += reason == "timeout"
+            if isinstance(job, GenerateJob):
+                self.counts.tokens_out += len(job.generated)
+        with self.changed:
+            self.changed.notify_all()
+        return True
+
+    def _end_all(self, error: BaseException | None) -> None:
+        """End every request that is left, and those that come until the engine knows."""
+        with self.changed:
+            self.ended = True
+            jobs = [*self.active, *self.waiting]
+            self.waiting.clear()
+            self.active = []
+            calls = list(self.calls)
+            self.calls.clear()
+            self.changed.notify_all()
+        stopped = EngineStopped("the engine has been closed" if error is None else f"the engine has failed: {error!r}")
+        for job in jobs:
+            if error is None:
+                job.end("cancelled")
+            else:
+                job.end("error", stopped)
+        for _, done in calls:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(stopped)
+        self.lanes.clear()
+        for job in jobs:
+            self.residency.unpin(job.pinned)
+        self.residency.close()
+
+    # ---- lanes
+
+    def _lane(self, name: str | None) -> Lane:
+        if name not in self.lanes:
+            if self.token_bytes is None:
+                self.lanes[name] = WholeBatchLane(self.routed, self.limits, self.end_ids, self.padding)
+            else:
+                self.lanes[name] = DecodingLane(self.routed, self.limits, self.end_ids, self.prompts)
+        return self.lanes[name]
+
+    def _lane_in_turn(self) -> Lane | None:
+        """The lane that has passes now; of those with jobs the one that waited longest follows."""
+        busy = [name for name, lane in self.lanes.items() if lane.jobs]
+        if not busy:
+            return None
+        if self._current not in busy or (self._turns >= QUANTUM and len(busy) > 1):
+            others = [name for name in busy if name != self._current]
+            self._current = min(others or busy, key=lambda name: self._last_turns.get(name, 0))
+            self._turns = 0
+            self._last_turns = {name: turn for name, turn in self._last_turns.items() if name in busy}
+        self._turns += 1
+        self._last_turns[self._current] = self._turn = self._turn + 1
+        return self.lanes[self._current]
+
+
+def check_positions(host: Host, prompt: int, new: int, taken: int) -> None:
+    """Raise RequestTooLong where a prompt and its answer have more tokens than the model has positions."""
+    positions = longest_input(host.model)
+    apart = host.sites.facts.encoder_decoder  # the encoder reads the prompt, the decoder the answer
+    longest = max(prompt + taken, new + 1) if apart else prompt + taken + new
+    if positions is not None and longest > positions:
+        adapter = f", the adapter takes {taken}" if taken else ""
+        raise RequestTooLong(
+            f"the prompt has {prompt} tokens and {new} may be generated{adapter}; this model has {positions} positions"
+        )

@@ -19,7 +19,7 @@ from support.guarded_server import GuardedServer
 
 server, sock = GuardedServer(Bounds(drain_seconds=float(sys.argv[1]))), listen("127.0.0.1", 0)
 server.guard.guarding.log._stream = sys.stderr
-serve_until_signal(server.app, server.guard, sock, lambda: print(address_of(sock), flush=True))
+serve_until_signal(server.guard, sock, lambda: print(address_of(sock), flush=True))
 print("cancelled", server.cancelled, flush=True)
 """
 

@@ -41,8 +41,7 @@ class GuardedServer:
         self.metrics = Metrics(lambda: {"queued": 3.0, "evictions_total": 2.0})
         log = RequestLog(self.lines, bodies=bodies)
         origins = origins or Origins.of("127.0.0.1")
-        self.guard = Guard(Guarding(bounds or Bounds(), keys, admin, origins, log), self.metrics)
-        self.app.add_middleware(self.guard.around)
+        self.guard = Guard(self.app, Guarding(bounds or Bounds(), keys, admin, origins, log), self.metrics)
         add_error_answers(self.app)
         add_status_routes(self.app, self.guard, alive)
         add_page(self.app)
@@ -102,7 +101,7 @@ class GuardedServer:
         """Serve in a thread; yields its address."""
         ready, sock = threading.Event(), listen("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
-        self.server = DrainingServer(self.app, self.guard, ready.set)
+        self.server = DrainingServer(self.guard, ready.set)
         thread = threading.Thread(target=self.server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:

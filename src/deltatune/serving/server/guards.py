@@ -63,13 +63,10 @@ class Guarding:
 
 
 class Guard:
-    """ASGI middleware around the whole application. One for each server; it lives in the server's event loop.
+    """The ASGI application that is served: what is inside answers, guarded. It lives in the server's event loop."""
 
-    `app.add_middleware(guard.around)` puts it there.
-    """
-
-    def __init__(self, guarding: Guarding, metrics: Metrics) -> None:
-        self.guarding, self.metrics = guarding, metrics
+    def __init__(self, app: App, guarding: Guarding, metrics: Metrics) -> None:
+        self.app, self.guarding, self.metrics = app, guarding, metrics
         self.bodies = BodyReader(guarding.bounds)
         self.limiter = Limiter()
         self.anonymous = anonymous(guarding.anyone_is_admin)
@@ -79,23 +76,18 @@ class Guard:
         """Requests that are being answered, those of `ALWAYS` aside."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def around(self, app: App) -> App:
-        """Guard an application."""
-
-        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                await self._request(app, scope, receive, send)
-            elif scope["type"] == "lifespan":
-                await app(scope, receive, send)
-
-        return guarded
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
 
     def cut(self) -> None:
         """End all running requests: those that have not begun to answer get 503, the others are cut off."""
         for task in self._tasks:
             task.cancel()
 
-    async def _request(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         call, bounds = Call(scope), self.guarding.bounds
         answer = _Answer(call, send, self.guarding.origins.answer_headers(scope))
         counted = scope["path"] not in ALWAYS
@@ -114,7 +106,7 @@ class Guard:
             self._admit(call, scope)
             body = await self.bodies.read(receive, scope["headers"])
             try:
-                await self._watched(partial(app, scope), receive, answer, body, call)
+                await self._watched(partial(self.app, scope), receive, answer, body, call)
             finally:
                 self.bodies.release(body)
         except ClientGone:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from uvicorn import Config, Server
 
@@ -56,9 +55,9 @@ def address_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve_until_signal(app: Any, guard: Guard, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
+def serve_until_signal(guard: Guard, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
     """Serve until a signal has come and running requests have ended. `started` is called once it listens."""
-    server = DrainingServer(app, guard, started)
+    server = DrainingServer(guard, started)
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [LogLines(guard.guarding.log)] if name != "uvicorn.error" else [], True
@@ -69,10 +68,10 @@ def serve_until_signal(app: Any, guard: Guard, sock: socket.socket, started: Cal
 class DrainingServer(Server):
     """uvicorn's server, which drains before it stops."""
 
-    def __init__(self, app: Any, guard: Guard, started: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, guard: Guard, started: Callable[[], None] = lambda: None) -> None:
         bounds = guard.guarding.bounds
         config = Config(
-            app,
+            guard,
             http=bounded(bounds),
             ws="none",
             log_config=None,

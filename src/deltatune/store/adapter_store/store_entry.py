@@ -236,8 +236,8 @@ def _is_number(value: Any) -> bool:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,), "digest": (str,), "format": (str,), "method": (str,), "task": (str,), "labels": (list,),
-    "data": (str,), "base": (dict,), "metric": (str,), "scores": (dict,), "bytes": (int,), "parameters": (int,), "added": (str,),
-    "tags": (list,),
+    "data": (str,), "base": (dict,), "metric": (str,), "scores": (dict,), "bytes": (int,), "parameters": (int,),
+    "added": (str,), "tags": (list,),
 }  # fmt: skip
 """Fields of an entry's file."""
 _BASE_TYPES: dict[str, tuple[type, ...]] = {

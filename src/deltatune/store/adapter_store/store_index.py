@@ -159,7 +159,7 @@ class StoreIndex:
 
     def entry(self, name: str) -> Entry | None:
         """The entry of this name, or None."""
-        rows = self._rows("SELECT body FROM entries WHERE name = ? COLLATE BINARY", [name])
+        rows = self._rows("SELECT body FROM entries WHERE name = ? AND name = ? COLLATE BINARY", [name, name])
         return _entry(rows[0][0]) if rows else None
 
     def alike(self, name: str) -> str | None:

@@ -31,6 +31,7 @@ from deltatune.cli.commands import (
     quantize,
     results,
     self_instruct,
+    serve,
     sites,
     train,
     watch,
@@ -62,6 +63,7 @@ app.command(cls=Command, rich_help_panel="Train")(watch.watch)
 app.command(cls=Command, rich_help_panel="Train")(results.results)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
+app.command(cls=Command, rich_help_panel="Use")(serve.serve)
 app.command(cls=Command, rich_help_panel="Use")(facts.facts)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)

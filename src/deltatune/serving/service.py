@@ -15,7 +15,7 @@ from deltatune.serving.engine.engine import Engine
 from deltatune.serving.engine.requests import DoneEvent, GenerateRequest, Request, RowsEvent, RowsRequest, Sampling
 from deltatune.serving.engine.ticket import Ticket
 from deltatune.serving.residency import Residency
-from deltatune.serving.served_base import ServedBase
+from deltatune.serving.served_base import ServedBase, public_name
 from deltatune.serving.serving_errors import EngineStopped, RequestTimeout
 from deltatune.serving.texts.adapter_rows import common_task, rows_for
 from deltatune.serving.texts.answer_stream import AnswerStream
@@ -95,13 +95,24 @@ class Service:
     # ---- adapters
 
     async def names(self) -> Sequence[str]:
-        """The names of all adapters."""
+        """The names of all adapters, those of other bases too."""
         names: Sequence[str] = await self._in(self._files, self.store.names)
         return names
 
     async def has(self, name: str) -> bool:
-        """Whether there is an adapter of this name."""
-        return await self._in(self._files, lambda: name in self.store)
+        """Whether there is an adapter of this name. Raises InvalidRequest for one of another base."""
+        if not await self._in(self._files, lambda: name in self.store):
+            return False
+        entry = await self.entry(name)
+        if not self.base.fits(entry):
+            raise InvalidRequest(
+                f"{name} was trained on another base, {public_name(entry.base.name) or 'without a name'}, and is not "
+                f"served on {self.base.name}",
+                "model",
+                "other_base",
+                404,
+            )
+        return True
 
     async def adapter(self, name: str) -> ServedAdapter:
         """An adapter by its name. Raises UnknownAdapter, and DeltatuneError for one that is damaged."""
@@ -113,14 +124,14 @@ class Service:
         return entry
 
     async def entries(self, text: str | None = None, task: str | None = None) -> Sequence[Entry]:
-        """What the store knows of all adapters, or of those of a kind of task with every word of `text`."""
+        """What the store knows of this base's adapters, or of those of a kind of task with every word of `text`."""
         entries: Sequence[Entry] = await self._in(
             self._files, lambda: self.store.list(text=text or None, task=task or None)
         )
-        return entries
+        return [entry for entry in entries if self.base.fits(entry)]
 
     def states(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Whether each adapter is in memory, how many requests use it and have used it since, and the last one's time."""
+        """Whether each adapter is in memory, how many requests use it now and have used it, and when the last did."""
         return {name: self._state(name) for name in names}
 
     async def load(self, name: str) -> None:

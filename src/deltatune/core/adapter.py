@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.capabilities import Capabilities, Needs, combine
-from deltatune.core.delta import Delta, ModuleCopy, Rng, SharedModule, generator_for, relay_declarations_
+from deltatune.core.delta import Delta, Rng, SharedModule, generator_for, relay_declarations_
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.memory import check_memory
 from deltatune.core.method import Method
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
 from deltatune.core.sites.site import Site, Sites
 from deltatune.core.trained_rows import TrainedRows

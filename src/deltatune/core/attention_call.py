@@ -52,7 +52,10 @@ class AttentionCall:
         return replace(self, q=q, k=k, v=v, mask=select(self.mask), x=select(self.x), options=options)
 
     def prefixed(self, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> AttentionCall:
-        """The call with keys and values (B, H_kv, P, K) in front; `seen` (B, T): the queries that attend to them."""
+        """The call with keys and values (B, H_kv, P, K) in front.
+
+        `seen`: which queries attend to them, (B, T), or (B, 1 or T, P) where that differs among them; None: all.
+        """
         if self.mask is None and getattr(self.module, "is_causal", False) and self.q.shape[2] > 1:
             raise DeltatuneError(
                 "a causal model reached attention without a mask; key-value prefixes cannot be placed safely"
@@ -68,17 +71,18 @@ class AttentionCall:
         return replace(self, k=k, v=v, mask=mask, options=options)
 
     def _partly_seen(self, seen: Tensor, length: int) -> Tensor:
-        """The mask (B, 1 or H, T, P + S) with P keys in front that only some queries (B, T) attend to."""
+        """The mask (B, 1 or H, T, P + S) with P keys in front, each of which only some queries attend to."""
         rows, _, queries, _ = self.q.shape
         mask = self.q.new_zeros(1, 1, 1, self.k.shape[2]) if self.mask is None else self.mask
         mask = mask.expand(rows, -1, queries, -1)
-        front = seen[:, None, :, None].expand(-1, mask.shape[1], -1, length)  # (B, 1 or H, T, P)
+        by_key = seen.unsqueeze(-1) if seen.dim() == 2 else seen
+        front = by_key[:, None].expand(-1, mask.shape[1], queries, length)  # (B, 1 or H, T, P)
         if mask.dtype != torch.bool:
             front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)
         return torch.cat([front, mask], -1)
 
     def to_heads(self, prefix: Tensor) -> Tensor:
-        """Prefix vectors (P, H_kv·K) as (B, H_kv, P, K), in the keys' dtype."""
+        """Prefix vectors (P, H_kv·K), or of each row (B or 1, P, H_kv·K), as (B, H_kv, P, K), in the keys' dtype."""
         rows, heads, _, width = self.k.shape
-        split = prefix.view(-1, heads, width).transpose(0, 1).to(self.k.dtype)  # (H_kv, P, K)
+        split = prefix.unflatten(-1, (heads, width)).transpose(-3, -2).to(self.k.dtype)  # (..., H_kv, P, K)
         return split.expand(rows, -1, -1, -1)

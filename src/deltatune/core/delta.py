@@ -5,7 +5,6 @@ The one rule is `h <- h + sum_i w_i * Delta_i(x, h)`: `x` is what a site reads, 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from deltatune.core.attention_call import AttentionCall
 from deltatune.core.capabilities import Capabilities, Needs, TrainingHints, combine, misplaced_declarations
 from deltatune.core.errors import raise_all
-from deltatune.core.quantization.plain_map import plain_map
-from deltatune.core.quantization.stored_weights import stored_weight
 from deltatune.core.sites.base_weights import BaseWeights
 
 Rng = Callable[[str], torch.Generator]
@@ -157,43 +154,3 @@ def relay_declarations_(delta: Delta) -> None:
         delta.capabilities = combine(Capabilities, [one.capabilities for one in each])
         delta.needs = combine(Needs, [one.needs for one in each])
         delta.hints = combine(TrainingHints, [one.hints for one in each])
-
-
-class ModuleCopy(Delta):
-    """`Δ = copy(x) − h`: a copy of the base's module that is trained in its place."""
-
-    capabilities = Capabilities(merges=True)
-
-    def init_(self, rng: Rng, base: nn.Module) -> None:
-        # Without its hooks: a copied hook point would still apply the adapters of the base's module.
-        hooks = [registered for m in base.modules() for registered in (m._forward_hooks, m._forward_pre_hooks)]
-        memo = {id(registered): type(registered)() for registered in hooks}
-        self.module = copy.deepcopy(base, memo)
-        for path, part in list(self.module.named_modules()):
-            if stored_weight(part) is not None:  # codes have no gradient: the copy holds the values that they stand for
-                if path:
-                    self.module.set_submodule(path, plain_map(part))
-                else:
-                    self.module = plain_map(part)
-        self.module.requires_grad_(True)
-
-    def output(self, x: Tensor) -> Tensor:
-        """The copy's output, in x's dtype: the copy is float32 also beside a base in bfloat16."""
-        out: Tensor = self.module(x.to(next(self.module.parameters()).dtype))
-        return out.to(x.dtype)
-
-    def embed(self, ids: Tensor, h: Tensor) -> Tensor:
-        """The copy's vectors of token ids, in h's dtype; virtual tokens keep theirs."""
-        last = len(self.module.get_parameter("weight")) - 1
-        out: Tensor = self.module(ids.clamp(max=last))
-        return torch.where((ids <= last).unsqueeze(-1), out.to(h.dtype), h)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return (self.output(x) if x.is_floating_point() else self.embed(x, h)) - h
-
-    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
-        out = self.output(x) if x.is_floating_point() else self.embed(x, h)
-        return out if isinstance(weight, float) and weight == 1.0 else h + weight * (out - h)
-
-    def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().to(base[name].dtype) for name, tensor in self.module.state_dict().items()}

@@ -24,6 +24,13 @@ class RowsAndWeight(NamedTuple):
     """The first row and the one behind the last, where the rows follow each other."""
     slots: SlotRows | None = None
     """The slots of these rows in a bank."""
+    numbers: tuple[int, ...] = ()
+    """The rows as numbers, where not all act alike."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row takes the change as it is."""
+        return self.rows is None and isinstance(self.weight, float) and self.weight == 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +45,7 @@ class Route:
     """Stacked adapters, the one that acts first first; empty where changes at a site add up."""
     places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Adapters in a bank: the name of its group at the hook points, and the slot."""
-    _cache: dict[tuple[str, int, torch.device], RowsAndWeight | None] = field(default_factory=dict, repr=False)
+    _cache: dict[tuple[str, int, torch.device, bool], RowsAndWeight | None] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> set[str]:
@@ -72,24 +79,29 @@ class Route:
         order = tuple(name for name in self.order if name not in left_out)
         return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order)
 
-    def rows_and_weight(self, name: str, batch: int, device: torch.device) -> RowsAndWeight | None:
-        """Rows and weights of one adapter, or of one group of a bank, in a batch; None if it has no row."""
+    def rows_and_weight(self, name: str, batch: int, device: torch.device, exact: bool = False) -> RowsAndWeight | None:
+        """Rows and weights of one adapter, or of one group of a bank, in a batch; None if it has no row.
+
+        exact: no rows of slot 0, which let a group of a bank take rows that follow each other.
+        """
         in_bank = bool(self.places) and any(group == name for group, _ in self.places.values())
         if self.rows is None and not in_bank:
             return RowsAndWeight(None, self.uniform[name]) if name in self.uniform else None
-        key = (name, batch, device)
+        key = (name, batch, device, exact)
         if key in self._cache:
             return self._cache[key]
         if in_bank:
-            self._cache[key] = self._in_bank(name, batch, device)
+            self._cache[key] = self._in_bank(name, batch, device, exact)
         else:
             weights = {i: row[name] for i, row in enumerate(self.weights(batch)) if name in row}
             rows = torch.tensor(list(weights), device=device)
             weight = _common(list(weights.values()), device)
-            self._cache[key] = RowsAndWeight(rows, weight, _run(list(weights))) if weights else None
+            numbers = tuple(weights)
+            run = _run(list(numbers))
+            self._cache[key] = RowsAndWeight(rows, weight, run, numbers=numbers) if weights else None
         return self._cache[key]
 
-    def _in_bank(self, group: str, batch: int, device: torch.device) -> RowsAndWeight | None:
+    def _in_bank(self, group: str, batch: int, device: torch.device, exact: bool) -> RowsAndWeight | None:
         """Rows, weights and slots of one group of a bank. A row with several of its adapters is there several times."""
         if self.rows is None and len(self.uniform) == 1:
             (name, weight), *_ = self.uniform.items()
@@ -106,15 +118,15 @@ class Route:
         run = _run(rows)
         if len(set(rows)) < len(rows):
             run = None
-        elif run is None:  # slot 0 changes nothing in the rows between: cheaper than picking rows
+        elif run is None and not exact:  # slot 0 changes nothing in the rows between: cheaper than picking rows
             of_row = {i: (slot, weight) for i, slot, weight in entries}
             entries = [(i, *of_row.get(i, (0, 1.0))) for i in range(batch)]
             run = (0, batch)
         slots = SlotRows([slot for _, slot, _ in entries], device)
         weights = _common([weight for _, _, weight in entries], device)
         if run == (0, batch):
-            return RowsAndWeight(None, weights, None, slots)
-        return RowsAndWeight(torch.tensor(rows, device=device), weights, run, slots)
+            return RowsAndWeight(None, weights, None, slots, tuple(range(batch)))
+        return RowsAndWeight(torch.tensor(rows, device=device), weights, run, slots, tuple(rows))
 
 
 def _run(rows: list[int]) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -18,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltatune.core.attention_call import AttentionCall
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.route import RowsAndWeight, per_row
+from deltatune.core.route import per_row
 from deltatune.core.seams.hook_points import ActiveDelta
 
 HOOK_POINT = "_deltatune_hook_point"
@@ -106,9 +107,9 @@ def _function(inner: str) -> Callable[..., Any]:
             active = point.active_deltas(q.shape[0], q.device)
         if not active:
             return call.run()
-        if len(active) == 1 and active[0].acting == RowsAndWeight(None, 1.0):
+        if len(active) == 1 and active[0].acting.whole:
             return _attend(call, active[0])
-        return _mixed(call, active), None
+        return (_side_by_side(call, active) if _apart(active) else _mixed(call, active)), None
 
     return attention
 
@@ -122,6 +123,27 @@ def _plain(inner: str, module: nn.Module) -> Callable[..., Any]:
 def _attend(call: AttentionCall, active: ActiveDelta) -> Any:
     """Attention with the change of one Delta, for its rows."""
     return active.delta(replace(call, x=active.x).rows(active.acting.rows))
+
+
+def _apart(active: Sequence[ActiveDelta]) -> bool:
+    """Whether every row takes the change of at most one Delta, as it is."""
+    each = [one.acting for one in active]
+    if any(acting.rows is None or isinstance(acting.weight, Tensor) or acting.weight != 1.0 for acting in each):
+        return False
+    numbers = [number for acting in each for number in acting.numbers]
+    return len(set(numbers)) == len(numbers)
+
+
+def _side_by_side(call: AttentionCall, active: Sequence[ActiveDelta]) -> Tensor:
+    """Attention of which every Delta computes its own rows: (B, T, H, K)."""
+    batch = len(call.q)
+    parts = [_attend(call, each)[0] for each in active]
+    rows = [each.acting.rows for each in active if each.acting.rows is not None]
+    if sum(len(part) for part in parts) < batch:
+        out: Tensor = call.run()[0]
+    else:
+        out = parts[0].new_empty(batch, *parts[0].shape[1:])
+    return out.index_copy(0, torch.cat(rows), torch.cat(parts))
 
 
 def _mixed(call: AttentionCall, active: Sequence[ActiveDelta]) -> Tensor:

@@ -117,8 +117,9 @@ class HookPoint:
     def active_deltas(self, batch: int, device: torch.device) -> list[ActiveDelta]:
         """Active Deltas of a call of attention, ready to be called with their rows."""
         active = []
-        for plugged in (plugged for stage in self.active for plugged in stage):
-            acting = self.route.rows_and_weight(plugged.name, batch, device)
+        here = [plugged for stage in self.active for plugged in stage]
+        for plugged in here:
+            acting = self.route.rows_and_weight(plugged.name, batch, device, exact=len(here) > 1)
             if acting is not None:
                 self.tell(plugged, acting)
                 x = self.read(plugged, None, ()) if plugged.delta.needs.attention_input else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +15,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import Activation, Bottleneck, Form, TwoLayer
+from deltatune.methods.adapters.bottleneck_bank import TwoLayerBank
 
 
 class DropDepth(SharedModule):
@@ -35,9 +36,19 @@ class DropDepth(SharedModule):
         return self.drop if self.fraction is None else int(self.fraction * depth)
 
 
+class DroppableBank(TwoLayerBank):
+    """Bottlenecks at one site; those of adapters that leave the site's layer out change nothing."""
+
+    def write_(self, slot: int, delta: DroppableBottleneck, tensors: Mapping[str, Tensor]) -> None:  # type: ignore[override]
+        super().write_(slot, delta, tensors)
+        if delta.layer < delta.draw[0].drop:
+            self.clear_(slot)
+
+
 class DroppableBottleneck(TwoLayer):
     """`Δ = U f(D x + b_D) + b_U`, or nothing where k > layer. Nothing is added then, so that backward stops above."""
 
+    bank_form = DroppableBank
     draw: list[DropDepth]
     layer: int
     depth: int

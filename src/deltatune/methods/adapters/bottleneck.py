@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.delta import Delta, ModuleCopy, Rng
+from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, check_dropout, short_form
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.adapters.bottleneck_bank import TwoLayerBank
 
 Form = Literal["houlsby", "pfeiffer", "parallel"]
 Activation = Literal["relu", "gelu", "gelu_new", "swish", "tanh"]
@@ -36,6 +38,8 @@ READS: dict[str, Literal["input", "output", "normed"]] = {
 
 class TwoLayer(Delta):
     """`Δ = s · (U f(D x + b_D) + b_U)`, D (m, in), U (out, m)."""
+
+    bank_form = TwoLayerBank
 
     def __init__(
         self,

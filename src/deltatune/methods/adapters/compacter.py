@@ -11,11 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, ModuleCopy, Rng, SharedModule
+from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.method import Method, View, at_least, short_form
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.adapters.bottleneck import ACTIVATIONS, READS, SITES, Activation, Form
+from deltatune.methods.adapters.bottleneck_bank import KroneckerBank
 
 
 class SharedKroneckerFactors(SharedModule):
@@ -56,6 +58,8 @@ class PHM(nn.Module):
 
 class TwoPHM(Delta):
     """`Δ = U f(D x + b_D) + b_U`, D and U sums of Kronecker products."""
+
+    bank_form = KroneckerBank
 
     def __init__(self, width_in: int, width_out: int, size: int, n: int, form: Form, activation: Activation) -> None:
         super().__init__()

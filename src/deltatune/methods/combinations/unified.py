@@ -18,6 +18,7 @@ from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
 from deltatune.core.union import Compound
 from deltatune.methods.adapters.bottleneck import Bottleneck
+from deltatune.methods.adapters.bottleneck_bank import UnifiedBank
 from deltatune.methods.prompts.prefix import Prefix
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,12 +38,15 @@ OUTPUTS = {"*.ffn": "output of the FFN", "*.attn": "output of attention", "*.cro
 class UnifiedDelta(Delta):
     """`Δ = s·U f(D x)`, D (r, in), U (out, r); gated: `λ·(U f(D x) − h)`, so that h becomes `(1−λ)h + λ U f(D x)`."""
 
+    bank_form = UnifiedBank
+
     def __init__(self, width_in: int, width_out: int, method: Unified, merges: bool) -> None:
         super().__init__()
         self.reads = "input" if method.insertion == "parallel" else "output"
         self.down = nn.Parameter(torch.empty(method.r, width_in))
         self.up = nn.Parameter(torch.empty(width_out, method.r))
-        self.form, self.composition = FORMS[method.form], method.composition
+        self.activation, self.composition = FORMS[method.form], method.composition
+        self.across_units = method.form == "softmax"
         usual = {"scaled": 4.0}.get(method.composition, 1.0)
         self.factor = usual if method.scale is None else method.scale
         self.capabilities = Capabilities(merges=merges)
@@ -56,7 +60,7 @@ class UnifiedDelta(Delta):
             nn.init.constant_(self.scale, self.factor if self.composition == "learned" else 0.0)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        low = self.form(F.linear(x, self.down.to(x.dtype)))  # (..., r)
+        low = self.activation(F.linear(x, self.down.to(x.dtype)))  # (..., r)
         out = F.linear(low, self.up.to(x.dtype)).to(h.dtype)
         if self.composition == "gated":
             return self.scale.to(h.dtype) * (out - h)

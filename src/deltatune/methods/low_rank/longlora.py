@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from deltatune.core.attention_call import AttentionCall
 from deltatune.core.capabilities import Capabilities, Needs
-from deltatune.core.delta import AttentionDelta, Delta, ModuleCopy
+from deltatune.core.delta import AttentionDelta, Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, check_dropout
+from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.site import Site, Sites
 from deltatune.core.union import Compound, Union
 from deltatune.methods.low_rank.lora import LoRA

@@ -16,6 +16,7 @@ from deltatune.core.delta import AttentionDelta, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, check_dropout, short_form
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.prompts.prefix_bank import KeyValuesBank
 
 Place = Literal["prefix", "infix"]
 """Where the vectors are: in front of everything, or between the prompt and its answer."""
@@ -23,6 +24,8 @@ Place = Literal["prefix", "infix"]
 
 class KeyValues(AttentionDelta):
     """`a = softmax(q [P_k; K]ᵀ/√d) [P_v; V]`, P_k and P_v (P, H_kv·K) trained directly."""
+
+    bank_form = KeyValuesBank
 
     def __init__(self, length: int, width: int, shift: int, dropout: float = 0.0, place: Place = "prefix") -> None:
         super().__init__()

@@ -50,12 +50,17 @@ def random_record() -> dict[str, Any]:
     return {"python": [version, list(words), gauss], "numpy": numpy_state}
 
 
-def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Restore all generators from `random_tensors` and `random_record`."""
+def set_random_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Restore torch's generators from `random_tensors`."""
     torch.set_rng_state(tensors["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda.{i}"], i)
+
+
+def restore_random(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Restore all generators from `random_tensors` and `random_record`."""
+    set_random_tensors(tensors)
     version, words, gauss = record["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = record["numpy"]

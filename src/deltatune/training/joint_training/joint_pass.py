@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from deltatune.core.host import Host
 from deltatune.core.route import Route, read_route
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.task import IGNORED, LanguageModelTask
+from deltatune.training.checkpoint import random_tensors, set_random_tensors
 from deltatune.training.forward import (
     attention_mask_of,
     base_head_logits,
@@ -26,12 +28,38 @@ from deltatune.training.label_word_logits import place_logits, scores_of_classes
 from deltatune.training.task_model import labelled_outputs, own_columns
 
 
+class OwnDraws:
+    """The random numbers of each adapter of several: what its head drops is what it drops when it is trained alone."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, dict[str, Tensor]] = {}
+
+    def keep(self, name: str) -> None:
+        """Let an adapter go on from the state that the generators have now."""
+        self.states[name] = random_tensors()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Within this context the generators are an adapter's own, if it has a state."""
+        if name not in self.states:
+            yield
+            return
+        others = random_tensors()
+        set_random_tensors(self.states[name])
+        try:
+            yield
+        finally:
+            self.states[name] = random_tensors()
+            set_random_tensors(others)
+
+
 class JointPasses:
     """Forward and backward passes of several adapters of a host, each for rows of its own."""
 
     def __init__(self, host: Host, tokenizer: PreTrainedTokenizerBase, most_rows: int | None = None) -> None:
         """`most_rows`: rows of one pass, unless one adapter's batch has more."""
         self.host, self.tokenizer, self.most_rows = host, tokenizer, most_rows
+        self.draws = OwnDraws()
         self.routes: dict[tuple[tuple[str, int], ...], Route] = {}
 
     def backward(self, members: Sequence[Member]) -> list[Tensor]:
@@ -82,10 +110,12 @@ class JointPasses:
             if head is None:
                 logits = base_head_logits(outputs, member.name).float()[rows]
             else:
-                features = row_features(host, head, outputs, inputs, rows)
-                logits = classified(head, features, attention_mask_of(inputs)[rows])
-            if tokens:  # (B, T, C) without the columns that other adapters' rows are longer by
-                logits = logits[:, -member.width :] if kind.left else logits[:, : member.width]
+                features, mask = row_features(host, head, outputs, inputs, rows), attention_mask_of(inputs)[rows]
+                if tokens:  # (B, T, D) without the columns that other adapters' rows are longer by
+                    own = slice(-member.width, None) if kind.left else slice(member.width)
+                    features, mask = features[:, own], mask[:, own]
+                with self.draws.of(member.name) if head.config.dropout else nullcontext():
+                    logits = classified(head, features, mask)
             logits = own_columns(host, member.name, member.model.task, member.part, logits)
             losses.append(member.task.loss(logits, member.batch["labels"]))
         return losses

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, OutOfMemory, raise_all
 from deltatune.core.host import Host
 from deltatune.core.route import unknown_adapters
@@ -43,9 +44,10 @@ def train_together(
     """Train several attached adapters at once; each has its own data, task, optimizer, schedule, order and checkpoints.
 
     At each step the next batch of every training goes through the base in one pass, in which a Route names the adapter
-    of each row. Without dropout each adapter ends as `train` would leave it, up to rounding; with dropout other numbers
-    are drawn. A training ends, pauses and resumes as it does alone, also from a checkpoint of the other kind. Its
-    `seconds` are its share of the time by rows. `most_rows` bounds the rows of a pass.
+    of each row. Each adapter ends as `train` would leave it, up to rounding; what the base and the Deltas drop is drawn
+    for all rows of a pass, as other numbers. A training ends, pauses and resumes as it does alone, also from a
+    checkpoint of the other kind. Its `seconds` are its share of the time by rows. `most_rows` bounds the rows of a
+    pass.
 
     Returns an Outcome for each training, or the error that stopped it: a loss that is not finite, a tensor that does
     not learn or a checkpoint of another run stops one training and leaves the others as they are. Adapters whose
@@ -173,6 +175,7 @@ class JointTraining:
                     run.open_(reporters[i], processes)
                     stack.callback(run.loop.close)
                     run.loop.start(run.resume, run.asked.until)
+                    self.passes.draws.keep(run.name)
                     steps[i] = run.loop.steps()
             while steps:
                 self.step_(steps)
@@ -190,6 +193,7 @@ class JointTraining:
         for i in [i for i in steps if i not in due]:
             del steps[i]
         self.host.model.train()
+        self.seed_passes(due)
         totals = self.backward(due)
         taken = {}
         for i, step in due.items():
@@ -200,11 +204,17 @@ class JointTraining:
         seconds = (time.perf_counter() - started) / max(1, sum(step.rows for step in due.values()))
         for i, step in due.items():
             if i in taken:
-                with keeping_errors(self.outcomes, i):
+                with keeping_errors(self.outcomes, i), self.passes.draws.of(self.runs[i].name):  # for its checkpoint
                     self.runs[i].loop.record(step, *taken[i], seconds * step.rows)
             if i in self.outcomes:  # it failed
                 del steps[i]
                 self.runs[i].loop.optimizer.zero_grad()
+
+    def seed_passes(self, due: Mapping[int, Step]) -> None:
+        """Seed what the base drops for all adapters at once: by their seeds and steps, so that a resumed run drops the
+        same."""
+        key = [(self.runs[i].name, self.runs[i].settings.seed, step.number) for i, step in due.items()]
+        torch.manual_seed(generator_for(0, f"passes.{key}").initial_seed())
 
     def backward(self, due: Mapping[int, Step]) -> dict[int, Tensor]:
         """The gradients of each training's step, and its loss."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MERGED = ("settings", "task", "head")
-"""Sections of which an adapter may set single keys; of others its own takes the place of the shared one."""
+MERGED = ("settings", "task", "head", "data")
+"""Sections of which an adapter may set single keys; of others its own takes the place of the shared one, and so do
+data that name a source."""
 INSTEAD = {
     "mixture": ("data", "task"),
     "data": ("mixture",),
@@ -60,15 +61,22 @@ def _idle(shared: Mapping[str, Any], own: Sequence[Mapping[str, Any]], prefix: s
     for key, value in shared.items():
         open_to = [given for given in own if not any(key in INSTEAD.get(name, ()) for name in given)]
         below = [given[key] for given in open_to if key in given]
-        if not open_to or (len(below) == len(open_to) and not _are_merged(key, [value, *below])):
+        if not open_to or (len(below) == len(open_to) and not _are_merged(key, value, below)):
             idle.append(prefix + key)
         elif len(below) == len(open_to):
-            idle += _idle(value, below, f"{prefix}{key}.")
+            idle += _idle(_section(key, value), below, f"{prefix}{key}.")
     return idle
 
 
-def _are_merged(key: str, values: Sequence[Any]) -> bool:
-    return key in MERGED and all(isinstance(value, Mapping) for value in values)
+def _are_merged(key: str, shared: Any, own: Sequence[Any]) -> bool:
+    if key == "data" and any(isinstance(value, Mapping) and "source" in value for value in own):
+        return False
+    return key in MERGED and all(isinstance(value, Mapping) for value in [_section(key, shared), *own])
+
+
+def _section(key: str, value: Any) -> Any:
+    """A section as a mapping: data may be a source alone."""
+    return {"source": value} if key == "data" and isinstance(value, str) else value
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +84,6 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     replaced = {name for key in own for name in INSTEAD.get(key, ())}
     merged = {key: value for key, value in shared.items() if key not in replaced} | dict(own)
     for key in MERGED:
-        if key not in replaced and _are_merged(key, [shared.get(key), own.get(key)]):
-            merged[key] = _merged(shared[key], own[key])
+        if key not in replaced and _are_merged(key, shared.get(key), [own.get(key)]):
+            merged[key] = _merged(_section(key, shared[key]), own[key])
     return merged

@@ -28,6 +28,7 @@ from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.config_checks import contradictions, wrong_entries
 from deltatune.store.fingerprint import identity_for
+from deltatune.store.mapped_tensors import map_tensors
 from deltatune.store.peft.peft_folder import write_peft
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
@@ -90,7 +91,7 @@ def read_stored(folder: Path, verified: bool = False) -> StoredAdapter:
     """
     config = read_config(folder, verified)
     method = method_from_json(config["method"], folder)
-    tensors = read_tensors(folder / TENSORS)
+    tensors = map_tensors(folder / TENSORS)
     return StoredAdapter(
         folder,
         method,

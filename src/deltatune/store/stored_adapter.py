@@ -16,13 +16,14 @@ from deltatune.core.method import Method
 from deltatune.core.trained_rows import TrainedRows
 from deltatune.store.config_checks import site_contradictions
 from deltatune.store.fingerprint import compare_bases, served_identities
+from deltatune.store.mapped_tensors import MappedTensors
 from deltatune.store.tensors import attach_filled, not_finite
 
 if TYPE_CHECKING:
     from deltatune.core.bank import Bank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredAdapter:
     """An adapter as it was read from its folder, before it is fitted to a model.
 
@@ -55,6 +56,12 @@ class StoredAdapter:
     """Whether its values are known to be finite."""
     kind: str = "adapter"
     """What it is, for errors: `adapter`, `the PEFT adapter`."""
+
+    def not_finite(self) -> list[str]:
+        """What to say of every tensor that holds NaN or infinity."""
+        if self.finite:
+            return []
+        return self.tensors.not_finite() if isinstance(self.tensors, MappedTensors) else not_finite(self.tensors)
 
     def fitted(self, host: Host) -> StoredAdapter:
         """Itself: its method and tensors do not depend on the model. Those of PEFT's folders do."""
@@ -98,7 +105,7 @@ class StoredAdapter:
         Raises DeltatuneError as `attach_to` does, and BankFull when there is no free slot.
         """
         self._check_base(bank.host, other_base, served=True)
-        problems = [*self.problems, *self.misshapen_head, *([] if self.finite else not_finite(self.tensors))]
+        problems = [*self.problems, *self.misshapen_head, *self.not_finite()]
         raise_all(problems, self._heading if problems else "")
         bank.put(name, self.method, self.tensors, head=self.make_head(None), extra=self.extra, seed=self.seed)
 

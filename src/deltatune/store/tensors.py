@@ -92,7 +92,7 @@ def _header(tensors: Mapping[str, Tensor | Streamed]) -> tuple[bytes, int]:
     end = 0
     for name, tensor in _in_file_order(tensors):
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return text.ljust(-(-len(text) // 8) * 8), end
 
@@ -102,7 +102,7 @@ def _in_file_order(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltatune.core.adapter_formats import format_of
@@ -23,7 +23,6 @@ from deltatune.store.adapter_store.store_entry import DIGEST
 from deltatune.store.atomic_files import MANIFEST, check_folder, digest, listed_files, plain_write_errors, write_json
 from deltatune.store.peft import peft_format
 from deltatune.store.stored_adapter import StoredAdapter
-from deltatune.store.tensors import not_finite
 
 DRAFT = ".draft-"
 """How names of objects begin that are being written or removed."""
@@ -175,7 +174,7 @@ def format_name(source: Path) -> str:
 
 def check_values(stored: StoredAdapter, source: Path) -> None:
     """Raise DeltatuneError for entries that contradict each other, and values that are not finite."""
-    problems = [*stored.problems, *stored.misshapen_head, *not_finite(stored.tensors)]
+    problems = [*stored.problems, *stored.misshapen_head, *replace(stored, finite=False).not_finite()]
     raise_all(problems, f"the adapter {source} cannot be stored:" if problems else "")
 
 

@@ -22,6 +22,7 @@ from deltatune.store.peft.peft_config import check_config
 from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFormat, head_copies
 from deltatune.store.peft.peft_ia3 import IA3Format
 from deltatune.store.peft.peft_lora import LoRAFormat
+from deltatune.store.peft.peft_lycoris import LoHaFormat, LoKrFormat
 from deltatune.store.peft.peft_prefix import PrefixFormat
 from deltatune.store.peft.peft_prompt import PromptFormat
 from deltatune.store.peft.peft_vera import VeRAFormat
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from deltatune.core.bank import Bank
 
 _LORA, _IA3, _VERA, _PREFIX, _PROMPT = LoRAFormat(), IA3Format(), VeRAFormat(), PrefixFormat(), PromptFormat()
+_LOHA, _LOKR = LoHaFormat(), LoKrFormat()
 
 WRITES: dict[str, PeftFormat] = {
     "LoRA": _LORA,
@@ -40,6 +42,8 @@ WRITES: dict[str, PeftFormat] = {
     "PiSSA": _LORA,
     "IA3": _IA3,
     "VeRA": _VERA,
+    "LoHa": _LOHA,
+    "LoKr": _LOKR,
     "Prefix": _PREFIX,
     "Prompt": _PROMPT,
     "PTuning": _PROMPT,
@@ -50,6 +54,8 @@ READS: dict[str, PeftFormat] = {
     "LORA": _LORA,
     "IA3": _IA3,
     "VERA": _VERA,
+    "LOHA": _LOHA,
+    "LOKR": _LOKR,
     "PREFIX_TUNING": _PREFIX,
     "PROMPT_TUNING": _PROMPT,
     "P_TUNING": _PROMPT,
@@ -94,7 +100,7 @@ def load(host: Host, folder: Path, name: str, other_base: bool, head: nn.Module 
     read_stored(folder).attach_to(host, name, other_base, head)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredPeft(StoredAdapter):
     """A PEFT adapter as it was read from its folder.
 
@@ -144,12 +150,14 @@ def _told_method(config: Mapping[str, Any]) -> Method:
 
 _NAMES = {
     "LORA": "LoRA", "IA3": "IA3", "VERA": "VeRA", "PREFIX_TUNING": "Prefix", "PROMPT_TUNING": "Prompt",
-    "P_TUNING": "Prompt",
+    "P_TUNING": "Prompt", "LOHA": "LoHa", "LOKR": "LoKr",
 }  # fmt: skip
 """The method of each PEFT type."""
 _TOLD = {
     "LORA": {"r": "r", "alpha": "lora_alpha"},
     "VERA": {"r": "r"},
+    "LOHA": {"r": "r", "alpha": "alpha"},
+    "LOKR": {"r": "r", "alpha": "alpha"},
     "PREFIX_TUNING": {"length": "num_virtual_tokens"},
     "PROMPT_TUNING": {"length": "num_virtual_tokens"},
     "P_TUNING": {"length": "num_virtual_tokens"},

@@ -85,7 +85,7 @@ class LoRAFormat:
             "bias": "none",
             "lora_dropout": float(hyperparameters(adapter.method).get("dropout", 0.0)),
             "init_lora_weights": "gaussian" if hyperparameters(adapter.method).get("init") == "gaussian" else True,
-            **_rank_config(pairs),
+            **rank_config(pairs),
         }
         if any(key.endswith(MAGNITUDE) for key in tensors):
             config["use_dora"] = True
@@ -171,7 +171,7 @@ def _scale(folder: PeftFolder, path: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if folder.config.get("use_rslora") else rank)
 
 
-def _rank_config(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
+def rank_config(pairs: dict[str, tuple[int, float]]) -> dict[str, Any]:
     """The most frequent rank and alpha, and patterns for the other modules; PEFT's scale is alpha / rank."""
     r, scale = Counter(pairs.values()).most_common(1)[0][0]
     return {

@@ -36,7 +36,7 @@ CORE_FLOORS: list[list[str]] = [
     ["route"],
     ["adapter"],
     ["seams"],
-    ["merging", "prefix_init", "adapter_formats", "adapter_module", "base_tensors", "bank", "host_summary"],
+    ["merging", "prefix_init", "adapter_formats", "adapter_module", "base_tensors", "bank", "host_summary", "routing"],
     ["host"],
 ]
 """The floors of core, from the ground up: files and rooms. A file imports from its own floor and from those below."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.quantization.stored_weights import protect_
 from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
+from deltatune.core.routing import Routing
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
@@ -46,13 +46,18 @@ class Host:
         self.sites = find_sites(model, roles)
         protect_(model)
         self.adapters: dict[str, Adapter] = {}
-        self.route = Route()
         model.requires_grad_(False)
         self._seams = ModelSeams(model, self.sites)
         self._merging = MergedAdapters(model)
         self.base = BaseTensors(model, self.sites, self._merging, self._seams.weights)
         """The base's own weights: `base.tensors()`, `base.tensor(path)`, `base.bytes`."""
+        self._routing = Routing(model, self.adapters, self._seams, self._merging)
         self._bank: Bank | None = None
+
+    @property
+    def route(self) -> Route:
+        """The adapters that act at present, on all rows or row by row."""
+        return self._routing.route
 
     @property
     def merged(self) -> Mapping[str, float]:
@@ -89,7 +94,7 @@ class Host:
         `head`: a task head module to keep with it; None copies the model's own task head, if it has one; False none.
         Raises DeltatuneError for a taken name, sites that match nothing, or a merged base.
         """
-        self._refuse_if_merged("attach")
+        self._routing.refuse_if_merged("attach")
         check_name(name, self.adapters)
         if not isinstance(method, Method):
             raise DeltatuneError(
@@ -135,6 +140,7 @@ class Host:
         """
         if self._bank is None:
             self._bank = Bank(self, self._seams.hooks, self._release, dtype)
+            self._routing.places = self._bank.places
         self._bank.check(slots, dtype)
         return self._bank
 
@@ -147,8 +153,7 @@ class Host:
         Changes at one site add up; with `stacked`, each adapter sees `h` as the adapters named before it changed it (a
         task adapter over a language adapter). Inside attention they always add up.
         """
-        self.route = self._checked_route(route, stacked)
-        self._arrange()
+        self._routing.take(self._routing.checked(route, stacked))
 
     @contextmanager
     def using(self, route: RouteSpec, *, stacked: bool = False, training: bool | None = None) -> Iterator[None]:
@@ -158,7 +163,7 @@ class Host:
         (rows, weights and stacking order) and every module's mode are exactly what they were; adapters that were
         detached inside the block are left out. Raises DeltatuneError as `use` does, before anything has changed.
         """
-        with self._switched(self._checked_route(route, stacked), training):
+        with self._routing.switched(self._routing.checked(route, stacked), training):
             yield
 
     def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
@@ -181,7 +186,7 @@ class Host:
         if name in self.merged:
             raise DeltatuneError(f"{name!r} is merged into the weights, where no layer can be dropped; unmerge it")
         self._attached(name).drop_(layers)
-        self._arrange()
+        self._routing.arrange()
 
     def remove_reparametrisation_(self, name: str) -> None:
         """Replace reparametrisations (a prefix's MLP) by the values they compute; outputs stay the same."""
@@ -189,7 +194,7 @@ class Host:
         self.adapters[name] = adapter_module(self.model)[name] = adapter
         self._seams.hooks.unplug(name)
         self._seams.hooks.plug(name, adapter)
-        self._arrange()
+        self._routing.arrange()
 
     # ---- merging
 
@@ -206,11 +211,11 @@ class Host:
         check_merges(name, adapter, self.model)
         route = read_route({name: weight}, self.adapters)
         check_exclusive(route, self.adapters)
-        with self._switched(route, training=False):
+        with self._routing.switched(route, training=False):
             unmerged = verification_output(self.model, self.sites.facts)
             self._merging.differences[name] = 0.0
             try:
-                self._arrange()
+                self._routing.arrange()
                 self._merging.write_(name, adapter, weight)
                 return self._merging.verify_(name, unmerged, self.sites.facts)
             except BaseException:
@@ -222,7 +227,7 @@ class Host:
         if name not in self.merged:
             raise DeltatuneError(f"adapter {name!r} is not merged{nearest(name, self.merged)}")
         self._merging.remove_(name, self.adapters)
-        self._arrange()
+        self._routing.arrange()
 
     # ---- files
 
@@ -269,54 +274,9 @@ class Host:
 
     def _release(self, name: str) -> None:
         """Take an adapter out of the route and of the adapters."""
-        self.route = self.route.without([name])
+        self._routing.forget(name)
         del self.adapters[name], adapter_module(self.model)[name]
-        self._arrange()
-
-    def _refuse_if_merged(self, verb: str) -> None:
-        if self.merged:
-            raise DeltatuneError(
-                f"cannot {verb} while {', '.join(self.merged)} is merged into the weights; call unmerge_ first"
-            )
-
-    def _checked_route(self, route: RouteSpec, stacked: bool) -> Route:
-        wanted = read_route(route, self.adapters, stacked)
-        if not self._possible_while_merged(wanted):
-            self._refuse_if_merged("use")
-        check_exclusive(wanted, self.adapters)
-        return self._placed(wanted)
-
-    def _placed(self, route: Route) -> Route:
-        """A route with the slots that its adapters have in the bank now."""
-        here = {} if self._bank is None else self._bank.places
-        places = {name: here[name] for name in route.names if name in here}
-        return route if places == route.places else replace(route, places=places, _cache={})
-
-    def _possible_while_merged(self, route: Route) -> bool:
-        """With adapters in the weights, no other one can act, and none can act on some rows only."""
-        return not self.merged or (route.rows is None and not route.names - set(self.merged))
-
-    @contextmanager
-    def _switched(self, route: Route, training: bool | None) -> Iterator[None]:
-        before = self.route
-        modes = [] if training is None else [(module, module.training) for module in self.model.modules()]
-        self.route = route
-        self._arrange()
-        if training is not None:
-            self.model.train(training)
-        try:
-            yield
-        finally:
-            earlier = before.without(before.names - set(self.adapters))
-            self.route = self._placed(earlier) if self._possible_while_merged(earlier) else Route()
-            self._arrange()
-            for module, mode in modes:
-                module.training = mode
-
-    def _arrange(self) -> None:
-        """Make the seams follow the route."""
-        active = {name: self.adapters[name] for name in sorted(self.route.names) if name not in self.merged}
-        self._seams.follow(self.route, active)
+        self._routing.arrange()
 
     @contextmanager
     def answers(self, labels: Tensor, mask: Tensor | None = None) -> Iterator[None]:

@@ -1,0 +1,85 @@
+"""Routing: which adapters act on one base at present, and the seams that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+
+from deltatune.core.adapter import Adapter
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.merging import MergedAdapters
+from deltatune.core.route import Route, RouteSpec, read_route
+from deltatune.core.seams.model_seams import ModelSeams
+from deltatune.core.seams.weight_override import check_exclusive
+
+
+class Routing:
+    """The current route of one base. `Host.use` and `Host.using` change it; merging limits what is possible."""
+
+    def __init__(
+        self, model: nn.Module, adapters: dict[str, Adapter], seams: ModelSeams, merging: MergedAdapters
+    ) -> None:
+        self.model, self.adapters, self.seams, self.merging = model, adapters, seams, merging
+        self.route = Route()
+        self.places: Mapping[str, tuple[str, int]] = {}
+        """Group and slot of each adapter of the bank."""
+
+    def checked(self, route: RouteSpec, stacked: bool) -> Route:
+        """Read a route. Raises DeltatuneError for unknown adapters, and for what cannot act together or at present."""
+        wanted = read_route(route, self.adapters, stacked)
+        if not self._possible(wanted):
+            self.refuse_if_merged("use")
+        check_exclusive(wanted, self.adapters)
+        return self._placed(wanted)
+
+    def take(self, route: Route) -> None:
+        """Make a checked route the current one."""
+        self.route = route
+        self.arrange()
+
+    def forget(self, name: str) -> None:
+        """Take an adapter out of the current route; the caller takes it out of the adapters, and arranges the rest."""
+        self.route = self.route.without([name])
+
+    @contextmanager
+    def switched(self, route: Route, training: bool | None) -> Iterator[None]:
+        """A checked route and a mode for a `with` block; afterwards route and modes are as before, where possible."""
+        before = self.route
+        modes = [] if training is None else [(module, module.training) for module in self.model.modules()]
+        self.take(route)
+        if training is not None:
+            self.model.train(training)
+        try:
+            yield
+        finally:
+            earlier = before.without(before.names - set(self.adapters))
+            self.take(self._placed(earlier) if self._possible(earlier) else Route())
+            for module, mode in modes:
+                module.training = mode
+
+    def arrange(self) -> None:
+        """Make the seams follow the route."""
+        merged = self.merging.differences
+        active = {name: self.adapters[name] for name in sorted(self.route.names) if name not in merged}
+        self.seams.follow(self.route, active)
+
+    def refuse_if_merged(self, verb: str) -> None:
+        """Raise DeltatuneError while an adapter is merged into the weights."""
+        if self.merging.differences:
+            raise DeltatuneError(
+                f"cannot {verb} while {', '.join(self.merging.differences)} is merged into the weights; call unmerge_ "
+                "first"
+            )
+
+    def _placed(self, route: Route) -> Route:
+        """A route with the slots that its adapters have in the bank now."""
+        places = {name: self.places[name] for name in route.names if name in self.places}
+        return route if places == route.places else replace(route, places=places, _cache={})
+
+    def _possible(self, route: Route) -> bool:
+        """With adapters in the weights, no other one can act, and none can act on some rows only."""
+        merged = self.merging.differences
+        return not merged or (route.rows is None and not route.names - set(merged))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
@@ -16,9 +17,31 @@ from deltatune.core.method import Method, View
 from deltatune.core.sites.site import Kind, Site, Sites
 
 
+class BiasBank(BankDelta):
+    """The stack b (S, out)."""
+
+    def __init__(self, delta: Delta, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.add_stack("b", site.width_out)
+
+    @classmethod
+    def shape(cls, delta: Delta, site: Site) -> Hashable:
+        return site.width_out
+
+    def write_(self, slot: int, delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+        self.write_stack_("b", slot, tensors["b"])
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.vectors("b", h).to(h.dtype).expand_as(h)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        return h + weight * self.vectors("b", h).to(h.dtype)
+
+
 class Bias(Delta):
     """`Δ = b`, b (out,)."""
 
+    bank_form = BiasBank
     capabilities = Capabilities(merges=True, merges_into=("bias",))
     reads = "output"
 

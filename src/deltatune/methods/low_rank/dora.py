@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,36 @@ from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import View
 from deltatune.core.sites.site import Kind, Site
 from deltatune.methods.low_rank.lora import Init, LoRA, LowRank
+from deltatune.methods.low_rank.low_rank_bank import LowRankBank, wide
 from deltatune.methods.low_rank.shared_input import few_tokens
+
+
+class DoRABank(LowRankBank):
+    """LoRA's stacks with m/n in B, and the stack m/n − 1 (S, out); n is computed when a slot is written."""
+
+    reads_base = True
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.base = delta.base
+        self.add_stack("excess", site.width_out)
+        self.squares: tuple[tuple[object, ...], Tensor] = (), torch.empty(0)
+        """The state of the base's weight, and ‖W‖² of its rows."""
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        W, state = self.base.weight, self.base.state
+        if self.squares[0] != state:
+            self.squares = state, row_squares(W)
+        A, B, m = (wide(tensors[name]).to(W.device) for name in ("A", "B", "m"))
+        ratio = m / row_norms(W, self.squares[1], A, B, delta.scale)
+        self.write_factors_(slot, A, (delta.scale * ratio).unsqueeze(1) * B)
+        self.write_stack_("excess", slot, ratio - 1)  # rounded as a difference from 1
+
+    def changed(self, onto: Tensor | None, x: Tensor, h: Tensor, weight: float | Tensor) -> Tensor:
+        bias, excess = self.base.bias, self.vectors("excess", h) * weight
+        turned = super().changed(None, x, h, weight)
+        change = turned + excess.to(h.dtype) * (h if bias is None else h - bias)
+        return change.to(h.dtype) if onto is None else (onto + change).to(h.dtype)
 
 
 class DoRADelta(LowRank):
@@ -26,6 +55,7 @@ class DoRADelta(LowRank):
     Beside a base in bfloat16 only W Aᵀ is computed in it; n was then off by less than 1e-4 of itself.
     """
 
+    bank_form = DoRABank
     square: Tensor
     """‖W‖² of each row, in float32; computed from the base, not saved."""
 
@@ -42,23 +72,13 @@ class DoRADelta(LowRank):
     @torch.no_grad()
     def init_(self, rng: Rng, base: nn.Module) -> None:
         super().init_(rng, base)
-        weight = self.base.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        self.square = torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
+        self.square = row_squares(self.base.weight)
         self.m = nn.Parameter(self.square.sqrt())
 
     def norm(self) -> Tensor:
         """n (out,), a constant in the backward pass unless `exact`."""
-        A, B, s, W = self.A, self.B, self.scale, self.base.weight
-        with (
-            torch.set_grad_enabled(self.capabilities.exact and torch.is_grad_enabled()),
-            torch.autocast(W.device.type, enabled=False),
-        ):
-            product = F.linear(A.to(W.dtype), W).T  # W Aᵀ (out, r)
-            change = 2 * s * product + s * s * (B @ (A @ A.T))
-            squared = self.square + (change * B).sum(1)
-            # A row of zeros has no direction; a tiny norm instead of 0 keeps it zero.
-            return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+        with torch.set_grad_enabled(self.capabilities.exact and torch.is_grad_enabled()):
+            return row_norms(self.base.weight, self.square, self.A, self.B, self.scale)
 
     def ratio(self) -> Tensor:
         """m/n (out,)."""
@@ -101,6 +121,22 @@ class DoRADelta(LowRank):
         whole = weight.double() + self.scale * (self.B.double() @ self.A.double())
         norm = torch.linalg.vector_norm(whole, dim=1).clamp_min(torch.finfo(torch.float64).tiny)
         return {"weight": ((self.m.double() / norm).unsqueeze(1) * whole).to(weight.dtype)}
+
+
+def row_squares(W: Tensor) -> Tensor:
+    """‖W‖² of each row, in float32 or wider."""
+    dtype = torch.promote_types(W.dtype, torch.float32)
+    return torch.linalg.vector_norm(W, dim=1, dtype=dtype).square()
+
+
+def row_norms(W: Tensor, square: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+    """The norms (out,) of the rows of W + s B A; `square` are those of W, squared."""
+    with torch.autocast(W.device.type, enabled=False):
+        product = F.linear(A.to(W.dtype), W).T  # W Aᵀ (out, r)
+        change = 2 * s * product + s * s * (B @ (A @ A.T))
+        squared = square + (change * B).sum(1)
+        # A row of zeros has no direction; a tiny norm instead of 0 keeps it zero.
+        return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltatune.core.attention_call import AttentionCall
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities, Needs
 from deltatune.core.delta import AttentionDelta, Delta
 from deltatune.core.errors import DeltatuneError
@@ -23,12 +24,28 @@ from deltatune.methods.low_rank.lora import LoRA
 Wrap = Literal["none", "roll"]
 
 
+class FullAttentionBank(BankDelta):
+    """Full attention, which S²-Attn is at inference; without stacks."""
+
+    @classmethod
+    def shape(cls, delta: Delta, site: Site) -> Hashable:
+        return ()
+
+    def write_(self, slot: int, delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+    def forward(self, call: AttentionCall) -> Any:
+        return call.run()
+
+
 class ShiftedSparse(AttentionDelta):
     """S²-Attn while training: attention within groups of G tokens, shifted by G/2 tokens in half of the heads.
 
     At inference, and where queries and keys are not the same tokens (a cache), it is full attention.
     Texts whose length is not a multiple of G are padded here, and the padding is masked.
     """
+
+    bank_form = FullAttentionBank
 
     def __init__(self, groups: int, wrap: Wrap, factor: float) -> None:
         super().__init__()

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from deltatune.core.capabilities import Capabilities, TrainingHints
 from deltatune.core.delta import Delta, Rng, SharedModule
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, check_dropout, short_form
-from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
-from deltatune.methods.low_rank.low_rank_bank import LowRankBank
+from deltatune.core.sites.site import Kind, Site, Sites
+from deltatune.methods.low_rank.low_rank_bank import LowRankBank, LowRankTableBank
 from deltatune.methods.low_rank.shared_input import SharedInput, SharedInputs, few_tokens
+from deltatune.methods.low_rank.site_ranks import check_ranks, rank_at, ranked_sites, scaled_ranks
 
 Init = Literal["kaiming", "gaussian"]
 """How A is drawn."""
@@ -94,6 +95,7 @@ class LowRankTable(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = LowRankTableBank
 
     def __init__(self, vocabulary: int, width: int, r: int, scale: float) -> None:
         super().__init__()
@@ -161,28 +163,14 @@ class LoRA(Method):
         check_dropout(self)
         if not self.ratio > 0:
             raise DeltatuneError(f"{type(self).__name__}(ratio={self.ratio!r}): ratio must be above 0")
-        for entry in self.ranks:
-            if len(entry) != 2 or not isinstance(entry[0], str) or type(entry[1]) is not int or entry[1] < 1:
-                raise DeltatuneError(
-                    f"{type(self).__name__}(ranks={self.ranks!r}): {entry!r} is not a glob with its rank; "
-                    "write pairs such as (('*.ffn.*', 4),)"
-                )
+        check_ranks(self)
 
     def pick(self, sites: Sites) -> list[Site]:
-        picked = sites.match(self.sites, kinds=self.kinds)
-        names = ", ".join(sorted({generic(site.name) for site in picked}))
-        raise_all(
-            [
-                f"ranks: no site of this {type(self).__name__} matches {glob!r}; it is at {names}"
-                for glob, _ in self.ranks
-                if not any(matches(glob, site.name) for site in picked)
-            ]
-        )
-        return picked
+        return ranked_sites(self, sites, self.kinds)
 
     def rank(self, site: Site) -> int:
         """Rank at one site."""
-        return next((rank for glob, rank in self.ranks if matches(glob, site.name)), self.r)
+        return rank_at(self, site)
 
     def scale(self, r: int) -> float:
         """Factor on the update of rank r."""
@@ -221,8 +209,7 @@ class LoRA(Method):
 
     def sized(self, size: int) -> Method:
         """The same with r = size; the ranks of single sites keep their proportion to r, each at least 1."""
-        ranks = tuple((glob, max(1, round(rank * size / self.r))) for glob, rank in self.ranks)
-        return dataclasses.replace(self, r=size, ranks=ranks)
+        return dataclasses.replace(self, r=size, ranks=scaled_ranks(self, size))
 
 
 @short_form

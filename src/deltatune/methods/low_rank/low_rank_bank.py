@@ -22,28 +22,37 @@ class LowRankBank(BankDelta):
 
     def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(delta, site, capacity, dtype)
-        self.rank = bucket(len(delta.A))
+        self.rank = self.padded_rank(delta)
         self.add_stack("A", self.rank, site.width_in)
         self.add_stack("B", self.rank, site.width_out)
         self.input = CommonInput([self])
 
     @classmethod
     def shape(cls, delta: Any, site: Site) -> Hashable:
+        return cls.padded_rank(delta)
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        """The rank R of a Delta's stacks."""
         return bucket(len(delta.A))
 
     @staticmethod
     def connect_(members: Sequence[tuple[Site, BankDelta]]) -> None:
-        together: dict[tuple[str, int], list[LowRankBank]] = {}
+        together: dict[tuple[str, int, int], list[LowRankBank]] = {}
         for site, delta in members:
             assert isinstance(delta, LowRankBank)
-            together.setdefault((input_of(site), site.width_in), []).append(delta)
+            together.setdefault((input_of(site), site.width_in, delta.rank), []).append(delta)
         for deltas in together.values():
             if len(deltas) > 1:
                 CommonInput(deltas).join_()
 
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
-        self.input.write_(self, slot, tensors["A"])
-        self.write_stack_("B", slot, delta.scale * tensors["B"].T.to(torch.promote_types(self.dtype, torch.float32)))
+        self.write_factors_(slot, tensors["A"], delta.scale * wide(tensors["B"]))
+
+    def write_factors_(self, slot: int, A: Tensor, B: Tensor) -> None:
+        """Write A (r, in) and B (out, r), which has the scale in it."""
+        self.input.write_(self, slot, A)
+        self.write_stack_("B", slot, B.T)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return self.changed(None, x, h, 1.0)
@@ -78,6 +87,36 @@ class LowRankBank(BankDelta):
     def rows_of_table(self) -> Tensor:
         """The rows (B, R) of the stack of Bs, as a table of S·R rows, that the rows of this call take."""
         return table_rows(self.rows, self.rank)
+
+
+class LowRankTableBank(BankDelta):
+    """LoRAs of a token embedding: stacks A (S, V, R) and s·Bᵀ (S, R, D). Virtual ids get nothing."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.rank, self.vocabulary = bucket(len(delta.A)), delta.A.shape[1]
+        self.add_stack("A", self.vocabulary, self.rank)
+        self.add_stack("B", self.rank, site.width_out)
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return bucket(len(delta.A)), delta.A.shape[1]
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        scale = delta.scale * float(getattr(delta.base.module, "embed_scale", 1.0))
+        self.write_stack_("A", slot, tensors["A"].T)
+        self.write_stack_("B", slot, scale * wide(tensors["B"]).T)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        row = self.rows.index[:, None] * self.vocabulary + x.clamp(max=self.vocabulary - 1)  # (B, T)
+        low = F.embedding(row, self.get_buffer("A").flatten(0, 1))  # (B, T, R)
+        low = low.masked_fill((x >= self.vocabulary).unsqueeze(-1), 0)
+        return torch.matmul(low, self.of_rows("B", keep=x.shape[1] == 1)).to(h.dtype)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in its own dtype if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def table_rows(rows: SlotRows, rank: int) -> Tensor:
@@ -129,7 +168,7 @@ class CommonInput:
         """The product with the As of all members."""
         first = self.members[0]
         first.rows = rows
-        x = x.to(first.dtype)
+        x = x.to(first.get_buffer("A").dtype)
         if rows.only is not None:
             return F.linear(x.flatten(0, -2), first.get_buffer("A")[rows.only])
         x = x.view(len(rows.slots), -1, x.shape[-1])  # (B, T, in)

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.bank_delta import bucket
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, at_most
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.low_rank.lora import LowRank
+from deltatune.methods.low_rank.low_rank_bank import LowRankBank, wide
 from deltatune.methods.low_rank.shared_input import SharedInputs
+
+
+class PrincipalBank(LowRankBank):
+    """Stacks of [A; A − A₀] and [B − B₀, B₀]: LoRAs of twice the rank."""
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        return bucket(2 * len(delta.A))
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        A, B, A0, B0 = (wide(tensors[name]) for name in ("A", "B", "A0", "B0"))
+        self.write_factors_(slot, torch.cat([A, A - A0]), delta.scale * torch.cat([B - B0, B0], 1))
 
 
 class Principal(LowRank):
@@ -24,6 +38,7 @@ class Principal(LowRank):
     change is rounded, not the principal part.
     """
 
+    bank_form = PrincipalBank
     A0: Tensor
     B0: Tensor
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.method import Method, View, at_least, check_dropout
@@ -33,10 +34,64 @@ class Projection(SharedModule):
         nn.init.kaiming_uniform_(self.B, generator=rng("B"))
 
 
+class ScaledProjectionBank(BankDelta):
+    """Stacks λ_d (S, r) and λ_b (S, out) around one A and B, which adapters must have in common to share stacks."""
+
+    reads_shared = True
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.width_in, self.width_out = delta.width_in, delta.width_out
+        self.add_stack("d", len(delta.d))
+        self.add_stack("b", delta.width_out)
+        self.first: list[ScaledProjectionBank] = []
+        """The one that has A and B, for all of its adapters' sites; in a list, so that no module owns another."""
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return tuple(delta.projection[0].A.shape), tuple(delta.projection[0].B.shape)
+
+    @staticmethod
+    def connect_(members: Sequence[tuple[Site, BankDelta]]) -> None:
+        first = members[0][1]
+        for _, delta in members:
+            assert isinstance(delta, ScaledProjectionBank)
+            assert isinstance(first, ScaledProjectionBank)
+            delta.first = [first]
+
+    def takes(self, tensors: Mapping[str, Tensor]) -> bool:
+        if self.first[0] is not self:
+            return True
+        return all(torch.equal(self.get_buffer(name), self.own(tensors, name)) for name in ("A", "B"))
+
+    def own(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """A or B of an adapter, as it is kept here."""
+        return tensors[f"shared.{name}"].to(self.get_buffer("d"))
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        if self.first[0] is self and not hasattr(self, "A"):
+            for name in ("A", "B"):
+                self.register_buffer(name, self.own(tensors, name).clone(), persistent=False)
+        for name in ("d", "b"):
+            self.write_stack_(name, slot, tensors[name])
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        A = self.first[0].get_buffer("A")[:, : self.width_in]
+        B = self.first[0].get_buffer("B")[: self.width_out]
+        low = F.linear(x.to(A.dtype), A) * self.vectors("d", x)  # (B, ..., r)
+        return (F.linear(low, B) * self.vectors("b", h)).to(h.dtype)
+
+    @property
+    def bytes(self) -> int:
+        projection = [self.get_buffer(name) for name in ("A", "B")] if hasattr(self, "A") else []
+        return super().bytes + sum(tensor.numel() * tensor.element_size() for tensor in projection)
+
+
 class ScaledProjection(Delta):
     """`Δ = λ_b ⊙ B (λ_d ⊙ A dropout(x))`, λ_d (r,), λ_b (out,)."""
 
     capabilities = Capabilities(merges=True)
+    bank_form = ScaledProjectionBank
 
     def __init__(self, width_in: int, width_out: int, r: int, d_initial: float, dropout: float) -> None:
         super().__init__()

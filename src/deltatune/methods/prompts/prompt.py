@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta, bucket
 from deltatune.core.capabilities import Needs
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -24,8 +25,37 @@ DRAWN = ("uniform", "normal")
 """Initial values that are drawn without regard to any token."""
 
 
+class SoftPromptBank(BankDelta):
+    """The stack P (S, P, D) and the lengths (S,); slot 0 has none."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.vocabulary, self.length = site.width_in, bucket(delta.length)
+        self.add_stack("prompt", self.length, site.width_out)
+        self.add_stack("lengths", dtype=torch.long)
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return bucket(delta.length)
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.write_stack_("prompt", slot, tensors["prompt"])
+        self.write_stack_("lengths", slot, delta.length)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.add(h, x) - h
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        index = x - self.vocabulary  # (B, T), negative at real tokens
+        row = self.rows.index[:, None] * self.length + index.clamp(0, self.length - 1)
+        vectors = F.embedding(row, self.get_buffer("prompt").flatten(0, 1)).to(h.dtype)  # (B, T, D)
+        return at_virtual_tokens(h, index, vectors, self.of_rows("lengths").unsqueeze(1), weight)
+
+
 class SoftPrompt(Delta):
     """`h ← P[i]` at the i-th virtual token, P (P, D); real tokens stay."""
+
+    bank_form = SoftPromptBank
 
     def __init__(self, length: int, site: Site, init: str = "uniform", ids: Ids = ()) -> None:
         super().__init__()
@@ -162,8 +192,13 @@ class Prompt(Method):
         return longest_prompt(sites)
 
 
-def at_virtual_tokens(h: Tensor, index: Tensor, vectors: Tensor, length: int, weight: float | Tensor) -> Tensor:
-    """h (B, T, D), with the vectors (B, T, D) where index (B, T) is one of a prompt's virtual tokens."""
+def at_virtual_tokens(
+    h: Tensor, index: Tensor, vectors: Tensor, length: int | Tensor, weight: float | Tensor
+) -> Tensor:
+    """h (B, T, D), with the vectors (B, T, D) where index (B, T) is one of a prompt's virtual tokens.
+
+    length: of the prompt, or of each row's (B, 1).
+    """
     virtual = ((index >= 0) & (index < length)).unsqueeze(-1)
     return torch.where(
         virtual, vectors if isinstance(weight, float) and weight == 1.0 else h + weight * (vectors - h), h

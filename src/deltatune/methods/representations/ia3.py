@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import Method, View
@@ -18,10 +19,34 @@ PAPER = ("*.attn.{k,v}", "*.ffn.act")
 CROSS = "*.cross.{k,v}"
 
 
+class RescaleBank(BankDelta):
+    """The stack l − 1 (S, width)."""
+
+    def __init__(self, delta: Delta, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.add_stack("excess", site.width_out)
+
+    @classmethod
+    def shape(cls, delta: Delta, site: Site) -> Hashable:
+        return site.width_out
+
+    def write_(self, slot: int, delta: Delta, tensors: Mapping[str, Tensor]) -> None:
+        self.write_stack_("excess", slot, tensors["l"] - 1)  # before rounding: l is close to 1
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return h * self.vectors("excess", h).to(h.dtype)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        excess = self.vectors("excess", h)
+        excess = excess if isinstance(weight, float) and weight == 1.0 else excess * weight
+        return torch.addcmul(h, h, excess.to(h.dtype))
+
+
 class Rescale(Delta):
     """`Δ = h ⊙ (l − 1)`, l (width,): of a map's output, or of its input."""
 
     capabilities = Capabilities(merges=True)
+    bank_form = RescaleBank
 
     def __init__(self, width: int, side: Literal["output", "input"]) -> None:
         super().__init__()

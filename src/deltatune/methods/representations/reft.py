@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta, bucket
 from deltatune.core.capabilities import Needs, TrainingHints
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
@@ -19,8 +21,88 @@ from deltatune.core.sites.site import Site, Sites, require
 Form = Literal["loreft", "direft"]
 
 
+class InterventionBank(BankDelta):
+    """Stacks W − R (direft: W) and R (S, r, width), b (S, r), and the numbers of first and last tokens (S,).
+
+    Slots of either form, of any positions, share them; those without positions change all tokens.
+    """
+
+    edits: ClassVar[tuple[str, ...]] = ("",)
+    """Beginnings of the names of an edit's tensors."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        for edit in self.edits:
+            self.add_stack(f"{edit}inner", self.padded_rank(delta), site.width_out)
+            self.add_stack(f"{edit}R", self.padded_rank(delta), site.width_out)
+            self.add_stack(f"{edit}b", self.padded_rank(delta))
+        for name in ("first", "last"):
+            self.add_stack(name, dtype=torch.long)
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return cls.padded_rank(delta), delta.needs.padding_mask
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        """The rank of a Delta's stacks."""
+        return bucket(len(delta.R))
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        part = getattr(delta, "prefix", delta)
+        for edit in self.edits:
+            R, W = tensors[f"{edit}R".replace("_", ".")], tensors[f"{edit}W".replace("_", ".")]
+            if part.form == "loreft":
+                R = orthonormal_rows(R.to(torch.promote_types(R.dtype, torch.float32)))
+                W = W.to(R) - R
+            self.write_stack_(f"{edit}inner", slot, W)
+            self.write_stack_(f"{edit}R", slot, R)
+            self.write_stack_(f"{edit}b", slot, tensors[f"{edit}b".replace("_", ".")])
+        self.write_stack_("first", slot, delta.first)
+        self.write_stack_("last", slot, delta.last)
+
+    def edit(self, h: Tensor, name: str = "") -> Tensor:
+        """One edit of every token."""
+        if (slot := self.rows.only) is not None:
+            inner, R, b = (self.get_buffer(f"{name}{each}")[slot] for each in ("inner", "R", "b"))
+            return F.linear(h.to(R.dtype), inner, b) @ R
+        step = h.shape[1] == 1
+        inner, R, b = (self.of_rows(f"{name}{each}", keep=step) for each in ("inner", "R", "b"))
+        return torch.bmm(torch.baddbmm(b.unsqueeze(1), h.to(R.dtype), inner.transpose(1, 2)).to(R.dtype), R)
+
+    def chosen(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (B, T) of the first and the last tokens."""
+        first, last = (self.of_rows(name).unsqueeze(1) for name in ("first", "last"))
+        return chosen(h, self.mask, first, last)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        change = self.edit(h).to(h.dtype)
+        if not self.needs.padding_mask:
+            return change
+        in_front, at_end = self.chosen(h)
+        return change * (in_front | at_end).unsqueeze(-1)
+
+
+class PrefixSuffixBank(InterventionBank):
+    """Stacks of two edits: for the first tokens, and for the last ones."""
+
+    edits = ("prefix_", "suffix_")
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        return bucket(len(delta.prefix.R))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        in_front, at_end = self.chosen(h)
+        at_end = at_end & ~in_front
+        change = self.edit(h, "prefix_") * in_front.unsqueeze(-1) + self.edit(h, "suffix_") * at_end.unsqueeze(-1)
+        return change.to(h.dtype)
+
+
 class LowRankIntervention(Delta):
     """`Δ = Rᵀ(W h + b − R h)`, R (r, width) with orthonormal rows, W (r, width); direft: `Rᵀ(W h + b)`, R free."""
+
+    bank_form = InterventionBank
 
     def __init__(self, width: int, r: int, form: Form, init: str, first: int = 0, last: int = 0) -> None:
         super().__init__()
@@ -43,11 +125,7 @@ class LowRankIntervention(Delta):
 
     def rotation(self) -> Tensor:
         """R (r, width) with its rows made orthonormal; rows that are orthonormal stay the same."""
-        if self.form == "direft":
-            return self.R
-        columns, triangle = torch.linalg.qr(self.R.T)  # (width, r), (r, r)
-        rows: Tensor = (columns * torch.diagonal(triangle).sign()).T  # a QR decomposition is unique but for signs
-        return rows
+        return self.R if self.form == "direft" else orthonormal_rows(self.R)
 
     def change(self, h: Tensor) -> Tensor:
         """The change at every token."""
@@ -66,6 +144,7 @@ class PrefixSuffixIntervention(Delta):
     """One edit for the prompt's first tokens, another for its last ones; a token that is both gets the first."""
 
     needs = Needs(padding_mask=True)
+    bank_form = PrefixSuffixBank
 
     def __init__(self, width: int, r: int, form: Form, init: str, first: int, last: int) -> None:
         super().__init__()
@@ -82,7 +161,14 @@ class PrefixSuffixIntervention(Delta):
         return self.prefix.change(h) * in_front.unsqueeze(-1) + self.suffix.change(h) * at_end.unsqueeze(-1)
 
 
-def chosen(h: Tensor, mask: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
+def orthonormal_rows(R: Tensor) -> Tensor:
+    """R (r, width) with its rows made orthonormal."""
+    columns, triangle = torch.linalg.qr(R.T)  # (width, r), (r, r)
+    rows: Tensor = (columns * torch.diagonal(triangle).sign()).T  # a QR decomposition is unique but for signs
+    return rows
+
+
+def chosen(h: Tensor, mask: Tensor | None, first: int | Tensor, last: int | Tensor) -> tuple[Tensor, Tensor]:
     """Masks (B, T) of the tokens of h (B, T, D) that are among the first, or the last, real ones of the prompt.
 
     Raises DeltatuneError where a token may belong to the prompt or to its continuation.

@@ -188,7 +188,7 @@ class Engine:
             queued=len(worker.waiting),
             running=len(worker.active),
             resident=residency.resident,
-            **vars(worker.counts),
+            **worker.counted(),
             cached_tokens=0 if prompts is None else prompts.tokens,
             prompt_cache_hits=0 if prompts is None else prompts.hits,
             prompt_cache_bytes=0 if prompts is None else prompts.bytes,

@@ -99,6 +99,11 @@ class EngineWorker:
             self._woken = True
             self.changed.notify_all()
 
+    def counted(self) -> dict[str, int]:
+        """The counts, with the tokens of requests that run."""
+        running = sum(len(job.generated) for job in self.active if isinstance(job, GenerateJob))
+        return {**vars(self.counts), "tokens_out": self.counts.tokens_out + running}
+
     # ---- the loop
 
     def run(self) -> None:

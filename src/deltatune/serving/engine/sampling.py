@@ -14,7 +14,6 @@ from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.serving.engine.requests import Sampling
 
-
 COLDEST = 1e-5
 """Lower temperatures take the likeliest token: float32 has no room for logits divided by less."""
 

@@ -18,7 +18,7 @@ from deltatune.serving.residency import Residency
 from deltatune.serving.served_base import ServedBase, public_name
 from deltatune.serving.serving_errors import EngineStopped, RequestTimeout
 from deltatune.serving.texts.adapter_rows import common_task, rows_for
-from deltatune.serving.texts.answer_stream import AnswerStream
+from deltatune.serving.texts.answer_stream import AnswerStream, WholeAnswer
 from deltatune.serving.texts.detokenizer import TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.prompts import Prompt, Prompts, shared_form
@@ -227,6 +227,15 @@ class Service:
                 stream.cancel()
             raise
         return streams
+
+    async def decode(
+        self, adapters: Mapping[str, float], rows: Sequence[Any], caller: Caller, stops: Sequence[str]
+    ) -> list[WholeAnswer]:
+        """Answers to inputs as their adapter's task decodes them: with its beams, or by its chains of thought."""
+        answers = await self.answer_rows(adapters, rows, COMPLETIONS, caller)
+        texts = [str(answer["text"]) for answer in answers.answers]
+        tokens = [len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
+        return [WholeAnswer(text, count, stops) for text, count in zip(texts, tokens, strict=True)]
 
     # ---- rows
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.serving.engine.requests import TokenEvent
-from deltatune.serving.texts.answer_stream import AnswerStream, Piece
+from deltatune.serving.texts.answer_stream import Answer, Piece
 from deltatune.serving.texts.detokenizer import TokenPieces
 
 Kind = Literal["text", "chat"]
@@ -112,7 +112,7 @@ def event(content: Any) -> str:
 LAST_EVENT = "data: [DONE]\n\n"
 
 
-def usage_of(prompt_tokens: int, streams: Sequence[AnswerStream]) -> dict[str, Any]:
+def usage_of(prompt_tokens: int, streams: Sequence[Answer]) -> dict[str, Any]:
     """Tokens of the prompts, each counted once, and of all answers."""
     written = sum(stream.generated for stream in streams)
     return {

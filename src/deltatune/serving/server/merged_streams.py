@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from deltatune.serving.texts.answer_stream import AnswerStream, Piece
+from deltatune.serving.texts.answer_stream import Answer, Piece
 
 
-async def merged(streams: Sequence[AnswerStream]) -> AsyncIterator[tuple[int, Piece | None]]:
+async def merged(streams: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece | None]]:
     """The pieces of all answers, each with the answer's number; None at the end of an answer.
 
     Raises the first error of any of them. Whoever stops reading ends all of them.
     """
     queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
 
-    async def read(number: int, stream: AnswerStream) -> None:
+    async def read(number: int, stream: Answer) -> None:
         try:
             async for piece in stream.pieces():
                 queue.put_nowait((number, piece))

@@ -27,10 +27,11 @@ from deltatune.serving.server.request_fields import RequestFields
 from deltatune.serving.server.request_log import Call
 from deltatune.serving.server.route_calls import answer_model, call_in, caller_of, json_answer, read_adapters
 from deltatune.serving.service import Service
-from deltatune.serving.texts.answer_stream import AnswerStream, Piece
+from deltatune.serving.texts.answer_stream import Answer, AnswerStream, Piece
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.prompts import Prompt
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.reasoning import Reason
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Writing:
     call: Call
     asked: GenerationFields
     prompts: Sequence[Prompt]
-    streams: Sequence[AnswerStream]
+    streams: Sequence[Answer]
     """Those of the first prompt first."""
     echo: bool = False
     best: int | None = None
@@ -100,6 +101,8 @@ async def completion(fields: RequestFields, call: Call, service: Service, bounds
         prompts = await service.raw_prompts(adapters, texts)
     else:
         task, prompts = await service.input_prompts(adapters, rows)
+        if decodes_whole(task):
+            return await _decoded(fields, asked, adapters, rows, prompts, call, service, bounds)
         asked, strip = _as_trained(asked, task), True
     chosen = replace(asked, sampling=_with_logprobs(asked, best_of), choices=best_of)
     form = AnswerForm("text", answer_model(adapters, fields, service.base), *_facts(service), asked.logprobs)
@@ -140,6 +143,39 @@ def _refuse_chat_fields(fields: RequestFields) -> None:
     for name in ("audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"):
         fields.refuse(name, "is not served")
     fields.ignore("parallel_tool_calls")
+
+
+def decodes_whole(task: Generate) -> bool:
+    """Whether the answers of a task come at once: those of beam search and of chains of thought."""
+    return task.beams > 1 or task.no_repeat_ngram > 0 or isinstance(task, Reason)
+
+
+async def _decoded(
+    fields: RequestFields,
+    asked: GenerationFields,
+    adapters: dict[str, float],
+    rows: Sequence[Any],
+    prompts: Sequence[Prompt],
+    call: Call,
+    service: Service,
+    bounds: Bounds,
+) -> Writing:
+    """Answers as an adapter's task decodes them, which leaves a request nothing to choose."""
+    chosen = [
+        name for name in ("max_tokens", "logprobs", "best_of", "logit_bias") if fields.content.get(name) is not None
+    ]
+    chosen += [*asked.given, *(["n"] if asked.choices > 1 else [])]
+    if chosen:
+        raise InvalidRequest(
+            f"{', '.join(adapters)} decodes with beams or in several steps, as it was trained to; leave out "
+            f"{', '.join(sorted(chosen))}, or send prompt instead of input",
+            chosen[0],
+        )
+    call.tokens_in = sum(len(prompt.ids) for prompt in prompts)
+    call.reserve(call.tokens_in)
+    answers = await service.decode(adapters, rows, caller_of(call, bounds.request_seconds), asked.stops)
+    form = AnswerForm("text", answer_model(adapters, fields, service.base), *_facts(service))
+    return Writing(form, call, asked, prompts, answers)
 
 
 def _inputs(fields: RequestFields, most: int) -> list[Any]:

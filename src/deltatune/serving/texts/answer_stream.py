@@ -57,7 +57,10 @@ class AnswerStream:
         """Sum of the tokens' log-probabilities, if they were asked for."""
         self._detokenizer = Detokenizer(tokenizer)
         self._stops, self._strip = StopStrings(stops), Strip() if strip else None
-        self._waiting: deque[tuple[int, TokenEvent]] = deque()  # with the character where its text begins
+        self._waiting: deque[tuple[int, int, TokenEvent]] = (
+            deque()
+        )  # with the characters where its text begins and ends
+        self._unseen: list[tuple[int, TokenEvent]] = []  # tokens whose text is not decoded yet
         self._decoded = self._out = 0
 
     def cancel(self) -> None:
@@ -86,10 +89,17 @@ class AnswerStream:
     def _token(self, event: TokenEvent) -> Piece:
         self.generated += 1
         self.logprob += event.logprob or 0.0
-        self._waiting.append((self._decoded, event))
+        self._unseen.append((self._decoded, event))
         text = self._detokenizer.push(event.token)
-        self._decoded += len(text)
+        self._decode(text)
         return self._piece(self._stops.push(text))
+
+    def _decode(self, text: str) -> None:
+        """Note where the text of the tokens that it is of ends."""
+        self._decoded += len(text)
+        if text:
+            self._waiting += [(start, self._decoded, event) for start, event in self._unseen]
+            self._unseen.clear()
 
     def _end(self, event: DoneEvent) -> Piece:
         if event.reason == "error" and event.error is not None:
@@ -99,16 +109,43 @@ class AnswerStream:
         if event.reason == "cancelled":
             raise EngineStopped("the server is about to stop and has ended the request; send it again")
         self.cached = event.timings.cached_tokens
-        text = self._stops.push(self._detokenizer.finish())
+        rest = self._detokenizer.finish()
+        self._decode(rest)
+        text = self._stops.push(rest)
         if self._stops.matched is None:
             text += self._stops.finish()
         self.reason = "length" if event.reason == "length" and self._stops.matched is None else "stop"
         return self._piece(text, last=self._stops.matched is None)
 
     def _piece(self, text: str, last: bool = False) -> Piece:
-        """A piece with the tokens whose text has begun to be given out; at the end all of them."""
+        """A piece with the tokens all of whose text is out, so that none tells what a stop string cut off."""
         self._out += len(text)
         tokens = []
-        while self._waiting and (last or self._waiting[0][0] < self._out):
-            tokens.append(self._waiting.popleft())
-        return Piece(text if self._strip is None else self._strip.push(text), tuple(tokens))
+        while self._waiting and self._waiting[0][1] <= self._out:
+            start, _, event = self._waiting.popleft()
+            tokens.append((start, event))
+        return Piece(
+            text if self._strip is None else self._strip.push(text), (*tokens, *(self._unseen if last else ()))
+        )
+
+
+class WholeAnswer:
+    """An answer that came at once, in the place of a stream: of beam search, or of a chain of thought."""
+
+    logprob = 0.0
+    cached = 0
+    reason = "stop"
+
+    def __init__(self, text: str, tokens: int, stops: Sequence[str] = ()) -> None:
+        ended = StopStrings(stops)
+        self._text, self.generated = ended.push(text) + ended.finish(), tokens
+
+    def cancel(self) -> None:
+        """It has ended already."""
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The text."""
+        yield Piece(self._text)
+
+
+Answer = AnswerStream | WholeAnswer

@@ -58,13 +58,10 @@ class Prompts:
             return Prompt(tuple(prompt), text=str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)))
         ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
-        if (
-            self.joined
-            and ids
-            and ids[-1] in ends
-            and self.tokenizer(prompt, add_special_tokens=False)["input_ids"][-1:] != [ids[-1]]
-        ):
-            ids = ids[:-1]  # an end that the tokenizer puts behind every text would end the answer before it begins
+        if self.joined and ids and ids[-1] in ends:
+            plain = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+            if plain[-1:] != ids[-1:]:
+                ids = ids[:-1]  # what the tokenizer puts behind every text would end the answer before it begins
         if not ids:
             start = self.tokenizer.bos_token_id
             if start is None:
@@ -153,7 +150,7 @@ def shared_form(adapters: Mapping[str, float], tasks: Sequence[Task | None], par
             f"{', '.join(adapters)} were trained on prompts of different forms; POST /v1/completions with prompt",
             param,
         )
-    if isinstance(tasks[0], Reason):
+    if isinstance(tasks[0], Reason) and param == "messages":
         raise InvalidRequest(
             f"{next(iter(adapters))} writes chains of thought, which `deltatune predict` reads; send prompt", param
         )

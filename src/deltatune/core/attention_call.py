@@ -84,5 +84,6 @@ class AttentionCall:
     def to_heads(self, prefix: Tensor) -> Tensor:
         """Prefix vectors (P, H_kv·K), or of each row (B or 1, P, H_kv·K), as (B, H_kv, P, K), in the keys' dtype."""
         rows, heads, _, width = self.k.shape
-        split = prefix.unflatten(-1, (heads, width)).transpose(-3, -2).to(self.k.dtype)  # (..., H_kv, P, K)
+        by_head = prefix.reshape(*prefix.shape[:-1], heads, width)
+        split = by_head.transpose(-3, -2).to(self.k.dtype)  # (..., H_kv, P, K)
         return split.expand(rows, -1, -1, -1)

@@ -145,7 +145,8 @@ class BankDelta(Delta):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> BankDelta:
         self.kept.clear()  # another device or dtype
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def clear_(self, slot: int) -> None:
         """Make a slot change nothing."""

@@ -6,7 +6,7 @@
 Nothing is downloaded: the laws are checked on tiny random models.
 """
 
-from deltatune.testing.conformance import LAWS, MODELS, SLOW_LAWS, applies, check_method, demand
+from deltatune.testing.conformance import BANK_LAWS, LAWS, MODELS, SLOW_LAWS, applies, check_method, demand
 from deltatune.testing.tiny_models import inputs, tiny
 
-__all__ = ["LAWS", "MODELS", "SLOW_LAWS", "applies", "check_method", "demand", "inputs", "tiny"]
+__all__ = ["BANK_LAWS", "LAWS", "MODELS", "SLOW_LAWS", "applies", "check_method", "demand", "inputs", "tiny"]

@@ -23,7 +23,7 @@ from deltatune.testing.fixtures import (
     probe_loss,
     quantized_bases,
 )
-from deltatune.testing.laws import adapter_laws, generation_laws, mixing_laws
+from deltatune.testing.laws import adapter_laws, bank_laws, generation_laws, mixing_laws
 from deltatune.testing.tiny_models import Kind, inputs, tiny
 
 
@@ -73,6 +73,16 @@ LAWS: dict[str, Law] = {
 }
 """The laws by name. Each takes a method and the kind of a tiny model, and raises AssertionError if it is broken."""
 
+BANK_LAWS: dict[str, Law] = {
+    law.__name__: law
+    for law in (
+        bank_laws.banked_rows_equal_rows_alone,
+        bank_laws.banked_rows_generate_as_alone,
+        bank_laws.banks_keep_nothing,
+    )
+}
+"""Those of adapters in a bank, which methods without a bank form keep by being refused there."""
+
 SLOW_LAWS: dict[str, Law] = {compiled_equals_eager.__name__: compiled_equals_eager}
 """Laws that take seconds each; `check_method(..., slow=True)` includes them."""
 
@@ -100,7 +110,7 @@ def check_method(
         if refusal is not None:
             refusals.append(f"{kind}: {refusal}")
             continue
-        for name in {**LAWS, **(SLOW_LAWS if slow else {})}:
+        for name in {**LAWS, **BANK_LAWS, **(SLOW_LAWS if slow else {})}:
             try:
                 demand(name, instance, kind, quantize)
             except Exception as error:
@@ -135,4 +145,4 @@ def _sites(kind: Kind) -> Sites:
 def demand(law: str, method: Method, kind: Kind, quantize: str | Scheme | None = None) -> None:
     """Check one law. Raises AssertionError, or the method's own exception, if it is broken."""
     with quantized_bases(quantize):
-        {**LAWS, **SLOW_LAWS}[law](method, kind)
+        {**LAWS, **BANK_LAWS, **SLOW_LAWS}[law](method, kind)

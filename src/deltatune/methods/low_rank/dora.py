@@ -136,7 +136,8 @@ def row_norms(W: Tensor, square: Tensor, A: Tensor, B: Tensor, s: float) -> Tens
         change = 2 * s * product + s * s * (B @ (A @ A.T))
         squared = square + (change * B).sum(1)
         # A row of zeros has no direction; a tiny norm instead of 0 keeps it zero.
-        return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+        norms: Tensor = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+        return norms
 
 
 @dataclass(frozen=True)

@@ -21,37 +21,39 @@ def cached_equals_uncached(method: Method, kind: Kind) -> None:
     """Law 8: generation with a key-value cache gives the same logits at every step as without."""
     if kind in ENCODERS:
         return
-    host, batch = _host(method, kind), _prompt(kind)
+    host, batch = _host(method, kind), prompt(kind)
     host.use("a")
-    assert_close(_logits(host, batch, use_cache=True), _logits(host, batch, use_cache=False), "with cache and without")
+    assert_close(
+        step_logits(host, batch, use_cache=True), step_logits(host, batch, use_cache=False), "with cache and without"
+    )
 
 
 def padding_changes_nothing(method: Method, kind: Kind) -> None:
     """Law 8: a row generated in a left-padded batch gives the same logits as alone."""
     if kind in ENCODERS:
         return
-    host, batch = _host(method, kind), _prompt(kind)
+    host, batch = _host(method, kind), prompt(kind)
     host.use("a")
-    together = _logits(host, batch)
+    together = step_logits(host, batch)
     for row in range(len(batch["input_ids"])):
-        assert_close(_logits(host, row_alone(batch, row))[0], together[row], f"row {row}, alone and left-padded")
+        assert_close(step_logits(host, row_alone(batch, row))[0], together[row], f"row {row}, alone and left-padded")
 
 
 def rows_keep_their_routes(method: Method, kind: Kind) -> None:
     """Laws 6 and 8: in greedy and beam search over rows of different adapters, each row equals itself alone."""
     if kind in ENCODERS:
         return
-    host, batch = _host(method, kind), _prompt(kind)
+    host, batch = _host(method, kind), prompt(kind)
     if not host.adapters["a"].mixes:
         return
     attach(host, "other", OTHER, seed=7)
     route: list[RouteSpec] = ["a", None, {"a": 0.6, "other": 0.5}]
     host.use(route)  # type: ignore[arg-type]
-    together, beams = _logits(host, batch), _sequences(host, batch, num_beams=3)
+    together, beams = step_logits(host, batch), _sequences(host, batch, num_beams=3)
     for row, entry in enumerate(route):
         host.use(entry)
         alone = row_alone(batch, row)
-        assert_close(_logits(host, alone)[0], together[row], f"row {row}, routed {entry!r}, alone and with others")
+        assert_close(step_logits(host, alone)[0], together[row], f"row {row}, routed {entry!r}, alone and with others")
         new, wanted = beams[row, -TOKENS:].tolist(), _sequences(host, alone, num_beams=3)[0, -TOKENS:].tolist()
         if new != wanted:
             raise AssertionError(f"beam search, row {row}, routed {entry!r}: {new} with others, {wanted} alone")
@@ -63,7 +65,8 @@ def _host(method: Method, kind: Kind) -> Host:
     return host
 
 
-def _prompt(kind: Kind) -> dict[str, Tensor]:
+def prompt(kind: Kind) -> dict[str, Tensor]:
+    """Prompts of three lengths, padded as generation needs them."""
     batch = inputs(kind, rows=3, length=6, padding="right" if kind in RIGHT_PADDED else "left")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
@@ -72,7 +75,7 @@ def _generate(host: Host, batch: Batch, **options: Any) -> Any:
     return host.generate(**batch, do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS, **options)
 
 
-def _logits(host: Host, batch: Batch, **options: Any) -> Tensor:
+def step_logits(host: Host, batch: Batch, **options: Any) -> Tensor:
     """Logits of every step (B, TOKENS, V)."""
     out = _generate(host, batch, output_logits=True, return_dict_in_generate=True, **options)
     return torch.stack(out.logits, dim=1)[..., :VOCABULARY]

@@ -37,6 +37,8 @@ from deltatune.methods.combinations.unified import MAM as MAM
 from deltatune.methods.combinations.unified import Unified as Unified
 from deltatune.methods.combinations.unipelt import UniPELT as UniPELT
 from deltatune.methods.low_rank.dora import DoRA as DoRA
+from deltatune.methods.low_rank.loha import LoHa as LoHa
+from deltatune.methods.low_rank.lokr import LoKr as LoKr
 from deltatune.methods.low_rank.longlora import LongLoRA as LongLoRA
 from deltatune.methods.low_rank.lora import LoRA as LoRA
 from deltatune.methods.low_rank.lora import LoRAPlus as LoRAPlus

@@ -7,6 +7,7 @@ from torch import nn
 
 from deltatune import Host, LoRA, Prefix, Prompt
 from support import models
+from support.peft_training import losses
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVERYWHERE = ("*.attn.{q,k,v,o}", "*.ffn.{gate,in,out}")
@@ -100,27 +101,6 @@ def test_training_follows_the_same_trajectory(kind, head, sites, targets):
     expected = losses(theirs, [p for p in theirs.parameters() if p.requires_grad], kind, head)
     assert max(expected) - min(expected) > 0.1  # it learned something
     assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-4
-
-
-def losses(model, trainable, kind, head, steps=50):
-    """Losses of AdamW on the same batches, with the base's dropout drawn alike at every step."""
-    optimizer = torch.optim.AdamW(trainable, lr=5e-3)
-    batches = [models.inputs(kind, head, rows=4, length=12, seed=seed) for seed in range(5)]
-    found = []
-    model.train()
-    for step in range(steps):
-        batch = batches[step % len(batches)]
-        ids = batch["input_ids"]
-        labels = (
-            ids[:, 0] % models.LABELS if head == "classify" else ids.masked_fill(batch["attention_mask"] == 0, -100)
-        )
-        torch.manual_seed(step)
-        loss = model(**batch, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

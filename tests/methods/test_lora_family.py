@@ -5,10 +5,11 @@ import warnings
 import peft
 import pytest
 import torch
-from test_against_peft import LORAS, TASKS, losses, real
+from test_against_peft import LORAS, TASKS, real
 
 from deltatune import IA3, DoRA, Host, PiSSA, RsLoRA, VeRA
 from support import models
+from support.peft_training import losses
 
 IA3S = [
     pytest.param("bert", "classify", ("*.attn.{k,v,heads}", "*.ffn.act"), id="bert"),  # output.dense is both

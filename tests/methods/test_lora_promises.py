@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors import safe_open
-from test_against_peft import first, losses
+from test_against_peft import first
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +20,7 @@ from deltatune.store.adapter_folder import method_from_json, method_to_json
 from deltatune.store.peft.peft_folder import save as save_peft
 from deltatune.training import train
 from support import models
+from support.peft_training import losses
 from support.runs import PLAIN, ROWS, TASK, host_with
 
 

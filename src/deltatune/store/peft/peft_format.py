@@ -103,9 +103,17 @@ def modules_config(
     return {
         **common_config(host, kind, heads),
         "target_modules": sorted(modules),
-        "fan_in_fan_out": any(site.transposed for deltas in modules.values() for site, _ in deltas),
+        **({} if kind in _UNTURNED else {"fan_in_fan_out": _any_transposed(modules)}),
         "modules_to_save": heads or None,
     }
+
+
+_UNTURNED = ("LOHA", "LOKR", "LN_TUNING")
+"""Types that take no Conv1D and have no key for it: PEFT warns of keys that it does not know."""
+
+
+def _any_transposed(modules: Mapping[str, Sequence[tuple[Site, Any]]]) -> bool:
+    return any(site.transposed for deltas in modules.values() for site, _ in deltas)
 
 
 def common_config(host: Host, kind: str, heads: Sequence[str]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class LoKrFormat:
         tensors: dict[str, Tensor] = {}
         pairs: dict[str, tuple[int, float]] = {}
         for path, deltas in modules.items():
-            (site, delta), *_ = deltas
+            delta = deltas[0][1]
             factors = {"first": delta.first, "second": delta.second}
             low = [name for name in factors if name == "second" or fields["decompose"] == "both"]
             r = round(fields["alpha"] / delta.scale)

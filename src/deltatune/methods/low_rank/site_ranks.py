@@ -1,0 +1,43 @@
+"""Ranks of single sites: `ranks=(("*.ffn.*", 4),)` beside a method's `r`, the first glob that matches counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
+
+
+def check_ranks(method: Any) -> None:
+    """Raise DeltatuneError unless each entry of a method's `ranks` is a glob with a rank of at least 1."""
+    for entry in method.ranks:
+        if len(entry) != 2 or not isinstance(entry[0], str) or type(entry[1]) is not int or entry[1] < 1:
+            raise DeltatuneError(
+                f"{type(method).__name__}(ranks={method.ranks!r}): {entry!r} is not a glob with its rank; "
+                "write pairs such as (('*.ffn.*', 4),)"
+            )
+
+
+def ranked_sites(method: Any, sites: Sites, kinds: Sequence[Kind]) -> list[Site]:
+    """The sites of a method. Raises DeltatuneError for globs of its `ranks` that match none of them."""
+    picked = sites.match(method.sites, kinds=kinds)
+    names = ", ".join(sorted({generic(site.name) for site in picked}))
+    raise_all(
+        [
+            f"ranks: no site of this {type(method).__name__} matches {glob!r}; it is at {names}"
+            for glob, _ in method.ranks
+            if not any(matches(glob, site.name) for site in picked)
+        ]
+    )
+    return picked
+
+
+def rank_at(method: Any, site: Site) -> int:
+    """The method's rank at one site."""
+    return next((int(rank) for glob, rank in method.ranks if matches(glob, site.name)), int(method.r))
+
+
+def scaled_ranks(method: Any, r: int) -> tuple[tuple[str, int], ...]:
+    """The ranks of single sites where the method's own becomes r: in proportion to it, each at least 1."""
+    return tuple((glob, max(1, round(rank * r / method.r))) for glob, rank in method.ranks)

@@ -1,0 +1,110 @@
+"""PEFT's further types in both directions: equal outputs, and training that goes on alike from a folder of theirs."""
+
+import warnings
+
+import peft
+import pytest
+import torch
+from test_peft import opened, outputs_of, randomize_, saved
+
+from deltatune import Host, parse
+from deltatune.store.peft import peft_obstacles
+from support import models
+from support.peft_training import losses
+
+LLAMA = ["q_proj", "v_proj", "down_proj"]
+
+OURS = [
+    ("bert", "LoHa(r=3)", "classify"),
+    ("llama", "LoHa(r=4, alpha=3, sites=('*.attn.*', '*.ffn.*'), ranks=(('*.ffn.*', 2),))", "lm"),
+    ("gpt_neox", "LoHa(r=2, sites=('*.attn.{q,v}', '*.ffn.in'), ranks=(('*.attn.q', 3),))", "lm"),  # slices
+    ("t5", "LoHa(r=3, sites='*.{attn,cross}.{q,v}')", "lm"),
+    ("bert", "LoKr(r=2)", "classify"),
+    ("llama", "LoKr(r=3, alpha=5, sites=('*.attn.*', '*.ffn.*'), ranks=(('*.ffn.*', 2),))", "lm"),
+    ("llama", "LoKr(r=2, decompose='both', factor=16, sites='*.ffn.{in,out}')", "lm"),
+    ("llama", "LoKr(r=3, decompose='both', factor=12, sites='*.ffn.{in,out}')", "lm"),
+    ("bert", "LoKr(r=8, factor=2, init='second')", None),
+    ("gpt_neox", "LoKr(r=2, sites='*.attn.qkv')", "lm"),
+    ("t5", "LoKr(r=2, factor=4)", "lm"),
+]
+THEIRS = [
+    ("bert", "classify", peft.LoHaConfig(r=3, alpha=5, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    ("llama", "lm", peft.LoHaConfig(
+        r=4, target_modules=LLAMA, rank_pattern={"v_proj": 2}, alpha_pattern={"layers.1.mlp.down_proj": 5})),
+    ("t5", "lm", peft.LoHaConfig(r=3, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
+    ("bert", "classify", peft.LoKrConfig(r=2, alpha=3, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    ("llama", "lm", peft.LoKrConfig(r=8, target_modules="all-linear")),  # whole factors
+    ("llama", "lm", peft.LoKrConfig(
+        r=3, target_modules=LLAMA, decompose_both=True, decompose_factor=12, rank_pattern={"v_proj": 2},
+        alpha_pattern={"layers.1.mlp.down_proj": 5})),
+    # A product with more parameters than its matrix
+    ("llama", "lm", peft.LoKrConfig(r=7, target_modules=["down_proj"], decompose_factor=3, init_weights="lycoris")),
+    ("t5", "lm", peft.LoKrConfig(r=3, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
+]  # fmt: skip
+
+
+def named(cases):
+    return [pytest.param(*case, id=f"{type(case[2]).__name__}-{case[0]}-{i}") for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("kind", "method", "head"), OURS)
+def test_peft_reads_our_folder(kind, method, head, tmp_path):
+    host = Host(models.tiny(kind, head))
+    adapter = host.attach("a", parse(method))
+    randomize_(host, "a")
+    mine = outputs_of(host.model, kind, head, "right")
+    assert peft_obstacles(adapter.method, host) == []
+    host.save("a", tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unexpected keyword")  # every key of our config is one of its own
+        theirs = opened(kind, head, tmp_path / "a")
+    torch.testing.assert_close(outputs_of(theirs, kind, head, "right"), mine, rtol=1e-4, atol=1e-5)
+    host.use(None)
+    assert (outputs_of(host.model, kind, head, "right") - mine).abs().max() > 1e-3
+
+    # Read back from PEFT's files alone, it computes the same.
+    for file in ("adapter.json", "adapter.safetensors"):
+        (tmp_path / "a" / file).unlink()
+    again = Host(models.tiny(kind, head))
+    again.load(tmp_path / "a")
+    torch.testing.assert_close(outputs_of(again.model, kind, head, "right"), mine, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "head", "config"), named(THEIRS))
+def test_we_read_their_folder(kind, head, config, tmp_path):
+    theirs = saved(kind, head, config, tmp_path / "a")
+    host = Host(models.tiny(kind, head))
+    adapter = host.load(tmp_path / "a")
+    expected = outputs_of(theirs, kind, head, "right")
+    torch.testing.assert_close(outputs_of(host.model, kind, head, "right"), expected, rtol=1e-4, atol=1e-5)
+    assert adapter.extra["origin"]["peft_type"] == config.peft_type.value
+    host.use(None)
+    assert (outputs_of(host.model, kind, head, "right") - expected).abs().max() > 1e-3
+
+
+TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4)]
+
+
+@pytest.mark.parametrize(("kind", "head", "config"), named(TRAINED))
+def test_training_goes_on_as_theirs(kind, head, config, tmp_path):
+    theirs = saved(kind, head, config, tmp_path / "a")
+    host = Host(models.tiny(kind, head))
+    host.load(tmp_path / "a", name="a")
+    # Without dropout: PEFT draws numbers of its own for each module.
+    mine = losses(host.model, [p for _, p in host.trainable("a")], kind, head, steps=10, dropout=False)
+    expected = losses(theirs, [p for p in theirs.parameters() if p.requires_grad], kind, head, steps=10, dropout=False)
+    assert max(expected) - min(expected) > 0.05  # it learned something
+    assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "words"),
+    [
+        ("gpt2", "LoHa(sites='layers.1.attn.q')", "h.1.attn.c_attn is a Conv1D, which PEFT's LoHa does not take"),
+        ("gpt2", "LoKr(sites='layers.1.ffn.in')", "is a Conv1D, which PEFT's LoKr does not take"),
+        ("gpt_neox", "LoKr(sites='layers.1.attn.q')", "is a slice of"),
+    ],
+)
+def test_obstacles_are_named(kind, method, words):
+    (reason,) = peft_obstacles(parse(method), Host(models.tiny(kind, "lm")))
+    assert words in reason

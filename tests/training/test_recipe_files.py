@@ -122,10 +122,14 @@ def test_every_recipe_is_tried():
     tried = {
         "classify", "pair", "regression", "tag", "span", "generate", "chat", "qlora", "lm", "pretrain", "adapt-spans",
     }  # fmt: skip
-    assert {path.stem for path in FILES} == tried | {"chinese-llama"}, "chinese-llama: tests/training/test_stages.py"
+    elsewhere = {"chinese-llama": "tests/training/test_stages.py", "together": "below"}
+    assert {path.stem for path in FILES} == tried | set(elsewhere), elsewhere
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "chinese-llama"], ids=lambda path: path.stem)
+SINGLE = [path for path in FILES if path.stem not in ("chinese-llama", "together")]
+
+
+@pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
 def test_a_recipe_runs_to_its_scores_and_goes_on(path, world, tmp_path):
     out = tmp_path / "out"
     argv = ["run", path, *world[path.stem], *SHORT, f"out={out}"]
@@ -143,6 +147,16 @@ def test_a_recipe_runs_to_its_scores_and_goes_on(path, world, tmp_path):
     assert again.code == 0, again.err
     assert json.loads(again.out) == metrics
     assert (out / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_the_recipe_of_several_adapters_runs_to_their_scores(world, tmp_path):
+    path, out = ROOT / "recipes/together.yaml", tmp_path / "out"
+    done = ran("run", path, *world["classify"], *SHORT, f"out={out}")
+    assert done.code == 0, done.err
+    metrics = json.loads((out / "adapters.json").read_text())["adapters"]
+    assert list(metrics) == list(read_recipe(path).adapters)
+    assert all(scores["training"]["steps"] == 2 for scores in metrics.values())
+    assert as_yaml(read_recipe(out / "recipe.yaml")) in done.out, "the resolved recipe is printed"
 
 
 def test_another_run_in_the_folder_is_an_error_that_names_the_way_out(world, tmp_path):

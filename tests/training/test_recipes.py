@@ -40,7 +40,7 @@ def test_the_resolved_recipe_reads_back_equal(path, tmp_path):
     again = read_recipe(written(tmp_path, text))
     assert again == recipe
     assert as_yaml(again) == text
-    if not recipe.stages:
+    if not recipe.stages:  # of adapters each has them
         assert "length_grouping: true" in text, "defaults are in it: a later version may have others"
 
 
@@ -52,7 +52,7 @@ def test_of_epochs_and_steps_the_resolved_recipe_has_the_one_that_counts(tmp_pat
 
 
 MISTAKES = [
-    ({}, "a recipe needs data, a mixture, or stages"),
+    ({}, "a recipe needs data, a mixture, adapters, or stages"),
     ({**ONE, "modle": "x"}, "modle: there is no such key, did you mean 'model'?; keys: data, mixture, task"),
     ({**ONE, "settings": {"epocs": 1}}, "settings.epocs: there is no such key, did you mean 'epochs'?"),
     ({"data": {"source": "a", "labels": "x"}}, "data.labels: there is no such key, did you mean 'label'?"),

@@ -43,9 +43,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the option closest to `word`, or an empty string."""
     options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    lowered = {option.lower(): option for option in options}
+    close = [lowered[word.lower()]] if word.lower() in lowered else difflib.get_close_matches(word, options, 1, 0.5)
     if not close:
-        lowered = {option.lower(): option for option in options}
         close = [lowered[match] for match in difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)]
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -20,11 +20,11 @@ from typing import Literal
 import torch
 
 from deltatune.core.bank import Bank
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, OutOfMemory, nearest
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.serving.resident import AdapterSource, Resident
-from deltatune.serving.serving_errors import CannotServe, EngineStopped, UnknownAdapter
+from deltatune.serving.serving_errors import AdapterUnavailable, CannotServe, EngineStopped, UnknownAdapter
 from deltatune.store.stored_adapter import StoredAdapter
 
 READERS = 4
@@ -221,11 +221,16 @@ class Residency:
             raise CannotServe(f"adapter {name!r} was attached by hand, not from a store; it cannot {verb}")
 
     def _revision(self, name: str) -> str:
-        if self.store is None or name not in self.store:
+        if self.store is None:
             with self._lock:
                 known = list(self._current)
             raise UnknownAdapter(f"no adapter is called {name!r}{nearest(name, known)}")
-        return self.store.revision(name)
+        try:
+            return self.store.revision(name)
+        except DeltatuneError as error:
+            if name not in self.store:
+                raise UnknownAdapter(str(error)) from None
+            raise
 
     def _read(self, name: str, revision: str) -> None:
         if self._closed:
@@ -256,7 +261,10 @@ class Residency:
         reading = self._reading(name)
         if reading is None:
             return True
-        stored = reading.stored.result()
+        try:
+            stored = reading.stored.result()
+        except DeltatuneError as error:
+            raise unavailable(error) from error
         old = self._current.get(name)
         while self._count() - (old is not None and not old.pins) >= self.most:
             if not self._evict(keep):
@@ -265,11 +273,12 @@ class Residency:
         host_name = self._free_name(name)
         try:
             self._put(stored, host_name)
-        except Exception as error:
+        except Exception as raised:
+            error = unavailable(raised) if isinstance(raised, DeltatuneError) else raised
             failed: Future[StoredAdapter] = Future()  # so that all who wait for it are told, and the next wish reads
             failed.set_exception(error)
             reading.stored = failed
-            raise
+            raise error from raised
         with self._lock:
             if self._readings.get(name) is reading:
                 del self._readings[name]
@@ -332,3 +341,9 @@ class Residency:
     def _free_name(self, name: str) -> str:
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         return next(each for each in names if each not in self.host.adapters)
+
+
+def unavailable(error: DeltatuneError) -> DeltatuneError:
+    """The error of an adapter that cannot be brought into memory, unless memory itself is short."""
+    kept = isinstance(error, (AdapterUnavailable, OutOfMemory))
+    return error if kept else AdapterUnavailable(str(error))

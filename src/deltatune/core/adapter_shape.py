@@ -10,9 +10,9 @@ from functools import partial
 from torch import Generator, Tensor, nn
 
 from deltatune.core.adapter import Adapter, outline
-from deltatune.core.bank_delta import BankDelta
+from deltatune.core.bank_delta import bank_form
 from deltatune.core.capabilities import Capabilities, Needs
-from deltatune.core.delta import Delta, generator_for
+from deltatune.core.delta import generator_for
 from deltatune.core.method import Method
 from deltatune.core.sites.site import Sites
 
@@ -43,12 +43,6 @@ class AdapterShape:
         own = {name: tensors[f"{key}.{name}"] for name in self.names[key]}
         label = key.partition(".")[0]
         return {**own, **{f"shared.{name}": tensors[f"shared.{label}.{name}"] for name in self.shared.get(label, ())}}
-
-
-def bank_form(delta: Delta) -> type[BankDelta] | None:
-    """The form in which a bank holds Deltas of exactly this class."""
-    form = vars(type(delta)).get("bank_form")
-    return form if isinstance(form, type) and issubclass(form, BankDelta) else None
 
 
 def adapter_shape(method: Method, sites: Sites, model: nn.Module) -> AdapterShape:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
-from deltatune.core.adapter_shape import AdapterShape, adapter_shape, bank_form, mismatches, shared_tensors
-from deltatune.core.bank_delta import BankDelta
+from deltatune.core.adapter_shape import AdapterShape, adapter_shape, mismatches, shared_tensors
+from deltatune.core.bank_delta import BankDelta, bank_form
 from deltatune.core.capabilities import Capabilities, Needs
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all

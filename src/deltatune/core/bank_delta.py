@@ -170,6 +170,12 @@ class BankDelta(Delta):
         return sum(stack.numel() * stack.element_size() for stack in stacks)
 
 
+def bank_form(delta: Delta) -> type[BankDelta] | None:
+    """The form in which a bank holds Deltas of exactly this class."""
+    form = vars(type(delta)).get("bank_form")
+    return form if isinstance(form, type) and issubclass(form, BankDelta) else None
+
+
 def bucket(size: int) -> int:
     """The size to which a rank or a length is padded: the next power of two."""
     return 1 << (max(1, size) - 1).bit_length()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.attention_call import AttentionCall
+from deltatune.core.bank_delta import BankDelta, bank_form
 from deltatune.core.capabilities import Needs
 from deltatune.core.delta import AttentionDelta, Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
@@ -19,6 +20,86 @@ from deltatune.core.union import Compound, Union
 from deltatune.methods.adapters.bottleneck import Bottleneck
 from deltatune.methods.low_rank.lora import LoRA
 from deltatune.methods.prompts.prefix import KeyValues, Prefix
+from deltatune.methods.prompts.prefix_bank import KeyValuesBank
+
+
+class GateBank(BankDelta):
+    """Gated Deltas of several adapters: the stacks of their inner ones, and w (S, D) and b (S,) of the gates."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        form = bank_form(delta.inner)
+        assert form is not None
+        self.inner = form(delta.inner, site, capacity, dtype)
+        self.causal = delta.gate.causal
+        self.add_stack("weight", len(delta.gate.weight))
+        self.add_stack("bias")
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable | None:
+        form = bank_form(delta.inner)
+        if form is None or form.reads_shared or form.reads_base:
+            return None
+        inner = form.shape(delta.inner, site)
+        return None if inner is None else (form, inner)
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        inner = {name.removeprefix("inner."): value for name, value in tensors.items() if name.startswith("inner.")}
+        self.inner.write_(slot, delta.inner, inner)
+        for name in ("weight", "bias"):
+            self.write_stack_(name, slot, tensors[f"gate.{name}"])
+
+    def clear_(self, slot: int) -> None:
+        super().clear_(slot)
+        self.inner.clear_(slot)
+
+    def resize_(self, capacity: int) -> None:
+        super().resize_(capacity)
+        self.inner.resize_(capacity)
+
+    @property
+    def bytes(self) -> int:
+        return super().bytes + self.inner.bytes
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate (B, 1 or T, 1) of x (B, T, D); the inner Deltas are told their rows."""
+        self.inner.rows, self.inner.offsets, self.inner.mask = self.rows, self.offsets, self.mask
+        low = (x * self.vectors("weight", x).to(x.dtype)).sum(-1, keepdim=True)
+        each = torch.sigmoid(low + self.factor("bias", x, 1.0).to(x.dtype))
+        return each if self.causal or x.dim() < 3 else over_text(each, self.mask)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        gate = self.gate(x)
+        change: Tensor = gate * self.inner(x, h)
+        return change
+
+
+class GatedPrefixBank(GateBank):
+    """Gated prefixes of several adapters."""
+
+    inner: KeyValuesBank
+
+    def forward(self, call: AttentionCall) -> Any:
+        g = self.gate(call.x)
+        keys, values = self.inner.placed(call)
+        return gated_attention(call, keys, values, g, self.inner.seen(call), self.causal)
+
+
+def over_text(each: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (B, 1, 1) of gates (B, T, 1) over real tokens; mask (B, S) of the tokens so far, None if all are."""
+    if mask is None:
+        return each.mean(1, keepdim=True)
+    real = mask[:, -each.shape[1] :, None].to(each.dtype)
+    return (each * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def gated_attention(
+    call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor, seen: Tensor | None, causal: bool
+) -> Any:
+    """Attention with keys and values (B, H_kv, P, K) in front, scaled by gates g (B, 1 or T, 1)."""
+    if causal:
+        return _gate_by_query(call, keys, values, g, seen)
+    return call.prefixed(g[:, None] * keys, g[:, None] * values, seen).run()
 
 
 class Gate(nn.Module):
@@ -38,12 +119,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Gate (B, 1 or T, 1) of x (B, T, D); mask (B, S) of the tokens so far, None if all are real."""
         each = torch.sigmoid(x @ self.weight.to(x.dtype) + self.bias.to(x.dtype)).unsqueeze(-1)  # (B, T, 1)
-        if self.causal or x.dim() < 3:
-            return each
-        if mask is None:
-            return each.mean(1, keepdim=True)
-        real = mask[:, -x.shape[1] :, None].to(each.dtype)
-        return (each * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        return each if self.causal or x.dim() < 3 else over_text(each, mask)
 
 
 class _GateBefore(Delta):
@@ -78,6 +154,8 @@ class _GateBefore(Delta):
 class Gated(_GateBefore):
     """`g(x)·Δ(x, h)`"""
 
+    bank_form = GateBank
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         self.inner.mask, self.inner.offsets = self.mask, self.offsets
         change: Tensor = self.gate(x, self.mask) * self.inner(x, h)
@@ -88,16 +166,14 @@ class GatedPrefix(_GateBefore, AttentionDelta):
     """`softmax(q [g·P_k; K]ᵀ/√d) [g·P_v; V]`: at g = 0 the prefix's keys are zero, but still get attention."""
 
     needs = Needs(padding_mask=True, longer_keys=True, attention_input=True)
+    bank_form = GatedPrefixBank
     inner: KeyValues
 
     def attend(self, call: AttentionCall) -> Any:
         keys, values = self.inner.placed(call)  # (B, H_kv, P, K)
         self.inner.offsets = self.offsets
         seen = self.inner.seen()
-        g = self.gate(call.x, self.mask)
-        if not self.gate.causal:
-            return call.prefixed(g[:, None] * keys, g[:, None] * values, seen).run()
-        return _gate_by_query(call, keys, values, g, seen)
+        return gated_attention(call, keys, values, self.gate(call.x, self.mask), seen, self.gate.causal)
 
 
 def _gate_by_query(call: AttentionCall, keys: Tensor, values: Tensor, g: Tensor, seen: Tensor | None) -> Any:

@@ -126,7 +126,8 @@ class DoRADelta(LowRank):
 def row_squares(W: Tensor) -> Tensor:
     """‖W‖² of each row, in float32 or wider."""
     dtype = torch.promote_types(W.dtype, torch.float32)
-    return torch.linalg.vector_norm(W, dim=1, dtype=dtype).square()
+    norms: Tensor = torch.linalg.vector_norm(W, dim=1, dtype=dtype)
+    return norms.square()
 
 
 def row_norms(W: Tensor, square: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:

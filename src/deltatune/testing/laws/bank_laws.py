@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def banked_rows_equal_rows_alone(method: Method, kind: Kind) -> None:
         _must_refuse(host, three[0])
         return
     alone: dict[str, Tensor] = {}
-    for padding in ("right",) if kind in RIGHT_PADDED else ("right", "none"):
+    paddings: list[Literal["right", "none"]] = ["right"] if kind in RIGHT_PADDED else ["right", "none"]
+    for padding in paddings:
         batch = inputs(kind, rows=len(ROWS), length=7, padding=padding)
         for route in (ROWS, RUNS, SAME):
             host.use(route)  # type: ignore[arg-type]

@@ -1,11 +1,15 @@
 """The web page, in a headless Chromium: real clicks and keys, on wide and narrow screens, and hostile text."""
 
+import importlib
+import pkgutil
 import re
 from importlib.resources import files
 
 import pytest
 
+from deltatune import tasks
 from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
+from deltatune.tasks import Classify, ExtractiveQA, Tag
 from support.guarded_server import client, wait_for
 from support.html_pages import BROWSER, needs_browser, outline
 from support.page_server import HOSTILE, PageServer
@@ -86,6 +90,26 @@ def test_its_colours_are_those_of_the_reports():
     theme = own[: own.index("/* Page */")].strip()
     for block in theme.split("\n:root[")[0], theme.split("\n:root[")[1]:
         assert block.strip() in report
+
+
+def test_it_knows_the_route_of_every_task():
+    """By the name of the task: a task that a page does not know is asked to write."""
+    for module in pkgutil.walk_packages(tasks.__path__, "deltatune.tasks."):
+        importlib.import_module(module.name)
+    kinds = {"/v1/classify": "labels", "/v1/tag": "tags", "/v1/answer": "span"}
+    routes = ((Classify, "/v1/classify"), (Tag, "/v1/tag"), (ExtractiveQA, "/v1/answer"))
+    expected = {
+        kind.name: kinds[route]
+        for base, route in routes
+        for kind in [base, *subclasses(base)]
+        if kind.__module__.startswith("deltatune.tasks.")
+    }
+    table = re.search(r"const KINDS = \{(.*?)\};", PAGE.joinpath("asking.js").read_text(), re.DOTALL).group(1)
+    assert dict(re.findall(r'"?([\w-]+)"?: "(\w+)"', table)) == expected
+
+
+def subclasses(kind):
+    return [below for each in kind.__subclasses__() for below in (each, *subclasses(each))]
 
 
 def test_its_files_are_served_with_a_policy_and_no_others(server):

@@ -4,8 +4,10 @@ import { post, stream } from "./api.js";
 import { labels, marked, tagged } from "./answers.js";
 import { element } from "./element.js";
 
-export const KINDS = {
-  classify: "labels", regression: "labels", multilabel: "labels", tag: "tags", span: "span", base: "text", generate: "text", lm: "text",
+// Kinds of answers by the name of the task; all others write text.
+const KINDS = {
+  classify: "labels", many: "labels", "soft-labels": "labels", "label-words": "labels", "nearest-demonstrations": "labels",
+  tag: "tags", span: "span",
 };
 const TRAINED_FORM = new Set(["generate", "reason"]);
 

@@ -8,7 +8,8 @@ import { Picker } from "./picker.js";
 
 const LARGEST = 1.5;
 const TASKS = {
-  base: "no adapter", classify: "labels", regression: "a number", tag: "tags", span: "answers in a text", generate: "writes", lm: "writes",
+  base: "no adapter", classify: "labels", many: "several labels", "label-words": "labels", tag: "tags", span: "answers in a text",
+  generate: "writes", lm: "writes", mixture: "several tasks",
 };
 
 class Side {

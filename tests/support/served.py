@@ -129,10 +129,11 @@ class Offline:
 class Served:
     """A running server, and what its log says."""
 
-    def __init__(self, folder, guarding=None, limits=None, adapters=32):
+    def __init__(self, folder, guarding=None, limits=None, adapters=32, add=True):
         self.folder, self.lines = folder, io.StringIO()
         self.store = AdapterStore(folder / "store")
-        self.store.add_all(folder)
+        if add:
+            self.store.add_all(folder)
         self.host, tokenizer = deltatune.Host(tiny_llama()), chat_tokenizer()
         self.residency = Residency(self.host, self.store, adapters=adapters)
         self.engine = Engine(self.host, tokenizer, self.residency, limits, precision="float32")

@@ -15,7 +15,7 @@ from deltatune.serving.engine.engine import Engine
 from deltatune.serving.engine.requests import DoneEvent, GenerateRequest, Request, RowsEvent, RowsRequest, Sampling
 from deltatune.serving.engine.ticket import Ticket
 from deltatune.serving.residency import Residency
-from deltatune.serving.served_base import ServedBase, public_name
+from deltatune.serving.served_base import ServedBase
 from deltatune.serving.serving_errors import EngineStopped, RequestTimeout
 from deltatune.serving.texts.adapter_rows import common_task, rows_for
 from deltatune.serving.texts.answer_stream import AnswerStream, WholeAnswer
@@ -29,7 +29,6 @@ from deltatune.serving.texts.served_adapter import (
     refuse_route,
     route_of,
 )
-from deltatune.store.adapter_store.store_entry import Entry
 from deltatune.tasks import Mixture, Task
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
@@ -80,7 +79,7 @@ class Service:
     ) -> None:
         """`store`: an AdapterStore, the same that `residency` reads."""
         self.engine, self.residency, self.store, self.base = engine, residency, store, base
-        self.adapters = ServedAdapters(store, copy.deepcopy(tokenizer))
+        self.adapters = ServedAdapters(store, copy.deepcopy(tokenizer), base)
         self.prompts = Prompts(self.adapters.tokenizer, base.family == "decoder")
         self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # one for each thread: they change while they cut texts
         self.token_pieces = TokenPieces(tokenizer)
@@ -94,41 +93,13 @@ class Service:
 
     # ---- adapters
 
-    async def names(self) -> Sequence[str]:
-        """The names of all adapters, those of other bases too."""
-        names: Sequence[str] = await self._in(self._files, self.store.names)
-        return names
-
-    async def has(self, name: str) -> bool:
-        """Whether there is an adapter of this name. Raises InvalidRequest for one of another base."""
-        if not await self._in(self._files, lambda: name in self.store):
-            return False
-        entry = await self.entry(name)
-        if not self.base.fits(entry):
-            raise InvalidRequest(
-                f"{name} was trained on another base, {public_name(entry.base.name) or 'without a name'}, and is not "
-                f"served on {self.base.name}",
-                "model",
-                "other_base",
-                404,
-            )
-        return True
+    async def files(self, work: Callable[[], T]) -> T:
+        """Do something that may read files, without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
     async def adapter(self, name: str) -> ServedAdapter:
         """An adapter by its name. Raises UnknownAdapter, and DeltatuneError for one that is damaged."""
-        return await self._in(self._files, lambda: self.adapters.of(name))
-
-    async def entry(self, name: str) -> Entry:
-        """What the store knows of an adapter."""
-        entry: Entry = await self._in(self._files, lambda: self.store.entry(name))
-        return entry
-
-    async def entries(self, text: str | None = None, task: str | None = None) -> Sequence[Entry]:
-        """What the store knows of this base's adapters, or of those of a kind of task with every word of `text`."""
-        entries: Sequence[Entry] = await self._in(
-            self._files, lambda: self.store.list(text=text or None, task=task or None)
-        )
-        return [entry for entry in entries if self.base.fits(entry)]
+        return await self.files(lambda: self.adapters.of(name))
 
     def states(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Whether each adapter is in memory, how many requests use it now and have used it, and when the last did."""
@@ -151,13 +122,13 @@ class Service:
     async def raw_prompts(self, adapters: Mapping[str, float], prompts: Sequence[str | list[int]]) -> list[Prompt]:
         """Texts or token ids as they are."""
         await self.check_writes(adapters, COMPLETIONS)
-        return await self._in(self._texts, lambda: [self.prompts.raw(prompt) for prompt in prompts])
+        return await self._in_text(lambda: [self.prompts.raw(prompt) for prompt in prompts])
 
     async def chat_prompt(self, adapters: Mapping[str, float], messages: Sequence[Mapping[str, str]]) -> Prompt:
         """A conversation in the form of its adapters, or in the model's chat template."""
         tasks = await self.check_writes(adapters, "/v1/chat/completions")
         name, task = shared_form(adapters, tasks, "messages")
-        return await self._in(self._texts, lambda: self.prompts.chat(messages, name, task))
+        return await self._in_text(lambda: self.prompts.chat(messages, name, task))
 
     async def input_prompts(
         self, adapters: Mapping[str, float], rows: Sequence[str | Mapping[str, Any]]
@@ -170,7 +141,7 @@ class Service:
             raise InvalidRequest(f"{what}; send prompt instead of input", "input")
         named = rows_for(task, rows, name)
         form = task
-        return task, await self._in(self._texts, lambda: self.prompts.rows(form, named))
+        return task, await self._in_text(lambda: self.prompts.rows(form, named))
 
     async def check_writes(self, adapters: Mapping[str, float], route: str) -> list[Task | None]:
         """The adapters' tasks. Raises InvalidRequest if one of them, or the base, does not write text."""
@@ -262,7 +233,7 @@ class Service:
                 raise refuse_route(adapter.name, each, route)
         task = common_task([adapter.name for adapter in found], [each for each in tasks if each is not None])
         named = rows_for(task, rows, found[0].name)
-        shaped = await self._in(self._texts, lambda: row_inputs(task, named))
+        shaped = await self._in_text(lambda: row_inputs(task, named))
         whole = isinstance(found[0].task, Mixture) or isinstance(task, (Generate, LabelWords))
         if whole and len(found) > 1:
             raise InvalidRequest(
@@ -292,7 +263,7 @@ class Service:
         """A vector (D,) of length 1 for each text, the mean of its last hidden states; and the number of tokens."""
         for name in adapters:
             await self.adapter(name)
-        rows = await self._in(self._texts, lambda: [self.prompts.token_row(each) for each in inputs])
+        rows = await self._in_text(lambda: [self.prompts.token_row(each) for each in inputs])
         tokens = sum(len(row["input_ids"]) for row in rows)
         reserve(tokens)
         event = await self._rows(RowsRequest(rows, adapters, "embedding", caller.timeout))
@@ -334,8 +305,9 @@ class Service:
             pending.add_done_callback(_cancel_ticket)
             raise
 
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
+    async def _in_text(self, work: Callable[[], T]) -> T:
+        """Do something with the tokenizer of the prompts."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, work)
 
 
 def choice_seed(seed: int, number: int) -> int:

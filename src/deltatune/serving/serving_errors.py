@@ -27,3 +27,7 @@ class EngineStopped(DeltatuneError):
 
 class RequestTimeout(DeltatuneError):
     """A request took longer than it may."""
+
+
+class AdapterUnavailable(DeltatuneError):
+    """An adapter of the store that cannot be read, or does not fit the base; the message says why, with its folder."""

@@ -28,7 +28,7 @@ def create_app(service: Service, guarding: Guarding | None = None) -> Guard:
     guarding = guarding or Guarding()
     app = FastAPI(title="deltatune", openapi_url=None)  # its pages of documentation load scripts from elsewhere
     guard = Guard(app, guarding, Metrics(lambda: engine_numbers(service)))
-    add_error_answers(app)
+    add_error_answers(app, guarding.log)
     add_model_routes(app, service, guarding.bounds)
     add_generation_routes(app, service, guarding.bounds)
     add_row_routes(app, service, guarding.bounds)

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from deltatune.core.errors import DeltatuneError, is_out_of_memory
 from deltatune.serving.server.refusals import Refusal, unavailable
-from deltatune.serving.server.request_log import call_of
+from deltatune.serving.server.request_log import RequestLog, call_of
 from deltatune.serving.serving_errors import (
+    AdapterUnavailable,
     CannotServe,
     EngineStopped,
     QueueFull,
@@ -28,7 +29,16 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, InvalidRequest):
         return Refusal(error.status, str(error), code=error.code, param=error.param)
     if isinstance(error, UnknownAdapter):
-        return Refusal(404, str(error), code="model_not_found", param="model")
+        message = "The model does not exist; GET /v1/models lists those that do"  # removed a moment ago
+        return Refusal(404, message, code="model_not_found", param="model")
+    if isinstance(error, AdapterUnavailable):  # its message names folders of the server, which are for the log
+        return Refusal(
+            503,
+            "The adapter cannot be served: its files are damaged, or do not fit the base. The server's log says more.",
+            type="server_error",
+            code="adapter_unavailable",
+            param="model",
+        )
     if isinstance(error, RequestTooLong):
         return Refusal(400, str(error), code="context_length_exceeded")
     if isinstance(error, CannotServe):
@@ -54,12 +64,15 @@ def answer_of(refusal: Refusal) -> Response:
     return response
 
 
-def add_error_answers(app: FastAPI) -> None:
-    """Answer every error of the routes in OpenAI's form."""
+def add_error_answers(app: FastAPI, log: RequestLog | None = None) -> None:
+    """Answer every error of the routes in OpenAI's form; `log` gets what is not for clients."""
 
     async def answer(request: Request, error: Exception) -> Response:
         refusal = refusal_of(error)
-        call_of(request.scope).error = refusal.code or type(error).__name__
+        call = call_of(request.scope)
+        call.error = refusal.code or type(error).__name__
+        if log is not None and isinstance(error, AdapterUnavailable):
+            log.event("adapter", id=call.id, model=call.model, problem=str(error))
         return answer_of(refusal)
 
     async def no_route(request: Request, error: Exception) -> Response:

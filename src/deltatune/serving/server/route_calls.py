@@ -57,8 +57,8 @@ async def read_adapters(fields: RequestFields, call: Call, service: Service) -> 
 
 async def check_exists(name: str, call: Call, service: Service) -> None:
     """Raise InvalidRequest (404) for an adapter that there is none of, or that the caller may not use."""
-    if not call.may_use(name) or not await service.has(name):
-        names = [each for each in await service.names() if call.may_use(each)]
+    if not call.may_use(name) or not await service.files(lambda: service.adapters.has(name)):
+        names = [each for each in await service.files(service.store.names) if call.may_use(each)]
         raise unknown_model(name, names)
 
 

@@ -28,7 +28,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
     async def models(request: Request) -> Response:
         """The base and all adapters that the caller may use."""
         call = call_in(request)
-        entries = await service.entries()
+        entries = await service.files(service.adapters.entries)
         listed = [_base(service)] if call.may_use(BASE) else []
         listed += [_model(entry, service) for entry in entries if call.may_use(entry.name)]
         return json_answer({"object": "list", "data": listed})
@@ -42,7 +42,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
                 raise unknown_model(name, [])
             return json_answer(_base(service))
         await check_exists(name, call, service)
-        return json_answer(_model(await service.entry(name), service))
+        return json_answer(_model(await service.files(lambda: service.store.entry(name)), service))
 
     @app.get("/v1/adapters")
     async def adapters(request: Request) -> Response:
@@ -50,7 +50,8 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
         call, query = call_in(request), request.query_params
         limit = query.get("limit", "")
         most = min(int(limit), MOST_LISTED) if limit.isascii() and limit.isdecimal() and len(limit) < 8 else MOST_LISTED
-        entries = await service.entries(query.get("search"), query.get("task"))
+        search, task = query.get("search"), query.get("task")
+        entries = await service.files(lambda: service.adapters.entries(search, task))
         usable = [entry for entry in entries if call.may_use(entry.name)]
         states = service.states([entry.name for entry in usable[:most]])
         data = [{**_facts(entry), **states[entry.name]} for entry in usable[:most]]
@@ -91,7 +92,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
 
 
 async def _described(name: str, service: Service) -> dict[str, Any]:
-    return {**_facts(await service.entry(name)), **service.states([name])[name]}
+    return {**_facts(await service.files(lambda: service.store.entry(name))), **service.states([name])[name]}
 
 
 def _base(service: Service) -> dict[str, Any]:

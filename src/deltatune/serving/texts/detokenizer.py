@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-CLEANED = 4
-"""Characters at the end of a text that a tokenizer with clean-up may still join to what follows: " n't"."""
+CLEANED = 6
+"""Characters at the end of a text that a tokenizer with clean-up may still join: " n ' t"."""
+WINDOW = 64
+"""Tokens that are decoded together at most while a text grows, half of them as context."""
 UNFINISHED = "\ufffd"
 """What a decoder writes for bytes that are no character yet."""
 
@@ -16,38 +18,39 @@ UNFINISHED = "\ufffd"
 class Detokenizer:
     """The text of one answer, token by token.
 
-    Only the last tokens are decoded anew: from where the text was last whole, with the tokens before as context,
-    because decoders put blanks between words. `finish` compares with the whole text and returns what is left.
+    Only the last tokens are decoded anew, with others before them as context, because decoders put blanks between
+    words. `finish` compares with the whole text and returns what is left.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self._given = ""
-        self._context, self._read = 0, 0  # tokens before `_read` are in the text; those from `_context` are its context
-        self._held = ""
+        self._first = 0  # the first token of the window that is decoded
+        self._out = 0  # characters of the window's text that were given
         self._cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
     def push(self, token: int) -> str:
         """The text that a further token adds for certain; "" while a character is not complete."""
         self.ids.append(token)
-        before = self._decode(self.ids[self._context : self._read])
-        after = self._decode(self.ids[self._context :])
-        if len(after) <= len(before) or after.endswith(UNFINISHED) or not after.startswith(before):
+        window = self._decode(self.ids[self._first :])
+        stable = self._stable(window)
+        text = window[self._out : stable]
+        if not text:
             return ""
-        self._context, self._read = self._read, len(self.ids)
-        text = self._held + after[len(before) :]
-        stable = self._stable(text)
-        self._held = text[stable:]
-        self._given += text[:stable]
-        return text[:stable]
+        self._given += text
+        self._out = stable
+        if len(self.ids) - self._first > WINDOW:
+            self._shorten(window)
+        return text
 
     def finish(self) -> str:
         """What is left of the text."""
         whole = self.text
-        rest = whole[len(self._given) :] if whole.startswith(self._given) else self._held
+        window = self._decode(self.ids[self._first :])
+        rest = whole[len(self._given) :] if whole.startswith(self._given) else window[self._out :]
         self._given += rest
-        self._held = ""
+        self._out = len(window)
         return rest
 
     @property
@@ -57,10 +60,20 @@ class Detokenizer:
 
     def _stable(self, text: str) -> int:
         """Characters at the start of a text that further tokens do not change."""
+        if text.endswith(UNFINISHED):
+            text = text.rstrip(UNFINISHED)
         if not self._cleans:
             return len(text)
-        blank = text.rfind(" ", max(0, len(text) - CLEANED))
+        blank = text.find(" ", max(0, len(text) - CLEANED))
         return len(text) if blank < 0 else blank
+
+    def _shorten(self, window: str) -> None:
+        """Begin the window later, where its text then is the end of what it was."""
+        first = len(self.ids) - WINDOW // 2
+        shorter = self._decode(self.ids[first:])
+        gone = len(window) - len(shorter)
+        if 0 < gone <= self._out and window.endswith(shorter):
+            self._first, self._out = first, self._out - gone
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.union import Union
-from deltatune.serving.serving_errors import UnknownAdapter
+from deltatune.serving.served_base import ServedBase, public_name
+from deltatune.serving.serving_errors import AdapterUnavailable, UnknownAdapter
 from deltatune.serving.texts.invalid_request import InvalidRequest
+from deltatune.store.adapter_store import AdapterStore
+from deltatune.store.adapter_store.store_entry import Entry
+from deltatune.store.peft.peft_folder import StoredPeft
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.tasks import Mixture, Task, task_from_json
 from deltatune.tasks.classification import Classify
@@ -24,21 +27,6 @@ from deltatune.training.session import check_tokenizer
 
 COMPLETIONS, CLASSIFY, TAG, ANSWER = "/v1/completions", "/v1/classify", "/v1/tag", "/v1/answer"
 EMBEDDINGS = "/v1/embeddings"
-
-
-class AdapterStoreLike(Protocol):
-    """What is asked of a store."""
-
-    def __contains__(self, name: str, /) -> bool: ...
-
-    def names(self) -> Sequence[str]:
-        """All of them, sorted."""
-
-    def revision(self, name: str, /) -> str:
-        """What changes when the adapter of this name is replaced."""
-
-    def read(self, name: str, /) -> Any:
-        """The adapter: a StoredAdapter."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,8 @@ def refuse_route(name: str, task: Task | None, route: str) -> InvalidRequest:
 class ServedAdapters:
     """The adapters of a store, each read when it is first asked for, and again when it was replaced."""
 
-    def __init__(self, store: AdapterStoreLike, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.store, self.tokenizer = store, tokenizer
+    def __init__(self, store: AdapterStore, tokenizer: PreTrainedTokenizerBase, base: ServedBase) -> None:
+        self.store, self.tokenizer, self.base = store, tokenizer, base
         self._read: dict[str, ServedAdapter] = {}
         self._guard = threading.Lock()
 
@@ -123,17 +111,41 @@ class ServedAdapters:
             known = self._read.get(name)
         if known is not None and known.revision == revision:
             return known
-        stored = self.store.read(name)
-        if not isinstance(stored, StoredAdapter):  # PEFT's: what it is depends on the model that it is fitted to
-            adapter = ServedAdapter(name, revision, "PEFT", None)
-            with self._guard:
-                self._read[name] = adapter
-            return adapter
+        try:
+            stored = self.store.read(name)
+            adapter = self._adapter(name, revision, stored)
+        except DeltatuneError as error:
+            if name not in self.store:
+                raise UnknownAdapter(f"there is no adapter {name!r}") from None
+            raise AdapterUnavailable(str(error)) from error
+        with self._guard:
+            self._read[name] = adapter
+        return adapter
+
+    def _adapter(self, name: str, revision: str, stored: StoredAdapter | StoredPeft) -> ServedAdapter:
+        if not isinstance(stored, StoredAdapter):  # what it is depends on the model that it is fitted to
+            return ServedAdapter(name, revision, "PEFT", None)
         check_tokenizer(name, self.tokenizer, stored.extra)
         task, method = stored.extra.get("task"), stored.method
         members = method.members if isinstance(method, Union) else (method,)
         length = sum(int(getattr(member, "length", 0)) for member in members)
-        adapter = ServedAdapter(name, revision, repr(method), None if task is None else task_from_json(task), length)
-        with self._guard:
-            self._read[name] = adapter
-        return adapter
+        return ServedAdapter(name, revision, repr(method), None if task is None else task_from_json(task), length)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an adapter of this name. Raises InvalidRequest for one of another base."""
+        if name not in self.store:
+            return False
+        entry = self.store.entry(name)
+        if not self.base.fits(entry):
+            raise InvalidRequest(
+                f"{name} was trained on another base, {public_name(entry.base.name) or 'without a name'}, and is not "
+                f"served on {self.base.name}",
+                "model",
+                "other_base",
+                404,
+            )
+        return True
+
+    def entries(self, text: str | None = None, task: str | None = None) -> list[Entry]:
+        """What the store knows of this base's adapters, or of those of a kind of task with every word of `text`."""
+        return [entry for entry in self.store.list(text=text or None, task=task or None) if self.base.fits(entry)]

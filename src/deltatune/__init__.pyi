@@ -45,6 +45,8 @@ from deltatune.methods.low_rank.lora import LoRAPlus as LoRAPlus
 from deltatune.methods.low_rank.lora import RsLoRA as RsLoRA
 from deltatune.methods.low_rank.pissa import PiSSA as PiSSA
 from deltatune.methods.low_rank.vera import VeRA as VeRA
+from deltatune.methods.orthogonal.boft import BOFT as BOFT
+from deltatune.methods.orthogonal.oft import OFT as OFT
 from deltatune.methods.prompts.idpg import IDPG as IDPG
 from deltatune.methods.prompts.prefix import Prefix as Prefix
 from deltatune.methods.prompts.prefix import PTuningV2 as PTuningV2
@@ -56,6 +58,7 @@ from deltatune.methods.representations.reft import LoReFT as LoReFT
 from deltatune.methods.representations.reft import ReFT as ReFT
 from deltatune.models.quantization.quantize_model import dequantize_ as dequantize_
 from deltatune.models.quantization.quantize_model import quantize_ as quantize_
+from deltatune.store.adapter_store.adapter_store import AdapterStore as AdapterStore
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
 from deltatune.store.loralib import load_loralib as load_loralib

@@ -33,6 +33,7 @@ from deltatune.cli.commands import (
     self_instruct,
     serve,
     sites,
+    store,
     train,
     watch,
 )
@@ -70,6 +71,7 @@ app.command(cls=Command, rich_help_panel="Use")(merge.merge)
 app.command(cls=Command, rich_help_panel="Use")(quantize.quantize)
 app.command(cls=Command, rich_help_panel="Use")(inspect.inspect)
 app.add_typer(keys.group, name="keys", rich_help_panel="Use")
+app.add_typer(store.group, name="store", rich_help_panel="Use")
 app.add_typer(data.group, name="data", rich_help_panel="Look up")
 app.command(cls=Command, rich_help_panel="Look up")(methods.methods)
 app.command(cls=Command, rich_help_panel="Look up")(sites.sites)

@@ -29,6 +29,8 @@ from deltatune.store.atomic_files import check_folder, read_json, write_folder, 
 from deltatune.store.config_checks import contradictions, wrong_entries
 from deltatune.store.fingerprint import identity_for
 from deltatune.store.mapped_tensors import map_tensors
+from deltatune.store.model_saving import adapter_hub, hosted_folder
+from deltatune.store.model_saving.classifier_model import classifier_model
 from deltatune.store.peft.peft_folder import write_peft
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
@@ -71,6 +73,38 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
                 _write_trained_rows(work / ROWS, adapter.trained_rows)
 
     write_folder(folder, fill)
+
+
+def save_hosted(host: Host, folder: Path, base_options: Mapping[str, Any] | None) -> None:
+    """Write all adapters of a host, as `save_pretrained` of its model does (`model_saving.hosted_folder`)."""
+    hosted_folder.save_hosted(host, folder, base_options)
+
+
+def read_hosted(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of the adapters in a folder of `save_hosted`, by the names of the model's state dict."""
+    return read_tensors(folder / hosted_folder.STATE)
+
+
+def find(folder: str, name: str | None, revision: str | None) -> tuple[Path, str]:
+    """The folder of an adapter on this machine and a name for it, as `Host.load` takes them.
+
+    `folder` may be a name on the hub, from which it is fetched, and a folder that `save_pretrained` wrote of a model
+    with adapters. Raises DeltatuneError where there is none.
+    """
+    place, default = adapter_hub.local_folder(folder, revision)
+    if hosted_folder.is_hosted(place) and not knows(place):
+        return hosted_folder.adapter_in(place, name)
+    return place, name or default
+
+
+def push(host: Host, name: str, repo_id: str, options: Mapping[str, Any]) -> str:
+    """Upload an adapter to the hub (`model_saving.adapter_hub`)."""
+    return adapter_hub.push(host, name, repo_id, options)
+
+
+def plain_model(host: Host, name: str) -> nn.Module:
+    """The base, with an adapter merged into it, and its head as a classifier (`model_saving.classifier_model`)."""
+    return classifier_model(host, name)
 
 
 def knows(folder: Path) -> bool:

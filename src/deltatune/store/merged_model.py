@@ -87,7 +87,7 @@ def save_merged(
             def fill(work: Path) -> None:
                 nonlocal largest, error
                 with without_quantizer(model):
-                    model.save_pretrained(work, state_dict=state)
+                    type(model).save_pretrained(model, work, state_dict=state)  # the instance's own writes adapters
                 config = with_dtype(read_json(work / CONFIG), str(stored_dtype).removeprefix("torch."))
                 config.pop("quantization_config", None)
                 write_json(work / CONFIG, config | ({} if entry is None else {"quantization_config": entry}))

@@ -70,7 +70,7 @@ def save_quantized(
         nonlocal written
         before = copy.copy(vars(model.config))
         try:
-            model.save_pretrained(work, state_dict=dict(state))
+            type(model).save_pretrained(model, work, state_dict=dict(state))
         finally:  # it names its own class and type in the config
             vars(model.config).clear()
             vars(model.config).update(before)

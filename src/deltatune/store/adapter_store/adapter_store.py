@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class AdapterStore:
     def exists(self) -> bool:
         """Whether the store has been made; one without adapters may exist too."""
         return self._place.exists
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies behind a URL."""
+        return self._place.is_remote
 
     @property
     def notes(self) -> list[str]:
@@ -169,8 +174,11 @@ class AdapterStore:
 
     def folder(self, name: str) -> Path:
         """The folder of an adapter on this machine, verified, for `host.load`; it is not to be changed."""
-        stored = self.read(name)
-        return stored.folder
+        return self.read(name).folder
+
+    def object_folder(self, name: str) -> Path:
+        """Where the folder of an adapter is, or will be once it was fetched; nothing is checked."""
+        return self._place.objects.folder(self.revision(name))
 
     def export(self, name: str, folder: str | Path) -> Path:
         """Copy an adapter into a folder of its own, such as `deltatune predict --adapter` takes. Returns the folder."""
@@ -178,13 +186,13 @@ class AdapterStore:
         if not self._place.is_remote:
             check_outside(target, [self._place.root], "")
         entry = self.entry(name)
-        object_folder = self.folder(name)
-        files = listed_files(object_folder)
+        source_folder = self.folder(name)
+        files = listed_files(source_folder)
 
         def fill(work: Path) -> None:
             for each in files:
                 (work / each).parent.mkdir(parents=True, exist_ok=True)
-                (work / each).write_bytes((object_folder / each).read_bytes())
+                (work / each).write_bytes((source_folder / each).read_bytes())
 
         write_folder(target, fill, entry.bytes)
         if content_digest(listed_files(target)) != entry.digest:
@@ -250,13 +258,21 @@ class AdapterStore:
         replace: bool = False,
         on_progress: Callable[[int], None] | None = None,
     ) -> Added:
-        """Add adapters, a thousand under one lock; `on_progress` gets the number that is done."""
+        """Add adapters, a thousand under one lock; `on_progress` gets the number that was begun.
+
+        What is wrong with single adapters is told in the result, and the others are added.
+        """
         given, added = given_facts(task, tags, scores), Added()
-        for i in range(0, len(sources), CHUNK):
+
+        def counted(begin: int) -> Iterator[Source]:
+            for i, each in enumerate(sources[begin : begin + CHUNK], begin + 1):
+                yield each
+                if on_progress is not None:
+                    on_progress(i)
+
+        for begin in range(0, len(sources), CHUNK):
             with self._index.writing() as index:
-                add_chunk(self._place, index, sources[i : i + CHUNK], given, replace, added)
-            if on_progress is not None:
-                on_progress(min(i + CHUNK, len(sources)))
+                add_chunk(self._place, index, counted(begin), given, replace, added)
         return added
 
     def remove(self, *names: str) -> Sequence[Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 
@@ -30,7 +30,7 @@ class Added:
 
 
 def add_chunk(
-    place: StoreFolder, index: StoreIndex, sources: Sequence[Source], given: Given, replace: bool, added: Added
+    place: StoreFolder, index: StoreIndex, sources: Iterable[Source], given: Given, replace: bool, added: Added
 ) -> None:
     """Add adapters under the writers' lock, in one transaction; `added` gets what came of it."""
     drafts: list[Draft] = []

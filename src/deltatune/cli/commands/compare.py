@@ -36,6 +36,7 @@ from deltatune.cli.data_options import (
     read_sources,
     task_fields,
 )
+from deltatune.cli.memory_options import Optimizer
 from deltatune.cli.options import (
     HEAD,
     OUTPUT,
@@ -129,6 +130,7 @@ def compare(
     batch_size: BatchSizeOrDefault = None,
     packing: Packing = SETTINGS["packing"].default,
     compile: Compile = SETTINGS["compile"].default,
+    optimizer: Optimizer = SETTINGS["optimizer"].default,
     precision: PrecisionOrDefault = None,
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/<data>.")
@@ -188,7 +190,7 @@ def compare(
         from deltatune.training import Settings
 
         options = {"epochs": own_epochs, "batch_size": own_batch_size, "precision": precision, "packing": packing}
-        options |= {"compile": compile}
+        options |= {"compile": compile, "optimizer": optimizer}
         if point.shots is not None and epochs is None:
             options |= {"max_steps": FEW_SHOT_STEPS, "batch_size": batch_size or FEW_SHOT_BATCH}
         settings = Settings(**set_values(options))

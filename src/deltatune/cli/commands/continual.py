@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.data_options import task_fields
+from deltatune.cli.memory_options import Optimizer
 from deltatune.cli.options import (
     DATA,
     METHOD,
@@ -80,6 +81,7 @@ def continual(
     batch_size: BatchSize = SETTINGS["batch_size"].default,
     seeds: Annotated[int, option("--seeds", panel=TRAINING, metavar="COUNT", help="Runs of each method.")] = 1,
     precision: Precision = SETTINGS["precision"].default,
+    optimizer: Optimizer = SETTINGS["optimizer"].default,
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/continual-<tasks>.")
     ] = None,
@@ -102,7 +104,9 @@ def continual(
     from deltatune.comparison.continual.continual_run import run
     from deltatune.training import Settings
 
-    settings = Settings(epochs=epochs, batch_size=batch_size, learning_rate=lr, precision=precision)  # type: ignore[arg-type]  # it checks
+    settings = Settings(
+        epochs=epochs, batch_size=batch_size, learning_rate=lr, precision=precision, optimizer=optimizer  # type: ignore[arg-type]
+    )  # fmt: skip
     plan = make_plan(
         dataset,
         model=model,

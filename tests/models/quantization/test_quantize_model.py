@@ -226,3 +226,10 @@ def test_no_weight_is_dequantised_until_the_model_runs_and_then_once(kind, monke
     with torch.no_grad():
         model(**inputs(kind, "lm"))
     assert len(read) == len(done.modules)
+
+
+def test_a_model_with_a_host_is_refused_also_without_adapters():
+    model = tiny("bert", hidden_size=64)
+    Host(model)
+    with pytest.raises(DeltatuneError, match="this model has a Host, which knows its weights"):
+        quantize_(model, "nf4")

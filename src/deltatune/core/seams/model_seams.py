@@ -59,3 +59,8 @@ class ModelSeams:
         self.context.runs.clear()
         for adapter in self.active.values():
             adapter.before_forward()
+
+
+def has_host(model: nn.Module) -> bool:
+    """Whether a Host was made for a model: its seams stay, also without adapters."""
+    return any(isinstance(getattr(hook, "__self__", None), ModelSeams) for hook in model._forward_pre_hooks.values())

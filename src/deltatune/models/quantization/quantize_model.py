@@ -15,6 +15,7 @@ from deltatune.core.quantization.plain_map import plain_dtype, plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.core.quantization.stored_weights import is_linear, is_transposed, stored_weight, weight_of
+from deltatune.core.seams.model_seams import has_host
 from deltatune.core.sites.blocks import find_blocks, widths
 from deltatune.core.sites.discovery import find_sites
 from deltatune.core.sites.site import Site, Sites
@@ -58,8 +59,8 @@ def quantize_(model: nn.Module, scheme: str | Scheme = "nf4", sites: str | Seque
     chosen = read_scheme(scheme)
     if chosen is None:
         return Quantized(None, (), {}, 0, 0)
-    if hasattr(model, "deltatune"):
-        raise DeltatuneError("this model has a Host with adapters, which know its weights; quantise before Host(model)")
+    if has_host(model) or hasattr(model, "deltatune"):
+        raise DeltatuneError("this model has a Host, which knows its weights; quantise before Host(model)")
     wanted, skipped = maps_to_quantize(model, find_sites(model), sites)
     _check_finite(model, wanted)
     for path in wanted:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.quantization.codebooks import GRID, nearest_on_grid
+from deltatune.core.quantization.codebooks import GRID, nearest_on_grid, on_device
 
 CHUNK = 1 << 15
 """Bytes of codes that are dequantised at once: what they become stays in the processor's cache."""
@@ -71,7 +71,7 @@ def quantize_8bit(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Te
 
 def dequantize_8bit(codes: Tensor, absmax: Tensor, table: Tensor, block: int) -> Tensor:
     """The values (N,), in float32, of codes (N,) uint8 and their blocks' magnitudes."""
-    values = table.to(codes.device).index_select(0, codes.int())
+    values = on_device(table, codes.device).index_select(0, codes.int())
     return _scale_(values, absmax, block)
 
 
@@ -117,7 +117,7 @@ def dequantize_4bit(
 
     A byte is looked up as a pair of values, which 64-bit integers carry, a chunk at a time.
     """
-    count, table = shape[0] * shape[1], table.to(packed.device)
+    count, table = shape[0] * shape[1], on_device(table, packed.device)
     pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1).view(torch.int64).view(-1)  # (256,)
     values = torch.empty(2 * len(packed), dtype=dtype, device=packed.device)
     step = _at_once(packed, len(packed), max(CHUNK, block // 2))

@@ -34,6 +34,8 @@ FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 GRID = 1 << 16
 """Points of [-1, 1] to which values are rounded before their code of 8 bits is looked up."""
 _CODES: dict[tuple[float, ...], Tensor] = {}
+_ON_DEVICE: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+"""Tables with their copies on GPUs, by the table's id and the device."""
 
 
 def nf4() -> Tensor:
@@ -88,6 +90,17 @@ def _fp8_map() -> Tensor:
 
 _NF4, _FP4, _FP8 = _table(NF4_VALUES), _fp4(), _fp8_map()  # made on import: torch.compile cannot trace the making
 _DYNAMIC = {signed: _dynamic_map(signed) for signed in (True, False)}
+
+
+def on_device(table: Tensor, device: torch.device) -> Tensor:
+    """One of the tables here on a device: copied to a GPU once, unless a trace would have to know of the copy."""
+    if device.type != "cuda" or table.device == device or torch.compiler.is_compiling():
+        return table.to(device)
+    key = (id(table), device)
+    if key not in _ON_DEVICE or _ON_DEVICE[key][0] is not table:
+        with torch.inference_mode(False):
+            _ON_DEVICE[key] = table, table.to(device)
+    return _ON_DEVICE[key][1]
 
 
 def nearest_on_grid(table: Tensor) -> Tensor:

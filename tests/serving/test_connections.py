@@ -5,10 +5,13 @@ import time
 
 import pytest
 
+from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
 from deltatune.serving.server.bounds import Bounds
 from support.guarded_server import GuardedServer, client, read_all, wait_for
 
 QUICK = Bounds(header_seconds=0.3, idle_seconds=1, write_seconds=0.4, connections=8, body_seconds=1, linger_seconds=0.2)
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,17 @@ def test_lengths_that_disagree_are_refused(server):
             answer = read_all(sock)
             assert answer.count(b"HTTP/1.1 ") <= 2
             assert not answer.startswith(b"HTTP/1.1 200") or b"Content-Length: 5" not in more
+
+
+def test_a_body_that_follows_a_refusal_keeps_no_connection(tmp_path):
+    add_key(tmp_path / "keys.json", ApiKey("anna"))
+    server = GuardedServer(QUICK, KeyFile(tmp_path / "keys.json"))
+    with server.running(), server.connect() as sock:
+        sock.sendall(b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{")
+        seconds, answer = seconds_until_closed(sock)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"connection: close" in answer
+        assert seconds < 1
 
 
 def test_connections_have_a_bound(server):

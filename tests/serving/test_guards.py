@@ -136,6 +136,7 @@ def test_bodies_that_are_too_long_are_refused_whatever_their_length_says():
     assert len(server.seen) == 1
 
 
+@pytest.mark.slow
 def test_a_huge_body_is_refused_before_it_has_arrived_and_its_client_reads_the_answer():
     server = GuardedServer(Bounds(body_bytes=1000, linger_seconds=0.3))
     with server.running():
@@ -169,6 +170,7 @@ def test_a_body_that_is_shorter_than_it_says_ends_as_late():
         assert 0.3 < time.monotonic() - began < 3.5
 
 
+@pytest.mark.slow
 def test_a_body_that_trickles_in_is_late_too():
     server = GuardedServer(SMALL)
     with server.running(), server.connect() as sock:
@@ -227,6 +229,7 @@ def test_a_client_that_hangs_up_ends_its_request(path, body):
     assert (server.lines.events()[0]["status"], server.lines.events()[0]["error"]) == (499, "client_gone")
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr("deltatune.serving.server.guards.GRACE", 0.0)
     server = GuardedServer(Bounds(request_seconds=0.3))
@@ -239,6 +242,7 @@ def test_a_request_that_takes_too_long_is_ended(monkeypatch):
         assert not server.guard.running
 
 
+@pytest.mark.slow
 def test_requests_of_one_connection_follow_each_other():
     """Two requests in one packet: the second is not taken for a client that hangs up."""
     server = GuardedServer()
@@ -361,6 +365,7 @@ def test_bounds_are_checked():
         Bounds(all_bodies_bytes=10)
 
 
+@pytest.mark.slow
 def test_many_requests_at_once_are_all_answered():
     server = GuardedServer()
     with server.running() as address:

@@ -110,6 +110,18 @@ def test_windows_agree_with_a_plain_count(clock):
             kept.append((clock.now, amount))
 
 
+def test_a_request_that_is_refused_for_its_tokens_takes_none(clock):
+    limiter, key = Limiter(clock), ApiKey("anna", tokens_per_minute=100)
+    running = limiter.admit(key)
+    running.reserve(60)
+    for tokens in (50, 500):
+        permit = limiter.admit(key)
+        with pytest.raises(Refusal):
+            permit.reserve(tokens)
+        permit.close(30)
+    limiter.admit(key).reserve(40)
+
+
 def test_keys_do_not_share_limits(clock):
     limiter = Limiter(clock)
     assert admitted(limiter, ApiKey("anna", requests_per_minute=1)) is None

@@ -139,6 +139,7 @@ def test_two_adapters_answer_side_by_side_as_they_write(server, open_page):
     plain, trained = sorted(server.asked, key=lambda body: "input" in body)
     assert (plain["adapters"], plain["prompt"], plain["max_tokens"]) == ({"german": 0.35}, "once upon a time", 64)
     assert (trained["adapters"], trained["input"]) == ({"writer": 1}, "once upon a time")
+    assert "max_tokens" not in trained  # what is not filled in is as the adapter was trained
     page.check("[value=together]")
     (both,) = ask(page, answers=1)
     assert "A and B: german × 0.35 + writer × 1" in both

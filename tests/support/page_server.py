@@ -11,7 +11,7 @@ from deltatune.serving.server.request_log import call_of
 from support.guarded_server import GuardedServer
 
 HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
-TASKS = {"german": "lm", "writer": "generate", "mood": "classify", "price": "regression", "names": "tag", "pos": "tag"}
+TASKS = {"german": "lm", "writer": "generate", "mood": "classify", "price": "classify", "names": "tag", "pos": "tag"}
 TASKS |= {"reader": "span", "slow": "lm", "broken": "lm", "cut": "lm", HOSTILE: "lm", HOSTILE[:-1]: "classify"}
 
 

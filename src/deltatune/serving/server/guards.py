@@ -24,7 +24,7 @@ from deltatune.serving.server.limits import Limiter
 from deltatune.serving.server.metrics import Metrics
 from deltatune.serving.server.origins import Origins
 from deltatune.serving.server.refusals import Message, Receive, Refusal, Scope, Send, unavailable
-from deltatune.serving.server.request_body import BodyReader, ClientGone
+from deltatune.serving.server.request_body import BodyReader, ClientGone, has_body
 from deltatune.serving.server.request_log import Call, RequestLog
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -98,12 +98,16 @@ class Guard:
             if _header_bytes(scope) > bounds.header_bytes:
                 raise Refusal(431, f"The headers are longer than {bounds.header_bytes:,} bytes.", close=True)
             self.guarding.origins.check(scope)
-            if self.guarding.origins.is_preflight(scope):
+            if self.guarding.origins.is_preflight(scope) and not has_body(scope["headers"]):
                 await answer.preflight()
                 return
             if self.draining and counted:
                 raise unavailable("The server is about to stop and takes no more requests.", 5.0, close=True)
-            self._admit(call, scope)
+            try:
+                self._admit(call, scope)
+            except Refusal as refusal:  # a body that nobody reads would keep the connection as long as it likes
+                refusal.close = has_body(scope["headers"])
+                raise
             body = await self.bodies.read(receive, scope["headers"])
             try:
                 await self._watched(partial(self.app, scope), receive, answer, body, call)

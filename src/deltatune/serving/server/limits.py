@@ -90,7 +90,7 @@ class Permit:
         self._key, self._usage, self._clock = key, usage, clock
         self._entry: list[float] | None = None
         self._reserved = 0
-        self._closed = False
+        self._closed = self._refused = False
 
     def reserve(self, tokens: int) -> None:
         """Count the tokens that the request may take: those of its prompts and all that it may write.
@@ -101,6 +101,7 @@ class Permit:
         if limit is None:
             return
         if self._reserved + tokens > limit:
+            self._refused = True
             raise Refusal(
                 429,
                 f"Request too large for {self._key.name} on tokens per minute (TPM): limit {limit}, "
@@ -111,19 +112,20 @@ class Permit:
         now = self._clock()
         wait = self._usage.tokens.wait(now, tokens, limit)
         if wait:
+            self._refused = True
             text = f"tokens per minute (TPM): limit {limit}, used {self._usage.tokens.total}, requested {tokens}"
             raise _exceeded("tokens", text, wait)
-        self._reserved += tokens
+        self._refused, self._reserved = False, self._reserved + tokens
         if self._entry is None:
             self._entry = self._usage.tokens.add_(now, tokens)
         else:
             self._usage.tokens.set_(self._entry, self._reserved, now)
 
     def close(self, tokens: int) -> None:
-        """The request has ended and took so many tokens."""
+        """The request has ended and took so many tokens; one that was refused took none."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, tokens = True, 0 if self._refused else tokens
         self._usage.running -= 1
         if self._key.tokens_per_minute is None:
             return

@@ -62,7 +62,7 @@ class Metrics:
         self.seconds.labels(call.route).observe(call.seconds)
         if call.first_token_seconds is not None:
             self.first_token.observe(call.first_token_seconds)
-        if call.tokens_in:
+        if call.tokens_in and call.status != 429:
             self.tokens_in.labels(kind).inc(call.tokens_in)
         if call.tokens_out:
             self.tokens_out.labels(kind).inc(call.tokens_out)

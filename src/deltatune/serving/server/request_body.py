@@ -80,3 +80,10 @@ class BodyReader:
             code="request_too_large",
             close=True,
         )
+
+
+def has_body(headers: Iterable[Header]) -> bool:
+    """Whether a body follows the headers."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0") for name, value in headers
+    )

@@ -58,8 +58,10 @@ async function written(sides, chosen, given, target, signal, began) {
   target.replaceChildren(text);
   const trained = given.form === "auto" && sides.some((side) => TRAINED_FORM.has(side.model.task));
   const chat = given.form === "chat";
+  const number = (name, text, otherwise) => (text !== "" ? { [name]: Number(text) } : trained ? {} : { [name]: otherwise });
   const body = {
-    ...chosen, max_tokens: given.tokens, temperature: given.temperature, stream: true, stream_options: { include_usage: true },
+    ...chosen, ...number("max_tokens", given.tokens, 64), ...number("temperature", given.temperature, 0), stream: true,
+    stream_options: { include_usage: true },
     ...(chat ? { messages: [{ role: "user", content: given.text }] } : trained ? { input: given.text } : { prompt: given.text }),
   };
   let first = null;

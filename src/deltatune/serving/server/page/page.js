@@ -94,7 +94,7 @@ function given() {
   const value = (id) => byId(id).value;
   return {
     text: value("text"), question: value("question"), second: byId("second-field").hidden ? "" : value("second"), part: value("part").trim(),
-    form: value("form"), tokens: Number(value("tokens")), temperature: Number(value("temperature")),
+    form: value("form"), tokens: value("tokens"), temperature: value("temperature"),
   };
 }
 

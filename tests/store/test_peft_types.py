@@ -26,6 +26,12 @@ OURS = [
     ("bert", "LoKr(r=8, factor=2, init='second')", None),
     ("gpt_neox", "LoKr(r=2, sites='*.attn.qkv')", "lm"),
     ("t5", "LoKr(r=2, factor=4)", "lm"),
+    ("bert", "OFT(block=8)", "classify"),
+    ("llama", "OFT(block=32, terms=0, sites=('*.attn.*', '*.ffn.*'))", "lm"),  # 48 at ffn.out, which 32 does not divide
+    ("t5", "OFT(block=5, blocks='shared', terms=7)", "lm"),
+    ("bert", "BOFT()", "classify"),
+    ("llama", "BOFT(block=8, sites=('*.attn.*', '*.ffn.*'))", "lm"),
+    ("llama", "BOFT(block=4, factors=3, sites=('*.attn.*', '*.ffn.*'))", "lm"),
 ]
 THEIRS = [
     ("bert", "classify", peft.LoHaConfig(r=3, alpha=5, target_modules=["query", "value"], task_type="SEQ_CLS")),
@@ -40,13 +46,44 @@ THEIRS = [
     # A product with more parameters than its matrix
     ("llama", "lm", peft.LoKrConfig(r=7, target_modules=["down_proj"], decompose_factor=3, init_weights="lycoris")),
     ("t5", "lm", peft.LoKrConfig(r=3, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
+    ("bert", "classify", peft.OFTConfig(oft_block_size=8, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    ("llama", "lm", peft.OFTConfig(oft_block_size=0, r=4, target_modules=["q_proj", "v_proj"])),
+    ("llama", "lm", peft.OFTConfig(
+        oft_block_size=8, target_modules=["q_proj", "down_proj"], use_cayley_neumann=False, block_share=True)),
+    ("llama", "lm", peft.OFTConfig(
+        oft_block_size=20, target_modules=LLAMA, num_cayley_neumann_terms=3, coft=True, eps=2.0)),
+    ("t5", "lm", peft.OFTConfig(oft_block_size=16, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
+    ("bert", "classify", peft.BOFTConfig(target_modules=["query", "value"], task_type="SEQ_CLS")),
+    ("llama", "lm", peft.BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["q_proj"])),
+    ("llama", "lm", peft.BOFTConfig(boft_block_size=8, target_modules=LLAMA)),
+    ("llama", "lm", peft.BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=4, target_modules=LLAMA)),
 ]  # fmt: skip
+
+
+class BlockDiagonal:
+    """PEFT's CUDA kernel for BOFT in torch: without it PEFT has one factor, and tries to compile it each time."""
+
+    @staticmethod
+    def forward(blocks):  # (factors, blocks, n, n)
+        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+
+    @staticmethod
+    def backward(gradient, blocks):
+        n = blocks.shape[-1]
+        parts = gradient.unflatten(1, (-1, n)).unflatten(3, (-1, n))  # (factors, blocks, n, blocks, n)
+        return [parts.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)]
+
+
+@pytest.fixture(autouse=True)
+def without_cuda(monkeypatch):
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", BlockDiagonal)
 
 
 def named(cases):
     return [pytest.param(*case, id=f"{type(case[2]).__name__}-{case[0]}-{i}") for i, case in enumerate(cases)]
 
 
+@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")  # PEFT takes the nearest divisor
 @pytest.mark.parametrize(("kind", "method", "head"), OURS)
 def test_peft_reads_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
@@ -70,6 +107,7 @@ def test_peft_reads_our_folder(kind, method, head, tmp_path):
     torch.testing.assert_close(outputs_of(again.model, kind, head, "right"), mine, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")
 @pytest.mark.parametrize(("kind", "head", "config"), named(THEIRS))
 def test_we_read_their_folder(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
@@ -82,7 +120,7 @@ def test_we_read_their_folder(kind, head, config, tmp_path):
     assert (outputs_of(host.model, kind, head, "right") - expected).abs().max() > 1e-3
 
 
-TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4)]
+TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4, 8, 10, 13, 16)]
 
 
 @pytest.mark.parametrize(("kind", "head", "config"), named(TRAINED))
@@ -103,6 +141,8 @@ def test_training_goes_on_as_theirs(kind, head, config, tmp_path):
         ("gpt2", "LoHa(sites='layers.1.attn.q')", "h.1.attn.c_attn is a Conv1D, which PEFT's LoHa does not take"),
         ("gpt2", "LoKr(sites='layers.1.ffn.in')", "is a Conv1D, which PEFT's LoKr does not take"),
         ("gpt_neox", "LoKr(sites='layers.1.attn.q')", "is a slice of"),
+        ("gpt2", "OFT(sites='layers.1.attn.o')", "is a Conv1D, which PEFT's OFT does not take"),
+        ("bert", "BOFT(block=10, sites='layers.1.attn.q')", "has blocks of 8 here, and PEFT's BOFT has blocks of 10"),
     ],
 )
 def test_obstacles_are_named(kind, method, words):

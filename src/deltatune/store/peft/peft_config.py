@@ -21,6 +21,14 @@ KEYS: dict[str, tuple[type, ...]] = {
     "lora_alpha": (float,),
     "alpha": (float,),
     "decompose_factor": (int,),
+    "oft_block_size": (int,),
+    "use_cayley_neumann": _FLAG,
+    "num_cayley_neumann_terms": (int,),
+    "coft": _FLAG,
+    "eps": (float,),
+    "block_share": _FLAG,
+    "boft_block_size": (int,),
+    "boft_n_butterfly_factor": (int,),
     "decompose_both": _FLAG,
     "lora_dropout": (float,),
     "vera_dropout": (float,),
@@ -46,7 +54,8 @@ def check_config(folder: PeftFolder) -> None:
     """Raise DeltatuneError listing keys of a wrong type or value, and tensors without values."""
     config = folder.config
     problems = wrong_types(config, KEYS)
-    for name, least in (("r", 1), ("num_virtual_tokens", 1), ("projection_prng_key", 0)):
+    least_r = 0 if config.get("peft_type") == "OFT" else 1  # where OFT's r is 0 it has the width of blocks instead
+    for name, least in (("r", least_r), ("num_virtual_tokens", 1), ("projection_prng_key", 0)):
         if type(config.get(name)) is int and not least <= config[name] < 2**31:
             problems.append(f"{name} is {shortened(config[name])}, it must be from {least} to {2**31 - 1:,}")
     for name in ("lora_dropout", "vera_dropout"):

@@ -23,6 +23,7 @@ from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFo
 from deltatune.store.peft.peft_ia3 import IA3Format
 from deltatune.store.peft.peft_lora import LoRAFormat
 from deltatune.store.peft.peft_lycoris import LoHaFormat, LoKrFormat
+from deltatune.store.peft.peft_oft import BOFTFormat, OFTFormat
 from deltatune.store.peft.peft_prefix import PrefixFormat
 from deltatune.store.peft.peft_prompt import PromptFormat
 from deltatune.store.peft.peft_vera import VeRAFormat
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from deltatune.core.bank import Bank
 
 _LORA, _IA3, _VERA, _PREFIX, _PROMPT = LoRAFormat(), IA3Format(), VeRAFormat(), PrefixFormat(), PromptFormat()
-_LOHA, _LOKR = LoHaFormat(), LoKrFormat()
+_LOHA, _LOKR, _OFT, _BOFT = LoHaFormat(), LoKrFormat(), OFTFormat(), BOFTFormat()
 
 WRITES: dict[str, PeftFormat] = {
     "LoRA": _LORA,
@@ -44,6 +45,8 @@ WRITES: dict[str, PeftFormat] = {
     "VeRA": _VERA,
     "LoHa": _LOHA,
     "LoKr": _LOKR,
+    "OFT": _OFT,
+    "BOFT": _BOFT,
     "Prefix": _PREFIX,
     "Prompt": _PROMPT,
     "PTuning": _PROMPT,
@@ -56,6 +59,8 @@ READS: dict[str, PeftFormat] = {
     "VERA": _VERA,
     "LOHA": _LOHA,
     "LOKR": _LOKR,
+    "OFT": _OFT,
+    "BOFT": _BOFT,
     "PREFIX_TUNING": _PREFIX,
     "PROMPT_TUNING": _PROMPT,
     "P_TUNING": _PROMPT,
@@ -140,7 +145,7 @@ class StoredPeft(StoredAdapter):
 def _told_method(config: Mapping[str, Any]) -> Method:
     """The method of a PEFT config, without the sites at which it acts."""
     kind = config["peft_type"]
-    numbers = {ours: config[theirs] for ours, theirs in _TOLD.get(kind, {}).items() if config.get(theirs) is not None}
+    numbers = {ours: config[theirs] for ours, theirs in _TOLD.get(kind, {}).items() if config.get(theirs)}
     name = _NAMES[kind]
     if kind == "LORA" and (config.get("use_dora") or config.get("use_rslora")):
         name = "DoRA" if config.get("use_dora") else "RsLoRA"
@@ -150,7 +155,7 @@ def _told_method(config: Mapping[str, Any]) -> Method:
 
 _NAMES = {
     "LORA": "LoRA", "IA3": "IA3", "VERA": "VeRA", "PREFIX_TUNING": "Prefix", "PROMPT_TUNING": "Prompt",
-    "P_TUNING": "Prompt", "LOHA": "LoHa", "LOKR": "LoKr",
+    "P_TUNING": "Prompt", "LOHA": "LoHa", "LOKR": "LoKr", "OFT": "OFT", "BOFT": "BOFT",
 }  # fmt: skip
 """The method of each PEFT type."""
 _TOLD = {
@@ -158,6 +163,8 @@ _TOLD = {
     "VERA": {"r": "r"},
     "LOHA": {"r": "r", "alpha": "alpha"},
     "LOKR": {"r": "r", "alpha": "alpha"},
+    "OFT": {"block": "oft_block_size"},
+    "BOFT": {"block": "boft_block_size", "factors": "boft_n_butterfly_factor"},
     "PREFIX_TUNING": {"length": "num_virtual_tokens"},
     "PROMPT_TUNING": {"length": "num_virtual_tokens"},
     "P_TUNING": {"length": "num_virtual_tokens"},

@@ -1,0 +1,1 @@
+"""Orthogonal fine-tuning: a matrix's input is rotated."""

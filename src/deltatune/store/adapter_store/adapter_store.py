@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.field_validation import fits_utf8
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.store.adapter_store.adapter_names import likely_names, name_problem
 from deltatune.store.adapter_store.add_adapters import Added, add_chunk, finish
@@ -82,7 +83,7 @@ class AdapterStore:
         return self._index.ask(StoreIndex.count)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._index.ask(lambda index: index.entry(name)) is not None
+        return self._find(name) is not None
 
     def names(self) -> Sequence[str]:
         """The names of all adapters, sorted."""
@@ -96,7 +97,7 @@ class AdapterStore:
 
     def entry(self, name: str) -> Entry:
         """What is known of an adapter. Raises DeltatuneError with the nearest name if there is none."""
-        found = self._index.ask(lambda index: index.entry(name)) if isinstance(name, str) else None
+        found = self._find(name)
         if found is None:
             raise DeltatuneError(self._missing(name))
         return found
@@ -136,6 +137,8 @@ class AdapterStore:
             where.append(("(base LIKE ? ESCAPE '\\' OR content LIKE ? ESCAPE '\\')", [_anywhere(base), _start(base)]))
         where += [("name IN (SELECT name FROM tags WHERE tag = ?)", [tag]) for tag in tags]
         where += [("text LIKE ? ESCAPE '\\'", [_anywhere(word.lower())]) for word in (text or "").split()]
+        if not all(fits_utf8(value) for _, values in where for value in values):
+            return []
         down = reverse != (sort in ("score", "date"))
         column = SORTS[sort]
         order = f"{column} IS NULL, {column} {'DESC' if down else 'ASC'}, name"
@@ -287,6 +290,11 @@ class AdapterStore:
             index.update([], [entry.name for entry in entries], "")
             finish(self._place, index, {entry.digest for entry in entries})
         return entries
+
+    def _find(self, name: object) -> Entry | None:
+        if not isinstance(name, str) or name_problem(name):
+            return None
+        return self._index.ask(lambda index: index.entry(name))
 
     def _missing(self, name: object) -> str:
         """What to say of a name that is not there."""

@@ -66,8 +66,10 @@ class ObjectFiles:
         kind = format_name(source)
         expected = listed_files(source) if kind == "deltatune" else {}
         names = list(expected) or list(READ[kind])
-        if any(_is_outside(source, name) for name in names):
+        if kind == "deltatune" and any(_is_outside(source, name) for name in names):
             check_folder(source)
+        elif kind == "peft" and not (source / peft_format.TENSORS).is_file():
+            peft.read_stored(source)  # raises: it says what to do with a pickle
         folder = self.draft_folder()
         try:
             with plain_write_errors(folder):

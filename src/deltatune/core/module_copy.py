@@ -65,13 +65,15 @@ def plain_norm(module: nn.Module) -> tuple[nn.Module, float] | None:
     o is 1 in norms whose weight is stored as a difference from 1 (Gemma).
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    if not {"weight"} <= shapes.keys() <= {"weight", "bias"} or len(set(shapes.values())) > 1 or any(module.buffers()):
+    if not {"weight"} <= shapes.keys() <= {"weight", "bias"} or len(set(shapes.values())) > 1:
+        return None
+    if next(module.buffers(), None) is not None or any(len(shape) != 1 for shape in shapes.values()):
         return None
     with torch.inference_mode(False), torch.no_grad():
         norm = _without_hooks(module).requires_grad_(False)
         norm.to(torch.promote_types(norm.get_parameter("weight").dtype, torch.float32))
         weight, bias = norm.get_parameter("weight"), dict(norm.named_parameters()).get("bias")
-        if weight.dim() != 1 or weight.is_meta:
+        if weight.is_meta:
             return None
         x, w, b = (torch.randn(len(weight), generator=generator_for(0, name)).to(weight) for name in "xwb")
 

@@ -58,7 +58,8 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     attentions: set[type] = {type(model.get_submodule(site.module)) for site in sites if site.kind == "kv"}
     if not reaches_attention(model) or not all(dispatches(kind) for kind in attentions):
         sites = [site for site in sites if site.kind != "kv"]
-    sites = [replace(site, causal=facts.decoder or site.name.startswith("decoder.")) for site in sites]
+    behind_encoder = ("decoder.", "lm_head") if facts.encoder_decoder else "decoder."
+    sites = [replace(site, causal=facts.decoder or site.name.startswith(behind_encoder)) for site in sites]
     return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
 
 

@@ -121,7 +121,7 @@ def _three(method: Method, kind: Kind, head: Head = None) -> list[Stored]:
     size = method.size
     try:
         larger = method if size is None else method.sized(size + 1)
-        larger.pick(make_host(kind).sites)
+        make_host(kind).attach("x", larger)
     except DeltatuneError:
         larger = method
     three = []

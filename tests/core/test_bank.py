@@ -1,0 +1,324 @@
+"""A bank: slots, groups, errors, dtypes, routes; what the laws of banks do not say."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from deltatune import DeltatuneError, LoRA, parse
+from deltatune.core.bank import BankFull
+from deltatune.core.module_copy import plain_norm
+from deltatune.methods.adapters.bottleneck_bank import TwoLayerBank
+from deltatune.testing import inputs, tiny
+from deltatune.testing.fixtures import assert_close, attach, make_host, outputs, quantized_bases
+from deltatune.testing.laws.generation_laws import prompt, step_logits
+
+
+def stored(kind, text, seed=0, dtype=torch.float32):
+    """A trained adapter as its files hold it: method and tensors."""
+    host = make_host(kind, dtype=dtype)
+    adapter = attach(host, "x", parse(text), seed=seed)
+    return adapter.method, {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+
+
+def put(host, name, kind, text, seed=0):
+    method, tensors = stored(kind, text, seed)
+    return host.bank().put(name, method, tensors, seed=seed)
+
+
+def attach_same(host, name, kind, text, seed=0):
+    method, tensors = stored(kind, text, seed)
+    host.attach(name, method, seed=seed).load_tensors(tensors)
+
+
+def groups(host):
+    return [sorted(group.members) for group in host.bank().groups.values()]
+
+
+def test_ranks_sizes_and_lengths_that_are_padded_alike_share_a_group():
+    host = make_host("bert")
+    for i, text in enumerate(
+        ["LoRA(r=5)", "LoRA(r=8)", "LoRA(r=3)", "Prefix(length=3)", "Prefix(length=16)", "Prefix(length=17)"]
+    ):
+        put(host, f"p{i}", "bert", text)
+    assert groups(host) == [["p0", "p1"], ["p2"], ["p3", "p4"], ["p5"]]
+
+
+def test_other_activations_forms_and_sites_do_not_share_one():
+    host = make_host("bert")
+    texts = ["Bottleneck(size=4)", "Bottleneck(size=4, activation='tanh')", "Bottleneck(size=4, form='parallel')"]
+    for i, text in enumerate([*texts, "Bottleneck(size=4, sites='*.ffn')", "Bottleneck(size=3, scale=4.0)"]):
+        put(host, f"p{i}", "bert", text)
+    assert groups(host) == [["p0", "p4"], ["p1"], ["p2"], ["p3"]]
+
+
+def test_matrices_that_read_one_input_may_have_ranks_of_their_own():
+    text = "LoRA(r=8, sites='*.attn.{q,k,v}', ranks=(('*.attn.q', 2),))"
+    host = make_host("llama")
+    put(host, "b", "llama", text)
+    attach_same(host, "a", "llama", text)
+    host.use(["b", None, "b"])
+    mixed = outputs(host, inputs("llama"))
+    host.use(["a", None, "a"])
+    assert_close(mixed, outputs(host, inputs("llama")), "other ranks at q than at k and v")
+
+
+def test_a_full_bank_names_its_size_and_the_way_out():
+    host = make_host("bert")
+    host.bank(slots=2)
+    for name in ("x", "y"):
+        put(host, name, "bert", "BitFit()")
+    with pytest.raises(BankFull, match=r"all 2 slots.*host\.bank"):
+        put(host, "z", "bert", "LoRA()")
+    with pytest.raises(DeltatuneError, match="slots=1 is too few"):
+        host.bank(slots=1)
+    host.bank(slots=3)
+    put(host, "z", "bert", "LoRA()")
+    assert host.bank().names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("text", ["LongLoRA()", "IDPG()", "Full()", "AdapterFusion((Pfeiffer(4), Pfeiffer(4)))"])
+def test_a_method_without_a_form_is_refused_by_name_and_can_be_attached(text):
+    host, method = make_host("bert"), parse(text)
+    assert not host.bank().can_hold(method)
+    with pytest.raises(DeltatuneError, match=re.escape(f"{method!r} has no form for banks; attach it")):
+        host.bank().put("x", method, {})
+    host.attach("x", method)
+
+
+def test_the_forms_cover_the_built_in_methods():
+    texts = [
+        *(
+            "LoRA()",
+            "RsLoRA()",
+            "LoRAPlus()",
+            "DoRA()",
+            "PiSSA()",
+            "VeRA()",
+            "IA3()",
+            "BitFit()",
+            "LoReFT()",
+            "DiReFT()",
+        ),
+        *("Houlsby()", "Pfeiffer()", "Parallel()", "Compacter()", "AdapterDrop()", "RobustAdapterDrop()", "MAM()"),
+        *("Prefix()", "PTuningV2()", "Prompt()", "PTuning(encoder='none')", "UniPELT()", "Unified()"),
+        *("LongLoRA(embeddings=False)", "LoRA(sites='embed')", "ReFT(first=2, last=1, tied=False)"),
+    ]
+    host = make_host("bert")
+    assert [text for text in texts if not host.bank().can_hold(parse(text))] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["LoRA(r=3)", "Houlsby(size=3)", "Prefix(length=3)", "DoRA(r=3)", "IA3()", "ReFT(r=3)"]
+)
+def test_stacks_in_bfloat16_beside_a_base_in_bfloat16(text):
+    host = make_host("llama", dtype=torch.bfloat16)
+    for i, seed in enumerate((0, 3)):
+        method, tensors = stored("llama", text, seed)
+        host.bank().put(f"b{i}", method, tensors)
+        host.attach(f"a{i}", method).load_tensors(tensors)
+    assert host.bank().dtype == torch.bfloat16
+    batch = inputs("llama")
+    host.use(["b0", None, "b1"])
+    in_bank = outputs(host, batch)
+    host.use(["a0", None, "a1"])
+    assert_close(in_bank, outputs(host, batch), "in bfloat16", within=6 * torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("text", ["LoRA(r=3)", "Houlsby(size=3)", "Prefix(length=3)", "VeRA(r=5)", "Prompt(length=3)"])
+def test_stacks_follow_the_model_to_another_dtype(text):
+    host, batch = make_host("bert"), inputs("bert")
+    put(host, "b", "bert", text)
+    attach_same(host, "a", "bert", text)
+    host.use(["b", None, "b"])
+    outputs(host, batch)
+    host.model.to(torch.float64)
+    in_bank = outputs(host, batch)
+    host.use(["a", None, "a"])
+    assert in_bank.dtype == torch.float64
+    assert_close(in_bank, outputs(host, batch), "after model.to(float64)", within=1e-6)
+    put(host, "later", "bert", text, seed=4)
+    host.use(["later", None, "b"])
+    outputs(host, batch)
+
+
+@pytest.mark.parametrize("text", ["DoRA(r=3)", "LoRA(r=3)", "Houlsby(size=3)"])
+def test_beside_a_quantised_base(text):
+    with quantized_bases("nf4"):
+        host = make_host("llama")
+    put(host, "b", "llama", text)
+    attach_same(host, "a", "llama", text)
+    host.use(["b", None, "b"])
+    in_bank = outputs(host, inputs("llama"))
+    host.use(["a", None, "a"])
+    assert_close(in_bank, outputs(host, inputs("llama")), "on a base in nf4")
+
+
+def test_a_route_is_put_back_with_the_slots_of_then():
+    host, batch = make_host("bert"), inputs("bert")
+    for seed, name in enumerate(("x", "y", "z")):
+        put(host, name, "bert", "LoRA()", seed)
+    host.use(["z", None, "y"])
+    wanted = outputs(host, batch)
+    with host.using("x"):
+        for name in ("x", "z"):
+            host.bank().remove(name)
+        put(host, "z", "bert", "LoRA()", 2)  # now in x's slot
+    assert_close(outputs(host, batch), wanted, "a route after a slot has moved")
+
+
+def test_an_adapter_that_is_removed_leaves_the_route():
+    host, batch = make_host("bert"), inputs("bert")
+    base = outputs(host, batch)
+    put(host, "x", "bert", "Houlsby()")
+    put(host, "y", "bert", "Houlsby()", 1)
+    host.use(["x", "x", "x"])
+    host.detach("x")
+    assert torch.equal(outputs(host, batch), base)
+    with pytest.raises(DeltatuneError, match="no adapter is called 'x'"):
+        host.use("x")
+
+
+def test_weights_of_zero_and_below():
+    host, batch = make_host("bert"), inputs("bert")
+    base = outputs(host, batch)
+    for text in ("LoRA()", "Prefix(length=3)", "IA3()"):
+        put(host, "b", "bert", text)
+        attach_same(host, "a", "bert", text)
+        host.use([{"b": 0.0}, None, {"b": 0.0}])
+        assert torch.equal(outputs(host, batch), base)
+        host.use([{"b": -1.5}, None, {"b": 0.5}])
+        in_bank = outputs(host, batch)
+        host.use([{"a": -1.5}, None, {"a": 0.5}])
+        assert_close(in_bank, outputs(host, batch), f"{text} with weights")
+        for name in "ab":
+            host.detach(name)
+
+
+def test_norms_of_dora_are_those_of_the_base_alone():
+    """Neither merged adapters nor trained weights that act at the moment get into them."""
+    host, batch = make_host("bert"), inputs("bert")
+    attach_same(host, "a", "bert", "DoRA(r=3)")
+    attach(host, "full", parse("Full()"))
+    host.use("full")
+    put(host, "b", "bert", "DoRA(r=3)")
+    assert host.route.names == {"full"}
+    host.use("a")
+    wanted = outputs(host, batch)
+    host.use("b")
+    assert_close(outputs(host, batch), wanted, "DoRA put while other weights act")
+    host.use(None)
+    host.attach("lora", LoRA())
+    host.merge_("lora")
+    with pytest.raises(DeltatuneError, match=r"lora is merged.*unmerge_"):
+        put(host, "c", "bert", "DoRA(r=3)")
+
+
+def test_projections_of_vera_are_kept_once():
+    host = make_host("bert")
+    for i in range(3):
+        put(host, f"p{i}", "bert", "VeRA(r=16)")
+    one = host.bank().bytes
+    put(host, "other", "bert", "VeRA(r=16)", seed=5)
+    assert groups(host) == [["p0", "p1", "p2"], ["other"]]
+    assert host.bank().bytes == 2 * one
+
+
+def test_a_write_that_fails_leaves_nothing(monkeypatch):
+    host, batch = make_host("bert"), inputs("bert")
+    base = outputs(host, batch)
+    put(host, "x", "bert", "Pfeiffer(size=4)")
+    monkeypatch.setattr(TwoLayerBank, "write_maps_", lambda *given: 1 / 0)
+    for text in ("Pfeiffer(size=4)", "Houlsby(size=40, norms=False)"):
+        with pytest.raises(ZeroDivisionError):
+            put(host, "y", "bert", text)
+    assert groups(host) == [["x"]]
+    assert list(host.adapters) == ["x"]
+    host.use([None, None, None])
+    assert torch.equal(outputs(host, batch), base)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama", "mobilebert", "bert"])
+def test_norms_are_taken_apart_whatever_their_weight_means(kind):
+    norms = [module for name, module in tiny(kind).named_modules() if "norm" in type(module).__name__.lower()]
+    assert norms
+    for norm in norms:
+        plain = plain_norm(norm)
+        assert plain is not None
+        assert plain[1] == (1.0 if kind == "gemma" else 0.0)
+
+
+class Squared(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+@pytest.mark.parametrize(
+    "norm", [Squared(8), nn.BatchNorm1d(8), nn.LayerNorm((2, 4)), nn.LayerNorm(8, elementwise_affine=False)]
+)
+def test_other_norms_are_not_held(norm):
+    assert plain_norm(norm) is None
+
+
+def test_rows_of_prefixes_of_several_groups_call_attention_once_each(monkeypatch):
+    host, batch = make_host("llama"), inputs("llama")
+    for i, length in enumerate((3, 17)):
+        put(host, f"b{i}", "llama", f"Prefix(length={length})")
+        attach_same(host, f"a{i}", "llama", f"Prefix(length={length})")
+    host.use(["b0", "b1", "b0"])
+    in_bank = outputs(host, batch)
+    seen = []
+    from deltatune.core import attention_call
+
+    run = attention_call.AttentionCall.run
+    monkeypatch.setattr(attention_call.AttentionCall, "run", lambda call: seen.append(len(call.q)) or run(call))
+    outputs(host, batch)
+    assert sum(seen) == 2 * len(batch["input_ids"])  # two layers
+    host.use(["a0", "a1", "a0"])
+    assert_close(in_bank, outputs(host, batch), "two groups of prefixes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text", ["LoRA(r=3)", "Houlsby(size=3)", "IA3()", "Prefix(length=3)", "DoRA(r=3)", "ReFT(r=2)", "VeRA(r=4)"]
+)
+def test_a_compiled_model_takes_a_route_of_a_bank(text):
+    host, batch = make_host("llama"), inputs("llama")
+    for seed in range(3):
+        put(host, f"b{seed}", "llama", text, seed)
+    host.use(["b0", "b2", "b1"])
+    wanted = outputs(host, batch)
+    torch.compiler.reset()
+    compiled = torch.compile(host.model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(compiled(**batch)[0], wanted, f"{text}, compiled and eager", within=1e-5)
+    host.use(["b2", None, "b0"])
+    wanted = outputs(host, batch)
+    with torch.no_grad():
+        assert_close(compiled(**batch)[0], wanted, f"{text}, another route", within=1e-5)
+
+
+def test_steps_of_decoding_see_slots_that_change_between_them():
+    """Rows that keep their slot keep their copy; a slot that is written again is copied again."""
+    host = make_host("llama", "lm")
+    texts = ["LoRA(r=3, sites='*.{attn.q,ffn.in}')", "Houlsby(size=3)", "Prefix(length=3)", "ReFT(r=2)"]
+    for text in texts:
+        for i in range(3):
+            put(host, f"b{i}", "llama", text, i)
+            attach_same(host, f"a{i}", "llama", text, i)
+        for route in (["b0", "b2", "b1"], ["b0", "b1", "b1"], [None, "b1", "b2"]):
+            host.use(route)
+            in_bank = step_logits(host, prompt("llama"))
+            host.use([name and name.replace("b", "a") for name in route])
+            assert_close(in_bank, step_logits(host, prompt("llama")), f"{text}, {route}")
+        host.bank().remove("b1")
+        put(host, "b1", "llama", text, 7)
+        host.detach("a1")
+        attach_same(host, "a1", "llama", text, 7)
+        host.use(["b0", "b1", "b2"])
+        in_bank = step_logits(host, prompt("llama"))
+        host.use(["a0", "a1", "a2"])
+        assert_close(in_bank, step_logits(host, prompt("llama")), f"{text} after b1 was replaced")
+        for name in list(host.adapters):
+            host.detach(name)

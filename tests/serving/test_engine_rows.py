@@ -16,7 +16,7 @@ from support.language_models import generation_tokenizer, randomize_
 from support.models import WORDS, tiny_tokenizer
 from support.serving_engine import offline, running, serving_host, settled
 
-TEXTS = [{"text": " ".join(WORDS[i : i + 1 + i % 7])} for i in range(12)]
+TEXTS = [{"text": " ".join(WORDS[i % 9 : i % 9 + 1 + i % 7])} for i in range(18)]
 TOKENS = [{"tokens": WORDS[i : i + 1 + i % 5]} for i in range(8)]
 CLASSES = Classify(text=("text",), labels=("a", "b", "c"), max_length=60)
 TAGS = Tag(tags=("O", "B-X", "I-X"), max_length=60)
@@ -84,7 +84,7 @@ def test_encoded_rows_are_taken_as_they_are():
 
 def test_two_heads_answer_with_their_weighted_mean():
     host = rows_host("bert")
-    encoded = encode_for(host, "lora", CLASSES, TEXTS[:3], tiny_tokenizer(), labelled=False)
+    encoded = encode_for(host, "lora", CLASSES, TEXTS, tiny_tokenizer(), labelled=False)
     weights = {"lora": 0.75, "prefix": 0.25}
     batch = {"input_ids": torch.tensor([encoded[0]["input_ids"]])}
     with host.using(weights), torch.inference_mode():
@@ -121,11 +121,11 @@ def test_embeddings_are_means_of_the_last_states(kind):
 def test_a_task_that_generates_is_answered_by_predict():
     host = serving_host("llama", {"lora": "LoRA(r=4)"})
     task = Generate(text=("text",), label="text", new_tokens=4, max_length=60)
-    expected = predict(host, "lora", task, TEXTS[:3], generation_tokenizer(), precision="float32")
+    expected = predict(host, "lora", task, TEXTS, generation_tokenizer(), precision="float32")
     other = GenerateRequest((7, 8, 9), {"lora": 1.0}, Sampling(max_tokens=20))
     with running(host, tokenizer=generation_tokenizer()) as engine:
         beside = engine.submit(other)
-        rows = engine.submit(RowsRequest(TEXTS[:3], {"lora": 1.0}, "task", task=task)).result(60).rows
+        rows = engine.submit(RowsRequest(TEXTS, {"lora": 1.0}, "task", task=task)).result(60).rows
         got = beside.result(60).ids
     assert [row["text"] for row in rows.values] == [row["text"] for row in expected]
     assert got == offline(host, other)

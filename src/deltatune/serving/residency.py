@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -23,30 +22,12 @@ from deltatune.core.bank import Bank
 from deltatune.core.errors import DeltatuneError, OutOfMemory, nearest
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
-from deltatune.serving.resident import AdapterSource, Resident
+from deltatune.serving.resident import AdapterReading, AdapterSource, ResidencyOrder, Resident
 from deltatune.serving.serving_errors import AdapterUnavailable, CannotServe, EngineStopped, UnknownAdapter
 from deltatune.store.stored_adapter import StoredAdapter
 
 READERS = 4
 """Threads that read adapters from their files."""
-
-
-@dataclass(eq=False)
-class _Reading:
-    """An adapter that is being read."""
-
-    revision: str
-    stored: Future[StoredAdapter]
-    wished: float
-
-
-@dataclass(eq=False)
-class _Order:
-    """What somebody asked for and waits for."""
-
-    verb: Literal["load", "unload"]
-    name: str
-    done: Future[None]
 
 
 class Residency:
@@ -78,8 +59,8 @@ class Residency:
         self._current = {name: Resident(name, name, "", next(self._numbers), fixed=True) for name in host.adapters}
         self._replaced: list[Resident] = []
         """Those that no new request gets, still in use."""
-        self._readings: dict[str, _Reading] = {}
-        self._orders: list[_Order] = []
+        self._readings: dict[str, AdapterReading] = {}
+        self._orders: list[ResidencyOrder] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="deltatune-read")
         self._closed = False
 
@@ -135,7 +116,12 @@ class Residency:
                 resident = self._current.get(name)
             if resident is not None and resident.fixed:
                 continue
-            revision = self._revision(name)
+            try:
+                revision = self._revision(name)
+            except UnknownAdapter:
+                if resident is not None:  # removed from the store
+                    self._order("unload", name)
+                raise
             with self._lock:
                 resident, reading = self._current.get(name), self._readings.get(name)
                 if not anew and resident is not None and resident.revision == revision and reading is None:
@@ -206,7 +192,7 @@ class Residency:
     # ---- inside
 
     def _order(self, verb: Literal["load", "unload"], name: str) -> Future[None]:
-        order = _Order(verb, name, Future())
+        order = ResidencyOrder(verb, name, Future())
         with self._lock:
             if self._closed:
                 raise EngineStopped("the engine has been closed")
@@ -237,14 +223,14 @@ class Residency:
             raise EngineStopped("the engine has been closed")
         assert self.store is not None
         stored = self._readers.submit(self.store.read, name)
-        self._readings[name] = _Reading(revision, stored, time.monotonic())
+        self._readings[name] = AdapterReading(revision, stored, time.monotonic())
         stored.add_done_callback(lambda _: self.wake())
 
-    def _reading(self, name: str) -> _Reading | None:
+    def _reading(self, name: str) -> AdapterReading | None:
         with self._lock:
             return self._readings.get(name)
 
-    def _followed(self, order: _Order) -> bool:
+    def _followed(self, order: ResidencyOrder) -> bool:
         """Whether an order is done."""
         reading = self._reading(order.name)
         if order.verb == "load":
@@ -274,11 +260,11 @@ class Residency:
         try:
             self._put(stored, host_name)
         except Exception as raised:
-            error = unavailable(raised) if isinstance(raised, DeltatuneError) else raised
+            failure = unavailable(raised) if isinstance(raised, DeltatuneError) else raised
             failed: Future[StoredAdapter] = Future()  # so that all who wait for it are told, and the next wish reads
-            failed.set_exception(error)
+            failed.set_exception(failure)
             reading.stored = failed
-            raise error from raised
+            raise failure from raised
         with self._lock:
             if self._readings.get(name) is reading:
                 del self._readings[name]

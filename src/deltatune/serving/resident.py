@@ -1,10 +1,11 @@
-"""An adapter in memory, and where it comes from."""
+"""An adapter in memory, where it comes from, and how far it has come."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from deltatune.store.stored_adapter import StoredAdapter
 
@@ -39,3 +40,21 @@ class Resident:
     """Requests that have used it."""
     last_used: float = field(default_factory=time.time)
     """When a request last took it up, in seconds since 1970."""
+
+
+@dataclass(eq=False)
+class AdapterReading:
+    """An adapter that is being read."""
+
+    revision: str
+    stored: Future[StoredAdapter]
+    wished: float
+
+
+@dataclass(eq=False)
+class ResidencyOrder:
+    """What somebody asked for and waits for."""
+
+    verb: Literal["load", "unload"]
+    name: str
+    done: Future[None]

@@ -47,10 +47,17 @@ class DecodingLane:
         self.reading = [job for job in self.reading if not job.ended]
         for place in reversed(range(len(self.running))):
             if self.running[place].ended:
+                self._keep_answer(self.running[place], place)
                 moved = self.cache.leave(place)
                 last = self.running.pop()
                 if moved is not None:
                     self.running[place] = last
+
+    def _keep_answer(self, job: GenerateJob, place: int) -> None:
+        """Keep the keys and values of a whole answer too: in a chat, the next prompt begins with it."""
+        if self.prompts is not None and not job.prompt.at_once and job.has_answer:
+            ids = [*job.prompt.ids, *job.generated][: self.cache.lengths[place]]
+            attempt(partial(self.prompts.keep, _cache_key(job), ids, self.cache.states(place)))
 
     # ---- prompts
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deltatune.serving.engine.prompt_reading import PromptRow
 from deltatune.serving.engine.requests import (
     DoneEvent,
@@ -68,6 +65,12 @@ class Job:
             self.ended = True
             timings = Timings(self.started, self.first, self._seconds(), self.cached_tokens)
             self.ticket.put(DoneEvent(reason, timings, error, stop_id))
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether it has ended by itself."""
+        done = self.ticket.done
+        return done is not None and done.reason in ("stop", "length")
 
     @property
     def cached_tokens(self) -> int:
@@ -130,7 +133,7 @@ class RowsJob(Job):
     encoded: Encoded | None = None
     """The rows as the engine encoded them; None where the client did."""
     rows: list[TokenRow] = field(default_factory=list)
-    values: list[NDArray[np.float32] | None] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
     plan: Any = None
     """How its rows are read: what they need of those they share a pass with."""
 

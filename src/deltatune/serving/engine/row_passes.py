@@ -83,10 +83,7 @@ class RowPasses:
             return False
         oldest = self.jobs[0]
         if oldest.plan.kind.reads == "task":
-            oldest.begin()
-            answer = attempt(partial(self._predicted, oldest))
-            self.jobs.remove(oldest)
-            self._finish(oldest, answer)
+            self._predict_some(oldest)
             return True
         rows = self._next_rows(oldest)
         for job, _ in rows:
@@ -228,16 +225,34 @@ class RowPasses:
                 sums[i] = own if before is None else before + own
         return [value for value in sums if value is not None]
 
-    def _predicted(self, job: RowsJob) -> Any:
-        """What `predict` gives for a task that needs more than a head, for one adapter."""
+    def _predict_some(self, job: RowsJob) -> None:
+        """What `predict` gives for a task that needs more than a head: for a few rows, then others have their turn."""
+        job.begin()
+        whole = _is_encoded(job.request.rows)  # pieces of a row stay together
+        done = len(job.values)
+        rows = job.request.rows if whole else job.request.rows[done : done + PREDICTED]
+        answers = attempt(partial(self._predicted, job, rows))
+        if whole or isinstance(answers, Exception):
+            self._finish(job, answers)
+        else:
+            job.values += list(answers)
+            if len(job.values) >= len(job.request.rows):
+                together = np.stack(job.values) if isinstance(answers, np.ndarray) else job.values
+                self._finish(job, together)
+        self.jobs.remove(job)
+        if not job.ended:
+            self.jobs.append(job)
+
+    def _predicted(self, job: RowsJob, rows: Any) -> Any:
         request, host = job.request, self.routed.host
         (name, weight) = next(iter(job.route.items()))
         assert request.task is not None
-        rows: Any = request.rows
         if not _is_encoded(rows):
-            rows = job.encoded = encode_for(
-                host, name, task_of(request.task, request.part), rows, self.tokenizer, labelled=False
-            )
+            task = task_of(request.task, request.part)
+            rows = encode_for(host, name, task, rows, self.tokenizer, labelled=False)
+            before = job.encoded
+            truncated = rows.truncated + (0 if before is None else before.truncated)
+            job.encoded = Encoded([*(() if before is None else before), *rows], truncated)
         self.routed.forget_route()
         return predict(host, name, request.task, rows, self.tokenizer, 32, self.precision, request.part, weight)
 
@@ -249,6 +264,8 @@ class RowPasses:
         job.end("stop")
 
 
+PREDICTED = 16
+"""Rows that are predicted in one turn, where a task needs more than a head."""
 NOT_FINITE = "the answers are not finite numbers: the adapter's values, or its weight, are too large"
 
 

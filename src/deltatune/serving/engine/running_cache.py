@@ -83,6 +83,11 @@ class RunningCache:
             layer.write(place, self.end - length, self.end, keys, values)
         return place
 
+    def states(self, place: int) -> States:
+        """Keys and values of a row's tokens, as views."""
+        columns = slice(self.end - self.lengths[place], self.end)
+        return [(each.stored_keys[place, :, columns], each.stored_values[place, :, columns]) for each in self.layers]
+
     def leave(self, place: int) -> int | None:
         """Let a row go. The last row takes its place, and its old place is returned; None if none has moved."""
         last = len(self.lengths) - 1

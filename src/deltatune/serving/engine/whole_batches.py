@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from deltatune.models.architecture import family
 from deltatune.serving.engine.decoding_lane import take_tokens
 from deltatune.serving.engine.engine_jobs import GenerateJob
 from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.engine.routed_host import RoutedHost, logits_by_row
+from deltatune.serving.serving_errors import CannotServe
 
 
 class WholeBatchLane:
@@ -115,7 +115,8 @@ class RunningBatch:
         self.mask = torch.tensor(mask, device=self.device)
         self.encoder_decoder = family(self.model.config) == "encoder-decoder"  # type: ignore[arg-type]
         self.memory: Any = None
-        self.encoded: Tensor | None = None
+        self.encoded: Any = None
+        """The encoder's output, in the model's own form."""
         names = signature(self.model.forward).parameters
         self.remembers = {"past_key_values", "use_cache"} <= names.keys()
 
@@ -123,19 +124,36 @@ class RunningBatch:
         """Logits (B, V) of the first tokens."""
         if not self.encoder_decoder:
             return self._decoder(self.ids)
-        defaults: Any = getattr(self.model, "generation_config", None)
-        config: Any = self.model.config
-        start = getattr(defaults, "decoder_start_token_id", None)
-        start = config.decoder_start_token_id if start is None else start
-        first = torch.full((len(self.ids), 1), int(start), device=self.device)
-        outputs = self._run(input_ids=self.ids, attention_mask=self.mask, decoder_input_ids=first)
+        first = torch.full((len(self.ids), 1), self._start(), device=self.device)
+        kept: list[Any] = []
+        listening = self.model.get_encoder().register_forward_hook(lambda module, args, output: kept.append(output))  # type: ignore[operator]
+        try:
+            outputs = self._run(input_ids=self.ids, attention_mask=self.mask, decoder_input_ids=first)
+        finally:
+            listening.remove()
         self.mask = self.host.mask if self.host.mask is not None else self.mask  # with virtual tokens
-        self.encoded, self.memory = outputs.encoder_last_hidden_state, outputs.past_key_values
+        self.encoded, self.memory = kept[0], outputs.past_key_values
         logits: Tensor = outputs.logits[:, -1].float()
-        forced = getattr(defaults, "forced_bos_token_id", None)  # the target language of a translator
+        forced = self._special("forced_bos_token_id")  # the target language of a translator
         if forced is not None:
             logits = torch.full_like(logits, -1e9).index_fill_(1, torch.tensor(forced, device=self.device), 0.0)
         return logits
+
+    def _start(self) -> int:
+        """The token with which the decoder begins, as `generate` finds it."""
+        start = self._special("decoder_start_token_id")
+        start = self._special("bos_token_id") if start is None else start
+        if not isinstance(start, int):
+            raise CannotServe(
+                f"{type(self.model).__name__} does not say with which token its decoder begins: set "
+                "decoder_start_token_id in its generation config"
+            )
+        return start
+
+    def _special(self, name: str) -> Any:
+        """A special token of the model's generation config, or else of its config."""
+        of_generation = getattr(getattr(self.model, "generation_config", None), name, None)
+        return getattr(self.model.config, name, None) if of_generation is None else of_generation
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Logits (B, V) behind the next token of each row."""
@@ -145,7 +163,7 @@ class RunningBatch:
             self.ids = torch.cat([self.ids, new], 1)
             return self._decoder(new if self.remembers else self.ids)
         outputs = self._run(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded),
+            encoder_outputs=self.encoded,
             attention_mask=self.mask,
             decoder_input_ids=new,
             past_key_values=self.memory,
@@ -158,7 +176,8 @@ class RunningBatch:
         """Go on with these rows alone."""
         index = torch.tensor(rows, device=self.device)
         self.ids, self.mask = self.ids[index], self.mask[index]
-        self.encoded = None if self.encoded is None else self.encoded[index]
+        if self.encoded is not None:
+            self.encoded.last_hidden_state = self.encoded.last_hidden_state[index]
         if self.memory is not None:
             self.memory.reorder_cache(index)
 
@@ -172,6 +191,7 @@ class RunningBatch:
         return logits
 
     def _run(self, **inputs: Any) -> Any:
-        more = {"use_cache": True} if self.remembers or self.encoder_decoder else {}
+        encodes = self.encoder_decoder and self.encoded is None and getattr(self.model.config, "use_cache", True)
+        more = {"use_cache": True} if self.remembers and not encodes else {}  # some encoders refuse to be told
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.model(**{name: value for name, value in inputs.items() if value is not None}, **more)

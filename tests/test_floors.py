@@ -29,15 +29,37 @@ FLOORS: list[list[str]] = [
 """From the ground up."""
 
 CORE_FLOORS: list[list[str]] = [
-    ["errors", "input_validation", "lazy_exports", "trained_rows"],
+    ["errors", "html_table", "input_validation", "lazy_exports", "trained_rows"],
     ["quantization"],
     ["sites"],
-    ["attention_call", "capabilities", "delta", "bank_delta", "method", "union", "registry", "memory", "budget"],
+    [
+        "attention_call",
+        "capabilities",
+        "delta",
+        "bank_delta",
+        "module_copy",
+        "method",
+        "union",
+        "registry",
+        "memory",
+        "budget",
+    ],
     ["route"],
-    ["adapter"],
+    ["adapter", "adapter_shape"],
     ["seams"],
-    ["merging", "prefix_init", "adapter_formats", "adapter_module", "base_tensors", "bank", "host_summary", "routing"],
-    ["host"],
+    [
+        "merging",
+        "prefix_init",
+        "adapter_formats",
+        "adapter_module",
+        "base_tensors",
+        "bank",
+        "host_summary",
+        "routing",
+        "save_calls",
+        "host_merging",
+        "host",
+    ],
 ]
 """The floors of core, from the ground up: files and rooms. A file imports from its own floor and from those below."""
 
@@ -45,7 +67,7 @@ BESIDES = {"data": {"core.errors", "core.input_validation.strict_json", "core.in
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = (
-    *("attention_call", "bank_delta", "capabilities", "delta", "errors", "method", "union"),
+    *("attention_call", "bank_delta", "capabilities", "delta", "errors", "method", "module_copy", "union"),
     *("sites.base_weights", "sites.site"),
 )
 ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}

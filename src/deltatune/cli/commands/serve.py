@@ -119,7 +119,7 @@ def serve(
     check_extra()
     from deltatune.serving.server.bounds import Bounds
     from deltatune.serving.server.guards import Guarding
-    from deltatune.serving.server.origins import Origins, check_exposure
+    from deltatune.serving.server.origins import Origins, check_exposure, is_local
     from deltatune.serving.server.request_log import RequestLog
     from deltatune.serving.server.server_process import address_of, listen, serve_until_signal
 
@@ -155,7 +155,7 @@ def serve(
         )
         guard = create_app(service, guarding)
         address = address_of(sock)
-        serve_until_signal(guard, sock, lambda: show_started(service, base, address, guarding))
+        serve_until_signal(guard, sock, lambda: show_started(service, base, address, guarding, is_local(host)))
     say("stopped")
 
 

@@ -26,7 +26,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 """A route and a body to try, by the kind of task."""
 
 
-def show_started(service: Service, model: str, address: str, guarding: Guarding) -> None:
+def show_started(service: Service, model: str, address: str, guarding: Guarding, local: bool) -> None:
     """Print the address, the base, the adapters, and how to try them."""
     entries = service.store.list()
     served = [entry for entry in entries if service.base.fits(entry)]
@@ -38,7 +38,7 @@ def show_started(service: Service, model: str, address: str, guarding: Guarding)
         ("base", base_text(model, service.residency.host)),
         ("adapters", adapters + (f"; {count(others)} of other bases are not served" if others else "")),
         ("in memory", plural(service.residency.most, "adapter") + " at once"),
-        ("keys", "none: anyone who reaches the address" if guarding.keys is None else keys_text(guarding)),
+        ("keys", keys_text(guarding, local)),
     ]
     show(facts(pairs), "")
     entry = example_entry(served, service.base.generates)
@@ -50,9 +50,10 @@ def show_started(service: Service, model: str, address: str, guarding: Guarding)
     say(f'  python -c "{python_line(address, secret, route, content)}"\n')
 
 
-def keys_text(guarding: Guarding) -> str:
-    """How many keys there are, and where."""
-    assert guarding.keys is not None
+def keys_text(guarding: Guarding, local: bool) -> str:
+    """Who may call."""
+    if guarding.keys is None:
+        return "none: programs of this machine may call" if local else "none: whoever reaches the address may call"
     return f"{plural(len(guarding.keys.keys), 'key')} in {guarding.keys.path}"
 
 

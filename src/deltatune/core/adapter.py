@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from deltatune.core.capabilities import Capabilities, Needs, combine
 from deltatune.core.delta import Delta, Rng, SharedModule, generator_for, relay_declarations_
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.html_table import html_table
 from deltatune.core.memory import check_memory
 from deltatune.core.method import Method
 from deltatune.core.module_copy import ModuleCopy
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
-from deltatune.core.sites.site import Site, Sites
+from deltatune.core.sites.site import Site, Sites, generic
 from deltatune.core.trained_rows import TrainedRows
 
 
@@ -121,6 +122,16 @@ class Adapter(nn.Module):
             if p.requires_grad:
                 groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(p)
         return list(groups.values())
+
+    def _repr_html_(self) -> str:
+        """Its Deltas by the kind of their sites, for notebooks."""
+        places: dict[str, int] = {}
+        for _, site, delta in self.entries():
+            trained = sum(parameter.numel() for parameter in delta.parameters() if parameter.requires_grad)
+            places[generic(site.name)] = places.get(generic(site.name), 0) + trained
+        note = f"{self.count:,} parameters" + (f", head {self.head_count:,}" if self.head_count else "")
+        rows = [(place, f"{count:,}") for place, count in places.items()]
+        return html_table(repr(self.method), ("site", "parameters"), rows, note)
 
     def drop_(self, layers: int) -> None:
         """Disable the Deltas of the first `layers` blocks of each stack. Raises DeltatuneError if none is left."""

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.regular_files import folder_problem
@@ -27,6 +27,31 @@ class Format(Protocol):
 
     def load(self, host: Any, folder: Path, name: str, other_base: bool, head: nn.Module | None) -> None:
         """Attach the adapter in the folder."""
+
+
+class OwnFormat(Format, Protocol):
+    """deltatune's own format, which also writes whole models with adapters on them, and knows the hub."""
+
+    def save_hosted(self, host: Any, folder: Path, base_options: Mapping[str, Any] | None) -> None:
+        """Write all adapters of a host into a folder, and the base too, with these options, unless they are None."""
+
+    def read_hosted(self, folder: Path) -> Mapping[str, Tensor]:
+        """The tensors of the adapters in such a folder, by the names of the model's state dict."""
+
+    def find(self, folder: str, name: str | None, revision: str | None) -> tuple[Path, str]:
+        """The folder of an adapter on this machine, fetched from the hub where `folder` is a name there, and a name."""
+
+    def push(self, host: Any, name: str, repo_id: str, options: Mapping[str, Any]) -> str:
+        """Upload an adapter to the hub. Returns the address of its page."""
+
+    def plain_model(self, host: Any, name: str) -> nn.Module:
+        """The base, into which an adapter is merged, with the adapter's head as a model of transformers."""
+
+
+def own_format() -> OwnFormat:
+    """deltatune's own format."""
+    own: Any = formats()["deltatune"]
+    return own  # type: ignore[no-any-return]
 
 
 def formats() -> dict[str, Format]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from deltatune.core.errors import DeltatuneError
+
 
 def adapter_module(model: nn.Module) -> nn.ModuleDict:
     """The adapters of a base by name; made at the first call.
@@ -29,3 +31,17 @@ def remove_adapter_module_(model: nn.Module) -> None:
 
 def _passes_gradients(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "hf_quantizer", None), "is_trainable", False))
+
+
+def refuse_sequential(model: nn.Module) -> None:
+    """Raise DeltatuneError for an nn.Sequential, which would call the module of the adapters as one of its layers."""
+    if isinstance(model, nn.Sequential):
+        inner = next(
+            ((path, part) for path, part in model.named_modules() if path and hasattr(type(part), "from_pretrained")),
+            None,
+        )
+        advice = "" if inner is None else f"; take its part {inner[0]!r} ({type(inner[1]).__name__})"
+        raise DeltatuneError(
+            f"{type(model).__name__} is an nn.Sequential, which calls each of its children in turn, the adapters among "
+            f"them{advice}: Host(model.get_submodule({inner[0] if inner else '...'!r}))"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
-from deltatune.core.adapter_formats import format_of, formats
-from deltatune.core.adapter_module import adapter_module, remove_adapter_module_
+from deltatune.core.adapter_formats import format_of, own_format
+from deltatune.core.adapter_module import adapter_module, refuse_sequential, remove_adapter_module_
 from deltatune.core.bank import Bank, BankedAdapter, check_name
 from deltatune.core.base_tensors import BaseTensors
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.host_summary import describe
-from deltatune.core.merging import MergedAdapters, check_merges, verification_output
+from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.host_merging import HostMerging
+from deltatune.core.host_summary import describe, describe_html, trainable_line
+from deltatune.core.merging import MergedAdapters
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.quantization.stored_weights import protect_
-from deltatune.core.route import Route, RouteSpec, read_route, unknown_adapters
+from deltatune.core.route import Route, RouteSpec, unknown_adapters
 from deltatune.core.routing import Routing
+from deltatune.core.save_calls import SaveCalls, register_with_
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
-from deltatune.core.seams.weight_override import check_exclusive
 from deltatune.core.sites.discovery import find_sites
 
 
@@ -44,6 +45,7 @@ class Host:
             raise DeltatuneError("this model already has a Host with adapters; use that one, or detach them first")
         self.model = model
         self.sites = find_sites(model, roles)
+        refuse_sequential(model)
         protect_(model)
         self.adapters: dict[str, Adapter] = {}
         model.requires_grad_(False)
@@ -51,7 +53,9 @@ class Host:
         self._merging = MergedAdapters(model)
         self.base = BaseTensors(model, self.sites, self._merging, self._seams.weights)
         """The base's own weights: `base.tensors()`, `base.tensor(path)`, `base.bytes`."""
-        self._routing = Routing(model, self.adapters, self._seams, self._merging)
+        follow = SaveCalls(self).follow_
+        self._routing = Routing(model, self.adapters, self._seams, self._merging, follow)
+        self._merges = HostMerging(self, self._routing, self._merging)
         self._bank: Bank | None = None
 
     @property
@@ -166,6 +170,10 @@ class Host:
         with self._routing.switched(self._routing.checked(route, stacked), training):
             yield
 
+    def disabled(self) -> AbstractContextManager[None]:
+        """The bare base for the length of a `with` block: `with host.disabled(): ...`, as `using(None)`."""
+        return self.using(None)
+
     def trainable(self, name: str) -> list[tuple[str, nn.Parameter]]:
         """Parameters that training an adapter changes, its head included."""
         return [(n, p) for n, p in self._attached(name).named_parameters() if p.requires_grad]
@@ -205,29 +213,20 @@ class Host:
         become plain, with exactly the values of their codes, which `unmerge_` puts back. Raises CannotMerge if a Delta
         has no weight form, or if the difference exceeds what rounding explains.
         """
-        adapter = self._attached(name)
-        if name in self.merged:
-            raise DeltatuneError(f"adapter {name!r} is merged already")
-        check_merges(name, adapter, self.model)
-        route = read_route({name: weight}, self.adapters)
-        check_exclusive(route, self.adapters)
-        with self._routing.switched(route, training=False):
-            unmerged = verification_output(self.model, self.sites.facts)
-            self._merging.differences[name] = 0.0
-            try:
-                self._routing.arrange()
-                self._merging.write_(name, adapter, weight)
-                return self._merging.verify_(name, unmerged, self.sites.facts)
-            except BaseException:
-                self.unmerge_(name)
-                raise
+        return self._merges.merge_(name, self._attached(name), weight)
 
     def unmerge_(self, name: str) -> None:
         """Take a merged adapter out of the weights; without others merged, the base has its original bits again."""
-        if name not in self.merged:
-            raise DeltatuneError(f"adapter {name!r} is not merged{nearest(name, self.merged)}")
-        self._merging.remove_(name, self.adapters)
-        self._routing.arrange()
+        self._merges.unmerge_(name)
+
+    def merge_and_unload(self) -> nn.Module:
+        """Merge the active adapters for good, take all adapters out, and return the plain model.
+
+        It is the model of this host, whose `save_pretrained` is again that of its class; of an adapter with a head of
+        its own a new model, such as BertForSequenceClassification. Both are verified, as `merge_` does. Raises
+        CannotMerge for what has no weight form, and for a head that no such model has; then all is as before.
+        """
+        return self._merges.merge_and_unload()
 
     # ---- files
 
@@ -240,22 +239,45 @@ class Host:
         """
         self._attached(name)
         extra = {**(extra or {}), **({"training": True} if training else {})}
-        formats()["deltatune"].save(self, name, Path(folder), extra)
+        own_format().save(self, name, Path(folder), extra)
         return Path(folder)
 
     def load(
-        self, folder: str | Path, *, name: str | None = None, other_base: bool = False, head: nn.Module | None = None
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        other_base: bool = False,
+        head: nn.Module | None = None,
+        revision: str | None = None,
     ) -> Adapter:
         """Attach the adapter in a folder (ours or HF PEFT's), under its folder's name unless another is given.
+
+        `folder` may be one that `save_pretrained` wrote of a model with adapters, where `name` chooses among several,
+        and a name on the hub such as `user/name`, at a `revision` (a branch, tag or commit).
 
         Raises DeltatuneError listing everything that does not fit: tensors missing, extra or misshapen, another base.
         `other_base` accepts a base with other weights of the same shapes; `head` receives the stored values of a head
         that is a module of your own.
         """
-        folder = Path(folder)
-        name = name or folder.name
-        format_of(folder).load(self, folder, name, other_base, head)
+        place, name = own_format().find(str(folder), name, revision)
+        format_of(place).load(self, place, name, other_base, head)
         return self.adapters[name]
+
+    def push_to_hub(self, repo_id: str, name: str | None = None, **options: Any) -> str:
+        """Upload an adapter's folder to the hub, with a model card of what is known, but no licence. Returns its URL.
+
+        `name` may be left out where one adapter is attached. `options` as of transformers' `push_to_hub`: private,
+        token, revision, commit_message, commit_description, create_pr, tags. A card that is there already stays.
+        """
+        return own_format().push(self, self._only(name), repo_id, options)
+
+    def register_with(self, accelerator: Any) -> None:
+        """Make `save_state` of accelerate's Accelerator write the adapters' folders in place of the whole model.
+
+        `load_state` then gives the attached adapters their values back. Call it once, after `prepare`.
+        """
+        register_with_(accelerator, self)
 
     # ---- inside
 
@@ -271,6 +293,16 @@ class Host:
                 "host.load(folder, name=...)"
             )
         return adapter
+
+    def _only(self, name: str | None) -> str:
+        """The name given, or that of the only adapter that is attached."""
+        if name is None:
+            names = [name for name, adapter in self.adapters.items() if not isinstance(adapter, BankedAdapter)]
+            if len(names) != 1:
+                raise DeltatuneError(f"choose an adapter with name=; attached: {', '.join(names) or 'none'}")
+            name = names[0]
+        self._attached(name)
+        return name
 
     def _release(self, name: str) -> None:
         """Take an adapter out of the route and of the adapters."""
@@ -298,3 +330,11 @@ class Host:
     def describe(self) -> str:
         """A table of the base, its adapters, their parameters and what is active."""
         return describe(self.sites, self.adapters, self.route, self.merged, self.base.bytes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print PEFT's line: what the active adapters train, all parameters, and the share in percent."""
+        print(trainable_line(self.model, self.sites, self.adapters, self.route))
+
+    def _repr_html_(self) -> str:
+        """The base and its adapters as a table, for notebooks."""
+        return describe_html(self.sites, self.adapters, self.route, self.merged)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from deltatune.core.adapter import Adapter
+from deltatune.core.html_table import html_table
 from deltatune.core.route import Route
 from deltatune.core.sites.site import Sites, generic
 
@@ -31,6 +34,45 @@ def describe(
     lines += _storage(size, adapters)
     lines.append(f"active: {route_text(route)}")
     return "\n".join(lines)
+
+
+def trainable_line(model: nn.Module, sites: Sites, adapters: Mapping[str, Adapter], route: Route) -> str:
+    """PEFT's line of `print_trainable_parameters`, with its numbers: heads and tied weights are counted as there.
+
+    A quantised weight counts as many parameters as it has values.
+    """
+    coded = {site.module: site.width_in * site.width_out for site in sites.weights.values() if site.quantized}
+    own = {
+        id(parameter): parameter.numel()
+        for path, module in model.named_modules()
+        if path.partition(".")[0] != "deltatune"
+        for name, parameter in module.named_parameters(recurse=False)
+        if not (path in coded and name == "weight")
+    }
+    everything = sum(own.values()) + sum(coded.values())
+    everything += sum(parameter.numel() for adapter in adapters.values() for parameter in adapter.parameters())
+    active = [adapters[name] for name in sorted(route.names)]
+    trained = sum(adapter.count + adapter.head_count for adapter in active)
+    share = 100 * trained / everything
+    return f"trainable params: {trained:,} || all params: {everything:,} || trainable%: {share:.4f}"
+
+
+def describe_html(sites: Sites, adapters: Mapping[str, Adapter], route: Route, merged: Mapping[str, float]) -> str:
+    """What `describe` says, as a table for notebooks."""
+    rows = [
+        (
+            name,
+            repr(adapter.method),
+            f"{adapter.count:,}",
+            f"{100 * adapter.count / sites.base_params:.2f} %" if sites.base_params else "-",
+            f"{adapter.head_count:,}",
+            "merged" if name in merged else "active" if name in route.names else "",
+        )
+        for name, adapter in adapters.items()
+    ]
+    caption = f"{sites.facts.architecture}: {sites.base_params:,} frozen parameters"
+    header = ("adapter", "method", "parameters", "of the base", "head", "")
+    return html_table(caption, header, rows, f"active: {route_text(route)}")
 
 
 def _storage(base: int, adapters: Mapping[str, Adapter]) -> list[str]:

@@ -75,6 +75,13 @@ class MergedAdapters:
             self._make_plain_(adapters[other])
             write_adapter_(self.model, adapters[other], self.weights[other])
 
+    def keep_(self) -> None:
+        """Make what is merged the base's own: nothing is kept that could take it out."""
+        self.differences.clear()
+        self.weights.clear()
+        self._originals.clear()
+        self._codes.clear()
+
     def original(self, parameter: Tensor) -> Tensor:
         """The value of a base parameter without merged adapters."""
         return self._originals.get(id(parameter), (parameter, parameter))[1]

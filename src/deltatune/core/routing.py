@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,8 +20,15 @@ class Routing:
     """The current route of one base. `Host.use` and `Host.using` change it; merging limits what is possible."""
 
     def __init__(
-        self, model: nn.Module, adapters: dict[str, Adapter], seams: ModelSeams, merging: MergedAdapters
+        self,
+        model: nn.Module,
+        adapters: dict[str, Adapter],
+        seams: ModelSeams,
+        merging: MergedAdapters,
+        follow_hosted: Callable[[bool], None],
     ) -> None:
+        """`follow_hosted` is told whether the model has adapters, whenever that may have changed."""
+        self.follow_hosted = follow_hosted
         self.model, self.adapters, self.seams, self.merging = model, adapters, seams, merging
         self.route = Route()
         self.places: Mapping[str, tuple[str, int]] = {}
@@ -62,6 +69,7 @@ class Routing:
 
     def arrange(self) -> None:
         """Make the seams follow the route."""
+        self.follow_hosted(bool(self.adapters))
         merged = self.merging.differences
         active = {name: self.adapters[name] for name in sorted(self.route.names) if name not in merged}
         self.seams.follow(self.route, active)

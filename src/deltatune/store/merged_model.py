@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import CannotMerge, DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.merging import computing_dtype, difference, rounding_tolerance, verification_output
 from deltatune.core.quantization.schemes import Scheme, read_scheme
@@ -21,6 +21,7 @@ from deltatune.models.quantization.streaming import load_streamed
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 from deltatune.store.fingerprint import quantizations
 from deltatune.store.merged_codes import BOUND, check_error, stored_in_codes
+from deltatune.store.model_saving.classifier_model import classifier_model
 from deltatune.store.quantized_model import quantization_config
 from deltatune.store.tensors import not_finite
 
@@ -41,7 +42,9 @@ class Merged:
     scheme: str | None = None
     """How the merged weights are stored, such as nf4; None for plain ones."""
     notes: tuple[str, ...] = ()
-    """What other programs cannot do with a folder of codes."""
+    """What other programs cannot do with the folder: codes that they cannot read, a head that is not in it."""
+    classifier: str | None = None
+    """The class of transformers that holds the adapter's head too, such as BertForSequenceClassification."""
 
 
 def save_merged(
@@ -60,9 +63,11 @@ def save_merged(
     the weights in another type; `weight` multiplies the adapter's changes. Weights of a quantised base are written
     plain, with exactly the values of their codes, those that the adapter was trained on. With `quantize`, such as
     "nf4", the merged weights are quantised (again) and written in codes, which loses some of the adapter's change:
-    `Merged.error` says how much, and more than `bound` is refused. The host is unchanged afterwards. A task head is not
-    part of the model and stays with the adapter. Raises DeltatuneError for an adapter without a weight form, a folder
-    with other content, weights that are not finite, and a difference beyond rounding errors; then no folder is written.
+    `Merged.error` says how much, and more than `bound` is refused. The host is unchanged afterwards. A task head
+    becomes part of the model where transformers' class for the architecture computes the same from it, which is
+    verified too (`Merged.classifier`); else a note says why it stays with the adapter. Raises DeltatuneError for an
+    adapter without a weight form, a folder with other content, weights that are not finite, and a difference beyond
+    rounding errors; then no folder is written.
     """
     scheme = read_scheme(quantize)
     model = host.model
@@ -83,6 +88,8 @@ def save_merged(
             state = weights_of(model, stored_dtype, scheme)
             check_finite(model, state, stored_dtype)
             largest, error = 0.0, None
+            classifier, reason = _with_head(host, name, stored_dtype, scheme)
+            notes += (reason,) if reason else ()
 
             def fill(work: Path) -> None:
                 nonlocal largest, error
@@ -95,10 +102,13 @@ def save_merged(
                     tokenizer.save_pretrained(work)
                 reloaded = verify(host, work, expected, stored_dtype, scheme)
                 largest, error = difference(unmerged, reloaded), relative_error(reloaded, unmerged, base)
+                if classifier is not None:
+                    largest = max(largest, _write_classifier(host, classifier, work, stored_dtype))
                 record = {
                     "adapter": name, "method": repr(host.adapters[name].method), "weight": weight,
                     "dtype": str(stored_dtype), "base": quantizations(host), "difference": largest, "error": error,
                     "quantize": None if scheme is None else scheme.text,
+                    "classifier": None if classifier is None else type(classifier).__name__,
                 }  # fmt: skip
                 write_json(work / RECORD, record)
 
@@ -107,7 +117,45 @@ def save_merged(
     finally:
         host.unmerge_(name)
         host.use(before)
-    return Merged(Path(folder), largest, error, None if scheme is None else scheme.text, notes)
+    kind = None if classifier is None else type(classifier).__name__
+    return Merged(Path(folder), largest, error, None if scheme is None else scheme.text, notes, kind)
+
+
+def _with_head(
+    host: Host, name: str, dtype: torch.dtype, scheme: Scheme | None
+) -> tuple[PreTrainedModel | None, str | None]:
+    """The merged model with the adapter's head, or why there is none; neither for an adapter without a head."""
+    if host.adapters[name].head is None:
+        return None, None
+    if scheme is not None:
+        return None, f"weights in {scheme.text} are those of the body alone; the head stays with the adapter"
+    if quantizations(host):
+        return None, "of a base that was loaded quantised the body alone is written; the head stays with the adapter"
+    try:
+        return classifier_model(host, name), None
+    except CannotMerge as error:
+        return None, str(error)
+
+
+@torch.no_grad()
+def _write_classifier(host: Host, classifier: PreTrainedModel, work: Path, dtype: torch.dtype) -> float:
+    """Put the model with its head in the place of the body; the largest difference of the logits read back.
+
+    Raises DeltatuneError if they are not those of the model in memory.
+    """
+    expected = verification_output(classifier, host.sites.facts)
+    for file in (*work.glob("*.safetensors"), *work.glob("*.safetensors.index.json")):
+        file.unlink()
+    classifier.to(dtype).save_pretrained(work)
+    kind: Any = type(classifier)
+    reloaded = kind.from_pretrained(work, dtype=dtype).to(classifier.device).float()
+    worst = difference(expected, verification_output(reloaded, host.sites.facts))
+    coarsest = max(dtype, computing_dtype(host.model), key=lambda kind: torch.finfo(kind).eps)
+    if not worst <= rounding_tolerance(expected, coarsest):
+        raise DeltatuneError(
+            f"{kind.__name__}, read back, differs by {worst:.2g} from what it should compute; nothing was written"
+        )
+    return worst
 
 
 @contextmanager

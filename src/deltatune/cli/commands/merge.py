@@ -58,8 +58,10 @@ def merge(
 
     transformers, vLLM and llama.cpp's converter can load the folder. The outputs of the model read back from disk are
     compared with the unmerged adapter's. An adapter of a quantised base is merged onto the values that its codes stand
-    for, those that it was trained on. A classification head is not part of the model: it is kept in FOLDER/adapter,
-    which `deltatune predict` and `evaluate` can use.
+    for, those that it was trained on. A classifier becomes one model with its head, for
+    AutoModelForSequenceClassification and pipeline, where transformers has a class that computes the same: for BERT
+    with --pooling pooler, or --pooling cls --dense in training. Else a note says why not. The head is also kept in
+    FOLDER/adapter, which `deltatune predict` and `evaluate` can use.
 
       deltatune merge --adapter runs/train-chats-lora-r-8 --out merged
       deltatune merge --adapter runs/train-chats-lora-r-8 --weight 0.5 --dtype bfloat16 --out half
@@ -98,6 +100,7 @@ def merge(
         )
     head = save_head(session, out, done.scheme)
     result: dict[str, Any] = {"folder": str(out), "model": session.model, "difference": done.difference, "head": head}
+    result["classifier"] = done.classifier
     base = ", ".join(quantizations(session.host))
     result |= {"weight": weight, "error": done.error, "base": base or None, "quantize": done.scheme}
     result["notes"] = list(done.notes)
@@ -118,7 +121,7 @@ def merge(
         )
     pairs += [("weights", f"stored in {done.scheme}")] if done.scheme else []
     show(facts([*pairs, *(("note", note) for note in done.notes)]))
-    say(f"Model: {out}")
+    say(f"Model: {out}" + (f", {done.classifier} with its head" if done.classifier else ""))
     if head:
         say(f"Its head: {head}")
 

@@ -97,11 +97,20 @@ class RemoteFolder(StoreFolder):
     def read_entries(self, tokens: Mapping[str, str]) -> dict[str, bytes]:
         contents = self._from_list(tokens) if len(tokens) > FEW else {}
         wanted = [name for name in tokens if name not in contents]
-        paths = {self._at(f"{ENTRIES}/{name}.json"): name for name in wanted}
-        if paths:
-            got = self._request("read entries", lambda: self.files.cat(list(paths), on_error="omit"))
-            contents |= {paths[path]: content for path, content in _by_path(got, paths).items()}
-        return contents
+        paths = {self._at(f"{ENTRIES}/{name}.json").strip("/"): name for name in wanted}
+
+        def ask() -> dict[str, bytes]:
+            answers = self.files.cat([self._at(f"{ENTRIES}/{name}.json") for name in wanted], on_error="return")
+            for answer in answers.values():
+                if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                    raise answer
+            return {
+                paths[path.strip("/")]: bytes(answer)
+                for path, answer in answers.items()
+                if not isinstance(answer, Exception)  # one that is gone since the listing
+            }
+
+        return contents | (self._request("read the entries", ask) if wanted else {})
 
     def write_entries(self, entries: Sequence[Entry]) -> dict[str, str]:
         for entry in entries:
@@ -305,13 +314,3 @@ def _opened(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise DeltatuneError(f"the store {url} cannot be opened: {error}") from None
     return files, str(path).rstrip("/")
-
-
-def _by_path(got: Any, paths: Mapping[str, str]) -> dict[str, bytes]:
-    """What was fetched, by the paths that were asked for; a file system may answer with a slash more or less."""
-    found = got if isinstance(got, dict) else {next(iter(paths)): got}
-    return (
-        {path: bytes(content) for key, content in found.items() for path in paths if path.strip("/") == key.strip("/")}
-        if len(found) < FEW
-        else {path: bytes(found[key]) for path in paths for key in (path, path.lstrip("/"), f"/{path}") if key in found}
-    )

@@ -28,6 +28,7 @@ from deltatune.methods.adapters.fusion import AdapterFusion as AdapterFusion
 from deltatune.methods.base_weights.bitfit import BitFit as BitFit
 from deltatune.methods.base_weights.intrinsic import DID as DID
 from deltatune.methods.base_weights.intrinsic import SAID as SAID
+from deltatune.methods.base_weights.ln_tuning import LNTuning as LNTuning
 from deltatune.methods.base_weights.unfreeze import Embeddings as Embeddings
 from deltatune.methods.base_weights.unfreeze import Full as Full
 from deltatune.methods.base_weights.unfreeze import Probe as Probe
@@ -37,6 +38,7 @@ from deltatune.methods.combinations.unified import MAM as MAM
 from deltatune.methods.combinations.unified import Unified as Unified
 from deltatune.methods.combinations.unipelt import UniPELT as UniPELT
 from deltatune.methods.low_rank.dora import DoRA as DoRA
+from deltatune.methods.low_rank.fourierft import FourierFT as FourierFT
 from deltatune.methods.low_rank.loha import LoHa as LoHa
 from deltatune.methods.low_rank.lokr import LoKr as LoKr
 from deltatune.methods.low_rank.longlora import LongLoRA as LongLoRA
@@ -44,6 +46,7 @@ from deltatune.methods.low_rank.lora import LoRA as LoRA
 from deltatune.methods.low_rank.lora import LoRAPlus as LoRAPlus
 from deltatune.methods.low_rank.lora import RsLoRA as RsLoRA
 from deltatune.methods.low_rank.pissa import PiSSA as PiSSA
+from deltatune.methods.low_rank.vblora import VBLoRA as VBLoRA
 from deltatune.methods.low_rank.vera import VeRA as VeRA
 from deltatune.methods.orthogonal.boft import BOFT as BOFT
 from deltatune.methods.orthogonal.oft import OFT as OFT
@@ -63,11 +66,15 @@ from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
 from deltatune.store.loralib import load_loralib as load_loralib
 from deltatune.store.quantized_model import save_quantized as save_quantized
+from deltatune.tasks.classification import Classify as Classify
+from deltatune.tasks.heads import Head as Head
+from deltatune.tasks.heads import HeadConfig as HeadConfig
 from deltatune.tasks.prompts.templates import Template as Template
 from deltatune.tasks.tokenization import with_token_ids as with_token_ids
 from deltatune.training import ensemble as ensemble
 from deltatune.training import fuse as fuse
 from deltatune.training import predict as predict
+from deltatune.training import Settings as Settings
 from deltatune.training import train as train
 
 __version__: str

@@ -12,6 +12,10 @@ from deltatune.store.peft import peft_obstacles
 from support import models
 from support.peft_training import losses
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`"),  # PEFT takes the nearest divisor
+    pytest.mark.filterwarnings("ignore:Unsupported layer type"),  # PEFT of norms
+]
 LLAMA = ["q_proj", "v_proj", "down_proj"]
 
 OURS = [
@@ -29,6 +33,15 @@ OURS = [
     ("bert", "OFT(block=8)", "classify"),
     ("llama", "OFT(block=32, terms=0, sites=('*.attn.*', '*.ffn.*'))", "lm"),  # 48 at ffn.out, which 32 does not divide
     ("t5", "OFT(block=5, blocks='shared', terms=7)", "lm"),
+    ("bert", "FourierFT(n=50)", "classify"),
+    ("gpt2", "FourierFT(n=600, seed=5, init='normal', sites=('*.attn.{qkv,o}', '*.ffn.in'))", "lm"),
+    ("llama", "FourierFT(alpha=10.0)", "lm"),  # 1000 of q's coefficients, and all 512 of v's
+    ("bert", "LNTuning()", "classify"),
+    ("gpt2", "LNTuning(sites='*.norm.1')", "lm"),
+    ("t5", "LNTuning()", "lm"),
+    ("bert", "VBLoRA(vectors=9)", "classify"),
+    ("gpt2", "VBLoRA(vectors=9, r=2, k=3, length=8, sites=('*.attn.qkv', '*.ffn.{in,out}'))", "lm"),
+    ("t5", "VBLoRA(vectors=2, k=5, length=16)", "lm"),
     ("bert", "BOFT()", "classify"),
     ("llama", "BOFT(block=8, sites=('*.attn.*', '*.ffn.*'))", "lm"),
     ("llama", "BOFT(block=4, factors=3, sites=('*.attn.*', '*.ffn.*'))", "lm"),
@@ -53,6 +66,20 @@ THEIRS = [
     ("llama", "lm", peft.OFTConfig(
         oft_block_size=20, target_modules=LLAMA, num_cayley_neumann_terms=3, coft=True, eps=2.0)),
     ("t5", "lm", peft.OFTConfig(oft_block_size=16, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
+    ("bert", "classify", peft.FourierFTConfig(n_frequency=50, target_modules=["query"], task_type="SEQ_CLS")),
+    ("gpt2", "lm", peft.FourierFTConfig(
+        n_frequency=70, scaling=20, random_loc_seed=3, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)),
+    ("llama", "lm", peft.FourierFTConfig(
+        n_frequency=1000, target_modules=["q_proj", "v_proj"], n_frequency_pattern={"v_proj": 512}, init_weights=True)),
+    ("bert", "classify", peft.LNTuningConfig(target_modules=["LayerNorm"], task_type="SEQ_CLS")),
+    ("llama", "lm", peft.LNTuningConfig(task_type="CAUSAL_LM")),
+    ("t5", "lm", peft.LNTuningConfig(task_type="SEQ_2_SEQ_LM")),
+    ("bert", "classify", peft.VBLoRAConfig(
+        num_vectors=9, vector_length=16, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    ("gpt2", "lm", peft.VBLoRAConfig(
+        r=2, topk=3, num_vectors=9, vector_length=8, target_modules=["c_attn"], fan_in_fan_out=True, vblora_dropout=0.1,
+        save_only_topk_weights=True)),
+    ("llama", "lm", peft.VBLoRAConfig(num_vectors=7, vector_length=8, target_modules="all-linear")),
     ("bert", "classify", peft.BOFTConfig(target_modules=["query", "value"], task_type="SEQ_CLS")),
     ("llama", "lm", peft.BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["q_proj"])),
     ("llama", "lm", peft.BOFTConfig(boft_block_size=8, target_modules=LLAMA)),
@@ -83,7 +110,6 @@ def named(cases):
     return [pytest.param(*case, id=f"{type(case[2]).__name__}-{case[0]}-{i}") for i, case in enumerate(cases)]
 
 
-@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")  # PEFT takes the nearest divisor
 @pytest.mark.parametrize(("kind", "method", "head"), OURS)
 def test_peft_reads_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
@@ -107,7 +133,6 @@ def test_peft_reads_our_folder(kind, method, head, tmp_path):
     torch.testing.assert_close(outputs_of(again.model, kind, head, "right"), mine, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")
 @pytest.mark.parametrize(("kind", "head", "config"), named(THEIRS))
 def test_we_read_their_folder(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
@@ -120,7 +145,7 @@ def test_we_read_their_folder(kind, head, config, tmp_path):
     assert (outputs_of(host.model, kind, head, "right") - expected).abs().max() > 1e-3
 
 
-TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4, 8, 10, 13, 16)]
+TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4, 8, 10, 13, 14, 16, 17, 19, 21, 22, 25)]
 
 
 @pytest.mark.parametrize(("kind", "head", "config"), named(TRAINED))

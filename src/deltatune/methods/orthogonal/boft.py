@@ -25,14 +25,11 @@ class ButterflyRotation(Delta):
     """
 
     capabilities = Capabilities(merges=True)
-    order: Tensor
-    """Permutations (factors, in)."""
 
     def __init__(self, width_in: int, width_out: int, n: int, factors: int) -> None:
         super().__init__()
         self.R = nn.Parameter(torch.empty(factors, width_in // n, n, n))
         self.s = nn.Parameter(torch.empty(width_out))
-        self.register_buffer("order", torch.stack([butterfly(width_in, n, i) for i in range(factors)]), False)
 
     def init_(self, rng: Rng, base: nn.Module) -> None:
         nn.init.zeros_(self.R)
@@ -42,9 +39,10 @@ class ButterflyRotation(Delta):
         """xR − x (..., in)."""
         changes = cayley_change((R - R.mT) / 2, terms=0)  # (factors, blocks, n, n)
         total = torch.zeros_like(x)
-        for order, blocks in zip(reversed(self.order), reversed(changes), strict=True):
-            step = rotated((x + total)[..., order.argsort()], blocks)[..., order]
-            total = total + step
+        for i in reversed(range(len(changes))):
+            order = butterfly(x.shape[-1], R.shape[-1], i, x.device)
+            turned = rotated((x + total)[..., order.argsort()], changes[i])
+            total = total + turned[..., order]
         return total
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -59,11 +57,10 @@ class ButterflyRotation(Delta):
         return {"weight": (self.s.double().unsqueeze(1) * (weight @ rotation.T)).to(base["weight"].dtype)}
 
 
-def butterfly(width: int, n: int, i: int) -> Tensor:
-    """The order (width,) of factor i: half-blocks of n / 2 within each 2^i blocks, first every other one."""
-    if i == 0:
-        return torch.arange(width)
-    return torch.arange(width).view(-1, 2**i, 2, n // 2).transpose(1, 2).flatten()
+def butterfly(width: int, n: int, i: int, device: torch.device) -> Tensor:
+    """The order (width,) of factor i: of the half-blocks (n / 2) of each 2^i blocks, the even ones come first."""
+    order = torch.arange(width, device=device)
+    return order.view(-1, 2**i, 2, n // 2).transpose(1, 2).flatten() if i else order
 
 
 @dataclass(frozen=True)

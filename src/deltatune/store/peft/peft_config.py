@@ -21,6 +21,14 @@ KEYS: dict[str, tuple[type, ...]] = {
     "lora_alpha": (float,),
     "alpha": (float,),
     "decompose_factor": (int,),
+    "n_frequency": (int,),
+    "n_frequency_pattern": (dict, _NONE),
+    "scaling": (float,),
+    "random_loc_seed": (int,),
+    "num_vectors": (int,),
+    "vector_length": (int,),
+    "topk": (int,),
+    "vblora_dropout": (float,),
     "oft_block_size": (int,),
     "use_cayley_neumann": _FLAG,
     "num_cayley_neumann_terms": (int,),
@@ -58,10 +66,10 @@ def check_config(folder: PeftFolder) -> None:
     for name, least in (("r", least_r), ("num_virtual_tokens", 1), ("projection_prng_key", 0)):
         if type(config.get(name)) is int and not least <= config[name] < 2**31:
             problems.append(f"{name} is {shortened(config[name])}, it must be from {least} to {2**31 - 1:,}")
-    for name in ("lora_dropout", "vera_dropout"):
+    for name in ("lora_dropout", "vera_dropout", "vblora_dropout"):
         if type(config.get(name)) in (int, float) and not 0 <= config[name] < 1:
             problems.append(f"{name} is {config[name]}, it must be at least 0 and less than 1")
-    for name, kind in (("rank_pattern", int), ("alpha_pattern", float)):
+    for name, kind in (("rank_pattern", int), ("alpha_pattern", float), ("n_frequency_pattern", int)):
         patterns = config.get(name)
         if isinstance(patterns, dict):
             problems += wrong_types(patterns, dict.fromkeys(patterns, (kind,)), f"{name}.")

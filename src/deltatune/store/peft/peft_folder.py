@@ -20,12 +20,15 @@ from deltatune.core.registry import registry
 from deltatune.store.atomic_files import read_json, write_folder, write_json
 from deltatune.store.peft.peft_config import check_config
 from deltatune.store.peft.peft_format import CONFIG, TENSORS, PeftFolder, PeftFormat, head_copies
+from deltatune.store.peft.peft_fourierft import FourierFTFormat
 from deltatune.store.peft.peft_ia3 import IA3Format
+from deltatune.store.peft.peft_ln_tuning import LNTuningFormat
 from deltatune.store.peft.peft_lora import LoRAFormat
 from deltatune.store.peft.peft_lycoris import LoHaFormat, LoKrFormat
 from deltatune.store.peft.peft_oft import BOFTFormat, OFTFormat
 from deltatune.store.peft.peft_prefix import PrefixFormat
 from deltatune.store.peft.peft_prompt import PromptFormat
+from deltatune.store.peft.peft_vblora import VBLoRAFormat
 from deltatune.store.peft.peft_vera import VeRAFormat
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _LORA, _IA3, _VERA, _PREFIX, _PROMPT = LoRAFormat(), IA3Format(), VeRAFormat(), PrefixFormat(), PromptFormat()
 _LOHA, _LOKR, _OFT, _BOFT = LoHaFormat(), LoKrFormat(), OFTFormat(), BOFTFormat()
+_FOURIER, _VBLORA, _LN = FourierFTFormat(), VBLoRAFormat(), LNTuningFormat()
 
 WRITES: dict[str, PeftFormat] = {
     "LoRA": _LORA,
@@ -47,6 +51,9 @@ WRITES: dict[str, PeftFormat] = {
     "LoKr": _LOKR,
     "OFT": _OFT,
     "BOFT": _BOFT,
+    "FourierFT": _FOURIER,
+    "VBLoRA": _VBLORA,
+    "LNTuning": _LN,
     "Prefix": _PREFIX,
     "Prompt": _PROMPT,
     "PTuning": _PROMPT,
@@ -61,6 +68,9 @@ READS: dict[str, PeftFormat] = {
     "LOKR": _LOKR,
     "OFT": _OFT,
     "BOFT": _BOFT,
+    "FOURIERFT": _FOURIER,
+    "VBLORA": _VBLORA,
+    "LN_TUNING": _LN,
     "PREFIX_TUNING": _PREFIX,
     "PROMPT_TUNING": _PROMPT,
     "P_TUNING": _PROMPT,
@@ -156,6 +166,7 @@ def _told_method(config: Mapping[str, Any]) -> Method:
 _NAMES = {
     "LORA": "LoRA", "IA3": "IA3", "VERA": "VeRA", "PREFIX_TUNING": "Prefix", "PROMPT_TUNING": "Prompt",
     "P_TUNING": "Prompt", "LOHA": "LoHa", "LOKR": "LoKr", "OFT": "OFT", "BOFT": "BOFT",
+    "FOURIERFT": "FourierFT", "VBLORA": "VBLoRA", "LN_TUNING": "LNTuning",
 }  # fmt: skip
 """The method of each PEFT type."""
 _TOLD = {
@@ -163,6 +174,8 @@ _TOLD = {
     "VERA": {"r": "r"},
     "LOHA": {"r": "r", "alpha": "alpha"},
     "LOKR": {"r": "r", "alpha": "alpha"},
+    "FOURIERFT": {"n": "n_frequency", "alpha": "scaling", "seed": "random_loc_seed"},
+    "VBLORA": {"r": "r", "vectors": "num_vectors", "length": "vector_length", "k": "topk"},
     "OFT": {"block": "oft_block_size"},
     "BOFT": {"block": "boft_block_size", "factors": "boft_n_butterfly_factor"},
     "PREFIX_TUNING": {"length": "num_virtual_tokens"},

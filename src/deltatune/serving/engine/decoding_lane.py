@@ -59,6 +59,11 @@ class DecodingLane:
             ids = [*job.prompt.ids, *job.generated][: self.cache.lengths[place]]
             attempt(partial(self.prompts.keep, _cache_key(job), ids, self.cache.states(place)))
 
+    def clear(self) -> None:
+        """Let go of all jobs."""
+        self.reading, self.running = [], []
+        self.cache.clear()
+
     # ---- prompts
 
     def read(self) -> bool:

@@ -130,14 +130,26 @@ class EngineWorker:
             self._changes = self.residency.changes
             self.routed.forget_route()
         with torch.inference_mode():
-            lane = self._lane_in_turn()
-            if lane is not None:
-                busy |= lane.read()
-                lane.drop_ended()
-                busy |= lane.step()
-                lane.drop_ended()
-            busy |= self.rows.read()
+            for part in (self._lane_in_turn(), self.rows):
+                if part is not None:
+                    busy |= self._passes(part)
         return self._let_go() or busy
+
+    def _passes(self, part: Lane | RowPasses) -> bool:
+        """The passes of one turn; an error outside of them ends the requests there, and not the worker."""
+        try:
+            busy = part.read()
+            if not isinstance(part, RowPasses):
+                part.drop_ended()
+                busy |= part.step()
+                part.drop_ended()
+            return busy
+        except Exception as error:
+            for job in part.jobs:
+                job.end("error", error)
+            part.clear()
+            self.routed.forget_route()
+            return True
 
     def _wait(self) -> None:
         deadlines = [job.deadline for job in (*self._queue(), *self.active) if job.deadline is not None]

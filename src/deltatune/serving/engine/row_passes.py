@@ -77,6 +77,10 @@ class RowPasses:
         """Let go of jobs that have ended."""
         self.jobs = [job for job in self.jobs if not job.ended]
 
+    def clear(self) -> None:
+        """Let go of all jobs."""
+        self.jobs = []
+
     def read(self) -> bool:
         """One pass, if rows wait: for rows of the oldest request and those that can share a pass with them."""
         if not self.jobs:

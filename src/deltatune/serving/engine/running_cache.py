@@ -71,16 +71,13 @@ class RunningCache:
 
     def join(self, states: States) -> int:
         """Take in a row with the keys and values of its tokens; returns its place, the last one."""
-        length = states[0][0].shape[1]
+        place, length = len(self.lengths), states[0][0].shape[1]
         if not self.layers:
             self.layers += [RunningLayer(self, keys, values) for keys, values in states]
-        if not self.lengths:
-            self.end = 0
-        self._make_room(len(self.lengths) + 1, max(length, self.end))
-        place = len(self.lengths)
-        self.lengths.append(length)
+        self._make_room(place + 1, length)
         for layer, (keys, values) in zip(self.layers, states, strict=True):
             layer.write(place, self.end - length, self.end, keys, values)
+        self.lengths.append(length)
         return place
 
     def states(self, place: int) -> States:
@@ -98,23 +95,26 @@ class RunningCache:
             self.lengths[place], moved = self.lengths[last], last
         self.lengths.pop()
         if not self.lengths:  # an idle engine holds no memory
-            self.layers.clear()
-            self.end = 0
+            self.clear()
         return moved
+
+    def clear(self) -> None:
+        """Let all rows go."""
+        self.lengths, self.end = [], 0
+        self.layers.clear()
 
     def make_room_for_step(self) -> None:
         """Have a column free for the next step."""
-        if self.end == self.columns:
-            self._make_room(len(self.lengths), self.end)
+        self._make_room(len(self.lengths), 0)
 
-    def _make_room(self, places: int, end: int) -> None:
-        """Have so many places, and columns up to `end` and some more; rows move so that they end there."""
-        used = self.end - self.start
-        enough = places <= self.layers[0].stored_keys.shape[0]
-        if enough and end == self.end and self.end < self.columns:
+    def _make_room(self, places: int, least: int) -> None:
+        """Have so many places, at least so many columns up to `end`, and one behind it; rows move if they must."""
+        stored = self.layers[0].stored_keys
+        if places <= stored.shape[0] and least <= self.end < stored.shape[2]:
             return
-        end = max(end if self.end < end else used, used)  # at the right edge, the rows move to the left one
-        columns = self.columns
+        used = slice(self.start, self.end)
+        end = max(least, used.stop - used.start)
+        columns = stored.shape[2]
         while columns <= end + min(ROOM, end):
             columns = max(2 * columns, ROOM)
         if columns > 4 * (end + ROOM):  # the longest row is gone
@@ -123,7 +123,7 @@ class RunningCache:
         while size < places:
             size *= 2
         for layer in self.layers:
-            layer.rearrange(size, columns, len(self.lengths), slice(self.start, self.end), end)
+            layer.rearrange(size, columns, len(self.lengths), used, end)
         self.end = end
 
 

@@ -52,6 +52,10 @@ class WholeBatchLane:
         if not self.running:
             self.batch = None
 
+    def clear(self) -> None:
+        """Let go of all jobs."""
+        self.reading, self.running, self.batch = [], [], None
+
     def read(self) -> bool:
         """Begin a batch, if none runs and a job waits: with the oldest and those that can be in a batch with it."""
         if self.running or not self.reading:

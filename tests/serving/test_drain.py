@@ -1,6 +1,7 @@
 """The end of a server: it refuses new requests, running ones finish, and the process ends with 0."""
 
 import contextlib
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 
 import pytest
 
+from deltatune.serving.server.server_process import allow_connections
+from support.child import in_child
 from support.guarded_server import client, wait_for
 
 PROGRAM = """
@@ -46,6 +49,18 @@ def ask(address, path, body, answers):
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def test_connections_beyond_the_files_that_a_process_may_have_by_default():
+    def act():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
+        allow_connections(1000)
+        first = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allow_connections(100_000)
+        allow_connections(10)
+        return 0, f"{first} {resource.getrlimit(resource.RLIMIT_NOFILE)}"
+
+    assert in_child(act) == (0, "(2024, 4096) (4096, 4096)")
 
 
 @pytest.mark.slow

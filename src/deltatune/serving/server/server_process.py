@@ -24,6 +24,8 @@ from deltatune.serving.server.connections import bounded
 from deltatune.serving.server.guards import Guard
 from deltatune.serving.server.request_log import LogLines
 
+OTHER_FILES = 1024
+"""Files that a process may have open beside connections: adapters, libraries, a store's index."""
 LAST_SECONDS = 2
 """Seconds for connections to close once their requests have ended."""
 
@@ -58,11 +60,25 @@ def address_of(sock: socket.socket) -> str:
 def serve_until_signal(guard: Guard, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
     """Serve until a signal has come and running requests have ended. `started` is called once it listens."""
     server = DrainingServer(guard, started)
+    allow_connections(guard.guarding.bounds.connections)
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [LogLines(guard.guarding.log)] if name != "uvicorn.error" else [], True
     logging.getLogger("uvicorn").propagate = logging.getLogger("asyncio").propagate = False
     server.run(sockets=[sock])
+
+
+def allow_connections(count: int) -> None:
+    """Let the process have so many connections open beside its files, as far as the system allows it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class DrainingServer(Server):

@@ -290,7 +290,7 @@ def workers(root: Path, folders: Path, number: int, turns: int) -> list[subproce
 
 @pytest.mark.slow
 def test_processes_add_read_and_remove_at_once(store, folders):
-    processes = workers(store._place.root, folders, 4, 150)
+    processes = workers(store._place.root, folders, 4, 60)
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [text.splitlines()[-1] for text in said] == ["done"] * 4
     assert {"a", "b", "c", "d"} <= set(store.names())
@@ -301,7 +301,7 @@ def test_processes_add_read_and_remove_at_once(store, folders):
 @pytest.mark.slow
 def test_processes_killed_at_random_lose_nothing(store, folders):
     root = store._place.root
-    for turn in range(6):
+    for turn in range(4):
         processes = workers(root, folders, 2, 10_000)
         time.sleep(8 + turn % 3)
         processes[0].send_signal(signal.SIGKILL)

@@ -147,7 +147,7 @@ def describe(
         labels=tuple(map(str, labels)) if isinstance(labels, list) else (),
         data=str(data.get("source") or "") if isinstance(data := extra.get("data"), dict) else "",
         base=BaseFacts(
-            name=str(base.get("name") or extra.get("model") or ""),
+            name=str(base.get("name") or extra.get("model") or base.get("architecture") or ""),
             architecture=str(base.get("architecture") or ""),
             parameters=_whole(base.get("parameters")),
             shapes=str(base.get("shapes") or ""),

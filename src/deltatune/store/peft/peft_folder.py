@@ -159,7 +159,10 @@ def _told_method(config: Mapping[str, Any]) -> Method:
     name = _NAMES[kind]
     if kind == "LORA" and (config.get("use_dora") or config.get("use_rslora")):
         name = "DoRA" if config.get("use_dora") else "RsLoRA"
-    method: Method = registry()[name](**numbers)
+    try:
+        method: Method = registry()[name](**numbers)
+    except DeltatuneError:  # the tensors decide; what is wrong with them is told when it is fitted
+        method = registry()[name]()
     return method
 
 

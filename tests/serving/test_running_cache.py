@@ -64,6 +64,19 @@ def test_every_row_sees_what_it_has_written(seed):
     assert cache.bytes == 0
 
 
+def test_a_long_row_joins_where_places_are_missing_and_the_others_are_short():
+    draw, cache = random.Random(3), RunningCache()
+    kept = [list(states(length, draw)) for length in (3, 2, 4, 100)]
+    for row in kept:
+        cache.join(row)
+    cache.leave(3)
+    kept[3] = list(states(5, draw))
+    kept.append(list(states(90, draw)))
+    for row in kept[3:]:
+        cache.join(row)
+    step(cache, kept, draw)
+
+
 def test_the_cache_shrinks_when_its_longest_row_is_gone():
     draw, cache = random.Random(0), RunningCache()
     cache.join(states(5, draw))

@@ -19,7 +19,7 @@ from deltatune.comparison.study.quantization_verdicts import (
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.metrics.classification_and_regression import weighted_score
 from deltatune.training import Settings
-from support.command_line import reviews, write_csv
+from support.command_line import ran, reviews, write_csv
 
 ROWS = 400
 AT = {"data": "sst2", "model": "builtin", "limit": None, "budget": None, "shots": None}
@@ -155,3 +155,10 @@ def test_the_page_shows_them_side_by_side_and_escapes_texts(study):
         assert text in page
     del summary["quantizations"]
     assert "Quantised base" not in render_study(summary)
+
+
+def test_the_table_of_costs_is_shown_again(study):
+    done = ran("results", study[1])
+    assert done.code == 0, done.err
+    for text in ("base size", "peak", "unquantised", "NF4(double=False)", "1.00×"):
+        assert text in done.out

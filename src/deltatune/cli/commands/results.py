@@ -11,6 +11,7 @@ from deltatune.cli.options import OUTPUT, option
 from deltatune.cli.ui.comparison_screen import report
 from deltatune.cli.ui.output_file import checked_output
 from deltatune.cli.ui.screen import console, say, show, table, width_of
+from deltatune.cli.ui.study_screen import quantizations_table
 from deltatune.comparison.report.number_format import score
 from deltatune.core.errors import DeltatuneError, nearest
 
@@ -94,6 +95,9 @@ def _show(finished: FinishedRun) -> None:
     sentence = str((study.get("recommendation") or {}).get("sentence") or "")
     if sentence:
         show(sentence)
+    stored = quantizations_table(study)
+    if stored is not None:
+        show("", stored, "")
     for each in study["comparisons"]:
         if each.get("error"):
             where = ", ".join(str(value) for value in (each.get("at") or {}).values() if value is not None)

@@ -87,7 +87,7 @@ def _report(study: StudyPlan, summary: Mapping[str, Any]) -> None:
     for suite in summary["suites"]:
         show(_suite_line(suite))
     show(str(summary["recommendation"]["sentence"]))
-    stored = _quantizations(summary)
+    stored = quantizations_table(summary)
     if stored is not None:
         show("", stored, "")
     for note in summary["notes"][len(study.notes) :]:
@@ -145,7 +145,7 @@ def _totals(summary: Mapping[str, Any], tasks: int | None) -> Table | None:
     return table(columns, lines, right=["tasks", "trained", "on disk", "copies"])
 
 
-def _quantizations(summary: Mapping[str, Any]) -> Table | None:
+def quantizations_table(summary: Mapping[str, Any]) -> Table | None:
     """What each quantisation costs, beside how often it is as good; None for a study of one."""
     found = summary.get("quantizations") or {}
     lines = []

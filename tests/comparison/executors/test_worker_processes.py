@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -23,19 +21,12 @@ from deltatune import BitFit, LoRA, Probe
 from deltatune.comparison.executors import worker_processes
 from deltatune.comparison.executors.worker_processes import WorkerProcess, WorkerProcesses
 from deltatune.comparison.plans.candidates import Candidate
-from deltatune.comparison.plans.make_plan import make_plan
 from deltatune.comparison.plans.plan import Cell
 from deltatune.comparison.run_comparison import run
 from deltatune.comparison.works.cells import Event
 from deltatune.comparison.works.works import Result, Work
 from deltatune.core.errors import DeltatuneError
-from deltatune.data import read
-from deltatune.training import Settings
-from support import models
-from support.command_line import review_folder
-
-TIMES = re.compile(r"second|created|pscp|latency|memory|_ms|speed|versions|writing|flops")
-
+from support.executor_runs import make_place, outcome_of, plan_in
 
 # ---- stand-ins for the processes
 
@@ -174,11 +165,7 @@ def test_closing_ends_every_process(executor):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a tiny model and data."""
-    folder = tmp_path_factory.mktemp("place")
-    review_folder(folder / "data")
-    models.tiny("bert").save_pretrained(folder / "model")
-    models.tiny_tokenizer().save_pretrained(folder / "model")
-    return folder
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(autouse=True)
@@ -190,39 +177,7 @@ def one_thread():
 
 
 def plan_of(place: Path, out: Path, workers: int, epochs: int = 30, **more: Any):
-    return make_plan(
-        read(str(place / "data")),
-        model=str(place / "model"),
-        out=out,
-        workers=workers,
-        **{
-            "methods": ["LoRA(r=2)", "BitFit()", "Full()"],
-            "budget": None,
-            "seeds": 2,
-            "rates": 1,
-            "max_length": 16,
-            "settings": Settings(epochs=epochs, batch_size=8, precision="float32"),
-            **more,
-        },
-    )
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {name: without_times(entry) for name, entry in value.items() if not TIMES.search(name)}
-    return [without_times(entry) for entry in value] if isinstance(value, list) else value
-
-
-def outcome_of(out: Path) -> dict[str, Any]:
-    """What a comparison found: records without times, decision, tensors, files."""
-    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    summary = json.loads((out / "summary.json").read_text())
-    return {
-        "records": {record["cell"]: without_times(record) for record in records},
-        "decision": [without_times(summary[name]) for name in ("decision", "pairs", "methods")],
-        "tensors": {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")},
-        "files": sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.name != "progress.json"),
-    }
+    return plan_in(place, out, epochs, **{"methods": ["LoRA(r=2)", "BitFit()", "Full()"], "workers": workers, **more})
 
 
 def children() -> list[int]:

@@ -71,10 +71,10 @@ from deltatune.tasks.heads import Head as Head
 from deltatune.tasks.heads import HeadConfig as HeadConfig
 from deltatune.tasks.prompts.templates import Template as Template
 from deltatune.tasks.tokenization import with_token_ids as with_token_ids
+from deltatune.training import Settings as Settings
 from deltatune.training import ensemble as ensemble
 from deltatune.training import fuse as fuse
 from deltatune.training import predict as predict
-from deltatune.training import Settings as Settings
 from deltatune.training import train as train
 
 __version__: str

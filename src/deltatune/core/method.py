@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, ClassVar, Literal
 
 from deltatune.core.delta import Delta, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.core.input_validation.option_names import NamedOptions, refuse_unknown
 from deltatune.core.sites.site import Site, Sites
 
 REGISTRY: dict[str, Callable[..., Method]] = {}
@@ -33,7 +36,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(NamedOptions):
     """Hyper-parameters of one paper's method: the sites it acts on and the Delta it builds for each.
 
     Subclasses are frozen dataclasses whose docstring begins with the equation and names the paper. Methods add:
@@ -171,9 +174,16 @@ def at_most(method: Method, **most: float) -> None:
 
 
 def short_form(maker: Callable[..., Method]) -> Callable[..., Method]:
-    """Register a function that returns a method under its name, such as `Houlsby()`. Returns it unchanged."""
-    REGISTRY[maker.__name__] = maker
-    return maker
+    """Register a function that returns a method under its name, such as `Houlsby()`. Unknown options are refused."""
+    names = list(inspect.signature(maker).parameters)
+
+    @wraps(maker)
+    def make(*values: Any, **options: Any) -> Method:
+        refuse_unknown(maker.__name__, options, names)
+        return maker(*values, **options)
+
+    REGISTRY[maker.__name__] = make
+    return make
 
 
 def hyperparameters(method: Method | type[Method]) -> dict[str, Any]:

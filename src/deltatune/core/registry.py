@@ -12,18 +12,9 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.field_validation import shortened
+from deltatune.core.input_validation.option_names import refuse_unknown
 from deltatune.core.method import PROMPTING_REGISTRY, REGISTRY, Method
 from deltatune.core.union import MAX_MEMBERS, join
-
-ALIASES = {
-    "rank": "r",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "sites",
-    "num_virtual_tokens": "length",
-}
-"""Options as papers and PEFT call them, and their names here. Errors suggest these; they are not accepted."""
 
 MAX_TEXT = 10_000
 """Characters of a method's text."""
@@ -195,20 +186,14 @@ def _make(name: str, values: list[Any], options: dict[str, Any]) -> Method:
             f"prompting: {', '.join(prompting)}"
         )
     names = option_names(maker)
-    unknown = [option for option in options if option not in names]
-    if unknown or len(values) > len(names):
-        wrong = "; ".join(f"{name} has no option {option!r}{_suggestion(option, names)}" for option in unknown)
-        wrong = wrong or f"{name} takes at most {len(names)} values, {len(values)} given"
+    refuse_unknown(name, options, names)
+    if len(values) > len(names):
+        wrong = f"{name} takes at most {len(names)} values, {len(values)} given"
         raise DeltatuneError(f"{wrong}\noptions of {name}: {', '.join(names) or 'none'}")
     try:
         return maker(*values, **options)
     except TypeError as error:
         raise DeltatuneError(f"{name}: {error}\noptions of {name}: {', '.join(names) or 'none'}") from None
-
-
-def _suggestion(option: str, names: list[str]) -> str:
-    alias = ALIASES.get(option)
-    return f"; it is called {alias!r} here" if alias in names else nearest(option, names)
 
 
 def option_names(maker: Callable[..., Method]) -> list[str]:

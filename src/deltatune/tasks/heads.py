@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.core.input_validation.option_names import NamedOptions
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(NamedOptions):
     """The shape of a head.
 
     `pooling="pooler"` without a dense layer is the head of BertForSequenceClassification; `pooling="cls", dense=True`

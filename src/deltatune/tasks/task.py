@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.option_names import NamedOptions
 from deltatune.core.trained_rows import Hashes
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family, Loads
@@ -79,7 +80,7 @@ class Encoded(Sequence[TokenRow]):
         )
 
 
-class Task(ABC):
+class Task(NamedOptions, ABC):
     """What training, prediction and the comparison ask of a task. A task holds no weights.
 
     A subclass is a frozen dataclass whose fields are stored with an adapter.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
+from deltatune.core.input_validation.option_names import NamedOptions
 from deltatune.training.optimizers.make_optimizer import arithmetic_of
 from deltatune.training.optimizers.state_bytes import is_paged
 
@@ -32,7 +33,7 @@ SCHEDULE_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NamedOptions):
     """AdamW with warm-up and a schedule, on batches of rows of similar length."""
 
     epochs: float = 3.0

@@ -21,7 +21,7 @@ from deltatune.serving.texts.adapter_rows import common_task, rows_for
 from deltatune.serving.texts.answer_stream import AnswerStream, WholeAnswer
 from deltatune.serving.texts.detokenizer import TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
-from deltatune.serving.texts.prompts import Prompt, Prompts, shared_form
+from deltatune.serving.texts.prompt_forms import ModelPrompt, PromptForms, shared_form
 from deltatune.serving.texts.served_adapter import (
     COMPLETIONS,
     ServedAdapter,
@@ -80,7 +80,7 @@ class Service:
         """`store`: an AdapterStore, the same that `residency` reads."""
         self.engine, self.residency, self.store, self.base = engine, residency, store, base
         self.adapters = ServedAdapters(store, copy.deepcopy(tokenizer), base)
-        self.prompts = Prompts(self.adapters.tokenizer, base.family == "decoder")
+        self.prompts = PromptForms(self.adapters.tokenizer, base.family == "decoder")
         self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # one for each thread: they change while they cut texts
         self.token_pieces = TokenPieces(tokenizer)
         self._texts = ThreadPoolExecutor(1, "texts")
@@ -119,12 +119,12 @@ class Service:
 
     # ---- text
 
-    async def raw_prompts(self, adapters: Mapping[str, float], prompts: Sequence[str | list[int]]) -> list[Prompt]:
+    async def raw_prompts(self, adapters: Mapping[str, float], prompts: Sequence[str | list[int]]) -> list[ModelPrompt]:
         """Texts or token ids as they are."""
         await self.check_writes(adapters, COMPLETIONS)
         return await self._in_text(lambda: [self.prompts.raw(prompt) for prompt in prompts])
 
-    async def chat_prompt(self, adapters: Mapping[str, float], messages: Sequence[Mapping[str, str]]) -> Prompt:
+    async def chat_prompt(self, adapters: Mapping[str, float], messages: Sequence[Mapping[str, str]]) -> ModelPrompt:
         """A conversation in the form of its adapters, or in the model's chat template."""
         tasks = await self.check_writes(adapters, "/v1/chat/completions")
         name, task = shared_form(adapters, tasks, "messages")
@@ -132,7 +132,7 @@ class Service:
 
     async def input_prompts(
         self, adapters: Mapping[str, float], rows: Sequence[str | Mapping[str, Any]]
-    ) -> tuple[Generate, list[Prompt]]:
+    ) -> tuple[Generate, list[ModelPrompt]]:
         """Inputs in the form of their adapter's prompts, as `deltatune predict` makes them, and its task."""
         tasks = await self.check_writes(adapters, COMPLETIONS)
         name, task = shared_form(adapters, tasks, "input")
@@ -159,7 +159,7 @@ class Service:
             )
         return [None if isinstance(adapter.task, Mixture) else adapter.task for adapter in found]
 
-    async def default_tokens(self, adapters: Mapping[str, float], prompt: Prompt) -> int:
+    async def default_tokens(self, adapters: Mapping[str, float], prompt: ModelPrompt) -> int:
         """Tokens that an answer may have whose request does not say: what the model has room for, within limits."""
         positions = self.base.positions
         if positions is None or self.base.family != "decoder":
@@ -171,7 +171,7 @@ class Service:
     async def write(
         self,
         adapters: Mapping[str, float],
-        prompt: Prompt,
+        prompt: ModelPrompt,
         sampling: Sampling,
         caller: Caller,
         *,

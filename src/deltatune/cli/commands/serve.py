@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from deltatune.cli.commands.store import VARIABLE
 from deltatune.cli.options import CHECK_PRECISION, DATA, option
 from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.screen import say
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from deltatune.store.adapter_store import AdapterStore
 
 SERVER, MEMORY = "Server", "Memory"
-STORE_VARIABLE = "DELTATUNE_STORE"
 
 
 def serve(
@@ -40,11 +40,10 @@ def serve(
         str | None,
         option(
             "--store",
-            "-s",
             panel=DATA,
-            metavar="STORE",
+            metavar="DIR",
             help="A store of adapters: a folder, or s3://... What is added to it is served without a restart. Default: "
-            f"{STORE_VARIABLE}.",
+            f"{VARIABLE}.",
         ),
     ] = None,
     adapter: Annotated[
@@ -139,7 +138,7 @@ def serve(
         sock = stack.enter_context(listen(host, port))  # before the model is loaded, which takes longer to fail
         from deltatune.serving.engine.engine_limits import EngineLimits
         from deltatune.serving.open_service import base_of, open_service
-        from deltatune.serving.server.app import create_app
+        from deltatune.serving.server.application import create_app
 
         base = model or base_of(opened)
         service = stack.enter_context(
@@ -182,7 +181,7 @@ def opened_store(store: str | None, adapters: Sequence[str]) -> Iterator[Adapter
         raise DeltatuneError(
             "--store and --adapter exclude each other: `deltatune store add` puts an adapter into the store"
         )
-    place = store or (None if adapters else os.environ.get(STORE_VARIABLE))
+    place = store or (None if adapters else os.environ.get(VARIABLE))
     if place:
         opened = AdapterStore(place)
         if not opened.exists:
@@ -191,7 +190,7 @@ def opened_store(store: str | None, adapters: Sequence[str]) -> Iterator[Adapter
         opened.close()
         return
     if not adapters:
-        raise DeltatuneError("--store STORE says which adapters are served, or --adapter FOLDER, once for each")
+        raise DeltatuneError("--store DIR says which adapters are served, or --adapter FOLDER, once for each")
     with tempfile.TemporaryDirectory(prefix="deltatune-") as folder:
         opened = AdapterStore(Path(folder) / "store")
         for each in adapters:

@@ -29,7 +29,7 @@ from deltatune.serving.server.route_calls import answer_model, call_in, caller_o
 from deltatune.serving.service import Service
 from deltatune.serving.texts.answer_stream import Answer, AnswerStream, Piece
 from deltatune.serving.texts.invalid_request import InvalidRequest
-from deltatune.serving.texts.prompts import Prompt
+from deltatune.serving.texts.prompt_forms import ModelPrompt
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.reasoning import Reason
 
@@ -41,7 +41,7 @@ class Writing:
     form: AnswerForm
     call: Call
     asked: GenerationFields
-    prompts: Sequence[Prompt]
+    prompts: Sequence[ModelPrompt]
     streams: Sequence[Answer]
     """Those of the first prompt first."""
     echo: bool = False
@@ -155,7 +155,7 @@ async def _decoded(
     asked: GenerationFields,
     adapters: dict[str, float],
     rows: Sequence[Any],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ModelPrompt],
     call: Call,
     service: Service,
     bounds: Bounds,
@@ -190,8 +190,8 @@ def _inputs(fields: RequestFields, most: int) -> list[Any]:
 def _as_trained(asked: GenerationFields, task: Generate) -> GenerationFields:
     """What the request does not say is as the adapter's task has it."""
     trained = {"temperature": task.temperature, "top_p": task.top_p, "top_k": task.top_k, "seed": task.seed}
-    values = {name: value for name, value in trained.items() if name not in asked.given}
-    tokens = {} if asked.tokens_given else {"max_tokens": task.new_tokens}
+    values: dict[str, Any] = {name: value for name, value in trained.items() if name not in asked.given}
+    tokens: dict[str, Any] = {} if asked.tokens_given else {"max_tokens": task.new_tokens}
     return replace(asked, sampling=replace(asked.sampling, **values, **tokens))
 
 

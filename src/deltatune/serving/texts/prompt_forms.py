@@ -1,4 +1,4 @@
-"""Prompts: texts, rows and conversations of requests to the token ids that a model continues.
+"""Forms of prompts: texts, rows and conversations of requests to the token ids that a model continues.
 
 A raw prompt is sent as it is. The input of an adapter that was trained on prompts of a certain form gets that form, as
 `deltatune predict` gives it. A conversation gets the model's chat template, or the form of the adapter.
@@ -26,7 +26,7 @@ CHAT = Generate(text=(CHAT_COLUMN,), label=CHAT_COLUMN, prompt="chat")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ModelPrompt:
     """What the engine continues."""
 
     ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class Prompt:
     """Whether the form of an adapter had to leave a part of the input out."""
 
 
-class Prompts:
+class PromptForms:
     """Makes prompts for one base. Not for two threads at once: fast tokenizers change while they cut texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, joined: bool) -> None:
@@ -47,7 +47,7 @@ class Prompts:
         self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._chat_stops: dict[str, frozenset[int]] = {}
 
-    def raw(self, prompt: str | Sequence[int]) -> Prompt:
+    def raw(self, prompt: str | Sequence[int]) -> ModelPrompt:
         """A text with the special tokens that the model wants before it, or token ids. Raises InvalidRequest."""
         if not isinstance(prompt, str):
             wrong = [token for token in prompt if token >= self.vocabulary]
@@ -55,7 +55,7 @@ class Prompts:
                 raise InvalidRequest(
                     f"token {wrong[0]} is not in the vocabulary of {self.vocabulary:,} tokens", "prompt"
                 )
-            return Prompt(tuple(prompt), text=str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)))
+            return ModelPrompt(tuple(prompt), text=str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)))
         ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
         if self.joined and ids and ids[-1] in ends:
@@ -67,7 +67,7 @@ class Prompts:
             if start is None:
                 raise InvalidRequest("the prompt has no tokens; give it some text", "prompt")
             ids = [int(start)]
-        return Prompt(tuple(ids), text=prompt)
+        return ModelPrompt(tuple(ids), text=prompt)
 
     def token_row(self, given: str | list[int]) -> TokenRow:
         """A text or token ids as a row to embed. Raises InvalidRequest for a text without tokens."""
@@ -83,17 +83,17 @@ class Prompts:
             raise InvalidRequest(f"the text {given!r} has no tokens", "input")
         return {"attention_mask": [1] * len(row["input_ids"]), **row}
 
-    def rows(self, task: Generate, rows: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+    def rows(self, task: Generate, rows: Sequence[Mapping[str, Any]]) -> list[ModelPrompt]:
         """Rows in the form that the task's prompts have, as `deltatune predict` gives them to the model."""
         stops = frozenset(task.stops(self.tokenizer))
         prompts = []
         for row in row_inputs(task, rows):
             encoded = task.encode([row], self.tokenizer, labelled=False, joined=self.joined)
             ids = (encoded.facts or ())[0]["prompt"]
-            prompts.append(Prompt(tuple(ids), stops, truncated=bool(encoded.truncated)))
+            prompts.append(ModelPrompt(tuple(ids), stops, truncated=bool(encoded.truncated)))
         return prompts
 
-    def chat(self, messages: Sequence[Mapping[str, str]], name: str, task: Task | None) -> Prompt:
+    def chat(self, messages: Sequence[Mapping[str, str]], name: str, task: Task | None) -> ModelPrompt:
         """A conversation in the form of the adapter `name` with this task, else in the model's chat template.
 
         Raises InvalidRequest for a form that cannot hold the conversation, and for a model without a template.
@@ -110,7 +110,7 @@ class Prompts:
                 ) from None
             raise InvalidRequest(str(error), "messages") from None
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return Prompt(tuple(ids), self.chat_stops(), text)
+        return ModelPrompt(tuple(ids), self.chat_stops(), text)
 
     def chat_stops(self) -> frozenset[int]:
         """The tokens that end an answer in the model's chat template."""
@@ -119,7 +119,7 @@ class Prompts:
             self._chat_stops[template] = frozenset(PromptEncoder(CHAT, self.tokenizer, self.joined).stop_ids())
         return self._chat_stops[template]
 
-    def _in_form(self, messages: Sequence[Mapping[str, str]], name: str, task: Generate) -> Prompt:
+    def _in_form(self, messages: Sequence[Mapping[str, str]], name: str, task: Generate) -> ModelPrompt:
         """One message of the user as the input of an adapter that was trained without a chat template."""
         optional = task.prompt == "alpaca"  # its other columns may be empty
         if len(messages) != 1 or messages[0]["role"] != "user":
@@ -137,7 +137,7 @@ class Prompts:
         values = {**dict.fromkeys(task.text, ""), task.text[0]: messages[0]["content"]}
         encoder = PromptEncoder(task, self.tokenizer, self.joined)
         text = encoder.prompt_text(Example(values, (), None))
-        return Prompt(tuple(encoder.ids(text, True)), frozenset(task.stops(self.tokenizer)), text)
+        return ModelPrompt(tuple(encoder.ids(text, True)), frozenset(task.stops(self.tokenizer)), text)
 
 
 def shared_form(adapters: Mapping[str, float], tasks: Sequence[Task | None], param: str) -> tuple[str, Task | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from deltatune.serving.server.bounds import Bounds
 from deltatune.serving.server.request_fields import RequestFields
+from deltatune.serving.server.request_log import Call
 from deltatune.serving.server.route_calls import call_in, check_exists, json_answer
 from deltatune.serving.service import Service
 from deltatune.serving.texts.model_names import BASE, unknown_model
@@ -53,7 +55,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
         search, task = query.get("search"), query.get("task")
         entries = await service.files(lambda: service.adapters.entries(search, task))
         usable = [entry for entry in entries if call.may_use(entry.name)]
-        states = service.states([entry.name for entry in usable[:most]])
+        states = _states([entry.name for entry in usable[:most]], call, service)
         data = [{**_facts(entry), **states[entry.name]} for entry in usable[:most]]
         return json_answer({"object": "list", "data": data, "total": len(usable)})
 
@@ -61,7 +63,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
     async def adapter(name: str, request: Request) -> Response:
         """One adapter with its state."""
         await check_exists(name, call_in(request), service)
-        return json_answer(await _described(name, service))
+        return json_answer(await _described(name, call_in(request), service))
 
     async def moved(name: str, request: Request, verb: str) -> Response:
         call = call_in(request)
@@ -73,7 +75,7 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
         move = {"load": service.load, "unload": service.unload, "reload": service.reload}[verb]
         async with asyncio.timeout(bounds.request_seconds):
             await move(name)
-        return json_answer(await _described(name, service))
+        return json_answer(await _described(name, call_in(request), service))
 
     @app.post("/v1/adapters/{name}/load")
     async def load(name: str, request: Request) -> Response:
@@ -91,8 +93,17 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
         return await moved(name, request, "reload")
 
 
-async def _described(name: str, service: Service) -> dict[str, Any]:
-    return {**_facts(await service.files(lambda: service.store.entry(name))), **service.states([name])[name]}
+async def _described(name: str, call: Call, service: Service) -> dict[str, Any]:
+    facts = _facts(await service.files(lambda: service.store.entry(name)))
+    return {**facts, **_states([name], call, service)[name]}
+
+
+def _states(names: Sequence[str], call: Call, service: Service) -> dict[str, dict[str, Any]]:
+    """The states of adapters; how much each is used only for admins, since it tells what other keys do."""
+    states = service.states(names)
+    if call.key is not None and call.key.admin:
+        return states
+    return {name: {"state": state["state"]} for name, state in states.items()}
 
 
 def _base(service: Service) -> dict[str, Any]:

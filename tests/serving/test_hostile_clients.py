@@ -92,6 +92,31 @@ def test_clients_that_hang_up_free_their_rows(adapters, stream):
 
 
 @pytest.mark.slow
+def test_a_server_whose_engine_has_ended_says_so_and_hangs_on_nothing(adapters):
+    server = Served(adapters, Guarding(log=RequestLog(Lines())))
+    with server.running():
+        answers = []
+
+        def ask(place):
+            with server.client() as http:
+                answers.append(http.post("/v1/completions", json=LONG | {"n": 4}))
+
+        threads = [threading.Thread(target=ask, args=(place,)) for place in range(4)]
+        for thread in threads:
+            thread.start()
+        assert wait_for(lambda: server.engine.statistics().running > 0)
+        server.engine.close()
+        for thread in threads:
+            thread.join(10)
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        assert len(answers) == 4
+        assert server.http.post("/v1/completions", json=LONG).status_code == 503
+        assert server.http.get("/health").status_code == server.http.get("/ready").status_code == 503
+        assert server.http.get("/metrics").status_code == 200
+        assert wait_for(lambda: not server.guard.running)
+
+
+@pytest.mark.slow
 def test_keys_see_nothing_of_each_other(adapters, tmp_path):
     path = tmp_path / "keys.json"
     anna = add_key(path, ApiKey("anna", adapters=("plain", "sst2*")))

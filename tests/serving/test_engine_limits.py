@@ -98,6 +98,40 @@ def test_a_full_queue_refuses_and_then_takes_requests_again():
         assert engine.statistics().refused == 1
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_slow_engine_takes_no_more_requests_than_its_queue_holds(kind):
+    host = serving_host(kind, {})
+    with running(host, EngineLimits(rows=1, queue=2, cache_bytes=1 << 26)) as engine:
+        tickets = []
+
+        def submit(count):
+            for _ in range(count):
+                tickets.append(engine.submit(GenerateRequest((7, 8), {}, Sampling(max_tokens=60))))
+
+        with pytest.raises(QueueFull):
+            submit(30)
+        assert 2 <= len(tickets) < 10
+        assert all(len(ticket.result(60).ids) == 60 for ticket in tickets)
+
+
+def test_a_model_without_positions_has_a_limit_too():
+    limits = EngineLimits(request_tokens=50, cache_bytes=1 << 26)
+    with running(serving_host("t5", {}), limits) as engine, pytest.raises(RequestTooLong, match="at most 50"):
+        engine.submit(request(*range(5, 55)))
+
+
+def test_wrong_limits_are_named():
+    with pytest.raises(DeltatuneError, match=r"(?s)rows must be.*at least 1, not 0.*queue"):
+        EngineLimits(rows=0, queue=True)
+
+
+def test_an_adapter_of_weight_zero_does_not_act():
+    host = serving_host(methods={"prompt": "Prompt(length=3)", "reft": "LoReFT(r=2, first=2)"})
+    with running(host) as engine:
+        plain, *zero = answers(engine, [request(), *(request(adapters={name: 0.0}) for name in host.adapters)])
+    assert zero == [plain] * 2
+
+
 def test_wrong_requests_are_refused_with_everything_that_is_wrong(engine):
     with pytest.raises(DeltatuneError, match=r"(?s)temperature.*top_p.*max_tokens.*prompt"):
         engine.submit(GenerateRequest((), {}, Sampling(temperature=-1, top_p=2, max_tokens=0)))

@@ -144,6 +144,7 @@ class Engine:
             if len(request.rows) > self.limits.request_rows:
                 raise RequestTooLong(f"{len(request.rows)} rows; a request has at most {self.limits.request_rows}")
             ids = [token for row in request.rows for token in row.get("input_ids", ())]
+            self._check_length(max(len(row.get("input_ids", ())) for row in request.rows))
         else:
             if not self.generates:
                 raise CannotServe(
@@ -151,6 +152,7 @@ class Engine:
                 )
             ids = list(request.prompt)
             check_positions(self.host, len(ids), request.sampling.max_tokens, 0)
+            self._check_length(len(ids) + request.sampling.max_tokens)
             need = (len(ids) + request.sampling.max_tokens) * (self._worker.token_bytes or 0)
             if need > self.limits.cache_bytes:
                 raise RequestTooLong(
@@ -160,6 +162,12 @@ class Engine:
         wrong = [token for token in ids if not 0 <= token < vocabulary]
         if wrong:
             raise DeltatuneError(f"{wrong[0]} is no token of this model, which has {vocabulary:,}")
+
+    def _check_length(self, tokens: int) -> None:
+        if self.positions is None and tokens > self.limits.request_tokens:
+            raise RequestTooLong(
+                f"the request has {tokens:,} tokens; at most {self.limits.request_tokens:,} are served"
+            )
 
     def call(self, work: Callable[[Host], T]) -> Future[T]:
         """Run something on the host, in the worker between two passes; from any thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -12,13 +12,13 @@ from deltatune.training.scaling.feature_cache import free_memory
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """What the engine holds at once; 0 in a field of bytes takes a share of the machine's memory."""
+    """What the engine holds at once; some fields are 0 where the machine decides."""
 
     rows: int = 64
     """Rows that generate at once."""
-    pass_tokens: int = 2048
+    pass_tokens: int = 0
     """Tokens of prompts, or of rows to classify, that one pass reads; longer prompts are read in pieces, so that rows
-    which generate are not held up. A row that must be read at once may have more."""
+    which generate are not held up. A row that must be read at once may have more. 0: 512 on a CPU, 2048 elsewhere."""
     queue: int = 512
     """Requests that wait; more are refused with QueueFull."""
     cache_bytes: int = 0
@@ -29,20 +29,24 @@ class EngineLimits:
     """Whether keys and values of prompts are kept."""
     request_rows: int = 4096
     """Rows of one RowsRequest."""
+    request_tokens: int = 8192
+    """Tokens of a prompt and its answer, or of a row, on models that have no limit of their own, as T5 has none."""
 
     def __post_init__(self) -> None:
-        least = {"rows": 1, "pass_tokens": 16, "queue": 1, "cache_bytes": 0, "prompt_cache_bytes": 0, "request_rows": 1}
+        counts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "prompt_cache"}
+        shares = ("cache_bytes", "prompt_cache_bytes", "pass_tokens")
         raise_all([
-            f"{name} must be a whole number of at least {most}, not {value!r}"
-            for name, most in least.items()
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < most
+            f"{name} must be a whole number of at least {int(name not in shares)}, not {value!r}"
+            for name, value in counts.items()
+            if isinstance(value, bool) or not isinstance(value, int) or value < (name not in shares)
         ])  # fmt: skip
 
     def of_machine(self, device: torch.device) -> EngineLimits:
-        """The same limits, with shares of a device's free memory where they are 0."""
+        """The same limits, with values for a device in place of 0."""
         free = free_memory(device)
         return replace(
             self,
+            pass_tokens=self.pass_tokens or (512 if device.type == "cpu" else 2048),
             cache_bytes=self.cache_bytes or free // 4,
             prompt_cache_bytes=self.prompt_cache_bytes or free // 8,
         )

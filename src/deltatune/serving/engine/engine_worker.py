@@ -180,8 +180,11 @@ class EngineWorker:
         """
         generating = True
         for job in self._queue():
-            if isinstance(job, GenerateJob) and not (generating and self._has_room(job)):
-                generating = False
+            if isinstance(job, GenerateJob):
+                generating = generating and self._has_room(job)
+                if not generating:
+                    continue
+            elif len(self.rows.jobs) >= self.limits.rows:
                 continue
             try:
                 pinned = self.residency.pin(list(job.ticket.request.adapters))
@@ -210,12 +213,13 @@ class EngineWorker:
     def _has_room(self, job: GenerateJob) -> bool:
         """Whether the keys and values of one more row fit beside those that are admitted."""
         running = [other for lane in self.lanes.values() for other in lane.jobs]
+        if self.token_bytes is None:  # a batch that runs, and the next one
+            return len(running) < 2 * self.limits.rows
         if not running:
             return True
-        if len(running) >= self.limits.rows and self.token_bytes is not None:
-            return False
         longest = max(job.need, *(other.need for other in running))
-        return (len(running) + 1) * longest * (self.token_bytes or 0) <= self.limits.cache_bytes
+        within = (len(running) + 1) * longest * self.token_bytes <= self.limits.cache_bytes
+        return within and len(running) < self.limits.rows
 
     def _prepare(self, job: Job) -> None:
         host = self.routed.host
@@ -228,6 +232,7 @@ class EngineWorker:
             self.counts.tokens_in += sum(len(row["input_ids"]) for row in job.rows)
             return
         assert isinstance(job, GenerateJob)
+        job.route = {name: weight for name, weight in job.route.items() if weight}
         needs = [host.adapters[name].needs for name in job.route]
         virtual = max((need.virtual_tokens for need in needs), default=0)
         taken = max((positions_taken(host, name) for name in job.route), default=0)

@@ -213,7 +213,8 @@ class Result:
 
 
 def _common_problems(adapters: Mapping[str, float], timeout: float | None) -> list[str]:
-    problems = [
+    problems = [f"an adapter's name is a text, not {name!r}" for name in adapters if not isinstance(name, str)]
+    problems += [
         f"the weight of adapter {name!r} must be a finite number, not {weight!r}"
         for name, weight in adapters.items()
         if not _number(weight)

@@ -15,7 +15,17 @@ from support import models
 ROOT = Path(__file__).parent.parent
 PAGES = [
     f"docs/{name}.md"
-    for name in ("composing", "data", "interchange", "merging", "objectives", "tasks", "training", "vocabulary")
+    for name in (
+        "adapter_store",
+        "composing",
+        "data",
+        "interchange",
+        "merging",
+        "objectives",
+        "tasks",
+        "training",
+        "vocabulary",
+    )
 ]
 PAGES += sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
 

@@ -54,7 +54,9 @@ def opened(tmp_path, cache="cache", **more):
 def test_what_one_machine_adds_another_one_reads(folders, tmp_path):
     here, there = opened(tmp_path), opened(tmp_path, "there", refresh=0)
     assert len(there) == 0
+    assert not there.exists
     here.add_all(folders)
+    assert there.exists
     assert there.names() == here.names() == [*"abcd"]
     assert there.entry("b") == here.entry("b")
     stored = there.read("b")

@@ -61,7 +61,7 @@ class AdapterStore:
     @property
     def exists(self) -> bool:
         """Whether the store has been made; one without adapters may exist too."""
-        return self._place.exists
+        return self._place.is_made
 
     @property
     def is_remote(self) -> bool:

@@ -195,6 +195,8 @@ class CurrentIndex:
                 read.append((_checked(name, content, f"{self.place.shown}: {name}"), changed[name]))
             except DeltatuneError as error:
                 damaged[name] = str(error)
+        if index.path is None and self.place.is_settling:
+            stamp = ""  # looked at again next time: no writer tells an index in memory what it changes
         index.update(read, [*(known.keys() - listing.keys()), *damaged], stamp)
         index.set_fact(DAMAGED, dumps(damaged))
         if index.path is not None and not known and read and index.fact(COMPLETE) != "1":

@@ -56,10 +56,17 @@ class RemoteFolder(StoreFolder):
         self._listed: dict[str, str] | None = None
         self._listed_at = 0.0
         self._seen: dict[str, str] = {}
+        self._marked = False
+
+    is_settling = False
 
     @property
     def exists(self) -> bool:
         return self.root.is_dir()
+
+    @property
+    def is_made(self) -> bool:
+        return self._marked or bool(self.listing())
 
     def check(self) -> None:
         """Make the cache. Raises DeltatuneError for a store of another version, and where the URL cannot be opened."""
@@ -69,11 +76,13 @@ class RemoteFolder(StoreFolder):
             raise DeltatuneError(
                 f"the store {self.url} has schema {shortened(schema)}, this deltatune reads {SCHEMA}; update deltatune"
             )
+        self._marked = mark is not None
         make_folder(self.objects.root)
 
     def make(self) -> None:
         if self._get(MARK) is None:
             self._put(MARK, (dumps(MARKED, indent=2) + "\n").encode())
+        self._marked = True
 
     # ---- entries
 

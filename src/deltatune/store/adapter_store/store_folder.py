@@ -33,6 +33,8 @@ MARKED = {"kind": "deltatune adapter store", "schema": SCHEMA}
 """Content of the file that marks a store."""
 LOCK_WAIT = 120.0
 """Seconds that a writer waits for another one."""
+SETTLED = 50_000_000
+"""Nanoseconds after which file systems give a change another time than the one before it."""
 _DRAFT = ".entries-"
 
 
@@ -53,6 +55,11 @@ class StoreFolder:
     def exists(self) -> bool:
         """Whether there is a store."""
         return (self.root / MARK).is_file()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether somebody has made the store; `exists` says whether its folder is on this machine."""
+        return self.exists
 
     def check(self) -> None:
         """Raise DeltatuneError for a folder that is no store, or one of another version."""
@@ -105,6 +112,14 @@ class StoreFolder:
         except OSError:
             return "none"
         return f"{state.st_mtime_ns} {state.st_ino}"
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether an entry changed so lately that a further change might leave the same stamp."""
+        try:
+            return abs(time.time_ns() - os.stat(self.entries).st_mtime_ns) < SETTLED
+        except OSError:
+            return False
 
     def listing(self) -> dict[str, str]:
         """The state of each entry's file, by name."""
@@ -167,7 +182,9 @@ class StoreFolder:
 
     def remove_objects(self, digests: Iterable[str], index: StoreIndex) -> None:
         """Remove objects that no entry refers to."""
+        digests = list(digests)
         self.objects.remove(digests)
+        index.forget(digests)
 
     def remove_drafts(self) -> bool:
         """Remove what killed writers left, under the lock. Returns whether there was anything."""

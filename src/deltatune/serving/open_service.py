@@ -14,7 +14,6 @@ from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.residency import Residency
 from deltatune.serving.served_base import loads_for, served_base
 from deltatune.serving.service import Service
-from deltatune.serving.texts.model_names import BASE
 from deltatune.store.adapter_store import AdapterStore
 from deltatune.store.adapter_store.store_entry import Entry
 
@@ -35,11 +34,6 @@ def open_service(
     quantize: how the base is stored, such as nf4. precision: auto, float32 or bfloat16. adapters: how many are in
     memory at once. Raises DeltatuneError for a model that cannot be loaded, and where no adapter of the store is its.
     """
-    if BASE in store:
-        raise DeltatuneError(
-            f"{store} has an adapter called {BASE!r}, which is the name of the bare model in requests: "
-            "add it under another name"
-        )
     backbone, tokenizer = load_backbone(model, answers=loads_for(model), quantize=quantize)
     host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
     base = served_base(host, model, other_base)

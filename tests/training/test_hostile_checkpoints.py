@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +16,23 @@ from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer():
     return models.tiny_tokenizer()
 
 
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    """The adapter of a run that was never interrupted, and the folder of its checkpoints."""
+    host, folder = host_with(), tmp_path_factory.mktemp("whole")
+    train(host, "a", TASK, ROWS, None, tokenizer, PLAIN, folder)
+    return tensors(host), folder
+
+
 @pytest.fixture
-def out(tokenizer, tmp_path):
+def out(whole, tmp_path):
     """Checkpoints after steps 5 and 10 of 10."""
-    train(host_with(), "a", TASK, ROWS, None, tokenizer, PLAIN, tmp_path)
-    return tmp_path
+    return Path(shutil.copytree(whole[1], tmp_path / "out"))
 
 
 def resumed(out, tokenizer):
@@ -67,13 +76,11 @@ REST = [(kind, name) for kind in KINDS for name in FILES if (kind, name) not in 
 
 
 @pytest.mark.parametrize(("kind", "name"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])
-def test_of_an_incomplete_checkpoint_the_one_before_is_used(kind, name, out, tokenizer):
-    whole = host_with()
-    train(whole, "a", TASK, ROWS, None, tokenizer, PLAIN)
+def test_of_an_incomplete_checkpoint_the_one_before_is_used(kind, name, out, tokenizer, whole):
     replaced(out / "checkpoint-10" / name, kind)
     step, values = resumed(out, tokenizer)
     assert step == 5
-    assert_same(values, tensors(whole))
+    assert_same(values, whole[0])
 
 
 @pytest.mark.parametrize("link", ["loop", "elsewhere", "fifo", "file"])

@@ -61,9 +61,13 @@ def likely_names(name: str, names: Iterable[str]) -> list[str]:
 
 def _common(name: str, other: str) -> int:
     """Characters that two texts have in common at their beginnings and at their ends."""
-    alike = [a == b for a, b in zip(name, other, strict=False)]
-    from_end = [a == b for a, b in zip(reversed(name), reversed(other), strict=False)]
-    return sum(each.index(False) if False in each else len(each) for each in (alike, from_end))
+    total = 0
+    for one, two in ((name, other), (reversed(name), reversed(other))):
+        for a, b in zip(one, two, strict=False):
+            if a != b:
+                break
+            total += 1
+    return total
 
 
 def _reason(name: str) -> str:

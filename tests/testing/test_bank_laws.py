@@ -12,11 +12,8 @@ QUICK = [
     ("DoRA()", "gpt2"),
     ("Prefix()", "t5"),
     ("Prompt()", "gpt2"),
-    ("IA3()", "t5"),
-    ("ReFT()", "bert"),
     ("VeRA(r=7, d_initial=0.5, save_projection=False, sites='*.{attn.v,ffn.in}')", "gpt2"),
     ("IDPG()", "bert"),
-    ("Full()", "bert"),
 ]
 """What the quick suite tries; the slow one tries all."""
 

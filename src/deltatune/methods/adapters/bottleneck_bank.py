@@ -1,5 +1,7 @@
 """Two-layer networks of several adapters at one site as stacks: row b gets `s_b · (U_b f(D_b x + b_D) + b_U)`.
 
+The scale s is inside U and b_U.
+
 Widths are padded with zeros, which is exact: a unit without a row of U adds nothing.
 """
 
@@ -17,7 +19,7 @@ from deltatune.core.sites.site import Site
 
 
 class TwoLayerBank(BankDelta):
-    """Stacks D (S, m, in), U (S, m, out), their biases (S, m) and (S, out), and s (S,)."""
+    """Stacks D (S, m, in) and s·Uᵀ (S, m, out), and their biases (S, m) and (S, out)."""
 
     def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(delta, site, capacity, dtype)
@@ -27,7 +29,6 @@ class TwoLayerBank(BankDelta):
         self.add_stack("down_bias", size)
         self.add_stack("up", size, width_out)
         self.add_stack("up_bias", width_out)
-        self.add_stack("s", dtype=torch.float32)
 
     @classmethod
     def shape(cls, delta: Any, site: Site) -> Hashable:
@@ -39,17 +40,24 @@ class TwoLayerBank(BankDelta):
         return bucket(len(delta.down)), delta.down.shape[1], len(delta.up)
 
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
-        self.write_maps_(slot, tensors["down"], tensors["up"], tensors["down_bias"], tensors["up_bias"])
-        self.write_stack_("s", slot, tensors.get("scale", delta.scale))
+        scale = tensors.get("scale", delta.scale)
+        self.write_maps_(slot, tensors["down"], tensors["up"], scale, tensors["down_bias"], tensors["up_bias"])
 
     def write_maps_(
-        self, slot: int, down: Tensor, up: Tensor, down_bias: Tensor | float = 0.0, up_bias: Tensor | float = 0.0
+        self,
+        slot: int,
+        down: Tensor,
+        up: Tensor,
+        scale: Tensor | float = 1.0,
+        down_bias: Tensor | float = 0.0,
+        up_bias: Tensor | float = 0.0,
     ) -> None:
-        """Write D (m, in) and U (out, m) with their biases."""
+        """Write D (m, in) and U (out, m) with their biases, and the scale."""
+        wide = torch.promote_types(up.dtype, torch.float32)
         self.write_stack_("down", slot, down)
-        self.write_stack_("up", slot, up.T)
+        self.write_stack_("up", slot, scale * up.T.to(wide))
         self.write_stack_("down_bias", slot, down_bias)
-        self.write_stack_("up_bias", slot, up_bias)
+        self.write_stack_("up_bias", slot, scale * (up_bias.to(wide) if isinstance(up_bias, Tensor) else up_bias))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return self.change(x, h, 1.0).to(h.dtype)
@@ -60,10 +68,10 @@ class TwoLayerBank(BankDelta):
     def change(self, x: Tensor, h: Tensor, weight: float | Tensor) -> Tensor:
         """`weight · s · (U f(D x + b_D) + b_U)`, of h's shape."""
         out = self.network(x, h)
-        return out * self.factor("s", h, weight).to(out.dtype)
+        return out if isinstance(weight, float) and weight == 1.0 else out * weight
 
     def network(self, x: Tensor, h: Tensor) -> Tensor:
-        """`U f(D x + b_D) + b_U`, of h's shape."""
+        """`s · (U f(D x + b_D) + b_U)`, of h's shape."""
         x = x.to(self.get_buffer("down").dtype)
         if (slot := self.rows.only) is not None:
             inner = self.activation(F.linear(x, self.get_buffer("down")[slot], self.get_buffer("down_bias")[slot]))
@@ -88,8 +96,7 @@ class KroneckerBank(TwoLayerBank):
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
         A = tensors["shared.A"]
         down, up = (kronecker_sum(A, tensors[f"{name}.s"], tensors[f"{name}.t"]) for name in ("down", "up"))
-        self.write_maps_(slot, down, up, tensors["down_bias"], tensors["up_bias"])
-        self.write_stack_("s", slot, 1.0)
+        self.write_maps_(slot, down, up, 1.0, tensors["down_bias"], tensors["up_bias"])
 
 
 def kronecker_sum(A: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -104,6 +111,8 @@ class UnifiedBank(TwoLayerBank):
     def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
         super().__init__(delta, site, capacity, dtype)
         self.gated = delta.composition == "gated"
+        if self.gated:
+            self.add_stack("gate")
 
     @classmethod
     def shape(cls, delta: Any, site: Site) -> Hashable:
@@ -116,9 +125,11 @@ class UnifiedBank(TwoLayerBank):
         return size, delta.down.shape[1], len(delta.up)
 
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
-        self.write_maps_(slot, tensors["down"], tensors["up"])
-        self.write_stack_("s", slot, tensors.get("scale", delta.factor))
+        scale = tensors.get("scale", delta.factor)
+        self.write_maps_(slot, tensors["down"], tensors["up"], scale)
+        if self.gated:
+            self.write_stack_("gate", slot, scale)
 
     def network(self, x: Tensor, h: Tensor) -> Tensor:
         out = super().network(x, h)
-        return out - h if self.gated else out
+        return out - self.factor("gate", h, 1.0).to(h.dtype) * h if self.gated else out

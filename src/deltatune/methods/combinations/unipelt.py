@@ -79,7 +79,8 @@ class GatedPrefixBank(GateBank):
 
     inner: KeyValuesBank
 
-    def forward(self, call: AttentionCall) -> Any:
+    def forward(self, call: AttentionCall) -> Any:  # type: ignore[override]
+        assert call.x is not None
         g = self.gate(call.x)
         keys, values = self.inner.placed(call)
         return gated_attention(call, keys, values, g, self.inner.seen(call), self.causal)

@@ -38,7 +38,7 @@ def test_thirty_requests_with_six_methods_equal_themselves_offline(kind):
     assert statistics.tokens_out == sum(map(len, got))
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_encoder_decoders_generate_in_whole_batches(kind):
     host = serving_host(kind)
     requests = random_requests(12, MIXED, new=6)
@@ -95,17 +95,24 @@ def test_prompts_that_an_adapter_sees_as_a_whole_are_read_at_once():
         assert answers(engine, requests) == [offline(host, request) for request in requests]
 
 
-@pytest.mark.parametrize("exclusive", ["Full()", "DID(dimension=20)", "TopLayers(1)"])
+@pytest.mark.parametrize(
+    "exclusive",
+    [
+        pytest.param("Full()", marks=pytest.mark.slow),
+        pytest.param("DID(dimension=20)", marks=pytest.mark.slow),
+        "TopLayers(1)",
+    ],
+)
 def test_adapters_of_the_weights_run_in_turns_with_the_others(exclusive):
     host = serving_host(methods={"lora": "LoRA(r=4)", "weights": exclusive})
-    requests = random_requests(16, [{"lora": 1.0}, {"weights": 1.0}, {}], new=20)
+    requests = random_requests(10, [{"lora": 1.0}, {"weights": 1.0}, {}], new=20)
     with running(host) as engine:
         assert answers(engine, requests) == [offline(host, request) for request in requests]
 
 
 def test_a_sliding_window_is_part_of_the_mask():
     host = serving_host("mistral", {"lora": "LoRA(r=4)", "prompt": "Prompt(length=2)"}, sliding_window=6)
-    requests = random_requests(16, [{}, {"lora": 1.0}, {"prompt": 1.0}], longest=30, new=12)
+    requests = random_requests(10, [{}, {"lora": 1.0}, {"prompt": 1.0}], longest=30, new=12)
     with running(host, EngineLimits(pass_tokens=16, cache_bytes=1 << 26)) as engine:
         assert engine.continuous
         assert answers(engine, requests) == [offline(host, request) for request in requests]
@@ -119,7 +126,7 @@ def test_the_prompt_cache_changes_no_token():
     draw = random.Random(5)
     start = [draw.randrange(5, 100) for _ in range(40)]
     requests = []
-    for _ in range(24):
+    for _ in range(16):
         ids = start[: draw.randint(10, 40)] + [draw.randrange(5, 100) for _ in range(draw.randint(0, 8))]
         requests.append(GenerateRequest(tuple(ids), draw.choice(MIXED), Sampling(max_tokens=6)))
     with running(host, NO_CACHE) as engine:
@@ -128,8 +135,8 @@ def test_the_prompt_cache_changes_no_token():
     with running(host, SMALL) as engine:
         assert [engine.submit(request).result(60).ids for request in requests] == without
         statistics = engine.statistics()
-    assert statistics.prompt_cache_hits >= 5
-    assert statistics.cached_tokens >= 5 * 16
+    assert statistics.prompt_cache_hits >= 3
+    assert statistics.cached_tokens >= 3 * 16
     assert without == [offline(host, request) for request in requests]
 
 

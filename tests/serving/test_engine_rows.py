@@ -47,7 +47,7 @@ def offline_rows(host, name, rows, weight=1.0):
     return [answer[0] for answer in answers]
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "llama", pytest.param("t5", marks=pytest.mark.slow)])
 def test_rows_of_many_adapters_equal_predict(kind):
     host = rows_host(kind)
     wanted = {name: offline_rows(host, name, TOKENS if name == "tags" else TEXTS) for name in METHODS}

@@ -70,7 +70,7 @@ def expected(folders, wanted):
 
 def test_adapters_are_loaded_as_requests_name_them_and_the_oldest_make_room(store, folders):
     host = serving_host(methods={})
-    requests = [request(name, 7, 8, 5 + i) for i in range(4) for name in METHODS]
+    requests = [request(name, 7, 8, 5 + i) for i in range(2) for name in METHODS]
     requests.append(request({"one": 0.3, "five": 0.5}))
     with running(host, residency=Residency(host, store, adapters=2)) as engine:
         got = answers(engine, requests)
@@ -79,7 +79,7 @@ def test_adapters_are_loaded_as_requests_name_them_and_the_oldest_make_room(stor
         assert len(host.adapters) <= 2
     assert got == [expected(folders, each) for each in requests]
     assert statistics.loads >= 6
-    assert statistics.evictions >= 4
+    assert statistics.evictions >= 3
     assert statistics.loading_seconds > statistics.attaching_seconds > 0
 
 

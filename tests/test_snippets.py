@@ -19,6 +19,7 @@ PAGES = [
         "adapter_store",
         "composing",
         "data",
+        "from_peft",
         "interchange",
         "merging",
         "objectives",

@@ -5,6 +5,7 @@ Each folder is loaded again by the call that a user would make, and gives the sa
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_from_pretrained_gives_the_adapted_model_or_an_error(method, base, tmp_p
     if method == "LoRA(r=2)":  # which PEFT holds, and which transformers loads through it
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         torch.testing.assert_close(logits(again), logits(host.model))
-        loading = pytest.raises(ValueError, match="Target modules .* not found")  # of another class of models
+        loading = pytest.raises(ValueError, match=r"Target modules .* not found")  # of another class of models
     else:
         loading = pytest.raises(ValueError, match="Unrecognized model")
         with pytest.raises(ValueError, match="Unrecognized model"):
@@ -157,6 +158,15 @@ def test_a_folder_with_a_model_is_not_made_a_silent_base(base, tmp_path):
     with pytest.raises(DeltatuneError, match=r"holds a model \(config.json, model.safetensors\)"):
         host.model.save_pretrained(base)
     assert {path.name: path.stat().st_mtime_ns for path in base.iterdir()} == before
+
+
+def test_the_file_that_a_trainer_copies_is_no_model(base, tmp_path):
+    host = hosted(base)
+    host.model.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "checkpoint" / "model.safetensors", tmp_path / "run")
+    host.model.save_pretrained(tmp_path / "run")
+    assert torch.equal(logits(reload(base, tmp_path / "run").model), logits(host.model))
 
 
 def test_an_adapters_folder_is_left_alone(base, tmp_path):
@@ -397,6 +407,10 @@ def test_accelerate_with_the_hosts_hooks_writes_the_adapter_alone(base, tmp_path
     accelerator.load_state(tmp_path / "state")
     assert torch.equal(logits(host.model), wanted)
     assert torch.equal(logits(reload(base, tmp_path / "state").model), wanted)
+    accelerator.save_model(host.model, tmp_path / "model")
+    assert torch.equal(logits(reload(base, tmp_path / "model").model), wanted)
+    accelerator.save_model(torch.nn.Linear(2, 2), tmp_path / "other")
+    assert (tmp_path / "other" / "model.safetensors").is_file()
 
 
 def test_save_model_of_accelerate_has_no_config_and_all_tensors(base, tmp_path):

@@ -273,9 +273,9 @@ class Host:
         return own_format().push(self, self._only(name), repo_id, options)
 
     def register_with(self, accelerator: Any) -> None:
-        """Make `save_state` of accelerate's Accelerator write the adapters' folders in place of the whole model.
+        """Make `save_state` and `save_model` of accelerate's Accelerator write the adapters in place of the model.
 
-        `load_state` then gives the attached adapters their values back. Call it once, after `prepare`.
+        `load_state` then gives the attached adapters their values back. Call it once for an accelerator.
         """
         register_with_(accelerator, self)
 

@@ -143,7 +143,7 @@ class SaveCalls:
 
 
 def register_with_(accelerator: Any, host: Host) -> None:
-    """Hooks on accelerate's `save_state` and `load_state`: the adapters of a host in place of its whole model."""
+    """accelerate's `save_state`, `load_state` and `save_model` with the adapters of a host in place of its model."""
 
     def index(hosted: list[nn.Module]) -> int | None:
         own = (i for i, model in enumerate(hosted) if accelerator.unwrap_model(model) is host.model)
@@ -161,6 +161,15 @@ def register_with_(accelerator: Any, host: Host) -> None:
             host.model.load_state_dict(own_format().read_hosted(Path(folder)))
             del hosted[place]
 
+    save_model = accelerator.save_model
+
+    def save_adapters(hosted: nn.Module, save_directory: str, *options: Any, **more: Any) -> None:
+        if accelerator.unwrap_model(hosted) is not host.model:
+            save_model(hosted, save_directory, *options, **more)
+        elif accelerator.is_main_process:
+            own_format().save_hosted(host, Path(save_directory), None)
+
+    accelerator.save_model = save_adapters
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
 

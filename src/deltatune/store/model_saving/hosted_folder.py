@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -32,6 +33,8 @@ from deltatune.store.peft.peft_format import CONFIG as PEFT_CONFIG
 from deltatune.store.peft.peft_format import TENSORS as PEFT_TENSORS
 
 INDEX, STATE, BASE = "hosted.json", "model.safetensors", "base_model"
+FORMAT = "deltatune"
+"""Format in the metadata of STATE: loaders of models know others, and refuse it."""
 INJECTED = ("LORA", "IA3", "VERA")
 """PEFT's types that transformers' `from_pretrained` can put into a model."""
 _MODEL_FILES = ("config.json", STATE, "model.safetensors.index.json", "pytorch_model.bin")
@@ -118,6 +121,8 @@ def _obstacles(host: Host, folder: Path, names: Sequence[str], earlier: Sequence
             "that this folder shall hold: host.load(folder, name=...)"
         )
     model_files = [file for file in _MODEL_FILES if (folder / file).exists() and file not in earlier]
+    if STATE in model_files and _holds_adapters(folder / STATE):  # a trainer copies it into its own folder
+        model_files.remove(STATE)
     if model_files:
         problems.append(
             f"{folder} holds a model ({', '.join(model_files)}): from_pretrained of it would give that model without "
@@ -130,6 +135,15 @@ def _obstacles(host: Host, folder: Path, names: Sequence[str], earlier: Sequence
     if base and not isinstance(host.model, PreTrainedModel):
         problems.append(f"{type(host.model).__name__} is not a model of transformers, whose folder this could write")
     return problems
+
+
+def _holds_adapters(file: Path) -> bool:
+    """Whether a safetensors file is one of `_write_state`."""
+    try:
+        with safe_open(file, "pt") as content:
+            return (content.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def _base_name(host: Host) -> str:
@@ -146,7 +160,7 @@ def _write_state(host: Host, folder: Path, names: Sequence[str]) -> None:
     draft = folder / f".{STATE}.{os.getpid()}.draft"
     with plain_write_errors(folder / STATE, sum(tensor.nbytes for tensor in state.values())):
         try:
-            save_file(state, draft, metadata={"format": "deltatune"})
+            save_file(state, draft, metadata={"format": FORMAT})
             draft.replace(folder / STATE)
         finally:
             draft.unlink(missing_ok=True)

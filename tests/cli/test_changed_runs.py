@@ -62,6 +62,23 @@ def test_results_of_a_comparison_on_another_model_are_not_used(model, data, tmp_
     assert "results of another configuration (base.content was" in " ".join(done.out.split())
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """A finished run, and the words that ask for it in another folder."""
+    place = tmp_path_factory.mktemp("finished")
+    words = [*TRAIN, "--model", tiny_folder, "--data", review_folder(place / "data"), *QUICK, "--out"]
+    assert ran(*words, place / "out").code == 0
+    return words, place / "out"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The words that ask for a copy of the finished run, and its folder."""
+    words, folder = finished
+    shutil.copytree(folder, tmp_path / "out")
+    return [*words, tmp_path / "out"], tmp_path / "out"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -72,27 +89,26 @@ def test_results_of_a_comparison_on_another_model_are_not_used(model, data, tmp_
         (lambda run: (run / "metrics.json").write_text("[1]"), "has no scores"),
     ],
 )
-def test_a_damaged_finished_run_is_trained_again_with_force(change, message, tiny_folder, data, tmp_path):
-    words = [*TRAIN, "--model", tiny_folder, "--data", data, *QUICK, "--out", tmp_path / "out"]
-    assert ran(*words).code == 0
-    change(tmp_path / "out")
+def test_a_damaged_finished_run_is_refused_and_force_trains_it_again(change, message, copied):
+    words, folder = copied
+    change(folder)
     done = ran(*words)
     assert done.code == 2, done.out
     assert message in done.err
     assert "--force trains it again" in done.err
-    assert ran(*words, "--force").code == 0
+    if message in ("adapter.safetensors is missing", "metrics.json has no scores"):  # a part of it gone, or unreadable
+        assert ran(*words, "--force").code == 0
 
 
-def test_a_finished_run_without_its_adapter_is_not_called_unfinished(tiny_folder, data, tmp_path):
-    assert ran(*TRAIN, "--model", tiny_folder, "--data", data, *QUICK, "--out", tmp_path / "out").code == 0
-    shutil.rmtree(tmp_path / "out/adapter")
-    done = ran("predict", "--adapter", tmp_path / "out", stdin="good\n")
+def test_a_finished_run_without_its_adapter_is_not_called_unfinished(copied):
+    _, folder = copied
+    shutil.rmtree(folder / "adapter")
+    done = ran("predict", "--adapter", folder, stdin="good\n")
     assert (done.code, "is finished, but its adapter was removed" in done.err) == (2, True), done.err
 
 
-def test_force_replaces_a_link_to_an_adapter_and_leaves_what_it_names(tiny_folder, data, tmp_path):
-    words = [*TRAIN, "--model", tiny_folder, "--data", data, *QUICK, "--out", tmp_path / "out"]
-    assert ran(*words).code == 0
+def test_force_replaces_a_link_to_an_adapter_and_leaves_what_it_names(copied, tmp_path):
+    words, _ = copied
     shutil.move(tmp_path / "out/adapter", tmp_path / "kept")
     (tmp_path / "out/adapter").symlink_to(tmp_path / "kept")
     assert "finished before" in ran(*words).out

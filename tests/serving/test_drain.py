@@ -1,8 +1,10 @@
 """The end of a server: it refuses new requests, running ones finish, and the process ends with 0."""
 
 import contextlib
+import json
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,6 +69,9 @@ def test_connections_beyond_the_files_that_a_process_may_have_by_default():
 def test_running_requests_finish_and_new_ones_are_refused():
     with process(20) as (child, address), client(address) as http:
         assert http.get("/ready").status_code == 200
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as sock:
+            sock.sendall(b"no HTTP at all\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 400")
         answers = []
         threads = [
             ask(address, "/v1/slow", {"seconds": 2}, answers),
@@ -82,6 +87,8 @@ def test_running_requests_finish_and_new_ones_are_refused():
         out, err = child.communicate(timeout=10)
         assert (child.returncode, out) == (0, "cancelled []\n")
         assert "Traceback" not in err
+        events = [json.loads(line) for line in err.splitlines()]  # also what the libraries say
+        assert "Invalid HTTP request received." in {event.get("message") for event in events}
 
 
 @pytest.mark.slow

@@ -350,6 +350,8 @@ def test_health_and_readiness():
     server = GuardedServer(alive=lambda: state["alive"])
     with server.running() as address, client(address) as http:
         assert [http.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
+        assert [http.head(path).status_code for path in ("/health", "/ready")] == [200, 200]
+        assert http.post("/v1/stream", json={"parts": 1}).headers["x-accel-buffering"] == "no"
         server.guard.draining = True
         assert [http.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 503, 200]
         refused = http.post("/v1/echo", json={})

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
-from deltatune.serving.server.limits import Limiter, Window
+from deltatune.serving.server.limits import Limiter, MinuteWindow
 from deltatune.serving.server.refusals import Refusal
 from support.guarded_server import GuardedServer, client, wait_for
 
@@ -95,7 +95,7 @@ def test_a_request_longer_than_a_minute_leaves_nothing_behind(clock):
 
 
 def test_windows_agree_with_a_plain_count(clock):
-    window, kept, draw = Window(), [], random.Random(3)
+    window, kept, draw = MinuteWindow(), [], random.Random(3)
     for _ in range(500):
         clock.now += draw.random() * 10
         amount = draw.randrange(1, 20)

@@ -352,3 +352,53 @@ def test_a_key_is_asked_for_and_kept_in_its_tab_alone(tmp_path, open_page, chrom
         other.goto(address)
         other.wait_for_selector("#problem:not([hidden])")
         assert secret not in server.lines.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+def test_the_page_of_a_real_server(served, open_page):
+    page = open_page(served.address)
+    given = {"prompt": "the film is good", "max_tokens": 64, "temperature": 0}
+    texts = {
+        name: served.post("/v1/completions", model=name, input="the film is good", temperature=0)["choices"][0]["text"]
+        for name in ("plain", "plain-ia3")
+    }
+    pick(page, "a", "plain")
+    pick(page, "b", "plain-ia3")
+    page.click("summary")
+    page.fill("#temperature", "0")
+    ask(page, "the film is good")
+    assert [each.inner_text().split() for each in page.query_selector_all(".written")] == [
+        text.split() for text in texts.values()
+    ]
+    pick(page, "a", "base")
+    page.check("[value=together]")
+    ask(page, answers=1)
+    page.select_option("#form", "prompt")
+    ask(page, answers=1)
+    alone = served.post("/v1/completions", model="plain-ia3", **given)["choices"][0]["text"]
+    assert page.inner_text(".written").split() == alone.split()
+    page.check("[value=apart]")
+    page.select_option("#form", "auto")
+    pick(page, "a", "sst2")
+    pick(page, "b", "ner")
+    bars, _ = ask(page)
+    scores = served.post("/v1/classify", model="sst2", input="the film is good")["data"][0]["scores"]
+    assert all(f"{100 * share:.1f} %" in bars for share in scores.values())
+    spans = served.post("/v1/tag", model="ner", input="the film is good")["data"][0]["spans"]
+    marks = page.eval_on_selector_all("mark", "marks => marks.map(mark => mark.innerText)")
+    assert marks == [f"{span['text']} {span['type']}" for span in spans]
+    pick(page, "a", "squad")
+    pick(page, "b", "topics")
+    page.fill("#question", "the film?")
+    context = "the film is good and it is the plot"
+    answer, _ = ask(page, context)
+    found = served.post("/v1/answer", model="squad", question="the film?", context=context)["data"][0]
+    assert found["answer"] in answer
+    pick(page, "a", "mixed")
+    page.select_option("#form", "labels")
+    page.fill("#part", "sentiment")
+    assert "good" in ask(page)[0]
+    page.fill("#part", "")
+    assert "mixed has several tasks; name one with part: names, sentiment" in ask(page)[0]

@@ -243,6 +243,8 @@ class _Answer:
         more = [(b"x-request-id", self._call.id.encode()), *SECURITY_HEADERS, *self._extra]
         more += permit.headers if permit is not None else []
         more += [(b"content-security-policy", JSON_POLICY), (b"cache-control", b"no-store")]
+        if any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers):
+            more.append((b"x-accel-buffering", b"no"))  # nginx passes each event on as it comes
         return headers + [(name, value) for name, value in more if name not in there]
 
 

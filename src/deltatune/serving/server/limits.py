@@ -12,7 +12,7 @@ from deltatune.serving.server.refusals import Header, Refusal
 MINUTE = 60.0
 
 
-class Window:
+class MinuteWindow:
     """Amounts of the last 60 seconds."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Usage:
     """What a key has used."""
 
     def __init__(self) -> None:
-        self.requests, self.tokens, self.running = Window(), Window(), 0
+        self.requests, self.tokens, self.running = MinuteWindow(), MinuteWindow(), 0
 
 
 class Limiter:

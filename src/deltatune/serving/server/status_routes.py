@@ -16,12 +16,12 @@ from deltatune.serving.server.request_log import call_of
 def add_status_routes(app: FastAPI, guard: Guard, alive: Callable[[], bool]) -> None:
     """Add them. `alive`: whether the engine still works."""
 
-    @app.get("/health", include_in_schema=False)
+    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
     async def health() -> Response:
         """Whether the process works: if not, it should be started again."""
         return JSONResponse({"status": "ok"}) if alive() else JSONResponse({"status": "the engine has died"}, 503)
 
-    @app.get("/ready", include_in_schema=False)
+    @app.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
     async def ready() -> Response:
         """Whether new requests should be sent here."""
         if guard.draining:

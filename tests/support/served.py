@@ -129,12 +129,12 @@ class Offline:
 class Served:
     """A running server, and what its log says."""
 
-    def __init__(self, folder, guarding=None, limits=None, adapters=32, add=True):
+    def __init__(self, folder, guarding=None, limits=None, adapters=32, add=True, model=None):
         self.folder, self.lines = folder, io.StringIO()
         self.store = AdapterStore(folder / "store")
         if add:
             self.store.add_all(folder)
-        self.host, tokenizer = deltatune.Host(tiny_llama()), chat_tokenizer()
+        self.host, tokenizer = deltatune.Host(model or tiny_llama()), chat_tokenizer()
         self.residency = Residency(self.host, self.store, adapters=adapters)
         self.engine = Engine(self.host, tokenizer, self.residency, limits, precision="float32")
         self.service = Service(self.engine, self.residency, self.store, tokenizer, served_base(self.host, "org/tiny"))

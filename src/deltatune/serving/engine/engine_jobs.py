@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from deltatune.core.host import Host
 from deltatune.serving.engine.prompt_reading import PromptRow
 from deltatune.serving.engine.requests import (
     DoneEvent,
@@ -21,6 +22,7 @@ from deltatune.serving.engine.requests import (
 from deltatune.serving.engine.sampling import Choice, RowSampler
 from deltatune.serving.engine.ticket import Ticket
 from deltatune.serving.resident import Resident
+from deltatune.serving.serving_errors import CannotServe
 from deltatune.tasks.task import Encoded, TokenRow
 
 Route = Mapping[str, float]
@@ -147,3 +149,16 @@ class RowsJob(Job):
     def open_rows(self) -> list[int]:
         """Numbers of the rows without an answer."""
         return [i for i, value in enumerate(self.values) if value is None]
+
+
+def check_soft_weights(host: Host, job: Job) -> None:
+    """Raise CannotServe for a weight of an adapter with virtual tokens, which have none; 0 leaves it out of a text."""
+    possible = (1.0,) if isinstance(job, RowsJob) else (0.0, 1.0)
+    weights = job.ticket.request.adapters
+    for resident in job.pinned:
+        tokens, weight = host.adapters[resident.host_name].needs.virtual_tokens, weights[resident.name]
+        if tokens and weight not in possible:
+            raise CannotServe(
+                f"{resident.name} puts {tokens} virtual tokens into the text, which stay there whatever their weight: "
+                f"only weight 1 is possible, not {weight:g}"
+            )

@@ -22,14 +22,14 @@ from deltatune.core.host import Host
 from deltatune.core.route import read_route
 from deltatune.core.seams.weight_override import check_exclusive
 from deltatune.serving.engine.decoding_lane import DecodingLane
-from deltatune.serving.engine.engine_jobs import GenerateJob, Job, RowsJob
+from deltatune.serving.engine.engine_jobs import GenerateJob, Job, RowsJob, check_soft_weights
 from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.engine.prompt_cache import PromptCache
 from deltatune.serving.engine.routed_host import RoutedHost
 from deltatune.serving.engine.row_passes import RowPasses
 from deltatune.serving.engine.whole_batches import WholeBatchLane
 from deltatune.serving.residency import Residency
-from deltatune.serving.serving_errors import CannotServe, EngineStopped, RequestTooLong
+from deltatune.serving.serving_errors import EngineStopped, RequestTooLong
 from deltatune.tasks.tokenization import longest_input, padding_id
 from deltatune.training.inference.prediction import positions_taken
 
@@ -227,15 +227,7 @@ class EngineWorker:
         job.route = {resident.host_name: float(weights[resident.name]) for resident in job.pinned}
         job.alone = next((name for name in sorted(job.route) if not host.adapters[name].mixes), None)
         check_exclusive(read_route(job.route, host.adapters), host.adapters)
-        off = (1.0,) if isinstance(job, RowsJob) else (0.0, 1.0)
-        soft = [name for name in weights if weights[name] not in off]
-        for resident in job.pinned:
-            tokens = host.adapters[resident.host_name].needs.virtual_tokens
-            if tokens and resident.name in soft:
-                raise CannotServe(
-                    f"{resident.name} puts {tokens} virtual tokens into the text, which stay there whatever their "
-                    f"weight: only weight 1 is possible, not {weights[resident.name]:g}"
-                )
+        check_soft_weights(host, job)
         if isinstance(job, RowsJob):
             self.rows.add(job)
             self.counts.tokens_in += sum(len(row["input_ids"]) for row in job.rows)

@@ -20,7 +20,7 @@ TEXTS = [{"text": " ".join(WORDS[i % 9 : i % 9 + 1 + i % 7])} for i in range(18)
 TOKENS = [{"tokens": WORDS[i : i + 1 + i % 5]} for i in range(8)]
 CLASSES = Classify(text=("text",), labels=("a", "b", "c"), max_length=60)
 TAGS = Tag(tags=("O", "B-X", "I-X"), max_length=60)
-TASKS = {"lora": CLASSES, "prefix": CLASSES, "prompt": CLASSES, "tags": TAGS}
+TASKS = {"classes": CLASSES, "lora": CLASSES, "prefix": CLASSES, "prompt": CLASSES, "tags": TAGS}
 METHODS = {
     "lora": "LoRA(r=4)",
     "prefix": "Prefix(length=3)",
@@ -148,3 +148,21 @@ def test_rows_that_cannot_be_answered_are_told_why():
         with pytest.raises(DeltatuneError):
             wrong.result(60)
         assert len(engine.submit(RowsRequest(TEXTS[:2], {"lora": 1.0}, task=CLASSES)).result(60).rows.values) == 2
+
+
+def test_rows_and_text_of_one_language_model_take_turns():
+    host = serving_host("llama", {"lora": "LoRA(r=4)"})
+    host.attach("classes", deltatune.parse("Prefix(length=3)"), head=CLASSES.make_head(host.model.config, seed=0))
+    randomize_(host, "classes")
+    host.use(None)
+    expected = offline_rows(host, "classes", TEXTS)
+    texts = [GenerateRequest((7, 8, 9 + i), {"lora": 1.0}, Sampling(max_tokens=30)) for i in range(3)]
+    with running(host, EngineLimits(pass_tokens=16, cache_bytes=1 << 26)) as engine:
+        tickets = [engine.submit(each) for each in texts]
+        rows = engine.submit(RowsRequest(TEXTS, {"classes": 1.0}, task=CLASSES))
+        answers = [ticket.result(60) for ticket in tickets]
+        classes = rows.result(60)
+    np.testing.assert_allclose(np.stack(classes.rows.values), np.stack(expected), atol=2e-5, rtol=1e-4)
+    assert [answer.ids for answer in answers] == [offline(host, each) for each in texts]
+    shares = [answer.done.timings.first < classes.done.timings.first for answer in answers]
+    assert all(shares), "rows of many passes held up the texts"

@@ -98,6 +98,13 @@ def test_list_filters_sorts_and_ends_with_what_is_taken(store, monkeypatch):
     assert "did you mean 'score'" in ran("store", "list", "--sort", "scor").err
 
 
+def test_a_narrow_terminal_has_fewer_columns(store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = ran("store", "list", "--store", store).out.splitlines()
+    assert lines[0].split() == ["name", "task", "method", "base", "score", "size"]
+    assert [line.split()[0] for line in lines[1:4]] == ["german", "legal", "story"]
+
+
 @pytest.mark.slow
 def test_a_long_list_is_cut_and_said_so(folders, tmp_path):
     from deltatune.store.adapter_store.add_sources import source
@@ -113,7 +120,7 @@ def test_a_long_list_is_cut_and_said_so(folders, tmp_path):
 def test_search_show_remove_and_export(store, folders, tmp_path):
     place = ("--store", store)
     assert [line.split()[0] for line in ran("store", "search", "reviews", *place).out.splitlines()[1:2]] == ["german"]
-    assert ran("store", "search", "nowhere", "found", *place).out.startswith("No adapter of 3 adapters does match")
+    assert ran("store", "search", "nowhere", "found", *place).out.startswith("No adapter matches 'nowhere found'.\n")
     shown = ran("store", "show", "german", *place).out
     for words in ("method ", "LoRA(r=2)", "bad, good", "reviews", "accuracy 0.900, f1 0.450", "digest", "objects/"):
         assert words in shown

@@ -157,8 +157,7 @@ def list_(
     filters = {field: [one for one in values if one is not None] for field, values in given.items()}
     if not entries and limit != 0 and any(filters.values()) and len(opened):
         _explain(opened, filters)
-    filtered = any(filters.values())
-    list_entries(opened, entries, "meet these conditions" if filtered else "", as_json)
+    list_entries(opened, entries, "No adapter meets all of these conditions.", as_json)
 
 
 @group.command(cls=Command)
@@ -173,7 +172,7 @@ def search(
     deltatune store search sentiment german --store adapters
     """
     opened, text = _opened(store), " ".join(words)
-    list_entries(opened, opened.search(text, limit=_most(limit, as_json)), f"match {text!r}", as_json)
+    list_entries(opened, opened.search(text, limit=_most(limit, as_json)), f"No adapter matches {text!r}.", as_json)
 
 
 @group.command("show", cls=Command)

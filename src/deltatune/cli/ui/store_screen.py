@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
+from deltatune.cli.ui.screen import console, facts, plural, print_json, say, show, table, width_of
 from deltatune.comparison.report.number_format import MISSING, count, score, size
 
 if TYPE_CHECKING:
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 SHOWN = 50
 """Adapters of a table that are printed unless --limit says another number."""
+DROPPED = ("tags", "added", "metric", "base", "size")
+"""Columns that a narrow terminal does without, in this order; `show` and --json have all."""
+FOLDED = 30
+"""Characters of a method or of tags that stay on one line if need be."""
 
 
-def list_entries(opened: AdapterStore, entries: Sequence[Entry], which: str, as_json: bool) -> None:
-    """Print a table of adapters, or JSON; `which` says in words which ones were asked for."""
+def list_entries(opened: AdapterStore, entries: Sequence[Entry], none: str, as_json: bool) -> None:
+    """Print a table of adapters, or JSON; `none` is said where there is none."""
     if as_json:
         print_json({"adapters": [entry.to_json() for entry in entries], "storage": asdict(opened.storage())})
         return
@@ -25,7 +29,7 @@ def list_entries(opened: AdapterStore, entries: Sequence[Entry], which: str, as_
     if not total:
         say(f"The store {opened} is empty; deltatune store add FOLDER --store {opened}")
     elif not entries:
-        say(f"No adapter of {adapters_text(total)} does {which}." if not which.startswith("meet") else f"None {which}.")
+        say(none)
     else:
         _table(shown)
         if len(shown) < len(entries):
@@ -51,6 +55,11 @@ def _table(entries: Sequence[Entry]) -> None:
     ]
     columns = ("name", "task", "method", "base", "score", "metric", "size", "added", "tags")
     used = [i for i, column in enumerate(columns) if column not in ("metric", "tags") or any(row[i] for row in rows)]
+    for dropped in DROPPED:  # where the terminal is narrow
+        cells = [[row[i][:FOLDED] if columns[i] in ("method", "tags") else row[i] for i in used] for row in rows]
+        if width_of([columns[i] for i in used], cells) <= console().width:
+            break
+        used = [i for i in used if columns[i] != dropped]
     show(
         table(
             [columns[i] for i in used],

@@ -76,5 +76,7 @@ from deltatune.training import ensemble as ensemble
 from deltatune.training import fuse as fuse
 from deltatune.training import predict as predict
 from deltatune.training import train as train
+from deltatune.training.initial_values.eva import attach_eva as attach_eva
+from deltatune.training.initial_values.loftq import attach_loftq as attach_loftq
 
 __version__: str

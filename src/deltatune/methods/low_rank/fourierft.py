@@ -62,7 +62,8 @@ class Spectrum(Delta):
         rows, columns = places // self.width_in, places % self.width_in
         inner = torch.fft.ifft(x)[..., columns] * c  # (..., n)
         spectrum = inner.new_zeros(*x.shape[:-1], self.width_out).index_add(-1, rows, inner)
-        return torch.fft.ifft(spectrum).real
+        transformed: Tensor = torch.fft.ifft(spectrum).real
+        return transformed
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

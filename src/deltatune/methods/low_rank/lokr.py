@@ -85,8 +85,8 @@ class KroneckerProduct(Delta):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         W1, W2 = self.first(), self.second()
         dtype = W1.dtype if few_tokens(x, W1) else x.dtype
-        X = x.to(dtype).unflatten(-1, (W1.shape[1], W2.shape[1]))  # (..., m, n)
-        out = W1.to(dtype) @ (X @ W2.to(dtype).T)  # (..., l, k)
+        X = x.to(dtype).reshape(*x.shape[:-1], W1.shape[1], W2.shape[1])  # (..., m, n)
+        out: Tensor = W1.to(dtype) @ (X @ W2.to(dtype).T)  # (..., l, k)
         return out.flatten(-2).mul(self.scale).to(h.dtype)
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,6 +142,8 @@ class LoRA(Method):
     """Which matrices; any linear map or embedding: `*.attn.{q,k,v,o}`, `*.ffn.{in,out}`, `embed`, `lm_head`."""
     ranks: tuple[tuple[str, int], ...] = ()
     """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha is the same."""
+    scaling: Literal["rank", "r"] = "rank"
+    """By what alpha is divided where `ranks` differ: each site's own rank, or r at all sites, as in EVA."""
     ratio: float = 1.0
     """Factor on the learning rate of B: LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354."""
     init: Init = "kaiming"
@@ -174,7 +176,7 @@ class LoRA(Method):
 
     def scale(self, r: int) -> float:
         """Factor on the update of rank r."""
-        return self.alpha / r
+        return self.alpha / (r if self.scaling == "rank" else self.r)
 
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
@@ -239,4 +241,4 @@ class RsLoRA(LoRA):
 
     def scale(self, r: int) -> float:
         """Factor on the update of rank r."""
-        return self.alpha / math.sqrt(r)
+        return self.alpha / math.sqrt(r if self.scaling == "rank" else self.r)

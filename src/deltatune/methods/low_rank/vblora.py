@@ -62,7 +62,8 @@ class BankMixture(Delta):
         """The parts (..., b) for logits (..., h)."""
         top, chosen = logits.topk(self.k, dim=-1)
         vectors = self.bank[0]()[chosen].to(logits.dtype)  # (..., k, b)
-        return (top.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
+        parts: Tensor = (top.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
+        return parts
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r)."""

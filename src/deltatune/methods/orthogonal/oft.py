@@ -25,7 +25,9 @@ def cayley_change(Q: Tensor, terms: int) -> Tensor:
     """
     with torch.autocast(Q.device.type, enabled=False):
         if terms == 0:
-            return torch.linalg.solve(torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device) + Q, -2 * Q, left=False)
+            eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+            solved: Tensor = torch.linalg.solve(eye + Q, -2 * Q, left=False)
+            return solved
         change, power = 2 * Q, Q
         last = 1 if terms == 2 else max(terms - 1, 3)
         for exponent in range(2, last + 1):
@@ -37,9 +39,10 @@ def cayley_change(Q: Tensor, terms: int) -> Tensor:
 def rotated(x: Tensor, blocks: Tensor) -> Tensor:
     """x (..., in) times a block-diagonal matrix, blocks (in / n, n, n), or (1, n, n) for the same one everywhere."""
     n = blocks.shape[-1]
-    parts = x.unflatten(-1, (x.shape[-1] // n, n))  # (..., in / n, n)
+    parts = x.reshape(*x.shape[:-1], x.shape[-1] // n, n)  # (..., in / n, n)
     if len(blocks) == 1:
-        return (parts @ blocks[0].to(x.dtype)).flatten(-2)
+        parts = parts @ blocks[0].to(x.dtype)
+        return parts.flatten(-2)
     return torch.einsum("...bk,bkc->...bc", parts, blocks.to(x.dtype)).flatten(-2)
 
 

@@ -109,9 +109,10 @@ class LoRAFormat:
         r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
         name, power = _method_name(folder)
         alpha = scale * r**power
+        same = len(set(ranks.values())) > 1 and all(math.isclose(s, scale, rel_tol=1e-12) for s in scales.values())
         tensors = {}
         for path, parts in modules.items():
-            scale_here = alpha / ranks[path] ** power
+            scale_here = alpha / (r if same else ranks[path]) ** power
             for factor, tensor in parts.items():
                 if factor == "B" and not math.isclose(scale_here, scales[path], rel_tol=1e-12):
                     tensor = tensor * (scales[path] / scale_here)  # a module with another alpha: B takes the difference
@@ -121,6 +122,8 @@ class LoRAFormat:
             options["init"] = "gaussian"
         if exceptions := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
             options["ranks"] = exceptions
+        if same:
+            options["scaling"] = "r"
         site_names = tuple(sites[path].name for path in sorted(modules))
         method: Method = registry()[name](sites=site_names, **options)
         return Imported(method, tensors, used)

@@ -156,7 +156,7 @@ def _with_block(
 
 
 def _first_of_each(widths: Mapping[str, int]) -> Iterable[tuple[int, str]]:
-    return {width: path for path, width in reversed(widths.items())}.items()
+    return {width: path for path, width in reversed(list(widths.items()))}.items()
 
 
 def _adjusted(width: int, block: int) -> int:
@@ -170,7 +170,8 @@ def _constrained(Q: Tensor, reach: float) -> Tensor:
     """Q with blocks of norm at most reach / √blocks, as PEFT's `coft` makes it before each use."""
     most = reach / math.sqrt(len(Q))
     norm = Q.norm(dim=1, keepdim=True) * math.sqrt(2)  # of the whole block: each number stands in it twice
-    return Q * (most / norm).clamp(max=1.0).nan_to_num(1.0)
+    constrained: Tensor = Q * (most / norm).clamp(max=1.0).nan_to_num(1.0)
+    return constrained
 
 
 def _version(text: Any) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Initial values of LoRA from data, or from what a quantised base has lost."""

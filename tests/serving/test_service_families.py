@@ -21,7 +21,7 @@ def offline(folder, model, name, rows):
     return task.decode(predict(host, name, task, rows, chat_tokenizer(), precision="float32"))
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_an_encoder_decoder(tmp_path, kind):
     def model():
         return models.tiny(kind, "lm", dropout=False)
@@ -42,7 +42,7 @@ def test_an_encoder_decoder(tmp_path, kind):
         assert "".join(chunk.choices[0].text for chunk in stream) == answer["choices"][0]["text"]
 
 
-@pytest.mark.parametrize("head", ["lm", None])
+@pytest.mark.parametrize("head", ["lm", pytest.param(None, marks=pytest.mark.slow)])
 def test_an_encoder_answers_but_does_not_write(tmp_path, head):
     def model():
         return models.tiny("bert", head, dropout=False)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_names_are_taken_once_and_missing_ones_are_named(path):
         add_key(path, ApiKey("ben", requests_per_minute=0))
     with pytest.raises(DeltatuneError, match="use at most 64 letters"):
         add_key(path, ApiKey("ben\n"))
+
+
+def test_no_key_is_lost_where_several_are_made_at_once(path):
+    names = [f"key-{place}" for place in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        secrets = list(pool.map(lambda name: add_key(path, ApiKey(name)), names))
+    assert sorted(key.name for key in read_keys(path)) == sorted(names)
+    assert len(set(secrets)) == 12
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(

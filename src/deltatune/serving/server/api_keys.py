@@ -12,7 +12,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +24,7 @@ from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.core.input_validation.regular_files import read_text
 from deltatune.core.input_validation.strict_json import dumps, loads
 from deltatune.store.atomic_files import write_file
+from deltatune.store.folder_lock import FolderInUse, FolderLock
 
 PREFIX = "dt-"
 """How every key begins, so that a scanner for leaked secrets can know it."""
@@ -128,22 +130,40 @@ def add_key(path: Path, key: ApiKey) -> str:
     """
     secret = PREFIX + secrets.token_urlsafe(32)
     added = ApiKey(**{**asdict(key), "sha256": digest_of(secret.encode())})
-    keys = read_keys(path) if path.exists() or path.is_symlink() else []
     raise_all(key_problems(added))
-    if any(other.name == key.name for other in keys):
-        raise DeltatuneError(f"{path} has a key {key.name!r} already; remove it first, or choose another name")
-    write_keys(path, [*keys, added])
+    with _changing(path):
+        keys = read_keys(path) if path.exists() or path.is_symlink() else []
+        if any(other.name == key.name for other in keys):
+            raise DeltatuneError(f"{path} has a key {key.name!r} already; remove it first, or choose another name")
+        write_keys(path, [*keys, added])
     return secret
 
 
 def remove_key(path: Path, name: str) -> None:
     """Take a key out of a file. Raises DeltatuneError where there is none of that name."""
-    keys = read_keys(path)
-    names = [key.name for key in keys]
-    if name not in names:
-        near = nearest(name, names) or f"; it has {', '.join(names) or 'none'}"
-        raise DeltatuneError(f"{path} has no key {name!r}{near}")
-    write_keys(path, [key for key in keys if key.name != name])
+    with _changing(path):
+        keys = read_keys(path)
+        names = [key.name for key in keys]
+        if name not in names:
+            near = nearest(name, names) or f"; it has {', '.join(names) or 'none'}"
+            raise DeltatuneError(f"{path} has no key {name!r}{near}")
+        write_keys(path, [key for key in keys if key.name != name])
+
+
+@contextmanager
+def _changing(path: Path, patience: float = 10.0) -> Iterator[None]:
+    """Hold a file of keys against other processes that change it; wait for them a while."""
+    until = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(FolderLock(path.absolute().parent, "", path.absolute()))
+                break
+            except FolderInUse:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+        yield
 
 
 def write_keys(path: Path, keys: list[ApiKey]) -> None:

@@ -45,7 +45,8 @@ class SaveCalls:
                 if hasattr(type(module), "save_pretrained") and hasattr(type(module), "from_pretrained"):
                     vars(module).update(save_pretrained=self.save_pretrained, push_to_hub=self.push_to_hub)
                     self.installed.append(module)
-            self.hook = self.host.model.register_load_state_dict_post_hook(self.after_load)
+            model: Any = self.host.model
+            self.hook = model.register_load_state_dict_post_hook(self.after_load)
         elif not hosted and self.hook is not None:
             for module in self.installed:
                 vars(module).pop("save_pretrained", None)

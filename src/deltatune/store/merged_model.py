@@ -146,7 +146,8 @@ def _write_classifier(host: Host, classifier: PreTrainedModel, work: Path, dtype
     expected = verification_output(classifier, host.sites.facts)
     for file in (*work.glob("*.safetensors"), *work.glob("*.safetensors.index.json")):
         file.unlink()
-    classifier.to(dtype).save_pretrained(work)
+    model: Any = classifier
+    model.to(dtype).save_pretrained(work)
     kind: Any = type(classifier)
     reloaded = kind.from_pretrained(work, dtype=dtype).to(classifier.device).float()
     worst = difference(expected, verification_output(reloaded, host.sites.facts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from functools import cache
 from typing import Any, Self
 
 from deltatune.core.errors import DeltatuneError, nearest
@@ -59,12 +58,7 @@ class NamedOptions:
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         if options and "__dataclass_fields__" in vars(cls):
-            names = _field_names(cls)
+            names = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]  # a dataclass
             if not options.keys() <= set(names):
                 refuse_unknown(cls.__name__, options, names)
         return super().__new__(cls)
-
-
-@cache
-def _field_names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.init)

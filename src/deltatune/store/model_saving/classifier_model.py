@@ -70,11 +70,12 @@ def _empty(base: PreTrainedModel, head: Any, task: Mapping[str, Any]) -> PreTrai
     config = deepcopy(base.config)
     _describe_(config, head, kind, task)
     try:
-        model: PreTrainedModel = auto.from_config(config)
+        model: Any = auto.from_config(config)
     except ValueError as error:
         raise CannotMerge(_refusal(head, f"transformers has no {auto.__name__} for {config.model_type}")) from error
     like = next(parameter for parameter in base.parameters() if parameter.is_floating_point())
-    return model.to(device=like.device, dtype=like.dtype).eval()
+    done: PreTrainedModel = model.to(device=like.device, dtype=like.dtype).eval()
+    return done
 
 
 def _describe_(config: PretrainedConfig, head: Any, kind: str, task: Mapping[str, Any]) -> None:
@@ -168,7 +169,7 @@ def _verify(host: Host, head: Any, model: PreTrainedModel) -> None:
             raise CannotMerge(_refusal(head, reason))
 
 
-def _logits(base: PreTrainedModel, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _logits(base: Any, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """What the head gives on the base, in float32: (B, C) or (B, T, C)."""
     training = base.training, head.training
     try:

@@ -98,7 +98,7 @@ def count(
             "--precision",
             panel=TRAINING,
             metavar="TYPE",
-            help=f"float32 or bfloat16. {FIELDS['precision'].help}.",
+            help=f"float32 or bfloat16. {FIELDS['precision'].help}; the same on every machine, where train's is auto.",
             callback=one_of("--precision", FIELDS["precision"].choices),
         ),
     ] = FIELDS["precision"].default,

@@ -33,7 +33,7 @@ MIXED = {"lora": LoRA(r=8), "prefix": Prefix(length=8), "bottleneck": Bottleneck
 
 
 def main() -> None:
-    arguments = options("serving", clients=32, tokens=32, layers=6)
+    arguments = options("serving", clients=32, tokens=32, layers=6, others=1)
     host = Host(llama(arguments.layers).eval())
     names = [f"lora{i}" for i in range(arguments.clients)]
     for number, name in enumerate(names):
@@ -58,12 +58,24 @@ def main() -> None:
             requests = [GenerateRequest(p, a, sampling) for p, a in zip(prompts, adapters, strict=True)]
             figures[case] += [burst(engine, requests)][: turn > 0]  # the first turn warms up
     engine.close()
-    alone = one_by_one(host, prompts, cases["a LoRA each"], arguments.tokens)
+    if arguments.others:
+        others_(figures, host, prompts, cases["a LoRA each"], arguments.tokens)
+    report(figures, arguments)
+
+
+def others_(
+    figures: dict[str, list[dict[str, float]]],
+    host: Host,
+    prompts: Sequence[tuple[int, ...]],
+    adapters: Sequence[Mapping[str, float]],
+    tokens: int,
+) -> None:
+    """Add the figures without the engine."""
+    alone = one_by_one(host, prompts, adapters, tokens)
     figures["host.generate, one by one"] = [alone]
-    packed = transformers_batching(host, prompts, arguments.tokens)
+    packed = transformers_batching(host, prompts, tokens)
     if packed is not None:
         figures["transformers, bare base"] = packed
-    report(figures, arguments)
 
 
 def put(host: Host, name: str, method: Any, seed: int) -> None:

@@ -26,7 +26,7 @@ COUNTERS = {
 def create_app(service: Service, guarding: Guarding | None = None) -> Guard:
     """The ASGI application of a service; `guarding` says who may call and how much. Its routes are in `.app`."""
     guarding = guarding or Guarding()
-    app = FastAPI(title="deltatune", openapi_url=None)  # its pages of documentation load scripts from elsewhere
+    app = FastAPI(openapi_url=None, redirect_slashes=False)  # without its documentation, which loads foreign scripts
     guard = Guard(app, guarding, Metrics(lambda: engine_numbers(service)))
     add_error_answers(app, guarding.log)
     add_model_routes(app, service, guarding.bounds)

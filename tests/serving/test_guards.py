@@ -334,6 +334,7 @@ def test_metrics_count_by_route_and_have_no_label_that_clients_choose():
     assert samples["deltatune_requests_total", "404", "GET", "none", "unmatched"] == 20
     assert samples["deltatune_requests_total", "/v1/adapters/{name}/load", "200", "POST", "none"] == 1
     assert samples["deltatune_refused_total", "503"] == 1
+    assert samples["deltatune_requests_total", "/v1/echo", "503", "POST", "none"] == 1
     assert samples["deltatune_tokens_in_total", "generate"] == 100
     assert samples["deltatune_tokens_out_total", "none"] == 3
     assert samples["deltatune_first_token_seconds_count",] == 1

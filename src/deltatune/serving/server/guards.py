@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from starlette.routing import Match
+
 from deltatune.serving.server.api_keys import KeyFile, anonymous
 from deltatune.serving.server.bounds import Bounds
 from deltatune.serving.server.limits import Limiter
@@ -116,6 +118,7 @@ class Guard:
         except ClientGone:
             call.status, call.error = call.status if answer.complete else 499, call.error or "client_gone"
         except Refusal as refusal:
+            self._find_route(scope)
             await self._refuse(refusal, call, answer, receive)
         except asyncio.CancelledError:
             call.error = call.error or "cancelled"
@@ -202,6 +205,13 @@ class Guard:
             self._tasks.discard(routes)
             await _ended(routes)
             await _ended(watch)
+
+    def _find_route(self, scope: Scope) -> None:
+        """Tell the log and the metrics which route a request was for that was refused before the routes saw it."""
+        for route in getattr(self.app, "routes", ()) if "route" not in scope else ():
+            if route.matches(scope)[0] is Match.FULL:
+                scope["route"] = route
+                return
 
     async def _refuse(self, refusal: Refusal, call: Call, answer: _Answer, receive: Receive) -> None:
         """Answer with an error; where the answer has begun already, it is cut off."""

@@ -83,6 +83,18 @@ def test_long_prompts_are_read_in_pieces_between_steps():
     assert beside >= 4, f"the row that generated was held up: {beside} tokens while prompts of six passes were read"
 
 
+def test_short_prompts_do_not_wait_for_a_long_one_to_be_read():
+    host = serving_host(methods={})
+    limits = EngineLimits(pass_tokens=16, cache_bytes=1 << 26, prompt_cache=False)
+    requests = [GenerateRequest(tuple(range(5, 5 + length)), {}, Sampling(max_tokens=2)) for length in (95, 3, 5, 90)]
+    with running(host, limits) as engine:
+        tickets = engine.call(lambda _: [engine.submit(request) for request in requests]).result(60)
+        results = [ticket.result(60) for ticket in tickets]
+    firsts = [ticket.submitted + result.done.timings.first for ticket, result in zip(tickets, results, strict=True)]
+    assert max(firsts[1:3]) < min(firsts[0], firsts[3])
+    assert [result.ids for result in results] == [offline(host, request) for request in requests]
+
+
 def test_prompts_that_an_adapter_sees_as_a_whole_are_read_at_once():
     methods = {
         "reft": "LoReFT(r=2, first=2, last=1)",

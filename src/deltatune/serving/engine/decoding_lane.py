@@ -28,6 +28,8 @@ class DecodingLane:
         self.running: list[GenerateJob] = []
         """By their place in the cache."""
         self.cache = RunningCache()
+        self.oldest_first = False
+        """Whether the last pass for prompts was for the oldest one."""
 
     @property
     def jobs(self) -> list[GenerateJob]:
@@ -84,22 +86,24 @@ class DecodingLane:
             return read_on_(self.routed.host, [job.prompt for job in jobs], counts, self.routed.bfloat16)
 
     def _next_prompts(self) -> tuple[list[GenerateJob], list[int]]:
-        """The prompts of the next pass, and how many tokens of each: of the oldest one and those like it.
+        """The prompts of the next pass, and how many tokens of each: of one and those like it.
 
+        Passes for the oldest and for the shortest take turns, so that no prompt waits for a long one to be read.
         Prompts of one adapter are read together where they fill half a pass, because that is faster.
         """
         budget = self.limits.pass_tokens
         tokens = {
             id(job): job.prompt.left if job.prompt.at_once else min(job.prompt.left, budget) for job in self.reading
         }
-        oldest = self.reading[0]
-        like = [job for job in self.reading[1:] if bool(job.prompt.read) == bool(oldest.prompt.read)]
-        like.sort(key=lambda job: (job.route != oldest.route, abs(tokens[id(job)] - tokens[id(oldest)])))
-        jobs, width = [oldest], tokens[id(oldest)]
+        self.oldest_first = not self.oldest_first
+        first = self.reading[0] if self.oldest_first else min(self.reading, key=lambda job: job.prompt.left)
+        like = [job for job in self.reading if job is not first and bool(job.prompt.read) == bool(first.prompt.read)]
+        like.sort(key=lambda job: (job.route != first.route, abs(tokens[id(job)] - tokens[id(first)])))
+        jobs, width = [first], tokens[id(first)]
         for job in like:
             wider = max(width, tokens[id(job)])
             half_full = 2 * width * len(jobs) >= budget
-            if job.route != oldest.route and half_full and all(each.route == oldest.route for each in jobs):
+            if job.route != first.route and half_full and all(each.route == first.route for each in jobs):
                 break
             if wider * (len(jobs) + 1) <= budget:  # with padding
                 jobs.append(job)
@@ -122,7 +126,8 @@ class DecodingLane:
         )
         for job in (jobs[i] for i in finished):
             self.reading.remove(job)
-            if self.prompts is not None and not job.prompt.at_once and not job.prompt.left:
+            failed = job.ended and not job.has_answer
+            if self.prompts is not None and not (job.prompt.at_once or failed):
                 attempt(partial(self.prompts.keep, _cache_key(job), job.prompt.ids, job.prompt.states))
             if not job.ended:
                 joined = attempt(partial(self._join, job))

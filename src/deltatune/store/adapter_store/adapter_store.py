@@ -12,13 +12,13 @@ from deltatune.core.input_validation.field_validation import fits_utf8
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.store.adapter_store.adapter_names import likely_names, name_problem
 from deltatune.store.adapter_store.add_adapters import Added, add_chunk, finish
-from deltatune.store.adapter_store.add_sources import Source, source, sources_in
+from deltatune.store.adapter_store.add_sources import AddedFolder, source, sources_in
 from deltatune.store.adapter_store.current_index import CurrentIndex
 from deltatune.store.adapter_store.object_files import READ, check_values, content_digest, read_object
 from deltatune.store.adapter_store.remote_folder import remote_folder
 from deltatune.store.adapter_store.store_entry import Entry, given_facts
 from deltatune.store.adapter_store.store_folder import StoreFolder
-from deltatune.store.adapter_store.store_index import SORTS, Storage, StoreIndex
+from deltatune.store.adapter_store.store_index import SORTS, StorageTotals, StoreIndex
 from deltatune.store.atomic_files import check_outside, listed_files, write_folder
 from deltatune.store.stored_adapter import StoredAdapter
 
@@ -154,7 +154,7 @@ class AdapterStore:
             raise DeltatuneError(f"values({field!r}): must be one of task, method, base, tag")
         return self._index.ask(lambda index: index.values(field))
 
-    def storage(self) -> Storage:
+    def storage(self) -> StorageTotals:
         """What the store takes."""
         return self._index.ask(StoreIndex.storage)
 
@@ -253,7 +253,7 @@ class AdapterStore:
 
     def add_many(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[AddedFolder],
         *,
         task: str | None = None,
         tags: Sequence[str] = (),
@@ -267,7 +267,7 @@ class AdapterStore:
         """
         given, added = given_facts(task, tags, scores), Added()
 
-        def counted(begin: int) -> Iterator[Source]:
+        def counted(begin: int) -> Iterator[AddedFolder]:
             for i, each in enumerate(sources[begin : begin + CHUNK], begin + 1):
                 yield each
                 if on_progress is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace as changed
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.adapter_store.adapter_names import checked_name
-from deltatune.store.adapter_store.add_sources import Source
+from deltatune.store.adapter_store.add_sources import AddedFolder
 from deltatune.store.adapter_store.object_files import Draft, told_digest
 from deltatune.store.adapter_store.store_entry import Entry, Given, describe
 from deltatune.store.adapter_store.store_folder import StoreFolder
@@ -30,7 +30,7 @@ class Added:
 
 
 def add_chunk(
-    place: StoreFolder, index: StoreIndex, sources: Iterable[Source], given: Given, replace: bool, added: Added
+    place: StoreFolder, index: StoreIndex, sources: Iterable[AddedFolder], given: Given, replace: bool, added: Added
 ) -> None:
     """Add adapters under the writers' lock, in one transaction; `added` gets what came of it."""
     drafts: list[Draft] = []
@@ -86,7 +86,7 @@ def _discard(drafts: Iterable[Draft]) -> None:
         shutil.rmtree(draft.folder, ignore_errors=True)
 
 
-def _present(place: StoreFolder, new: Source, index: StoreIndex, given: Given, replace: bool) -> Entry | None:
+def _present(place: StoreFolder, new: AddedFolder, index: StoreIndex, given: Given, replace: bool) -> Entry | None:
     """The entry of an adapter that is there with the same content; None if it is to be added.
 
     Raises DeltatuneError for a name that no adapter can have, and one that is taken.

@@ -18,7 +18,7 @@ _MARKS = tuple(name for name, kind in KINDS.items() if kind == "an adapter")
 
 
 @dataclass(frozen=True)
-class Source:
+class AddedFolder:
     """One adapter that is to be added."""
 
     folder: Path
@@ -37,13 +37,13 @@ class Source:
         return {}
 
 
-def source(folder: str | Path, name: str | None = None) -> Source:
+def source(folder: str | Path, name: str | None = None) -> AddedFolder:
     """One adapter by its folder, or by that of its run, under its own name or that of its folder."""
     path = expanded(folder)
-    return Source(path, name_of(path) if name is None else name)
+    return AddedFolder(path, name_of(path) if name is None else name)
 
 
-def sources_in(folder: str | Path) -> list[Source]:
+def sources_in(folder: str | Path) -> list[AddedFolder]:
     """The adapter of a folder, or else those of the folders in it. Raises DeltatuneError if there is none."""
     path = expanded(folder)
     check_directory(path, "adapter")

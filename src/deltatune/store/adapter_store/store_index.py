@@ -52,7 +52,7 @@ _TABLES = f"""
 
 
 @dataclass(frozen=True)
-class Storage:
+class StorageTotals:
     """What a store takes, and what full copies of the bases would take."""
 
     adapters: int
@@ -179,14 +179,14 @@ class StoreIndex:
         """All objects that entries refer to."""
         return {row[0] for row in self._rows("SELECT DISTINCT digest FROM entries")}
 
-    def storage(self) -> Storage:
+    def storage(self) -> StorageTotals:
         """What all objects take; adapters with the same fingerprint, or name, of the base have one base."""
         totals = self._rows(
             "SELECT base, max(base_bytes), count(*), sum(bytes * (first = name)) FROM (SELECT name, base, "
             "CASE content WHEN '' THEN base ELSE content END AS key, json_extract(body, '$.base.bytes') AS base_bytes, "
             "bytes, min(name) OVER (PARTITION BY digest) AS first FROM entries) GROUP BY key ORDER BY count(*) DESC"
         )
-        return Storage(
+        return StorageTotals(
             adapters=sum(count for _, _, count, _ in totals),
             bytes=sum(size for *_, size in totals),
             bases=tuple(name for name, *_ in totals if name),

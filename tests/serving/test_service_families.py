@@ -1,9 +1,13 @@
 """Servers of other families: an encoder-decoder that writes, an encoder that does not."""
 
+import shutil
+
 import pytest
 
 import deltatune
+from deltatune.serving.open_service import quantization_of
 from deltatune.serving.served_base import loads_for, public_name
+from deltatune.store.adapter_store import AdapterStore
 from deltatune.tasks import Classify, Generate, Tag, task_from_json
 from deltatune.training.inference.prediction import predict
 from support import models
@@ -92,3 +96,33 @@ def test_weights_of_soft_prompts_are_refused(tmp_path):
         assert "3 virtual tokens" in error["message"]
         base = served.post("/v1/completions", model="base", **body)
         assert served.post("/v1/completions", model="soft:0", **body)["choices"] == base["choices"]
+
+
+def test_an_adapter_of_peft(tmp_path):
+    """It does not say what it is for: it writes and embeds."""
+    write_adapters(tmp_path / "ours", {"lora": ("LoRA(r=2)", None)})
+    (tmp_path / "peft").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(tmp_path / "ours" / "lora" / name, tmp_path / "peft" / name)
+    with Served(tmp_path, add=False).running() as served:
+        served.store.add(tmp_path / "ours" / "lora", "lora")
+        served.store.add(tmp_path / "peft", "peft")
+        body = {"prompt": TEXTS[0], "temperature": 0, "max_tokens": 6}
+        ours, theirs = (served.post("/v1/completions", model=name, **body)["choices"] for name in ("lora", "peft"))
+        assert ours == theirs
+        assert theirs != served.post("/v1/completions", model="base", **body)["choices"]
+        assert (
+            "does not say what it was trained for" in served.refused("/v1/classify", model="peft", input="a")["message"]
+        )
+
+
+def test_the_base_is_stored_as_the_adapters_say(tmp_path):
+    host = deltatune.Host(models.tiny("llama", "lm", dropout=False))
+    host.attach("a", deltatune.parse("LoRA(r=2)"), head=False)
+    for name, extra in (("coded", {"quantize": "nf4"}), ("plain", {})):
+        host.save("a", tmp_path / name, extra={"task": WRITE.to_json(), "model": "tiny", **extra})
+    store = AdapterStore(tmp_path / "store")
+    store.add(tmp_path / "coded")
+    assert quantization_of(store).startswith("NF4") or quantization_of(store) == "nf4"
+    store.add(tmp_path / "plain")
+    assert quantization_of(store) is None

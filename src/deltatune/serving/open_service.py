@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
+from deltatune.core.quantization.schemes import scheme_text
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import BUILTIN, ORIGIN, load_backbone
 from deltatune.serving.engine.engine import Engine
@@ -16,6 +17,9 @@ from deltatune.serving.served_base import loads_for, served_base
 from deltatune.serving.service import Service
 from deltatune.store.adapter_store import AdapterStore
 from deltatune.store.adapter_store.store_entry import Entry
+
+SAMPLE = 8
+"""Adapters of a store that say how its base is stored."""
 
 
 @contextmanager
@@ -31,10 +35,12 @@ def open_service(
 ) -> Iterator[Service]:
     """Load a base and start an engine for it and the adapters of a store; both end with the `with` block.
 
-    quantize: how the base is stored, such as nf4. precision: auto, float32 or bfloat16. adapters: how many are in
-    memory at once. Raises DeltatuneError for a model that cannot be loaded, and where no adapter of the store is its.
+    quantize: how the base is stored, such as nf4; None as the adapters say. precision: auto, float32 or bfloat16.
+    adapters: how many are in memory at once. Raises DeltatuneError for a model that cannot be loaded, and where no
+    adapter of the store is its.
     """
-    backbone, tokenizer = load_backbone(model, answers=loads_for(model), quantize=quantize)
+    scheme = quantization_of(store) if quantize is None else scheme_text(quantize)
+    backbone, tokenizer = load_backbone(model, answers=loads_for(model), quantize=scheme)
     host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
     base = served_base(host, model, other_base)
     check_bases(store, model, base.fits)
@@ -57,8 +63,8 @@ def check_bases(store: AdapterStore, model: str, fits: Callable[[Entry], bool]) 
         names = sorted({entry.base.name or "without a name" for entry in entries})
         raise DeltatuneError(
             f"none of the {len(entries)} adapters of {store} was trained on {model}: their bases are "
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; give one of them with --model, or accept "
-            "other weights of the same shapes with --other-base"
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; give one of them with --model, store it "
+            "as it was in training with --quantize, or accept other weights of the same shapes with --other-base"
         )
 
 
@@ -69,3 +75,14 @@ def base_of(store: AdapterStore) -> str:
         return BUILTIN if names[0] == ORIGIN else names[0]
     what = f"name {len(names)} bases ({', '.join(names[:5])})" if names else "name no base"
     raise DeltatuneError(f"the adapters of {store} {what}; say with --model which one is served")
+
+
+def quantization_of(store: AdapterStore) -> str | None:
+    """How the base was stored when the adapters of a store were trained, if the first ones agree; None for plain."""
+    schemes = set()
+    for name in store.names()[:SAMPLE]:
+        with suppress(DeltatuneError):  # what is damaged is told when it is asked for
+            extra = getattr(store.read(name), "extra", None) or {}
+            if "task" in extra:
+                schemes.add(scheme_text(extra.get("quantize")))
+    return schemes.pop() if len(schemes) == 1 else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from deltatune.cli.commands.store import VARIABLE
 from deltatune.cli.options import CHECK_PRECISION, DATA, option
-from deltatune.cli.quantize_options import Quantize
+from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.screen import say
 from deltatune.cli.ui.serve_screen import show_started
 from deltatune.core.errors import DeltatuneError
@@ -59,7 +59,7 @@ def serve(
     other_base: Annotated[
         bool, option("--other-base", panel=DATA, help="Serve adapters of other weights of the same shapes too.")
     ] = False,
-    quantize: Quantize = None,
+    quantize: AdapterQuantize = None,
     precision: Annotated[
         str,
         option("--precision", panel=DATA, metavar="KIND", help="auto, float32 or bfloat16.", callback=CHECK_PRECISION),
@@ -146,7 +146,7 @@ def serve(
                 opened,
                 base,
                 other_base=other_base,
-                quantize=None if quantize == "none" else quantize,
+                quantize=quantize,
                 precision=precision,
                 adapters=adapters_in_memory,
                 limits=EngineLimits(rows=rows, queue=queue),

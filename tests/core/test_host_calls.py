@@ -164,6 +164,7 @@ def test_a_head_that_no_such_model_has_is_refused(kind, pooling, dense, words):
     assert all(torch.equal(tensor, before[name]) for name, tensor in host.base.tensors())
 
 
+@pytest.mark.slow
 def test_the_merged_folder_of_a_classifier_is_one_for_auto_classes_and_pipelines(tmp_path):
     from deltatune.store.merged_model import save_merged
 
@@ -206,6 +207,7 @@ def test_disabled_is_the_bare_base_for_a_block():
     assert torch.equal(logits(host.model), adapted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_print_trainable_parameters_says_what_peft_says(kind, capsys):
     peft = pytest.importorskip("peft")

@@ -46,6 +46,7 @@ def test_an_adapter_goes_to_the_hub_and_comes_back(hub):
     assert torch.equal(logits(again), logits(host))
 
 
+@pytest.mark.slow
 def test_the_models_own_call_does_the_same(hub):
     host = lm_host("llama")
     host.model.push_to_hub("me/german", commit_message="Trained", max_shard_size="5GB")
@@ -56,6 +57,7 @@ def test_the_models_own_call_does_the_same(hub):
         host.model.save_pretrained("german", push_to_hub=True, repo_id="me/german")
 
 
+@pytest.mark.slow
 def test_a_revision_is_kept(hub):
     host = lm_host("llama")
     host.push_to_hub("me/german")
@@ -74,6 +76,7 @@ def test_a_revision_is_kept(hub):
         bare().load("me/german", revision="third")
 
 
+@pytest.mark.slow
 def test_another_method_replaces_the_files_of_the_first(hub):
     host = lm_host("llama")
     host.push_to_hub("me/german")
@@ -113,6 +116,7 @@ def test_the_card_says_what_is_known_and_stays_when_the_author_has_written(hub):
     assert files_of(hub["me/german"])["README.md"] == b"by the author"
 
 
+@pytest.mark.slow
 def test_a_local_path_of_the_base_is_no_name_on_the_hub(hub, tmp_path):
     host = lm_host("llama")
     host.model.config._name_or_path = str(tmp_path)
@@ -120,6 +124,7 @@ def test_a_local_path_of_the_base_is_no_name_on_the_hub(hub, tmp_path):
     assert "base_model" not in yaml.safe_load(files_of(hub["me/german"])["README.md"].decode().split("---")[1])
 
 
+@pytest.mark.slow
 def test_damaged_files_on_the_hub_are_refused(hub):
     lm_host("llama").push_to_hub("me/german")
     hub["me/german"].commit("main", {"adapter.safetensors": b"x"})
@@ -129,6 +134,7 @@ def test_damaged_files_on_the_hub_are_refused(hub):
     assert not host.adapters
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(hub):
     lm_host("llama").push_to_hub("me/german")
     other = deltatune.Host(models.tiny("llama", "lm", dropout=False))
@@ -139,6 +145,7 @@ def test_another_base_is_refused(hub):
         other.load("me/german")
 
 
+@pytest.mark.slow
 def test_code_and_pickles_are_not_fetched(hub, tmp_path):
     lm_host("llama").push_to_hub("me/german")
     hub["me/german"].commit("main", {"modeling.py": b"raise SystemExit", "optimizer.pt": b"x", "weights.bin": b"x"})
@@ -153,6 +160,7 @@ def test_names_that_are_not_there_say_both_places(hub):
         bare().load("me/nothing")
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_said(hub):
     host = lm_host("llama")
     with pytest.raises(DeltatuneError, match="the hub did not take 'a' as forbidden/german"):
@@ -162,6 +170,7 @@ def test_what_the_hub_refuses_is_said(hub):
     assert "me/german" not in hub
 
 
+@pytest.mark.slow
 def test_one_of_several_adapters_must_be_chosen(hub):
     host = lm_host("llama")
     host.attach("b", LoRA(r=2), head=False)

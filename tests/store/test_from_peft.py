@@ -216,7 +216,11 @@ def test_every_row_of_the_page_is_tested():
     assert all(f"{name}(" in (root / file).read_text(encoding="utf-8") for name, file in ELSEWHERE.items())
 
 
+QUICK = ("adapter_names", "add_weighted_adapter", "merge_and_unload")
+SOME = [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS]
+
+
 @pytest.mark.filterwarnings("ignore")  # PEFT's own
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", SOME)
 def test_both_columns_give_the_same(row, pair, tmp_path):
     ROWS[row](*pair, tmp_path)

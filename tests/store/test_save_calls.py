@@ -18,7 +18,11 @@ from deltatune.core.errors import DeltatuneError
 from support import models
 
 TEXTS = [f"the cat sat on the mat and the dog {word} it" for word in ("saw", "bit", "ate", "had")] * 4
-METHODS = ["LoRA(r=2)", "Bottleneck(size=4)", "Prefix(length=3)"]
+METHODS = [
+    "LoRA(r=2)",
+    pytest.param("Bottleneck(size=4)", marks=pytest.mark.slow),
+    pytest.param("Prefix(length=3)", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture
@@ -111,6 +115,7 @@ def test_from_pretrained_gives_the_adapted_model_or_an_error(method, base, tmp_p
         AutoModel.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_parts_of_the_model_that_could_be_saved_alone_write_the_adapter_too(base, tmp_path):
     host = hosted(base)
     host.model.model.save_pretrained(tmp_path / "body")
@@ -126,6 +131,7 @@ def test_the_base_is_written_where_it_is_asked_for(base, tmp_path):
     assert torch.equal(logits(reload(tmp_path / "out" / "base_model", tmp_path / "out").model), logits(host.model))
 
 
+@pytest.mark.slow
 def test_several_adapters_are_chosen_by_name(base, tmp_path):
     host = hosted(base)
     host.attach("other", LoRA(r=3))
@@ -288,9 +294,7 @@ def test_the_adapters_tensors_alone_load_into_their_host(base):
 # ---- transformers' Trainer
 
 
-@pytest.mark.parametrize(
-    "method", [METHODS[0], *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS[1:])]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_checkpoints_of_a_trainer_hold_the_adapter_and_resume(method, base, tmp_path):
     host = hosted(base, method)
     train(host, tmp_path / "run")
@@ -413,6 +417,7 @@ def test_accelerate_with_the_hosts_hooks_writes_the_adapter_alone(base, tmp_path
     assert (tmp_path / "other" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_save_model_of_accelerate_has_no_config_and_all_tensors(base, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
@@ -426,6 +431,7 @@ def test_save_model_of_accelerate_has_no_config_and_all_tensors(base, tmp_path):
     assert torch.equal(logits(twin.model), logits(host.model))
 
 
+@pytest.mark.slow
 def test_the_file_of_adapters_is_no_checkpoint_for_accelerate(base, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     hosted(base).model.save_pretrained(tmp_path / "out")
@@ -444,6 +450,7 @@ def sentences(tmp_path):
     return library.SentenceTransformer(str(tmp_path / "bert"), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", METHODS)
 def test_sentence_transformers_save(method, sentences, tmp_path):
@@ -467,6 +474,7 @@ def test_sentence_transformers_save(method, sentences, tmp_path):
         assert abs(itself.encode(TEXTS[:2]) - wanted).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_host_on_the_sentence_transformer_itself_is_refused(sentences):
     """Its forward calls each of its children in turn, the adapters among them."""
     with pytest.raises(DeltatuneError, match=r"Sequential.*take its part '0\.model' \(BertModel\)"):

@@ -227,6 +227,16 @@ def test_print_trainable_parameters_says_what_peft_says(kind, capsys):
     assert capsys.readouterr().out.startswith("trainable params: 0 ||")
 
 
+def test_quantised_weights_count_as_the_values_that_they_are(capsys):
+    model = models.tiny("llama", "lm")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    deltatune.quantize_(model, "nf4")
+    host = deltatune.Host(model)
+    count = host.attach("a", LoRA(r=2)).count
+    host.print_trainable_parameters()
+    assert f"trainable params: {count:,} || all params: {size + count:,} ||" in capsys.readouterr().out
+
+
 def test_tables_for_notebooks_are_escaped():
     page = html_table("<b>&", ("<i>",), [("<script>", 3)], "<u>")
     assert "<b>&amp;" not in page.replace("<p><b>", "")

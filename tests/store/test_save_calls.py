@@ -131,6 +131,21 @@ def test_the_base_is_written_where_it_is_asked_for(base, tmp_path):
     assert torch.equal(logits(reload(tmp_path / "out" / "base_model", tmp_path / "out").model), logits(host.model))
 
 
+def test_a_quantised_base_is_not_written_as_a_plain_one(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    deltatune.quantize_(model, "int8")
+    host = deltatune.Host(model)
+    host.attach("mine", LoRA(r=2))
+    with pytest.raises(DeltatuneError, match=r"the base is stored in int8.*save_quantized\(model, folder\)"):
+        model.save_pretrained(tmp_path / "out", base=True)
+    assert not (tmp_path / "out").exists()
+    model.save_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match="Unrecognized model"):  # PEFT would take the plain base
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with pytest.raises(DeltatuneError, match="without quantisation"):
+        reload(base, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_several_adapters_are_chosen_by_name(base, tmp_path):
     host = hosted(base)

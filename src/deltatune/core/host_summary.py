@@ -41,7 +41,7 @@ def trainable_line(model: nn.Module, sites: Sites, adapters: Mapping[str, Adapte
 
     A quantised weight counts as many parameters as it has values.
     """
-    coded = {site.module: site.width_in * site.width_out for site in sites.weights.values() if site.quantized}
+    coded = {site.module: site.params for site in sites.weights.values() if site.quantized}
     own = {
         id(parameter): parameter.numel()
         for path, module in model.named_modules()

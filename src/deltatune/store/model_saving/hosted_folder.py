@@ -132,6 +132,11 @@ def _obstacles(host: Host, folder: Path, names: Sequence[str], earlier: Sequence
         problems.append(f"{folder} holds an adapter; choose another folder, or host.save(name, folder) to replace it")
     if base and BASE in names:
         problems.append(f"an adapter is called {BASE!r}, as the folder of the base; save it under another name")
+    if base and _quantized(host) and not hasattr(host.model, "hf_quantizer"):
+        problems.append(
+            f"the base is stored in {', '.join(_quantized(host))}, for which save_pretrained has no format; write it "
+            "with deltatune.save_quantized(model, folder), and the adapters without base=True"
+        )
     if base and not isinstance(host.model, PreTrainedModel):
         problems.append(f"{type(host.model).__name__} is not a model of transformers, whose folder this could write")
     return problems
@@ -144,6 +149,11 @@ def _holds_adapters(file: Path) -> bool:
             return (content.metadata() or {}).get("format") == FORMAT
     except (OSError, SafetensorError):
         return False
+
+
+def _quantized(host: Host) -> list[str]:
+    """How the base's quantised weights are stored."""
+    return sorted({str(site.quantized) for site in host.sites.weights.values() if site.quantized})
 
 
 def _base_name(host: Host) -> str:
@@ -178,6 +188,8 @@ def _write_peft(host: Host, folder: Path, names: Sequence[str]) -> bool:
     whole = adapter.head is None and not own_head and dict(host.route.uniform) == {names[0]: 1.0}
     if not whole or host.route.rows is not None or not (source / PEFT_CONFIG).is_file():
         return False
+    if _quantized(host):
+        return False  # PEFT would put it onto the plain base, which has other values
     if adapter.dropped or read_json(source / PEFT_CONFIG).get("peft_type") not in INJECTED:
         return False
     for file in (PEFT_CONFIG, PEFT_TENSORS):

@@ -56,8 +56,8 @@ def _refusal(head: Any, reason: str) -> str:
     shape = f" (pooling={pooling!r}, dense={getattr(config, 'dense', None)})" if pooling else ""
     return (
         f"the head{shape} cannot be part of the model: {reason}. Keep it beside the merged body, as `deltatune merge` "
-        "does in FOLDER/adapter, or train with a head that transformers has (--pooling, --dense): for BERT pooling='pooler', or "
-        "pooling='cls' with dense=True; for RoBERTa the latter; for GPT-2 pooling='last'"
+        "does in FOLDER/adapter, or train with a head that transformers has (--pooling, --dense): for BERT "
+        "pooling='pooler', or pooling='cls' with dense=True; for RoBERTa the latter; for GPT-2 pooling='last'"
     )
 
 

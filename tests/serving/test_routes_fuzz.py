@@ -144,4 +144,5 @@ def test_after_all_that_it_answers(served):
     assert served.engine.statistics().running == 0
     assert isinstance(served.http.get("/health"), httpx.Response)
     assert served.post("/v1/completions", **GOOD["/v1/completions"])["choices"]
-    assert not [event for event in served.events() if event["event"] == "error"]
+    errors = [event for event in served.events() if event["event"] == "error"]
+    assert not [event for event in errors if "secret words" not in event["traceback"]]  # of test_routes_failures

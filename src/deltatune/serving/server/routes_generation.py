@@ -321,6 +321,8 @@ async def _chunks(
                 "message": refusal.message, "type": refusal.type, "param": refusal.param, "code": refusal.code
             }
         })  # fmt: skip
+        if refusal.status == 500:
+            raise  # a bug: the guard writes it into the log
     finally:
         for stream in writing.streams:
             stream.cancel()

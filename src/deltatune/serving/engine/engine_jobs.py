@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from deltatune.core.host import Host
-from deltatune.serving.engine.prompt_reading import PromptRow
+from deltatune.serving.engine.prompt_reading import PromptReading
 from deltatune.serving.engine.requests import (
     DoneEvent,
     DoneReason,
@@ -30,7 +30,7 @@ Route = Mapping[str, float]
 
 
 @dataclass(eq=False)
-class Job:
+class EngineJob:
     """One request in the engine."""
 
     ticket: Ticket
@@ -84,12 +84,12 @@ class Job:
 
 
 @dataclass(eq=False)
-class GenerateJob(Job):
+class GenerateJob(EngineJob):
     """A prompt to continue."""
 
     virtual: int = 0
     """Virtual tokens in front of the prompt."""
-    prompt: PromptRow = field(default_factory=lambda: PromptRow([]))
+    prompt: PromptReading = field(default_factory=lambda: PromptReading([]))
     generated: list[int] = field(default_factory=list)
     from_cache: int = 0
     apart: bool = False
@@ -129,7 +129,7 @@ class GenerateJob(Job):
 
 
 @dataclass(eq=False)
-class RowsJob(Job):
+class RowsJob(EngineJob):
     """Rows to answer, whose answers come from one or several passes."""
 
     encoded: Encoded | None = None
@@ -151,7 +151,7 @@ class RowsJob(Job):
         return [i for i, value in enumerate(self.values) if value is None]
 
 
-def check_soft_weights(host: Host, job: Job) -> None:
+def check_soft_weights(host: Host, job: EngineJob) -> None:
     """Raise CannotServe for a weight of an adapter with virtual tokens, which have none; 0 leaves it out of a text."""
     possible = (1.0,) if isinstance(job, RowsJob) else (0.0, 1.0)
     weights = job.ticket.request.adapters

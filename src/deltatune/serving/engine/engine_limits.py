@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from deltatune.core.errors import raise_all
+from deltatune.core.host import Host
+from deltatune.serving.serving_errors import RequestTooLong
+from deltatune.tasks.tokenization import longest_input
 from deltatune.training.scaling.feature_cache import free_memory
 
 
@@ -49,4 +52,16 @@ class EngineLimits:
             pass_tokens=self.pass_tokens or (512 if device.type == "cpu" else 2048),
             cache_bytes=self.cache_bytes or free // 4,
             prompt_cache_bytes=self.prompt_cache_bytes or free // 8,
+        )
+
+
+def check_positions(host: Host, prompt: int, new: int, taken: int) -> None:
+    """Raise RequestTooLong where a prompt and its answer have more tokens than the model has positions."""
+    positions = longest_input(host.model)
+    apart = host.sites.facts.encoder_decoder  # the encoder reads the prompt, the decoder the answer
+    longest = max(prompt + taken, new + 1) if apart else prompt + taken + new
+    if positions is not None and longest > positions:
+        adapter = f", the adapter takes {taken}" if taken else ""
+        raise RequestTooLong(
+            f"the prompt has {prompt} tokens and {new} may be generated{adapter}; this model has {positions} positions"
         )

@@ -22,15 +22,15 @@ from deltatune.core.host import Host
 from deltatune.core.route import read_route
 from deltatune.core.seams.weight_override import check_exclusive
 from deltatune.serving.engine.decoding_lane import DecodingLane
-from deltatune.serving.engine.engine_jobs import GenerateJob, Job, RowsJob, check_soft_weights
-from deltatune.serving.engine.engine_limits import EngineLimits
+from deltatune.serving.engine.engine_jobs import EngineJob, GenerateJob, RowsJob, check_soft_weights
+from deltatune.serving.engine.engine_limits import EngineLimits, check_positions
 from deltatune.serving.engine.prompt_cache import PromptCache
 from deltatune.serving.engine.routed_host import RoutedHost
 from deltatune.serving.engine.row_passes import RowPasses
 from deltatune.serving.engine.whole_batches import WholeBatchLane
 from deltatune.serving.residency import Residency
-from deltatune.serving.serving_errors import EngineStopped, RequestTooLong
-from deltatune.tasks.tokenization import longest_input, padding_id
+from deltatune.serving.serving_errors import EngineStopped
+from deltatune.tasks.tokenization import padding_id
 from deltatune.training.inference.prediction import positions_taken
 
 QUANTUM = 8
@@ -72,8 +72,8 @@ class EngineWorker:
         """Bytes of a token's keys and values; None where rows cannot join at any step."""
         self.padding = padding_id(tokenizer)
         self.counts = Counts()
-        self.waiting: deque[Job] = deque()
-        self.active: list[Job] = []
+        self.waiting: deque[EngineJob] = deque()
+        self.active: list[EngineJob] = []
         """Jobs whose adapters are pinned."""
         self.calls: deque[tuple[Callable[[Host], Any], Future[Any]]] = deque()
         self.lanes: dict[str | None, Lane] = {}
@@ -200,11 +200,11 @@ class EngineWorker:
                 self._take_up(job)
                 job.end("error", error)
 
-    def _queue(self) -> list[Job]:
+    def _queue(self) -> list[EngineJob]:
         with self.changed:
             return list(self.waiting)
 
-    def _take_up(self, job: Job) -> None:
+    def _take_up(self, job: EngineJob) -> None:
         with self.changed:
             if job not in self.active:
                 self.waiting.remove(job)
@@ -221,7 +221,7 @@ class EngineWorker:
         within = (len(running) + 1) * longest * self.token_bytes <= self.limits.cache_bytes
         return within and len(running) < self.limits.rows
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: EngineJob) -> None:
         host = self.routed.host
         weights = job.ticket.request.adapters
         job.route = {resident.host_name: float(weights[resident.name]) for resident in job.pinned}
@@ -331,15 +331,3 @@ class EngineWorker:
         self._turns += 1
         self._last_turns[self._current] = self._turn = self._turn + 1
         return self.lanes[self._current]
-
-
-def check_positions(host: Host, prompt: int, new: int, taken: int) -> None:
-    """Raise RequestTooLong where a prompt and its answer have more tokens than the model has positions."""
-    positions = longest_input(host.model)
-    apart = host.sites.facts.encoder_decoder  # the encoder reads the prompt, the decoder the answer
-    longest = max(prompt + taken, new + 1) if apart else prompt + taken + new
-    if positions is not None and longest > positions:
-        adapter = f", the adapter takes {taken}" if taken else ""
-        raise RequestTooLong(
-            f"the prompt has {prompt} tokens and {new} may be generated{adapter}; this model has {positions} positions"
-        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from deltatune.models.architecture import family
-from deltatune.serving.engine.prompt_reading import PromptRow, read_on_
+from deltatune.serving.engine.prompt_reading import PromptReading, read_on_
 from deltatune.serving.engine.routed_host import RoutedHost, attempt
 from deltatune.serving.engine.running_cache import RunningCache, next_logits
 
@@ -43,7 +43,7 @@ def bytes_per_token(routed: RoutedHost) -> int | None:
 
 def _joined_logits(routed: RoutedHost, ids: list[list[int]]) -> tuple[Tensor, int]:
     """Logits (2, V) behind two texts: the second joins the first while that generates, the first was read in parts."""
-    first, second = PromptRow(ids[0][:-2]), PromptRow(ids[1][:-1])
+    first, second = PromptReading(ids[0][:-2]), PromptReading(ids[1][:-1])
     cache = RunningCache()
     read_on_(routed.host, [first], [4], routed.bfloat16)
     read_on_(routed.host, [first], [first.left], routed.bfloat16)

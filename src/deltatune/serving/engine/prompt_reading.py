@@ -24,7 +24,7 @@ from deltatune.training.inference.batches import device_of
 
 
 @dataclass
-class PromptRow:
+class PromptReading:
     """A prompt that is being read."""
 
     ids: list[int]
@@ -48,7 +48,7 @@ class PromptRow:
         return self.parts[0]
 
 
-def read_on_(host: Host, rows: Sequence[PromptRow], counts: Sequence[int], bfloat16: bool) -> Tensor:
+def read_on_(host: Host, rows: Sequence[PromptReading], counts: Sequence[int], bfloat16: bool) -> Tensor:
     """Read each row's next `counts[i]` tokens under the current route; return logits (B, V) behind the last of them."""
     device = device_of(host)
     pasts = [row.read for row in rows]
@@ -83,7 +83,7 @@ def read_on_(host: Host, rows: Sequence[PromptRow], counts: Sequence[int], bfloa
     return logits
 
 
-def _past(rows: Sequence[PromptRow], columns: int) -> Cache:
+def _past(rows: Sequence[PromptReading], columns: int) -> Cache:
     """A cache of the keys and values that the rows have read before, which all end at one column."""
     started = next((row for row in rows if row.read), None)
     if started is None:

@@ -199,7 +199,7 @@ Event = TokenEvent | RowsEvent | DoneEvent
 
 
 @dataclass(frozen=True)
-class Result:
+class RequestResult:
     """All events of a request together."""
 
     tokens: tuple[TokenEvent, ...]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
-from deltatune.serving.engine.requests import DoneEvent, Event, Request, Result, RowsEvent, TokenEvent
+from deltatune.serving.engine.requests import DoneEvent, Event, Request, RequestResult, RowsEvent, TokenEvent
 
 
 class Ticket:
@@ -41,7 +41,7 @@ class Ticket:
         """The end of the request, None while it goes on."""
         return self._done
 
-    def result(self, timeout: float | None = None) -> Result:
+    def result(self, timeout: float | None = None) -> RequestResult:
         """Wait for the end and return all events that were not read before. A failed request raises its error.
 
         Raises TimeoutError after `timeout` seconds; the request goes on.
@@ -63,7 +63,7 @@ class Ticket:
             done = self._done
         if done.error is not None:
             raise done.error
-        return Result(tuple(tokens), rows, done)
+        return RequestResult(tuple(tokens), rows, done)
 
     def __iter__(self) -> Iterator[Event]:
         while True:

@@ -102,13 +102,13 @@ def test_long_inputs_are_cut_as_predict_does(served, offline):
 
 
 def test_seeds_and_choices(served):
-    drawn = {"temperature": 1.0, "max_tokens": 8, "n": 3, "seed": 7}
+    drawn = {"temperature": 1.0, "max_tokens": 8, "n": 3, "seed": 7, "extra_body": {"ignore_eos": True}}
     first, again = (completed(served, **drawn) for _ in range(2))
     texts = [choice.text for choice in first.choices]
     assert texts == [choice.text for choice in again.choices]
     assert len(set(texts)) == 3
-    assert completed(served, temperature=1.0, max_tokens=8, seed=7).choices[0].text == texts[0]
-    assert completed(served, temperature=1.0, max_tokens=8, seed=8).choices[0].text != texts[0]
+    assert completed(served, **{**drawn, "n": 1}).choices[0].text == texts[0]
+    assert completed(served, **{**drawn, "n": 1, "seed": 8}).choices[0].text != texts[0]
     assert first.usage.prompt_tokens == 5
     assert first.usage.completion_tokens == 24
     assert streamed(served, **drawn)[0] == dict(enumerate(texts))

@@ -321,7 +321,7 @@ def test_a_folder_with_peft_files_only(tmp_path):
         ),
         ("bert", None, peft.LoraConfig(target_modules=["query"], init_lora_weights="pissa"), "base's weights"),
         ("bert", None, peft.LoraConfig(target_modules=["query"], bias="lora_only"), "biases"),
-        ("bert", None, peft.LoHaConfig(target_modules=["query"]), "its type is LOHA; supported types: LORA"),
+        ("bert", None, peft.HRAConfig(target_modules=["query"]), "its type is HRA; supported types: LORA"),
         (
             "bert",
             None,

@@ -1,13 +1,15 @@
 """PEFT's further types in both directions: equal outputs, and training that goes on alike from a folder of theirs."""
 
+import json
 import warnings
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_peft import opened, outputs_of, randomize_, saved
 
-from deltatune import Host, parse
+from deltatune import DeltatuneError, Host, parse
 from deltatune.store.peft import peft_obstacles
 from support import models
 from support.peft_training import losses
@@ -60,7 +62,7 @@ THEIRS = [
     ("llama", "lm", peft.LoKrConfig(r=7, target_modules=["down_proj"], decompose_factor=3, init_weights="lycoris")),
     ("t5", "lm", peft.LoKrConfig(r=3, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM")),
     ("bert", "classify", peft.OFTConfig(oft_block_size=8, target_modules=["query", "value"], task_type="SEQ_CLS")),
-    ("llama", "lm", peft.OFTConfig(oft_block_size=0, r=4, target_modules=["q_proj", "v_proj"])),
+    ("llama", "lm", peft.OFTConfig(oft_block_size=0, r=4, target_modules=["q_proj", "down_proj"])),  # blocks of 8, 12
     ("llama", "lm", peft.OFTConfig(
         oft_block_size=8, target_modules=["q_proj", "down_proj"], use_cayley_neumann=False, block_share=True)),
     ("llama", "lm", peft.OFTConfig(
@@ -106,11 +108,26 @@ def without_cuda(monkeypatch):
     monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", BlockDiagonal)
 
 
-def named(cases):
-    return [pytest.param(*case, id=f"{type(case[2]).__name__}-{case[0]}-{i}") for i, case in enumerate(cases)]
+def named(cases, kind_of):
+    """The cases with names; the first of each kind is quick."""
+    seen, params = set(), []
+    for number, case in enumerate(cases):
+        kind = kind_of(case)
+        marks = [pytest.mark.slow] if kind in seen else []
+        seen.add(kind)
+        params.append(pytest.param(*case, id=f"{kind}-{case[0]}-{number}", marks=marks))
+    return params
 
 
-@pytest.mark.parametrize(("kind", "method", "head"), OURS)
+def method_name(case):
+    return case[1].partition("(")[0]
+
+
+def config_name(case):
+    return type(case[2]).__name__
+
+
+@pytest.mark.parametrize(("kind", "method", "head"), named(OURS, method_name))
 def test_peft_reads_our_folder(kind, method, head, tmp_path):
     host = Host(models.tiny(kind, head))
     adapter = host.attach("a", parse(method))
@@ -133,7 +150,7 @@ def test_peft_reads_our_folder(kind, method, head, tmp_path):
     torch.testing.assert_close(outputs_of(again.model, kind, head, "right"), mine, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "head", "config"), named(THEIRS))
+@pytest.mark.parametrize(("kind", "head", "config"), named(THEIRS, config_name))
 def test_we_read_their_folder(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
@@ -148,7 +165,8 @@ def test_we_read_their_folder(kind, head, config, tmp_path):
 TRAINED = [case for i, case in enumerate(THEIRS) if i in (0, 3, 4, 8, 10, 13, 14, 16, 17, 19, 21, 22, 25)]
 
 
-@pytest.mark.parametrize(("kind", "head", "config"), named(TRAINED))
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "head", "config"), named(TRAINED, config_name))
 def test_training_goes_on_as_theirs(kind, head, config, tmp_path):
     theirs = saved(kind, head, config, tmp_path / "a")
     host = Host(models.tiny(kind, head))
@@ -173,3 +191,74 @@ def test_training_goes_on_as_theirs(kind, head, config, tmp_path):
 def test_obstacles_are_named(kind, method, words):
     (reason,) = peft_obstacles(parse(method), Host(models.tiny(kind, "lm")))
     assert words in reason
+
+
+CHANGES = [
+    (peft.LoHaConfig(r=3, target_modules=["query"]), {"r": 4}, "r is 4 for encoder.layer.0.attention.self.query"),
+    (peft.LoHaConfig(r=3, target_modules=["query"]), {"alpha": "8"}, "alpha is '8', it must be a number"),
+    (peft.LoHaConfig(r=3, target_modules=["query"]), {"bias": "all"}, "changed the base's biases"),
+    (peft.LoKrConfig(r=2, target_modules=["query"]), {"decompose_factor": 0}, "factor must be at least 1"),
+    (peft.LoKrConfig(r=2, target_modules=["query"]), {"decompose_factor": 2}, r"shape \(4, 4\) in the file, \(2, 2\)"),
+    (peft.LoKrConfig(r=2, target_modules=["query"]), {"rank_pattern": {"query": 3}}, "r is 3 for"),
+    (peft.OFTConfig(oft_block_size=8, target_modules=["query"]), {"peft_version": "0.17.1"}, "before 0.18"),
+    (peft.OFTConfig(oft_block_size=8, target_modules=["query"]), {"oft_block_size": None}, "oft_block_size"),
+    (peft.OFTConfig(oft_block_size=8, target_modules=["query"]), {"num_cayley_neumann_terms": 1}, "no rotation"),
+    (peft.OFTConfig(oft_block_size=8, target_modules=["query"]), {"block_share": True}, r"\(1, 28\)"),
+    (peft.BOFTConfig(target_modules=["query"]), {"bias": "boft_only"}, "changed the base's biases"),
+    (peft.FourierFTConfig(n_frequency=50, target_modules=["query"]), {"n_frequency": 60}, "n_frequency is 60 for"),
+    (peft.FourierFTConfig(n_frequency=50, target_modules=["query"]), {"random_loc_seed": None}, "random_loc_seed"),
+    (peft.FourierFTConfig(n_frequency=50, target_modules=["query", "value"], n_frequency_pattern={"value": 60}), {},
+        "FourierFT has one n"),
+    (peft.FourierFTConfig(n_frequency=50, target_modules=["query"]), {"n_frequency_pattern": {"(a+)+$": 3}},
+        "may take without end"),
+    (peft.VBLoRAConfig(num_vectors=9, vector_length=16, target_modules=["query"]), {"topk": 0}, "k must be at least 1"),
+    (peft.VBLoRAConfig(num_vectors=9, vector_length=16, target_modules=["query"]), {"r": 3}, r"\(4, 2, 9\)"),
+    (peft.LNTuningConfig(target_modules=["query"]), {}, "query, which is not a norm site"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "changes", "words"), CHANGES)
+def test_what_does_not_fit_is_named(config, changes, words, tmp_path):
+    saved("bert", None, config, tmp_path / "a")
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    host = Host(models.tiny("bert"))
+    with pytest.raises(DeltatuneError, match=words):
+        host.load(tmp_path / "a")
+    assert host.adapters == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "suffix", "words"),
+    [
+        (peft.LoHaConfig(r=3, target_modules=["query"]), "hada_w2_a", "required are hada_w1_a, hada_w1_b"),
+        (peft.LoKrConfig(r=2, target_modules=["query"]), "lokr_w2_b", "lokr_w1, lokr_w2_a; required are"),
+        (peft.OFTConfig(oft_block_size=8, target_modules=["query"]), "oft_R.weight", "it has no tensors oft_R.weight"),
+        (peft.BOFTConfig(target_modules=["query"]), "boft_s", "has tensors boft_R; required are boft_R, boft_s"),
+        (peft.VBLoRAConfig(num_vectors=9, vector_length=16, target_modules=["query"]), "vector_bank", "it has no bank"),
+        (peft.LNTuningConfig(target_modules=["LayerNorm"]), "bias", "has no tensor|missing"),
+    ],
+)
+def test_missing_tensors_are_named(config, suffix, words, tmp_path):
+    saved("bert", None, config, tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if not key.endswith(suffix)}, path)
+    with pytest.raises(DeltatuneError, match=words):
+        Host(models.tiny("bert")).load(tmp_path / "a")
+
+
+def test_embeddings_of_oft_are_refused(tmp_path):
+    config = peft.OFTConfig(oft_block_size=8, target_modules=["word_embeddings"])
+    saved("bert", None, config, tmp_path / "a")
+    with pytest.raises(DeltatuneError, match="embeddings are no sites of OFT"):
+        Host(models.tiny("bert")).load(tmp_path / "a")
+
+
+def test_blocks_of_several_widths_are_refused(tmp_path):
+    saved("bert", None, peft.OFTConfig(oft_block_size=8, target_modules=["query"]), tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.encoder.layer.1.attention.self.query.oft_R.weight"] = torch.zeros(2, 120)
+    save_file(tensors, path)
+    with pytest.raises(DeltatuneError, match=r"its blocks have the widths (8|16) at encoder\S+, (8|16) at encoder"):
+        Host(models.tiny("bert")).load(tmp_path / "a")

@@ -1,5 +1,6 @@
 """A bank: slots, groups, errors, dtypes, routes; what the laws of banks do not say."""
 
+import copy
 import re
 
 import pytest
@@ -178,6 +179,41 @@ def test_an_adapter_that_is_removed_leaves_the_route():
     assert torch.equal(outputs(host, batch), base)
     with pytest.raises(DeltatuneError, match="no adapter is called 'x'"):
         host.use("x")
+
+
+@pytest.mark.parametrize("leaves", ["put", "attached"])
+def test_adapters_that_stay_in_the_route_act_on_when_another_leaves(leaves):
+    host, batch = make_host("bert"), inputs("bert")
+    (put if leaves == "put" else attach_same)(host, "x", "bert", "LoRA()")
+    put(host, "y", "bert", "LoRA()", 1)
+    host.use([None, "y", "y"])
+    wanted = outputs(host, batch)
+    host.use(["x", "y", {"y": 1.0, "x": 0.5}])
+    host.detach("x")
+    assert_close(outputs(host, batch), wanted, "y after x has left")
+
+
+def test_adapters_of_a_bank_are_not_stacked():
+    """Those of one group act together, so that the second would not see what the first has changed."""
+    host = make_host("bert")
+    put(host, "x", "bert", "Houlsby(size=3)")
+    attach_same(host, "a", "bert", "Houlsby(size=3)", 1)
+    with pytest.raises(DeltatuneError, match="x cannot be stacked in the bank"):
+        host.use([None, {"a": 1.0, "x": 1.0}], stacked=True)
+    host.use(["a", "x"], stacked=True)  # each alone on its row
+
+
+@pytest.mark.parametrize("text", ["LoRA(sites='*.attn.{q,k,v}')", "DoRA(r=3)", "UniPELT()", "Houlsby(size=3)"])
+def test_a_copy_of_the_model_has_a_bank_of_its_own(text):
+    host, batch = make_host("bert"), inputs("bert")
+    for i in range(2):
+        put(host, f"b{i}", "bert", text, i)
+    host.use(["b0", None, "b1"])
+    wanted = outputs(host, batch)
+    copied = copy.deepcopy(host)
+    assert torch.equal(outputs(copied, batch), wanted)
+    copied.bank().remove("b1")
+    assert torch.equal(outputs(host, batch), wanted)
 
 
 def test_weights_of_zero_and_below():

@@ -77,7 +77,8 @@ class Route:
 
         rows = None if self.rows is None else tuple(remaining(row) for row in self.rows)
         order = tuple(name for name in self.order if name not in left_out)
-        return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order)
+        places = {name: place for name, place in self.places.items() if name not in left_out}
+        return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order, places)
 
     def rows_and_weight(self, name: str, batch: int, device: torch.device, exact: bool = False) -> RowsAndWeight | None:
         """Rows and weights of one adapter, or of one group of a bank, in a batch; None if it has no row.

@@ -39,6 +39,7 @@ class Routing:
         wanted = read_route(route, self.adapters, stacked)
         if not self._possible(wanted):
             self.refuse_if_merged("use")
+        self._refuse_stacked(wanted)
         check_exclusive(wanted, self.adapters)
         return self._placed(wanted)
 
@@ -80,6 +81,16 @@ class Routing:
             raise DeltatuneError(
                 f"cannot {verb} while {', '.join(self.merging.differences)} is merged into the weights; call unmerge_ "
                 "first"
+            )
+
+    def _refuse_stacked(self, route: Route) -> None:
+        """Raise DeltatuneError where adapters of the bank are stacked: those of a group act in one stage, as a sum."""
+        rows = [row for row in (route.uniform, *(route.rows or ())) if route.order and len(row) > 1]
+        banked = sorted({name for row in rows for name in row if name in self.places})
+        if banked:
+            raise DeltatuneError(
+                f"{', '.join(banked)} cannot be stacked in the bank, whose adapters add up; attach what is stacked: "
+                "host.load(folder, name=...)"
             )
 
     def _placed(self, route: Route) -> Route:

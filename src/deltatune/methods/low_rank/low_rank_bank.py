@@ -25,6 +25,8 @@ class LowRankBank(BankDelta):
         self.rank = self.padded_rank(delta)
         self.add_stack("A", self.rank, site.width_in)
         self.add_stack("B", self.rank, site.width_out)
+        self.part = 0
+        """Which part of the common stack of As is its own."""
         self.input = CommonInput([self])
 
     @classmethod
@@ -131,11 +133,16 @@ class CommonInput:
 
     def __init__(self, members: Sequence[LowRankBank]) -> None:
         self.members = list(members)
-        self.places = {id(member): i for i, member in enumerate(members)}
+        for part, member in enumerate(members):
+            member.part = part
         self.x: Tensor | None = None
         self.rows: SlotRows | None = None
         self.low: Tensor | None = None
         self.left: set[int] = set()
+        """The parts of `low` that are still to be taken."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "x": None, "low": None, "left": set()}  # intermediate values are neither copied nor saved
 
     def join_(self) -> None:
         """Let the members use it; the first one's stack is made as long as all of theirs."""
@@ -148,21 +155,21 @@ class CommonInput:
 
     def write_(self, member: LowRankBank, slot: int, A: Tensor) -> None:
         """Write a member's A (r, in) into a slot."""
-        start = self.places[id(member)] * member.rank
+        start = member.part * member.rank
         self.members[0].write_part_("A", slot, A, start, member.rank)
 
     def product(self, member: LowRankBank, x: Tensor) -> Tensor:
         """`x Aᵀ` with one member's A: (B, T, R); (N, R) for all N tokens where all rows have the same slot."""
-        fresh = x is not self.x or member.rows is not self.rows or id(member) not in self.left
+        fresh = x is not self.x or member.rows is not self.rows or member.part not in self.left
         if fresh or torch.compiler.is_compiling():
             self.low = self.whole(x, member.rows)
-            self.x, self.rows, self.left = x, member.rows, set(self.places)
-        low, place = self.low, self.places[id(member)]
+            self.x, self.rows, self.left = x, member.rows, set(range(len(self.members)))
+        low = self.low
         assert low is not None
-        self.left.discard(id(member))
+        self.left.discard(member.part)
         if not self.left or torch.compiler.is_compiling():
             self.x, self.low, self.left = None, None, set()
-        return low[..., place * member.rank : (place + 1) * member.rank]
+        return low[..., member.part * member.rank : (member.part + 1) * member.rank]
 
     def whole(self, x: Tensor, rows: SlotRows) -> Tensor:
         """The product with the As of all members."""
@@ -171,6 +178,6 @@ class CommonInput:
         x = x.to(first.get_buffer("A").dtype)
         if rows.only is not None:
             return F.linear(x.flatten(0, -2), first.get_buffer("A")[rows.only])
-        x = x.view(len(rows.slots), -1, x.shape[-1])  # (B, T, in)
+        x = x.reshape(len(rows.slots), -1, x.shape[-1])  # (B, T, in)
         A = first.of_rows("A", keep=x.shape[1] == 1)
         return torch.bmm(A, x.transpose(1, 2)).transpose(1, 2)  # for few tokens faster than x Aᵀ

@@ -62,8 +62,7 @@ class HostMerging:
                 if name not in host.merged:
                     host.merge_(name, weight)
             headed = [name for name in weights if host.adapters[name].head is not None]
-            with host.using({name: 1.0 for name in weights}):
-                model = own_format().plain_model(host, headed[0]) if headed else host.model
+            model = own_format().plain_model(host, headed[0]) if headed else host.model
         except BaseException:
             for name in [name for name in host.merged if name not in before]:
                 host.unmerge_(name)

@@ -46,7 +46,8 @@ def classifier_model(host: Host, name: str) -> PreTrainedModel:
     model = _empty(host.model, head, task)
     placed = _copy_base_(host.model, model)
     _copy_head_(model, head, placed)
-    _verify(host, head, model)
+    with host.using(None, training=False):  # what is merged is in the weights
+        _verify(host, head, model)
     return model
 
 
@@ -171,16 +172,10 @@ def _verify(host: Host, head: Any, model: PreTrainedModel) -> None:
 
 def _logits(base: Any, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """What the head gives on the base, in float32: (B, C) or (B, T, C)."""
-    training = base.training, head.training
-    try:
-        base.eval()
-        outputs = base(**batch, output_hidden_states=True)
-        states = getattr(outputs, "last_hidden_state", None)
-        states = outputs.hidden_states[-1] if states is None else states
-        logits: Tensor = head.eval()(states, batch["attention_mask"], getattr(outputs, "pooler_output", None))
-    finally:
-        base.train(training[0])
-        head.train(training[1])
+    outputs = base(**batch, output_hidden_states=True)
+    states = getattr(outputs, "last_hidden_state", None)
+    states = outputs.hidden_states[-1] if states is None else states
+    logits: Tensor = head(states, batch["attention_mask"], getattr(outputs, "pooler_output", None))
     return logits.float()
 
 

@@ -51,6 +51,14 @@ COUNTS = [
     ("bert-base", "PiSSA(r=8)", 294_912),
     ("bert-base", "DoRA(r=8)", 294_912 + 24 * 768),
     ("bert-base", "VeRA(r=256)", 24 * (256 + 768)),
+    ("bert-base", "LoHa(r=8)", 24 * 2 * 8 * (768 + 768)),
+    ("bert-base", "LoKr(r=8)", 24 * (24 * 24 + 8 * (32 + 32))),  # 768 = 24 · 32
+    ("bert-base", "OFT(block=32)", 24 * 24 * (32 * 31 // 2)),
+    ("bert-base", "BOFT(block=4)", 24 * (768 * 4 + 768)),
+    ("roberta-large", "FourierFT(n=1000)", 48_000),  # the paper's count
+    ("bert-base", "VBLoRA()", 256 * (256 + 24 * 4 * (3 + 3))),
+    ("llama-7b", "LNTuning()", 65 * 4096),
+    ("bert-base", "LNTuning()", 25 * 2 * 768),
     ("bert-base", "IA3()", 12 * (768 + 768 + 3072)),
     ("bert-base", "IA3(sites=('*.attn.{k,v}', '*.ffn.act', '*.attn.heads'))", 12 * 5_376),  # PEFT's choice for BERT
     # Bottlenecks: 2 m d + m + d for each

@@ -33,6 +33,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PiSSA(r=3, alpha=6.0, niter=4, sites='*.{attn.q,ffn.out}')": ("bert", "gpt2"),
     "VeRA(r=7, d_initial=0.5, save_projection=False, sites='*.{attn.v,ffn.in}')": ("gpt2", "llama"),
     "IA3(sites=('*.attn.{v,heads}', '*.ffn.act')) + LoRA(r=2, sites='*.{attn.o,ffn.out}')": ("bert", "llama"),
+    # Products of matrices: through their pairs and as a whole, slices, factors of other shapes.
+    "LoHa(r=2, sites='*.attn.{q,k,o}', ranks=(('*.attn.o', 3),))": ("gpt2", "llama"),
+    "LoKr(r=2, decompose='both', factor=16, init='second', sites='*.{attn.v,ffn.in}')": ("gpt2", "t5"),
+    "FourierFT(n=40, init='normal', seed=3, sites='*.{attn.o,ffn.out}')": ("gpt2", "t5"),
+    "VBLoRA(vectors=7, length=8, k=3, dropout=0.1, sites=('*.attn.{q,o}', '*.ffn.in'))": ("gpt2", "llama"),
+    # Rotations: exact, shared by all blocks, of several factors; beside biases and without.
+    "OFT(block=4, terms=0, blocks='shared', sites=('*.attn.q', '*.ffn.{in,out}'))": ("gpt2", "llama"),
+    "BOFT(block=4, factors=3, sites=('*.attn.{k,o}', '*.ffn.out'))": ("bert", "gpt2", "t5"),
+    "LNTuning(sites='*.norm.0') + LoRA(r=2)": ("bert", "t5"),
+    "LoRA(r=4, ranks=(('*.attn.v', 2),), scaling='r')": ("bert",),
     # Each form of a bottleneck, with and without LayerNorms.
     "Bottleneck(size=5, norms=True)": ("llama", "t5"),
     "Bottleneck(size=5, form='pfeiffer', norms=True)": ("bert",),
@@ -104,15 +114,18 @@ WANTED += [(text, kind) for text, kinds in VARIANTS.items() for kind in kinds]
 CASES = [(text, kind) for text, kind in WANTED if refusal(text, kind) is None]
 EVERYWHERE = {"LoRA()", "Bottleneck()", "Prefix()", "Prompt()", "BitFit()", "Full()"}
 """Methods that the quick suite tries on all four models; of the others each on two, in turn."""
+FURTHER = {"LoHa", "LoKr", "OFT", "BOFT", "FourierFT", "VBLoRA", "LNTuning"}
+"""Methods that the quick suite tries on one model each, and of which only the slow one tries variants."""
 
 
 def is_quick(text: str, kind: str) -> bool:
     """Whether the quick suite tries a configuration on a model; the slow one tries all."""
+    further = text.partition("(")[0] in FURTHER
     if text in VARIANTS:
-        return kind == VARIANTS[text][0]
+        return kind == VARIANTS[text][0] and not further
     possible = [other for other in MODELS if refusal(text, other) is None]
     first = defaults().index(text)
-    return text in EVERYWHERE or kind in {possible[(first + i) % len(possible)] for i in range(2)}
+    return text in EVERYWHERE or kind in {possible[(first + i) % len(possible)] for i in range(1 if further else 2)}
 
 
 REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not None]

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArgum
 import deltatune
 from deltatune import LoRA
 from deltatune.core.errors import DeltatuneError
+from deltatune.store.run_folder import find_adapter
 from support import models
 
 TEXTS = [f"the cat sat on the mat and the dog {word} it" for word in ("saw", "bit", "ate", "had")] * 4
@@ -211,6 +212,26 @@ def test_values_of_a_state_dict_are_those_that_are_written(base, tmp_path):
     assert torch.equal(logits(host.model), before)
     again = reload(base, tmp_path / "out")
     assert all(torch.equal(again.model.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+def test_names_of_wrapped_models_are_understood(base, tmp_path):
+    """As of torch.compile and of data-parallel wrappers, which trainers hand over as they are."""
+    host = hosted(base)
+    for prefix in ("_orig_mod.", "module."):
+        state = {f"{prefix}{name}": tensor * 0.5 for name, tensor in host.model.state_dict().items()}
+        host.model.save_pretrained(tmp_path / "out", state_dict=state)
+        again = reload(base, tmp_path / "out").model.state_dict()
+        assert all(torch.equal(again[name], state[prefix + name]) for name in again if name.startswith("deltatune."))
+
+
+def test_a_command_takes_the_only_adapter_of_a_folder(base, tmp_path):
+    host = hosted(base)
+    host.model.save_pretrained(tmp_path / "out")
+    assert find_adapter(tmp_path / "out") == tmp_path / "out" / "mine"
+    host.attach("other", LoRA(r=3))
+    host.model.save_pretrained(tmp_path / "out")
+    with pytest.raises(DeltatuneError, match=r"holds several adapters; name one: .*mine, .*other"):
+        find_adapter(tmp_path / "out")
 
 
 def test_a_state_dict_without_the_adapter_is_refused(base, tmp_path):

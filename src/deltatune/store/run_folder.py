@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RECORD, CHECKPOINTS, ADAPTER, METRICS = "run.json", "checkpoints", "adapter", "metrics.json"
 STEP_METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+HOSTED = "hosted.json"
+"""The file that names the adapters in a folder that `save_pretrained` of a model with adapters wrote."""
 MAY_DIFFER = ("versions.", "settings.checkpointing", "settings.report_to")
 """Parts of a record that may differ when a run is resumed."""
 SINCE = ("base",)
@@ -154,13 +156,20 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
 
 
 def find_adapter(folder: str | Path) -> Path:
-    """Return the folder of an adapter, given that or the folder of its training run.
+    """Return the folder of an adapter, given that, the folder of its training run, or one of `save_pretrained`.
 
-    Raises DeltatuneError for an unfinished run.
+    Raises DeltatuneError for an unfinished run, and for a folder of several adapters.
     """
     path = expanded(folder)
     if (path / ADAPTER).is_dir():
         return path / ADAPTER
+    if (path / HOSTED).is_file():
+        inside = sorted(item for item in path.iterdir() if (item / "adapter.json").is_file())
+        if len(inside) == 1:
+            return inside[0]
+        raise DeltatuneError(
+            f"{path} holds several adapters; name one: {', '.join(map(str, inside)) or 'none is left'}"
+        )
     if (path / RECORD).is_file():
         raise DeltatuneError(
             f"the run in {path} is finished, but its adapter was removed; train it again with --force"

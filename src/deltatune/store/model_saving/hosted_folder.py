@@ -31,8 +31,9 @@ from deltatune.core.save_calls import PREFIX
 from deltatune.store.atomic_files import make_folder, plain_write_errors, read_json, write_file, write_folder
 from deltatune.store.peft.peft_format import CONFIG as PEFT_CONFIG
 from deltatune.store.peft.peft_format import TENSORS as PEFT_TENSORS
+from deltatune.store.run_folder import HOSTED
 
-INDEX, STATE, BASE = "hosted.json", "model.safetensors", "base_model"
+INDEX, STATE, BASE = HOSTED, "model.safetensors", "base_model"
 FORMAT = "deltatune"
 """Format in the metadata of STATE: loaders of models know others, and refuse it."""
 INJECTED = ("LORA", "IA3", "VERA")

@@ -71,6 +71,33 @@ def test_what_cannot_be_merged_stays_as_it_was(method):
     assert all(torch.equal(tensor, base[name]) for name, tensor in host.base.tensors())
 
 
+def test_what_adds_up_together_and_multiplies_in_the_weights_is_refused():
+    host = lm_host("llama", "IA3()")
+    host.attach("b", deltatune.IA3(), head=False)
+    randomize_(host)
+    with torch.no_grad():
+        for name in ("a", "b"):
+            for _, parameter in host.trainable(name):
+                parameter.copy_(torch.full_like(parameter, 1.5))
+    host.use({"a": 1.0, "b": 1.0})
+    before = logits(host.model)
+    with pytest.raises(CannotMerge, match="a and b, merged one after another, differ by"):
+        host.merge_and_unload()
+    assert torch.equal(logits(host.model), before)
+    host.use({"a": 1.0, "b": 1.0}, stacked=True)
+    adapted = logits(host.model)
+    torch.testing.assert_close(logits(host.merge_and_unload()), adapted, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_that_were_dropped_are_not_merged_in_silence():
+    host = lm_host("llama", "LoRA(r=4)")
+    host.drop_("a", 1)
+    with pytest.raises(CannotMerge, match="changed the outputs"):
+        host.merge_and_unload()
+    host.drop_("a", 0)
+    assert not host.merge_and_unload().state_dict().keys() - models.tiny("llama", "lm").state_dict().keys()
+
+
 def test_what_to_merge_must_be_clear():
     host = lm_host("llama", "LoRA(r=4)")
     host.use(["a", None])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.adapter_formats import own_format
 from deltatune.core.bank import BankedAdapter
 from deltatune.core.errors import CannotMerge, DeltatuneError, nearest, raise_all
-from deltatune.core.merging import MergedAdapters, check_merges, verification_output
+from deltatune.core.merging import (
+    MergedAdapters,
+    check_merges,
+    computing_dtype,
+    difference,
+    rounding_tolerance,
+    verification_output,
+)
 from deltatune.core.route import read_route
 from deltatune.core.routing import Routing
 from deltatune.core.seams.weight_override import check_exclusive
@@ -57,10 +65,13 @@ class HostMerging:
         before, route = tuple(host.merged), host.route
         weights = dict(route.uniform)
         raise_all(_obstacles(host, weights), "the adapters cannot be merged for good:", CannotMerge)
+        with host.using(route, training=False):
+            together = verification_output(host.model, host.sites.facts)
         try:
             for name, weight in weights.items():
                 if name not in host.merged:
                     host.merge_(name, weight)
+            self._check_together(weights, together)
             headed = [name for name in weights if host.adapters[name].head is not None]
             model = own_format().plain_model(host, headed[0]) if headed else host.model
         except BaseException:
@@ -73,6 +84,18 @@ class HostMerging:
         for name in tuple(host.adapters):
             host.detach(name)
         return model
+
+    def _check_together(self, weights: Mapping[str, float], together: Tensor | None) -> None:
+        """Raise CannotMerge if adapters merged one after another compute something else than they did together."""
+        host = self.host
+        with host.using(None, training=False):
+            worst = difference(together, verification_output(host.model, host.sites.facts))
+        if not worst <= rounding_tolerance(together, computing_dtype(host.model)):
+            raise CannotMerge(
+                f"{' and '.join(weights)}, merged one after another, differ by {worst:.2g} from what they compute "
+                "together: changes that scale an output add up while they act, and multiply in the weights. Merge one "
+                "of them: host.use(name)"
+            )
 
 
 def _obstacles(host: Host, weights: dict[str, float]) -> list[str]:

@@ -113,19 +113,18 @@ WANTED = [(text, kind) for text in defaults() for kind in MODELS]
 WANTED += [(text, kind) for text, kinds in VARIANTS.items() for kind in kinds]
 CASES = [(text, kind) for text, kind in WANTED if refusal(text, kind) is None]
 EVERYWHERE = {"LoRA()", "Bottleneck()", "Prefix()", "Prompt()", "BitFit()", "Full()"}
-"""Methods that the quick suite tries on all four models; of the others each on two, in turn."""
+"""Methods that the quick suite tries on all four models; of the others each on one, in turn."""
 FURTHER = {"LoHa", "LoKr", "OFT", "BOFT", "FourierFT", "VBLoRA", "LNTuning"}
-"""Methods that the quick suite tries on one model each, and of which only the slow one tries variants."""
+"""Methods of which only the slow suite tries variants."""
 
 
 def is_quick(text: str, kind: str) -> bool:
     """Whether the quick suite tries a configuration on a model; the slow one tries all."""
-    further = text.partition("(")[0] in FURTHER
     if text in VARIANTS:
-        return kind == VARIANTS[text][0] and not further
+        return kind == VARIANTS[text][0] and text.partition("(")[0] not in FURTHER
     possible = [other for other in MODELS if refusal(text, other) is None]
     first = defaults().index(text)
-    return text in EVERYWHERE or kind in {possible[(first + i) % len(possible)] for i in range(1 if further else 2)}
+    return text in EVERYWHERE or kind == possible[first % len(possible)]
 
 
 REFUSED = [(text, kind) for text, kind in WANTED if refusal(text, kind) is not None]

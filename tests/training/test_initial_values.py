@@ -9,8 +9,11 @@ import torch
 from peft.utils.loftq_utils import _low_rank_decomposition
 
 from deltatune import DeltatuneError, DoRA, Host, LoRA, RsLoRA, attach_eva, attach_loftq, quantize_
+from deltatune.tasks import Head
+from deltatune.training import Settings, train
 from deltatune.training.initial_values.eva import PrincipalComponents
 from support import models
+from support.runs import ROWS, TASK
 
 
 def batches(kind="llama", number=6, **options):
@@ -43,8 +46,10 @@ def eva_of_peft(monkeypatch, model, data, r, targets, fan_in_fan_out=False, **ev
     ("kind", "sites", "targets", "options"),
     [
         ("llama", "*.{attn.q,attn.v,ffn.out}", ["q_proj", "v_proj", "down_proj"], {}),
-        ("llama", "*.attn.{q,o}", ["q_proj", "o_proj"], {"rho": 1.0, "whiten": True}),
-        ("gpt2", "*.{attn.qkv,ffn.out}", ["c_attn", "mlp.c_proj"], {"tau": 0.9}),
+        pytest.param(
+            "llama", "*.attn.{q,o}", ["q_proj", "o_proj"], {"rho": 1.0, "whiten": True}, marks=pytest.mark.slow
+        ),
+        pytest.param("gpt2", "*.{attn.qkv,ffn.out}", ["c_attn", "mlp.c_proj"], {"tau": 0.9}, marks=pytest.mark.slow),
     ],
 )
 def test_eva_is_that_of_peft(kind, sites, targets, options, monkeypatch, tmp_path):
@@ -114,6 +119,30 @@ def test_eva_reads_an_encoder_decoder():
     torch.testing.assert_close(norms, torch.ones(20))
 
 
+def test_components_that_explain_nothing_need_not_settle():
+    host = Host(models.tiny("bert"))
+    ids = torch.tensor([[2, 7, 7, 7, 7, 7, 7, 7, 7, 3]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    adapter = attach_eva(host, "a", LoRA(r=4, sites="layers.0.attn.q"), [batch])
+    assert adapter.method.r == 4
+
+
+def test_a_lora_from_eva_learns(tmp_path):
+    host = Host(models.tiny("bert"))
+    tokenizer = models.tiny_tokenizer()
+    batch = tokenizer([row["text"] for row in ROWS], return_tensors="pt", padding=True)
+    adapter = attach_eva(host, "a", LoRA(r=2), [dict(batch)], head=Head(TASK.head_config(host.model.config)))
+    assert adapter.count == 2 * 2 * 2 * (32 + 32)
+    settings = Settings(epochs=4, batch_size=16, precision="float32", learning_rate=1e-2)
+    outcome = train(host, "a", TASK, ROWS, ROWS[:16], tokenizer, settings)
+    assert outcome.history[-1][1] < outcome.history[0][1] - 0.1
+    host.save("a", tmp_path / "a")
+    again = Host(models.tiny("bert"))
+    again.load(tmp_path / "a", name="a")
+    with torch.no_grad():
+        assert torch.equal(again.model(**batch)[0], host.model(**batch)[0])
+
+
 def test_eva_says_what_it_cannot_do():
     host = Host(models.tiny("llama", "lm"))
     cases = [
@@ -133,7 +162,7 @@ def test_eva_says_what_it_cannot_do():
     assert not host.model.training
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bert", "llama"))])
 @torch.no_grad()
 def test_loftq_makes_up_for_the_first_singular_vectors(kind, tmp_path):
     plain = models.tiny(kind, "lm" if kind != "bert" else "classify")

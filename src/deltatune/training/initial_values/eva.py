@@ -30,6 +30,9 @@ EXACT = 1024
 MOST_BATCHES = 1000
 """Batches after which components that still turn are an error: nearly equal variances never settle."""
 
+NOTHING = 1e-8
+"""Share of the variance below which a component is rounding: its direction means nothing and need not settle."""
+
 
 class PrincipalComponents:
     """The first k principal components of vectors that come in batches (Ross et al. 2008), and what they explain."""
@@ -84,7 +87,8 @@ class _Input:
         before = self.pca.components
         self.pca.update_(X)
         if before is not None and self.pca.components is not None:
-            self.settled = (torch.cosine_similarity(before, self.pca.components) >= self.tau).cpu()
+            still = torch.cosine_similarity(before, self.pca.components) >= self.tau
+            self.settled = (still | (self.pca.explained < NOTHING)).cpu()
 
 
 def attach_eva(

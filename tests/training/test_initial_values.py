@@ -133,7 +133,7 @@ def test_a_lora_from_eva_learns(tmp_path):
     batch = tokenizer([row["text"] for row in ROWS], return_tensors="pt", padding=True)
     adapter = attach_eva(host, "a", LoRA(r=2), [dict(batch)], head=Head(TASK.head_config(host.model.config)))
     assert adapter.count == 2 * 2 * 2 * (32 + 32)
-    settings = Settings(epochs=4, batch_size=16, precision="float32", learning_rate=1e-2)
+    settings = Settings(epochs=8, batch_size=16, precision="float32", learning_rate=2e-2)
     outcome = train(host, "a", TASK, ROWS, ROWS[:16], tokenizer, settings)
     assert outcome.history[-1][1] < outcome.history[0][1] - 0.1
     host.save("a", tmp_path / "a")

@@ -88,7 +88,7 @@ class LoHa(Method):
     """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha is the same."""
 
     size_field: ClassVar[str | None] = "r"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 2e-2
     view: ClassVar[View] = View("((B₁ A₁) ⊙ (B₂ A₂)) x", "parallel", "output of each chosen matrix", "scaled")
 
     def check(self) -> None:

@@ -78,7 +78,7 @@ class BOFT(Method):
     """Which matrices; any linear map."""
 
     size_field: ClassVar[str | None] = "block"
-    learning_rate: ClassVar[float] = 5e-3
+    learning_rate: ClassVar[float] = 1e-2
     view: ClassVar[View] = View(
         "(s − 1)(h − bias) + s W (R x − x)", "parallel", "output of each chosen matrix", "scaled"
     )

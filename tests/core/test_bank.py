@@ -335,6 +335,22 @@ def test_a_compiled_model_takes_a_route_of_a_bank(text):
         assert_close(compiled(**batch)[0], wanted, f"{text}, another route", within=1e-5)
 
 
+@pytest.mark.parametrize("text", ["LoRA(r=3, sites='*.ffn.in')", "Houlsby(size=3)", "IA3()", "UniPELT()"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_modules_that_see_tokens_as_rows(text, autocast):
+    """OPT's FFN gets the tokens of all rows in one dimension; under autocast float32 stacks meet bfloat16."""
+    host, batch = make_host("opt"), inputs("opt")
+    for i in range(2):
+        put(host, f"b{i}", "opt", text, i)
+        attach_same(host, f"a{i}", "opt", text, i)
+    results = []
+    for name in "ba":
+        host.use([f"{name}0", None, f"{name}1"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            results.append(outputs(host, batch).float())
+    assert_close(*results, f"{text} in OPT", within=0.1 if autocast else 1e-5)
+
+
 def test_steps_of_decoding_see_slots_that_change_between_them():
     """Rows that keep their slot keep their copy; a slot that is written again is copied again."""
     host = make_host("llama", "lm")

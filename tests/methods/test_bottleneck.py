@@ -319,6 +319,18 @@ def test_generated_tokens_are_not_the_prompts(kind):
             torch.testing.assert_close(out.logits[step], state.logits[:, -1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_of_one_token_is_a_prompt(kind):
+    """generate() passes no mask where every token is real."""
+    host, _ = attached(kind, ReFT(first=1, last=1), "lm")
+    ids = torch.tensor([[7]])
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    out = host.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    padded = torch.tensor([[0, 7], [5, 7]])
+    mask = torch.tensor([[0, 1], [1, 1]])
+    assert host.generate(input_ids=padded, attention_mask=mask, **options)[0, 2:].tolist() == out[0, 1:].tolist()
+
+
 def test_reft_refuses_what_it_cannot_know():
     host, _ = attached("bert", ReFT(first=1))
     with pytest.raises(DeltatuneError, match="single token without an attention_mask"):

@@ -1,6 +1,7 @@
 """Texts of answers as their tokens come: whole characters, stop strings, blanks, entities; names of models."""
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from deltatune.serving.serving_errors import EngineStopped, RequestTimeout
 from deltatune.serving.texts.answer_stream import AnswerStream, Strip
 from deltatune.serving.texts.detokenizer import Detokenizer, TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
-from deltatune.serving.texts.model_names import model_text, read_model
+from deltatune.serving.texts.model_names import model_text, read_model, read_weights
 from deltatune.serving.texts.stop_strings import StopStrings
 from deltatune.serving.texts.tag_spans import tag_spans
 from support import models, vocabularies
@@ -169,6 +170,12 @@ def test_names_of_models():
 def test_what_is_no_name(text):
     with pytest.raises(InvalidRequest):
         read_model(text, "m")
+
+
+@pytest.mark.parametrize("weight", [10**400, -(10**400), 100.5, math.nan, math.inf, True, "1", None])
+def test_what_is_no_weight(weight):
+    with pytest.raises(InvalidRequest, match="weight of adapter 'a'"):
+        read_weights({"a": weight}, None, "m")
 
 
 @given(text=st.text(max_size=40))

@@ -1,6 +1,7 @@
 """Requests that end early, find no room or fail: the engine goes on, and nothing of them stays."""
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -143,6 +144,14 @@ def test_wrong_requests_are_refused_with_everything_that_is_wrong(engine):
         engine.submit(request(101))  # a virtual id of somebody's prompt
     with pytest.raises(DeltatuneError, match="weight of adapter 'lora'"):
         engine.submit(request(adapters={"lora": float("nan")}))
+    for weight in (10**400, 1e300, -math.inf):  # beyond what a float32 holds
+        with pytest.raises(DeltatuneError, match="weight of adapter 'lora'"):
+            engine.submit(request(adapters={"lora": weight}))
+    for wrong in ({"temperature": 10**400}, {"logit_bias": {5: 10**400}}):
+        with pytest.raises(DeltatuneError, match=next(iter(wrong))):
+            engine.submit(request(**wrong))
+    with pytest.raises(DeltatuneError, match="timeout must be"):
+        engine.submit(request(timeout=10**400))
     with pytest.raises(DeltatuneError, match="no rows"):
         engine.submit(RowsRequest([], {"lora": 1.0}))
     with pytest.raises(CannotServe, match="attached by hand"):

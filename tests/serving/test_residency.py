@@ -207,6 +207,18 @@ def test_a_request_times_out_and_is_cancelled_while_its_adapter_is_read(store):
         slow.go.set()
 
 
+def test_a_worker_waits_for_files_with_any_deadline(store, folders):
+    """Longer than the system can wait at once."""
+    host, slow = serving_host(methods={}), SlowStore(store)
+    with running(host, residency=Residency(host, slow)) as engine:
+        ticket = engine.submit(request("two", timeout=1e12))
+        with pytest.raises(TimeoutError):
+            ticket.result(0.2)
+        assert engine.alive
+        slow.go.set()
+        assert ticket.result(1e12).ids == expected(folders, request("two"))
+
+
 def test_adapters_in_use_keep_their_room_and_others_get_theirs_in_turn(store, folders):
     host = serving_host(methods={})
     order, lock = [], threading.Lock()

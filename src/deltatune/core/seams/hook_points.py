@@ -121,23 +121,23 @@ class HookPoint:
         for plugged in here:
             acting = self.route.rows_and_weight(plugged.name, batch, device, exact=len(here) > 1)
             if acting is not None:
-                self.tell(plugged, acting)
+                self.tell(plugged, acting, batch)
                 x = self.read(plugged, None, ()) if plugged.delta.needs.attention_input else None
                 active.append(ActiveDelta(plugged.delta, acting, x))
         return active
 
-    def tell(self, plugged: PluggedDelta, acting: RowsAndWeight) -> None:
+    def tell(self, plugged: PluggedDelta, acting: RowsAndWeight, batch: int) -> None:
         """Tell a Delta what it needs of its rows: slots, which tokens are real or the answer's, what the text is."""
         if acting.slots is not None:
             assert isinstance(plugged.delta, BankDelta)
             plugged.delta.rows = acting.slots
         if plugged.delta.needs.padding_mask:
             behind = plugged.site.name.startswith("decoder.")
-            plugged.delta.mask = _of_rows(self.context.decoder_mask if behind else self.context.mask, acting)
+            plugged.delta.mask = _of_rows(self.context.decoder_mask if behind else self.context.mask, acting, batch)
         if plugged.delta.needs.answer_offsets:
-            plugged.delta.offsets = _of_rows(self.context.offsets, acting)
+            plugged.delta.offsets = _of_rows(self.context.offsets, acting, batch)
         if plugged.delta.needs.prompt_ids:
-            plugged.delta.prompt_ids = _of_rows(self.context.prompt_ids, acting)
+            plugged.delta.prompt_ids = _of_rows(self.context.prompt_ids, acting, batch)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
@@ -156,7 +156,7 @@ class HookPoint:
         for plugged in stage:
             acting = self.route.rows_and_weight(plugged.name, h.shape[0], h.device)
             if acting is not None:
-                self.tell(plugged, acting)
+                self.tell(plugged, acting, h.shape[0])
                 change = (plugged.delta, self.read(plugged, h, args), acting)
                 by_slice.setdefault(plugged.site.slice, []).append(change)
         out = mix(h, by_slice.pop(None, []), self.context.runs)
@@ -187,9 +187,14 @@ class HookPoint:
         return x
 
 
-def _of_rows(tensor: Tensor | None, acting: RowsAndWeight) -> Tensor | None:
-    """The rows of a batch's tensor on which an adapter acts."""
-    return tensor if tensor is None or acting.rows is None else tensor.index_select(0, acting.rows)
+def _of_rows(tensor: Tensor | None, acting: RowsAndWeight, batch: int) -> Tensor | None:
+    """The rows of a batch's tensor on which an adapter acts.
+
+    None where a module sees the tokens of all rows as a batch of their own (OPT's FFN): they have no mask of a text.
+    """
+    if tensor is None or acting.rows is None:
+        return tensor
+    return tensor.index_select(0, acting.rows) if len(tensor) == batch else None
 
 
 def _stacking_order(route: Route) -> Callable[[str], tuple[int, str]]:

@@ -120,9 +120,11 @@ def _two_dimensional(mask: Any) -> Tensor | None:
 
 
 def _all_so_far(batch: Mapping[str, Any]) -> Tensor | None:
-    """The mask (B, S) of a cached step without one: generate() passes none where every token is real."""
+    """The mask (B, S) of a call with a cache but without a mask: generate() passes none where every token is real."""
+    if batch.get("past_key_values") is None:
+        return None
     past, ids = past_of(batch), batch.get("input_ids")
-    return ids.new_ones(ids.shape[0], past + ids.shape[1]) if past and isinstance(ids, Tensor) else None
+    return ids.new_ones(ids.shape[0], past + ids.shape[1]) if isinstance(ids, Tensor) else None
 
 
 def insert_prompts(

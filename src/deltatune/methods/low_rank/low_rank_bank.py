@@ -74,8 +74,7 @@ class LowRankBank(BankDelta):
             if onto is not None and onto.dtype == low.dtype:
                 return torch.addmm(onto.reshape(-1, onto.shape[-1]), flat, B).view_as(h)
             change = flat @ B
-        elif low.shape[1] == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
-            # Reads each row's B where it lies: a sum of rows of the stack with weights, without a copy of B.
+        elif low.shape[1] == 1 and self.reads_in_place(low):
             table = self.get_buffer("B").flatten(0, 1)  # (S·R, out)
             change = F.embedding_bag(self.rows_of_table(), table, mode="sum", per_sample_weights=low[:, 0].contiguous())
         else:
@@ -85,6 +84,14 @@ class LowRankBank(BankDelta):
             change = torch.bmm(low, B)
         change = change.view_as(h)
         return change.to(h.dtype) if onto is None else (onto + change).to(h.dtype)
+
+    def reads_in_place(self, low: Tensor) -> bool:
+        """Whether each row's B is read where it lies, without a copy: as a sum of rows of the stack with weights.
+
+        torch has that sum for weights of the stack's type alone, and autocast may compute in another one.
+        """
+        same = low.dtype == self.get_buffer("B").dtype
+        return same and low.device.type == "cpu" and not torch.is_grad_enabled()
 
     def rows_of_table(self) -> Tensor:
         """The rows (B, R) of the stack of Bs, as a table of S·R rows, that the rows of this call take."""

@@ -156,7 +156,7 @@ class EngineWorker:
         left = min(deadlines) - time.monotonic() if deadlines else None
         with self.changed:
             if not (self._woken or self.stopping):
-                self.changed.wait(None if left is None else max(0.001, left))
+                self.changed.wait(None if left is None else min(max(0.001, left), threading.TIMEOUT_MAX))
 
     def _call(self) -> bool:
         called = bool(self.calls)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deltatune.core.errors import raise_all
+from deltatune.core.input_validation.field_validation import LARGEST_FLOAT32
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 
 DoneReason = Literal["stop", "length", "cancelled", "timeout", "error"]
@@ -225,7 +225,7 @@ def _common_problems(adapters: Mapping[str, float], timeout: float | None) -> li
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT32
 
 
 def _whole(value: object) -> bool:

@@ -53,7 +53,7 @@ class Ticket:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"the request has not ended within {timeout:g} seconds")
-                self._changed.wait(left)
+                self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
             for event in self._events:
                 if isinstance(event, TokenEvent):
                     tokens.append(event)

@@ -91,7 +91,7 @@ def _number(model: str, name: str, text: str) -> float:
 
 def _is_weight(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) <= LARGEST
+    return number and abs(value) <= LARGEST
 
 
 def _few(weights: dict[str, float], param: str) -> dict[str, float]:

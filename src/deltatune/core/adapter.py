@@ -29,6 +29,8 @@ class Adapter(nn.Module):
         self.seed = 0
         self.sites: dict[str, Site] = {}
         """Site of each Delta, by the Delta's key `part.site.name`."""
+        self.body: str | None = None
+        """Of an adapter of the bare transformer (`Sites.of_body`): its path where the adapter was trained."""
         self.dropped = 0
         """Blocks of each stack, from the bottom, in which its Deltas are disabled (`Host.drop_`)."""
         self.deltas = nn.ModuleDict()
@@ -161,7 +163,7 @@ class Adapter(nn.Module):
     def without_reparametrisation(self) -> Adapter:
         """The adapter to keep after training: reparametrisations replaced by the values they compute."""
         done = Adapter(self.method.without_reparametrisation(), self.head, self.extra)
-        done.seed, done.dropped, done.trained_rows = self.seed, self.dropped, self.trained_rows
+        done.seed, done.body, done.dropped, done.trained_rows = self.seed, self.body, self.dropped, self.trained_rows
         for key, site, delta in self.entries():
             final = delta.without_reparametrisation()
             done.put(key, site, final)
@@ -193,7 +195,7 @@ def build_adapter(
     check_whole(model, f"attaching {method!r}", "attach all adapters before the first training")
     check_memory(method, sites, next(model.parameters()).device)
     adapter = Adapter(method, head if isinstance(head, nn.Module) else None, extra)
-    adapter.seed = seed
+    adapter.seed, adapter.body = seed, sites.body
     for label, part in labelled_parts(method).items():
         _add_part_(adapter, part, label, sites)
     if head is None:

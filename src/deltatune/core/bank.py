@@ -18,7 +18,7 @@ from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.seams.hook_registry import HookRegistry
-from deltatune.core.sites.site import Site
+from deltatune.core.sites.site import Site, Sites
 
 if TYPE_CHECKING:
     from deltatune.core.host import Host
@@ -111,7 +111,7 @@ class Bank:
         self.groups: dict[str, BankGroup] = {}
         self.places: dict[str, tuple[str, int]] = {}
         """Group and slot of each adapter."""
-        self._shapes: dict[Method, AdapterShape] = {}
+        self._shapes: dict[tuple[Method, str | None], AdapterShape] = {}
         self._made = 0
 
     @property
@@ -137,9 +137,9 @@ class Bank:
         raise_all(problems)
         self.slots = slots or self.slots
 
-    def can_hold(self, method: Method) -> bool:
+    def can_hold(self, method: Method, sites: Sites | None = None) -> bool:
         """Whether adapters of a method can be put into it on this base; others are attached."""
-        return self.shape_of(method).key is not None
+        return self.shape_of(method, sites).key is not None
 
     def put(
         self,
@@ -150,15 +150,17 @@ class Bank:
         head: nn.Module | None = None,
         extra: Mapping[str, Any] | None = None,
         seed: int = 0,
+        sites: Sites | None = None,
     ) -> BankedAdapter:
         """Write an adapter into a free slot; from then on routes may name it.
 
-        `tensors` by the names of `adapter.safetensors`; those of the head, `head.*`, are copied into `head`. Raises
+        `tensors` by the names of `adapter.safetensors`; those of the head, `head.*`, are copied into `head`.
+        `sites`: where it may act, all sites of the base unless given (`Sites.of_body`). Raises
         BankFull where no slot is free, and DeltatuneError for a name that is taken, a method that no bank can hold,
         and tensors that are missing, extra or misshapen, before anything has changed.
         """
         check_name(name, self.adapters)
-        shape = self.shape_of(method)
+        shape = self.shape_of(method, sites)
         if shape.key is None:
             raise DeltatuneError(f"{method!r} has no form for banks; attach it: host.load(...) or host.attach(...)")
         raise_all(mismatches(shape, head, tensors), f"adapter {name!r} does not fit into the bank:")
@@ -220,11 +222,14 @@ class Bank:
         del self.groups[group.name]
         adapter_module(self.model).pop(group.name)
 
-    def shape_of(self, method: Method) -> AdapterShape:
-        """What adapters of a method have in common; found once."""
-        if method not in self._shapes:
-            self._shapes[method] = adapter_shape(method, self.sites, self.model)
-        return self._shapes[method]
+    def shape_of(self, method: Method, sites: Sites | None = None) -> AdapterShape:
+        """What adapters of a method that act at `sites` (all sites of the base unless given) have in common; found
+        once."""
+        places = self.sites if sites is None else sites
+        known = method, places.body
+        if known not in self._shapes:
+            self._shapes[known] = adapter_shape(method, places, self.model)
+        return self._shapes[known]
 
     def _group_of(self, shape: AdapterShape, values: Mapping[str, Tensor]) -> BankGroup:
         """The group that an adapter with these tensors shares, made where there is none."""

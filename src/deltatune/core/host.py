@@ -30,6 +30,7 @@ from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
 from deltatune.core.sites.discovery import find_sites
+from deltatune.core.sites.site import Sites
 
 
 class Host:
@@ -92,11 +93,13 @@ class Host:
         seed: int = 0,
         head: nn.Module | bool | None = None,
         extra: Mapping[str, Any] | None = None,
+        sites: Sites | None = None,
     ) -> Adapter:
         """Build a method's adapter and plug it in; it becomes the route if nothing else is active.
 
         `head`: a task head module to keep with it; None copies the model's own task head, if it has one; False none.
-        Raises DeltatuneError for a taken name, sites that match nothing, or a merged base.
+        `sites`: where it may act, all sites unless given (`Sites.of_body`). Raises DeltatuneError for a taken name,
+        sites that match nothing, or a merged base.
         """
         self._routing.refuse_if_merged("attach")
         check_name(name, self.adapters)
@@ -104,15 +107,10 @@ class Host:
             raise DeltatuneError(
                 f"attach takes a method such as LoRA(r=8), not {method!r}; read text with deltatune.parse"
             )
+        places, init_from_model = self.sites if sites is None else sites, partial(init_prefixes_, self.model)
         with self.using(None):  # initial values are those of the base, whatever acts on it at present
             adapter = build_adapter(
-                method,
-                self.sites,
-                self.model,
-                partial(init_prefixes_, self.model),
-                seed=seed,
-                head=head,
-                extra=extra or {},
+                method, places, self.model, init_from_model, seed=seed, head=head, extra=extra or {}
             )
         adapter.train(self.model.training)
         self.adapters[name] = adapter

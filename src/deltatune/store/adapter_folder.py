@@ -27,7 +27,7 @@ from deltatune.core.trained_rows import TrainedRows, hashes_from
 from deltatune.core.union import Union
 from deltatune.store.atomic_files import check_folder, read_json, write_folder, write_json
 from deltatune.store.config_checks import contradictions, wrong_entries
-from deltatune.store.fingerprint import identity_for
+from deltatune.store.fingerprint import identity_for, reads_body
 from deltatune.store.mapped_tensors import map_tensors
 from deltatune.store.model_saving import adapter_hub, hosted_folder
 from deltatune.store.model_saving.classifier_model import classifier_model
@@ -51,12 +51,13 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
     adapter = attached if training else attached.without_reparametrisation()
     tensors = adapter.tensors()
     check_tensors(tensors, name)
+    prefix = host.sites.facts.prefix if reads_body(host, name) else ""
     config = {
         "schema": SCHEMA,
         "method": method_to_json(adapter.method),
         "text": repr(adapter.method),
         "seed": adapter.seed,
-        "sites": {key: site.module for key, site in adapter.sites.items()},
+        "sites": {key: site.module.removeprefix(prefix) for key, site in adapter.sites.items()},
         "own_head": any(site.kind == "head" for site in adapter.sites.values()),
         "head": head_to_json(adapter.head),
         "base": identity_for(host, name),

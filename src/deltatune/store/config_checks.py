@@ -10,6 +10,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.method import Method
 from deltatune.core.registry import parse
+from deltatune.core.sites.site import Sites
 
 WORDS = {
     dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false",
@@ -92,11 +93,7 @@ def contradictions(config: Mapping[str, Any], method: Method) -> list[str]:
 def site_contradictions(adapter: Adapter, sites: Mapping[str, str]) -> list[str]:
     """List where the stored sites are not those at which the method acts on this model."""
     here = {key: site.module for key, site in adapter.sites.items()}
-    only_there, only_here = sites.keys() - here.keys(), here.keys() - sites.keys()
-    weights = [key for key in only_here if adapter.sites[key].kind == "weight"]  # named by their paths
-    pairs = [(key, other) for key in weights for other in only_there if _same_weight(key, other)]
-    extra = _names(only_there - {other for _, other in pairs})
-    missing = _names(only_here - {key for key, _ in pairs})
+    extra, missing = _names(sites.keys() - here.keys()), _names(here.keys() - sites.keys())
     problems = [f"sites has {extra}, where {adapter.method!r} does not act"] if extra else []
     problems += [f"sites lacks {missing}, where {adapter.method!r} acts"] if missing else []
     for key in sorted(sites.keys() & here.keys()):
@@ -110,10 +107,32 @@ def _same_path(path: str, other: str) -> bool:
     return f".{path}".endswith(f".{other}") or f".{other}".endswith(f".{path}")
 
 
-def _same_weight(key: str, other: str) -> bool:
-    label, _, path = key.partition(".")
-    other_label, _, other_path = other.partition(".")
-    return label == other_label and _same_path(path, other_path)
+def acts_outside_body(stored: Mapping[str, str], sites: Sites) -> bool:
+    """Whether any of an adapter's stored sites is one of a language-model head."""
+    return any((site := sites.get(_site_name(key))) and site.module in sites.facts.outside for key in stored)
+
+
+def stored_prefix(stored: Mapping[str, str], sites: Sites) -> str:
+    """What the names of the base's weights begin with among an adapter's stored sites: the path of the body there.
+
+    Without such weights, and where they are not those of the body, it is the path of the body here.
+    """
+    here = sites.facts.prefix
+    paths = {path.removeprefix(here) for path in sites.weights if path.startswith(here)}
+    prefixes: set[str] | None = None
+    for key, module in stored.items():
+        name = _site_name(key)
+        if not _same_path(name.rpartition(".")[0], module):  # a weight is named by its module and attribute
+            continue
+        parts = name.split(".")
+        ends = (i for i in range(len(parts)) if ".".join(parts[i:]) in paths)
+        of_key = {"".join(f"{part}." for part in parts[:i]) for i in ends}
+        prefixes = of_key if prefixes is None else prefixes & of_key
+    return min(prefixes, key=len) if prefixes else here
+
+
+def _site_name(key: str) -> str:
+    return key.partition(".")[2]
 
 
 def _names(keys: Collection[str]) -> str:

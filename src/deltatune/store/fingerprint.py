@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.sites.blocks import body
-from deltatune.core.sites.non_block_sites import output_embeddings
-from deltatune.core.sites.site import Site
 from deltatune.store.atomic_files import MANIFEST, digest, listed_files
 
 _SAMPLE = 1024
@@ -41,10 +39,8 @@ def base_identity(host: Host, bare: bool = False) -> dict[str, Any]:
         return dict(_identities[host][bare])
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    prefix, outside, parameters = _prefix(host), _outside_body(host) if bare else set[str](), 0
-    for path, tensor in _identifying(host):
-        if host.sites.weights[path].module in outside:
-            continue
+    prefix, parameters = host.sites.facts.prefix, 0
+    for path, tensor in _identifying(host, bare):
         parameters += host.sites.weights[path].params
         name = path.removeprefix(prefix)  # the same with and without a head
         shapes.update(f"{name}{_shape(host, path, tensor)}".encode())
@@ -52,33 +48,40 @@ def base_identity(host: Host, bare: bool = False) -> dict[str, Any]:
     return {
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": str(getattr(config, "_commit_hash", "") or ""),
-        "architecture": type(body(host.model)).__name__ if bare else host.sites.facts.architecture,
+        "architecture": _bare_architecture(host) if bare else host.sites.facts.architecture,
         "parameters": parameters,
-        **({"quantized": labels, "scales": _scales(host)} if (labels := quantizations(host)) else {}),
+        **({"quantized": labels, "scales": _scales(host, bare)} if (labels := quantizations(host, bare)) else {}),
         "shapes": shapes.hexdigest(),
         "content": content.hexdigest(),
     }
 
 
+def base_identities(host: Host) -> dict[bool, dict[str, Any]]:
+    """Both identities of a Host's base, with the language-model head (False) and without (True)."""
+    return {bare: base_identity(host, bare) for bare in (False, True)}
+
+
 def identity_for(host: Host, name: str) -> dict[str, Any]:
-    """The identity of what one attached adapter depends on: without the language-model head where its own head reads
-    hidden states and nothing of it is at that head, so that its folder is the same on a bare transformer."""
+    """The identity of what one attached adapter depends on: without the language-model head if it `reads_body`."""
+    return base_identity(host, reads_body(host, name))
+
+
+def reads_body(host: Host, name: str) -> bool:
+    """Whether an adapter depends on the bare transformer alone, so that its folder is the same there: it was loaded as
+    one of the bare transformer, or its own head reads hidden states and nothing of it is at a language-model head."""
     adapter = host.adapters[name]
-    at_head = {site.module for site in adapter.sites.values()} & _outside_body(host)
-    return base_identity(host, bare=getattr(adapter.head, "reads_states", False) and not at_head)
+    at_head = {site.module for site in adapter.sites.values()} & host.sites.facts.outside
+    return adapter.body is not None or (getattr(adapter.head, "reads_states", False) and not at_head)
 
 
-def _outside_body(host: Host) -> set[str]:
-    """The modules of the language-model head, by path; none in a bare transformer."""
-    output = output_embeddings(host.model)
-    if output is None:
-        return set()
-    inside = {id(module) for module in body(host.model).modules() if module is not output}
-    return {site.module for site in host.sites.weights.values() if id(_module(host, site)) not in inside}
-
-
-def _module(host: Host, site: Site) -> torch.nn.Module:
-    return host.model.get_submodule(site.module)
+def _bare_architecture(host: Host) -> str:
+    """The class of the bare transformer; a language model that is its own body (T5) does not have it as a module."""
+    bare = body(host.model)
+    if bare is host.model and host.sites.facts.outside:
+        config: Any = host.model.config
+        name = MODEL_MAPPING_NAMES.get(config.model_type)
+        return name if isinstance(name, str) else type(bare).__name__
+    return type(bare).__name__
 
 
 def _sampled(tensor: torch.Tensor) -> torch.Tensor:
@@ -87,13 +90,13 @@ def _sampled(tensor: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].float()
 
 
-def _scales(host: Host) -> float:
+def _scales(host: Host, bare: bool) -> float:
     """The logarithms of the mean scales of all quantised weights, added with a factor for each name.
 
     Codes do not change when a weight is multiplied by a number; this sum does.
     """
-    total, prefix = 0.0, _prefix(host)
-    for path in host.sites.weights:
+    total, prefix = 0.0, host.sites.facts.prefix
+    for path in _weights(host, bare):
         stored = host.base.stored(path)
         if stored is None:
             continue
@@ -103,14 +106,23 @@ def _scales(host: Host) -> float:
     return round(total, 6)
 
 
-def quantizations(host: Host) -> list[str]:
-    """What the base's weights are quantised to, sorted; empty for a plain base."""
-    return sorted({site.quantized for site in host.sites.weights.values()} - {""})
+def quantizations(host: Host, bare: bool = False) -> list[str]:
+    """What the base's weights are quantised to, sorted; empty for a plain base.
+
+    bare: without the language-model head.
+    """
+    return sorted({host.sites.weights[path].quantized for path in _weights(host, bare)} - {""})
 
 
-def _identifying(host: Host) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(host: Host, bare: bool) -> list[str]:
+    """Paths of the base's parameters, with the language-model head or without."""
+    outside = host.sites.facts.outside if bare else frozenset[str]()
+    return [path for path, site in host.sites.weights.items() if site.module not in outside]
+
+
+def _identifying(host: Host, bare: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """The base's own parameters by path; of quantised weights the codes, which are the same on every machine."""
-    for path in host.sites.weights:
+    for path in _weights(host, bare):
         stored = host.base.stored(path)
         yield path, host.base.tensor(path) if stored is None else next(iter(stored.tensors()))
 
@@ -125,7 +137,7 @@ def _shape(host: Host, path: str, tensor: torch.Tensor) -> tuple[int, ...]:
 
 def remember(host: Host) -> None:
     """Store a base's identity before its weights are sharded, because then no process has all of them."""
-    _identities[host] = {bare: base_identity(host, bare) for bare in (False, True)}
+    _identities[host] = base_identities(host)
 
 
 def served_identities(host: Host) -> dict[bool, dict[str, Any]]:
@@ -136,15 +148,18 @@ def served_identities(host: Host) -> dict[bool, dict[str, Any]]:
     state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in _identifying(host))
     known = _served.get(host)
     if known is None or known[0] != state:
-        known = _served[host] = state, {bare: base_identity(host, bare) for bare in (False, True)}
+        known = _served[host] = state, base_identities(host)
     return known[1]
 
 
 def compare_bases(
-    saved: dict[str, Any], host: Host, other_base: bool, identities: dict[bool, dict[str, Any]] | None = None
+    saved: Mapping[str, Any],
+    host: Host,
+    other_base: bool,
+    identities: Mapping[bool, Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """List why an adapter trained on the base `saved` does not fit this Host's, whose `identities` may be known."""
-    identities = identities or {bare: base_identity(host, bare) for bare in (False, True)}
+    identities = identities or base_identities(host)
     here, bare = identities[False], identities[True]
     if saved.get("shapes") == bare["shapes"]:  # the adapter reads no more than that
         here = bare
@@ -178,17 +193,6 @@ def _scheme(label: str) -> str:
 
 def _stored_in(labels: list[str]) -> str:
     return f"stored in {', '.join(labels)}" if labels else "without quantisation"
-
-
-def _prefix(host: Host) -> str:
-    """The path of the body in a model with a head, with a final dot; empty for a model without a head."""
-    base = getattr(host.model, "base_model", host.model)
-    if not isinstance(base, torch.nn.Module) or base is host.model:
-        return ""
-    paths = [path for path, module in host.model.named_modules() if module is base]
-    if not paths:
-        raise DeltatuneError(f"{type(host.model).__name__} names a base model that is not one of its modules")
-    return f"{paths[0]}."
 
 
 SAMPLED_BYTES = 1 << 20

@@ -13,14 +13,18 @@ from deltatune.core.adapter import Adapter
 from deltatune.core.errors import raise_all
 from deltatune.core.host import Host
 from deltatune.core.method import Method
+from deltatune.core.sites.site import Sites
 from deltatune.core.trained_rows import TrainedRows
-from deltatune.store.config_checks import site_contradictions
-from deltatune.store.fingerprint import compare_bases, served_identities
+from deltatune.store.config_checks import acts_outside_body, site_contradictions, stored_prefix
+from deltatune.store.fingerprint import base_identities, compare_bases, served_identities
 from deltatune.store.mapped_tensors import MappedTensors
 from deltatune.store.tensors import attach_filled, not_finite
 
 if TYPE_CHECKING:
     from deltatune.core.bank import Bank
+
+Identities = Mapping[bool, Mapping[str, Any]]
+"""Of a base, with the language-model head (False) and without (True)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +80,11 @@ class StoredAdapter:
         """Attach it to a host.
 
         One error lists tensors that are missing, extra, misshapen or not finite, and entries of the folder that
-        contradict each other, the tensors or the model. Raises DeltatuneError too if the base is another one.
+        contradict each other, the tensors or the model. Raises DeltatuneError too if the base is another one. One that
+        was trained on the bare transformer acts on it alone, also under a language-model head.
         """
-        self._check_base(host, other_base)
+        identities = base_identities(host)
+        self._check_base(host, other_base, identities)
         adapter = attach_filled(
             host,
             name,
@@ -91,31 +97,48 @@ class StoredAdapter:
             problems=[*self.problems, *self.misshapen_head],
             check=lambda adapter: [] if self.sites is None else site_contradictions(adapter, self.sites),
             finite=self.finite,
+            sites=self._sites_on(host, identities),
         )
         adapter.trained_rows = self.trained_rows
         return adapter
 
     def can_go_into(self, bank: Bank) -> bool:
         """Whether a bank can hold it: its method has a bank form, and it has no copies of the model's own heads."""
-        return not self.own_head and bank.can_hold(self.method)
+        return not self.own_head and bank.can_hold(self.method, self._sites_on(bank.host, served_identities(bank.host)))
 
     def put_into(self, bank: Bank, name: str, other_base: bool = False) -> None:
         """Write it into a slot of a host's bank, where that can hold it (`can_go_into`).
 
         Raises DeltatuneError as `attach_to` does, and BankFull when there is no free slot.
         """
-        self._check_base(bank.host, other_base, served=True)
+        identities = served_identities(bank.host)
+        self._check_base(bank.host, other_base, identities)
         problems = [*self.problems, *self.misshapen_head, *self.not_finite()]
         raise_all(problems, self._heading if problems else "")
-        bank.put(name, self.method, self.tensors, head=self.make_head(None), extra=self.extra, seed=self.seed)
+        sites = self._sites_on(bank.host, identities)
+        head = self.make_head(None)
+        bank.put(name, self.method, self.tensors, head=head, extra=self.extra, seed=self.seed, sites=sites)
 
     @property
     def _heading(self) -> str:
         return f"{self.kind} {self.folder} does not fit this model:"
 
-    def _check_base(self, host: Host, other_base: bool, served: bool = False) -> None:
+    def _sites_on(self, host: Host, identities: Identities) -> Sites:
+        """Where it may act on a host: on the bare transformer alone if it was trained on that, or depends on no more.
+
+        The weights of a language-model head that is tied do not tell the two apart; then its class does, and its sites.
+        """
+        base, stored, sites = self.base, self.sites, host.sites
+        if base is None or stored is None or base.get("shapes") != identities[True]["shapes"]:
+            return sites
+        prefix = stored_prefix(stored, sites)
+        same = all(base.get(entry) == identities[False][entry] for entry in ("shapes", "architecture"))
+        if acts_outside_body(stored, sites) or (same and prefix == sites.facts.prefix):
+            return sites
+        return sites.of_body(prefix)
+
+    def _check_base(self, host: Host, other_base: bool, identities: Identities) -> None:
         if self.base is not None:
-            identities = served_identities(host) if served else None
             problems = compare_bases(dict(self.base), host, other_base, identities)
             raise_all(problems, self._heading if problems else "")
 

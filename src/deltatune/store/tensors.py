@@ -20,6 +20,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.core.method import Method
+from deltatune.core.sites.site import Sites
 from deltatune.store.atomic_files import plain_write_errors
 
 
@@ -170,14 +171,15 @@ def attach_filled(
     problems: Sequence[str] = (),
     check: Callable[[Adapter], list[str]] = lambda adapter: [],
     finite: bool = False,
+    sites: Sites | None = None,
 ) -> Adapter:
     """Attach a method's adapter with these tensors, or raise one error under `error_heading` and change nothing.
 
     The error also lists `problems`, found before, and what `check` finds on the attached adapter. `finite`: all values
-    are known to be finite.
+    are known to be finite. `sites`: where it may act, as of `Host.attach`.
     """
     before = host.route
-    adapter = host.attach(name, method, seed=seed, head=head, extra=extra)
+    adapter = host.attach(name, method, seed=seed, head=head, extra=extra, sites=sites)
     found = [*problems, *check(adapter), *mismatches(adapter, tensors), *([] if finite else not_finite(tensors))]
     if found:
         host.detach(name)

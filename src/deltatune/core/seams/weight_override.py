@@ -62,7 +62,7 @@ class WeightSeam:
         for adapter in self.active:
             for _, site, delta in adapter.entries():
                 if site.kind == "weight":
-                    self._swap(site.name, delta)
+                    self._swap(site.path, delta)
         if (self.computed or self.casts) and not self.hooked:
             self._hook()
 
@@ -143,7 +143,7 @@ def _same(state: tuple[list[int], list[Tensor]], shown: tuple[list[int], list[Te
 def check_exclusive(route: Route, adapters: dict[str, Adapter]) -> None:
     """Raise if an adapter that replaces weights would share the model, be scaled, or replace one weight twice."""
     for name in route.names:
-        paths = [site.name for site in adapters[name].sites.values() if site.kind == "weight"]
+        paths = [site.path for site in adapters[name].sites.values() if site.kind == "weight"]
         alone = route.rows is None and dict(route.uniform) == {name: 1.0}
         if not alone and paths:
             raise DeltatuneError(

@@ -12,7 +12,16 @@ from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.quantization.stored_weights import plain_parameters, stored_weight
-from deltatune.core.sites.blocks import Block, find_blocks, is_causal, is_norm, maps_of, modules_of, task_heads
+from deltatune.core.sites.blocks import (
+    Block,
+    body,
+    find_blocks,
+    is_causal,
+    is_norm,
+    maps_of,
+    modules_of,
+    task_heads,
+)
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import (
     ATTENTION_NORMS,
@@ -24,7 +33,14 @@ from deltatune.core.sites.module_names import (
     names_embeddings,
     role_of,
 )
-from deltatune.core.sites.non_block_sites import embeddings, linear_site, norm_site, outside, unnamed_outside
+from deltatune.core.sites.non_block_sites import (
+    embeddings,
+    linear_site,
+    norm_site,
+    output_embeddings,
+    outside,
+    unnamed_outside,
+)
 from deltatune.core.sites.site import Facts, Site, Sites, generic
 
 
@@ -213,7 +229,25 @@ def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:
         decoder=not two and is_causal(model),
         positions=longest,
         position_modules=() if two else tuple(positions),
+        prefix=_body_prefix(model),
+        outside=_outside_body(model),
     )
+
+
+def _body_prefix(model: nn.Module) -> str:
+    base = getattr(model, "base_model", model)
+    if base is model:
+        return ""
+    return next((f"{path}." for path, module in modules_of(model) if module is base), "")
+
+
+def _outside_body(model: nn.Module) -> frozenset[str]:
+    """The modules of a language-model head, and those around the body; none in a model without such a head."""
+    output = output_embeddings(model)
+    if output is None:
+        return frozenset()
+    inside = {id(module) for module in body(model).modules() if module is not output}
+    return frozenset(path for path, module in modules_of(model) if id(module) not in inside)
 
 
 def _takes_positions(path: str, module: nn.Module, longest: int | None) -> bool:

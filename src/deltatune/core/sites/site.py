@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
@@ -67,6 +67,11 @@ class Site:
     quantized: str = ""
     """What the weight here is quantised to, such as `nf4`; empty for a plain weight."""
 
+    @property
+    def path(self) -> str:
+        """Kind `weight`: the parameter's path in this model, which is its name but in `Sites.of_body`."""
+        return f"{self.module}.{self.attribute}" if self.module else self.attribute
+
 
 class Sites(Mapping[str, Site]):
     """All sites of one model by name, in model order, with glob selection and coverage."""
@@ -78,6 +83,7 @@ class Sites(Mapping[str, Site]):
         unnamed: Sequence[str],
         facts: Facts,
         labels: Sequence[str],
+        body: str | None = None,
     ) -> None:
         self._sites = {site.name: site for site in sites}
         self.weights = {site.name: site for site in weights}
@@ -87,6 +93,9 @@ class Sites(Mapping[str, Site]):
         self.facts = facts
         self.heads = tuple(labels)
         """Paths of the model's own task heads (not of its language-model head)."""
+        self.body = body
+        """Of the body alone (`of_body`): what the names of its weights begin with; None for all sites."""
+        self._of_body: dict[str, Sites] = {}
 
     def __getitem__(self, name: str) -> Site:
         return self._sites[name]
@@ -101,6 +110,24 @@ class Sites(Mapping[str, Site]):
     def base_params(self) -> int:
         """Number of base parameters, tied ones once, task heads left out."""
         return self.facts.params
+
+    def of_body(self, prefix: str) -> Sites:
+        """The sites of the bare transformer alone, as an adapter that was trained on it meets them under another head.
+
+        `prefix`: path of the bare transformer where the adapter was trained, with a final dot, or empty; the weights
+        are named by their paths there, because an adapter's tensors and random draws depend on names.
+        """
+        if prefix not in self._of_body:
+            outside, here = self.facts.outside, self.facts.prefix
+            weights = [site for site in self.weights.values() if site.module not in outside]
+            weights = [
+                replace(site, name=prefix + name.removeprefix(here)) if (name := site.path).startswith(here) else site
+                for site in weights
+            ]
+            facts = replace(self.facts, params=sum(site.params for site in weights))
+            sites = [site for site in self._sites.values() if site.module not in outside]
+            self._of_body[prefix] = Sites(sites, weights, self.unnamed, facts, self.heads, prefix)
+        return self._of_body[prefix]
 
     def match(self, patterns: str | Sequence[str], kinds: Sequence[Kind] = ()) -> list[Site]:
         """Return the sites that match any of the globs, in model order.
@@ -157,6 +184,10 @@ class Facts:
     """Longest sequence of the position table, None if there is none."""
     position_modules: tuple[str, ...]
     """Modules that turn position ids into vectors or rotations and take the ids as an argument."""
+    prefix: str = ""
+    """Path of the bare transformer in a model with a head, with a final dot; empty in one without."""
+    outside: frozenset[str] = frozenset()
+    """Paths of the modules outside the bare transformer of a language model; empty in other models."""
 
 
 def expand(pattern: str) -> list[str]:

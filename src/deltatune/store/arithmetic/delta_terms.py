@@ -7,7 +7,7 @@ weight form, but is not linear in its tensors (DoRA). Deltas without a weight fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ def delta_terms(host: Host, weights: Mapping[str, float]) -> list[DeltaTerm]:
             form = "weight" if site.kind == "weight" else FORMS.get(trained, "matrix")
             if not delta.capabilities.merges:
                 unmergeable.add(adapter.method_at(key))
+            if site.kind == "weight":
+                site = replace(site, name=site.path)  # not as in the model where the adapter was trained
             terms.append(DeltaTerm(name, weight, site, delta, form, adapter.method_at(key)))
         if unmergeable:
             problems.append(f"{name!r} ({adapter.method!r}): {', '.join(sorted(unmergeable))} has no weight form")

@@ -155,9 +155,10 @@ class ChosenTokens(LogitsProcessor):
         self.sampler, self.margin = sampler, float("inf")
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        first, second = scores[0].float().topk(2).values.tolist()
+        logits = scores[0, :WORDS].float()  # virtual tokens have logits behind those of the vocabulary
+        first, second = logits.topk(2).values.tolist()
         self.margin = min(self.margin, first - second)
-        token = self.sampler.choose(scores[0].float()).token
+        token = self.sampler.choose(logits).token
         self.sampler.count(token)
         return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
 

@@ -93,7 +93,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="default 5")
     parser.add_argument("--window", type=float, default=10.0, help="seconds of a case before the next one; default 10")
     parser.add_argument("--base", choices=("llama", "gpt2"), default="llama")
-    counts = {"clients": 64, "adapters": 64, "in_memory": 48, "rounds": 3, "threads": 2}
+    counts = {"clients": 64, "adapters": 64, "in_memory": 56, "rounds": 2, "threads": 2}
     for name, value in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
     parser.add_argument("--json", default="", help="append the figures to this file, one JSON object a line")

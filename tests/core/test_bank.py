@@ -214,6 +214,10 @@ def test_a_copy_of_the_model_has_a_bank_of_its_own(text):
     assert torch.equal(outputs(copied, batch), wanted)
     copied.bank().remove("b1")
     assert torch.equal(outputs(host, batch), wanted)
+    attach(host, "t", LoRA(sites="*.attn.{q,k,v}"))
+    host.use(["t", None, "b1"])
+    host.model(**batch)[0].sum().backward()
+    copy.deepcopy(host.model)  # without the values of the last pass, which cannot be copied
 
 
 def test_weights_of_zero_and_below():
@@ -264,6 +268,11 @@ def test_projections_of_vera_are_kept_once():
 def test_a_write_that_fails_leaves_nothing(monkeypatch):
     host, batch = make_host("bert"), inputs("bert")
     base = outputs(host, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(TwoLayerBank, "write_maps_", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            put(host, "y", "bert", "Pfeiffer(size=4)")
+    assert not hasattr(host.model, "deltatune")
     put(host, "x", "bert", "Pfeiffer(size=4)")
     monkeypatch.setattr(TwoLayerBank, "write_maps_", lambda *given: 1 / 0)
     for text in ("Pfeiffer(size=4)", "Houlsby(size=40, norms=False)"):

@@ -208,8 +208,6 @@ class Bank:
         group = self.groups[group_name]
         del group.members[name]
         self._clear_(group, slot)
-        if not self.adapters:
-            remove_adapter_module_(self.model)
 
     def _clear_(self, group: BankGroup, slot: int) -> None:
         """Make a slot change nothing; a group without adapters goes."""
@@ -221,6 +219,8 @@ class Bank:
         self.hooks.unplug(group.name)
         del self.groups[group.name]
         adapter_module(self.model).pop(group.name)
+        if not self.adapters:
+            remove_adapter_module_(self.model)
 
     def shape_of(self, method: Method, sites: Sites | None = None) -> AdapterShape:
         """What adapters of a method that act at `sites` (all sites of the base unless given) have in common; found

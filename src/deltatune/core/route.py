@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,6 +192,9 @@ class RowRuns:
         self.x: Tensor | None = None
         self.sizes: list[int] = []
         self.pieces: Sequence[Tensor] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"x": None, "sizes": [], "pieces": ()}  # intermediate values are neither copied nor saved
 
     def cut(self, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
         """Pieces of x (B, ...), of `sizes` rows each."""

@@ -24,6 +24,9 @@ class InputTap:
         self.wanted = False
         self.value: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"wanted": self.wanted, "value": None}  # intermediate values are neither copied nor saved
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.wanted:
             self.value = args[0]

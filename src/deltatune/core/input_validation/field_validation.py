@@ -23,7 +23,7 @@ def check_fields(config: Any) -> None:
     Raises DeltatuneError naming the field, the value and the allowed ones. Numbers fit float32 and integers have
     at most 64 bits, because tensors have no others; text has no half of a surrogate pair, because files cannot hold it.
     """
-    hints = _hints(type(config))
+    hints = _hints(config.__class__)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         fitted, ok = _fit(value, hints[field.name])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltatune import DeltatuneError, Host, VBLoRA, parse
+from deltatune import DeltatuneError, Host, VBLoRA, combine, parse
 from support import models
 
 
@@ -52,6 +52,20 @@ def test_the_bank_is_saved_once(tmp_path):
     host.save("a", tmp_path / "a")
     names = list(load_file(tmp_path / "a/adapter.safetensors"))
     assert [name for name in names if "logits" not in name] == ["shared.vblora.vectors"]
+
+
+def test_a_sum_of_two_is_exact():
+    host = Host(models.tiny("bert"))
+    for seed, name in enumerate("ab"):
+        host.attach(name, VBLoRA(vectors=5, length=16), seed=seed, head=False)
+        torch.nn.init.normal_(host.adapters[name].shared["vblora"].vectors)
+    batch = models.inputs("bert")
+    with torch.no_grad():
+        host.use({"a": 0.3, "b": 0.7})
+        expected = host.model(**batch)[0]
+        combine(host, "c", {"a": 0.3, "b": 0.7})
+        host.use("c")
+        torch.testing.assert_close(host.model(**batch)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_vectors_than_k():

@@ -107,7 +107,7 @@ class FourierFT(Method):
     """Which matrices; any linear map."""
 
     size_field: ClassVar[str | None] = "n"
-    learning_rate: ClassVar[float] = 5e-2
+    learning_rate: ClassVar[float] = 1e-1
     view: ClassVar[View] = View("Re(IDFT₂(F)) x", "parallel", "output of each chosen matrix", "scaled")
 
     @property

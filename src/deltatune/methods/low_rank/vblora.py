@@ -106,7 +106,7 @@ class VBLoRA(Method):
     """Which matrices; any linear map."""
 
     size_field: ClassVar[str | None] = "vectors"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 2e-2
     starts_as_base: ClassVar[bool] = False
     view: ClassVar[View] = View("B A x", "parallel", "output of each chosen matrix", "add")
 

@@ -23,6 +23,7 @@ from deltatune.core.sites.site import Site, Slice
 FORMS: dict[frozenset[str], str] = {
     frozenset("AB"): "low_rank",
     frozenset("db"): "low_rank",  # VeRA
+    frozenset(("logits_A", "logits_B")): "low_rank",  # VB-LoRA
     frozenset("b"): "bias",
     frozenset("l"): "scaling",
 }

@@ -21,7 +21,7 @@ class LNTuning(Method):
     sites: str | tuple[str, ...] = ""
     """Which norms, `*.norm.0`, `layers.{2,3}.norm.1`; empty for all, those outside the blocks included."""
 
-    learning_rate: ClassVar[float] = 3e-3
+    learning_rate: ClassVar[float] = 1e-2
     view: ClassVar[View] = View("γ′ ⊙ norm(x) + β′ − h", "none", "output of every norm", "replace")
 
     def pick(self, sites: Sites) -> list[Site]:

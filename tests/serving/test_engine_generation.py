@@ -9,6 +9,7 @@ import torch
 
 from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.engine.requests import GenerateRequest, Sampling, TokenEvent
+from support.language_models import randomize_
 from support.serving_engine import (
     METHODS,
     NO_CACHE,
@@ -170,6 +171,20 @@ def test_the_prompt_cache_is_not_shared_between_keys_weights_or_adapters():
         assert cached(adapters={"lora": 0.5}, cache_key="a") == 0
         assert cached(adapters={"other": 1.0}, cache_key="a") == 0
         assert cached(cache_key="a") == 0
+
+
+def test_the_prompt_cache_holds_nothing_of_values_that_were_changed():
+    host = serving_host(methods={"lora": "LoRA(r=4)"})
+    prompt = GenerateRequest(tuple(range(5, 45)), {"lora": 1.0}, Sampling(max_tokens=6))
+    limits = EngineLimits(pass_tokens=8, cache_bytes=1 << 26, prompt_cache_bytes=1 << 24)
+    with running(host, limits) as engine:
+        for std in (0.3, 0.6):
+            answers(engine, [prompt])
+            during = engine.submit(prompt)  # may read its prompt in pieces before and after the change
+            engine.call(lambda host, std=std: randomize_(host, "lora", std)).result(30)
+            during.result(30)
+            changed = engine.submit(prompt).result(30).ids
+            assert changed == engine.call(lambda host: offline(host, prompt)).result(30)
 
 
 def test_the_prompt_cache_keeps_within_its_bytes():

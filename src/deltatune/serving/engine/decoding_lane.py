@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.engine.prompt_cache import PromptCache
 from deltatune.serving.engine.prompt_reading import read_on_
 from deltatune.serving.engine.routed_host import RoutedHost, attempt, logits_by_row
-from deltatune.serving.engine.running_cache import RunningCache, next_logits
+from deltatune.serving.engine.running_cache import RunningCache, States, next_logits
 from deltatune.serving.engine.sampling import choose_tokens
 
 
@@ -39,6 +39,7 @@ class DecodingLane:
     def add(self, job: GenerateJob) -> None:
         """Take up a job; what the prompt cache has of its prompt is not read again."""
         if self.prompts is not None and not job.prompt.at_once:
+            job.cache_age = self.prompts.age
             count, states = self.prompts.find(_cache_key(job), job.prompt.ids)
             if count:
                 job.prompt.parts, job.prompt.read, job.from_cache = [states], count, count
@@ -57,9 +58,15 @@ class DecodingLane:
 
     def _keep_answer(self, job: GenerateJob, place: int) -> None:
         """Keep the keys and values of a whole answer too: in a chat, the next prompt begins with it."""
-        if self.prompts is not None and not job.prompt.at_once and job.has_answer:
+        if job.has_answer:
             ids = [*job.prompt.ids, *job.generated][: self.cache.lengths[place]]
-            attempt(partial(self.prompts.keep, _cache_key(job), ids, self.cache.states(place)))
+            self._keep(job, ids, partial(self.cache.states, place))
+
+    def _keep(self, job: GenerateJob, ids: Sequence[int], states: Callable[[], States]) -> None:
+        """Keep keys and values for later prompts, where that is possible and there is memory for it."""
+        prompts = self.prompts
+        if prompts is not None and not job.prompt.at_once and job.cache_age == prompts.age:
+            attempt(lambda: prompts.keep(_cache_key(job), ids, states()))
 
     def clear(self) -> None:
         """Let go of all jobs."""
@@ -127,8 +134,8 @@ class DecodingLane:
         for job in (jobs[i] for i in finished):
             self.reading.remove(job)
             failed = job.ended and not job.has_answer
-            if self.prompts is not None and not (job.prompt.at_once or failed):
-                attempt(partial(self.prompts.keep, _cache_key(job), job.prompt.ids, job.prompt.states))
+            if not failed:
+                self._keep(job, job.prompt.ids, partial(getattr, job.prompt, "states"))
             if not job.ended:
                 joined = attempt(partial(self._join, job))
                 if isinstance(joined, Exception):

@@ -170,7 +170,8 @@ class Engine:
             )
 
     def call(self, work: Callable[[Host], T]) -> Future[T]:
-        """Run something on the host, in the worker between two passes; from any thread."""
+        """Run something on the host, in the worker between two passes; from any thread. It may change values of
+        adapters: the prompt cache is empty afterwards."""
         done: Future[T] = Future()
         with self._worker.changed:
             if self._worker.ended or self._worker.stopping:

@@ -92,6 +92,8 @@ class GenerateJob(EngineJob):
     prompt: PromptReading = field(default_factory=lambda: PromptReading([]))
     generated: list[int] = field(default_factory=list)
     from_cache: int = 0
+    cache_age: int = 0
+    """The age of the prompt cache when its prompt was begun."""
     apart: bool = False
     """Whether it gets a batch of its own, because one with others has failed."""
 

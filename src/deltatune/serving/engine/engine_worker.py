@@ -169,6 +169,8 @@ class EngineWorker:
             except BaseException as error:
                 done.set_exception(error)
             self.routed.forget_route()
+            if self.prompts is not None:  # values of adapters or of the base may be others now
+                self.prompts.clear()
         return called
 
     # ---- requests come
@@ -225,8 +227,8 @@ class EngineWorker:
         host = self.routed.host
         weights = job.ticket.request.adapters
         job.route = {resident.host_name: float(weights[resident.name]) for resident in job.pinned}
-        job.alone = next((name for name in sorted(job.route) if not host.adapters[name].mixes), None)
         check_exclusive(read_route(job.route, host.adapters), host.adapters)
+        job.alone = next((name for name in sorted(job.route) if not host.adapters[name].mixes), None)
         check_soft_weights(host, job)
         if isinstance(job, RowsJob):
             self.rows.add(job)

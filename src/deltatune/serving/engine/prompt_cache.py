@@ -41,6 +41,8 @@ class PromptCache:
         """Prompts of which some tokens were found."""
         self.tokens = 0
         """Tokens that were found."""
+        self.age = 0
+        """How often all was forgotten: what was begun before is not kept."""
         self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
 
     def find(self, key: str, ids: Sequence[int]) -> tuple[int, States]:
@@ -84,7 +86,7 @@ class PromptCache:
     def clear(self) -> None:
         """Forget all."""
         self._blocks.clear()
-        self.bytes = 0
+        self.bytes, self.age = 0, self.age + 1
 
     def _touch(self, digests: Sequence[bytes]) -> None:
         """The first block becomes the one used last: without it, those behind it are of no use."""

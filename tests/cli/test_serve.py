@@ -141,7 +141,7 @@ def refused(*argv):
 
 def test_what_is_refused_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
     store, model = folder / "store", folder / "model"
-    assert "--store DIR says which adapters are served" in refused("--model", model)
+    assert "nothing says which adapters are served: give --store DIR" in refused("--model", model)
     assert "there is no store" in refused("--model", model, "--store", tmp_path / "none")
     assert "exclude each other" in refused("--store", store, "--adapter", folder / "adapters" / "plain")
     assert "anyone who reaches this address" in refused("--store", store, "--host", "0.0.0.0")

@@ -1,6 +1,7 @@
 """Texts of answers as their tokens come: whole characters, stop strings, blanks, entities; names of models."""
 
 import asyncio
+import contextlib
 import math
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from deltatune.serving.engine.requests import DoneEvent, GenerateRequest, Timings, TokenEvent
 from deltatune.serving.engine.ticket import Ticket
-from deltatune.serving.serving_errors import EngineStopped, RequestTimeout
+from deltatune.serving.serving_errors import EngineStopped, RequestTimeout, RequestTooLong
 from deltatune.serving.texts.answer_stream import AnswerStream, Strip
 from deltatune.serving.texts.detokenizer import Detokenizer, TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.model_names import model_text, read_model, read_weights
+from deltatune.serving.texts.prompt_forms import PromptForms
 from deltatune.serving.texts.stop_strings import StopStrings
 from deltatune.serving.texts.tag_spans import tag_spans
 from support import models, vocabularies
@@ -185,3 +187,44 @@ def test_any_text_is_read_or_refused(text):
     except InvalidRequest:
         return
     assert read_model(model_text(weights), "m").keys() == weights.keys()
+
+
+# ---- prompts that are too long
+
+
+class Counted:
+    """A tokenizer that counts the characters it reads."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.read = tokenizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, text, **options):
+        self.read += len(text)
+        return self.tokenizer(text, **options)
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+def test_of_a_huge_text_only_the_beginning_is_read(kind):
+    tokenizer = Counted(vocabularies.tokenizer(kind))
+    forms = PromptForms(tokenizer, True, 128)
+    for take in (forms.raw, forms.token_row):
+        tokenizer.read = 0
+        with pytest.raises(RequestTooLong, match="maximum context length is 128 tokens"):
+            take("the film " * 100_000)
+        assert tokenizer.read <= 8 * 128
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+def test_a_text_that_fits_is_not_refused_for_its_characters(kind):
+    tokenizer = vocabularies.tokenizer(kind)
+    text = " ".join(TEXTS * 5)
+    ids = tokenizer(text)["input_ids"]
+    forms = PromptForms(tokenizer, False, len(ids))
+    assert forms.raw(text).ids == tuple(ids)
+    blanks = " " * 8000 + text  # some tokenizers drop them, for others each is a token
+    long = len(tokenizer(blanks)["input_ids"]) > forms.most + 1000
+    with pytest.raises(RequestTooLong) if long else contextlib.nullcontext():
+        forms.raw(blanks)

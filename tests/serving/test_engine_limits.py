@@ -138,7 +138,7 @@ def test_wrong_requests_are_refused_with_everything_that_is_wrong(engine):
         engine.submit(GenerateRequest((), {}, Sampling(temperature=-1, top_p=2, max_tokens=0)))
     with pytest.raises(UnknownAdapter, match="no adapter is called 'lorra', did you mean 'lora'"):
         engine.submit(request(adapters={"lorra": 1.0}))
-    with pytest.raises(RequestTooLong, match="128 positions"):
+    with pytest.raises(RequestTooLong, match="maximum context length is 128 tokens"):
         engine.submit(request(*range(5, 95), max_tokens=60))
     with pytest.raises(DeltatuneError, match="101 is no token of this model"):
         engine.submit(request(101))  # a virtual id of somebody's prompt

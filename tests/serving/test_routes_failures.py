@@ -46,7 +46,7 @@ def failed(error):
         (failed(RuntimeError("CUDA out of memory, secret words")), 503, "service_unavailable", "no memory left"),
         (failed(DeltatuneError("row 0: too long")), 400, "invalid_value", "row 0"),
         (failed(RuntimeError("secret words")), 500, None, "had an error"),
-        (DoneEvent("timeout", TIMINGS), 408, "request_timeout", "longer than it may"),
+        (DoneEvent("timeout", TIMINGS), 504, "timeout", "longer than it may"),
         (DoneEvent("cancelled", TIMINGS), 503, "service_unavailable", "send it again"),
     ],
 )

@@ -109,3 +109,14 @@ def test_two_servers_of_one_store_hold_nothing_of_their_own(own):
         assert text_of(second, "shared") == text_of(own, "shared")
         own.store.remove("shared")
         second.refused("/v1/completions", 404, model="shared", **PROMPT)
+
+
+def test_an_adapter_that_cannot_be_moved_in_time(served, monkeypatch):
+    async def slow(name):
+        raise TimeoutError
+
+    monkeypatch.setattr(served.service, "unload", slow)
+    answer = served.http.post("/v1/adapters/sst2/unload")
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "timeout"
+    assert "sst2 could not be unloaded within" in answer.json()["error"]["message"]

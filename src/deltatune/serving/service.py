@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.serving.engine.engine import Engine
 from deltatune.serving.engine.requests import DoneEvent, GenerateRequest, Request, RowsEvent, RowsRequest, Sampling
 from deltatune.serving.engine.ticket import Ticket
@@ -80,7 +81,8 @@ class Service:
         """`store`: an AdapterStore, the same that `residency` reads."""
         self.engine, self.residency, self.store, self.base = engine, residency, store, base
         self.adapters = ServedAdapters(store, copy.deepcopy(tokenizer), base)
-        self.prompts = PromptForms(self.adapters.tokenizer, base.family == "decoder")
+        most = base.positions or engine.limits.request_tokens
+        self.prompts = PromptForms(self.adapters.tokenizer, base.family == "decoder", most)
         self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # one for each thread: they change while they cut texts
         self.token_pieces = TokenPieces(tokenizer)
         self._texts = ThreadPoolExecutor(1, "texts")
@@ -233,7 +235,10 @@ class Service:
                 raise refuse_route(adapter.name, each, route)
         task = common_task([adapter.name for adapter in found], [each for each in tasks if each is not None])
         named = rows_for(task, rows, found[0].name)
-        shaped = await self._in_text(lambda: row_inputs(task, named))
+        try:
+            shaped = await self._in_text(lambda: row_inputs(task, named))
+        except DeltatuneError as error:
+            raise InvalidRequest(str(error), "input") from None
         whole = isinstance(found[0].task, Mixture) or isinstance(task, (Generate, LabelWords))
         if whole and len(found) > 1:
             raise InvalidRequest(

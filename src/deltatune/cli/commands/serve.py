@@ -190,7 +190,10 @@ def opened_store(store: str | None, adapters: Sequence[str]) -> Iterator[Adapter
         opened.close()
         return
     if not adapters:
-        raise DeltatuneError("--store DIR says which adapters are served, or --adapter FOLDER, once for each")
+        raise DeltatuneError(
+            "nothing says which adapters are served: give --store DIR, set "
+            f"{VARIABLE}, or give --adapter FOLDER, once for each adapter"
+        )
     with tempfile.TemporaryDirectory(prefix="deltatune-") as folder:
         opened = AdapterStore(Path(folder) / "store")
         for each in adapters:

@@ -60,13 +60,14 @@ def keys_text(guarding: Guarding, local: bool) -> str:
 def example_entry(entries: list[Entry], generates: bool) -> Entry | None:
     """An adapter to try: one that writes text, or the first one whose input is plain."""
     order = ["generate", "classify", "many", "tag", "span"] if generates else ["classify", "many", "tag", "span"]
-    return next((entry for kind in order for entry in entries if entry.task == kind), None)
+    untold = [""] if generates else []  # adapters of PEFT do not say what they were trained for
+    return next((entry for kind in [*order, *untold] for entry in entries if entry.task == kind), None)
 
 
 def example_of(entry: Entry | None, generates: bool) -> tuple[str, dict[str, Any]]:
     """A route and a body for it."""
     if entry is not None:
-        return EXAMPLES[entry.task]
+        return EXAMPLES[entry.task or "generate"]
     return EXAMPLES["generate" if generates else "embed"]
 
 

@@ -214,7 +214,7 @@ def read_scheme(text: str | Scheme | None) -> Scheme | None:
     kind = SCHEMES.get(name.strip().lower())
     if kind is None or (rest and not rest.rstrip().endswith(")")):
         raise DeltatuneError(
-            f"{text!r} is not a quantisation{nearest(name.strip().lower(), SCHEMES)}; there are none, "
+            f"{text!r} is not a quantisation{nearest(name.strip().lower(), SCHEMES)}; the choices are none, "
             + ", ".join(SCHEMES)
             + ", and fields in brackets: NF4(double=False)"
         )

@@ -63,5 +63,6 @@ def check_positions(host: Host, prompt: int, new: int, taken: int) -> None:
     if positions is not None and longest > positions:
         adapter = f", the adapter takes {taken}" if taken else ""
         raise RequestTooLong(
-            f"the prompt has {prompt} tokens and {new} may be generated{adapter}; this model has {positions} positions"
+            f"the prompt has {prompt} tokens and {new} may be generated{adapter}; this model's maximum context length "
+            f"is {positions} tokens: shorten the prompt or lower max_tokens"
         )

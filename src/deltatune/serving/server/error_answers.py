@@ -48,7 +48,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, EngineStopped):
         return unavailable(str(error), 5.0)
     if isinstance(error, RequestTimeout):
-        return Refusal(408, str(error), code="request_timeout")
+        return Refusal(504, str(error), type="server_error", code="timeout")  # 408: clients would ask again
     if is_out_of_memory(error):
         return unavailable("The server has no memory left for this request; send a shorter one, or try again later.")
     if isinstance(error, DeltatuneError):

@@ -16,6 +16,7 @@ from deltatune.serving.server.request_fields import RequestFields
 from deltatune.serving.server.request_log import Call
 from deltatune.serving.server.route_calls import call_in, check_exists, json_answer
 from deltatune.serving.service import Service
+from deltatune.serving.serving_errors import RequestTimeout
 from deltatune.serving.texts.model_names import BASE, unknown_model
 from deltatune.store.adapter_store.store_entry import Entry
 
@@ -73,8 +74,14 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
         if body.strip():
             RequestFields(body).finish()
         move = {"load": service.load, "unload": service.unload, "reload": service.reload}[verb]
-        async with asyncio.timeout(bounds.request_seconds):
-            await move(name)
+        try:
+            async with asyncio.timeout(bounds.request_seconds):
+                await move(name)
+        except TimeoutError:
+            raise RequestTimeout(
+                f"{name} could not be {verb}ed within {bounds.request_seconds:g} seconds; requests that run may still "
+                "use it, so try again later"
+            ) from None
         return json_answer(await _described(name, call_in(request), service))
 
     @app.post("/v1/adapters/{name}/load")

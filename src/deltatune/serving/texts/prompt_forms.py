@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.serving.serving_errors import RequestTooLong
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN, Example, PromptEncoder
@@ -21,6 +22,10 @@ from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.row_inputs import row_inputs
 from deltatune.tasks.task import Task, TokenRow
 
+LONG_TOKEN = 8
+"""Characters a token of the first part of a text whose tokens are counted; few texts have as many."""
+MARGIN = 16
+"""Tokens that a part of a text may have more than the same part of the whole: special ones, and words cut in two."""
 CHAT = Generate(text=(CHAT_COLUMN,), label=CHAT_COLUMN, prompt="chat")
 """The task of a conversation, for models without an adapter."""
 
@@ -41,9 +46,12 @@ class ModelPrompt:
 class PromptForms:
     """Makes prompts for one base. Not for two threads at once: fast tokenizers change while they cut texts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, joined: bool) -> None:
-        """`joined`: prompt and answer are one sequence (decoders), not an encoder's and a decoder's input."""
-        self.tokenizer, self.joined = tokenizer, joined
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, joined: bool, most: int | None = None) -> None:
+        """`joined`: prompt and answer are one sequence (decoders), not an encoder's and a decoder's input.
+
+        `most`: tokens that the model can read; None without a limit.
+        """
+        self.tokenizer, self.joined, self.most = tokenizer, joined, most
         self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._chat_stops: dict[str, frozenset[int]] = {}
 
@@ -56,6 +64,7 @@ class PromptForms:
                     f"token {wrong[0]} is not in the vocabulary of {self.vocabulary:,} tokens", "prompt"
                 )
             return ModelPrompt(tuple(prompt), text=str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)))
+        self.check_length(prompt)
         ids: list[int] = self.tokenizer(prompt, verbose=False)["input_ids"]
         ends = {self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
         if self.joined and ids and ids[-1] in ends:
@@ -73,6 +82,7 @@ class PromptForms:
         """A text or token ids as a row to embed. Raises InvalidRequest for a text without tokens."""
         tokenizer = self.tokenizer
         if isinstance(given, str):
+            self.check_length(given)
             encoding = tokenizer(given, verbose=False)
             row: TokenRow = {name: list(encoding[name]) for name in encoding}
         else:
@@ -109,8 +119,21 @@ class PromptForms:
                     "the tokenizer of this model has no chat template; POST /v1/completions with a prompt", "messages"
                 ) from None
             raise InvalidRequest(str(error), "messages") from None
+        self.check_length(text)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ModelPrompt(tuple(ids), self.chat_stops(), text)
+
+    def check_length(self, text: str) -> None:
+        """Raise RequestTooLong for a text of which a part alone is too long for the model, without reading the rest."""
+        size = LONG_TOKEN * (self.most or len(text) + 1)
+        while size < len(text):
+            tokens = len(self.tokenizer(text[:size], add_special_tokens=False, verbose=False)["input_ids"])
+            if tokens > (self.most or tokens) + MARGIN:
+                raise RequestTooLong(
+                    f"the text has more than {tokens - MARGIN:,} tokens; this model's maximum context length is "
+                    f"{self.most:,} tokens"
+                )
+            size *= 4
 
     def chat_stops(self) -> frozenset[int]:
         """The tokens that end an answer in the model's chat template."""

@@ -275,6 +275,22 @@ def answers_of_hand(host):
         return answers(engine, [request("mine")])[0]
 
 
+def test_an_order_that_nobody_waits_for_is_carried_out(store):
+    """A client that goes while its adapter is read cancels what it waits for."""
+    host, slow = serving_host(methods={}), SlowStore(store)
+    residency = Residency(host, slow)
+    with running(host, residency=residency) as engine:
+        assert not engine.residency.load("one").cancel()
+        slow.go.set()
+        engine.residency.load("one").result(30)
+        slow.go.clear()
+        last = engine.residency.load("two")
+        last.cancel()
+    slow.go.set()
+    assert isinstance(last.exception(0), DeltatuneError)  # the engine was closed first
+    assert residency._readers._shutdown
+
+
 def test_unloading_waits_for_requests_that_use_the_adapter(store, folders):
     host = serving_host(methods={})
     with running(host, residency=Residency(host, store)) as engine:

@@ -193,6 +193,7 @@ class Residency:
 
     def _order(self, verb: Literal["load", "unload"], name: str) -> Future[None]:
         order = ResidencyOrder(verb, name, Future())
+        order.done.set_running_or_notify_cancel()  # whoever no longer waits for it cannot take it back
         with self._lock:
             if self._closed:
                 raise EngineStopped("the engine has been closed")

@@ -86,7 +86,7 @@ def test_a_peft_folder_loads_here(kind, targets, head, rslora, tmp_path):
     [
         ({"use_dora": True}, "has tensors A, B, A, B, m are required"),
         ({"use_qalora": True}, "use_qalora"),
-        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "HRA"}, "HRA"),
         ({"bias": "all"}, "biases"),
         ({"init_lora_weights": "pissa"}, "changed the base's weights"),
     ],

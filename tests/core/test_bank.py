@@ -220,6 +220,16 @@ def test_a_copy_of_the_model_has_a_bank_of_its_own(text):
     copy.deepcopy(host.model)  # without the values of the last pass, which cannot be copied
 
 
+def test_a_host_describes_what_is_in_its_bank_as_what_is_attached():
+    banked, attached = make_host("bert"), make_host("bert")
+    for text, name in (("LoRA()", "x"), ("Prefix(length=3)", "y")):
+        put(banked, name, "bert", text)
+        attach_same(attached, name, "bert", text)
+    banked.use("x")
+    attached.use("x")
+    assert banked.describe() == attached.describe()
+
+
 def test_weights_of_zero_and_below():
     host, batch = make_host("bert"), inputs("bert")
     base = outputs(host, batch)

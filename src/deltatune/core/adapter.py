@@ -100,6 +100,16 @@ class Adapter(nn.Module):
         """Whether the adapter may share a batch with others."""
         return self.capabilities.mixes
 
+    @property
+    def acting_sites(self) -> Sequence[Site]:
+        """The sites at which it acts, in model order."""
+        return tuple(self.sites.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors, those of a head included."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
     def acts_at(self, site: Site) -> bool:
         """Whether its Deltas at a site take part."""
         return site.layer is None or site.layer >= self.dropped

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ class BankedAdapter(Adapter):
         super().__init__(method, head, extra)
         self.shape = [shape]  # in a list: its Deltas without values are no part of this module
         self.slot = 0
+        self.entry_bytes = 4
+        """Bytes of a number in its stacks."""
         self.trained_rows = None
 
     @property
@@ -51,6 +54,15 @@ class BankedAdapter(Adapter):
     @property
     def count(self) -> int:
         return self.shape[0].count
+
+    @property
+    def acting_sites(self) -> Sequence[Site]:
+        return self.shape[0].adapter.acting_sites
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors, without the padding of their slot."""
+        return self.entry_bytes * sum(map(math.prod, self.shape[0].shapes.values())) + super().bytes
 
 
 class BankGroup(Adapter):
@@ -175,7 +187,7 @@ class Bank:
                 "them; call unmerge_ first"
             )
         adapter = BankedAdapter(method, head, extra or {}, shape)
-        adapter.seed = seed
+        adapter.seed, adapter.entry_bytes = seed, self.dtype.itemsize
         at_rest = self.host.using(None) if shape.reads_base else nullcontext()
         with at_rest, torch.inference_mode(False), torch.no_grad():
             if head is not None:

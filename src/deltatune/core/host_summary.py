@@ -21,8 +21,8 @@ def describe(
     for name, adapter in adapters.items():
         count, head = adapter.count, adapter.head_count
         share = f"{100 * count / base:.2f} %" if base else "-"
-        where = sorted({generic(site.name) for site in adapter.sites.values() if site.kind != "weight"})
-        weights = sum(site.kind == "weight" for site in adapter.sites.values())
+        where = sorted({generic(site.name) for site in adapter.acting_sites if site.kind != "weight"})
+        weights = sum(site.kind == "weight" for site in adapter.acting_sites)
         places = where + ([f"{weights} weight tensors"] if weights else [])
         lines.append(f"  {name}: {adapter.method!r}")
         lines.append(f"    {count:,} parameters ({share} of the base)" + (f", head {head:,}" if head else ""))
@@ -79,7 +79,7 @@ def _storage(base: int, adapters: Mapping[str, Adapter]) -> list[str]:
     """Size of the adapters beside one base, and of as many fine-tuned copies of the model."""
     if not adapters:
         return []
-    size = sum(tensor.numel() * tensor.element_size() for a in adapters.values() for tensor in a.tensors().values())
+    size = sum(adapter.bytes for adapter in adapters.values())
     n = len(adapters)
     return [
         f"storage: {_bytes(size)} for {n} adapter{'s' * (n > 1)} beside one base of {_bytes(base)}; "

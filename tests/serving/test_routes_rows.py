@@ -143,6 +143,8 @@ def test_embeddings_are_means_of_the_last_hidden_states(served, offline):
         ("/v1/classify", {"model": "pairs", "input": "a"}, "2 texts a row"),
         ("/v1/classify", {"model": "sst2", "input": [["a", "b"]]}, "reads a text a row"),
         ("/v1/classify", {"model": "sst2", "input": {"words": "a"}}, "'text'"),
+        ("/v1/classify", {"model": "sst2", "input": {"txt": "a"}}, "no column 'txt', did you mean 'text'?"),
+        ("/v1/completions", {"model": "colon", "input": {"ask": "a", "mor": "b"}}, "'mor', did you mean 'more'?"),
         ("/v1/classify", {"model": "sst2", "input": {"text": 5}}, "text is 5, not a text"),
         ("/v1/classify", {"model": "sst2", "input": []}, "list of 1 to 512"),
         ("/v1/classify", {"model": "sst2"}, "input is missing"),

@@ -299,6 +299,20 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     assert len(store) == 0
 
 
+def test_a_peft_adapter_that_names_a_known_base_counts_to_it(folders, tmp_path):
+    store = AdapterStore(tmp_path / "store")
+    ours = store.add(folders / "story").base
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(folders / "story/adapter_model.safetensors", tmp_path / "theirs")
+    config = json.loads((folders / "story/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = ours.name
+    (tmp_path / "theirs/adapter_config.json").write_text(json.dumps(config))
+    theirs = store.add(tmp_path / "theirs").base
+    assert (theirs.name, theirs.content, theirs.bytes) == (ours.name, "", 0)
+    storage = store.storage()
+    assert (storage.bases, storage.base_bytes, storage.full_copies) == ((ours.name,), ours.bytes, 2 * ours.bytes)
+
+
 @torch.no_grad()
 def test_a_peft_folder_is_kept_as_it_is(folders, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):

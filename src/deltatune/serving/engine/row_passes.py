@@ -175,8 +175,8 @@ class RowPasses:
         longest, positions = max(len(row["input_ids"]) for row in job.rows), longest_input(self.routed.host.model)
         if positions is not None and longest + taken > positions:
             raise RequestTooLong(
-                f"a text has {longest} tokens{f' and the adapter takes {taken}' if taken else ''}; this model's maximum "
-                f"context length is {positions} tokens"
+                f"a text has {longest} tokens{f' and the adapter takes {taken}' if taken else ''}; this model's "
+                f"maximum context length is {positions} tokens"
             )
 
     # ---- passes

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.tasks import Tag, Task
+
+ALIKE = 0.75
+"""Names of columns that are as similar are taken for a slip of the keyboard."""
 
 
 def rows_for(task: Task, rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
@@ -22,6 +26,11 @@ def rows_for(task: Task, rows: Sequence[Any], name: str) -> list[dict[str, Any]]
 def named_row(row: Any, task: Task, name: str) -> dict[str, Any]:
     """A row by its columns: of a text, or of as many texts as there are columns."""
     if isinstance(row, Mapping):
+        for column in task.text:
+            given = [key for key in row if key not in task.text and len(key) <= 100]
+            slip = [] if column in row else get_close_matches(column, given, 1, ALIKE)
+            if slip:  # columns that may be empty would be left out without a word
+                raise InvalidRequest(f"{name} reads no column {slip[0]!r}, did you mean {column!r}?", "input")
         return dict(row)
     if isinstance(row, str) and (len(task.text) == 1 or task.answers == "text"):
         return {task.text[0]: row}

@@ -183,7 +183,9 @@ class StoreIndex:
         """What all objects take; adapters with the same fingerprint, or name, of the base have one base."""
         totals = self._rows(
             "SELECT base, max(base_bytes), count(*), sum(bytes * (first = name)) FROM (SELECT name, base, "
-            "CASE content WHEN '' THEN base ELSE content END AS key, json_extract(body, '$.base.bytes') AS base_bytes, "
+            "CASE WHEN content = '' AND base <> '' "  # PEFT's
+            "THEN coalesce(nullif(max(content) OVER (PARTITION BY base), ''), base) ELSE content END AS key, "
+            "json_extract(body, '$.base.bytes') AS base_bytes, "
             "bytes, min(name) OVER (PARTITION BY digest) AS first FROM entries) GROUP BY key ORDER BY count(*) DESC"
         )
         return StorageTotals(

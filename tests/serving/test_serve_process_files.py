@@ -102,7 +102,7 @@ def test_files_damaged_while_an_adapter_is_in_memory(folder, offline, store):
 
 def test_adapters_removed_and_replaced_while_they_answer(folder, offline, store):
     with serving(store.parent, store, model=folder / "model") as server:
-        running = Asking(4, lambda place: text_of(server.ask(("plain", "bottle")[place % 2], 1500)))
+        running = Asking(4, lambda place: text_of(server.ask(("plain", "bottle")[place % 2], 500)))
         assert wait_for(lambda: server.metric("engine_running") == 4, 20)
         opened = AdapterStore(store)
         opened.remove("bottle")
@@ -111,7 +111,7 @@ def test_adapters_removed_and_replaced_while_they_answer(folder, offline, store)
         assert server.ask("bottle", 20).status_code == 404
         later = text_of(server.ask("plain", 20))
         assert later == offline.text("plain", 20, "second") != offline.text("plain", 20)
-        assert running.wait(100) == [offline.text(("plain", "bottle")[place % 2], 1500) for place in range(4)]
+        assert running.wait(100) == [offline.text(("plain", "bottle")[place % 2], 500) for place in range(4)]
         command("add", folder / "adapters" / "bottle", "--store", store)
         assert text_of(server.ask("bottle", 20)) == offline.text("bottle", 20)
         server.events()

@@ -126,7 +126,8 @@ def served_at_random(folder: Path, base: Path, seconds: int, threads: int, clien
             body = {"model": name, "prompt": [5, 8, 13], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
             begun = time.perf_counter()
             answer = http.post(f"{server.address}/v1/completions", json=body)
-            answer.raise_for_status()
+            if answer.status_code != 200:
+                raise RuntimeError(f"{name}: {answer.text}\n{server.log.read_text()[-3000:]}")
             return time.perf_counter() - begun, answer.json()["choices"][0]["text"]
 
         def client(number: int) -> list[float]:

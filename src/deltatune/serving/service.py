@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError
 from deltatune.serving.engine.engine import Engine
 from deltatune.serving.engine.requests import DoneEvent, GenerateRequest, Request, RowsEvent, RowsRequest, Sampling
+from deltatune.serving.engine.row_passes import PREDICTED
 from deltatune.serving.engine.ticket import Ticket
 from deltatune.serving.residency import Residency
 from deltatune.serving.served_base import ServedBase
@@ -23,6 +23,7 @@ from deltatune.serving.texts.answer_stream import AnswerStream, WholeAnswer
 from deltatune.serving.texts.detokenizer import TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.prompt_forms import ModelPrompt, PromptForms, shared_form
+from deltatune.serving.texts.row_encoding import RowEncoder, most_tokens, token_count
 from deltatune.serving.texts.served_adapter import (
     COMPLETIONS,
     ServedAdapter,
@@ -33,7 +34,6 @@ from deltatune.serving.texts.served_adapter import (
 from deltatune.tasks import Mixture, Task
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
-from deltatune.tasks.row_inputs import row_inputs
 
 T = TypeVar("T")
 Reserve = Callable[[int], None]
@@ -85,12 +85,15 @@ class Service:
         self.prompts = PromptForms(self.adapters.tokenizer, base.family == "decoder", most)
         self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # one for each thread: they change while they cut texts
         self.token_pieces = TokenPieces(tokenizer)
+        self.encoder = RowEncoder(tokenizer, base)
         self._texts = ThreadPoolExecutor(1, "texts")
+        self._rows_texts = ThreadPoolExecutor(1, "rows")  # a long text there lets no prompt wait
         self._files = ThreadPoolExecutor(4, "adapters")
 
     def close(self) -> None:
         """End its threads. The engine is the caller's."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._rows_texts.shutdown(wait=False, cancel_futures=True)
         self._files.shutdown(wait=False, cancel_futures=True)
 
     # ---- adapters
@@ -224,7 +227,8 @@ class Service:
         """Labels, tags, spans or texts for rows, exactly as `deltatune predict` gives them.
 
         A row is an object with the task's columns, or what `_named` makes one of. Raises InvalidRequest for adapters
-        whose task another route answers, and for adapters with different tasks.
+        whose task another route answers, and for adapters with different tasks. `reserve` is told of all tokens before
+        the engine has any work with them.
         """
         found = [await self.adapter(name) for name in adapters]
         if not found:
@@ -235,28 +239,24 @@ class Service:
                 raise refuse_route(adapter.name, each, route)
         task = common_task([adapter.name for adapter in found], [each for each in tasks if each is not None])
         named = rows_for(task, rows, found[0].name)
-        try:
-            shaped = await self._in_text(lambda: row_inputs(task, named))
-        except DeltatuneError as error:
-            raise InvalidRequest(str(error), "input") from None
         whole = isinstance(found[0].task, Mixture) or isinstance(task, (Generate, LabelWords))
         if whole and len(found) > 1:
             raise InvalidRequest(
                 f"{found[0].name} answers with more than a head; give one adapter, not {len(found)}", "model"
             )
         asked: Task = found[0].task if isinstance(found[0].task, Mixture) else task
-        request = RowsRequest(
-            shaped, adapters, "task" if whole else "logits", caller.timeout, asked, part if whole else None
-        )
-        event = await self._rows(request)
-        encoded = event.encoded
+        shaped = await self._in_rows(lambda: self.encoder.shaped(task, named))
+        encoded = await self._in_rows(lambda: self.encoder.encode(task, shaped, PREDICTED if whole else None))
+        reserve(token_count(encoded) if encoded else most_tokens(task, len(shaped)))
         if whole:
-            answers = event.values
+            request = RowsRequest(shaped, adapters, "task", caller.timeout, asked, part, encoded)
         else:
-            assert encoded is not None
-            answers = task.collect(event.values, encoded)
-        tokens = 0 if encoded is None else sum(len(row["input_ids"]) for row in encoded)
-        return RowAnswers(task.decode(answers), shaped, task, tokens, 0 if encoded is None else encoded.truncated)
+            request = RowsRequest(encoded[0], adapters, "logits", caller.timeout, asked)
+        event = await self._rows(request)
+        answers = event.values if whole else await self._in_rows(lambda: task.collect(event.values, encoded[0]))
+        read = encoded if event.encoded is None else [event.encoded]
+        truncated = sum(each.truncated for each in read)
+        return RowAnswers(task.decode(answers), shaped, task, token_count(read), truncated)
 
     async def embed(
         self,
@@ -313,6 +313,10 @@ class Service:
     async def _in_text(self, work: Callable[[], T]) -> T:
         """Do something with the tokenizer of the prompts."""
         return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+
+    async def _in_rows(self, work: Callable[[], T]) -> T:
+        """Do something with the tokenizer of rows."""
+        return await asyncio.get_running_loop().run_in_executor(self._rows_texts, work)
 
 
 def choice_seed(seed: int, number: int) -> int:

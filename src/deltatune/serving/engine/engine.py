@@ -141,8 +141,8 @@ class Engine:
         """Raise for requests that this model can never answer."""
         vocabulary = self.host.sites.facts.vocabulary
         if isinstance(request, RowsRequest):
-            if len(request.rows) > self.limits.request_rows:
-                raise RequestTooLong(f"{len(request.rows)} rows; a request has at most {self.limits.request_rows}")
+            if request.count > self.limits.request_rows:
+                raise RequestTooLong(f"{request.count} rows; a request has at most {self.limits.request_rows}")
             ids = [token for row in request.rows for token in row.get("input_ids", ())]
             self._check_length(max(len(row.get("input_ids", ())) for row in request.rows))
         else:

@@ -138,6 +138,8 @@ class RowsJob(EngineJob):
     """The rows as the engine encoded them; None where the client did."""
     rows: list[TokenRow] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
+    turns: int = 0
+    """How many of the request's encoded parts have been answered, for kind `task`."""
     plan: Any = None
     """How its rows are read: what they need of those they share a pass with."""
 

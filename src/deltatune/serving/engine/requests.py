@@ -124,6 +124,13 @@ class RowsRequest:
     """The task that encodes rows which are not encoded; needed for kind `task`."""
     part: str | None = None
     """The part of a mixture whose rows these are."""
+    encoded: Sequence[Encoded] = ()
+    """For kind `task`: the same rows encoded, in parts that have a turn each; () where the engine encodes them."""
+
+    @property
+    def count(self) -> int:
+        """N; pieces of one long row count once."""
+        return self.rows.examples if isinstance(self.rows, Encoded) else len(self.rows)
 
     def check(self) -> None:
         """Raise DeltatuneError listing what is wrong."""
@@ -141,6 +148,9 @@ class RowsRequest:
             problems.append("rows that are not encoded need the task that encodes them")
         if encoded and any(not row["input_ids"] for row in self.rows):
             problems.append("a row has no tokens")
+        parts = sum(part.examples for part in self.encoded)
+        if self.encoded and (self.kind != "task" or parts != self.count):
+            problems.append(f"encoded must be the {self.count} rows of kind 'task', not {parts} of kind {self.kind!r}")
         raise_all(problems, "the request has wrong values:" if len(problems) > 1 else "")
 
 

@@ -135,9 +135,11 @@ class RowPasses:
     def _planned(self, job: RowsJob) -> _Plan:
         request, host = job.request, self.routed.host
         name = max(job.route, key=lambda each: positions_taken(host, each), default=None)
-        if len(request.rows) > self.limits.request_rows:
-            raise RequestTooLong(f"{len(request.rows)} rows; one request has at most {self.limits.request_rows}")
+        if request.count > self.limits.request_rows:
+            raise RequestTooLong(f"{request.count} rows; one request has at most {self.limits.request_rows}")
         if request.kind == "task":
+            if request.encoded and name is not None:
+                self._check_fits(job, name)
             return _Plan(RowKind("task", (), False, id(job)), None)
         encoded: Any = request.rows
         if request.task is not None and not _is_encoded(request.rows):
@@ -145,6 +147,8 @@ class RowPasses:
             if name is None:
                 raise CannotServe("rows of a task need the adapter that was trained on it")
             encoded = job.encoded = encode_for(host, name, task, request.rows, self.tokenizer, labelled=False)
+        elif request.task is not None and name is not None:
+            self._check_fits(job, name)
         job.rows = list(encoded)
         job.values = [None] * len(job.rows)
         if not job.rows:
@@ -160,6 +164,13 @@ class RowPasses:
         virtual = max((host.adapters[each].needs.virtual_tokens for each in job.route), default=0)
         inputs = tuple(sorted(collate.fill.items()))
         return _Plan(RowKind(reads, inputs, collate.left, job.alone, virtual if collate.left else 0), collate)
+
+    def _check_fits(self, job: RowsJob, name: str) -> None:
+        """Raise DeltatuneError where the task cannot be encoded for this adapter on this base, whatever the rows."""
+        assert job.request.task is not None
+        encode_for(
+            self.routed.host, name, task_of(job.request.task, job.request.part), [], self.tokenizer, labelled=False
+        )
 
     def _reads(self, job: RowsJob) -> str:
         host, part = self.routed.host, job.request.part
@@ -233,9 +244,12 @@ class RowPasses:
     def _predict_some(self, job: RowsJob) -> None:
         """What `predict` gives for a task that needs more than a head: for a few rows, then others have their turn."""
         job.begin()
-        whole = _is_encoded(job.request.rows)  # pieces of a row stay together
-        done = len(job.values)
-        rows = job.request.rows if whole else job.request.rows[done : done + PREDICTED]
+        given, done = job.request.encoded, len(job.values)
+        whole = not given and _is_encoded(job.request.rows)  # pieces of a row stay together
+        rows: Any = job.request.rows if whole else job.request.rows[done : done + PREDICTED]
+        if given:
+            rows = given[job.turns]
+            job.turns += 1
         answers = attempt(partial(self._predicted, job, rows))
         if whole or isinstance(answers, Exception):
             self._finish(job, answers)

@@ -57,6 +57,30 @@ def test_the_worker_encodes_no_rows(served, monkeypatch, name, path, body):
     assert not any(engine)
 
 
+def test_short_rows_wait_for_no_long_ones(served, monkeypatch):
+    begun, go, encode, answers = threading.Event(), threading.Event(), served.service.long_rows.encode, []
+
+    def slow(*args):
+        begun.set()
+        assert go.wait(20)
+        return encode(*args)
+
+    monkeypatch.setattr(served.service.long_rows, "encode", slow)
+    ask = threading.Thread(
+        target=lambda: answers.append(served.post("/v1/classify", model="sst2", input="film " * 20_000))
+    )
+    ask.start()
+    try:
+        assert begun.wait(10)
+        assert served.post("/v1/classify", model="sst2", input=FILM)["truncated"] == 0
+        assert served.post("/v1/completions", model="plain", prompt=FILM, max_tokens=2)["choices"]
+        assert not answers
+    finally:
+        go.set()
+        ask.join(20)
+    assert answers[0]["truncated"] == 1
+
+
 def test_answers_in_parts_are_in_order(served, offline):
     texts = [f"{FILM} {'film ' * number}" for number in range(0, 80, 2)]
     answers = served.post("/v1/classify", model="words", input=texts)

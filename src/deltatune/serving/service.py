@@ -23,7 +23,7 @@ from deltatune.serving.texts.answer_stream import AnswerStream, WholeAnswer
 from deltatune.serving.texts.detokenizer import TokenPieces
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.prompt_forms import ModelPrompt, PromptForms, shared_form
-from deltatune.serving.texts.row_encoding import RowEncoder, most_tokens, token_count
+from deltatune.serving.texts.row_encoding import LONG, RowEncoder, characters, most_tokens, token_count
 from deltatune.serving.texts.served_adapter import (
     COMPLETIONS,
     ServedAdapter,
@@ -85,15 +85,15 @@ class Service:
         self.prompts = PromptForms(self.adapters.tokenizer, base.family == "decoder", most)
         self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # one for each thread: they change while they cut texts
         self.token_pieces = TokenPieces(tokenizer)
-        self.encoder = RowEncoder(tokenizer, base)
+        self.rows, self.long_rows = RowEncoder(tokenizer, base), RowEncoder(tokenizer, base)
         self._texts = ThreadPoolExecutor(1, "texts")
-        self._rows_texts = ThreadPoolExecutor(1, "rows")  # a long text there lets no prompt wait
         self._files = ThreadPoolExecutor(4, "adapters")
 
     def close(self) -> None:
         """End its threads. The engine is the caller's."""
         self._texts.shutdown(wait=False, cancel_futures=True)
-        self._rows_texts.shutdown(wait=False, cancel_futures=True)
+        for encoder in (self.rows, self.long_rows):
+            encoder.close()
         self._files.shutdown(wait=False, cancel_futures=True)
 
     # ---- adapters
@@ -245,15 +245,16 @@ class Service:
                 f"{found[0].name} answers with more than a head; give one adapter, not {len(found)}", "model"
             )
         asked: Task = found[0].task if isinstance(found[0].task, Mixture) else task
-        shaped = await self._in_rows(lambda: self.encoder.shaped(task, named))
-        encoded = await self._in_rows(lambda: self.encoder.encode(task, shaped, PREDICTED if whole else None))
+        encoder = self.long_rows if characters(named) > LONG else self.rows
+        shaped = await encoder.run(lambda: encoder.shaped(task, named))
+        encoded = await encoder.run(lambda: encoder.encode(task, shaped, PREDICTED if whole else None))
         reserve(token_count(encoded) if encoded else most_tokens(task, len(shaped)))
         if whole:
             request = RowsRequest(shaped, adapters, "task", caller.timeout, asked, part, encoded)
         else:
             request = RowsRequest(encoded[0], adapters, "logits", caller.timeout, asked)
         event = await self._rows(request)
-        answers = event.values if whole else await self._in_rows(lambda: task.collect(event.values, encoded[0]))
+        answers = event.values if whole else await encoder.run(lambda: task.collect(event.values, encoded[0]))
         read = encoded if event.encoded is None else [event.encoded]
         truncated = sum(each.truncated for each in read)
         return RowAnswers(task.decode(answers), shaped, task, token_count(read), truncated)
@@ -313,10 +314,6 @@ class Service:
     async def _in_text(self, work: Callable[[], T]) -> T:
         """Do something with the tokenizer of the prompts."""
         return await asyncio.get_running_loop().run_in_executor(self._texts, work)
-
-    async def _in_rows(self, work: Callable[[], T]) -> T:
-        """Do something with the tokenizer of rows."""
-        return await asyncio.get_running_loop().run_in_executor(self._rows_texts, work)
 
 
 def choice_seed(seed: int, number: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,15 +19,27 @@ from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrat
 from deltatune.tasks.row_inputs import row_inputs
 from deltatune.tasks.task import Encoded
 
+T = TypeVar("T")
+LONG = 65_536
+"""Characters of rows that make them long: they wait for each other, and short ones not for them."""
 COMPARED = 32_768
 """Characters of a row whose demonstrations the model itself looks up, so that the engine's worker reads its text."""
 
 
 class RowEncoder:
-    """Encodes rows for one base. Not for two threads at once: fast tokenizers change while they cut texts."""
+    """Encodes rows for one base, in a thread of its own: fast tokenizers change while they cut texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, base: ServedBase) -> None:
         self.tokenizer, self.base = copy.deepcopy(tokenizer), base
+        self._thread = ThreadPoolExecutor(1, "rows")
+
+    def close(self) -> None:
+        """End its thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do something in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def shaped(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the columns that the task reads. Raises InvalidRequest for others, and RequestTooLong."""
@@ -54,6 +68,11 @@ class RowEncoder:
         ]
 
 
+def characters(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Characters of all values of rows."""
+    return sum(len(str(value)) for row in rows for value in row.values())
+
+
 def encodes_alone(task: Task) -> bool:
     """Whether a task makes tokens of rows without the model."""
     return not isinstance(task, NearestDemonstrations)
@@ -71,9 +90,9 @@ def most_tokens(task: Task, rows: int) -> int:
 
 def _check_characters(rows: Sequence[Mapping[str, Any]]) -> None:
     for number, row in enumerate(rows):
-        characters = sum(len(str(value)) for value in row.values())
-        if characters > COMPARED:
+        count = characters([row])
+        if count > COMPARED:
             raise RequestTooLong(
-                f"row {number} has {characters:,} characters; an adapter that looks up demonstrations for each row "
+                f"row {number} has {count:,} characters; an adapter that looks up demonstrations for each row "
                 f"reads at most {COMPARED:,}"
             )

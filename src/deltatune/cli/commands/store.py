@@ -146,8 +146,8 @@ def list_(
 ) -> None:
     """List the adapters of a store, and what they take beside their base.
 
-      deltatune store list --store adapters
-      deltatune store list --task classify --sort score --limit 10
+    deltatune store list --store adapters
+    deltatune store list --task classify --sort score --limit 10
     """
     opened, tags = _opened(store), _tags(tag)
     entries = opened.list(
@@ -169,7 +169,7 @@ def search(
 ) -> None:
     """Search adapters: every word must occur in the name, task, method, base, data, tags or labels.
 
-      deltatune store search sentiment german --store adapters
+    deltatune store search sentiment german --store adapters
     """
     opened, text = _opened(store), " ".join(words)
     list_entries(opened, opened.search(text, limit=_most(limit, as_json)), f"No adapter matches {text!r}.", as_json)
@@ -179,7 +179,7 @@ def search(
 def show_(names: Names, store: Place = None, as_json: Json = False) -> None:
     """Show all that is known of adapters.
 
-      deltatune store show german --store adapters
+    deltatune store show german --store adapters
     """
     opened = _opened(store)
     entries = _entries(opened, names)
@@ -194,7 +194,7 @@ def show_(names: Names, store: Place = None, as_json: Json = False) -> None:
 def remove(names: Names, store: Place = None, as_json: Json = False) -> None:
     """Remove adapters from a store. Processes that have them open keep them.
 
-      deltatune store remove german legal --store adapters
+    deltatune store remove german legal --store adapters
     """
     opened = _opened(store)
     removed = opened.remove(*names)
@@ -215,8 +215,8 @@ def export(
 ) -> None:
     """Copy an adapter out of a store into a folder, which all other commands take.
 
-      deltatune store export german --out german --store adapters
-      deltatune predict --adapter german texts.txt
+    deltatune store export german --out german --store adapters
+    deltatune predict --adapter german texts.txt
     """
     opened = _opened(store)
     folder = opened.export(name, out)

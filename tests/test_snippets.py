@@ -89,6 +89,7 @@ assert torch.equal(before, model(**batch)[0])
 """
 
 
+@pytest.mark.slow
 def test_the_method_of_contributing_is_a_method(tmp_path):
     """In another process: importing a method registers it."""
     (_, code), *others = snippets("CONTRIBUTING.md")

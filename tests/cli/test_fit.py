@@ -45,7 +45,7 @@ def test_nothing_fits(config_only):
     assert "deltatune train --model" not in done.out
 
 
-@pytest.mark.parametrize("sites", ["*.ffn.*", "*.{attn,ffn}.*"])
+@pytest.mark.parametrize("sites", ["*.ffn.*", pytest.param("*.{attn,ffn}.*", marks=pytest.mark.slow)])
 def test_a_model_folder_in_4_bits_is_counted_as_its_files_are(tmp_path, tiny_folder, sites):
     folder = tmp_path / "quantised"
     assert ran("quantize", tiny_folder, "--sites", sites, "--no-compare", "--out", folder).code == 0

@@ -306,7 +306,9 @@ def host_for(kind, method, task):
     return host
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "t5"))]
+)
 def test_every_family_learns_a_rule(kind):
     task, tokenizer = ExtractiveQA(max_length=36, stride=8, longest=6), models.tiny_tokenizer()
     host = host_for(kind, "Full()", task)

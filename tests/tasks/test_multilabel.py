@@ -119,7 +119,9 @@ def emotions(count=120):
     return rows
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "t5"))]
+)
 def test_every_family_learns_sets_of_labels(kind):
     task = MultiLabel(labels=LABELS[:3], max_length=64)
     host = deltatune.Host(models.tiny(kind, dropout=False))

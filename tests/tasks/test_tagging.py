@@ -218,7 +218,9 @@ def test_scores_are_seqevals_and_sklearns():
 # --- the whole road ---
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "t5"))]
+)
 def test_every_family_learns_a_rule(kind):
     task = Tag(tags=TAGS, max_length=64, piece="first" if kind == "bert" else "last")
     host, tokenizer = host_for(kind, "Full()", task), models.tiny_tokenizer()

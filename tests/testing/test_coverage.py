@@ -23,7 +23,7 @@ spec = importlib.util.spec_from_file_location("families", ROOT / "docs/families.
 pages = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pages)
 
-QUICK = ["albert", "deberta-v2", "falcon-40b", "mixtral", "lfm2", "switch_transformers", "vit", "whisper"]
+QUICK = ["albert", "deberta-v2", "falcon-40b", "mixtral", "lfm2", "vit"]
 """One of each sort: the slow tests try them all."""
 
 

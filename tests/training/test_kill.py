@@ -62,6 +62,7 @@ def assert_as_if_never_killed(folder: Path) -> int:
     return len(others)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     killed(prepared("lm", tmp_path), tmp_path, touches=1)
     assert assert_as_if_never_killed(tmp_path) == 1

@@ -101,7 +101,7 @@ def test_it_tries_rates_around_the_recommended_one_within_its_share(searched):
     assert json.loads(json.dumps(search.to_json()))["tried"] == [dict(each) for each in search.tried]
 
 
-@pytest.mark.parametrize("stop", [14, pytest.param(34, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("stop", [14, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (34, 60))])
 def test_an_interrupted_search_goes_on(stop, searched, tmp_path):
     host, wanted, whole = searched
     with pytest.raises(Stopped):
@@ -222,7 +222,7 @@ PART_ROWS = {
     ("kind", "names"),
     [
         ("bert", ("classes", "number")),
-        ("llama", ("text",)),
+        pytest.param("llama", ("text",), marks=pytest.mark.slow),
         pytest.param("bert", ("number",), marks=pytest.mark.slow),
     ],
 )

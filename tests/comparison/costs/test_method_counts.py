@@ -67,6 +67,7 @@ def tensors_of(host: Host) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "kind", ["llama", *(pytest.param(k, marks=pytest.mark.slow) for k in FAMILIES if k != "llama")]
 )
+@pytest.mark.slow
 def test_counts_and_files_are_those_of_the_real_model(kind, folders, tmp_path):
     counting = CountingHost(str(folders[kind]), STEP)
     taken = 0

@@ -270,7 +270,7 @@ def test_echo(served):
         ({"prompt": [10**6]}, "prompt", "not in the vocabulary"),
         ({"prompt": "x " * 300}, None, "301 tokens"),
         ({"input": "a"}, "input", "exclude each other"),
-        ({"prompt": None, "input": {"inptu": "a"}}, None, "did you mean 'input'?"),
+        ({"prompt": None, "input": {"inptu": "a"}}, "input", "did you mean 'input'?"),
         ({"prompt": None, "input": "a", "model": "base"}, "input", "send prompt"),
         ({"prompt": None, "input": "a", "model": "untold"}, "input", "send prompt"),
         ({"prompt": None, "input": "a", "model": "plain+colon"}, "input", "different forms"),

@@ -1,5 +1,6 @@
 """What every test can ask for. Models are random and tiny, see models.py; nothing touches the network."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -34,6 +35,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("deltatune")
 
 MakeModel = Callable[..., PreTrainedModel]
+
+gc.disable()  # until thousands of tests are collected
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what imports and tests have made: it stays to the end."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

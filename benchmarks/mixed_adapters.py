@@ -22,7 +22,6 @@ from deltatune.core.delta import generator_for
 BOUNDS = {
     ("bank, LoRA", "bare"): 1.3,
     ("bank, four methods", "bare"): 1.5,
-    ("bank, one adapter", "bare"): 1.1,
     ("bank, LoRA", "peft, LoRA"): 1.0,
 }
 

@@ -71,6 +71,7 @@ def test_wikisql_is_predicted_with_the_columns_of_its_tables(place: Path) -> Non
     assert predicted(place, "wikisql", test)[0]["columns"] == "Player | No. | Max speed"
 
 
+@pytest.mark.slow
 def test_wic_reads_its_word_and_cola_is_scored_by_matthews(place: Path) -> None:
     train(place, "bert", "wic")
     assert evaluated(place, "wic", place / "wic")["rows"] == 6

@@ -103,6 +103,7 @@ def test_all_named_data_sets_are_one_mixture(sets, tiny_folder, tmp_path):
     assert json.loads(done.out)["metric"] == "mean"
 
 
+@pytest.mark.slow
 def test_a_suite_is_read_from_a_folder(sets, tiny_folder, tmp_path):
     for task in ("SST-2", "CoLA"):
         (tmp_path / "tasks" / task).mkdir(parents=True)

@@ -72,6 +72,7 @@ def test_damaged_hashes_are_an_error(trained, data, tmp_path):
     assert ROWS in done.err
 
 
+@pytest.mark.slow
 def test_compare_and_pretrain_keep_them_too(data, tiny_folder, tmp_path):
     method = ("--method", "BitFit()", "--rates", "1", "--seeds", "1")
     done = ran("compare", "--model", tiny_folder, "--data", data, *QUICK, *method, "--out", tmp_path / "compared")

@@ -29,6 +29,7 @@ def scores(*options: str | Path) -> list[float]:
     return [json.loads(line)["scores"]["good"] for line in done.out.splitlines()]
 
 
+@pytest.mark.slow
 def test_merged_with_a_weight_is_unmerged_with_it(runs, tmp_path):
     lora = runs / "lora"
     slider = {weight: scores("--adapter", lora, "--weight", weight) for weight in ("0", "0.5", "1", "2")}

@@ -227,6 +227,7 @@ def test_the_mode_of_files_and_folders_is_the_umasks(tmp_path):
         assert oct(path.stat().st_mode & 0o777) == oct(0o750 if path.is_dir() else 0o640), path
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_plain_user_must_not_write_is_refused_before_training(tiny_folder):
     """The command runs as another user in a child of this process, for which everything is imported already."""
     if sys.platform != "linux" or os.geteuid():

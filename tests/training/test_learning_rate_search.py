@@ -127,6 +127,7 @@ def test_another_run_in_the_folder_is_refused(searched, tmp_path):
         trained(host_with(), tmp_path, dataclasses.replace(fixed, learning_rate="auto", epochs=20))
 
 
+@pytest.mark.slow
 def test_without_a_folder_it_searches_too(searched):
     host, wanted, _ = searched
     again = host_with()

@@ -78,6 +78,7 @@ def test_validation_and_test_rows_go_only_where_that_is_not_enough(tiny_folder, 
     assert 100 <= rows["test"] < 200
 
 
+@pytest.mark.slow
 def test_the_rows_are_chosen_once(tiny_folder, table, tmp_path, monkeypatch):
     timed(monkeypatch, step=0.1)
     first = fit_minutes(plan_for(tiny_folder, table, tmp_path / "out"))
@@ -91,6 +92,7 @@ def test_the_rows_are_chosen_once(tiny_folder, table, tmp_path, monkeypatch):
     assert (stored["minutes"], stored["rows"]) == (2.0, rows_of(other))
 
 
+@pytest.mark.slow
 def test_the_rows_are_chosen_anew_for_more_methods_rates_or_runs(tiny_folder, table, tmp_path, monkeypatch):
     timed(monkeypatch, step=0.2)
     few = rows_of(fit_minutes(plan_for(tiny_folder, table, tmp_path / "out", methods=("LoRA(r=2)",))))

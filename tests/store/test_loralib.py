@@ -102,7 +102,6 @@ def test_embeddings(tmp_path):
     assert_computes(host, {f"{path}.weight": (b @ a).T}, "llama", "lm")
 
 
-@pytest.mark.slow
 def test_a_pickle_is_refused_with_a_command_to_convert_it(tmp_path):
     tensors = {
         f"transformer.h.{layer}.attn.c_attn.lora_{letter}": tensor

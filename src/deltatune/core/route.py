@@ -85,13 +85,12 @@ class Route:
 
         exact: no rows of slot 0, which let a group of a bank take rows that follow each other.
         """
-        in_bank = bool(self.places) and any(group == name for group, _ in self.places.values())
-        if self.rows is None and not in_bank:
+        if self.rows is None and (name in self.uniform or not self.places):
             return RowsAndWeight(None, self.uniform[name]) if name in self.uniform else None
         key = (name, batch, device, exact)
         if key in self._cache:
             return self._cache[key]
-        if in_bank:
+        if any(group == name for group, _ in self.places.values()):
             self._cache[key] = self._in_bank(name, batch, device, exact)
         else:
             weights = {i: row[name] for i, row in enumerate(self.weights(batch)) if name in row}

@@ -224,9 +224,6 @@ def outline(method: Method, sites: Sites, model: nn.Module) -> Adapter:
             _add_part_(adapter, part, label, sites)
     for _, site, delta in adapter.entries():
         delta.base = BaseWeights(model.get_submodule(site.module), site)
-    for _, delta in adapter.named_deltas():
-        for name in delta.hints.frozen:
-            getattr(delta, name).requires_grad_(False)
     return adapter
 
 

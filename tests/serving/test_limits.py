@@ -1,5 +1,6 @@
 """Limits of a key: in any minute, and at once."""
 
+import asyncio
 import random
 import threading
 
@@ -158,3 +159,26 @@ def test_limits_over_http(tmp_path):
         assert (over.status_code, over.json()["error"]["type"]) == (429, "requests")
         assert 1 <= int(over.headers["retry-after"]) <= 60
         assert http.get("/health").status_code == 200
+
+
+def test_a_key_that_has_its_answer_may_ask_again(tmp_path):
+    """A client with one request at a time asks again the moment it has the last byte, and is not refused."""
+    path, after = tmp_path / "keys.json", []
+    secret = add_key(path, ApiKey("anna", requests_at_once=1))
+    server = GuardedServer(keys=KeyFile(path))
+    headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {secret}".encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/echo", "query_string": b"", "headers": headers}
+    parts = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive():
+        if parts:
+            return parts.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            server.guard.limiter.admit(KeyFile(path).identify(secret.encode())).close(0)
+            after.append(message["body"])
+
+    asyncio.run(server.guard({**scope, "client": ("127.0.0.1", 1), "http_version": "1.1"}, receive, send))
+    assert after == [b'{"bytes":2}']

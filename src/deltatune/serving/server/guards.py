@@ -241,6 +241,7 @@ class _Answer:
             message = {**message, "headers": self._headers(list(message.get("headers", [])))}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
+            self._call.close()  # before it is sent: the client may ask again as soon as it has it
         await self._send(message)
 
     async def preflight(self) -> None:

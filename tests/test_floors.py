@@ -29,7 +29,7 @@ FLOORS: list[list[str]] = [
 """From the ground up."""
 
 CORE_FLOORS: list[list[str]] = [
-    ["errors", "html_table", "input_validation", "lazy_exports", "trained_rows"],
+    ["errors", "html_table", "theme", "input_validation", "lazy_exports", "trained_rows"],
     ["quantization"],
     ["sites"],
     [

@@ -84,14 +84,6 @@ def test_the_page_loads_nothing_from_elsewhere_and_has_nothing_inline():
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?:", script.read_text())
 
 
-def test_its_colours_are_those_of_the_reports():
-    report = files("deltatune.comparison.report").joinpath("page.css").read_text()
-    own = PAGE.joinpath("page.css").read_text()
-    theme = own[: own.index("/* Page */")].strip()
-    for block in theme.split("\n:root[")[0], theme.split("\n:root[")[1]:
-        assert block.strip() in report
-
-
 def test_it_knows_the_route_of_every_task():
     """By the name of the task: a task that a page does not know is asked to write."""
     for module in pkgutil.walk_packages(tasks.__path__, "deltatune.tasks."):
@@ -114,7 +106,7 @@ def subclasses(kind):
 
 def test_its_files_are_served_with_a_policy_and_no_others(server):
     with client(server.address) as http:
-        for path in ("/", "/page/page.css", "/page/page.js", "/page/picker.js"):
+        for path in ("/", "/page/theme.css", "/page/page.css", "/page/page.js", "/page/picker.js"):
             answer = http.get(path)
             assert answer.status_code == 200
             assert "script-src 'self'" in answer.headers["content-security-policy"]

@@ -9,7 +9,6 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from itertools import combinations, pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.page import render, write_report
 from deltatune.comparison.results.recommend import recommend
 from deltatune.comparison.results.records import Records
+from deltatune.core.theme import theme
 from support.comparison_sample import EVIL, sample_summary
 from support.html_pages import browse, needs_browser, outline
 
@@ -330,9 +330,7 @@ def test_smoothing_keeps_the_shape_and_thins():
 
 
 def themes():
-    css = Path("src/deltatune/comparison/report/page.css")
-    css = (Path(__file__).parents[3] / css).read_text()
-    blocks = re.findall(r"(:root[^{]*)\{([^}]*)\}", css)
+    blocks = re.findall(r"(:root[^{]*)\{([^}]*)\}", theme())
     colours = [dict(re.findall(r"--(\w+): (#\w+);", body)) for _, body in blocks]
     return colours[0], colours[1], colours[2]
 
@@ -350,14 +348,14 @@ def contrast(a, b):
 
 def test_colours_can_be_seen_in_both_themes():
     light, dark, chosen_dark = themes()
-    assert dark == chosen_dark, "the dark theme stands twice in page.css: both must be the same"
+    assert dark == chosen_dark, "the dark theme stands twice in theme.css: both must be the same"
     assert set(light) == set(dark)
-    for theme in (light, dark):
-        for name, colour in theme.items():
+    for colours in (light, dark):
+        for name, colour in colours.items():
             if re.fullmatch(r"c\d|ref", name):
-                assert contrast(colour, theme["bg"]) >= 2.9, name
+                assert contrast(colour, colours["bg"]) >= 2.9, name
             if name in ("ink", "muted", "accent", "good", "bad"):
-                assert contrast(colour, theme["bg"]) >= 4.5, name
+                assert contrast(colour, colours["bg"]) >= 4.5, name
 
 
 PROBE = """<script>

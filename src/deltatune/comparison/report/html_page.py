@@ -13,6 +13,7 @@ from typing import Any
 
 from deltatune.comparison.report.number_format import html
 from deltatune.core.input_validation.strict_json import dumps
+from deltatune.core.theme import theme
 
 Fact = tuple[str, str]
 """A name and a value, plain text."""
@@ -38,7 +39,7 @@ def html_page(
     return Template(asset("page.html")).substitute(
         title=html(title),
         eyebrow=html(eyebrow),
-        style=asset("page.css"),
+        style=theme() + asset("page.css"),
         script=script,
         policy="; ".join([*rules, *([policy] if policy else [])]),
         facts=definitions(facts),

@@ -17,7 +17,7 @@ from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.models.architecture import family
 from deltatune.serving.engine.engine_jobs import GenerateJob, RowsJob
 from deltatune.serving.engine.engine_limits import EngineLimits, check_positions
-from deltatune.serving.engine.engine_worker import EngineWorker
+from deltatune.serving.engine.engine_worker import Counts, EngineWorker
 from deltatune.serving.engine.joining_trial import bytes_per_token
 from deltatune.serving.engine.requests import GenerateRequest, Request, RowsRequest
 from deltatune.serving.engine.routed_host import RoutedHost
@@ -29,8 +29,8 @@ from deltatune.tasks.tokenization import longest_input
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class EngineStatistics:
+@dataclass
+class EngineStatistics(Counts):
     """Counts of an engine since it started, and what is in it at present."""
 
     queued: int = 0
@@ -39,18 +39,6 @@ class EngineStatistics:
     """Requests that are being answered."""
     resident: tuple[str, ...] = ()
     """Adapters in memory, the last used last."""
-    requests: int = 0
-    """Requests that were accepted."""
-    refused: int = 0
-    """Requests that found the queue full."""
-    failed: int = 0
-    """Requests that ended with an error."""
-    cancelled: int = 0
-    timed_out: int = 0
-    tokens_in: int = 0
-    """Tokens of prompts and rows that were read."""
-    tokens_out: int = 0
-    """Tokens that were generated."""
     cached_tokens: int = 0
     """Tokens of prompts that came from the prompt cache."""
     prompt_cache_hits: int = 0

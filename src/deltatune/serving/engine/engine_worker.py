@@ -46,12 +46,17 @@ class Counts:
     """What has happened since the engine started."""
 
     requests: int = 0
+    """Requests that were accepted."""
     refused: int = 0
+    """Requests that found the queue full."""
     failed: int = 0
+    """Requests that ended with an error."""
     cancelled: int = 0
     timed_out: int = 0
     tokens_in: int = 0
+    """Tokens of prompts and rows that were read."""
     tokens_out: int = 0
+    """Tokens that were generated."""
 
 
 class EngineWorker:

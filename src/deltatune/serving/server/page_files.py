@@ -7,6 +7,8 @@ from importlib.resources import files
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from deltatune.core.theme import theme
+
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -23,6 +25,7 @@ def add_page(app: FastAPI) -> None:
     """Add the page and its files, which are read once."""
     folder = files("deltatune.serving.server").joinpath("page")
     content = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.rpartition(".")[2] in TYPES}
+    content["theme.css"] = theme().encode()
 
     def file(name: str) -> Response:
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}

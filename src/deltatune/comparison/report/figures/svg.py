@@ -8,7 +8,7 @@ from deltatune.comparison.report.number_format import clip, html
 
 SHAPES = ("circle", "square", "diamond", "triangle", "down")
 COLOURS = 10
-"""Number of colour classes s0..s9 in page.css; shapes distinguish methods for colour-blind readers."""
+"""Number of colour classes s0..s9 in theme.css; shapes distinguish methods for colour-blind readers."""
 
 
 @dataclass(frozen=True)

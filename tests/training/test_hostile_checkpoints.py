@@ -168,9 +168,9 @@ CASES = [
     ),
     ("optimizer.safetensors", put("x|exp_avg", value=torch.ones(2)), r"x\|exp_avg belongs to no tensor"),
     ("adapter/adapter.safetensors", of(".B", lambda t: torch.full_like(t, NAN)), r"\.B has .* not finite: NaN"),
-    ("adapter/adapter.safetensors", of(".B", lambda t: t[:1].clone()), r"\.B has shape \(1, .* in the file"),
-    ("adapter/adapter.safetensors", of(".B", lambda t: None), r"\.B is missing from the file"),
-    ("adapter/adapter.safetensors", put("y", value=torch.ones(1)), "tensor y is in the file but not in the adapter"),
+    ("adapter/adapter.safetensors", of(".B", lambda t: t[:1].clone()), r"\.B has shape \(1, .*, not \("),
+    ("adapter/adapter.safetensors", of(".B", lambda t: None), r"\.B is missing"),
+    ("adapter/adapter.safetensors", put("y", value=torch.ones(1)), "tensor y is not one of this adapter's"),
 ]
 
 

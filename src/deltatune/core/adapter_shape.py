@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Generator, Tensor, nn
 
 from deltatune.core.adapter import Adapter, outline
@@ -93,15 +94,24 @@ def _generator(seed: int, label: str, name: str) -> Generator:
     return generator_for(seed, f"{label}.{name}")
 
 
-def mismatches(shape: AdapterShape, head: nn.Module | None, tensors: Mapping[str, Tensor]) -> list[str]:
-    """List tensors that are missing, extra or misshapen."""
-    of_head = {} if head is None else {f"head.{name}": tuple(t.shape) for name, t in head.state_dict().items()}
-    expected = {**shape.shapes, **of_head}
+def mismatches(expected: Mapping[str, Tensor | tuple[int, ...]], tensors: Mapping[str, Tensor]) -> list[str]:
+    """List tensors that are missing, extra or misshapen; where tensors are expected, also those of an unfit dtype."""
     problems = [f"tensor {name} is missing" for name in expected if name not in tensors]
     problems += [f"tensor {name} is not one of this adapter's" for name in tensors if name not in expected]
-    problems += [
-        f"tensor {name} has shape {tuple(tensors[name].shape)}, not {wanted}"
-        for name, wanted in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != wanted
-    ]
+    for name in expected.keys() & tensors.keys():
+        tensor, wanted = tensors[name], expected[name]
+        shape = tuple(wanted.shape) if isinstance(wanted, Tensor) else wanted
+        if tuple(tensor.shape) != shape:
+            problems.append(f"tensor {name} has shape {tuple(tensor.shape)}, not {shape}")
+        if not isinstance(wanted, Tensor):
+            continue
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"tensor {name} is of {tensor.dtype}, not {wanted.dtype}")
+        elif tensor.dtype != wanted.dtype and _overflows(tensor, wanted.dtype):
+            problems.append(f"tensor {name} has values beyond the range of {wanted.dtype}")
     return sorted(problems)
+
+
+def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite values are not finite in another dtype."""
+    return bool(torch.isfinite(tensor).all()) and not torch.isfinite(tensor.to(dtype)).all()

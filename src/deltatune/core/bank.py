@@ -175,7 +175,10 @@ class Bank:
         shape = self.shape_of(method, sites)
         if shape.key is None:
             raise DeltatuneError(f"{method!r} has no form for banks; attach it: host.load(...) or host.attach(...)")
-        raise_all(mismatches(shape, head, tensors), f"adapter {name!r} does not fit into the bank:")
+        of_head = (
+            {} if head is None else {f"head.{key}": tuple(tensor.shape) for key, tensor in head.state_dict().items()}
+        )
+        raise_all(mismatches({**shape.shapes, **of_head}, tensors), f"adapter {name!r} does not fit into the bank:")
         if len(self.places) >= self.slots:
             raise BankFull(
                 f"all {self.slots} slots of the bank are taken, so that {name!r} finds none; remove an adapter, or "

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
+from deltatune.core.adapter_shape import mismatches
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import check_regular
@@ -137,27 +138,6 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return problems
 
 
-def mismatches(adapter: Adapter, tensors: Mapping[str, Tensor]) -> list[str]:
-    """List tensors that are missing, extra or misshapen for an adapter."""
-    expected = adapter.tensors()
-    problems = [f"tensor {key} is missing from the file" for key in expected if key not in tensors]
-    problems += [f"tensor {key} is in the file but not in the adapter" for key in tensors if key not in expected]
-    for key in expected.keys() & tensors.keys():
-        in_file, here = tuple(tensors[key].shape), tuple(expected[key].shape)
-        if in_file != here:
-            problems.append(f"tensor {key} has shape {in_file} in the file, {here} here")
-        if tensors[key].is_floating_point() != expected[key].is_floating_point():
-            problems.append(f"tensor {key} is of {tensors[key].dtype} in the file, {expected[key].dtype} here")
-        elif tensors[key].dtype != expected[key].dtype and _overflows(tensors[key], expected[key].dtype):
-            problems.append(f"tensor {key} has values beyond the range of {expected[key].dtype}")
-    return sorted(problems)
-
-
-def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether finite values are not finite in another dtype."""
-    return bool(torch.isfinite(tensor).all()) and not torch.isfinite(tensor.to(dtype)).all()
-
-
 def attach_filled(
     host: Host,
     name: str,
@@ -180,7 +160,12 @@ def attach_filled(
     """
     before = host.route
     adapter = host.attach(name, method, seed=seed, head=head, extra=extra, sites=sites)
-    found = [*problems, *check(adapter), *mismatches(adapter, tensors), *([] if finite else not_finite(tensors))]
+    found = [
+        *problems,
+        *check(adapter),
+        *mismatches(adapter.tensors(), tensors),
+        *([] if finite else not_finite(tensors)),
+    ]
     if found:
         host.detach(name)
         host.use(before)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltatune.core.adapter_shape import mismatches
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.store.adapter_folder import TENSORS
 from deltatune.store.atomic_files import MANIFEST, check_folder, read_json, write_folder, write_json
-from deltatune.store.tensors import mismatches, not_finite, read_tensors, write_tensors
+from deltatune.store.tensors import not_finite, read_tensors, write_tensors
 from deltatune.tasks.task import TokenRow
 from deltatune.training.optimizers.stored_states import load_states_, state_problems, write_states
 from deltatune.training.scaling.distributed import Processes
@@ -178,7 +179,8 @@ def load_(
     """
     values = read_tensors(folder / ADAPTER / TENSORS)
     record, random_states = read_json(folder / RUN), read_tensors(folder / RANDOM)
-    problems = [f"{ADAPTER}/{TENSORS}: {p}" for p in mismatches(host.adapters[adapter], values) + not_finite(values)]
+    found = mismatches(host.adapters[adapter].tensors(), values) + not_finite(values)
+    problems = [f"{ADAPTER}/{TENSORS}: {problem}" for problem in found]
     problems += [f"{OPTIMIZER}: {p}" for p in state_problems(folder / OPTIMIZER, optimizer, names, required)]
     problems += [f"{RUN}: {p}" for p in progress_problems(record.get("progress"), step_of(folder))]
     records = record.get("random")

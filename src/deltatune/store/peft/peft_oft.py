@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -36,17 +36,7 @@ class OFTFormat:
 
     def obstacles(self, method: Method, host: Host, heads: Sequence[str]) -> list[str]:
         """PEFT has no form for Conv1D and slices, and may choose blocks of width 1, which are no rotations."""
-        options: Any = method
-        return (
-            conv1d_obstacles(method, host, "OFT")
-            or slice_obstacles(method, host, "OFT")
-            or [
-                f"{site.module}, whose input is {site.width_in} wide, would have blocks of width {theirs} in PEFT, "
-                f"and has blocks of {options.block_at(site)} here"
-                for site in method.pick(host.sites)
-                if (theirs := _adjusted(site.width_in, options.block)) != options.block_at(site)
-            ][:4]
-        )
+        return _obstacles(method, host, "OFT", lambda site, block: _adjusted(site.width_in, block))
 
     def write(self, host: Host, adapter: Adapter) -> Exported:
         """Convert to config and tensors of type OFT."""
@@ -95,17 +85,7 @@ class BOFTFormat:
 
     def obstacles(self, method: Method, host: Host, heads: Sequence[str]) -> list[str]:
         """PEFT has no form for Conv1D and slices, and one width of blocks, which must divide every input."""
-        options: Any = method
-        return (
-            conv1d_obstacles(method, host, "BOFT")
-            or slice_obstacles(method, host, "BOFT")
-            or [
-                f"{site.module}, whose input is {site.width_in} wide, has blocks of {options.block_at(site)} here, and "
-                f"PEFT's BOFT has blocks of {options.block} everywhere"
-                for site in method.pick(host.sites)
-                if options.block_at(site) != options.block
-            ][:4]
-        )
+        return _obstacles(method, host, "BOFT", lambda site, block: block)
 
     def write(self, host: Host, adapter: Adapter) -> Exported:
         """Convert to config and tensors of type BOFT."""
@@ -136,6 +116,20 @@ class BOFTFormat:
             name = f"boft.{sites[path].name}"
             tensors |= {f"{name}.R": parts["R"], f"{name}.s": parts["s"].flatten()}
         return Imported(method, tensors, used)
+
+
+def _obstacles(method: Any, host: Host, name: str, peft_block: Callable[[Site, int], int]) -> list[str]:
+    """What a PEFT type cannot hold of a method; `peft_block`: the width of blocks that it has at a site."""
+    return (
+        conv1d_obstacles(method, host, name)
+        or slice_obstacles(method, host, name)
+        or [
+            f"{site.module}, whose input is {site.width_in} wide, has blocks of {ours} here, "
+            f"and would have blocks of {theirs} in PEFT's {name}"
+            for site in method.pick(host.sites)
+            if (theirs := peft_block(site, method.block)) != (ours := method.block_at(site))
+        ][:4]
+    )
 
 
 def _with_block(

@@ -59,6 +59,7 @@ from deltatune.methods.representations.ia3 import IA3 as IA3
 from deltatune.methods.representations.reft import DiReFT as DiReFT
 from deltatune.methods.representations.reft import LoReFT as LoReFT
 from deltatune.methods.representations.reft import ReFT as ReFT
+from deltatune.models.loading import load_backbone as load_backbone
 from deltatune.models.quantization.quantize_model import dequantize_ as dequantize_
 from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.adapter_store.adapter_store import AdapterStore as AdapterStore

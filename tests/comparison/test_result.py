@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -195,6 +197,30 @@ def test_a_notebook_shows_a_compact_table(result, study, tmp_path):
     assert EVIL not in evil._repr_html_()
     many = stored(tmp_path / "many", "study.json", sample_study(methods=20, sets=2))
     assert many._repr_html_().count("<tr>") <= 21
+
+
+def test_a_notebook_shows_the_figure_of_the_report(result, study, tmp_path):
+    """It is whole XML, carries its colours, and styles nothing but itself."""
+    path = result.figure().save(tmp_path / "figure.svg")
+    picture = path.read_text(encoding="utf-8")
+    assert picture == result.figure()._repr_svg_()
+    root = ElementTree.fromstring(picture)
+    style = next(element.text for element in root.iter() if element.tag.endswith("}style"))
+    assert style
+    assert all(rule.startswith("svg.wide ") for rule in style.split("}")[:-1])
+    assert "var(" not in picture
+    classes = {name for element in root.iter() for name in element.get("class", "").split()}
+    styled = set(re.findall(r"[.](\w+)", style))
+    assert classes - {"hollow"} <= styled | {"point"}, "each class of the figure has a rule"
+    titles = [element.text for element in root.iter() if element.tag.endswith("}title")]
+    scored = [row["method"] for row in result.summary["methods"] if row["score"] is not None]
+    assert all(any(title.startswith(f"{method}: ") for title in titles) for method in scored)
+    means = study.figure().svg
+    assert all(f"{row['method']}: {row['mean']:.3f}" in means for row in study.summary["averages"])
+    hostile = stored(tmp_path / "evil", "summary.json", sample_summary(hostile=True)).figure().svg
+    assert EVIL not in hostile
+    nothing = {**sample_summary(), "methods": []}
+    assert "no method has a score" in stored(tmp_path / "nothing", "summary.json", nothing).figure().svg
 
 
 def test_results_that_are_not_there_are_an_error(tmp_path):

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.exports import best_score, rows_of, verdict
+from deltatune.comparison.report.figures.standalone_tradeoff import Figure, tradeoff_figure
 from deltatune.comparison.report.html_page import recommendation_section
 from deltatune.comparison.report.method_results import method_results
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.report.study_results import StudyResults
+from deltatune.comparison.report.study_results import StudyResults, mean_results
 from deltatune.comparison.results.finished_run import FinishedRun, read_finished
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
@@ -117,6 +118,14 @@ class ComparisonResult:
         ax.set_xlabel("trained parameters")
         ax.set_ylabel(f"test {metric}")
         return ax
+
+    def figure(self) -> Figure:
+        """The report's figure of score against trained parameters; a notebook shows it, `save(path)` writes the SVG."""
+        if self.run.kind == "comparison":
+            metric, budget = str(self.summary["metric"]), self.summary.get("budget")
+            return tradeoff_figure(method_results(self.summary), metric, budget)
+        results = StudyResults(self.summary)
+        return tradeoff_figure(mean_results(results), f"{results.metric}, mean", None)
 
     def _points(self) -> list[tuple[str, float, float, tuple[float, float] | None]]:
         """Label, trained parameters, score and interval of each method that has them."""

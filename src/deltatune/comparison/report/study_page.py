@@ -18,10 +18,9 @@ from deltatune.comparison.report.html_page import (
     recommendation_section,
     written_date,
 )
-from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.quantization_section import quantization_section
-from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, place, value_text
+from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, mean_results, place, value_text
 from deltatune.comparison.report.study_tables import (
     comparisons_table,
     published_table,
@@ -165,13 +164,7 @@ def _panels(title: str, axis: str, metric: str, by_place: Mapping[str, list[Seri
 
 def _parameters(results: StudyResults) -> str:
     """Mean score against trained parameters."""
-    methods = [
-        MethodResult(
-            {"method": method.asked, "score": method.mean, "params": method.params}, method.label, method.style
-        )
-        for method in results.methods
-        if method.mean is not None and method.params is not None
-    ]
+    methods = mean_results(results)
     if len(methods) < 2:
         return ""
     metric = f"{results.metric}, mean"

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.figures.svg import MarkerStyle, marker_styles
 from deltatune.comparison.report.html_page import short_name
 from deltatune.tasks.metrics.metric_facts import lower_is_better
+
+if TYPE_CHECKING:
+    from deltatune.comparison.report.method_results import MethodResult
 
 AXES = ("data", "model", "quantize", "limit", "budget", "shots")
 """Axes of a study in the order in which labels name them."""
@@ -149,6 +152,19 @@ class StudyResults:
     def score(self, method: StudyMethod, comparison: StudyComparison) -> float | None:
         """The test score of a method in a comparison."""
         return formats.number(comparison.entries.get(method.asked) or {}, "score")
+
+
+def mean_results(results: StudyResults) -> list[MethodResult]:
+    """The methods of a study as those of one comparison: their mean scores against trained parameters."""
+    from deltatune.comparison.report.method_results import MethodResult  # it needs numpy, which help screens do not
+
+    return [
+        MethodResult(
+            {"method": method.asked, "score": method.mean, "params": method.params}, method.label, method.style
+        )
+        for method in results.methods
+        if method.mean is not None and method.params is not None
+    ]
 
 
 def place(at: Mapping[str, Any], axes: Sequence[str]) -> str:

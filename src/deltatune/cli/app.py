@@ -111,7 +111,8 @@ def run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows and dashes shows ? instead
-    return run_guarded(lambda: _run(command, argv), debug)
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    return run_guarded(lambda: _run(command, argv), debug, "--json" in options)
 
 
 def _run(command: Any, argv: list[str]) -> Any:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.ui.help_screen import fields_of
+from deltatune.cli.ui.help_screen import OUTPUT, fields_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.regular_files import expanded
 
 if TYPE_CHECKING:
     from deltatune.data import Data as Dataset
 
-DATA, METHOD, TRAINING, OUTPUT = "Model and data", "Method and head", "Training", "Output"
+DATA, METHOD, TRAINING = "Model and data", "Method and head", "Training"
 """Groups of options on the help screen."""
 
 SETTINGS = fields_of("training/settings.py", "Settings")
@@ -197,7 +197,8 @@ PrecisionOrDefault = Annotated[
         callback=CHECK_PRECISION,
     ),
 ]
-Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead.")]
+Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print the result as JSON, errors too.")]
+JsonLines = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON lines, errors too.")]
 Force = Annotated[bool, option("--force", panel=OUTPUT, help="Delete the run in that folder and train again.")]
 ADAPTER = option(
     "--adapter", "-a", panel=DATA, metavar="FOLDER", help="A trained adapter, or the folder of its training run."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatune.cli.prompt_options import given, prompt_options, read_unlabelled
 from deltatune.cli.ui.prompt_screen import introduce_prompt, report_prompt, watched_prompt
-from deltatune.cli.ui.screen import show
+from deltatune.cli.ui.screen import print_json, show
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
@@ -59,6 +59,7 @@ def train_prompt(
     force: bool,
     refused: Mapping[str, Any],
     quantize: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """Find or train a prompt, score it and print it. `data` are all rows, `drawn` those of --shots.
 
@@ -92,5 +93,8 @@ def train_prompt(
             metrics = watched_prompt(ready, folder, record)
         else:
             metrics = before
-            show("This run was finished before; --force runs it again.\n")
+            show("This run was finished before; --force runs it again.\n", aside=True)
+    if as_json:
+        print_json({"folder": str(folder), "adapter": str(folder / run_folder.ADAPTER), "metrics": metrics})
+    else:
         report_prompt(metrics, folder)

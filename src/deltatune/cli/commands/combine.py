@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, OtherBase, OtherModel, option
-from deltatune.cli.ui.screen import facts, say, show
+from deltatune.cli.options import OUTPUT, Json, OtherBase, OtherModel, option
+from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.store.atomic_files import check_outside
@@ -80,6 +80,7 @@ def combine(
     seed: Annotated[int, option("--seed", panel=COMBINATION, metavar="NUMBER", help="Random seed for dare.")] = 0,
     model: OtherModel = None,
     other_base: OtherBase = False,
+    as_json: Json = False,
 ) -> None:
     """Combine several adapters into one.
 
@@ -104,7 +105,11 @@ def combine(
     }
     made = arithmetic.combine(host, "combined", dict(zip(names.values(), shares, strict=True)), how, **options)  # type: ignore[arg-type]
     host.save("combined", out)
-    _report(made, dict(zip(adapters, shares, strict=True)), out)
+    by_folder = dict(zip(adapters, shares, strict=True))
+    if as_json:
+        print_json({"adapter": str(out), **_content(made), "weights": by_folder})
+        return
+    _report(made, by_folder, out)
 
 
 def _shares(weights: str | None, adapters: list[str]) -> list[float]:
@@ -164,6 +169,17 @@ def _head(head: str | None, names: dict[str, str], host: Host) -> Any:
     return names.get(head, head) if head is not None else None
 
 
+def _content(made: Combined) -> dict[str, Any]:
+    adapter = made.adapter
+    return {
+        "method": repr(adapter.method),
+        "parameters": adapter.count,
+        "head": adapter.head is not None,
+        "error": made.error,
+        "errors": dict(made.errors),
+    }
+
+
 def _report(made: Combined, shares: dict[str, float], out: Path) -> None:
     worst = sorted(made.errors.items(), key=lambda pair: -pair[1])[:WORST]
     error = f"{made.error:.2%} of the change (norm)" if made.error else "none: exact"
@@ -179,4 +195,4 @@ def _report(made: Combined, shares: dict[str, float], out: Path) -> None:
     show(facts(pairs), "")
     say(f"Adapter: {out}")
     if made.adapter.head is not None:
-        say(f"Score it: deltatune evaluate --adapter {out} --data FILE")
+        say(f"Score it: deltatune evaluate --adapter {out} --data FILE", aside=True)

@@ -242,7 +242,7 @@ def compare(
     plan = plan_at(single, out, {"minutes": QUICK_MINUTES, "timed": True} if quick else {"minutes": minutes})
     with FolderLock(plan.out):
         plan = fit_minutes(plan)
-        introduce(plan, quiet=as_json)
+        introduce(plan)
         watching = ComparisonProgress(plan.session.task.metric)
         try:
             with watching:

@@ -119,14 +119,13 @@ def continual(
         quantize=quantize,
     )
     with FolderLock(plan.out):
-        introduce(plan, quiet=as_json)
+        introduce(plan)
         done = 0
 
         def on_training(text: str, scores: Mapping[str, float]) -> None:
             nonlocal done
             done += 1
-            if not as_json:
-                say(f"{text}: {', '.join(f'{name} {score(value)}' for name, value in scores.items())}")
+            say(f"{text}: {', '.join(f'{name} {score(value)}' for name, value in scores.items())}", aside=True)
 
         try:
             result = run(plan, on_training, force)
@@ -158,7 +157,7 @@ def read_tasks(sources: list[str], limit: int | None) -> MixtureData:
     return read_parts(named, lambda name, source: read(source, limit=limit))
 
 
-def introduce(plan: ContinualPlan, quiet: bool) -> None:
+def introduce(plan: ContinualPlan) -> None:
     """Print what was read and decided, before the long part begins."""
     from deltatune.data import remarks
 
@@ -176,7 +175,7 @@ def introduce(plan: ContinualPlan, quiet: bool) -> None:
         ("folder", str(plan.out)),
     ]
     pairs += [("note", note) for note in [*plan.data.notes, *remarks(plan.data)]]
-    show(facts(pairs), "", stderr=quiet)
+    show(facts(pairs), "", aside=True)
 
 
 def report(result: Mapping[str, Any]) -> None:

@@ -113,7 +113,7 @@ def dimension(
         out=folder,
     )
     with FolderLock(plan.out):
-        introduce(plan, config, quiet=as_json)
+        introduce(plan, config)
         watching = ComparisonProgress(plan.session.task.metric)
         started = time.perf_counter()
         try:
@@ -130,7 +130,7 @@ def dimension(
         report(result, plan.out / "dimension.svg")
 
 
-def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
+def introduce(plan: Plan, config: DimensionConfig) -> None:
     """Print what was read and decided, before the long part begins."""
     from deltatune.comparison.intrinsic_dimension.dimension_config import dimension_range
     from deltatune.data import remarks
@@ -148,9 +148,9 @@ def introduce(plan: Plan, config: DimensionConfig, quiet: bool) -> None:
                  f"{plural(plan.settings.epochs, 'epoch')} a run"),
         ("folder", str(plan.out)),
     ]  # fmt: skip
-    show(facts(pairs), "", stderr=quiet)
+    show(facts(pairs), "", aside=True)
     if notes := [*plan.notes(), *remarks(plan.data)]:
-        show(facts([("note", note) for note in notes]), "", stderr=quiet)
+        show(facts([("note", note) for note in notes]), "", aside=True)
 
 
 def report(result: Mapping[str, Any], picture: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from deltatune.cli.options import Json
 from deltatune.cli.ui.screen import facts, print_json, show
 from deltatune.models.versions import versions
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def env(as_json: Json = False) -> None:
     """Show versions and the device, for bug reports."""
     info = environment()
     if as_json:

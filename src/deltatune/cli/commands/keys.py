@@ -56,6 +56,7 @@ def add(
     ] = None,
     admin: Annotated[bool, option("--admin", panel=LIMITS, help=FIELDS["admin"].help)] = False,
     metrics: Annotated[bool, option("--metrics", panel=LIMITS, help=FIELDS["metrics"].help)] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once: the file has its SHA-256 alone.
 
@@ -77,7 +78,10 @@ def add(
         metrics=metrics,
     )
     secret = add_key(file, key)
-    say(secret)
+    if as_json:
+        print_json({"name": name, "key": secret})
+    else:
+        say(secret)
     console(stderr=True).print(f"This is the key of {name}. It is stored nowhere: keep it.", markup=False)
 
 
@@ -107,7 +111,7 @@ def list_(file: File, as_json: Json = False) -> None:
 
 
 @group.command(cls=Command)
-def remove(file: File, name: KeyName) -> None:
+def remove(file: File, name: KeyName, as_json: Json = False) -> None:
     """Take a key out of a file.
 
     A running server refuses it from then on.
@@ -117,4 +121,7 @@ def remove(file: File, name: KeyName) -> None:
     from deltatune.serving.server.api_keys import remove_key
 
     remove_key(file, name)
+    if as_json:
+        print_json({"removed": name})
+        return
     say(f"removed {name}")

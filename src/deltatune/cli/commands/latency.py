@@ -107,7 +107,7 @@ def latency(
 
         make_folder(out)
     benchmark = LatencyBenchmark(model, methods or (), grid, budget, quantize)
-    _introduce(benchmark, quiet=as_json)
+    _introduce(benchmark)
     with _Progress() as progress:
         result = benchmark.measure(progress)
     if out is not None:
@@ -131,7 +131,7 @@ class _Progress(Bar):
         self.update(done, total, f"{plural(batch, 'row')} of {plural(length, 'token')}")
 
 
-def _introduce(benchmark: LatencyBenchmark, quiet: bool) -> None:
+def _introduce(benchmark: LatencyBenchmark) -> None:
     """Print what is measured and how long it takes, before it begins."""
     cells = len(benchmark.cells)
     repeats, variants = benchmark.grid.repeats, len(benchmark.variants)
@@ -146,7 +146,7 @@ def _introduce(benchmark: LatencyBenchmark, quiet: bool) -> None:
          "yes" if each.merges else each.obstacle]
         for each in benchmark.methods.values()
     ]  # fmt: skip
-    show(facts(pairs), "", table(columns, methods, right=columns[2:4]), "", stderr=quiet)
+    show(facts(pairs), "", table(columns, methods, right=columns[2:4]), "", aside=True)
 
 
 def _list(numbers: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.options import Json
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.screen import facts, print_json, show, table
 from deltatune.comparison.report.number_format import rate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="METHOD", help="Show the options of this method.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the methods of tuning and of prompting, or the options of one.
 

@@ -21,6 +21,7 @@ from deltatune.cli.options import (
     OUTPUT,
     AdapterIfAny,
     InferenceFields,
+    JsonLines,
     OtherBase,
     OtherModel,
     Weight,
@@ -50,7 +51,8 @@ from deltatune.cli.prompt_session import PromptChoice, opened_prompt, server_opt
 from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
-from deltatune.cli.ui.screen import long_texts
+from deltatune.cli.ui.output_mode import result_stream
+from deltatune.cli.ui.screen import long_texts, print_json_line
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError
 
@@ -153,6 +155,7 @@ def predict(
             "lines on stdout.",
         ),
     ] = None,
+    as_json: JsonLines = False,
 ) -> None:
     """Use a trained adapter, or a prompt: reads texts, prints JSON lines in the same order, or writes a file.
 
@@ -237,7 +240,9 @@ def predict(
                     where = f"rows {done + 1} to {done + len(rows)} of {'stdin' if file == '-' else file}"
                     raise DeltatuneError(f"{where}, counted from 0 here: {error}") from None
                 done += len(rows)
-        if out:
+        if out and as_json:
+            print_json_line({"out": str(out), "rows": done})
+        elif out:
             print(f"{count(done)} rows: {out}", file=sys.stderr)
         if filler:
             filler.summarise()
@@ -255,10 +260,11 @@ def print_rows(rows: Iterable[Row]) -> None:
     """Print rows as JSON lines."""
     from deltatune.data.write_rows import json_line
 
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    stream = result_stream()
+    utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
     for row in rows:
-        sys.stdout.write(f"{json_line(row, ascii_only=not utf8)}\n")
-    sys.stdout.flush()
+        stream.write(f"{json_line(row, ascii_only=not utf8)}\n")
+    stream.flush()
 
 
 def batched(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from deltatune.cli.options import (
     BatchSize,
     Epochs,
     Force,
+    Json,
     Limit,
     Model,
     Packing,
@@ -24,7 +25,7 @@ from deltatune.cli.options import (
     read_fields,
 )
 from deltatune.cli.quantize_options import Quantize
-from deltatune.cli.ui.screen import say, show
+from deltatune.cli.ui.screen import print_json, say, show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
@@ -86,6 +87,7 @@ def pretrain(
         option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="Default: runs/pretrain-<data>-<objective>."),
     ] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Train on raw text with a pretraining objective, and write the model.
 
@@ -119,12 +121,16 @@ def pretrain(
         before = run_folder.open_run(run, record, force)
         introduce(ready, folder)
         metrics = watched_run(ready, run, record) if before is None else before
-        report(ready.session.task, metrics, run, use=False)
-        keep_model(ready, folder)
+        if not as_json:
+            report(ready.session.task, metrics, run, use=False)
+        model_folder, difference = keep_model(ready, folder)
+    if as_json:
+        made = {"model": model_folder and str(model_folder), "difference": difference}
+        print_json({"folder": str(folder), "adapter": str(run / run_folder.ADAPTER), **made, "metrics": metrics})
 
 
-def keep_model(ready: Any, folder: Path) -> None:
-    """Write the merged model, if the method can be merged."""
+def keep_model(ready: Any, folder: Path) -> tuple[Path | None, float | None]:
+    """Write the merged model, if the method can be merged; its folder and how far its outputs differ after reading."""
     from deltatune.core.merging import merge_obstacles
     from deltatune.models.loading import quiet
     from deltatune.store.merged_model import save_merged
@@ -132,9 +138,10 @@ def keep_model(ready: Any, folder: Path) -> None:
     session, host = ready.session, ready.session.host
     if merge_obstacles(session.adapter):
         show(f"{session.adapter.method!r} cannot be merged, so only the adapter was written.")
-        return
+        return None, None
     session.detach()
     host.load(folder / "run" / run_folder.ADAPTER, name=session.name)  # also if the run was finished before
     with quiet():
         done = save_merged(host, session.name, folder / MODEL, session.tokenizer)
     say(f"Model: {done.folder} (after reading it back it differs from the unmerged model by {done.difference:.1g})")
+    return done.folder, done.difference

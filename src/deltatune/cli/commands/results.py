@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, option
+from deltatune.cli.options import OUTPUT, Json, option
 from deltatune.cli.ui.comparison_screen import report
 from deltatune.cli.ui.output_file import checked_output
-from deltatune.cli.ui.screen import console, say, show, table, width_of
+from deltatune.cli.ui.screen import console, print_json, print_text, say, show, table, width_of
 from deltatune.cli.ui.study_screen import quantizations_table
 from deltatune.comparison.report.number_format import score
 from deltatune.core.errors import DeltatuneError, nearest
@@ -44,6 +44,7 @@ def results(
     out: Annotated[
         Path | None, option("--out", "-o", panel=OUTPUT, metavar="FILE", help="Default: the standard output.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print the results of a finished comparison or study, or write them for a paper or a spreadsheet.
 
@@ -53,6 +54,10 @@ def results(
       deltatune results runs/sst2 --to latex
       deltatune results runs/study --out results.csv
     """
+    if as_json and out is None:
+        if to not in (None, "json"):
+            raise DeltatuneError(f"--json prints JSON, --to {to} another format: leave one of them out, or give --out")
+        to = "json"
     to = _format(to, out)
     from deltatune.comparison.report.exports import export
     from deltatune.comparison.results.finished_run import read_finished
@@ -64,9 +69,12 @@ def results(
         return
     text = export(finished, to)  # type: ignore[arg-type]  # checked
     if out is None:
-        print(text, end="")
+        print_text(text)
         return
     write_file(checked_output(out, [finished.folder / name for name in KEPT]), text)
+    if as_json:
+        print_json({"out": str(out), "format": to})
+        return
     say(f"results: {out}")
 
 

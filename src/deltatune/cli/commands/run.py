@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +84,8 @@ def run(
 
     resolved = read_recipe(recipe, overrides or [])
     folder = folder_of(resolved, recipe.stem)
-    print(as_yaml(resolved), file=sys.stderr if as_json else sys.stdout, flush=True)
-    progress = RecipeProgress(quiet=as_json)
+    say(as_yaml(resolved), aside=True)
+    progress = RecipeProgress()
     try:
         result = run_recipe(resolved, recipe.stem, force, progress, again)
     except KeyboardInterrupt:
@@ -104,8 +103,7 @@ def run(
 class RecipeProgress:
     """Introduces each stage of a recipe, and shows a progress line under it."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self.stage: StageInfo | AdaptersInfo | None = None
         """The stage that runs, or ran last, or all adapters."""
 
@@ -114,13 +112,11 @@ class RecipeProgress:
         """A context for one stage, or for several adapters."""
         self.stage = stage
         if isinstance(stage.prepared, Mapping):
-            if not self.quiet:
-                introduce_adapters(stage)
+            introduce_adapters(stage)
             with StepsProgress() as progress:
                 yield progress
             return
-        if not self.quiet:
-            self._introduce(stage)
+        self._introduce(stage)
         if stage.prepared is None or stage.finished:
             yield None
             return
@@ -130,12 +126,12 @@ class RecipeProgress:
     def _introduce(self, stage: StageInfo) -> None:
         if stage.number:
             state = "finished before" if stage.finished else "training" if stage.prepared else "vocabulary"
-            say(f"Stage {stage.number} of {stage.total}, {stage.name}: {state}")
+            say(f"Stage {stage.number} of {stage.total}, {stage.name}: {state}", aside=True)
         if stage.prepared is not None and not stage.finished:
             introduce(stage.prepared, stage.folder)
         elif stage.prepared is not None and not stage.number:
             introduce(stage.prepared, stage.folder)
-            show("This run was finished before; --force runs it again.\n")
+            show("This run was finished before; --force runs it again.\n", aside=True)
 
     def kept(self) -> str:
         """What is kept after an interruption."""

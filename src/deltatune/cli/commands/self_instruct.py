@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, OtherBase, option
+from deltatune.cli.options import OUTPUT, Json, OtherBase, option
 from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, fields_of
 from deltatune.cli.ui.live import Bar, time_left
-from deltatune.cli.ui.screen import say, show, table
+from deltatune.cli.ui.screen import print_json, say, show, table
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, raise_all
 
@@ -101,6 +101,7 @@ def self_instruct(
     patience: Annotated[int, _setting("patience")] = SETTINGS["patience"].default,
     rounds: Annotated[int | None, _setting("rounds")] = SETTINGS["rounds"].default,
     seed: Annotated[int, _setting("seed")] = SETTINGS["seed"].default,
+    as_json: Json = False,
 ) -> None:
     """Generate instruction data from seed tasks with a model, and keep what is dissimilar (Wang et al. 2022).
 
@@ -150,8 +151,12 @@ def self_instruct(
         kept = progress.last.kept if progress.last else 0
         raise Interrupted(f"{count(kept)} instructions are in {out}; the same command resumes") from None
     finally:
-        if progress.last and progress.last.round:
+        if progress.last and progress.last.round and not as_json:
             report(progress.last, out)
+    if as_json:
+        last = progress.last
+        made = {"instructions": last.kept, "rows": last.rows, "rejected": dict(last.rejected)} if last else {}
+        print_json({"out": str(out), **made})
 
 
 def _check_generator(
@@ -240,4 +245,4 @@ def report(progress: GenerationProgress, out: Path) -> None:
         say(f"Rejected: {out.with_name(f'{out.stem}.rejected.jsonl')}")
     if progress.rows:
         say(f"Rows: {out}")
-        say(f"Train on them: deltatune train --model MODEL --data {out}")
+        say(f"Train on them: deltatune train --model MODEL --data {out}", aside=True)

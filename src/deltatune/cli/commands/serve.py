@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deltatune.cli.commands.store import VARIABLE
-from deltatune.cli.options import CHECK_PRECISION, DATA, option
+from deltatune.cli.options import CHECK_PRECISION, DATA, Json, option
 from deltatune.cli.quantize_options import AdapterQuantize
 from deltatune.cli.ui.screen import say
 from deltatune.cli.ui.serve_screen import show_started
@@ -103,6 +103,7 @@ def serve(
     queue: Annotated[
         int, option("--queue", panel=MEMORY, metavar="NUMBER", help="Requests that wait; more get 503.", min=1)
     ] = 512,
+    as_json: Json = False,
 ) -> None:
     """Serve any number of adapters on one base, over HTTP in the form of OpenAI's API.
 
@@ -154,8 +155,8 @@ def serve(
         )
         guard = create_app(service, guarding)
         address = address_of(sock)
-        serve_until_signal(guard, sock, lambda: show_started(service, base, address, guarding, is_local(host)))
-    say("stopped")
+        serve_until_signal(guard, sock, lambda: show_started(service, base, address, guarding, is_local(host), as_json))
+    say("stopped", aside=True)
 
 
 def check_extra() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deltatune.cli.options import Json
 from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.screen import print_json, show, table
 from deltatune.comparison.report.number_format import count
@@ -38,7 +39,7 @@ GROUPS = ("attn", "cross", "ffn", "norm", "residual")
 def sites(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a name on the hub, or builtin.")] = "builtin",
     quantize: Quantize = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the sites of a model: names, sizes, and their share of the parameters.
 

@@ -31,6 +31,7 @@ from deltatune.cli.options import (
     Dense,
     Epochs,
     Force,
+    Json,
     Kind,
     Label,
     Limit,
@@ -50,7 +51,7 @@ from deltatune.cli.options import (
 from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
 from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
-from deltatune.cli.ui.screen import show
+from deltatune.cli.ui.screen import print_json, show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.store import run_folder
@@ -207,6 +208,7 @@ def train(
     ] = None,
     export_for: ExportFor = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Train one adapter and score it.
 
@@ -270,6 +272,7 @@ def train(
             prompting, model or "builtin", every, dataset,
             prompts={"template": template, "words": words, "describe": describe}, unlabelled=unlabelled, budget=budget,
             task=set_values(fields), settings=settings, source=source, out=out, force=force, quantize=quantize,
+            as_json=as_json,
             refused={f"--pooling {pooling}": pooling, "--dense": dense, f"--export-for {export_for}": export_for},
         )  # fmt: skip
         return
@@ -298,5 +301,8 @@ def train(
             metrics = watched_run(ready, folder, record)
         else:
             metrics = before
-            show("This run was finished before; --force trains it again.\n")
+            show("This run was finished before; --force trains it again.\n", aside=True)
+    if as_json:
+        print_json({"folder": str(folder), "adapter": str(folder / run_folder.ADAPTER), "metrics": metrics})
+    else:
         report(ready.session.task, metrics, folder)

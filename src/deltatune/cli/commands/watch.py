@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, option
-from deltatune.cli.ui.screen import console, facts, say, show, table, width_of
+from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.ui.screen import console, facts, print_json, say, show, table, width_of
 from deltatune.comparison.report.number_format import rate, score, seconds
 from deltatune.core.errors import DeltatuneError
 
@@ -29,6 +30,7 @@ def watch(
     once: Annotated[
         bool, option("--once", panel=OUTPUT, help="Print where the run is, and end; no page is served.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Follow a comparison or a study in a page that refreshes itself: finished runs, the table so far, the time left.
 
@@ -43,16 +45,30 @@ def watch(
     from deltatune.comparison.results.run_state import StateReader
 
     if once:
-        _print(StateReader(run).read())
+        state = StateReader(run).read()
+        if as_json:
+            print_json(_content(state))
+        else:
+            _print(state)
         return
     from deltatune.cli.watch_server import WatchServer
 
     with WatchServer(run, port or 0) as server:
         try:
-            say(f"{server.address} follows {run}; Ctrl-C ends this, not the run")
+            if as_json:
+                print_json({"address": server.address, "run": str(run)})
+            else:
+                say(f"{server.address} follows {run}; Ctrl-C ends this, not the run")
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
-            say("\nno longer followed")
+            say("\nno longer followed", aside=True)
+
+
+def _content(state: RunState | StudyState) -> dict[str, Any]:
+    """The state as plain data; folders as text."""
+    return dataclasses.asdict(
+        state, dict_factory=lambda pairs: {key: str(each) if isinstance(each, Path) else each for key, each in pairs}
+    )
 
 
 def _print(state: RunState | StudyState) -> None:

@@ -34,17 +34,17 @@ def introduce_adapters(info: AdaptersInfo) -> None:
             notes.setdefault(note, []).append(name)
     session = next(iter(info.prepared.values())).session
     pairs = [("model", base_text(session.model, session.host)), ("folder", str(info.folder))]
-    show(facts(pairs), "")
+    show(facts(pairs), "", aside=True)
     columns = ["adapter", "data", "task", "method", "trained", "training", "rate"]
-    show(table(columns, rows, right=["trained", "rate"]), "")
+    show(table(columns, rows, right=["trained", "rate"]), "", aside=True)
     lines = [("note", f"{note} ({_names(names, len(rows))})") for note, names in notes.items()]
     more = len(lines) - MOST_NOTES
     if more > 0:
         lines = [*lines[:MOST_NOTES], ("", f"and {plural(more, 'further note')}")]
     if lines:
-        show(facts(lines), "")
+        show(facts(lines), "", aside=True)
     if len(info.finished) == len(rows):
-        show("This run was finished before; --force runs it again, --again NAME one adapter.\n")
+        show("This run was finished before; --force runs it again, --again NAME one adapter.\n", aside=True)
 
 
 def _names(names: list[str], total: int) -> str:

@@ -29,7 +29,7 @@ TOKENS = ("tokens", "by which a prompt or prefix makes each text longer")
 """The same for a column that is shown where a method adds tokens."""
 
 
-def introduce(plan: Plan, quiet: bool) -> None:
+def introduce(plan: Plan) -> None:
     """Print what was read, inferred and decided, before the long part begins."""
     from deltatune.data import remarks
 
@@ -53,9 +53,9 @@ def introduce(plan: Plan, quiet: bool) -> None:
         *remarks(marked),
         *truncation_notes(session.task, plan.splits),
     ]
-    show(facts(pairs), "", stderr=quiet)
+    show(facts(pairs), "", aside=True)
     if notes:
-        show(facts([("note", note) for note in notes]), "", stderr=quiet)
+        show(facts([("note", note) for note in notes]), "", aside=True)
 
 
 def _runs(plan: Plan) -> str:

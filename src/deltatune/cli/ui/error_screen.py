@@ -14,7 +14,9 @@ from typing import Any
 
 import typer
 
+from deltatune.cli.ui.output_mode import CURRENT, result_stream
 from deltatune.core.errors import DeltatuneError, is_out_of_memory, nearest
+from deltatune.core.input_validation.strict_json import dumps
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's class of wrong options and arguments, wherever this version of it keeps the class."""
@@ -43,61 +45,74 @@ class Interrupted(Exception):
     """Ctrl-C; the message says what is saved."""
 
 
-def run_guarded(command: Callable[[], Any], debug: bool) -> int:
-    """Run a command; turn every exception into a message and an exit code."""
+def run_guarded(command: Callable[[], Any], debug: bool, as_json: bool = False) -> int:
+    """Run a command; turn every exception into a message and an exit code.
+
+    `as_json`: stdout gets `{"error": MESSAGE, "exit_code": CODE}` too, unless it has the result already.
+    """
+    CURRENT.answered = False
+    code, message = _guarded(command, debug)
+    if message is not None:
+        _print(message, code)
+        if as_json and not CURRENT.answered:
+            with contextlib.suppress(BrokenPipeError):
+                print(dumps({"error": message, "exit_code": code}), flush=True)
+    return code
+
+
+def _guarded(command: Callable[[], Any], debug: bool) -> tuple[int, str | None]:
+    """The exit code of a command, and the message of what stopped it."""
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # warnings of libraries do not help the user of a command
             result = command()
     except (KeyboardInterrupt, typer.Abort):
-        return _print(INTERRUPTED_TEXT, INTERRUPTED)
+        return INTERRUPTED, INTERRUPTED_TEXT
     except Interrupted as error:
-        return _print(f"interrupted; {error}", INTERRUPTED)
+        return INTERRUPTED, f"interrupted; {error}"
     except BrokenPipeError:  # `deltatune ... | head`: the reader has closed the pipe, and the command has stopped
         silence_stdout()
-        return CLOSED_PIPE
+        return CLOSED_PIPE, None
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _print(*_message(error))
+        return _message(error)
     if result == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
-        return _print(INTERRUPTED_TEXT, INTERRUPTED)
-    return result if isinstance(result, int) else 0
+        return INTERRUPTED, INTERRUPTED_TEXT
+    return (result if isinstance(result, int) else 0), None
 
 
 def silence_stdout() -> None:
     """Discard buffered output, so that Python's exit does not report the closed pipe."""
     with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor cannot be redirected
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), result_stream().fileno())
 
 
-def _print(text: str, code: int) -> int:
+def _print(text: str, code: int) -> None:
     """Print a message; control characters, which a terminal obeys, are written out."""
     text = "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
     print(text if code == INTERRUPTED else f"error: {text}", file=sys.stderr)
-    return code
 
 
-def _message(error: Exception) -> tuple[str, int]:
-    """Return the message and the exit code: 2 if the user can fix it, 1 if it is a bug."""
+def _message(error: Exception) -> tuple[int, str]:
+    """Return the exit code, 2 if the user can fix it, 1 if it is a bug, and the message."""
     if isinstance(error, DeltatuneError):
-        return str(error), 2
+        return 2, str(error)
     if isinstance(error, USAGE_ERROR):
-        return _usage_message(error), 2
+        return 2, _usage_message(error)
     if isinstance(error, OSError) and error.errno in FULL_DISK | NO_ACCESS:
         if error.errno in FULL_DISK:
-            return f"cannot write {error.filename or 'the output'}: {error.strerror}", 2
+            return 2, f"cannot write {error.filename or 'the output'}: {error.strerror}"
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}", 2
+        return 2, f"{error.strerror}{where}"
     if is_out_of_memory(error):
-        return "out of memory; use a smaller model, --batch-size or --max-length", 2
+        return 2, "out of memory; use a smaller model, --batch-size or --max-length"
     text = str(error).strip() or "no message"
-    return (
+    return 1, (
         f"{type(error).__name__}: {text}\n"
         f"This should not happen (Python {platform.python_version()}). `--debug` shows where it comes from; "
-        "please report that with the output of `deltatune env`.",
-        1,
+        "please report that with the output of `deltatune env`."
     )
 
 

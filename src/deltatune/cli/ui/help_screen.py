@@ -13,10 +13,15 @@ import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import typer.core
 
+from deltatune.cli.ui.output_mode import QUIET_HELP, output_mode
+
+OUTPUT = "Output"
+"""Group of the options that every command has."""
 MAX_WIDTH = 100
 MAX_NAME_WIDTH = 28
 """Columns for the names of options; the text of a longer name starts on the next line."""
@@ -25,7 +30,17 @@ Entries = list[tuple[str, str]]
 
 
 class Command(typer.core.TyperCommand):
-    """A command with this help screen."""
+    """A command with this help screen and --quiet; with --json, which its function declares, stdout is JSON alone."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_quiet_option())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command with the standard streams that its options leave it."""
+        quiet = bool(ctx.params.pop("quiet", False))
+        with output_mode(bool(ctx.params.get("as_json")), quiet):
+            return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help screen."""
@@ -36,6 +51,19 @@ class Command(typer.core.TyperCommand):
         hidden = [p for p in self.params if p.param_type_name == "argument" and getattr(p, "hidden", False)]
         pieces = [piece for parameter in hidden for piece in parameter.get_usage_pieces(ctx)]
         return [piece for piece in super().collect_usage_pieces(ctx) if piece not in pieces]
+
+
+@cache
+def _quiet_option() -> Any:
+    """The parameter of --quiet, as typer makes it from a function."""
+
+    def silent(
+        quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET_HELP, rich_help_panel=OUTPUT)] = False,
+    ) -> None: ...
+
+    program = typer.Typer(add_completion=False)
+    program.command()(silent)
+    return typer.main.get_command(program).params[0]
 
 
 class Group(typer.core.TyperGroup):

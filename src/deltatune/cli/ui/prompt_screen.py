@@ -51,10 +51,10 @@ def introduce_prompt(ready: PreparedPrompt, folder: Path) -> None:
         ))  # fmt: skip
     else:
         pairs.append(("trained", "nothing: the prompt is found" + (f", seed {settings.seed}" if method.draws else "")))
-    show(facts([*pairs, ("folder", str(folder))]), "")
+    show(facts([*pairs, ("folder", str(folder))]), "", aside=True)
     notes = [*data.notes, *remarks(data), *ready.notes]
     if notes:
-        show(facts([("note", note) for note in notes]), "")
+        show(facts([("note", note) for note in notes]), "", aside=True)
 
 
 def watched_prompt(ready: PreparedPrompt, folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def report_prompt(metrics: Mapping[str, Any], folder: Path) -> None:
     pairs += [("note", note) for note in metrics.get("notes") or []]
     show(facts(pairs))
     say(f"Adapter: {folder / run_folder.ADAPTER}")
-    say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+    say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}", aside=True)
 
 
 def show_prompts(prompts: list[str]) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deltatune.cli.ui.output_mode import CURRENT, aside_stream, result_stream
 from deltatune.comparison.report.number_format import count, score, size
 from deltatune.core.input_validation.strict_json import dumps
 
@@ -26,9 +27,9 @@ MIN_WIDTH = 40
 """Columns of a narrower terminal: rich leaves out what does not fit, and shows nothing in none; the terminal wraps."""
 
 
-def console(stderr: bool = False) -> Console:
+def console(stderr: bool = False, aside: bool = False) -> Console:
     """Return a console on the current stdout or stderr. Brackets in texts are not markup."""
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if stderr else aside_stream() if aside else sys.stdout
     given = os.environ.get("COLUMNS", "")
     columns = int(given) if given.isdecimal() and len(given) < 6 else 0
     width = columns or (None if stream.isatty() else PIPED_WIDTH)
@@ -38,9 +39,12 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-def show(*parts: RenderableType, stderr: bool = False) -> None:
-    """Print tables and texts; outside a terminal without trailing spaces."""
-    target = console(stderr)
+def show(*parts: RenderableType, stderr: bool = False, aside: bool = False) -> None:
+    """Print tables and texts; outside a terminal without trailing spaces.
+
+    `aside`: what a command says beside its result, which --quiet leaves out.
+    """
+    target = console(stderr, aside)
     if target.is_terminal:
         target.print(*parts, sep="\n")
         target.file.flush()
@@ -52,9 +56,9 @@ def show(*parts: RenderableType, stderr: bool = False) -> None:
     target.file.flush()  # stdout and stderr may end in one log
 
 
-def say(line: str) -> None:
-    """Print one line without wrapping: paths and commands must stay in one piece."""
-    print(line, flush=True)
+def say(line: str, aside: bool = False) -> None:
+    """Print one line without wrapping: paths and commands must stay in one piece. `aside`: as in `show`."""
+    print(line, file=aside_stream() if aside else None, flush=True)
 
 
 def plural(number: float, noun: str) -> str:
@@ -89,8 +93,21 @@ def facts(pairs: Iterable[Sequence[str]]) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on stdout for programs: no colours, no wrapping."""
-    print(dumps(value, nonfinite="null", indent=2))
+    """Print the result as JSON on stdout for programs: no colours, no wrapping."""
+    print(dumps(value, nonfinite="null", indent=2), file=result_stream(), flush=True)
+    CURRENT.answered = True
+
+
+def print_text(text: str) -> None:
+    """Print a result that is written already, JSON among others, as it is."""
+    result_stream().write(text)
+    result_stream().flush()
+    CURRENT.answered = True
+
+
+def print_json_line(value: Any) -> None:
+    """Print a result of several as one line of JSON on stdout."""
+    print(dumps(value, nonfinite="null"), file=result_stream(), flush=True)
 
 
 def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.ui.screen import base_text, facts, plural, say, show
+from deltatune.cli.ui.output_mode import CURRENT
+from deltatune.cli.ui.screen import base_text, facts, plural, print_json, say, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.input_validation.strict_json import dumps
 
@@ -26,10 +27,18 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 """A route and a body to try, by the kind of task."""
 
 
-def show_started(service: Service, model: str, address: str, guarding: Guarding, local: bool) -> None:
-    """Print the address, the base, the adapters, and how to try them."""
+def show_started(
+    service: Service, model: str, address: str, guarding: Guarding, local: bool, as_json: bool = False
+) -> None:
+    """Print the address, the base, the adapters, and how to try them; with --quiet the address alone."""
     entries = service.store.list()
     served = [entry for entry in entries if service.base.fits(entry)]
+    if as_json:
+        print_json({"address": address, "base": model, "adapters": [entry.name for entry in served]})
+        return
+    if CURRENT.quiet:
+        say(address)
+        return
     names = ", ".join(entry.name for entry in served[:LISTED]) + (", ..." if len(served) > LISTED else "")
     others = len(entries) - len(served)
     adapters = f"{count(len(served))}: {names}" if served else "none yet; those added to the store are served at once"

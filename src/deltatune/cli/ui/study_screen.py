@@ -46,7 +46,7 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
             yield progress
         finished += 1
 
-    _introduce(study, as_json)
+    _introduce(study)
     try:
         summary = run(study, follow)
     except KeyboardInterrupt:
@@ -60,15 +60,15 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
         raise DeltatuneError(f"every comparison failed; {study_failures(study, summary)[0]}")
 
 
-def _introduce(study: StudyPlan, quiet: bool) -> None:
+def _introduce(study: StudyPlan) -> None:
     axes = [
         (axis["name"], ", ".join(_value_text(axis["name"], value) for value in axis["values"]))
         for axis in study.axes.to_json()
     ]
     comparisons = f"{len(study.points)}, checked before the first training"
-    show(facts([*axes, ("comparisons", comparisons), ("folder", str(study.out))]), "", stderr=quiet)
+    show(facts([*axes, ("comparisons", comparisons), ("folder", str(study.out))]), "", aside=True)
     if study.notes:
-        show(facts([("note", note) for note in study.notes]), "", stderr=quiet)
+        show(facts([("note", note) for note in study.notes]), "", aside=True)
 
 
 def _value_text(axis: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,7 +36,7 @@ def run_table_on_screen(path: Path, overrides: Sequence[str], as_json: bool) -> 
 
     recipe = read_table(path, overrides)
     out = Path(recipe.out) if recipe.out is not None else Path("runs") / path.stem
-    print(as_yaml(recipe), file=sys.stderr if as_json else sys.stdout, flush=True)
+    say(as_yaml(recipe), aside=True)
     if recipe.compare is not None:
         prepare_folder(recipe, out)
         run_on_screen(study_of_table(recipe, out), as_json)
@@ -47,7 +46,7 @@ def run_table_on_screen(path: Path, overrides: Sequence[str], as_json: bool) -> 
             study = read_json(out / "study.json")
             show("", published_figures(beside_study(study)), *sources(study["published"]))
         return
-    watch = TableWatch(as_json)
+    watch = TableWatch()
     try:
         with watch.bar if recipe.kind in BAR else nullcontext():
             result = run_table(recipe, out, watch.callbacks())
@@ -70,8 +69,7 @@ def run_table_on_screen(path: Path, overrides: Sequence[str], as_json: bool) -> 
 class TableWatch:
     """Shows the progress of whichever experiment a table has."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self.bar = Bar("measuring")
 
     def callbacks(self) -> Any:
@@ -87,8 +85,7 @@ class TableWatch:
             yield progress
 
     def _training(self, text: str, scores: Mapping[str, float]) -> None:
-        if not self.quiet:
-            say(f"{text}: {', '.join(f'{name} {score(value)}' for name, value in scores.items())}")
+        say(f"{text}: {', '.join(f'{name} {score(value)}' for name, value in scores.items())}", aside=True)
 
     def _cell(self, done: int, total: int, batch: int, length: int) -> None:
         self.bar.update(done, total, f"{plural(batch, 'row')} of {plural(length, 'token')}")

@@ -47,7 +47,7 @@ def introduce(ready: Prepared, folder: Path, memory: Memory | None = None) -> No
         *([("memory", f"about {size(memory.total)} at most, forecast")] if memory else []),
         ("folder", str(folder)),
     ]
-    show(facts(pairs), "")
+    show(facts(pairs), "", aside=True)
     marked = with_marked_columns(data, session.task)
     notes = [
         *data.notes,
@@ -56,7 +56,7 @@ def introduce(ready: Prepared, folder: Path, memory: Memory | None = None) -> No
         *truncation_notes(session.task, ready.encoded),
     ]
     if notes:
-        show(facts([("note", note) for note in notes]), "")
+        show(facts([("note", note) for note in notes]), "", aside=True)
 
 
 def _rate_of(ready: Prepared) -> str:
@@ -112,14 +112,14 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
     show(scores_table(task, score_rows(metrics)), "")
     spent = metrics["training"]
     memory = f", at most {size(spent['peak_memory_bytes'])} of memory" if spent["peak_memory_bytes"] else ""
-    show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.")
+    show(f"Trained in {seconds(spent['seconds'])}, {spent['examples_per_second']:.0f} rows/s{memory}.", aside=True)
     if "search" in spent:
         show(searched_text(spent["search"], task.metric_name(spent["search"]["metric"])))
     adapter = folder / run_folder.ADAPTER
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")
     if use:
-        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}")
+        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}", aside=True)
 
 
 def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from deltatune.data.columns.choose_columns import Columns
+from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
@@ -56,9 +57,9 @@ def remarks(data: Data) -> list[str]:
         repeat_remarks(data)
         + LAYOUTS[data.task].remarks(data)
         + _constant_columns(data)
-        + ([] if data.task in ("generate", "lm") else long_rows(data, lambda row: _length(row, data)))
+        + (long_rows(data, lambda row: _length(row, data)) if _has_long_texts(data) else [])
         + (_small_splits(data) if data.task != "lm" else [])
-        + _damaged_characters(data)
+        + (_damaged_characters(data) if data.inputs == "text" else [])
     )
 
 
@@ -93,6 +94,11 @@ def _constant_columns(data: Data) -> list[str]:
     ]
 
 
+def _has_long_texts(data: Data) -> bool:
+    """Whether a row is a text that may be too long for a model."""
+    return data.task not in ("generate", "lm", "prefer") and data.inputs == "text"
+
+
 def _length(row: Row, data: Data) -> int:
     """Characters of the input."""
     return sum(map(len, texts(row, data.text)))
@@ -100,7 +106,7 @@ def _length(row: Row, data: Data) -> int:
 
 def _damaged_characters(data: Data) -> list[str]:
     """Characters that come from a wrong encoding or from binary data."""
-    columns = [*dict.fromkeys((*data.text, *([data.label] if data.kind == "text" else [])))]
+    columns = [*dict.fromkeys((*data.text, *_answer_columns(data)))]
     sentences = []
     for split, rows in data.splits().items():
         numbers: dict[str, list[int]] = {what: [] for what in DAMAGE}
@@ -115,10 +121,22 @@ def _damaged_characters(data: Data) -> list[str]:
     return sentences
 
 
+def _answer_columns(data: Data) -> list[str]:
+    """The columns of answers that are learned as texts."""
+    return [data.label, *([REJECTED] if data.kind == "pairs" else [])] if data.kind in ("text", "pairs") else []
+
+
 def _not_utf8(data: Data) -> list[str]:
     """Texts and labels with half of a surrogate pair, which no tokenizer and no file takes."""
     columns = [
-        *dict.fromkeys((*data.text, *filter(None, [data.label]), *(["references"] if data.kind == "text" else [])))
+        *dict.fromkeys(
+            (
+                *data.text,
+                *filter(None, [data.label]),
+                *_answer_columns(data),
+                *(["references"] if data.kind == "text" else []),
+            )
+        )
     ]
     sentences = []
     for split, rows in data.splits().items():

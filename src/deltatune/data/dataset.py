@@ -9,6 +9,8 @@ from itertools import chain
 from statistics import median
 from typing import Any, Literal, get_args
 
+from deltatune.data.media_files import Inputs, MediaFile, kind_of
+
 Row = dict[str, Any]
 """One example: column -> value."""
 
@@ -17,12 +19,13 @@ Splits = dict[str, list[Row]]
 
 SPLITS = ("train", "validation", "test")
 
-TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm"]
-"""What a model is trained to do: classification, regression, tagging, extractive QA, generation, language modelling."""
+TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer"]
+"""What a model is trained to do: classification, regression, tagging, extractive QA, generation, language modelling,
+preferences."""
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
-LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", "mixture"]
+LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", "pairs", "mixture"]
 """What the label of a row is.
 
 - `classes`: a class name (single-label classification)
@@ -32,6 +35,7 @@ LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", 
 - `span`: the answers, as spans of the context
 - `text`: an output text
 - `raw`: nothing, the text itself is learned
+- `pairs`: the answer that was chosen; the rejected one is beside it
 - `mixture`: several tasks, each with labels of its own (`MixtureData`)
 """
 
@@ -43,6 +47,7 @@ TASK_OF: dict[LabelKind, TaskName] = {
     "span": "span",
     "text": "generate",
     "raw": "lm",
+    "pairs": "prefer",
 }
 """The task that each kind of label is for."""
 
@@ -57,12 +62,13 @@ class Data:
     """The files or the data set that was read, for the record."""
     text: tuple[str, ...]
     """The text columns: a text or a pair of texts (classification), the tokens (tagging), question and context
-    (extractive QA), the inputs (generation), the documents (language modelling)."""
+    (extractive QA), the inputs (generation), the documents (language modelling), the prompts (preferences)."""
     label: str
     """The label column; "" for language modelling. For chats it is the text column: the last message is the output."""
     kind: LabelKind
     """The type of a label: str for classes and text, float for number, list[str] for many and tags, a list of
-    {"text": str, "start": int} for span. Rows of kind text also have `references`, a list[str]."""
+    {"text": str, "start": int} for span. Rows of kind text also have `references`, a list[str], those of kind pairs
+    `rejected`, a str."""
     labels: tuple[str, ...]
     """The class names in sorted order (by value where all are numbers), or the tags with O first; else empty."""
     train: list[Row]
@@ -85,6 +91,11 @@ class Data:
         """The task that the data are for."""
         return TASK_OF[self.kind]
 
+    @property
+    def inputs(self) -> Inputs:
+        """What a model reads of a row: text, or the image or the sound in the file that the text column names."""
+        return kind_of(row.get(self.text[0]) for row in self.train) if len(self.text) == 1 else "text"
+
     def splits(self) -> Splits:
         """The splits by name: train, validation, test, and those of `more_tests`."""
         return {"train": self.train, "validation": self.validation, "test": self.test, **self.more_tests}
@@ -97,7 +108,10 @@ def texts(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def as_text(value: Any) -> str:
-    """A string unchanged, the tokens of a list joined by blanks, the messages of a chat without the final answer."""
+    """A string unchanged, a media file's name in the data, the tokens of a list joined by blanks, a chat's messages
+    without the final answer."""
+    if isinstance(value, MediaFile):
+        return value.given
     if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
         answered = value[-1]["role"] == "assistant"
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in (value[:-1] if answered else value))
@@ -122,6 +136,7 @@ def describe(data: Data) -> Figures:
         "task": data.task,
         "kind": data.kind,
         "text": list(data.text),
+        **({} if data.inputs == "text" else {"inputs": data.inputs}),
         "label": data.label,
         "notes": list(data.notes),
         "splits": {split: _split_figures(rows, data) for split, rows in data.splits().items()},
@@ -129,7 +144,7 @@ def describe(data: Data) -> Figures:
 
 
 def _split_figures(rows: list[Row], data: Data) -> Figures:
-    lengths = {column: _lengths(texts) for column, texts in _texts(rows, data).items()}
+    lengths = {column: _lengths(texts) for column, texts in _texts(rows, data).items()} if data.inputs == "text" else {}
     figures: Figures = {"rows": len(rows), "lengths": lengths}
     if data.kind == "number":
         values = [row[data.label] for row in rows]

@@ -12,12 +12,14 @@ from pathlib import Path
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data.checks import split_problems
 from deltatune.data.columns.choose_columns import Columns, choose_columns
-from deltatune.data.columns.column_names import REFERENCES, is_id
+from deltatune.data.columns.column_names import PREFERENCES, REFERENCES, is_id, normalised
+from deltatune.data.columns.column_rules import media_columns
 from deltatune.data.columns.infer_task import infer_task, other_tasks
-from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Splits, TaskName, columns_of
+from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Row, Splits, TaskName, columns_of
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
+from deltatune.data.media_files import MediaFile
 from deltatune.data.published.benchmarks import published_metric
 from deltatune.data.published.forms import find_form, plain_splits
 from deltatune.data.sources.labelled_splits import labelled_splits
@@ -42,12 +44,12 @@ def read(
 
     - `source`: a file (.csv, .tsv, .jsonl, .ndjson, .json (also SQuAD's), .parquet, .arrow, .conll, .bio, .iob, .iob2,
       .conllu, .txt or WebNLG's .xml); a folder with files named train, dev (val, valid, validation) and test, or of
-      plain texts, or with a folder for each class; a data set of the hub (`owner/name` or
+      plain texts, or with a folder for each class, of texts, images or sounds; a data set of the hub (`owner/name` or
       `owner/name:configuration`); or "python-docs", the built-in data.
     - `text`: the text columns.
     - `label`: the label column; or the columns of several classes, which hold 1 or 0, with commas between them.
     - `kind`: the type of the labels, where the inferred one is wrong: "classes", "many" or "number".
-    - `task`: classify, regression, tag, span, generate or lm.
+    - `task`: classify, regression, tag, span, generate, lm or prefer.
     - `validation`, `test`: further files for these splits.
     - `limit`: the number of training rows to keep, the first by hash of their text.
     - `strict`: False returns the rows that can be used, and lists in `Data.problems` what is wrong with the others.
@@ -124,12 +126,30 @@ def _columns(opened: Source, task: TaskName | None, text: Sequence[str], label: 
     """The columns of the task; without one those of classification, whose error offers the other tasks too."""
     rows = opened.splits["train"]
     try:
-        return choose_columns(task or "classify", rows, text, label, opened.header)
+        columns = choose_columns(task or "classify", rows, text, label, opened.header)
+        _check_media(rows, task or "classify", columns.text)
+        return columns
     except DeltatuneError as error:
         if label is not None or task not in (None, "classify", "regression"):
             raise
         hints = [indicator_hint(rows, text), other_tasks(rows) if task is None else ""]
         raise DeltatuneError("\n".join(filter(None, [str(error), *hints]))) from None
+
+
+def _check_media(rows: Sequence[Row], task: TaskName, text: Sequence[str]) -> None:
+    """Raise DeltatuneError for images or sounds beside another input, and for a task that has text alone."""
+    media = media_columns(rows, text)
+    if media and len(text) > 1:
+        raise DeltatuneError(
+            f"the inputs {' and '.join(map(repr, text))}: a row has one image or one sound, without a text or a second "
+            f"one beside it; name the column that the model reads: --text {media[0]}"
+        )
+    if media and task not in ("classify", "regression"):
+        kind = rows[0][media[0]].kind if isinstance(rows[0].get(media[0]), MediaFile) else "image"
+        raise DeltatuneError(
+            f"--task {task}: column {media[0]!r} holds {kind} files, which are classified or get a number (--task "
+            "classify, --task regression); other tasks read text"
+        )
 
 
 def _converted(
@@ -177,6 +197,7 @@ def _converted(
 def _unread_columns(opened: Source, columns: Columns) -> list[str]:
     """A note on the columns that were not chosen, where columns were; apart from numbers of rows."""
     chosen = {*columns.text, columns.label, REFERENCES}
+    chosen |= {rejected for answer, rejected in PREFERENCES if answer == normalised(columns.label)}
     others = [name for name in columns_of(opened.splits["train"]) if name not in chosen and not is_id(name)]
     return [f"neither text nor label: {first_few(others, 12)}"] if others and columns.notes else []
 

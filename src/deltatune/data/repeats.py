@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltatune.core.input_validation.strict_json import MAX_DIGITS
+from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.columns.column_values import is_numeric
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.layout import count, in_rows
+from deltatune.data.media_files import MediaFile
 from deltatune.data.text_forms import FORM, near_form, same_forms
 
 
@@ -41,15 +43,25 @@ def repeat_remarks(data: Data) -> list[str]:
 def _keys(data: Data, rows: list[Row]) -> Keys:
     exact, forms, whole = [], [], []
     for row in rows:
-        inputs = texts(row, data.text)
+        inputs = _contents(texts(row, data.text), [row[column] for column in data.text])
         exact.append(hash(inputs))
         forms.append(hash(tuple(map(near_form, inputs))))
         whole.append(hash((inputs, repr(_label(row, data)))))
     return Keys(exact, forms, whole)
 
 
+def _contents(inputs: tuple[str, ...], values: list[Any]) -> tuple[str, ...]:
+    """What rows are told apart by: their texts, and of files the bytes."""
+    return tuple([
+        value.digest if isinstance(value, MediaFile) else text for text, value in zip(inputs, values, strict=True)
+    ])  # fmt: skip
+
+
 def _label(row: Row, data: Data) -> Any:
-    return row.get("references") if data.kind == "text" else row.get(data.label)
+    label = row.get(data.label)
+    return (
+        row.get("references") if data.kind == "text" else [label, row.get(REJECTED)] if data.kind == "pairs" else label
+    )
 
 
 def _pairs(data: Data) -> Iterator[tuple[str, str]]:

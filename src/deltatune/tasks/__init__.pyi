@@ -11,6 +11,7 @@ from deltatune.tasks.heads import head_from_json as head_from_json
 from deltatune.tasks.language_modeling import LanguageModel as LanguageModel
 from deltatune.tasks.mixture import Mixture as Mixture
 from deltatune.tasks.multilabel import MultiLabel as MultiLabel
+from deltatune.tasks.preferences.preference import Prefer as Prefer
 from deltatune.tasks.tagging import Tag as Tag
 from deltatune.tasks.task import Encoded as Encoded
 from deltatune.tasks.task import LanguageModelTask as LanguageModelTask

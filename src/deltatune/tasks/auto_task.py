@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.data import Data, LabelKind
+from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.mixture_data import MixtureData
 from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
@@ -22,6 +23,7 @@ from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.prompts.prompt_format import PRESETS
 from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.tagging import Tag
@@ -74,6 +76,8 @@ def task_for(
             inferred["stride"] = min(default_of(ExtractiveQA, "stride"), over["max_length"] // 3)
     elif task is Generate:
         inferred |= _generation_fields(data, tokenizer, over, notes)
+    elif task is Prefer:
+        inferred |= _preference_fields(data, tokenizer, over, notes)
     chosen = task(**{**inferred, **over})
     if data.metric in chosen.metrics and "metric" not in over:
         chosen = replace(chosen, metric=data.metric)
@@ -197,16 +201,9 @@ def _generation_fields(
     chat = data.text == ("messages",)
     prompt = over.get("prompt") or _prompt(data.text, bool(tokenizer.chat_template))
     answers = [_answer(row, data.label, chat) for row in data.train[:ANSWERS_MEASURED]]
-    tokens = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"] if answers else []
-    lengths = [len(ids) for ids in tokens]
-    quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else LENGTH_MULTIPLE
-    limit = min(LONGEST_ANSWER, max(1, over.get("max_length", 2 * LONGEST_ANSWER) // 2))
-    new_tokens = over.get("new_tokens", min(limit, -(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE))
+    new_tokens = _new_tokens(answers, tokenizer, over, notes)
     if "prompt" not in over:
-        notes.append(f"the prompt is {prompt}, inferred from the columns; others: {', '.join(PRESETS)}, or a template")
-    if "new_tokens" not in over:
-        share = float(np.mean([length < new_tokens for length in lengths])) if lengths else 1.0
-        notes.append(f"answers may have {new_tokens} tokens: {share:.0%} of the training answers have fewer")
+        notes.append(_prompt_note(prompt))
     has_references = any(len(row.get("references") or ()) > 1 for row in data.validation)
     return {
         "prompt": prompt,
@@ -215,6 +212,47 @@ def _generation_fields(
         "characters": _without_spaces(answers),
         "max_length": max(512, 2 * new_tokens),
     }
+
+
+def _preference_fields(
+    data: Data, tokenizer: PreTrainedTokenizerBase, over: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """Prompt and lengths for preferences."""
+    rows = data.train[:ANSWERS_MEASURED]
+    answers = [str(row[column]) for row in rows for column in (data.label, REJECTED)]
+    new_tokens = _new_tokens(answers, tokenizer, over, notes)
+    prompt = over.get("prompt") or _pair_prompt(rows, data.text, answers, bool(tokenizer.chat_template))
+    if "prompt" not in over:
+        notes.append(_prompt_note(prompt))
+    return {"prompt": prompt, "new_tokens": new_tokens, "max_length": max(512, 2 * new_tokens)}
+
+
+def _pair_prompt(rows: Sequence[Mapping[str, Any]], text: Sequence[str], answers: Sequence[str], template: bool) -> str:
+    """chat for conversations; the text as it is where most answers go on behind it, with a blank."""
+    if any(not isinstance(row[text[0]], str) for row in rows):
+        return "chat"
+    if len(text) == 1 and 2 * sum(answer[:1].isspace() for answer in answers) > len(answers):
+        return f"{{{text[0]}}}"
+    return _prompt(text, template)
+
+
+def _prompt_note(prompt: str) -> str:
+    return f"the prompt is {prompt}, inferred from the columns; others: {', '.join(PRESETS)}, or a template"
+
+
+def _new_tokens(
+    answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, over: Mapping[str, Any], notes: list[str]
+) -> int:
+    """The limit of generated answers in tokens: what nearly all of these answers need."""
+    tokens = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"] if answers else []
+    lengths = [len(ids) for ids in tokens]
+    quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else LENGTH_MULTIPLE
+    limit = min(LONGEST_ANSWER, max(1, over.get("max_length", 2 * LONGEST_ANSWER) // 2))
+    new_tokens = over.get("new_tokens", min(limit, -(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE))
+    if "new_tokens" not in over:
+        share = float(np.mean([length < new_tokens for length in lengths])) if lengths else 1.0
+        notes.append(f"answers may have {new_tokens} tokens: {share:.0%} of the training answers have fewer")
+    return int(new_tokens)
 
 
 def _prompt(columns: Sequence[str], template: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deltatune.core.trained_rows import Hashes
+from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import as_text
 from deltatune.data.mixture_data import PART
 from deltatune.tasks.mixture import Mixture
@@ -35,6 +36,8 @@ def _identity(task: Task, row: Row) -> tuple[list[str], Any]:
     marked = [name.partition(":")[0] for name in getattr(task, "mark", ())]  # another entity is another input
     texts = [_normalised(as_text(row.get(name, ""))) for name in (*task.text, *marked)]
     label = row.get(task.label) if task.label else None
+    if task.label_kind == "pairs":
+        return texts, [label, row.get(REJECTED)]
     return texts, row.get("references") or label if task.answers == "text" else label
 
 

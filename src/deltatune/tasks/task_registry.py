@@ -16,6 +16,7 @@ from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrat
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.multilabel import MultiLabel
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.pretraining.objective_registry import OBJECTIVES
 from deltatune.tasks.reasoning import Reason
 from deltatune.tasks.tagging import Tag
@@ -29,6 +30,7 @@ DATA_TASKS: dict[LabelKind, type[Task]] = {
     "span": ExtractiveQA,
     "text": Generate,
     "raw": LanguageModel,
+    "pairs": Prefer,
 }
 """The task of each kind of data."""
 

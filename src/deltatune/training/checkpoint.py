@@ -21,6 +21,7 @@ from deltatune.core.host import Host
 from deltatune.store.adapter_folder import TENSORS
 from deltatune.store.atomic_files import MANIFEST, check_folder, read_json, write_folder, write_json
 from deltatune.store.tensors import not_finite, read_tensors, write_tensors
+from deltatune.tasks.preferences.pair_collator import REFERENCE
 from deltatune.tasks.task import TokenRow
 from deltatune.training.optimizers.stored_states import load_states_, state_problems, write_states
 from deltatune.training.scaling.distributed import Processes
@@ -83,10 +84,10 @@ def tensors_of_rank(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tenso
 
 
 def digest_of(rows: Sequence[TokenRow]) -> str:
-    """Hash of encoded rows: tokens, labels and order."""
+    """Hash of encoded rows: tokens, labels and order; not what draws a row anew, nor what a reference made of it."""
     digest = hashlib.sha256()
     for row in rows:
-        for name in sorted(name for name, value in row.items() if not callable(value)):  # what draws a row anew
+        for name in sorted(name for name, value in row.items() if name != REFERENCE and not callable(value)):
             digest.update(_bytes_of(row[name]))
             digest.update(name.encode())
     return digest.hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, LanguageModelTask, Task
+from deltatune.training.inference.pair_rewards import with_references
 from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
 from deltatune.training.scaling.distributed import Processes
@@ -47,6 +50,8 @@ def model_and_loader(
         processes,
     )
     bfloat16 = uses_bfloat16(host.model, settings.precision)
+    if isinstance(task, Prefer):
+        rows = with_references(host, task, rows, collate, bfloat16, numbers_read(sampler, settings))
     head = None if isinstance(task, LanguageModelTask) else probe_head(host, name, len(rows))
     if head is not None:
         host.model.eval()
@@ -63,12 +68,26 @@ def model_and_loader(
     return TaskModel(host, name, task, bfloat16), BatchLoader(sampler, make_batch)
 
 
+def numbers_read(sampler: BatchSampler, settings: Settings) -> list[int] | None:
+    """The rows that a run of less than one epoch reads; None for all."""
+    steps = settings.max_steps or math.ceil(settings.epochs * sampler.steps_per_epoch)
+    if steps >= sampler.steps_per_epoch:
+        return None
+    return [number for batch in sampler.batches(0)[:steps] for number in batch]
+
+
 def repeated_rows(
     host: Host, name: str, task: Task, rows: Encoded, tokenizer: PreTrainedTokenizerBase, settings: Settings
 ) -> RepeatedRows | None:
     """The training rows, if all of them are read, as they are: not for packed, mixed or newly drawn ones."""
     steps = settings.max_steps or settings.epochs * len(rows) / settings.batch_size
-    if isinstance(rows, MixtureEncoded) or settings.packing or task.dynamic or steps * settings.batch_size < len(rows):
+    if (
+        isinstance(task, Prefer)
+        or isinstance(rows, MixtureEncoded)
+        or settings.packing
+        or task.dynamic
+        or steps * settings.batch_size < len(rows)
+    ):
         return None
     return RepeatedRows(rows, adapter_collator(host, name, tokenizer, rows))
 

@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from deltatune.core.adapter_module import adapter_module
 from deltatune.core.host import Host
 from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head, Heads
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.mixture import Mixture
+from deltatune.tasks.preferences.pair_collator import REFERENCE
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import IGNORED, LanguageModelTask, Task
 from deltatune.training.forward import adapter_logits, selected_states, text_mask, text_states, token_logits
 from deltatune.training.label_word_logits import label_word_logits
@@ -33,8 +37,13 @@ class TaskModel(nn.Module):
         self.head_only = host.adapters[name].count == 0 and isinstance(host.adapters[name].head, (Head, Heads))
 
     def train(self, mode: bool = True) -> TaskModel:
-        """Set the mode. A base without anything to train stays in evaluation mode: a probe reads it without dropout."""
+        """Set the mode. A base without anything to train stays in evaluation mode: a probe reads it without dropout.
+
+        So does the base of preferences: dropout would be a difference to the reference that is not learned.
+        """
         super().train(mode)
+        if isinstance(self.task, Prefer):
+            without_base_dropout_(self.model, mode)
         if self.head_only:
             self.model.eval()
             head = self.host.adapters[self.name].head
@@ -51,7 +60,9 @@ class TaskModel(nn.Module):
         mixture whose rows these are.
         """
         task = task_of(self.task, part)
-        if isinstance(task, LanguageModelTask):
+        if isinstance(task, Prefer):
+            outputs = self._pairs(task, labels, batch)
+        elif isinstance(task, LanguageModelTask):
             outputs = self._language_model(task, labels, batch)
         else:
             outputs = self._head(task, labels, batch, part)
@@ -72,6 +83,11 @@ class TaskModel(nn.Module):
         outputs, token_labels = labelled_outputs(self.host, batch, labels, self.uses_bfloat16, bool(extra_labels))
         logits = token_logits(outputs)
         return {"loss": task.model_loss(logits, token_labels, outputs, extra_labels), "logits": logits}
+
+    def _pairs(self, task: Prefer, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        reference = batch.pop(REFERENCE)  # (B, 2)
+        policy, tokens = answer_log_probabilities(self.host, batch, labels, self.uses_bfloat16)
+        return {"loss": task.losses(policy, reference, tokens).sum(), "logits": policy}
 
 
 def task_of(task: Task, part: str | None) -> Task:
@@ -128,6 +144,30 @@ def labelled_outputs(
     for head in heads:
         outputs.seq_relationship_logits = head(recorded[-1], text_mask(host, batch))
     return outputs, targets[labelled]
+
+
+def answer_log_probabilities(
+    host: Host, batch: dict[str, Tensor], labels: Tensor, bfloat16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities in nats and numbers of tokens of both answers of B pairs, (B, 2) each, under the route.
+
+    batch and labels have 2B rows, the chosen answers first.
+    """
+    outputs, targets = labelled_outputs(host, batch, labels, bfloat16)
+    losses = F.cross_entropy(token_logits(outputs), targets, reduction="none")  # (M,)
+    predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
+    rows = (predicted != IGNORED).nonzero()[:, 0]  # (M,)
+    sums = torch.zeros(len(labels), device=losses.device).index_add(0, rows, -losses)  # (2B,)
+    return sums.view(2, -1).T, (predicted != IGNORED).sum(1).view(2, -1).T
+
+
+def without_base_dropout_(model: nn.Module, mode: bool) -> None:
+    """Put the base into evaluation mode; its adapters, and what checkpoints its activations, get the mode given."""
+    model.eval()
+    adapter_module(model).train(mode)
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):  # it does so in training mode alone
+            module.training = mode
 
 
 @contextmanager

@@ -20,12 +20,14 @@ from deltatune.models import hardware
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.store.fingerprint import identity_for
 from deltatune.store.folder_lock import FolderLock
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.training import checkpoint
 from deltatune.training.auxiliary_loss import AuxiliaryMLM
 from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
-from deltatune.training.inference.prediction import ensure_encoded, predict
+from deltatune.training.inference.pair_rewards import check_reference, with_references
+from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
 from deltatune.training.learning_rates.rate_search import RateSearch, train_searched
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep, TrainingLoop
@@ -164,6 +166,8 @@ class TrainingRun:
                 f"until={asked.until}: a run pauses after a step of at least 1, with `out`, a folder to go on from"
             )
         check_installed(settings.report_to)
+        if isinstance(asked.task, Prefer):
+            check_reference(host, asked.task)
         self.rows = ensure_encoded(host, name, asked.task, asked.rows_train, tokenizer)
         if not len(self.rows):
             raise DeltatuneError("there are no rows to train on")
@@ -236,6 +240,9 @@ class TrainingRun:
     def evaluate(self) -> dict[str, float]:
         """Scores on the validation rows."""
         unshard_root_(self.host.model)
+        if isinstance(self.task, Prefer) and len(self.validation):
+            collate = adapter_collator(self.host, self.name, self.tokenizer, self.validation)
+            self.validation = with_references(self.host, self.task, self.validation, collate, self.bfloat16)
         precision = "bfloat16" if self.bfloat16 else "float32"
         with nullcontext() if self.compiled is None else self.compiled.paused():
             answers = predict(self.host, self.name, self.task, self.validation, self.tokenizer, precision=precision)

@@ -110,6 +110,22 @@ INPUT_OUTPUT: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 """Input columns and the output column that together mean generation, the likeliest first."""
 
+# --- preferences ---
+
+PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
+"""Columns of preferences, the last two after reading."""
+
+PROMPTS = (PROMPT, "question", "instruction", "input", "query", "messages")
+"""Names of the column of prompts, the likeliest first."""
+
+PREFERENCES = (
+    (CHOSEN, REJECTED),
+    ("chosen_response", "rejected_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("answer_chosen", "answer_rejected"),
+)
+"""Names of the columns of the chosen and the rejected answer, the likeliest first."""
+
 # --- language modelling ---
 
 DOCUMENTS = ("text", "content", "document", "body", "page_content", "raw_content")

@@ -12,6 +12,7 @@ from deltatune.data.columns import column_names as known
 from deltatune.data.columns.column_names import is_id, normalised
 from deltatune.data.columns.column_values import is_chat, is_strings, looks_like_label, looks_like_text, sample_parsed
 from deltatune.data.dataset import Row, TaskName
+from deltatune.data.media_files import kind_of
 
 Candidate = tuple[tuple[str, ...], str]
 """Text columns and label column; "" for no label."""
@@ -54,11 +55,17 @@ def find_class_label(rows: Sequence[Row], names: dict[str, str]) -> str:
 
 
 def _class_texts(rows: Sequence[Row], names: dict[str, str]) -> tuple[str, ...]:
-    """Well-known names, else the only column of texts, else ()."""
+    """Well-known names, else the only column of images or sounds, else the only column of texts, else ()."""
     for texts in (*known.TEXT_PAIRS, *((single,) for single in known.SINGLE_TEXTS)):
         if all(name in names for name in texts):
             return tuple(names[name] for name in texts)
-    return _only_text(rows, names)
+    media = media_columns(rows, list(names.values()))
+    return (media[0],) if len(media) == 1 else _only_text(rows, names)
+
+
+def media_columns(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The columns that hold images, or sounds."""
+    return [name for name in names if kind_of(row.get(name) for row in rows) != "text"]
 
 
 def _only_text(rows: Sequence[Row], names: dict[str, str]) -> tuple[str, ...]:
@@ -173,6 +180,17 @@ def _present(wanted: Sequence[str], names: dict[str, str]) -> list[str]:
     return [names[name] for name in wanted if name in names]
 
 
+# --- preferences ---
+
+
+def _preference_candidates(rows: Sequence[Row], names: dict[str, str]) -> Iterator[Candidate]:
+    """A prompt, a chosen answer, and a rejected one beside it."""
+    for chosen, rejected in known.PREFERENCES:
+        if chosen in names and rejected in names:
+            for prompt in _present(known.PROMPTS, names)[:1]:
+                yield (prompt,), names[chosen]
+
+
 _CLASSIFICATION = ColumnRules(
     texts="the text",
     label="the label",
@@ -184,6 +202,16 @@ _CLASSIFICATION = ColumnRules(
 )
 
 RULES: dict[TaskName, ColumnRules] = {
+    "prefer": ColumnRules(
+        texts="the prompt",
+        label="the chosen answer, beside a column of rejected ones",
+        needed="one to eight text columns",
+        text_option="--text NAME, more than once for several",
+        most=8,
+        candidates=_preference_candidates,
+        find_label=lambda rows, names: next((names[name] for name, _ in known.PREFERENCES if name in names), ""),
+        find_texts=lambda rows, names: tuple(_present(known.PROMPTS, names)[:1]),
+    ),
     "tag": ColumnRules(
         texts="the tokens",
         label="the tags",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.choose_columns import ambiguous, candidates, choose_columns
 from deltatune.data.columns.column_names import CHOICES, LABELS, by_normalised, is_id, normalised
-from deltatune.data.columns.column_rules import RULES, Candidate, are_parallel
+from deltatune.data.columns.column_rules import RULES, Candidate, are_parallel, media_columns
 from deltatune.data.columns.column_values import column_examples, looks_like_label, looks_like_text
 from deltatune.data.dataset import Row, TaskName, columns_of
 
@@ -27,10 +27,15 @@ def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
     clear, with the options to choose from.
     """
     _refuse_choices(rows, text)
+    media = set(media_columns(rows, columns_of(rows)))
+    if media.intersection(text):
+        return None, ""
     for task in RULES:
         likely = candidates(task, rows, text, label)
         if not likely:
             continue
+        if media.intersection(likely[0][0]):
+            return None, ""
         _, answer = likely[0]
         if task == "generate" and _few_outputs(rows, answer):
             if normalised(answer) in LABELS or all(isinstance(row.get(answer), bool) for row in rows):

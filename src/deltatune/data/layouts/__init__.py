@@ -11,7 +11,14 @@ from deltatune.core.errors import nearest, raise_all
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import CHATS, MESSAGES, REFERENCES
 from deltatune.data.dataset import TASK_OF, LabelKind, Row, TaskName, columns_of
-from deltatune.data.layouts import classification_rows, generation_rows, qa_rows, tagging_rows, text_rows
+from deltatune.data.layouts import (
+    classification_rows,
+    generation_rows,
+    preference_rows,
+    qa_rows,
+    tagging_rows,
+    text_rows,
+)
 from deltatune.data.layouts.layout import Layout
 from deltatune.data.published.forms import with_plain_columns
 
@@ -24,6 +31,7 @@ LAYOUTS: dict[TaskName, Layout] = {
     "span": qa_rows.LAYOUT,
     "generate": generation_rows.LAYOUT,
     "lm": text_rows.LAYOUT,
+    "prefer": preference_rows.LAYOUT,
 }
 """The layout of each task's rows."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.data.columns.column_names import CHOSEN, PROMPT, PROMPTS, REJECTED
 from deltatune.data.dataset import Row, Splits, TaskName, columns_of
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.published import nested_columns as nested
@@ -34,6 +35,8 @@ class PublishedForm:
     """The columns among `has` that hold an object."""
     several: bool = False
     """Whether a row becomes several."""
+    absent: tuple[str, ...] = ()
+    """Columns that mean another set."""
     marked: str = ""
     """What the label of the first row must hold, where the names of the columns do not tell."""
     metric: str = ""
@@ -76,6 +79,11 @@ FORMS = (
             metric="em", note="masked models fill in the blank: deltatune predict --task fill --label obj_label",
         )
         for column in ("template", "masked_sentence", "masked_sentences", "evidences")
+    ),
+    PublishedForm(
+        "preferences without prompts", (CHOSEN, REJECTED), "prefer", (PROMPT,), CHOSEN, nested.preferences,
+        made=(PROMPT, CHOSEN, REJECTED), absent=PROMPTS,
+        note="a prompt is what both answers begin with",
     ),
     PublishedForm(
         "MultiRC", ("passage",), "classify", ("paragraph", "question", "answer"), "label", nested.multirc,
@@ -127,7 +135,7 @@ def find_form(rows: Sequence[Row]) -> PublishedForm | None:
     """The published form of these rows, or None."""
     names = set(columns_of(rows[:100]))
     for form in FORMS if rows else ():
-        if names.issuperset(form.has) and _has_objects(form, rows[0]):
+        if names.issuperset(form.has) and not names & set(form.absent) and _has_objects(form, rows[0]):
             return form
     return None
 

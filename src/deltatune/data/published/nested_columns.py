@@ -6,11 +6,13 @@ Where a row has another form it raises KeyError, TypeError or ValueError.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError
+from deltatune.data.columns.column_names import CHOSEN, PROMPT, REJECTED, by_normalised
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.published.wikisql import write_query
@@ -144,3 +146,27 @@ def objects_of(value: Any) -> Sequence[Mapping[str, Any]]:
         columns = {name: items for name, items in value.items() if isinstance(items, (list, tuple))}
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return list(value)
+
+
+TURN = "\n\nAssistant:"
+"""What comes before an answer in the dialogues of HH-RLHF."""
+
+
+def preferences(row: Row) -> list[Row]:
+    """`prompt` from the text that `chosen` and `rejected` both begin with, and the answers without it.
+
+    It ends behind the last dialogue turn that both share, else before a blank, so that no word is cut. Chats keep what
+    they share: it is read there.
+    """
+    names = by_normalised(list(row))
+    chosen, rejected = row[names[CHOSEN]], row[names[REJECTED]]
+    if not (isinstance(chosen, str) and isinstance(rejected, str)) or chosen.lstrip().startswith("[{"):
+        return [{**row, PROMPT: ""}]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = "".join(letter for letter, _ in same)
+    end = shared.rfind(TURN) + len(TURN) if TURN in shared else len(shared)
+    while TURN not in shared and end and not shared[end - 1].isspace():
+        end -= 1
+    while end and shared[end - 1] == " ":  # a blank belongs to the word behind it
+        end -= 1
+    return [{**row, PROMPT: chosen[:end], names[CHOSEN]: chosen[end:], names[REJECTED]: rejected[end:]}]

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 @cache
 def listed_facts() -> dict[str, MetricFacts]:
     """Facts by metric. Metrics that are not listed lie between 0 and 1, and higher is better."""
-    from deltatune.tasks.metrics import classification_and_regression, likelihood_scores
+    from deltatune.tasks.metrics import classification_and_regression, likelihood_scores, preference_scores
     from deltatune.tasks.metrics.generation import generation_metrics
 
-    return {**classification_and_regression.FACTS, **likelihood_scores.FACTS, **generation_metrics.FACTS}
+    files = (classification_and_regression, likelihood_scores, preference_scores, generation_metrics)
+    return {name: facts for file in files for name, facts in file.FACTS.items()}
 
 
 def lower_is_better(metric: str) -> bool:

@@ -23,6 +23,8 @@ from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrat
 from deltatune.tasks.label_words.prompt_batches import PromptCollator
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
+from deltatune.tasks.preferences.pair_collator import REJECTED_IDS, PairCollator
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
@@ -30,6 +32,7 @@ from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
 from deltatune.training.inference.likelihood import likelihood_rows, negative_log_likelihoods
+from deltatune.training.inference.pair_rewards import pair_rewards
 from deltatune.training.inference.prefix_cache import cached_scores, plan
 from deltatune.training.inference.text_vectors import text_vectors
 from deltatune.training.scaling.lower_layers import lower_layers
@@ -66,6 +69,9 @@ def predict(
         })  # fmt: skip
     bfloat16 = uses_bfloat16(host.model, precision)
     with host.using({name: weight}, training=False), torch.inference_mode():
+        if isinstance(task, Prefer) and REJECTED_IDS in encoded.rows[0]:
+            collate = adapter_collator(host, name, tokenizer, encoded)
+            return task.collect(pair_rewards(host, task, encoded, collate, bfloat16), encoded)
         if task.answers == "text":
             return generate_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
         collate = adapter_collator(host, name, tokenizer, encoded)
@@ -108,7 +114,7 @@ def ensure_encoded(
         return encode_for(host, name, task, rows, tokenizer, labelled)
     positions = longest_input(host.model)
     taken = 0 if task.has_virtual_tokens else positions_taken(host, name)
-    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    longest = max((len(ids) for row in rows for ids in (row["input_ids"], row.get(REJECTED_IDS, ()))), default=0)
     if positions is not None and longest + taken > positions:
         raise DeltatuneError(
             f"the encoded rows have up to {longest} tokens and adapter {name!r} adds {taken}, more than the "
@@ -168,6 +174,11 @@ def adapter_collator(
     Tasks that look answers up by position (tagging, extractive QA) are padded on the right.
     """
     left = False if isinstance(rows, Encoded) and rows.facts is not None else None
+    if REJECTED_IDS in rows[0]:
+        if pack:
+            raise DeltatuneError("preference pairs cannot be packed: set packing=False")
+        plain = collator_for(host.model, tokenizer, rows[0], free_positions(host, name), left=left)
+        return PairCollator(plain.fill, plain.left, plain.longest)
     if "words" not in rows[0]:
         return collator_for(host.model, tokenizer, rows[0], free_positions(host, name), pack, left)
     if pack:

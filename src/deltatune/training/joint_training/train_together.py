@@ -18,6 +18,7 @@ from deltatune.core.route import unknown_adapters
 from deltatune.models import hardware
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
+from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, LanguageModelTask
 from deltatune.training.gradient_check import output_modules
 from deltatune.training.inference.prediction import adapter_collator
@@ -118,11 +119,11 @@ def trains_alone(run: TrainingRun) -> bool:
     """Whether a training gains nothing from a shared pass, or cannot share one.
 
     A head alone is trained on cached vectors, and lower blocks that nothing changes are run once a row. A change of
-    the language-model head sees labelled tokens only, a task with labels for two heads has passes of its own, and
-    blocks are compiled for one adapter.
+    the language-model head sees labelled tokens only, a task with labels for two heads or a reference has passes
+    of its own, and blocks are compiled for one adapter.
     """
     host, name, task, adapter = run.host, run.name, run.task, run.host.adapters[run.name]
-    if not adapter.mixes or not adapter.count or run.settings.compile != "off":
+    if not adapter.mixes or not adapter.count or run.settings.compile != "off" or isinstance(task, Prefer):
         return True
     with host.using(name):
         if find_lower_blocks(host) is not None:

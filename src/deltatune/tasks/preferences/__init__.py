@@ -1,0 +1,1 @@
+"""Preferences: pairs of a chosen and a rejected answer to a prompt."""

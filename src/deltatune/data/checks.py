@@ -58,7 +58,7 @@ def remarks(data: Data) -> list[str]:
         + LAYOUTS[data.task].remarks(data)
         + _constant_columns(data)
         + (long_rows(data, lambda row: _length(row, data)) if _has_long_texts(data) else [])
-        + (_small_splits(data) if data.task != "lm" else [])
+        + (_small_splits(data) if _is_scored(data) else [])
         + (_damaged_characters(data) if data.inputs == "text" else [])
     )
 
@@ -94,9 +94,14 @@ def _constant_columns(data: Data) -> list[str]:
     ]
 
 
+def _is_scored(data: Data) -> bool:
+    """Whether rows are right or wrong, so that each moves the score by a step."""
+    return data.task not in ("lm", "image")
+
+
 def _has_long_texts(data: Data) -> bool:
     """Whether a row is a text that may be too long for a model."""
-    return data.task not in ("generate", "lm", "prefer") and data.inputs == "text"
+    return data.task not in ("generate", "lm", "prefer", "image") and data.inputs == "text"
 
 
 def _length(row: Row, data: Data) -> int:

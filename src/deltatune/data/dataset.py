@@ -19,13 +19,13 @@ Splits = dict[str, list[Row]]
 
 SPLITS = ("train", "validation", "test")
 
-TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer"]
+TaskName = Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer", "image"]
 """What a model is trained to do: classification, regression, tagging, extractive QA, generation, language modelling,
-preferences."""
+preferences, text to image."""
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
-LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", "pairs", "mixture"]
+LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", "pairs", "image", "mixture"]
 """What the label of a row is.
 
 - `classes`: a class name (single-label classification)
@@ -36,6 +36,7 @@ LabelKind = Literal["classes", "number", "many", "tags", "span", "text", "raw", 
 - `text`: an output text
 - `raw`: nothing, the text itself is learned
 - `pairs`: the answer that was chosen; the rejected one is beside it
+- `image`: a picture, of which the text is the caption
 - `mixture`: several tasks, each with labels of its own (`MixtureData`)
 """
 
@@ -48,6 +49,7 @@ TASK_OF: dict[LabelKind, TaskName] = {
     "text": "generate",
     "raw": "lm",
     "pairs": "prefer",
+    "image": "image",
 }
 """The task that each kind of label is for."""
 

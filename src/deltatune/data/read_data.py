@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.data.captions import read_captions
 from deltatune.data.checks import split_problems
 from deltatune.data.columns.choose_columns import Columns, choose_columns
 from deltatune.data.columns.column_names import PREFERENCES, REFERENCES, is_id, normalised
@@ -49,7 +50,7 @@ def read(
     - `text`: the text columns.
     - `label`: the label column; or the columns of several classes, which hold 1 or 0, with commas between them.
     - `kind`: the type of the labels, where the inferred one is wrong: "classes", "many" or "number".
-    - `task`: classify, regression, tag, span, generate, lm or prefer.
+    - `task`: classify, regression, tag, span, generate, lm, prefer or image (pictures with captions).
     - `validation`, `test`: further files for these splits.
     - `limit`: the number of training rows to keep, the first by hash of their text.
     - `strict`: False returns the rows that can be used, and lists in `Data.problems` what is wrong with the others.
@@ -63,6 +64,8 @@ def read(
     if limit is not None and limit < 1:
         raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
     task = _checked_task(task, kind)
+    if task == "image":
+        return read_captions(source, text, validation, test, limit)
     opened = open_source(source, validation=validation, test=test)
     text = (text,) if isinstance(text, str) else tuple(text)
     opened, task, text, label = _in_published_form(opened, task, text, label)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data.dataset import SPLITS, LabelKind, Row, Splits, texts
+from deltatune.data.media_files import MediaFile
 
 HELD_OUT = 0.1
 """Share of the training rows that becomes each missing split."""
@@ -100,14 +101,21 @@ def complete(splits: Splits, columns: Sequence[str]) -> tuple[Splits, list[str]]
         return {"train": train, "validation": validation, "test": test}, []
     if validation is None and test is None:
         parts = by_hash(train, columns, (1 - 2 * HELD_OUT, HELD_OUT, HELD_OUT))
-        note = f"no validation and no test split: {HELD_OUT:.0%} of the rows became each of them, by hash of the text"
+        made = f"{HELD_OUT:.0%} of the rows became each of them, by hash of {_hashed(train, columns)}"
+        note = f"no validation and no test split: {made}"
         return dict(zip(SPLITS, parts, strict=True)), [note]
     train, held_out = by_hash(train, columns, (1 - HELD_OUT, HELD_OUT))
-    made = f"{HELD_OUT:.0%} of train was held out as validation, by hash of the text"
+    made = f"{HELD_OUT:.0%} of train was held out as validation, by hash of {_hashed(train, columns)}"
     if test is not None:
         return {"train": train, "validation": held_out, "test": test}, [f"no validation split: {made}"]
     note = f"no test split: the validation split is the test split, and {made}"
     return {"train": train, "validation": held_out, "test": validation or []}, [note]
+
+
+def _hashed(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """What the hash is of, for notes."""
+    media = rows and any(isinstance(rows[0].get(column), MediaFile) for column in columns)
+    return "the file's name" if media else "the text"
 
 
 def complete_documents(splits: Splits, column: str) -> tuple[Splits, list[str]]:

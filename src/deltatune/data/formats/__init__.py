@@ -12,6 +12,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import check_regular, expanded
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
+from deltatune.data.media_files import with_media_files
 
 __all__ = ["all_formats", "file_formats", "folder_formats", "is_data_file", "missing_file", "read_rows", "suffixes"]
 
@@ -49,6 +50,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
     CSV and TSV values are strings. JSON is a list of objects, or SQuAD's nesting with one row for each question. CoNLL
     files give one row for each sentence, with `tokens` and `tags`. A plain text file is one row with the column `text`.
+    Columns of names of images or sounds, relative to the file's folder, hold media files.
     Raises DeltatuneError for a missing, empty or malformed file.
     """
     path = expanded(path)
@@ -63,7 +65,7 @@ def read_rows(path: str | Path) -> list[Row]:
     rows = next((rows for fmt in formats if (rows := fmt.read(path)) is not None), None)
     if not rows:
         raise DeltatuneError(f"{path} holds no rows.")
-    return rows
+    return with_media_files(rows, path.parent)
 
 
 def missing_file(path: Path) -> str:

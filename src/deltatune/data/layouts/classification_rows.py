@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections import Counter
@@ -32,6 +33,7 @@ from deltatune.data.layouts.layout import (
     missing_values,
     short,
 )
+from deltatune.data.media_files import MediaFile
 from deltatune.data.text_forms import FORM, same_forms
 
 IMBALANCE = 2.0
@@ -138,7 +140,10 @@ def _with_empty_list(row: Row, label: str) -> Row:
 
 
 def _is_complete(row: Row, columns: Columns) -> bool:
-    return not is_missing(row.get(columns.label)) and all(has_words(row.get(column)) for column in columns.text)
+    inputs = [row.get(column) for column in columns.text]
+    if any(isinstance(value, MediaFile) and not os.path.exists(value) for value in inputs):
+        return False
+    return not is_missing(row.get(columns.label)) and all(map(has_words, inputs))
 
 
 def unchanged(rows: Sequence[Row], split: str, text: Sequence[str], label: str | None) -> ConvertedRows:
@@ -180,8 +185,8 @@ def remarks(data: Data) -> list[str]:
     return (
         _contradictions(data)
         + (_imbalance(data) + _one_class(data) if data.kind == "classes" else [])
-        + _missing_words(data)
-        + (_leak(data) if data.kind != "number" else _coarse(data))
+        + (_missing_words(data) if data.inputs == "text" else [])
+        + (_coarse(data) if data.kind == "number" else _leak(data) if data.inputs == "text" else [])
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from deltatune.data.columns.column_names import normalised
 from deltatune.data.columns.column_values import has_words, is_missing, is_strings
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
+from deltatune.data.media_files import MediaFile, header_fault, names_of_media
 from deltatune.data.splits import complete
 
 PARAGRAPH = "paragraph"
@@ -147,9 +149,37 @@ def missing_values(rows: Sequence[Row], split: str, text: Sequence[str], label: 
             empty = sorted({*empty} - {*others})
         if empty:
             problems.append(f"{split}: column {column!r} has no text in {in_rows(empty)}. {FILL_IN}")
+        problems += media_faults(rows, split, column)
     unlabelled = [i for i, row in enumerate(rows, start=1) if is_missing(row.get(label))]
     if unlabelled:
         problems.append(f"{split}: column {label!r} has no label in {in_rows(unlabelled)}. {FILL_IN}")
+    return problems
+
+
+def media_faults(
+    rows: Sequence[Row], split: str, column: str, fault: Callable[[MediaFile], str | None] = header_fault
+) -> list[str]:
+    """Files of a column that are missing or cannot be opened, with row numbers counted from 1 within `rows`."""
+    values = [row.get(column) for row in rows]
+    if not any(isinstance(value, MediaFile) for value in values):
+        kind = names_of_media(values)
+        if kind == "text" or not rows:
+            return []
+        return [
+            f"{split}: column {column!r} names {kind} files ({short(values[0])}), and none of them exists: paths are "
+            "relative to the folder of the file that names them."
+        ]
+    files = [(i, value) for i, value in enumerate(values, start=1) if isinstance(value, MediaFile)]
+    absent = [(i, file) for i, file in files if not os.path.exists(file)]
+    problems = []
+    if absent:
+        shown = first_few([repr(file.given) for _, file in absent], 3)
+        where = in_rows([i for i, _ in absent])
+        problems.append(f"{split}: column {column!r} names files that do not exist in {where}: {shown}. {FILL_IN}")
+    broken = [(i, found) for i, file in files if os.path.exists(file) and (found := fault(file))]
+    if broken:
+        where = in_rows([i for i, _ in broken])
+        problems.append(f"{split}: column {column!r} has files that cannot be used in {where}: {broken[0][1]}")
     return problems
 
 

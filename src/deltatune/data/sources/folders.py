@@ -5,6 +5,7 @@ What is not used is named in a note, down to the last file; only documentation a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data.dataset import Splits
 from deltatune.data.formats import file_formats, folder_formats, is_data_file, read_rows, suffixes
 from deltatune.data.formats.file_format import first_few
+from deltatune.data.media_files import MediaFile
 from deltatune.data.published.nested_columns import with_tables
 from deltatune.data.sources.class_names import names_of_file, names_of_folder, with_class_names
 from deltatune.data.sources.source import Source
@@ -137,7 +139,7 @@ def _read_files(
     used = [file for stem in match.splits.values() for file in (*files_of[stem], *tables_of.get(stem, ()))]
     used_folders = {path for file in used for path in file.parents if path.is_relative_to(folder)}
     unused = [item for path in {folder, *used_folders} for item in _visible(path) if item not in used]
-    unused = [item for item in unused if item not in used_folders]
+    unused = [item for item in unused if item not in used_folders | _media_folders(splits)]
     header = any(fmt.header for file in used for fmt in file_formats(file))
     names = ", ".join(str(file.relative_to(folder)) for file in used)
     return Source(
@@ -149,6 +151,14 @@ def _read_files(
         split_names=match.splits,
         notes=_unused(folder, unused),
     )
+
+
+def _media_folders(splits: Splits) -> set[Path]:
+    """The folders of the images and sounds that rows name, and those around them."""
+    files = {
+        os.path.dirname(v) for rows in splits.values() for row in rows for v in row.values() if isinstance(v, MediaFile)
+    }
+    return {folder for path in files for folder in (Path(path), *Path(path).parents)}
 
 
 def _in_data(folder: Path, inside: Path) -> Source:

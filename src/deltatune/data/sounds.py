@@ -1,0 +1,114 @@
+"""Sound in files: which files are sounds, and how each is read as one channel of samples at the rate of a model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil, gcd, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltatune.core.errors import DeltatuneError
+from deltatune.core.input_validation.regular_files import check_regular
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+"""Suffixes of sound files in lower case."""
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG")
+"""What such a file may hold, by its content."""
+CROSSINGS = 16
+"""Zero crossings of the resampling filter on each side."""
+ROLLOFF = 0.95
+"""Where the resampling filter begins to cut, as a share of the lower of the two Nyquist frequencies."""
+INSTALL = "pip install 'deltatune[media]'"
+
+Samples = NDArray[np.float32]
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether a file's suffix is that of a sound."""
+    return Path(path).suffix.lower() in SOUND_SUFFIXES
+
+
+def sound_seconds(path: str | Path) -> float:
+    """Length in seconds, from the file's header.
+
+    Raises DeltatuneError, which names the file, as `read_sound` does for files that cannot be opened.
+    """
+    with _opened(Path(path)) as sound:
+        return float(sound.frames / sound.samplerate)
+
+
+def read_sound(path: str | Path, rate: int, seconds: float | None = None) -> Samples:
+    """The samples (N,) of a file at `rate` Hz, at most the first `seconds` of them, in [-1, 1].
+
+    Several channels are mixed to their mean. Other rates are converted by `resampled`.
+    Raises DeltatuneError, which names the file, for a missing or broken file, for one without samples or with samples
+    that are not finite, for other formats, and where soundfile is not installed.
+    """
+    path = Path(path)
+    with _opened(path) as sound:
+        given = int(sound.samplerate)
+        most = -1 if seconds is None else ceil(seconds * given)
+        try:
+            channels: Samples = sound.read(most, dtype="float32", always_2d=True)  # (N, channels)
+        except Exception as error:  # soundfile's own RuntimeErrors
+            raise DeltatuneError(f"cannot read the sound {path}: it is broken: {_line(error)}") from None
+    if not len(channels):
+        raise DeltatuneError(f"the sound {path} has no samples: it is 0 seconds long")
+    if not np.isfinite(channels).all():
+        bad = int((~np.isfinite(channels)).any(1).sum())
+        raise DeltatuneError(f"the sound {path} has {bad:,} samples that are not finite (NaN or infinite); mend it")
+    samples = resampled(channels.mean(1), given, rate)
+    return samples if seconds is None else samples[: max(1, round(seconds * rate))]
+
+
+def resampled(samples: Samples, given: int, wanted: int) -> Samples:
+    """Samples (N,) at another rate: ceil(N · wanted / given) values of the band-limited interpolation.
+
+    The kernel is a sinc under a Hann window with CROSSINGS zero crossings a side, cut off at ROLLOFF times the lower
+    Nyquist frequency; behind the ends are zeros.
+    """
+    if given == wanted:
+        return samples
+    up, down = wanted // gcd(given, wanted), given // gcd(given, wanted)
+    kernels, reach = _kernels(up, down)  # (width, up)
+    count = -(-len(samples) * up // down)
+    frames = -(-count // up)
+    padded = np.zeros(frames * down + len(kernels), np.float32)
+    padded[reach : reach + len(samples)] = samples[: len(padded) - reach]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, len(kernels))[::down][:frames]  # (frames, width)
+    return np.ascontiguousarray((windows @ kernels).reshape(-1)[:count])
+
+
+@lru_cache(maxsize=8)
+def _kernels(up: int, down: int) -> tuple[Samples, int]:
+    """The weights (width, up) of the inputs around a group of `up` outputs, and how many of them come before it."""
+    cutoff = ROLLOFF * min(up, down) / down  # in half-cycles an input sample
+    reach = ceil(CROSSINGS / cutoff)
+    inputs = np.arange(-reach, reach + down)[:, None]  # (width, 1)
+    distance = cutoff * (inputs - np.arange(up)[None] * down / up)  # (width, up)
+    window = np.where(np.abs(distance) < CROSSINGS, np.cos(pi * distance / CROSSINGS / 2) ** 2, 0)
+    return (cutoff * np.sinc(distance) * window).astype(np.float32), reach
+
+
+def _opened(path: Path) -> Any:
+    """The open file of soundfile."""
+    try:
+        import soundfile  # type: ignore[import-untyped]
+    except ImportError:
+        raise DeltatuneError(f"sound needs soundfile. Install it: {INSTALL}") from None
+    check_regular(path, "sound")
+    try:
+        sound = soundfile.SoundFile(str(path))
+    except Exception as error:
+        raise DeltatuneError(f"cannot read the sound {path}: {_line(error)}") from None
+    if sound.format not in FORMATS:
+        sound.close()
+        raise DeltatuneError(f"cannot read the sound {path}: it holds {sound.format}, not WAV, FLAC or OGG; convert it")
+    return sound
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

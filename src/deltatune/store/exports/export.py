@@ -12,7 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.errors import nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.store.atomic_files import write_folder, write_json
-from deltatune.store.exports.export_target import CannotExport, Exported, ExportRequest, ExportTarget, Write, read_target
+from deltatune.store.exports.export_target import (
+    CannotExport,
+    Exported,
+    ExportRequest,
+    ExportTarget,
+    Write,
+    read_target,
+)
 from deltatune.store.exports.lora_factors import EXACT
 
 RECORD = "export.json"
@@ -118,5 +125,3 @@ def _placed(exported: Exported, folder: Path) -> Exported:
     work = str(exported.folder)
     usage = tuple(line.replace(work, str(folder)) for line in exported.usage)
     return replace(exported, folder=folder, usage=usage)
-
-

@@ -20,7 +20,7 @@ from deltatune.core.sites.site import Site
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms, target_site
 
 EXACT = 1e-5
-"""Largest share of ΔW, in the Frobenius norm, that a conversion may lose and still be called exact: float32 rounding."""
+"""Largest share of ΔW, in the Frobenius norm, that a conversion may lose and still count as exact: rounding."""
 
 
 class NoLoRAForm(DeltatuneError):
@@ -121,7 +121,8 @@ def _factors(host: Host, terms: Sequence[DeltaTerm], weight: float, rank: int, b
     if not pairs:
         problems.append("the adapter changes no matrix of the base")
     if problems:
-        raise NoLoRAForm([*problems[:6], *([f"and {len(problems) - 6} more of this kind"] if len(problems) > 6 else [])])
+        more = [f"and {len(problems) - 6} more of this kind"] if len(problems) > 6 else []
+        raise NoLoRAForm([*problems[:6], *more])
     most = max(max(len(a) for a, _ in pairs.values()), 1)
     padded = {path: _padded(a, b, most) for path, (a, b) in pairs.items()}
     error = math.sqrt(lost / total) if total else 0.0

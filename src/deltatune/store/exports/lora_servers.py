@@ -115,7 +115,8 @@ class LoRAServer:
                 if embeddings and allowed and known and kind not in allowed:
                     problems.append(f"{path}: it takes no LoRA on these embeddings of {kind}")
             if site.kind == "embed" and self.embedding_names and leaf not in self.embedding_names:
-                problems.append(f"{path}: embeddings that are not called {' or '.join(self.embedding_names)} are left out")
+                names = " or ".join(self.embedding_names)
+                problems.append(f"{path}: embeddings that are not called {names} are left out")
         return problems
 
     def _limit(self, rank: int) -> int:

@@ -5,7 +5,12 @@ Text models alone: multimodal ones take LoRA too, on their language model.
 
 from __future__ import annotations
 
-WITH_BOTH_EMBEDDINGS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WITH_BOTH_EMBEDDINGS = _names(
     """
     ApertusForCausalLM DeciLMForCausalLM Ernie4_5ForCausalLM Exaone4ForCausalLM ExaoneForCausalLM
     ExaoneMoEForCausalLM ExaoneMoeForCausalLM FalconH1ForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
@@ -16,22 +21,22 @@ WITH_BOTH_EMBEDDINGS = frozenset(
     MistralModel MixtralForCausalLM NemotronForCausalLM NemotronHForCausalLM NemotronHPuzzleForCausalLM
     Param2MoEForCausalLM Phi3ForCausalLM PhiMoEForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForCausalLM
     Qwen3_5MoeForCausalLM SolarForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM
-    """.split()
+    """
 )
 """LoRA on linear maps, on the input embeddings and on the language-model head."""
 
-WITH_INPUT_EMBEDDINGS = frozenset(
+WITH_INPUT_EMBEDDINGS = _names(
     """
     ArceeForCausalLM Cohere2ForCausalLM CohereForCausalLM CwmForCausalLM Emu3ForConditionalGeneration
     FlexOlmoForCausalLM GPTBigCodeForCausalLM GPTNeoXForCausalLM GlmForCausalLM HunYuanDenseV1ForCausalLM
     HunYuanMoEV1ForCausalLM HunYuanVLForConditionalGeneration Jais2ForCausalLM MellumForCausalLM NanbeigeForCausalLM
     Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM PhiForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM
     Starcoder2ForCausalLM VaultGemmaForCausalLM VibeVoiceAsrForConditionalGeneration
-    """.split()
+    """
 )
 """LoRA on linear maps and on the input embeddings."""
 
-LINEAR_ONLY = frozenset(
+LINEAR_ONLY = _names(
     """
     AXK1ForCausalLM AfmoeForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BertModel
     BertSpladeSparseEmbeddingModel BgeM3EmbeddingModel ChatGLMForConditionalGeneration ChatGLMModel
@@ -47,7 +52,7 @@ LINEAR_ONLY = frozenset(
     Qwen3ASRForcedAlignerForTokenClassification Qwen3NextForCausalLM Rnj1ForCausalLM RobertaForMaskedLM
     RobertaForSequenceClassification RobertaModel SarvamMLAForCausalLM SarvamMoEForCausalLM
     VoyageQwen3BidirectionalEmbedModel XLMRobertaForSequenceClassification XLMRobertaModel
-    """.split()
+    """
 )
 """LoRA on linear maps alone."""
 

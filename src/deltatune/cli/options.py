@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.ui.help_screen import OUTPUT, fields_of
+from deltatune.cli.ui.help_screen import OUTPUT as OUTPUT
+from deltatune.cli.ui.help_screen import fields_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.regular_files import expanded
 
@@ -72,7 +73,7 @@ Kind = Annotated[
         "--task",
         panel=DATA,
         metavar="KIND",
-        help="classify, regression, tag, span, generate or lm. Default: inferred from the columns.",
+        help="classify, regression, tag, span, generate, lm or prefer. Default: inferred from the columns.",
     ),
 ]
 Text = Annotated[
@@ -259,6 +260,7 @@ def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
 
 
 TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}
+TASK_NAMES |= {"prefer": "preferences"}
 """Tasks in words, where these differ from the value of --task."""
 
 
@@ -271,6 +273,8 @@ def generation_fields(
 ) -> dict[str, Any]:
     """The fields of a generation task that the options set. Raises DeltatuneError if the data are for another task."""
     fields = {"prompt": prompt, "new_tokens": new_tokens, "beams": beams, "metric_model": metric_model}
+    if data.task == "prefer" and metric_model is None:
+        return {name: value for name, value in fields.items() if name != "metric_model"}
     if data.task != "generate":
         task = TASK_NAMES.get(data.task, data.task)
         raise_all([f"--{name.replace('_', '-')} is for generation; this task is {task}" for name in set_values(fields)])

@@ -21,6 +21,7 @@ from deltatune.core.registry import parse
 from deltatune.data import Data
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import load_backbone
+from deltatune.models.pipelines import load_pipeline
 from deltatune.store import adapter_folder, run_folder
 from deltatune.store.fingerprint import base_identity, identity_for, quantizations
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
@@ -29,6 +30,7 @@ from deltatune.tasks.task import Row
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.prediction import encode_for, free_positions, predict
 from deltatune.training.settings import Settings
+from deltatune.training.start_adapter import find_start_
 from deltatune.training.train_adapter import Outcome, train
 
 NAME = "adapter"
@@ -140,6 +142,7 @@ class Session:
     def predict(self, rows: Sequence[Row] | Encoded, batch_size: int = 64) -> Any:
         """Answers of the attached adapter, as `task.decode` and `task.score` read them."""
         task = self.task
+        find_start_(self.host, task, self.extra, rows)
         if self.mixture is not None and self.part is not None:
             task = replace(self.mixture, parts={**self.mixture.parts, self.part: self.task})
         host, tokenizer = self.host, self.tokenizer
@@ -173,6 +176,9 @@ def open_host(
     model: str, loads: Any = "row", pooler: bool = False, quantize: str | None = None
 ) -> tuple[Host, PreTrainedTokenizerBase]:
     """A host around a model on the best device, and the model's tokenizer; the other arguments as `load_backbone`'s."""
+    if loads == "pipeline":
+        pipeline = load_pipeline(model, best_device(), quantize)
+        return Host(pipeline.denoiser), pipeline  # type: ignore[arg-type,return-value]  # it has the tokenizer's place
     backbone, tokenizer = load_backbone(model, pooler=pooler, answers=loads, quantize=quantize)
     return Host(backbone.to(best_device())), tokenizer  # type: ignore[arg-type]
 

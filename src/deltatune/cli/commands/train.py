@@ -48,6 +48,7 @@ from deltatune.cli.options import (
     option,
     set_values,
 )
+from deltatune.cli.preference_options import Beta, LabelSmoothing, Loss, Reference, preference_fields
 from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
 from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
@@ -137,6 +138,10 @@ def train(
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
+    loss: Loss = None,
+    beta: Beta = None,
+    label_smoothing: LabelSmoothing = None,
+    reference: Reference = None,
     start: Annotated[
         str | None,
         option(
@@ -221,6 +226,7 @@ def train(
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
       deltatune train --data reviews.csv --lr auto
       deltatune train --model gpt2-xl --task generate --data chats.jsonl --quantize nf4
+      deltatune train --from runs/train-chats-lora-r-8 --data preferences.jsonl --task prefer
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
       deltatune train --model bert-base-uncased --data train.csv --method "PET()" --shots 16
       deltatune train --model bert-base-uncased --data train.csv --template "{text} It was {mask}."
@@ -251,6 +257,7 @@ def train(
         dataset, max_length, metric, positive, mark, temperature,
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
+    fields |= preference_fields(dataset, loss, beta, label_smoothing, reference, start)
     from deltatune.cli.prompt_training import prompting_of, train_prompt
     from deltatune.comparison.costs.run_forecast import check_forecast, forecast_of
     from deltatune.training import Settings

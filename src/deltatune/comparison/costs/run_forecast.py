@@ -9,6 +9,7 @@ from deltatune.comparison.costs.training_memory import CountedTraining, Memory
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.memory import in_bytes, memory_of
 from deltatune.models.hardware import return_freed_memory_, uses_bfloat16
+from deltatune.tasks.preferences.pair_collator import REJECTED_IDS
 from deltatune.training.inference.batches import device_of
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def forecast_of(ready: Prepared) -> Memory | None:
         training = CountedTraining(
             kind,  # type: ignore[arg-type]
             classes=getattr(getattr(adapter.head, "config", None), "outputs", 2),
-            batch_size=min(settings.batch_size, len(rows)),
-            max_length=max(len(row["input_ids"]) for row in rows.rows),
+            batch_size=min(settings.batch_size, len(rows)) * (2 if session.task.label_kind == "pairs" else 1),
+            max_length=longest_of(ready),
             device=device,  # type: ignore[arg-type]
             precision="bfloat16" if uses_bfloat16(host.model, settings.precision) else "float32",
             quantize=scheme,
@@ -56,6 +57,11 @@ def forecast_of(ready: Prepared) -> Memory | None:
         return None
 
 
+def longest_of(ready: Prepared) -> int:
+    """Tokens of the longest training row; of a pair those of its longer answer."""
+    return max(len(ids) for row in ready.encoded["train"].rows for ids in (row["input_ids"], row.get(REJECTED_IDS, ())))
+
+
 def check_forecast(ready: Prepared, memory: Memory) -> None:
     """Raise DeltatuneError for a run whose forecast is clearly above the memory that there is.
 
@@ -67,7 +73,7 @@ def check_forecast(ready: Prepared, memory: Memory) -> None:
     if memory.total <= CLEARLY * there:
         return
     settings, session = ready.settings, ready.session
-    longest = max(len(row["input_ids"]) for row in ready.encoded["train"].rows)
+    longest = longest_of(ready)
     raise DeltatuneError(
         f"this run would take about {in_bytes(memory.total)} of memory, and there are {in_bytes(there)}. "
         f'See what fits: deltatune fit {session.model} --method "{session.adapter.method!r}" '

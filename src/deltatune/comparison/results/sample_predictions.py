@@ -113,6 +113,8 @@ def answer_text(plan: Plan, answer: Mapping[str, Any], row: Mapping[str, Any]) -
         return tagged(row[plan.data.text[0]], answer["tags"], plan.data.labels[0])
     if kind == "number":
         return f"{answer['value']:.3g}"
+    if kind == "pairs":
+        return f"{answer['preferred']}, by {abs(answer['margin']):.2f}"
     if kind == "raw":
         return f"perplexity {answer['perplexity']:.1f}"
     if kind == "many":

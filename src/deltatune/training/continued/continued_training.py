@@ -21,9 +21,12 @@ from deltatune.data.mixture_data import MixtureData, named_sources, read_parts
 from deltatune.store import adapter_folder, run_folder
 from deltatune.store.atomic_files import digest
 from deltatune.store.fingerprint import contents_of
-from deltatune.tasks import Classify, ExtractiveQA, Head, Mixture, Tag, Task, task_from_json
+from deltatune.tasks import Classify, ExtractiveQA, Generate, Head, Mixture, Prefer, Tag, Task, task_from_json
+from deltatune.tasks.preferences.preference import START
 from deltatune.training.continued.other_adapters import open_unknown
+from deltatune.training.continued.preference_task import NOW_PREFERS, preference_task
 from deltatune.training.session import Session, open_adapter
+from deltatune.training.start_adapter import load_start_
 
 CHANGEABLE = ("metric", "max_length")
 """Fields of a task that a continued training may change, beside those that may change after training."""
@@ -101,6 +104,8 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
     given: dict[str, Any] = {"text": tuple(text), "label": label}
     asked = more.pop("task", None)
     kind = task.label_kind
+    if asked == TASK_OF["pairs"] and type(task) is Generate:
+        return read(source, task=asked, **given, **more)
     if asked is not None and asked != TASK_OF[kind]:
         raise DeltatuneError(f"--task {asked}: {start.path} was trained for {TASK_OF[kind]}; leave --task out")
     if not any(given.values()):
@@ -108,7 +113,22 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
             return read(source, text=task.text, label=task.label or None, kind=kind, **more)
         except DeltatuneError:
             pass  # other columns, or other problems, which are raised below
-    return read(source, kind=kind, **given, **more)
+    try:
+        return read(source, kind=kind, **given, **more)
+    except DeltatuneError:
+        data = _pairs(source, given, more) if type(task) is Generate and asked is None else None
+        if data is None:
+            raise
+        return data
+
+
+def _pairs(source: str, columns: Mapping[str, Any], more: Mapping[str, Any]) -> Data | None:
+    """The data as pairs of answers, if that is what they are."""
+    try:
+        data = read(source, **columns, **more)
+    except DeltatuneError:
+        return None
+    return data if data.kind == "pairs" else None
 
 
 def read_start_sources(start: Start, sources: Sequence[str], **options: Any) -> Data:
@@ -151,6 +171,9 @@ def open_continued(
     )
     if method is not None:
         _check_method(session, method, start.path)
+    if isinstance(session.task, Prefer) and fields.get("reference", START) == START:
+        load_start_(session.host, start.path)
+        session = replace(session, task=replace(session.task, reference=START))
     return replace(session, precision=precision)
 
 
@@ -169,6 +192,9 @@ def _fit(known: Task, data: Data, fields: Mapping[str, Any]) -> _Fit:
     """The task with the columns and the labels of new data, or why it cannot have them."""
     if isinstance(known, Mixture):
         return _fit_parts(known, data, fields)
+    if type(known) is Generate and data.kind == "pairs":
+        wrong, task = preference_task(known, data, fields)
+        return _Fit(wrong, task or known, [], [NOW_PREFERS])
     problems = [*_data_problems(known, data), *_field_problems(known, fields)]
     if problems:
         return _Fit(problems, known, [], [])

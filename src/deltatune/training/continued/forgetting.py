@@ -57,6 +57,9 @@ def earlier_data(session: Session, start: Start, new_sources: Collection[str]) -
 
 def _sessions(session: Session, start: Start) -> Iterator[tuple[str, Session]]:
     """The source of every earlier training, and the session with its columns."""
+    trained = start.task
+    if trained is not None and trained.label_kind != session.task.label_kind:  # it learns preferences now
+        session = replace(session, task=trained)
     for parent in start.parents():
         data, columns = parent["data"] or {}, parent["columns"]
         parts: Mapping[str, Any] = data.get("parts") or {}

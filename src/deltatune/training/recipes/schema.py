@@ -57,7 +57,7 @@ class Rows(Section):
 
     source: str = Field(min_length=1)
     """A file, a folder with train, dev and test files, a data set's name on the hub, or python-docs."""
-    task: Literal["classify", "regression", "tag", "span", "generate", "lm"] | None = None
+    task: Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer"] | None = None
     """Task of the rows. Default: inferred from the columns."""
     text: Columns = []
     """The text columns. Default: inferred from the columns."""

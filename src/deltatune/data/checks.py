@@ -53,12 +53,14 @@ def remarks(data: Data) -> list[str]:
     """What makes a score on `data` mean less than it seems, one sentence each. `data` must be without problems."""
     if isinstance(data, MixtureData):
         return [f"{name}: {remark}" for name, part in data.parts.items() for remark in remarks(part)]
+    if data.task == "image":  # captions repeat, and no picture is right or wrong
+        return _damaged_characters(data)
     return (
         repeat_remarks(data)
         + LAYOUTS[data.task].remarks(data)
         + _constant_columns(data)
         + (long_rows(data, lambda row: _length(row, data)) if _has_long_texts(data) else [])
-        + (_small_splits(data) if _is_scored(data) else [])
+        + (_small_splits(data) if data.task != "lm" else [])
         + (_damaged_characters(data) if data.inputs == "text" else [])
     )
 
@@ -94,14 +96,9 @@ def _constant_columns(data: Data) -> list[str]:
     ]
 
 
-def _is_scored(data: Data) -> bool:
-    """Whether rows are right or wrong, so that each moves the score by a step."""
-    return data.task not in ("lm", "image")
-
-
 def _has_long_texts(data: Data) -> bool:
     """Whether a row is a text that may be too long for a model."""
-    return data.task not in ("generate", "lm", "prefer", "image") and data.inputs == "text"
+    return data.task not in ("generate", "lm", "prefer") and data.inputs == "text"
 
 
 def _length(row: Row, data: Data) -> int:

@@ -16,6 +16,7 @@ from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.mixture_data import MixtureData
 from deltatune.models.architecture import sees_all_at_last_token
 from deltatune.tasks.classification import Classify, is_number
+from deltatune.tasks.diffusion.text_to_image import TextToImage
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
@@ -78,6 +79,11 @@ def task_for(
         inferred |= _generation_fields(data, tokenizer, over, notes)
     elif task is Prefer:
         inferred |= _preference_fields(data, tokenizer, over, notes)
+    elif task is TextToImage and "resolution" not in over:
+        inferred["resolution"] = tokenizer.resolution  # type: ignore[attr-defined]  # of an ImagePipeline
+        notes.append(
+            f"pictures of {inferred['resolution']} x {inferred['resolution']} pixels, those of the model's config"
+        )
     chosen = task(**{**inferred, **over})
     if data.metric in chosen.metrics and "metric" not in over:
         chosen = replace(chosen, metric=data.metric)

@@ -8,6 +8,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify
+from deltatune.tasks.diffusion.text_to_image import TextToImage
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.generation import Generate
@@ -31,6 +32,7 @@ DATA_TASKS: dict[LabelKind, type[Task]] = {
     "text": Generate,
     "raw": LanguageModel,
     "pairs": Prefer,
+    "image": TextToImage,
 }
 """The task of each kind of data."""
 

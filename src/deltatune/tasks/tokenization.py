@@ -147,6 +147,8 @@ def word_of(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
 
 def longest_input(model: nn.Module) -> int | None:
     """Number of tokens that the model has positions for; None where it has no limit (T5's relative positions)."""
+    if not hasattr(model.config, "get_text_config"):  # a denoiser of pictures
+        return None
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
     size = getattr(config, "max_position_embeddings", None)
     if size is None:
@@ -164,6 +166,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
     An adapter folder holds it, so that an adapter is never used with another tokenizer than in training.
     """
+    if hasattr(tokenizer, "fingerprint"):  # a pipeline, which encodes pictures too
+        return str(tokenizer.fingerprint())
     facts = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "special": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),

@@ -101,7 +101,7 @@ def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_hos
     )
     if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
-    encoded = {split: session.encode(rows) for split, rows in job.data.splits().items()}
+    encoded = {split: session.encode(rows) for split, rows in job.data.splits().items() if rows or split != "test"}
     if settings.learning_rate == AUTO:
         plan_search(settings, session.task, encoded["train"], encoded.get("validation"))
     if settings.learning_rate is None:

@@ -12,9 +12,11 @@ from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
+from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, LanguageModelTask, Task
+from deltatune.training.denoising import denoising_and_loader
 from deltatune.training.inference.pair_rewards import with_references
 from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
@@ -38,6 +40,8 @@ def model_and_loader(
     """What the loop trains, and its batches: the whole model on tokens, or only a head on cached features."""
     if isinstance(rows, MixtureEncoded):
         return mixture_and_loader(host, name, task, rows, tokenizer, settings, processes)
+    if isinstance(task, TextToImage) and isinstance(rows, EncodedPictures):
+        return denoising_and_loader(host, name, task, rows, settings, processes)
     collate = adapter_collator(host, name, tokenizer, rows, settings.packing)
     if settings.packing:
         check_packing(host, name, collate, rows.rows)

@@ -158,8 +158,8 @@ class Session:
         """
         base = identity_for(self.host, self.name) if attached else base_identity(self.host)
         stored = {"quantized": ", ".join(base["quantized"])} if "quantized" in base else {}
-        fingerprints = {key: base[key] for key in ("shapes", "content")}
-        return {**fingerprints, **stored, "tokenizer": tokenizer_fingerprint(self.tokenizer)}
+        stored |= {"tokenizer": tokenizer_fingerprint(self.tokenizer)}
+        return {"shapes": base["shapes"], "content": base["content"], **stored}
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter's folder holds so that `open_adapter` can open it without further options."""
@@ -178,7 +178,7 @@ def open_host(
     """A host around a model on the best device, and the model's tokenizer; the other arguments as `load_backbone`'s."""
     if loads == "pipeline":
         pipeline = load_pipeline(model, best_device(), quantize)
-        return Host(pipeline.denoiser), pipeline  # type: ignore[arg-type,return-value]  # it has the tokenizer's place
+        return Host(pipeline.denoiser), pipeline  # type: ignore[return-value]  # in the tokenizer's place
     backbone, tokenizer = load_backbone(model, pooler=pooler, answers=loads, quantize=quantize)
     return Host(backbone.to(best_device())), tokenizer  # type: ignore[arg-type]
 

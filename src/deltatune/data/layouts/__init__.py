@@ -14,6 +14,7 @@ from deltatune.data.dataset import TASK_OF, LabelKind, Row, TaskName, columns_of
 from deltatune.data.layouts import (
     classification_rows,
     generation_rows,
+    picture_rows,
     preference_rows,
     qa_rows,
     tagging_rows,
@@ -32,6 +33,7 @@ LAYOUTS: dict[TaskName, Layout] = {
     "generate": generation_rows.LAYOUT,
     "lm": text_rows.LAYOUT,
     "prefer": preference_rows.LAYOUT,
+    "image": picture_rows.LAYOUT,
 }
 """The layout of each task's rows."""
 

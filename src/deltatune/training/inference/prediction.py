@@ -18,6 +18,7 @@ from deltatune.models.architecture import family
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
+from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.label_words.prompt_batches import PromptCollator
@@ -28,6 +29,7 @@ from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
 from deltatune.tasks.tokenization import longest_input
+from deltatune.training.denoising import validation_losses
 from deltatune.training.forward import logits
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
@@ -69,6 +71,8 @@ def predict(
         })  # fmt: skip
     bfloat16 = uses_bfloat16(host.model, precision)
     with host.using({name: weight}, training=False), torch.inference_mode():
+        if isinstance(task, TextToImage) and isinstance(encoded, EncodedPictures):
+            return task.collect(validation_losses(host, name, task, encoded, bfloat16), encoded)
         if isinstance(task, Prefer) and REJECTED_IDS in encoded.rows[0]:
             collate = adapter_collator(host, name, tokenizer, encoded)
             return task.collect(pair_rewards(host, task, encoded, collate, bfloat16), encoded)
@@ -130,6 +134,8 @@ def encode_for(
 
     Raises DeltatuneError for a base that cannot do the task, and for rows that the task refuses.
     """
+    if isinstance(task, TextToImage):
+        return replace(task.encode(rows, tokenizer), row_hashes=row_hashes(task, rows))
     kind: str = family(host.model.config)  # type: ignore[arg-type]
     for each in task.parts.values() if isinstance(task, Mixture) else (task,):
         if kind not in each.families:

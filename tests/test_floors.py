@@ -68,7 +68,7 @@ BESIDES = {"data": {"core.errors", "core.input_validation.strict_json", "core.in
 
 METHOD_IMPORTS = (
     *("attention_call", "bank_delta", "capabilities", "delta", "errors", "method", "module_copy", "union"),
-    *("sites.base_weights", "sites.site"),
+    *("sites.base_weights", "sites.convolutions", "sites.site"),
 )
 ONLY = {"methods": {f"core.{name}" for name in METHOD_IMPORTS}}
 """Folders that may import nothing else of ours: a method file is the equation and little more."""

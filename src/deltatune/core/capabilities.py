@@ -67,6 +67,8 @@ class Needs:
     """Factor by which rotary positions are divided (kind `kv`); 0 for none."""
     longer_keys: bool = _declared(False, any)
     """Puts keys in front of the model's own, so that causal masks must be written out (kind `kv`)."""
+    image: bool = _declared(False, any)
+    """At a convolution, `x` is the image (B, C, H, W) that it reads, not its patches (B, L, C·kh·kw)."""
     attention_input: bool = _declared(False, any)
     """The attention's input `x` (B, T, D) is part of its call (kind `kv`)."""
 

@@ -13,8 +13,10 @@ from deltatune.core.delta import Delta, generator_for
 from deltatune.core.errors import CannotMerge, raise_all
 from deltatune.core.quantization.plain_map import exchange_, exchangeable, plain_dtype, plain_map
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
-from deltatune.core.quantization.stored_weights import quantized_label, stored_weight
+from deltatune.core.quantization.stored_weights import is_linear, quantized_label, stored_weight
 from deltatune.core.sites.base_weights import BaseWeights, check_whole
+from deltatune.core.sites.blocks import is_norm, modules_of, widths
+from deltatune.core.sites.convolutions import kernel_of
 from deltatune.core.sites.site import Facts
 
 
@@ -190,7 +192,12 @@ def _write_(changes: list[tuple[BaseWeights, Delta]], weight: float) -> None:
 
 @torch.no_grad()
 def verification_output(model: nn.Module, facts: Facts) -> Tensor | None:
-    """Output of the model on fixed random inputs, or None if its input shape is unknown."""
+    """Output of the model on fixed random inputs, or None if its input shape is unknown.
+
+    Of a model of diffusers, those of its maps one by one: what merges acts at single maps.
+    """
+    if facts.denoiser:
+        return outputs_of_maps(model)
     batch = verification_inputs(model, facts)
     if batch is None:
         return None
@@ -222,6 +229,31 @@ def rounding_tolerance(unmerged: Tensor | None, dtype: torch.dtype) -> float:
     """Largest difference that the dtype's rounding explains."""
     scale = 1.0 if unmerged is None else max(1.0, float(unmerged.abs().max()))
     return scale * max(1e-5, 32 * torch.finfo(dtype).eps)
+
+
+def outputs_of_maps(model: nn.Module) -> Tensor:
+    """The outputs of all linear maps, convolutions and norms of a model on fixed random inputs, in one vector."""
+    training, outputs = model.training, []
+    try:
+        model.eval()
+        for path, module in modules_of(model):
+            shape = _input_shape(module)
+            if shape is not None:
+                x = torch.randn(shape, generator=generator_for(0, f"probe/{path}"))
+                outputs.append(module(x.to(next(module.parameters()))).float().flatten())
+    finally:
+        model.train(training)
+    return torch.cat(outputs)
+
+
+def _input_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a small input: two tokens, or an image of one patch; None for modules that are no map."""
+    if isinstance(module, nn.Conv2d) and (kernel := kernel_of(module)) is not None:
+        spans = (d * (k - 1) + 1 for k, d in zip(kernel.size, kernel.dilation, strict=True))
+        return 1, module.in_channels, *spans
+    if is_linear(module):
+        return 1, 2, widths(module)[0]
+    return (1, 2, len(module.get_parameter("weight"))) if is_norm(module) else None
 
 
 def verification_inputs(model: nn.Module, facts: Facts) -> dict[str, Tensor] | None:

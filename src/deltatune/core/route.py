@@ -45,6 +45,8 @@ class Route:
     """Stacked adapters, the one that acts first first; empty where changes at a site add up."""
     places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Adapters in a bank: the name of its group at the hook points, and the slot."""
+    whole_batch: bool = False
+    """Whether `rows` are those of a batch and never repeated: guidance of images doubles a batch, which is no beam."""
     _cache: dict[tuple[str, int, torch.device, bool], RowsAndWeight | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -60,9 +62,12 @@ class Route:
         if self.rows is None:
             return [self.uniform] * batch
         times, rest = divmod(batch, len(self.rows))
-        if rest or not times:
+        if rest or not times or (self.whole_batch and times > 1):
+            guided = "; with classifier-free guidance a pipeline runs every row twice, all without the prompt and then "
+            guided += "all with it: use(2 * rows), one entry for each image"
             raise DeltatuneError(
                 f"the route names adapters for {len(self.rows)} rows, but the batch has {batch}; call use() again"
+                + guided * self.whole_batch
             )
         return [row for row in self.rows for _ in range(times)]
 
@@ -78,7 +83,8 @@ class Route:
         rows = None if self.rows is None else tuple(remaining(row) for row in self.rows)
         order = tuple(name for name in self.order if name not in left_out)
         places = {name: place for name, place in self.places.items() if name not in left_out}
-        return Route(remaining(self.uniform), rows if rows is not None and any(rows) else None, order, places)
+        rows = rows if rows is not None and any(rows) else None
+        return Route(remaining(self.uniform), rows, order, places, self.whole_batch)
 
     def rows_and_weight(self, name: str, batch: int, device: torch.device, exact: bool = False) -> RowsAndWeight | None:
         """Rows and weights of one adapter, or of one group of a bank, in a batch; None if it has no row.

@@ -37,6 +37,8 @@ class Routing:
     def checked(self, route: RouteSpec, stacked: bool) -> Route:
         """Read a route. Raises DeltatuneError for unknown adapters, and for what cannot act together or at present."""
         wanted = read_route(route, self.adapters, stacked)
+        if self.seams.hooks.sites.facts.denoiser and not wanted.whole_batch:
+            wanted = replace(wanted, whole_batch=True, _cache={})
         if not self._possible(wanted):
             self.refuse_if_merged("use")
         self._refuse_stacked(wanted)

@@ -13,6 +13,7 @@ from deltatune.core.bank_delta import BankDelta
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route, RowRuns, RowsAndWeight, mix
+from deltatune.core.sites.convolutions import Kernel, as_image, as_tokens
 from deltatune.core.sites.fused_projections import put, take
 from deltatune.core.sites.site import Site, Slice
 
@@ -206,7 +207,7 @@ def _stacking_order(route: Route) -> Callable[[str], tuple[int, str]]:
 
 
 def _is_plain(plugged: PluggedDelta) -> bool:
-    whole = plugged.site.kind == "linear" and plugged.site.slice is None
+    whole = plugged.site.kind == "linear" and plugged.site.slice is None and plugged.site.kernel is None
     needs = plugged.delta.needs
     return (
         whole
@@ -214,6 +215,32 @@ def _is_plain(plugged: PluggedDelta) -> bool:
         and not isinstance(plugged.delta, BankDelta)
         and not (needs.padding_mask or needs.answer_offsets or needs.prompt_ids)
     )
+
+
+class ConvolutionHookPoint(HookPoint):
+    """The hook point of a convolution: Deltas see its output (B, C, H, W) as tokens (B, H·W, C), its input as patches.
+
+    Those that compute with images themselves get the input as it is.
+    """
+
+    def __init__(self, context: BatchContext, kernel: Kernel) -> None:
+        super().__init__(context)
+        self.kernel = kernel
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.active:
+            return None
+        h = as_tokens(output)
+        for stage in self.active:
+            h = self.change(h, stage, args)
+        return as_image(h, *output.shape[-2:])
+
+    def read(self, plugged: PluggedDelta, h: Any, args: tuple[Any, ...]) -> Tensor:
+        """The `x` of one Delta: the output, the image, or its patches."""
+        if plugged.delta.reads != "input":
+            return h  # type: ignore[no-any-return]
+        image: Tensor = args[0]
+        return image if plugged.delta.needs.image else self.kernel.patches(image)
 
 
 class InputHookPoint(HookPoint):

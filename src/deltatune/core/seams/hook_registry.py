@@ -11,6 +11,7 @@ from deltatune.core.route import Route
 from deltatune.core.seams.attention import HOOK_POINT
 from deltatune.core.seams.hook_points import (
     BatchContext,
+    ConvolutionHookPoint,
     EmbeddingHookPoint,
     HookPoint,
     InputHookPoint,
@@ -87,5 +88,6 @@ def _installed(module: nn.Module, site: Site, context: BatchContext) -> HookPoin
         module.register_forward_pre_hook((table := EmbeddingHookPoint(context, site.width_in)).before)
         module.register_forward_hook(table)
         return table
-    module.register_forward_hook(point := HookPoint(context))
+    point = HookPoint(context) if site.kernel is None else ConvolutionHookPoint(context, site.kernel)
+    module.register_forward_hook(point)
     return point

@@ -14,7 +14,10 @@ from deltatune.core.sites.site import Site
 
 
 class BaseWeights:
-    """The base's parameters under one Delta: weights (out, in), biases (out,), cut to the site's slice. Read only."""
+    """The base's parameters under one Delta: weights (out, in), biases (out,), cut to the site's slice. Read only.
+
+    A convolution's weight is (out, channels·kh·kw), as it maps patches.
+    """
 
     def __init__(self, module: nn.Module, site: Site) -> None:
         self.module, self.site = module, site
@@ -54,6 +57,8 @@ class BaseWeights:
     def placed(self, name: str, part: Tensor) -> Tensor:
         """A whole parameter as the model stores it, with this site's part of it replaced."""
         whole = self.stored()[name].to(part.dtype)
+        if self.site.kernel is not None:
+            return part.view_as(whole)
         if not self._cuts:
             return part
         if name != "weight":
@@ -68,6 +73,8 @@ class BaseWeights:
 
     def oriented(self, tensor: Tensor, name: str) -> Tensor:
         """A whole parameter as the model stores it -> this site's part of it, weights (out, in)."""
+        if self.site.kernel is not None and name == "weight":
+            return tensor.flatten(1)
         if not self._cuts:
             return tensor
         turned = tensor.T if self.site.transposed and name == "weight" else tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +10,6 @@ from inspect import signature
 from torch import nn
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.quantization.stored_weights import plain_parameters, stored_weight
 from deltatune.core.sites.blocks import (
     Block,
     body,
@@ -22,6 +20,7 @@ from deltatune.core.sites.blocks import (
     modules_of,
     task_heads,
 )
+from deltatune.core.sites.denoisers import find_denoiser_sites, is_denoiser
 from deltatune.core.sites.fused_projections import dispatches, parts_of, reaches_attention
 from deltatune.core.sites.module_names import (
     ATTENTION_NORMS,
@@ -30,7 +29,6 @@ from deltatune.core.sites.module_names import (
     flag,
     in_attention,
     is_expert,
-    names_embeddings,
     role_of,
 )
 from deltatune.core.sites.non_block_sites import (
@@ -42,16 +40,21 @@ from deltatune.core.sites.non_block_sites import (
     unnamed_outside,
 )
 from deltatune.core.sites.site import Facts, Site, Sites, generic
+from deltatune.core.sites.weight_sites import weight_sites
 
 
 def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Sites:
-    """Find every site of a transformers model; `roles` names leaves the table does not know (`{"my_q": "attn.q"}`).
+    """Find every site of a model of transformers or diffusers.
+
+    `roles` names leaves that the table does not know (`{"my_q": "attn.q"}`).
 
     Raises DeltatuneError when no transformer block is found or a role in `roles` names no module.
     """
     if not isinstance(model, nn.Module):
         raise DeltatuneError(f"{model!r} is not a model object; load it first, with AutoModel.from_pretrained(...)")
     roles = dict(roles or {})
+    if is_denoiser(model):
+        return find_denoiser_sites(model, roles)
     heads = task_heads(model)
     blocks = find_blocks(model)
     if not blocks:
@@ -68,7 +71,7 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
     sites += outside(model, blocks, heads)
     unnamed += unnamed_outside(model, blocks, heads, {site.module for site in sites})
     _check_roles(model, roles)
-    weights = list(_weights(model, blocks, heads))
+    weights = list(weight_sites(model, blocks, heads))
     facts = _facts(model, sites, weights)
     # A prefix at only some of the attentions would be another method: all of them, or none
     attentions: set[type] = {type(model.get_submodule(site.module)) for site in sites if site.kind == "kv"}
@@ -179,37 +182,6 @@ def _check_roles(model: nn.Module, roles: Mapping[str, str]) -> None:
         for leaf in roles
         if not any(path == leaf or path.endswith("." + leaf) for path in paths)
     ])  # fmt: skip
-
-
-def _weights(model: nn.Module, blocks: list[Block], heads: list[str]) -> Iterator[Site]:
-    """Every distinct base parameter, quantised weights among them; `layer`: its block's number, `depth` for those above
-    the blocks, or None."""
-    for owner, attribute, params, quantized in _parameters(model):
-        path = f"{owner}.{attribute}" if owner else attribute
-        if path.split(".")[0] in heads or path.split(".")[0] == "deltatune" or not params:
-            continue
-        block = next((block for block in blocks if path.startswith(block.path + ".")), None)
-        above = (
-            block is None and not names_embeddings(owner) and (is_norm(model.get_submodule(owner)) or "pooler" in owner)
-        )
-        depth = block.depth if block else max(block.depth for block in blocks)
-        yield Site(
-            path, "weight", owner, owner, 0, 0, params=params, attribute=attribute, quantized=quantized,
-            layer=block.index if block else (depth if above else None), depth=depth,
-        )  # fmt: skip
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, str, int, str]]:
-    """(module's path, attribute, number of values, what it is quantised to) of every distinct parameter."""
-    seen: set[int] = set()
-    for owner, module in model.named_modules():
-        stored = stored_weight(module)
-        if stored is not None:
-            yield owner, "weight", math.prod(stored.shape), stored.label
-        for attribute, parameter in plain_parameters(module).items():
-            if id(parameter) not in seen:
-                yield owner, attribute, parameter.numel(), ""
-            seen.add(id(parameter))
 
 
 def _facts(model: nn.Module, sites: list[Site], weights: list[Site]) -> Facts:

@@ -14,14 +14,15 @@ ATTENTION: dict[str, frozenset[str]] = {
     "v": frozenset({"v", "value", "v_proj", "v_lin", "value_proj", "wv", "to_v"}),
     "o": frozenset(
         {"o", "o_proj", "out_proj", "out_lin", "output_proj", "c_proj", "wo", "Wo", "dense", "proj", "output"}
+        | {"to_out"}
     ),
-    "qkv": frozenset({"c_attn", "qkv_proj", "Wqkv", "query_key_value", "qkv", "in_proj"}),
+    "qkv": frozenset({"c_attn", "qkv_proj", "Wqkv", "query_key_value", "qkv", "in_proj", "to_qkv"}),
 }
 FFN: dict[str, frozenset[str]] = {
     "gate": frozenset({"gate_proj", "wi_0", "w1"}),
     "in": frozenset(
         {"fc1", "c_fc", "up_proj", "wi", "wi_1", "w3", "lin1", "dense_h_to_4h", "fc_in", "ffn", "intermediate.dense"}
-        | {"intermediate_dense", "feed_forward.intermediate"}
+        | {"intermediate_dense", "feed_forward.intermediate", "proj_mlp"}
     ),
     "out": frozenset(
         {
@@ -42,6 +43,8 @@ FFN: dict[str, frozenset[str]] = {
     ),
     "gate_up": frozenset({"gate_up_proj", "Wi"}),
 }
+ADDED = {"add_q_proj": "q", "add_k_proj": "k", "add_v_proj": "v", "to_add_out": "o"}
+"""Maps of the second stream, the prompt's, that joins an image's in one attention (Stable Diffusion 3, Flux)."""
 POSITIONS = frozenset({"position_embeddings", "wpe", "rotary_emb"})
 """Modules called with position ids: plain tables and rotary embeddings."""
 INTERLEAVED = frozenset({"query_key_value", "in_proj"})
@@ -119,6 +122,11 @@ def names_embeddings(path: str) -> bool:
 def in_attention(path: str) -> bool:
     """Whether a path within a block runs through an attention module (the leaf itself aside)."""
     return any("attn" in part.lower() or "attention" in part.lower() for part in path.split(".")[:-1])
+
+
+def names_added_stream(path: str) -> bool:
+    """Whether the feed-forward network at a path is that of the prompt's stream, beside the image's."""
+    return any(word in path.split(".")[-1].lower() for word in ("context", "txt", "text", "encoder", "added"))
 
 
 def in_cross_attention(path: str) -> bool:

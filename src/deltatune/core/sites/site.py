@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.sites.convolutions import Kernel
 from deltatune.core.sites.module_names import ATTENTION, FFN
 
 Kind = Literal["linear", "input", "sublayer", "residual", "kv", "embed", "norm", "head", "weight"]
@@ -66,6 +67,8 @@ class Site:
     """Whether another module shares the weight here, as a tied language-model head does."""
     quantized: str = ""
     """What the weight here is quantised to, such as `nf4`; empty for a plain weight."""
+    kernel: Kernel | None = None
+    """A convolution's geometry: it is a linear map of patches, and `width_in` is that of a patch."""
 
     @property
     def path(self) -> str:
@@ -188,6 +191,8 @@ class Facts:
     """Path of the bare transformer in a model with a head, with a final dot; empty in one without."""
     outside: frozenset[str] = frozenset()
     """Paths of the modules outside the bare transformer of a language model; empty in other models."""
+    denoiser: bool = False
+    """Whether it is a model of diffusers."""
 
 
 def expand(pattern: str) -> list[str]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.capabilities import Capabilities, TrainingHints
+from deltatune.core.capabilities import Capabilities, Needs, TrainingHints
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least, check_dropout, short_form
+from deltatune.core.sites.convolutions import Kernel, as_tokens
 from deltatune.core.sites.site import Kind, Site, Sites
 from deltatune.methods.low_rank.low_rank_bank import LowRankBank, LowRankTableBank
 from deltatune.methods.low_rank.shared_input import SharedInput, SharedInputs, few_tokens
@@ -88,6 +89,35 @@ class LowRank(Delta):
         return {"weight": (weight.double() + change).to(weight.dtype)}
 
 
+class LowRankConvolution(LowRank):
+    """`Δ = s · B (A ∗ dropout(x))`: A (r, in·kh·kw) are r filters of the base's kernel, B (out, r) acts on each pixel.
+
+    That is the low-rank map of each patch; computed as two convolutions, no patches are made.
+    """
+
+    needs = Needs(image=True)
+
+    def __init__(self, kernel: Kernel, width_in: int, width_out: int, r: int, scale: float, dropout: float, init: Init):
+        super().__init__(width_in, width_out, r, scale, dropout, init)
+        self.kernel = kernel
+
+    def change(self, x: Tensor, factor: float) -> Tensor:
+        """`factor · B (A ∗ x)` of an image x (B, in, H, W), as tokens (B, H'·W', out)."""
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        low = self.kernel.filtered(x, self.down().to(x.dtype))  # (B, r, H', W')
+        up = (factor * self.up()).to(x.dtype)[:, :, None, None]
+        return as_tokens(F.conv2d(low, up))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.change(x, self.scale).to(h.dtype)
+
+    def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
+        if isinstance(weight, Tensor):
+            return h + weight * self(x, h)
+        return h + self.change(x, weight * self.scale).to(h.dtype)
+
+
 class LowRankTable(Delta):
     """`Δ = s · B A[:, i]` for token i, A (r, V), B (D, r): an embedding's ΔW is (B A)ᵀ. Virtual ids get nothing.
 
@@ -139,7 +169,7 @@ class LoRA(Method):
     dropout: float = 0.0
     """Dropout on the branch's input only; the base path never sees it."""
     sites: str | tuple[str, ...] = "*.attn.{q,v}"
-    """Which matrices; any linear map or embedding: `*.attn.{q,k,v,o}`, `*.ffn.{in,out}`, `embed`, `lm_head`."""
+    """Which matrices; any linear map, convolution or embedding: `*.attn.{q,k,v,o}`, `*.ffn.{in,out}`, `embed`."""
     ranks: tuple[tuple[str, int], ...] = ()
     """Other ranks for some of the sites, `(("*.ffn.*", 4),)`: the first glob that matches counts. Alpha is the same."""
     scaling: Literal["rank", "r"] = "rank"
@@ -180,11 +210,12 @@ class LoRA(Method):
 
     def build(self, site: Site) -> Delta:
         r = self.rank(site)
-        return self.with_rates(
-            LowRankTable(site.width_in, site.width_out, r, self.scale(r))
-            if site.kind == "embed"
-            else LowRank(site.width_in, site.width_out, r, self.scale(r), self.dropout, self.init)
-        )
+        widths, scale = (site.width_in, site.width_out), self.scale(r)
+        if site.kind == "embed":
+            return self.with_rates(LowRankTable(*widths, r, scale))
+        if site.kernel is not None:
+            return self.with_rates(LowRankConvolution(site.kernel, *widths, r, scale, self.dropout, self.init))
+        return self.with_rates(LowRank(*widths, r, scale, self.dropout, self.init))
 
     def with_rates(self, delta: Delta) -> Delta:
         """The same Delta, with B at its own rate."""

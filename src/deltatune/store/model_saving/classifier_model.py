@@ -69,7 +69,7 @@ def _empty(base: PreTrainedModel, head: Any, task: Mapping[str, Any]) -> PreTrai
     if head.config.pooling == "none":
         auto = AutoModelForQuestionAnswering if kind == "span" else AutoModelForTokenClassification
     config = deepcopy(base.config)
-    _describe_(config, head, kind, task)
+    describe_(config, head, kind, task)
     try:
         model: Any = auto.from_config(config)
     except ValueError as error:
@@ -79,7 +79,7 @@ def _empty(base: PreTrainedModel, head: Any, task: Mapping[str, Any]) -> PreTrai
     return done
 
 
-def _describe_(config: PretrainedConfig, head: Any, kind: str, task: Mapping[str, Any]) -> None:
+def describe_(config: PretrainedConfig, head: Any, kind: str, task: Mapping[str, Any]) -> None:
     """Labels, problem type and pooling in a config."""
     labels = [str(label) for label in task.get("tags" if kind == "tag" else "labels") or ()]
     outputs = head.config.outputs

@@ -56,8 +56,8 @@ def family_obstacles(kind: str, config: Any) -> list[str]:
     """Why a model of this class and config has no exact GGUF form here."""
     if kind not in FAMILIES:
         return [
-            f"{kind} has no GGUF form here; there are: {', '.join(FAMILIES)}. Write the merged model (`deltatune merge`) "
-            "and let llama.cpp's convert_hf_to_gguf.py convert its folder"
+            f"{kind} has no GGUF form here; there are: {', '.join(FAMILIES)}. Write the merged model (`deltatune "
+            "merge`) and let llama.cpp's convert_hf_to_gguf.py convert its folder"
         ]
     family = FAMILIES[kind]
     problems = []

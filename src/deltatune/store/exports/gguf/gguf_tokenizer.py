@@ -18,10 +18,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens in GGUF."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3, _QWEN2 = _WORDS + r"\p{N}{1,3}" + _REST, _WORDS + r"\p{N}" + _REST
 CUTS: Mapping[str, str] = {_GPT2: "gpt-2", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 """llama.cpp's name of a way of cutting, by its regular expression."""
 
@@ -94,9 +93,10 @@ def cut_name(rules: Mapping[str, Any]) -> str:
     if rules["model"].get("ignore_merges") and name != "llama-bpe":
         problem = "it takes whole words from its vocabulary before any merge"
     if problem or not name:
+        why = problem or " + ".join(map(str, kinds)) or "no rule"
         raise DeltatuneError(
-            f"llama.cpp has no tokenizer that cuts texts as this one does ({problem or ' + '.join(map(str, kinds)) or 'no rule'}); "
-            "its convert_hf_to_gguf.py may know the model's own"
+            f"llama.cpp has no tokenizer that cuts texts as this one does ({why}); its "
+            "convert_hf_to_gguf.py may know the model's own"
         )
     return name
 

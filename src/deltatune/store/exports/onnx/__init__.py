@@ -1,0 +1,1 @@
+"""ONNX: graphs of whole models, which onnxruntime runs without torch."""

@@ -44,7 +44,8 @@ def test_every_command_has_json_and_quiet(name: str, command: Any) -> None:
     assert options["--json"].name == "as_json", f"{name} prints JSON where its parameter `as_json` is true"
     assert options["--quiet"] is options["-q"]
     for option in ("--json", "--quiet"):
-        assert options[option].rich_help_panel == "Output" and options[option].help
+        assert options[option].rich_help_panel == "Output"
+        assert options[option].help
 
 
 def test_training_prints_its_scores_as_json_and_everything_else_to_stderr(
@@ -55,7 +56,8 @@ def test_training_prints_its_scores_as_json_and_everything_else_to_stderr(
     assert printed["metrics"] == json.loads((out / "metrics.json").read_text())
     again = ran("train", "--model", tiny_folder, "--data", data, *QUICK, "--out", out, "--json")
     assert json.loads(again.out) == printed
-    assert "finished before" in again.err and "finished before" not in again.out
+    assert "finished before" in again.err
+    assert "finished before" not in again.out
 
 
 def test_quiet_training_prints_the_result_alone(trained: tuple[Path, Any], tiny_folder: Path, data: Path) -> None:
@@ -64,17 +66,20 @@ def test_quiet_training_prints_the_result_alone(trained: tuple[Path, Any], tiny_
     loud, quiet = ran(*same), ran(*same, "-q")
     assert quiet.err == ""
     assert set(quiet.out.splitlines()) < set(loud.out.splitlines())
-    assert "accuracy" in quiet.out and f"Adapter: {out}" in quiet.out
+    assert "accuracy" in quiet.out
+    assert f"Adapter: {out}" in quiet.out
     assert "finished before" in loud.out
     both = ran(*same, "--quiet", "--json")
-    assert both.err == "" and json.loads(both.out)["folder"] == str(out)
+    assert both.err == ""
+    assert json.loads(both.out)["folder"] == str(out)
 
 
 def test_predictions_are_json_lines_with_or_without_the_option(trained: tuple[Path, Any], tmp_path: Path) -> None:
     out, _ = trained
     plain = ran("predict", "--adapter", out, stdin="the film is good\nbad\n")
     with_option = ran("predict", "--adapter", out, "--json", "-q", stdin="the film is good\nbad\n")
-    assert with_option.out == plain.out and [json.loads(line)["text"] for line in plain.out.splitlines()]
+    assert with_option.out == plain.out
+    assert [json.loads(line)["text"] for line in plain.out.splitlines()]
     file = tmp_path / "rows.jsonl"
     written = ran("predict", "--adapter", out, "--json", "--out", file, stdin="good\n")
     assert json.loads(written.out) == {"out": str(file), "rows": 1}
@@ -85,7 +90,8 @@ def test_a_wrong_row_ends_json_lines_with_an_error(trained: tuple[Path, Any], tm
     done = ran("predict", "--adapter", trained[0], "--json", rows)
     assert done.code == 2
     last = json.loads(done.out.splitlines()[-1])
-    assert last["exit_code"] == 2 and f"error: {last['error']}" in done.err
+    assert last["exit_code"] == 2
+    assert f"error: {last['error']}" in done.err
 
 
 @pytest.mark.parametrize(
@@ -109,13 +115,15 @@ def test_an_error_is_one_json_value_on_stdout_and_its_text_on_stderr(words: tupl
 
 def test_errors_are_printed_with_quiet() -> None:
     loud, quiet = ran("sites", "no-such-model"), ran("sites", "no-such-model", "-q")
-    assert quiet == loud and quiet.err
+    assert quiet == loud
+    assert quiet.err
 
 
 def test_keys_as_json(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     made = ran("keys", "add", file, "anna", "--json", "--quiet")
-    assert made.err == "" and json.loads(made.out).keys() == {"name", "key"}
+    assert made.err == ""
+    assert json.loads(made.out).keys() == {"name", "key"}
     assert json.loads(ran("keys", "remove", file, "anna", "--json").out) == {"removed": "anna"}
 
 
@@ -131,7 +139,8 @@ def test_what_libraries_print_never_reaches_the_json(capsys: pytest.CaptureFixtu
         print("aside", file=aside_stream())
         print("[]", file=result_stream())
     captured = capsys.readouterr()
-    assert captured.out == "[]\n" and captured.err == "a library\naside\n"
+    assert captured.out == "[]\n"
+    assert captured.err == "a library\naside\n"
 
 
 def test_quiet_leaves_nothing_but_results(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
+
+COMPLETE = "_DELTATUNE_COMPLETE"
+"""The environment variable with which the scripts of `deltatune completion` ask for words instead of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    words = sys.argv[1:] if argv is None else list(argv)
+    if os.environ.get(COMPLETE):  # a shell asks what may stand next
+        from deltatune.cli.completion import print_completions
+
+        return print_completions(words)
     from deltatune.cli.app import run
 
-    return run(sys.argv[1:] if argv is None else list(argv))
+    return run(words)

@@ -13,6 +13,7 @@ import typer
 from deltatune.cli.commands import (
     combine,
     compare,
+    completion,
     continual,
     count,
     data,
@@ -79,6 +80,7 @@ app.command(cls=Command, rich_help_panel="Look up")(count.count)
 app.command(cls=Command, rich_help_panel="Look up")(fit.fit)
 app.command(cls=Command, rich_help_panel="Look up")(latency.latency)
 app.command(cls=Command, rich_help_panel="Look up")(env.env)
+app.command(cls=Command, rich_help_panel="Look up")(completion.completion)
 
 
 @app.callback()

@@ -46,6 +46,7 @@ def one_of(name: str, choices: Sequence[str]) -> Callable[[str | None], str | No
             raise DeltatuneError(f"{name} {value}: {field} must be one of {allowed}{nearest(value, choices)}")
         return value
 
+    check.choices = tuple(choices)  # type: ignore[attr-defined]  # for tab completion
     return check
 
 
@@ -161,6 +162,10 @@ BatchSizeOrDefault = Annotated[
     int | None, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
 ]
 Epochs = Annotated[float, option("--epochs", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['epochs'].help}.")]
+Steps = Annotated[
+    int | None,
+    option("--steps", panel=TRAINING, metavar="NUMBER", help=f"{SETTINGS['max_steps'].help}.", min=1),
+]
 BatchSize = Annotated[
     int, option("--batch-size", panel=TRAINING, metavar="ROWS", help=f"{SETTINGS['batch_size'].help}.")
 ]

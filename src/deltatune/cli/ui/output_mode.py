@@ -64,7 +64,7 @@ def output_mode(json: bool, quiet: bool) -> Iterator[None]:
     stdout, stderr = sys.stdout, sys.stderr
     CURRENT.json, CURRENT.quiet, CURRENT.results = json, quiet, stdout
     if quiet:
-        sys.stderr = Nowhere()  # type: ignore[assignment]
+        sys.stderr = Nowhere()
     if json:
         sys.stdout = sys.stderr
     try:

@@ -45,3 +45,14 @@ def refuse_sequential(model: nn.Module) -> None:
             f"{type(model).__name__} is an nn.Sequential, which calls each of its children in turn, the adapters among "
             f"them{advice}: Host(model.get_submodule({inner[0] if inner else '...'!r}))"
         )
+
+
+def refuse_peft(model: nn.Module) -> None:
+    """Raise DeltatuneError for a model on which PEFT has put adapters, which a Host would freeze and not save."""
+    theirs = next((path for path, part in model.named_modules() if type(part).__module__.startswith("peft.")), None)
+    if theirs is not None:
+        where = f"at {theirs}" if theirs else "around it"
+        raise DeltatuneError(
+            f"PEFT has put adapters of its own on this model ({where}), which a Host would freeze and never save; take "
+            "the model without them (model.unload()), and load their folder here: host.load(folder)"
+        )

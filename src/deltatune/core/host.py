@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, own_format
-from deltatune.core.adapter_module import adapter_module, refuse_sequential, remove_adapter_module_
+from deltatune.core.adapter_module import adapter_module, refuse_peft, refuse_sequential, remove_adapter_module_
 from deltatune.core.bank import Bank, BankedAdapter, check_name
 from deltatune.core.base_tensors import BaseTensors
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -45,6 +45,7 @@ class Host:
         if hasattr(model, "deltatune"):
             raise DeltatuneError("this model already has a Host with adapters; use that one, or detach them first")
         self.model = model
+        refuse_peft(model)
         self.sites = find_sites(model, roles)
         refuse_sequential(model)
         protect_(model)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.sites.blocks import body
@@ -37,6 +38,11 @@ def base_identity(host: Host, bare: bool = False) -> dict[str, Any]:
     """
     if host in _identities:
         return dict(_identities[host][bare])
+    if any(hasattr(parameter, "full_tensor") for parameter in host.model.parameters()):
+        raise DeltatuneError(
+            "the base's weights are in pieces on several processes (FSDP), so that no process can tell which base this "
+            "is, as an adapter's folder must; before fully_shard(model): deltatune.store.fingerprint.remember(host)"
+        )
     config: Any = host.model.config
     shapes, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     prefix, parameters = host.sites.facts.prefix, 0

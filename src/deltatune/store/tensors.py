@@ -119,7 +119,14 @@ DTYPES = {
 
 
 def check_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raise DeltatuneError naming every tensor that is empty or not finite."""
+    """Raise DeltatuneError naming every tensor that is empty or not finite, and for those in pieces (FSDP)."""
+    pieces = sorted(key for key, tensor in tensors.items() if hasattr(tensor, "full_tensor"))
+    if pieces:
+        raise DeltatuneError(
+            f"adapter {name!r} cannot be saved: {len(pieces)} of its tensors are in pieces on several processes, "
+            f"such as {pieces[0]}; keep adapters whole: "
+            "fully_shard(..., ignored_params=set(host.model.deltatune.parameters()))"
+        )
     problems = [f"{key} is empty" for key, tensor in tensors.items() if tensor.numel() == 0]
     problems += not_finite(tensors)
     raise_all(problems, f"adapter {name!r} cannot be saved:" if problems else "")

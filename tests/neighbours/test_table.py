@@ -1,0 +1,55 @@
+"""The page docs/neighbours.md says what the tests of this folder declare, and was written when they passed."""
+
+import importlib.util
+import re
+
+import pytest
+
+from support.neighbours import FOLDER, STEPS, rows
+
+spec = importlib.util.spec_from_file_location("neighbours_page", FOLDER.parents[1] / "docs/neighbours.py")
+writer = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(writer)
+ROWS = rows()
+
+
+def test_every_row_has_a_name_of_its_own():
+    assert len({row.name for row in ROWS}) == len(ROWS) > 20
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.path.stem)
+def test_the_page_has_the_cells_that_the_tests_declare(row):
+    lines = writer.parts_of(writer.PAGE.read_text(encoding="utf-8"))
+    assert row.path.name in lines, "the page lacks it: run `python docs/neighbours.py`"
+    found = lines[row.path.name]
+    if "not tried" in found:
+        assert found == writer.line(row, {}, fresh=False)
+        return
+    assert f"<!-- {row.path.name} {row.digest} -->" in found, (
+        f"changed since: `python docs/neighbours.py {row.path.name}`"
+    )
+    version = re.match(rf"\| {re.escape(row.name)}( \S+) \|", found)
+    assert version
+    assert found.startswith(writer.table_row(row, version[1]))
+
+
+def test_a_row_whose_test_failed_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(writer, "outcomes", lambda tests: {test: "test_vit" not in test for test in tests})
+    assert writer.main(["test_vit.py", "test_clip.py"]) == 1
+    lines = writer.parts_of(writer.PAGE.read_text())
+    assert lines["test_vit.py"].count("not tried") == len(STEPS)
+    assert "works" in lines["test_clip.py"]
+    before = lines["test_clip.py"]
+    monkeypatch.setattr(writer, "outcomes", lambda tests: {})
+    assert writer.main([]) == 1
+    assert writer.parts_of(writer.PAGE.read_text())["test_clip.py"] == before, "it keeps what was shown"
+
+
+def test_a_skipped_test_shows_nothing(monkeypatch):
+    monkeypatch.setattr(writer.pytest, "main", lambda arguments, plugins: [
+        plugins[0].pytest_runtest_logreport(type("Report", (), {
+            "when": when, "failed": False, "skipped": when == "setup", "passed": when != "setup", "nodeid": "x.py::t"
+        })) for when in ("setup", "teardown")
+    ])  # fmt: skip
+    assert writer.outcomes(["x.py::t"]) == {"x.py::t": False}

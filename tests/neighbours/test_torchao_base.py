@@ -1,0 +1,7 @@
+"""A base that torchao has quantised."""
+
+NAME = "torchao"
+PACKAGES = ("torchao",)
+FILE = "tests/core/quantization/test_stored_weights_packages.py"
+SHOWS = f"{FILE}::test_a_package_is_read_trained_and_made_plain[torchao]"
+SHOWN_BY = {"attach": SHOWS, "train": SHOWS, "save": SHOWS, "reload": SHOWS, "serve": SHOWS}

@@ -18,6 +18,7 @@ from deltatune.cli.commands import (
     count,
     data,
     dimension,
+    draw,
     env,
     evaluate,
     facts,
@@ -65,6 +66,7 @@ app.command(cls=Command, rich_help_panel="Train")(watch.watch)
 app.command(cls=Command, rich_help_panel="Train")(results.results)
 app.command(cls=Command, rich_help_panel="Use")(evaluate.evaluate)
 app.command(cls=Command, rich_help_panel="Use")(predict.predict)
+app.command(cls=Command, rich_help_panel="Use")(draw.draw)
 app.command(cls=Command, rich_help_panel="Use")(serve.serve)
 app.command(cls=Command, rich_help_panel="Use")(facts.facts)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)

@@ -74,7 +74,7 @@ Kind = Annotated[
         "--task",
         panel=DATA,
         metavar="KIND",
-        help="classify, regression, tag, span, generate, lm or prefer. Default: inferred from the columns.",
+        help="classify, regression, tag, span, generate, lm, prefer or image. Default: inferred from the columns.",
     ),
 ]
 Text = Annotated[
@@ -265,7 +265,7 @@ def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
 
 
 TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}
-TASK_NAMES |= {"prefer": "preferences"}
+TASK_NAMES |= {"prefer": "preferences", "image": "text to image"}
 """Tasks in words, where these differ from the value of --task."""
 
 

@@ -19,7 +19,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.core.input_validation.strict_json import loads
 from deltatune.models.conditioning import CALLS, TEXTS, Calls, Texts
-from deltatune.models.loading import HUB_NAME
+from deltatune.models.loading import HUB_NAME, quiet
 
 INDEX = "model_index.json"
 """The file that says which classes a pipeline consists of."""
@@ -207,21 +207,20 @@ def _instead(folder: Path) -> str:
 def quiet_diffusers() -> Iterator[None]:
     """Silence diffusers' bars and notes while a pipeline loads; problems are errors here."""
     diffusers = load_diffusers()
-    from transformers.utils import logging as transformers_logging
-
     log = diffusers.utils.logging
-    levels = log.get_verbosity(), transformers_logging.get_verbosity()
-    bar = getattr(log, "is_progress_bar_enabled", lambda: True)()
+    level, bar = log.get_verbosity(), getattr(log, "is_progress_bar_enabled", lambda: True)()
     log.set_verbosity(logging.CRITICAL)
-    transformers_logging.set_verbosity(logging.CRITICAL)
     log.disable_progress_bar()
+    imported = logging.getLogger("bitsandbytes")  # diffusers imports it, and it tells which kernels it does not have
+    importing = imported.level
+    imported.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
+        log.set_verbosity(level)
+        imported.setLevel(importing)
         if bar:
             log.enable_progress_bar()
 

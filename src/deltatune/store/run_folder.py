@@ -3,6 +3,7 @@
 run.json        the settings
 metrics.jsonl   metrics of each step during training; tensorboard/ if requested
 checkpoints/    until the run is finished
+samples/        of text to image, pictures without and with the adapter
 adapter/        the trained adapter
 metrics.json    its scores, written last: a run that has it is finished
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from deltatune.data import Data
 
 RECORD, CHECKPOINTS, ADAPTER, METRICS = "run.json", "checkpoints", "adapter", "metrics.json"
-STEP_METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+STEP_METRICS, TENSORBOARD, SAMPLES = "metrics.jsonl", "tensorboard", "samples"
 HOSTED = "hosted.json"
 """The file that names the adapters in a folder that `save_pretrained` of a model with adapters wrote."""
 MAY_DIFFER = ("versions.", "settings.checkpointing", "settings.report_to")
@@ -82,12 +83,12 @@ def open_run(
 
 def clear(folder: Path) -> None:
     """Remove a run's files: first those that mark it as finished, last those that mark the folder as a run."""
-    protected = [name for name in (CHECKPOINTS, ADAPTER, TENSORBOARD) if not _removable(folder / name)]
+    protected = [name for name in (CHECKPOINTS, ADAPTER, TENSORBOARD, SAMPLES) if not _removable(folder / name)]
     raise_all([f"{folder / name} is write-protected, so the run in {folder} is not replaced" for name in protected])
     (folder / METRICS).unlink(missing_ok=True)
     remove_partial_files(folder)
     (folder / STEP_METRICS).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, ADAPTER, TENSORBOARD):
+    for name in (CHECKPOINTS, ADAPTER, TENSORBOARD, SAMPLES):
         if (folder / name).is_symlink():
             (folder / name).unlink()
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -21,9 +21,11 @@ from deltatune.models.versions import versions
 from deltatune.store import run_folder
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks import Encoded, Task
+from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.training.continued.continued_training import Start, open_continued
 from deltatune.training.continued.forgetting import EarlierData, earlier_data
 from deltatune.training.inference.batches import device_of
+from deltatune.training.inference.pictures import write_samples
 from deltatune.training.learning_rates.rate_search import plan_search
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep
@@ -208,17 +210,25 @@ def complete(
         scores["after"] = data.scores()
     extra = {**record, **session.to_json(), "scores": metrics}
     if not _rank():
+        validation = encoded.get("validation")
+        if isinstance(session.task, TextToImage) and isinstance(validation, EncodedPictures):
+            write_samples(session.host, session.name, session.task, validation, folder, ready.settings.seed)
         session.host.save(session.name, folder / run_folder.ADAPTER, extra=extra)
         run_folder.finish(folder, metrics)
     return metrics
 
 
 def _scores_at_start(ready: Prepared) -> dict[str, Any]:
-    """Scores of the adapter that training starts from: on the new rows, and on those of its earlier trainings."""
+    """Scores of the adapter that training starts from: on the new rows, and on those of its earlier trainings.
+
+    A new adapter of pictures has a loss too: that of the model without it.
+    """
+    if ready.start is None and isinstance(ready.session.task, TextToImage):
+        return {"before": _scores_of_all(ready)}
     if ready.start is None:
         return {}
     return {
-        "before": {split: ready.session.score(rows) for split, rows in ready.encoded.items() if split != "train"},
+        "before": _scores_of_all(ready),
         "earlier": [
             {
                 "source": data.source,
@@ -229,6 +239,11 @@ def _scores_at_start(ready: Prepared) -> dict[str, Any]:
             for data in ready.earlier
         ],
     }
+
+
+def _scores_of_all(ready: Prepared) -> dict[str, dict[str, float]]:
+    """Scores on every split but the training rows."""
+    return {split: ready.session.score(rows) for split, rows in ready.encoded.items() if split != "train"}
 
 
 def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:

@@ -43,11 +43,13 @@ from deltatune.cli.options import (
     Precision,
     Prompt,
     Shots,
+    Steps,
     Text,
     head_of,
     option,
     set_values,
 )
+from deltatune.cli.picture_options import Crop, Flip, MinSNR, Resolution, SamplePrompts, picture_fields
 from deltatune.cli.preference_options import Beta, LabelSmoothing, Loss, Reference, preference_fields
 from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
 from deltatune.cli.quantize_options import Quantize
@@ -138,6 +140,10 @@ def train(
     prompt: Prompt = None,
     new_tokens: NewTokens = None,
     beams: Beams = None,
+    resolution: Resolution = None,
+    crop: Crop = None,
+    flip: Flip = False,
+    sample: SamplePrompts = None,
     loss: Loss = None,
     beta: Beta = None,
     label_smoothing: LabelSmoothing = None,
@@ -177,6 +183,8 @@ def train(
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     epochs: Epochs = SETTINGS["epochs"].default,
+    steps: Steps = None,
+    min_snr: MinSNR = None,
     lr: Annotated[
         str | None,
         option(
@@ -228,6 +236,7 @@ def train(
       deltatune train --model gpt2-xl --task generate --data chats.jsonl --quantize nf4
       deltatune train --from runs/train-chats-lora-r-8 --data preferences.jsonl --task prefer
       deltatune train --from runs/train-reviews-lora-r-8 --data new-reviews.csv
+      deltatune train --task image --model stable-diffusion --data pictures/ --steps 1000 --batch-size 4
       deltatune train --model bert-base-uncased --data train.csv --method "PET()" --shots 16
       deltatune train --model bert-base-uncased --data train.csv --template "{text} It was {mask}."
       deltatune train --data topic=topic.csv --data names=names.conll --temperature 2
@@ -258,6 +267,7 @@ def train(
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
     fields |= preference_fields(dataset, loss, beta, label_smoothing, reference, start)
+    fields |= picture_fields(dataset, resolution, crop, flip, min_snr, sample)
     from deltatune.cli.prompt_training import prompting_of, train_prompt
     from deltatune.comparison.costs.run_forecast import check_forecast, forecast_of
     from deltatune.training import Settings
@@ -267,7 +277,7 @@ def train(
     from deltatune.training.scaling.distributed import join_processes
 
     settings = Settings(
-        epochs=epochs, batch_size=batch_size, accumulation=accumulation, packing=packing, seed=seed,
+        epochs=epochs, max_steps=steps, batch_size=batch_size, accumulation=accumulation, packing=packing, seed=seed,
         learning_rate=rate_of(lr), checkpointing=checkpointing, offload_activations=offload_activations,
         optimizer_folder=optimizer_folder,
         precision=precision, compile=compile, optimizer=optimizer,  # type: ignore[arg-type]  # it checks

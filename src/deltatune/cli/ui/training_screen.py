@@ -119,7 +119,14 @@ def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) 
     held = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
     say(f"Adapter: {adapter} ({size(held)})")
     if use:
-        say(f"Use it: deltatune predict --adapter {folder} {example_file(task)}", aside=True)
+        say(f"Use it: deltatune {use_of(task, folder)}", aside=True)
+
+
+def use_of(task: Task, folder: Path) -> str:
+    """The command that uses an adapter."""
+    if task.answers == "noise":
+        return f'draw --adapter {folder} --text "what to draw"'
+    return f"predict --adapter {folder} {example_file(task)}"
 
 
 def score_rows(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

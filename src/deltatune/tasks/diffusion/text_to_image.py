@@ -102,6 +102,10 @@ class TextToImage(Task):
     """Mirror a picture from left to right in half of the steps; off, because letters and faces are no mirror images."""
     min_snr: float | None = None
     """Gamma of the min-SNR weights (5 in their paper); None: every time weighs the same."""
+    samples: int = 4
+    """Pictures that a run draws at its end without the adapter and with it; 0 for none."""
+    sample_prompts: tuple[str, ...] = ()
+    """Their prompts; empty for the first captions of the validation pictures."""
     metric: str = "loss"
     """Primary metric: the mean loss on fixed noise at fixed times, without weights; lower is better."""
 
@@ -114,6 +118,8 @@ class TextToImage(Task):
             problems.append(f"resolution must be at least 8 pixels, not {self.resolution}")
         if self.min_snr is not None and self.min_snr <= 0:
             problems.append(f"min_snr must be above 0, not {self.min_snr:g}")
+        if self.samples < 0:
+            problems.append(f"samples must not be negative, not {self.samples}")
         raise_all(problems)
 
     @property

@@ -57,6 +57,12 @@ def vision_tower(config: PretrainedConfig) -> PretrainedConfig:
     return tower
 
 
+def state_width(config: PretrainedConfig) -> int:
+    """D, the width of a model's last hidden states; hierarchical vision models are widest at the end."""
+    widths = getattr(config, "hidden_sizes", None)
+    return int(config.hidden_size if hasattr(config, "hidden_size") else widths[-1])  # type: ignore[index]
+
+
 def has_class_token(config: PretrainedConfig) -> bool:
     """Whether the first state of a vision model is that of a token for the whole image, which its pretraining used."""
     return config.model_type in WITH_CLASS_TOKEN

@@ -31,7 +31,8 @@ from transformers.utils import logging
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.quantization.schemes import Scheme, read_scheme
-from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm
+from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm, inputs_of_model, vision_tower
+from deltatune.models.processors import load_processor, speech_encoder
 from deltatune.models.quantization.quantize_model import DEFAULT_SITES
 from deltatune.models.quantization.stored_codes import holds_codes
 from deltatune.models.quantization.streaming import check_method, load_streamed, missing_package, quantization_method
@@ -64,11 +65,18 @@ def load_backbone(
     bitsandbytes' names (`save_quantized`, transformers) is loaded as it is, without that package.
     A tokenizer without a padding token pads with its end token. Raises DeltatuneError where there is no model or no
     tokenizer, for a model type that transformers does not know or has no such head for, and for missing weights.
+    Vision and speech models have a `Processor` in place of a tokenizer. Of CLIP the vision model is loaded,
+    of Whisper the encoder.
     """
     place, config = find_config(model_name)
     loader = auto_class(model_name, config, answers)
+    inputs = inputs_of_model(config)
     with quiet():
         model = _load_model(model_name, place, config, pooler, loader, read_scheme(quantize), sites)
+        if inputs != "text":
+            model.train(False)
+            processor: Any = load_processor(model_name, place, model, inputs)
+            return model, processor
         tokenizer = load_tokenizer(model_name, place)
     _check_pair(model_name, model, tokenizer)
     if model_name == BUILTIN:
@@ -90,7 +98,7 @@ def empty_backbone(model_name: str, answers: Loads = "row", layers: int | None =
     with quiet(), torch.device("meta"):
         model: PreTrainedModel = auto_class(model_name, config, answers).from_config(config)
     _drop_pooler(model)
-    return model
+    return speech_encoder(model)
 
 
 def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
@@ -110,7 +118,7 @@ def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
             + "A newer transformers may know it; code from a model folder is never run."
         )
     try:
-        return place, AutoConfig.from_pretrained(place)
+        return place, vision_tower(AutoConfig.from_pretrained(place))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DeltatuneError(f"the config.json of {model_name} cannot be used: {_line(error)}") from error
 
@@ -176,6 +184,12 @@ def _unreachable(model_name: str, error: Exception) -> str:
 
 def auto_class(model_name: str, config: PretrainedConfig, answers: str) -> Any:
     """The auto class of transformers that loads a model for these answers; DeltatuneError where there is none."""
+    reads = inputs_of_model(config)
+    if reads != "text" and answers != "row":
+        raise DeltatuneError(
+            f"{model_name} is a {config.model_type}, which reads {reads} files: it classifies them or gives numbers; "
+            "what tags, answers or writes text needs a model that reads text"
+        )
     if answers in ("row", "token"):
         return AutoModel
     if answers == "words":
@@ -215,9 +229,10 @@ def _load_model(
             # codes of 16-bit weights too: what is read from them or merged into them is float32
             model.float()  # type: ignore[no-untyped-call]
         else:
+            tower = {} if inputs_of_model(config) == "text" else {"config": config}  # the vision model's own
             # safetensors only: the older .bin files are pickles
             model, report = loader.from_pretrained(
-                place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **tower
             )
     except DeltatuneError:
         raise
@@ -241,7 +256,7 @@ def _load_model(
                 "left-to-right model (gpt2, Llama) or an encoder-decoder (T5, BART)"
             )
         raise DeltatuneError(f"the weights of {model_name} lack {len(missing)} tensors, which would be random: {some}")
-    return model
+    return speech_encoder(model)
 
 
 def _drop_pooler(model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from deltatune.tasks.diffusion.text_to_image import TextToImage
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.tasks.media_rows import longest_sound
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.metrics.positive_class import positive_class
 from deltatune.tasks.mixture import Mixture
@@ -66,6 +67,7 @@ def task_for(
     if task in (Classify, LabelWords, MultiLabel):
         inferred["labels"] = data.labels
         inferred |= _standardisation(data) if data.kind == "number" else {}
+        inferred |= _media_fields(data, tokenizer) if data.inputs != "text" else {}
         if data.kind == "classes" and len(data.labels) == 2 and "positive" not in over:
             notes += _positive_notes(data.labels)
     elif task is Tag:
@@ -113,6 +115,7 @@ def _mixture_for(
 def check_task_fields(data: Data, over: Mapping[str, Any]) -> None:
     """Raise DeltatuneError listing the given fields that the task of these data does not have."""
     if not isinstance(data, MixtureData):
+        _refuse_text_fields(data, over)
         check_fields_of(task_class(data.kind, over), over)
         return
     check_fields_of(Mixture, over)
@@ -123,6 +126,7 @@ def check_task_fields(data: Data, over: Mapping[str, Any]) -> None:
         if name not in data.parts
     ])  # fmt: skip
     for name, values in parts.items():
+        _refuse_text_fields(data.parts[name], values or {})
         check_fields_of(task_class(data.parts[name].kind, values or {}), values or {})
 
 
@@ -191,6 +195,28 @@ def _positive_notes(labels: Sequence[str]) -> list[str]:
         f"f1, precision and recall are of {last!r}, the last of the two classes: their names do not say which one is "
         f"positive; --positive {shlex.quote(first)} chooses the other"
     ]
+
+
+TEXT_FIELDS = ("max_length", "template", "words", "mark")
+"""Fields of tasks that are for text alone."""
+
+
+def _refuse_text_fields(data: Data, over: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError for fields of texts where rows are files, and for those of sounds where they are not."""
+    given = [name for name in TEXT_FIELDS if over.get(name)] if data.inputs != "text" else []
+    raise_all([f"{name}: it is for texts, and these rows hold {data.inputs} files; leave it out" for name in given])
+    if over.get("max_seconds") and data.inputs != "audio":
+        raise DeltatuneError(f"max_seconds: it is for sounds, and these rows hold {data.inputs}; leave it out")
+
+
+def _media_fields(data: Data, processor: Any) -> dict[str, Any]:
+    """What a row is, and of sounds the longest one."""
+    if data.inputs == "image":
+        return {"inputs": "image"}
+    return {
+        "inputs": "audio",
+        "max_seconds": longest_sound(data.train, data.text[0], getattr(processor, "longest_seconds", None)),
+    }
 
 
 def _standardisation(data: Data) -> dict[str, float]:

@@ -16,9 +16,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
-from deltatune.models.architecture import Answers, sees_all_at_last_token
-from deltatune.tasks.entity_markers import MarkedText, check_markers, mark_entities, mark_problems
+from deltatune.data.media_files import Inputs
+from deltatune.models.architecture import Answers, has_class_token, sees_all_at_last_token, state_width
+from deltatune.models.processors import LONGEST_SECONDS
+from deltatune.tasks.entity_markers import MarkedText, check_kept, check_markers, mark_entities, mark_problems
 from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.media_rows import encode_files
 from deltatune.tasks.metrics.classification_and_regression import (
     CLASS_METRICS,
     POSITIVE_METRICS,
@@ -38,7 +41,7 @@ class Classify(Task):
     name: ClassVar[str] = "classify"
     answers: ClassVar[Answers] = "row"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric", "positive")
-    added_fields: ClassVar[Mapping[str, Any]] = {"mark": ()}
+    added_fields: ClassVar[Mapping[str, Any]] = {"mark": (), "inputs": "text", "max_seconds": LONGEST_SECONDS}
     may_be_unanswered: ClassVar[bool] = False
     """Whether logits that are all -inf say that there is no answer, which is wrong for every class."""
 
@@ -64,6 +67,10 @@ class Classify(Task):
     mark: tuple[str, ...] = ()
     """Columns of one or two entities that are marked in the first text, for relation extraction: COLUMN, or
     COLUMN:TYPE_COLUMN to name the entity's type in the marker too."""
+    inputs: Inputs = "text"
+    """What a row is: text, or the image or the sound in the file that its column names."""
+    max_seconds: float = LONGEST_SECONDS
+    """Longest sound in seconds; commands use the longest one of the training rows, at most 30."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,6 +85,10 @@ class Classify(Task):
         if not self.text:
             problems.append("text must name at least one column")
         problems += mark_problems(self.mark, self.text)
+        if self.inputs != "text" and (len(self.text) > 1 or self.mark):
+            problems.append(f"a row of {self.inputs} files has one column of them, and no marked entities")
+        if not 0 < self.max_seconds < math.inf:
+            problems.append(f"max_seconds={self.max_seconds} must be positive and finite")
         if self.labels and (self.center, self.scale) != (0, 1):
             problems.append("center and scale are for regression; leave them out of a classification")
         if not (math.isfinite(self.center) and 0 < self.scale < math.inf):
@@ -114,6 +125,8 @@ class Classify(Task):
         not in their text or are cut off, and a max_length that the model has no positions for. One error lists all bad
         rows.
         """
+        if self.inputs != "text":
+            return self._encode_files(rows, tokenizer, labelled)
         check_length(self.max_length, positions, positions_taken)
         marked = self._marked(rows, tokenizer)
         texts = self._texts(rows, marked)
@@ -127,11 +140,24 @@ class Classify(Task):
         for i, row in zip(too_long, truncated, strict=True):
             encoded[i] = row
         if marked:
-            self._check_marks({i: marked[i] for i in too_long}, texts, tokenizer)
+            check_kept({i: marked[i] for i in too_long}, texts, tokenizer, self.max_length)
         raise_listed([f"row {i} has no tokens: {texts[i]!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
         for row, label in zip(encoded, labels or [], strict=labelled):
             row["label"] = label
         return Encoded(encoded, truncated=len(too_long))
+
+    def _encode_files(self, rows: Sequence[Row], processor: Any, labelled: bool) -> Encoded:
+        labels = self._labels(rows) if labelled else None
+        must_fit = self.too_long == "error"
+        encoded = encode_files(rows, self.text[0], processor, self.inputs, self.max_seconds, must_fit)
+        for row, label in zip(encoded, labels or [], strict=labelled):
+            row["label"] = label
+        return encoded
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; of text without the fields of files."""
+        left_out = {"text": ("inputs", "max_seconds"), "image": ("max_seconds",), "audio": ()}[self.inputs]
+        return {name: value for name, value in super().to_json().items() if name not in left_out}
 
     def _texts(self, rows: Sequence[Row], marked: Sequence[MarkedText] = ()) -> list[tuple[str, ...]]:
         names = self.text[1:] if marked else self.text
@@ -149,22 +175,6 @@ class Classify(Task):
         need_offsets(tokenizer, "an entity that is marked")
         check_markers(tokenizer)
         return mark_entities(rows, self.text[0], self.mark)
-
-    def _check_marks(
-        self, cut: Mapping[int, MarkedText], texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        """Raise DeltatuneError listing the rows whose entities were cut off."""
-        problems = []
-        for i, marked in cut.items():
-            encoding = tokenizer(
-                *texts[i], truncation="longest_first", max_length=self.max_length, return_offsets_mapping=True,
-                verbose=False,
-            )  # fmt: skip
-            sides = encoding.sequence_ids(0)
-            ends = [end for (_, end), side in zip(encoding["offset_mapping"], sides, strict=True) if side == 0]
-            if max(ends, default=0) < marked.end:
-                problems.append(f"row {i}: an entity is cut off by max_length={self.max_length}")
-        raise_listed(problems, "raise max_length, or shorten these texts around their entities")
 
     def _labels(self, rows: Sequence[Row]) -> Any:
         values = column(rows, self.label)
@@ -190,7 +200,10 @@ class Classify(Task):
         return len(self.labels) or 1
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
-        """Mean pooling on encoders, the last token on decoders and encoder-decoders."""
+        """Mean pooling on encoders, the last token on decoders and encoder-decoders, a vision model's class token."""
+        if self.inputs != "text":
+            image = {"pooling": "cls" if has_class_token(config) else "mean"}
+            return HeadConfig(**{**image, "outputs": self.outputs, "width": state_width(config)} | over)
         text = config.get_text_config()
         pooling = "last" if sees_all_at_last_token(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)
@@ -269,7 +282,13 @@ class Classify(Task):
         """One sentence."""
         answer = f"one of {len(self.labels)} labels" if self.labels else "a number"
         metric = self.metric_name(self.metric)
-        return f"{answer} for {' and '.join(self.text)}, at most {self.max_length} tokens, scored by {metric}"
+        return f"{answer} for {' and '.join(self.text)}, {self._limit()}scored by {metric}"
+
+    def _limit(self) -> str:
+        """The longest input, in a sentence."""
+        if self.inputs == "image":
+            return ""
+        return f"at most {self.max_length} tokens, " if self.inputs == "text" else f"at most {self.max_seconds:g} s, "
 
     def metric_name(self, metric: str) -> str:
         """A metric with the class that it is of: f1 (positive: spam)."""

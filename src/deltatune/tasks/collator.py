@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.models.architecture import family
+from deltatune.models.processors import Processor
 from deltatune.tasks.task import IGNORED, TokenRow
 from deltatune.tasks.tokenization import padding_id
 
@@ -24,6 +25,8 @@ TOKEN_LABELS = "labels"
 DECODER_IDS = "decoder_input_ids"
 """What the decoder of an encoder-decoder reads, where that is not its labels one step later: as long as the labels, on
 the right of which both are padded; nothing attends to what is behind a token."""
+FILE, SECONDS = "file", "seconds"
+"""What an encoded row of an image or a sound has in place of tokens: its file, and how much of a sound is read."""
 ROW_LABELS = {"label": "labels", "pair_label": "pair_labels"}
 """One label per row: its name in a row and in a batch."""
 
@@ -81,6 +84,29 @@ class PaddingCollator:
         return torch.tensor([row + [fill] * (width - len(row)) for row in values])  # (B, T)
 
 
+@dataclass(frozen=True)
+class MediaCollator(PaddingCollator):
+    """Reads the files of some rows and processes them for a model."""
+
+    fill: dict[str, int] = field(default_factory=dict)
+    """Unused: processors pad."""
+    processor: Processor | None = None
+    """The model's processor."""
+
+    def __call__(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+        """The batch: the model's arguments, (B, C, H, W) or (B, T), and `labels` (B, ...) where rows have them.
+
+        Raises DeltatuneError, which names the file, for one that cannot be read.
+        """
+        assert self.processor is not None
+        seconds = rows[0].get(SECONDS)
+        batch = self.processor.batch([self.processor.row(row[FILE], seconds) for row in rows], seconds)
+        for name, batch_name in ROW_LABELS.items():
+            if name in rows[0]:
+                batch[batch_name] = torch.tensor([row[name] for row in rows])
+        return batch
+
+
 def pack_rows(rows: Sequence[TokenRow], width: int) -> list[TokenRow]:
     """Concatenate rows into sequences of at most `width` tokens by first-fit decreasing."""
     bins: list[list[TokenRow]] = []
@@ -116,6 +142,8 @@ def collator_for(
     It makes only inputs that the model's forward takes. left: padding side, by default the tokenizer's.
     Raises DeltatuneError where rows are to be packed for a model that cannot separate them.
     """
+    if isinstance(tokenizer, Processor):
+        return MediaCollator(processor=tokenizer)
     accepted = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     if pack:
         check_separates_rows(model, accepted)

@@ -187,3 +187,19 @@ def _joined(text: Any) -> tuple[str, list[tuple[int, int]] | None]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_kept(
+    cut: Mapping[int, MarkedText], texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> None:
+    """Raise DeltatuneError listing the truncated rows whose entities were cut off."""
+    problems = []
+    for i, marked in cut.items():
+        encoding = tokenizer(
+            *texts[i], truncation="longest_first", max_length=max_length, return_offsets_mapping=True, verbose=False
+        )
+        sides = encoding.sequence_ids(0)
+        ends = [end for (_, end), side in zip(encoding["offset_mapping"], sides, strict=True) if side == 0]
+        if max(ends, default=0) < marked.end:
+            problems.append(f"row {i}: an entity is cut off by max_length={max_length}")
+    raise_listed(problems, "raise max_length, or shorten these texts around their entities")

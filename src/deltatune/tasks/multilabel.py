@@ -100,9 +100,7 @@ class MultiLabel(Classify):
     def describe(self) -> str:
         """One line."""
         columns = " and ".join(self.text)
-        return (
-            f"any of {len(self.labels)} labels for {columns}, at most {self.max_length} tokens, scored by {self.metric}"
-        )
+        return f"any of {len(self.labels)} labels for {columns}, {self._limit()}scored by {self.metric}"
 
 
 def parse_json_list(text: str) -> Any:

@@ -29,11 +29,17 @@ TokenRow = dict[str, Any]
 """One encoded row, the input of a forward pass: lists of ints, `input_ids`, `attention_mask`, maybe `token_type_ids`.
 
 Labelled rows have `label` (one per row: a number, or a list of the same length in every row) or `labels` (one per
-token, IGNORED where there is none; for an encoder-decoder one per token of the answer).
+token, IGNORED where there is none; for an encoder-decoder one per token of the answer). A row of an image or a sound
+has its `file` and its `length` in place of tokens.
 """
 
 IGNORED = -100
 """Label of tokens that the loss leaves out."""
+
+
+def row_length(row: TokenRow) -> int:
+    """How long an encoded row is: its tokens, or what its media file has of its own unit."""
+    return len(row["input_ids"]) if "input_ids" in row else int(row["length"])
 
 
 @dataclass(frozen=True)

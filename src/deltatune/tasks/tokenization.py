@@ -11,6 +11,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method
+from deltatune.models.processors import Processor
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Task, TokenRow
 
@@ -164,8 +165,11 @@ def longest_input(model: nn.Module) -> int | None:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash (32 hex digits) of what determines the ids of a text: vocabulary, special tokens and a few encodings.
 
-    An adapter folder holds it, so that an adapter is never used with another tokenizer than in training.
+    An adapter folder holds it, so that an adapter is never used with another tokenizer than in training. A processor of
+    images or sounds has a fingerprint of its own.
     """
+    if isinstance(tokenizer, Processor):
+        return tokenizer.fingerprint
     if hasattr(tokenizer, "fingerprint"):  # a pipeline, which encodes pictures too
         return str(tokenizer.fingerprint())
     facts = {
@@ -178,11 +182,25 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def without_words(method: Method, processor: Processor) -> Method:
+    """The method, for a model that reads no text. Raises DeltatuneError where it needs words."""
+
+    def refuse(text: str) -> list[int]:
+        raise DeltatuneError(f"{method!r} begins with tokens of {text!r}: this model reads {processor.inputs} files")
+
+    if method.input_template:
+        raise DeltatuneError(f"{method!r} has a template: this model reads {processor.inputs} files")
+    return method.with_token_ids(refuse, ())
+
+
 def with_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase, task: Task | None = None) -> Method:
     """The method with its words as token ids, and with as many virtual tokens as its template places.
 
-    `task.labels`, if it has any, are the words of the labels.
+    `task.labels`, if it has any, are the words of the labels. Raises DeltatuneError for virtual tokens or words where
+    a model reads no text.
     """
+    if isinstance(tokenizer, Processor):
+        return without_words(method, tokenizer)
     if method.input_template:
         method = method.with_virtual_tokens(Template(method.input_template).initial_ids(tokenizer))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -32,9 +32,14 @@ def base_outputs(
         more = shifted_decoder_inputs(host.model, batch) if shift_right else unshifted_decoder_inputs(batch)
     if states and (getattr(host.model, "base_model", host.model) is not host.model or output_embeddings(host.model)):
         more["output_hidden_states"] = True
-    autocast = torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16)
+    autocast = torch.autocast(read_first(batch).device.type, torch.bfloat16, enabled=bfloat16)
     with autocast, few_token_logits(host.model) if states else nullcontext():
         return host.model(**{**more, **batch})
+
+
+def read_first(batch: Mapping[str, Tensor]) -> Tensor:
+    """What a model reads of a batch: token ids (B, T), pixels (B, C, H, W) or sound (B, T)."""
+    return batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))
 
 
 def few_token_logits(model: nn.Module) -> AbstractContextManager[None]:
@@ -98,9 +103,33 @@ def unshifted_decoder_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def attention_mask_of(batch: dict[str, Tensor]) -> Tensor:
-    """The batch's attention mask (B, T), 1 at real tokens; all ones if it has none."""
+    """The batch's attention mask (B, T), 1 at real tokens; all ones if it has none.
+
+    Of pixels and sound it has a column for a whole row: `state_mask` has those of the states.
+    """
     mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"]) if mask is None else mask
+    if mask is None:
+        return torch.ones_like(batch["input_ids"]) if "input_ids" in batch else _whole_rows(read_first(batch))
+    return mask
+
+
+def _whole_rows(read: Tensor) -> Tensor:
+    return torch.ones(len(read), 1, dtype=torch.long, device=read.device)
+
+
+def state_mask(host: Host, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Mask (B, T') of the hidden states (B, T', D) that are pooled: of text without soft prompts and padding.
+
+    All states of an image count; of a sound those whose frames are not padding alone.
+    """
+    if "input_ids" in batch:
+        return text_mask(host, batch)
+    rows, length = states.shape[:2]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return torch.ones(rows, length, dtype=torch.long, device=states.device)
+    frames: Tensor = host.model._get_feature_vector_attention_mask(length, mask)  # type: ignore[operator]
+    return frames.long()
 
 
 def text_mask(host: Host, batch: dict[str, Tensor]) -> Tensor:
@@ -156,7 +185,7 @@ def row_features(
     states, pooler = hidden_states(outputs)
     if head.config.pooling == "none":
         return head.pool(text_states(host, states, batch)[rows], attention_mask_of(batch)[rows])
-    return head.pool(states[rows], text_mask(host, batch)[rows], None if pooler is None else pooler[rows])
+    return head.pool(states[rows], state_mask(host, states, batch)[rows], None if pooler is None else pooler[rows])
 
 
 def head_of(host: Host, name: str, part: str | None = None) -> Head | None:
@@ -209,7 +238,7 @@ def logits(host: Host, batch: dict[str, Tensor], bfloat16: bool = False) -> list
     A row with several adapters gets the weighted mean of their logits. Raises DeltatuneError for a row without a head,
     and for one whose weights sum to 0.
     """
-    weights = host.route.weights(len(batch["input_ids"]))
+    weights = host.route.weights(len(read_first(batch)))
     names = sorted({name for row in weights for name in row if host.adapters[name].head is not None})
     outputs = base_outputs(host, batch, bfloat16, states=bool(names))
     headless = sorted(host.route.names - set(names))
@@ -240,5 +269,5 @@ def head_logits(host: Host, name: str, rows: list[int], outputs: Any, batch: dic
     """Logits (len(rows), C) of one adapter's head for some rows of a batch."""
     head = head_of(host, name)
     assert head is not None
-    index = torch.tensor(rows, device=batch["input_ids"].device)
+    index = torch.tensor(rows, device=read_first(batch).device)
     return head.classify(row_features(host, head, outputs, batch, index))

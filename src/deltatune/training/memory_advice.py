@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from deltatune.core.errors import OutOfMemory, is_out_of_memory
-from deltatune.tasks.task import TokenRow
+from deltatune.tasks.task import TokenRow, row_length
 from deltatune.training.optimizers.state_bytes import is_paged
 from deltatune.training.settings import Settings
 
@@ -20,7 +20,8 @@ def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow], first: Seq
         if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
             raise
         size, parts = settings.batch_size, settings.accumulation
-        longest = max((len(row["input_ids"]) for row in rows), default=0)
+        texts = bool(rows) and "input_ids" in rows[0]
+        longest = max(map(row_length, rows), default=0)
         advice = [
             *first,
             f"accumulation: {parts} forward passes a step now, up to {size}: the same result" if parts < size else "",
@@ -28,7 +29,7 @@ def plain_memory_errors(settings: Settings, rows: Sequence[TokenRow], first: Seq
             "" if settings.offload_activations or settings.compile != "off" else "offload_activations: true",
             "" if is_paged(settings.optimizer) else "optimizer: paged-adamw, for a method with many parameters",
             f"batch_size, now {size}" if size > 1 else "",
-            f"max_length: the longest text has {longest} tokens",
+            f"max_length: the longest text has {longest} tokens" if texts else "",
             "a method with fewer parameters, or a smaller model",
         ]
         lines = "".join(f"\n  {line}" for line in advice if line)

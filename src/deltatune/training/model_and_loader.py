@@ -15,7 +15,7 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.preferences.preference import Prefer
-from deltatune.tasks.task import Encoded, LanguageModelTask, Task
+from deltatune.tasks.task import Encoded, LanguageModelTask, Task, row_length
 from deltatune.training.denoising import denoising_and_loader
 from deltatune.training.inference.pair_rewards import with_references
 from deltatune.training.inference.prediction import adapter_collator
@@ -46,7 +46,7 @@ def model_and_loader(
     if settings.packing:
         check_packing(host, name, collate, rows.rows)
     sampler = BatchSampler(
-        [len(row["input_ids"]) for row in rows],
+        [row_length(row) for row in rows],
         settings.batch_size,
         settings.accumulation,
         settings.seed,
@@ -123,7 +123,7 @@ def mixture_and_loader(
     sampler = MixtureSampler(
         rows.pieces(),
         task.shares({part: len(encoded) for part, encoded in rows.parts.items()}),
-        [len(row["input_ids"]) for row in rows],
+        [row_length(row) for row in rows],
         settings.batch_size,
         settings.accumulation,
         settings.seed,

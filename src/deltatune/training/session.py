@@ -26,6 +26,7 @@ from deltatune.store import adapter_folder, run_folder
 from deltatune.store.fingerprint import base_identity, identity_for, quantizations
 from deltatune.tasks import Encoded, Mixture, Task, longest_input, task_from_json, tokenizer_fingerprint
 from deltatune.tasks.auto_task import check_task_fields, shorter, task_classes, task_for
+from deltatune.tasks.media_rows import check_data, what_reads
 from deltatune.tasks.task import Row
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.prediction import encode_for, free_positions, predict
@@ -219,6 +220,7 @@ def open_session(
             f"quantize: none means plain weights, and {model} is stored in {', '.join(labels)}; give the folder that "
             "it was made from, or leave --quantize out"
         )
+    check_data(data, tokenizer)
     head = head if rows else {}
     if objective is not None:
         return Session(model, host, tokenizer, objective, head, precision, quantize=scheme)
@@ -334,6 +336,5 @@ def check_tokenizer(path: Path | str, tokenizer: PreTrainedTokenizerBase, extra:
     trained = extra.get("tokenizer")
     if trained is not None and trained != tokenizer_fingerprint(tokenizer):
         raise DeltatuneError(
-            f"{path} was trained with another tokenizer than this model's: the same text would become other tokens. "
-            "Give the model it was trained on with --model"
+            f"{path} was trained with another {what_reads(tokenizer)}. Give the model it was trained on with --model"
         )

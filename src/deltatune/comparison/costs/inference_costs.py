@@ -22,8 +22,9 @@ from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.prompt_batches import SCORED
 from deltatune.tasks.mixture import MixtureEncoded
 from deltatune.tasks.reasoning import Reason
-from deltatune.tasks.task import Encoded, TokenRow
+from deltatune.tasks.task import Encoded, TokenRow, row_length
 from deltatune.tasks.tokenization import padding_id
+from deltatune.training.forward import read_first
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.decoding import generation_config, without_generation_defaults
 from deltatune.training.inference.prediction import adapter_collator
@@ -134,7 +135,7 @@ def _median_rows(rows: Sequence[TokenRow]) -> list[TokenRow]:
 
 
 def _median_numbers(rows: Sequence[TokenRow]) -> list[int]:
-    ordered = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
+    ordered = sorted(range(len(rows)), key=lambda number: row_length(rows[number]))
     start = max(0, len(ordered) // 2 - ROWS // 2)
     return ordered[start : start + ROWS]
 
@@ -143,7 +144,7 @@ def inference_costs(
     host: Host, name: str, batch: dict[str, Tensor], bfloat16: bool, generate: Callable[[], object] | None = None
 ) -> Costs:
     """Measure one adapter on one batch of B rows, and `generate`, which generates texts, if there is one."""
-    rows = len(batch["input_ids"])
+    rows = len(read_first(batch))
     with host.using(None, training=False):
         run = forward_pass(host, batch, bfloat16)
         unmerged = _ratio(host, name, run, run)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.host import Host
+from deltatune.training.forward import read_first
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def forward_pass(host: Host, batch: dict[str, Tensor], bfloat16: bool) -> Callab
 
     @torch.no_grad()
     def run() -> object:
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(read_first(batch).device.type, torch.bfloat16, enabled=bfloat16):
             return host.model(**batch, **extra)
 
     return run

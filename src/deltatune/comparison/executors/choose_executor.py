@@ -10,6 +10,7 @@ from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.works.cells import MakeExecutor
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.sites.site import Sites
+from deltatune.tasks.task import row_length
 
 OPERATIONS = 2e11
 """Operations a second of one machine, roughly: what decides whether workers are worth their start."""
@@ -42,7 +43,7 @@ def choose_executor(plan: Plan) -> tuple[MakeExecutor, int]:
 def is_long(plan: Plan) -> bool:
     """Whether the trainings take longer than worker processes take to start, by their operations."""
     sites: Sites = plan.session.host.sites
-    lengths = [len(row["input_ids"]) for row in plan.splits["train"]]
+    lengths = [row_length(row) for row in plan.splits["train"]]
     tokens = sum(lengths) / max(1, len(lengths)) * plan.settings.batch_size * plan.steps(plan.repeats[0].draw)
     runs = sum(2 + plan.start for _ in plan.contestants)
     return 6 * sites.base_params * tokens * runs / OPERATIONS > WORTH_SECONDS

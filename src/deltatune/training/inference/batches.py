@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltatune.core.host import Host
 from deltatune.tasks.collator import PaddingCollator
-from deltatune.tasks.task import TokenRow
+from deltatune.tasks.task import TokenRow, row_length
 
 
 def device_of(host: Host) -> torch.device:
@@ -23,7 +23,7 @@ def length_sorted_batches(
     rows: Sequence[TokenRow], collate: PaddingCollator, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of similar length, the longest first, each with the numbers of its rows."""
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]), reverse=True)
+    order = sorted(range(len(rows)), key=lambda row: row_length(rows[row]), reverse=True)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         batch = collate([rows[number] for number in numbers])
@@ -62,6 +62,6 @@ def row_logits(
         batch.pop("labels", None)
         batch_logits = compute(batch).float().cpu().numpy()
         for number, values in zip(numbers, batch_logits, strict=True):
-            length = len(rows[number]["input_ids"])
+            length = row_length(rows[number])
             logits[number] = values if values.ndim == 1 else values[-length:] if collate.left else values[:length]
     return logits

@@ -23,14 +23,15 @@ from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.label_words.prompt_batches import PromptCollator
 from deltatune.tasks.language_modeling import LanguageModel
+from deltatune.tasks.media_rows import check_inputs
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.preferences.pair_collator import REJECTED_IDS, PairCollator
 from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.row_hashes import row_hashes
-from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow
+from deltatune.tasks.task import Encoded, LanguageModelTask, Row, Task, TokenRow, row_length
 from deltatune.tasks.tokenization import longest_input
 from deltatune.training.denoising import validation_losses
-from deltatune.training.forward import logits
+from deltatune.training.forward import logits, read_first
 from deltatune.training.inference.batches import device_of, map_batches, row_logits
 from deltatune.training.inference.decoding import generate_answers
 from deltatune.training.inference.likelihood import likelihood_rows, negative_log_likelihoods
@@ -118,7 +119,7 @@ def ensure_encoded(
         return encode_for(host, name, task, rows, tokenizer, labelled)
     positions = longest_input(host.model)
     taken = 0 if task.has_virtual_tokens else positions_taken(host, name)
-    longest = max((len(ids) for row in rows for ids in (row["input_ids"], row.get(REJECTED_IDS, ()))), default=0)
+    longest = max((max(row_length(row), len(row.get(REJECTED_IDS, ()))) for row in rows), default=0)
     if positions is not None and longest + taken > positions:
         raise DeltatuneError(
             f"the encoded rows have up to {longest} tokens and adapter {name!r} adds {taken}, more than the "
@@ -149,6 +150,8 @@ def encode_for(
             f"{host.adapters[name].method!r} treats a prompt and its answer differently, and the texts of language "
             "modelling have no prompt; use generate with columns input and output, or another method"
         )
+    for each in task.parts.values() if isinstance(task, Mixture) else (task,):
+        check_inputs(getattr(each, "inputs", "text"), tokenizer)
     _check_virtual_tokens(host, name, task, tokenizer)
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
@@ -264,7 +267,7 @@ def ensemble(
 
     def member_logits(batch: dict[str, Tensor]) -> Tensor:
         repeated = {key: tensor.repeat_interleave(len(names), 0) for key, tensor in batch.items()}
-        host.use(list(names) * len(batch["input_ids"]))
+        host.use(list(names) * len(read_first(batch)))
         rows = torch.stack(logits(host, repeated, bfloat16))
         return rows.view(-1, len(names), rows.shape[-1])  # (B, N, C)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltatune.core.host import Host
 from deltatune.tasks.heads import Head
-from deltatune.tasks.task import Task
+from deltatune.tasks.task import Task, row_length
 from deltatune.training.forward import pooled_features
 from deltatune.training.inference.batches import device_of, length_sorted_batches, map_batches
 from deltatune.training.scaling.feature_cache import CACHE, inputs_of, key_of, row_spans
@@ -43,12 +43,12 @@ def pooled_vectors(host: Host, head: Head, repeated: RepeatedRows, bfloat16: boo
     """
     device = device_of(host)
     batches = [batch for _, batch in length_sorted_batches(repeated.rows, repeated.collate, repeated.group, device)]
-    spans = [row_spans(inputs_of(batch)) if "attention_mask" in batch else None for batch in batches]
+    spans = [row_spans(inputs_of(batch)) if is_text(batch) else None for batch in batches]
     key = None
     if all(members is not None for members in spans):
         listed = [span for members in spans for span in members or ()]
         widths = [tuple(batch["input_ids"].shape) for batch in batches]
-        numbers = [len(row["input_ids"]) for row in repeated.rows]  # the order of the rows
+        numbers = [row_length(row) for row in repeated.rows]  # the order of the rows
         what = ("pooled", head.config.pooling, bfloat16, widths, [first for _, first, _ in listed], numbers)
         key = key_of(host, what, (row for row, _, _ in listed))
     if not repeated.certain and (key is None or not CACHE.read_before(key)):
@@ -70,9 +70,14 @@ def pooled_vectors(host: Host, head: Head, repeated: RepeatedRows, bfloat16: boo
     return entry.vectors
 
 
+def is_text(batch: Mapping[str, Tensor]) -> bool:
+    """Whether a batch is tokens under a mask, which tell its rows apart."""
+    return "input_ids" in batch and "attention_mask" in batch
+
+
 def vector_logits(head: Head, vectors: Tensor, repeated: RepeatedRows) -> list[NDArray[Any]]:
     """Logits (C,) of each row by a head, in the batches in which the base would be run."""
-    order = sorted(range(len(vectors)), key=lambda row: len(repeated.rows[row]["input_ids"]), reverse=True)
+    order = sorted(range(len(vectors)), key=lambda row: row_length(repeated.rows[row]), reverse=True)
     logits: list[Any] = [None] * len(vectors)
     for start in range(0, len(order), repeated.group):
         numbers = order[start : start + repeated.group]

@@ -5,6 +5,7 @@ import math
 import xml.etree.ElementTree as xml
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from deltatune import DeltatuneError, Host, parse
@@ -15,9 +16,15 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
     grid,
     midpoint,
     plan_search,
+    refusal,
     target_of,
 )
-from deltatune.comparison.intrinsic_dimension.dimension_report import equivalents, sentence
+from deltatune.comparison.intrinsic_dimension.dimension_report import (
+    draw_curve,
+    equivalents,
+    sentence,
+    summarise_search,
+)
 from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension
 from deltatune.comparison.works import works
 from deltatune.data import read
@@ -98,8 +105,29 @@ def test_rates_begin_with_the_best():
 def test_the_target():
     assert target_of(DimensionConfig(fraction=0.9), 0.8, 0.6) == pytest.approx(0.72)
     assert target_of(DimensionConfig(fraction=0.9, of="gain"), 0.8, 0.6) == pytest.approx(0.78)
-    with pytest.raises(DeltatuneError, match="gains nothing"):
-        target_of(DimensionConfig(of="gain"), 0.6, 0.6)
+
+
+def test_what_no_dimension_is_concluded_from():
+    """0.9 against 0.4 is certain on 50 rows; 0.6 against 0.55 needs thousands."""
+    assert refusal("accuracy", 0.9, 0.4, 50) is None
+    assert refusal("accuracy", 0.6, 0.55, 3000) is None
+    near = refusal("accuracy", 0.6, 0.55, 200)
+    assert "0.600 accuracy on the 200 validation rows, not above" in near
+    assert "the head alone (0.550)" in near
+    below = refusal("accuracy", 0.5, 0.9, 1000)
+    assert "0.500 accuracy on the 1,000 validation rows, below training the head alone (0.900)" in below
+    assert refusal("f1", 0.7, 0.7, 10**9), "equal scores are never enough"
+    assert refusal("pearson", 0.9, 0.2, 100) is None
+    assert refusal("pearson", 0.3, 0.2, 100)
+    assert refusal("accuracy", 1.0, 1.0, 100)
+
+
+def test_the_noise_is_that_of_two_samples():
+    """Of two equally good models, the better one is called better in 5 % of all draws of 200 rows."""
+    generator = np.random.default_rng(0)
+    scores = generator.binomial(200, 0.7, (2, 4000)) / 200
+    called = sum(refusal("accuracy", full, head, 200) is None for full, head in scores.T) / 4000
+    assert 0.03 < called < 0.07
 
 
 # ---- the search on a known curve
@@ -127,11 +155,27 @@ def test_the_rate_goes_beyond_the_edge_where_the_best_is(planned, monkeypatch):
 
 
 def test_the_head_alone_may_be_enough(planned, monkeypatch):
-    curve = Curve(monkeypatch, enough=50, head=0.85)
-    found = search_dimension(planned(DimensionConfig()), DimensionConfig())
+    curve = Curve(monkeypatch, enough=50, head=0.5, full=1.0)
+    found = search_dimension(planned(DimensionConfig(fraction=0.45)), DimensionConfig(fraction=0.45))
     assert (found.dimension, found.below) == (0, None)
     assert not curve.tried
     assert search_dimension(planned(DimensionConfig(of="gain"), "gain"), DimensionConfig(of="gain")).dimension > 0
+
+
+@pytest.mark.parametrize("of", ["full", "gain"])
+def test_nothing_is_concluded_where_the_head_alone_is_as_good(of, planned, monkeypatch):
+    curve = Curve(monkeypatch, enough=50, head=0.85, full=0.8)
+    plan, config = planned(DimensionConfig(of=of)), DimensionConfig(of=of)
+    found = search_dimension(plan, config)
+    assert (found.dimension, found.below) == (None, None)
+    assert not curve.tried, "no time is spent on dimensions that say nothing"
+    assert "full fine-tuning scores 0.800 accuracy" in found.refusal
+    summary = summarise_search(plan, config, found, 1.0)
+    assert summary["refusal"] == summary["sentence"] == found.refusal
+    assert summary["dimension"] is None
+    assert summary["methods"] == []
+    assert [point["reaches"] for point in summary["points"]] == [None]
+    assert "No conclusion" in draw_curve(summary)
 
 
 def test_a_rate_at_which_training_fails_is_left(planned, monkeypatch):
@@ -197,7 +241,8 @@ def test_methods_of_that_many_parameters(dimension):
 # ---- the command
 
 
-def test_the_whole_command(tiny_folder, data, tmp_path):
+def test_the_whole_command(tiny_folder, data, tmp_path, monkeypatch):
+    Curve(monkeypatch, enough=30)
     command = ("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--epochs", "1")
     command += ("--precision", "float32", "--rates", "2", "--max", "40", "--out", tmp_path / "out")
     done = ran(*command)
@@ -219,6 +264,25 @@ def test_the_whole_command(tiny_folder, data, tmp_path):
     ended = [line for line in again.err.splitlines() if ", lr 0" in line]
     assert ended
     assert all(line.endswith("from an earlier session") for line in ended), "nothing is trained twice"
+
+
+def test_a_command_that_concludes_nothing(tiny_folder, data, tmp_path, monkeypatch):
+    Curve(monkeypatch, enough=30, head=0.9, full=0.6)
+    command = ("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--out", tmp_path / "out")
+    done = ran(*command)
+    assert done.code == 2
+    assert "error: no dimension is concluded: full fine-tuning scores 0.600 accuracy" in done.err
+    assert "the head alone (0.900)" in done.err
+    assert "all weights" in done.out
+    assert "result" not in done.out
+    assert "target  0" not in done.out
+    again = ran(*command, "--json")
+    assert again.code == 2
+    printed = json.loads(again.out)
+    assert printed["refusal"] in again.err
+    assert printed == json.loads((tmp_path / "out/dimension.json").read_text()) | {
+        name: printed[name] for name in ("created", "elapsed_seconds")
+    }
 
 
 def test_what_cannot_be_asked(tiny_folder, data, tmp_path):

@@ -35,6 +35,7 @@ from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, rate, score
+from deltatune.core.errors import DeltatuneError
 from deltatune.store.folder_lock import FolderLock
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def dimension(
     """Find the intrinsic dimension: the smallest number of parameters that is enough for a task on a model.
 
     All weights of the model move along random directions, as many as the dimension; the task's head is trained too.
-    The dimension increases until a share of full fine-tuning's score is reached, then it is bisected. Finished runs are
-    stored at once; after an interruption the same command resumes.
+    The dimension increases until a share of full fine-tuning's score is reached, then it is bisected. Nothing is
+    concluded, with exit code 2, where full fine-tuning scores no better than the head alone. Finished runs are stored
+    at once; after an interruption the same command resumes.
 
       deltatune dimension
       deltatune dimension --model roberta-base --data train.csv --fraction 0.9
@@ -128,6 +130,8 @@ def dimension(
         print_json(result)
     else:
         report(result, plan.out / "dimension.svg")
+    if result["refusal"]:
+        raise DeltatuneError(result["refusal"])
 
 
 def introduce(plan: Plan, config: DimensionConfig) -> None:
@@ -163,20 +167,19 @@ def report(result: Mapping[str, Any], picture: Path) -> None:
             "all weights" if point["dimension"] is None else f"{point['dimension']:,}" if point["dimension"] else "head"
         )
         verdict = "full" if point is full else "result" if chosen else "reaches" if point["reaches"] else "below"
+        if result["refusal"] and point is not full:
+            verdict = ""
         of = f"{100 * point['score'] / full['score']:.0f} %" if full["score"] > 0 else ""
         rows.append([name, score(point["score"]), of, verdict, score(point["test"]), rate(point["rate"])])
     columns = ("dimension", f"validation {result['metric']}", "of full", "", "test", "rate")
     show(table(columns, rows, right=("dimension", columns[1], "of full", "test", "rate")), "")
     majority = (result["majority"] or {}).get("score")
     if majority is not None:
-        show(
-            facts(
-                [("target", f"{target:.3f} on the validation rows"), ("majority", f"{majority:.3f} on the test rows")]
-            ),
-            "",
-        )
+        goal = [] if result["refusal"] else [("target", f"{target:.3f} on the validation rows")]
+        show(facts([*goal, ("majority", f"{majority:.3f} on the test rows")]), "")
     if result["methods"]:
         rows = [[m["method"], count(m["params"]), f"{m['times']:.3g}"] for m in result["methods"]]
         show(table(("smallest of at least that size", "parameters", "ratio"), rows, right=("parameters", "ratio")), "")
-    show(str(result["sentence"]))
+    if not result["refusal"]:  # that is the error with which the command ends
+        show(str(result["sentence"]))
     say(f"curve: {picture}")

@@ -12,7 +12,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.method import Method
 from deltatune.core.registry import parse, registry
 from deltatune.data import Data
-from deltatune.tasks.metrics.metric_facts import lower_is_better
+from deltatune.tasks.metrics.metric_facts import bounds, lower_is_better
 from deltatune.tasks.task_registry import DATA_TASKS
 from deltatune.training.learning_rates.recommended_rate import rates_around
 
@@ -23,6 +23,9 @@ FINE = 1.3
 """The result is exact to this factor: the smallest dimension that reached the target over the largest that did not."""
 BISECTIONS = math.ceil(math.log2(math.log(FACTOR) / math.log(FINE)))
 """Halvings of the gap on the log scale that lead from one step of the grid down to FINE."""
+
+ONE_SIDED = 1.645
+"""Standard deviations that a normal number is above in 5 % of all cases."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,34 @@ def midpoint(low: int, high: int) -> int | None:
 
 
 def target_of(config: DimensionConfig, full: float, head: float) -> float:
-    """The score to reach. Raises DeltatuneError for a share of a gain if there is no gain."""
-    if config.of == "full":
-        return config.fraction * full
-    if full <= head:
-        raise DeltatuneError(
-            f"full fine-tuning ({full:.3f}) gains nothing over the head alone ({head:.3f}) on the validation rows, so "
-            "there is no gain to reach a share of; train longer or on more rows, or leave out --of gain"
-        )
-    return head + config.fraction * (full - head)
+    """The score to reach."""
+    return config.fraction * full if config.of == "full" else head + config.fraction * (full - head)
+
+
+def noise_of(metric: str, full: float, head: float, rows: int) -> float:
+    """What the scores of two models with these scores may differ by on so many rows, were the models equally good.
+
+    The one-sided 95 % bound for two independent samples: of metrics between 0 and 1 the variance of a row is at most
+    p(1 − p), of correlations it is about (1 − r²)². The same rows score both, so that the noise is rather smaller.
+    """
+    spread = [(1 - score**2) ** 2 if bounds(metric)[0] < 0 else score * (1 - score) for score in (full, head)]
+    return ONE_SIDED * math.sqrt(max(0.0, sum(spread)) / rows)
+
+
+def refusal(metric: str, full: float, head: float, rows: int) -> str | None:
+    """Why no dimension can be concluded from these validation scores: full fine-tuning is not above the head alone."""
+    noise = noise_of(metric, full, head, rows)
+    if full > head + noise:
+        return None
+    how = (
+        f"below training the head alone ({head:.3f})" if full < head else
+        f"not above training the head alone ({head:.3f}) by more than the noise of so many rows ({noise:.3f})"
+    )  # fmt: skip
+    return (
+        f"no dimension is concluded: full fine-tuning scores {full:.3f} {metric} on the {rows:,} validation rows, "
+        f"{how}, so a share of its score says nothing about the model's weights; train longer, on more rows or at more "
+        "learning rates, or give more validation rows; where the head is as good then too, Probe() is enough"
+    )
 
 
 def first_rates(method: Method, config: DimensionConfig) -> list[float]:

@@ -57,6 +57,7 @@ def summarise_search(plan: Plan, config: DimensionConfig, result: DimensionResul
         "target": result.target,
         "dimension": result.dimension,
         "below": result.below,
+        "refusal": result.refusal,
         "full": _entry(result.full, result),
         "points": [_entry(point, result) for point in result.points],
         "methods": equivalents(sites, result.dimension) if result.dimension else [],
@@ -70,7 +71,7 @@ def summarise_search(plan: Plan, config: DimensionConfig, result: DimensionResul
 
 
 def _entry(point: DimensionPoint, result: DimensionResult) -> dict[str, Any]:
-    reaches = None if point.dimension is None else point.score >= result.target
+    reaches = None if point.dimension is None or result.refusal else point.score >= result.target
     return dataclasses.asdict(point) | {"reaches": reaches}
 
 
@@ -102,6 +103,8 @@ def _smallest(method: Method, sites: Sites, dimension: int) -> Method:
 
 def sentence(result: Mapping[str, Any]) -> str:
     """The result in a sentence, with advice."""
+    if result.get("refusal"):
+        return str(result["refusal"])
     question, metric = result["question"], result["metric"]
     share = f"{100 * question['fraction']:g} %"
     what = f"the {metric} of full fine-tuning" if question["of"] == "full" else f"full fine-tuning's gain in {metric}"
@@ -172,6 +175,11 @@ def draw_curve(result: Mapping[str, Any]) -> str:
     ]
     share = f"{100 * result['question']['fraction']:g} %"
     lines = [(result["full"]["score"], "full", "full"), (result["target"], share, "goal")]
+    if result.get("refusal"):
+        lines = lines[:1]
+        parts.append(
+            text(right, top - 8, "No conclusion: full fine-tuning is not above the head alone", "end", "label")
+        )
     for value, name, kind in lines:
         parts.append(line(left, up.at(value), right, up.at(value), kind) + text(right + 6, up.at(value) + 4, name))
     spots = [(across.at(point["dimension"]), up.at(point["score"]), point) for point in points]

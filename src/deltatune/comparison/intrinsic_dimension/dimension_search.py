@@ -20,6 +20,7 @@ from deltatune.comparison.intrinsic_dimension.dimension_config import (
     first_rates,
     grid,
     midpoint,
+    refusal,
     target_of,
 )
 from deltatune.comparison.plans.candidates import Candidate
@@ -46,10 +47,15 @@ class DimensionResult:
     """The smallest dimension that reached the target; None if none did."""
     below: int | None
     """The largest smaller dimension that was tried; it did not reach the target."""
+    refusal: str | None = None
+    """Why nothing is concluded: full fine-tuning is not above the head alone. No other dimension was tried then."""
 
 
 def search_dimension(plan: Plan, config: DimensionConfig, on_event: OnEvent | None = None) -> DimensionResult:
-    """Train fully, train the head alone, try a rising grid until the target is reached, then bisect on a log scale."""
+    """Train fully, train the head alone, try a rising grid until the target is reached, then bisect on a log scale.
+
+    Where full fine-tuning is not above the head alone, the search ends there with a `refusal`.
+    """
     with FolderLock(plan.out):
         return _search(plan, config, on_event)
 
@@ -62,6 +68,9 @@ def _search(plan: Plan, config: DimensionConfig, on_event: OnEvent | None) -> Di
     full = search.point(None, first_rates(parse("Full()"), config), math.inf, 1 + len(dimensions) + BISECTIONS)
     head = search.point(0, first_rates(config.at(0), config), math.inf, len(dimensions) + BISECTIONS)
     target = target_of(config, full.score, head.score)
+    rows = plan.splits["validation"].examples
+    if problem := refusal(plan.session.task.metric, full.score, head.score, rows):
+        return DimensionResult(full, head, (head,), target, None, None, problem)
     low, high = 0, (0 if head.score >= target else None)
     rates = first_rates(config.at(smallest), config)
     while high is None and dimensions:

@@ -89,8 +89,9 @@ def run_table(recipe: TableRecipe, out: str | Path, watch: Watch | None = None) 
         return {**study, "published": beside_study(study)}
     started = time.perf_counter()
     experiment = recipe.experiment
+    refusals: list[str] = []
     if isinstance(experiment, Dimension):
-        measured = _dimensions(experiment, folder, watch)
+        measured, refusals = _dimensions(experiment, folder, watch)
     elif isinstance(experiment, Continual):
         measured = _continual(experiment, folder, watch)
     elif isinstance(experiment, Latency):
@@ -110,7 +111,7 @@ def run_table(recipe: TableRecipe, out: str | Path, watch: Watch | None = None) 
         "elapsed_seconds": time.perf_counter() - started,
         "measured": measured,
         "published": beside(recipe.figures(), measured, recipe.kind),
-        "notes": recipe.notes,
+        "notes": [*recipe.notes, *refusals],
     }
     write_summary(folder / RESULT, result)
     write_table_page(result, folder / PAGE)
@@ -128,8 +129,8 @@ def prepare_folder(recipe: TableRecipe, folder: Path) -> None:
     write_file(folder / RECIPE, as_yaml(recipe))
 
 
-def _dimensions(experiment: Dimension, folder: Path, watch: Watch) -> list[Figure]:
-    """Every method on every data set and model; all are planned before the first is searched for."""
+def _dimensions(experiment: Dimension, folder: Path, watch: Watch) -> tuple[list[Figure], list[str]]:
+    """Every method on every data set and model, and why some have no dimension; all are planned before the first."""
     sets, rows = data_sets(experiment.data)
     reader, hosts = PointRows(rows), LastHost()
     points = [Point(name, model) for model in experiment.model for name in sets.sources]
@@ -160,6 +161,7 @@ def _dimensions(experiment: Dimension, folder: Path, watch: Watch) -> list[Figur
                 problems.append(f"{point.describe(('data', 'model'))}, {method}: {error}")
     raise_all(problems)
     figures: list[Figure] = []
+    refusals = []
     for point in points:
         for method in experiment.methods:
             plan, config = plan_at(point, method)
@@ -170,7 +172,9 @@ def _dimensions(experiment: Dimension, folder: Path, watch: Watch) -> list[Figur
                 write_summary(plan.out / "dimension.json", result)
                 write_file(plan.out / "dimension.svg", draw_curve(result))
             figures += dimension_figures(result, {"data": point.data, "model": point.model}, method)
-    return figures
+            if result["refusal"]:
+                refusals.append(f"{point.describe(('data', 'model'))}, {method}: {result['refusal']}")
+    return figures, refusals
 
 
 def _continual(experiment: Continual, folder: Path, watch: Watch) -> list[Figure]:

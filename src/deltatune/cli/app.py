@@ -21,6 +21,7 @@ from deltatune.cli.commands import (
     draw,
     env,
     evaluate,
+    export,
     facts,
     fit,
     inspect,
@@ -71,6 +72,7 @@ app.command(cls=Command, rich_help_panel="Use")(serve.serve)
 app.command(cls=Command, rich_help_panel="Use")(facts.facts)
 app.command(cls=Command, rich_help_panel="Use")(combine.combine)
 app.command(cls=Command, rich_help_panel="Use")(merge.merge)
+app.command(cls=Command, rich_help_panel="Use")(export.export)
 app.command(cls=Command, rich_help_panel="Use")(quantize.quantize)
 app.command(cls=Command, rich_help_panel="Use")(inspect.inspect)
 app.add_typer(keys.group, name="keys", rich_help_panel="Use")

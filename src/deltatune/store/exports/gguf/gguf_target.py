@@ -115,7 +115,7 @@ def _model(request: ExportRequest, problems: list[str]) -> Write:
             source = Path(work) / "model"
             save_merged(host, name, source, None, _COARSE.get(dtype, torch.float32), request.weight)
             write_model(source, kind, config, tokenizer, file, dtype, name)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=MODEL, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=MODEL, dtype=torch.float32)
         output = verification_output(model.to(host.model.device).eval(), host.sites.facts)
         largest, error = difference(expected, output), relative_error(output, expected, base)
         if dtype in _COARSE:

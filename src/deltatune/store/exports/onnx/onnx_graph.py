@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,9 +144,22 @@ def write_graph(model: ExportedModel, batch: Mapping[str, Tensor], outputs: list
         program.save(file, external_data=size > LARGE)
 
 
+@contextlib.contextmanager
+def prompts_given(host: Host) -> Iterator[None]:
+    """Within this block inputs hold their virtual tokens already: the host, which cannot look at ids while a graph is
+    traced, inserts none."""
+    lengths = cast(dict[str, int], host.prompts)
+    kept = dict(lengths)
+    lengths.clear()
+    try:
+        yield
+    finally:
+        lengths.update(kept)
+
+
 def run_graph(file: Path, batch: Mapping[str, Tensor]) -> list[Tensor]:
     """The outputs of a graph in onnxruntime."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     inputs = {entry.name: batch[entry.name].cpu().numpy() for entry in session.get_inputs()}

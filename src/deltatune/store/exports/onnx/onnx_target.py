@@ -23,6 +23,7 @@ from deltatune.store.exports.onnx.onnx_graph import (
     check_packages,
     example,
     graph_inputs,
+    prompts_given,
     run_graph,
     write_graph,
 )
@@ -52,14 +53,16 @@ class ONNXTarget:
         problems = []
         if facts.encoder_decoder:
             problems.append(
-                f"{facts.architecture} is an encoder-decoder, which takes a graph for each half and a loop around them; "
+                f"{facts.architecture} is an encoder-decoder, which takes a graph for each half and a loop; "
                 "merge it (`deltatune merge`) and export the folder with optimum"
             )
         dtype = next(p.dtype for p in host.model.parameters() if p.is_floating_point())
         if dtype != torch.float32:
             problems.append(f"the model is in {str(dtype).removeprefix('torch.')}, and the graph computes in float32")
         if stored := quantizations(host):
-            problems.append(f"the base is stored in {', '.join(stored)}, whose kernels have no ONNX form; load it plain")
+            problems.append(
+                f"the base is stored in {', '.join(stored)}, whose kernels have no ONNX form; load it plain"
+            )
         if adapter.head is not None and not hasattr(getattr(adapter.head, "config", None), "pooling"):
             problems.append(f"its {type(adapter.head).__name__} is not a single head of one task")
         if problems:
@@ -83,12 +86,14 @@ def _write(request: ExportRequest, folder: Path) -> Exported:
             model = _model(request, names, kind)
             outputs = model.output_names(batches[0])
             expected = [model(*(batch[each] for each in names)) for batch in batches]
-        with host.using(None, training=False):
-            base = model(*(batches[0][each] for each in names))
+        with host.using(None, training=False), torch.no_grad():
+            base = _model(request, names, kind)(*(batches[0][each] for each in names))
         if merged:
             host.merge_(name, request.weight)
         with host.using(None if merged else {name: request.weight}, training=False):
-            write_graph(_model(request, names, kind), batches[0], outputs, folder / MODEL)
+            model = _model(request, names, kind)
+            with prompts_given(host):
+                write_graph(model, batches[0], outputs, folder / MODEL)
     finally:
         if name in host.merged:
             host.unmerge_(name)
@@ -106,7 +111,9 @@ def _write(request: ExportRequest, folder: Path) -> Exported:
     real = [_difference(a, b, batches[0]) for a, b in zip(expected[0], found[0], strict=True)]
     effect = [_difference(a, b, batches[0]) for a, b in zip(expected[0], base, strict=True)]
     error = max(real) / max(effect) if max(effect) else None
-    usage = (f'onnxruntime.InferenceSession("{folder / MODEL}").run(None, dict(tokenizer(texts, return_tensors="np")))',)
+    usage = (
+        f'onnxruntime.InferenceSession("{folder / MODEL}").run(None, dict(tokenizer(texts, return_tensors="np")))',
+    )
     return Exported(folder, "ONNX", "model", largest, error, None, tuple(notes), usage)
 
 

@@ -107,6 +107,15 @@ def task_fields(
     return {"parts": fields, **set_values({"temperature": temperature})}
 
 
+def sound_fields(data: Data, max_seconds: float | None) -> dict[str, Any]:
+    """The field of the task that --max-seconds sets. Raises DeltatuneError for data without sound."""
+    if max_seconds is None:
+        return {}
+    if data.inputs != "audio":
+        raise DeltatuneError(f"--max-seconds {max_seconds:g} is for sounds, and {data.name} holds none; leave it out")
+    return {"max_seconds": max_seconds}
+
+
 def one_source(sources: Sequence[str], part: str | None = None) -> str:
     """The only data set, also as PART=DATA for a named part. Raises DeltatuneError for several."""
     if len(sources) > 1:

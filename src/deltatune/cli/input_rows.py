@@ -51,6 +51,32 @@ def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator
         yield from parsed(_decoded(stream, file), file, None, columns, every)
 
 
+def rows_of_files(files: Sequence[str], task: Any, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
+    """Rows of one file as `rows_from` reads it, or a row for each image or sound that is named, also by its folder.
+
+    Raises DeltatuneError for several files of rows, for media files that the task does not read, and for a folder
+    without any.
+    """
+    from deltatune.core.input_validation.regular_files import expanded
+    from deltatune.data.media_files import MediaFile, kind_of_name
+
+    reads = getattr(task, "inputs", "text")
+    media = [file for file in files if kind_of_name(file) != "text" or (reads != "text" and expanded(file).is_dir())]
+    if not media:
+        if len(files) > 1:
+            raise DeltatuneError(f"{len(files)} files are named: only image and sound files can be several at once")
+        yield from rows_from(files[0], columns, every)
+        return
+    if reads == "text":
+        raise DeltatuneError(f"{media[0]} is no file of texts, and this adapter reads texts")
+    for file in files:
+        path = expanded(file)
+        inside = sorted(f for f in path.rglob("*") if kind_of_name(f.name) == reads) if path.is_dir() else [file]
+        if not inside:
+            raise DeltatuneError(f"{file} holds no {reads} files")
+        yield from ({columns[0]: MediaFile(name)} for name in inside)
+
+
 def _stdin() -> Iterable[str]:
     if sys.stdin is None:
         raise DeltatuneError("there is no stdin to read rows from; name a file")

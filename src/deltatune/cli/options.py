@@ -115,6 +115,15 @@ MaxLength = Annotated[
         f"Default: {TASK['max_length'].default} (spans 384, generation 512), or what the model and the method allow.",
     ),
 ]
+MaxSeconds = Annotated[
+    float | None,
+    option(
+        "--max-seconds",
+        panel=DATA,
+        metavar="SECONDS",
+        help=f"{TASK['max_seconds'].help}. Default: the longest sound of the training rows, at most 30.",
+    ),
+]
 Metric = Annotated[
     str | None,
     option(
@@ -254,6 +263,17 @@ Pooling = Annotated[
         help="Input of the classifier: mean over the tokens, cls (first token), last (last token), pooler (the base's "
         "own). Default: mean; last for decoders.",
         callback=one_of("--pooling", HEAD["pooling"].choices),
+    ),
+]
+InitialValues = Annotated[
+    str | None,
+    option(
+        "--init",
+        panel=METHOD,
+        metavar="NAME",
+        help="Initial values of a LoRA: eva, from the training rows, or loftq, from what --quantize loses. Default: A "
+        "drawn, B zero.",
+        callback=one_of("--init", ("eva", "loftq")),
     ),
 ]
 Dense = Annotated[bool, option("--dense/--no-dense", panel=METHOD, help=f"{HEAD['dense'].help}.")]

@@ -13,6 +13,7 @@ import numpy as np
 from deltatune.core.trained_rows import Hashes
 from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import as_text
+from deltatune.data.media_files import MediaFile
 from deltatune.data.mixture_data import PART
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Row, Task
@@ -34,11 +35,16 @@ def _identity(task: Task, row: Row) -> tuple[list[str], Any]:
     if isinstance(task, Mixture):
         return _identity(task.parts[row[PART]], row)
     marked = [name.partition(":")[0] for name in getattr(task, "mark", ())]  # another entity is another input
-    texts = [_normalised(as_text(row.get(name, ""))) for name in (*task.text, *marked)]
+    texts = [_content(row.get(name, "")) for name in (*task.text, *marked)]
     label = row.get(task.label) if task.label else None
     if task.label_kind == "pairs":
         return texts, [label, row.get(REJECTED)]
     return texts, row.get("references") or label if task.answers == "text" else label
+
+
+def _content(value: Any) -> str:
+    """A text in its normal form; of a media file a hash of its bytes, wherever it lies and however it is called."""
+    return value.digest if isinstance(value, MediaFile) else _normalised(as_text(value))
 
 
 def _normalised(text: str) -> str:

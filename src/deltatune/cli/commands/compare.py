@@ -34,6 +34,7 @@ from deltatune.cli.data_options import (
     is_quick,
     quick_defaults,
     read_sources,
+    sound_fields,
     task_fields,
 )
 from deltatune.cli.memory_options import Optimizer
@@ -49,6 +50,7 @@ from deltatune.cli.options import (
     Kind,
     Label,
     MaxLength,
+    MaxSeconds,
     Metric,
     NewTokens,
     Packing,
@@ -104,6 +106,7 @@ def compare(
     limit: Limits = None,
     temperature: Temperature = None,
     max_length: MaxLength = None,
+    max_seconds: MaxSeconds = None,
     metric: Metric = None,
     positive: Positive = None,
     mark: MarkedEntities = None,
@@ -183,7 +186,7 @@ def compare(
         fields = task_fields(
             dataset, max_length, metric, positive, mark, temperature,
             prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
-        )  # fmt: skip
+        ) | sound_fields(dataset, max_seconds)  # fmt: skip
         prompts = prompt_options(dataset, template, words, describe)
         further = read_unlabelled(unlabelled, dataset)
         from deltatune.comparison.plans.make_plan import make_plan

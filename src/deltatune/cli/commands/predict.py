@@ -15,7 +15,7 @@ import typer
 
 from deltatune.cli.data_options import Part, check_single
 from deltatune.cli.fill_rows import FILL, FILLED_WORDS, Filler, check_task
-from deltatune.cli.input_rows import given_columns, rows_from
+from deltatune.cli.input_rows import given_columns, rows_of_files
 from deltatune.cli.options import (
     DATA,
     OUTPUT,
@@ -68,12 +68,14 @@ DIGITS = 6
 
 
 def predict(
-    file: Annotated[
-        str,
+    files: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="FILE", help="Texts, one per line, or rows in a data format that evaluate reads; - is stdin."
+            metavar="FILE",
+            help="Texts, one per line, or rows in a data format that evaluate reads; images or sounds, also several or "
+            "their folder; - is stdin.",
         ),
-    ] = "-",
+    ] = None,
     *,
     adapter: AdapterIfAny = None,
     model: OtherModel = None,
@@ -170,10 +172,13 @@ def predict(
 
       echo "a lovely film" | deltatune predict --adapter runs/train-reviews-lora-r-8
       deltatune predict --adapter runs/train-reviews-lora-r-8 new.csv --out labelled.jsonl
+      deltatune predict --adapter runs/train-pictures-lora-r-8 new/*.png
       deltatune predict --adapter runs/train-recipes-lora-r-8 --set temperature=0.8 --set top_p=0.9 dishes.txt
       deltatune predict --model gpt2 --template "{text} It was {mask}" --words bad=terrible --words good=great texts.txt
       deltatune predict --task fill --model bert-base-uncased sentences-with-masks.txt
     """
+    files = files or ["-"]
+    file = files[0]
     server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
     column = None if adapter or task else label  # with --task fill it is the column of words
     choice = PromptChoice(
@@ -203,7 +208,7 @@ def predict(
     if out is not None:
         suffix = out.suffix.lower()
         check_suffix(suffix, f"--out {out}")
-        target = checked_output(out, [name for name in (file if file != "-" else None, adapter) if name is not None])
+        target = checked_output(out, [name for name in (*files, adapter) if name is not None and name != "-"])
     answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
     filler, task_of_adapter, prompt = None, None, None
     stack = ExitStack()
@@ -231,13 +236,14 @@ def predict(
             put: Callable[[Iterable[Row]], None] = print_rows
             if target is not None:
                 put = stack.enter_context(row_writer(stack.enter_context(draft_of(target)), suffix))
-            for rows in batched(rows_from(file, columns, every), batch_size):
+            for rows in batched(rows_of_files(files, task_of_adapter, columns, every), batch_size):
                 try:
                     truncated += answer(rows, put)
                 except DeltatuneError as error:
                     if filler or not re.match(r"(- )?row \d", str(error)):
                         raise
-                    where = f"rows {done + 1} to {done + len(rows)} of {'stdin' if file == '-' else file}"
+                    named = "the files" if files[1:] else "stdin" if file == "-" else file
+                    where = f"rows {done + 1} to {done + len(rows)} of {named}"
                     raise DeltatuneError(f"{where}, counted from 0 here: {error}") from None
                 done += len(rows)
         if out and as_json:
@@ -280,8 +286,14 @@ def write(session: Session | ServerSession, rows: list[dict[str, Any]], put: Cal
     encoded = session.encode(row_inputs(session.task, rows), labelled=False)
     answers = session.predict(encoded, len(rows))
     weight = {} if session.weight == 1 else {"weight": session.weight}
+    rows = [as_given(row) for row in rows]
     put([joined(row, answer, weight) for row, answer in zip(rows, session.task.decode(answers), strict=True)])
     return encoded.truncated
+
+
+def as_given(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its media files as they were named."""
+    return {name: getattr(value, "given", value) for name, value in row.items()}
 
 
 def rounded(value: Any) -> Any:

@@ -13,6 +13,7 @@ from deltatune.cli.data_options import (
     TestFile,
     ValidationFile,
     read_sources,
+    sound_fields,
     task_fields,
 )
 from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder, OverMemory
@@ -31,11 +32,13 @@ from deltatune.cli.options import (
     Dense,
     Epochs,
     Force,
+    InitialValues,
     Json,
     Kind,
     Label,
     Limit,
     MaxLength,
+    MaxSeconds,
     Metric,
     NewTokens,
     Packing,
@@ -133,6 +136,7 @@ def train(
     shots: Shots = None,
     temperature: Temperature = None,
     max_length: MaxLength = None,
+    max_seconds: MaxSeconds = None,
     metric: Metric = None,
     positive: Positive = None,
     mark: MarkedEntities = None,
@@ -176,6 +180,7 @@ def train(
         str | None,
         option("--budget", panel=METHOD, metavar="SIZE", help=f"{BUDGET} Sets the method's rank, size or length."),
     ] = None,
+    init: InitialValues = None,
     template: Template = None,
     words: Words = None,
     describe: Describe = None,
@@ -232,6 +237,7 @@ def train(
       deltatune train --data train.csv --method "LoRA(r=8)"
       deltatune train --model roberta-base --data train.csv --text premise --text hypothesis
       deltatune train --model gpt2 --task generate --data chats.jsonl --method "LoRA(r=8)"
+      deltatune train --model google/vit-base-patch16-224 --data pictures/ --method "LoRA(r=8)"
       deltatune train --data reviews.csv --lr auto
       deltatune train --model gpt2-xl --task generate --data chats.jsonl --quantize nf4
       deltatune train --from runs/train-chats-lora-r-8 --data preferences.jsonl --task prefer
@@ -266,6 +272,7 @@ def train(
         dataset, max_length, metric, positive, mark, temperature,
         prompt=prompt, new_tokens=new_tokens, beams=beams, metric_model=metric_model,
     )  # fmt: skip
+    fields |= sound_fields(dataset, max_seconds)
     fields |= preference_fields(dataset, loss, beta, label_smoothing, reference, start)
     fields |= picture_fields(dataset, resolution, crop, flip, min_snr, sample)
     from deltatune.cli.prompt_training import prompting_of, train_prompt
@@ -290,12 +297,14 @@ def train(
             prompts={"template": template, "words": words, "describe": describe}, unlabelled=unlabelled, budget=budget,
             task=set_values(fields), settings=settings, source=source, out=out, force=force, quantize=quantize,
             as_json=as_json,
-            refused={f"--pooling {pooling}": pooling, "--dense": dense, f"--export-for {export_for}": export_for},
+            refused={f"--pooling {pooling}": pooling, "--dense": dense, f"--export-for {export_for}": export_for,
+                     f"--init {init}": init},
         )  # fmt: skip
         return
     job = Job(
         model or ("builtin" if start is None else ""), dataset, method, budget, fields, head_of(pooling, dense),
         settings, start=None if start is None else origin, new_labels=new_labels, source=source, quantize=quantize,
+        init=init,  # type: ignore[arg-type]  # the option has checked it
     )  # fmt: skip
     ready = prepare(job, partial(check_export, export_for))
     session = ready.session

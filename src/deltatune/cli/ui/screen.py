@@ -138,7 +138,8 @@ def long_texts(task: Any, rows: int, total: int | None = None) -> str:
     number, counted = (f"{rows}", rows) if total is None else (f"{rows} of {total}", total)
     if in_windows(task):
         return f"{number} {'passage' if counted == 1 else 'passages'} split into windows of {task.max_length} tokens"
-    return f"{number} {'text' if counted == 1 else 'texts'} truncated to the adapter's limit"
+    what = "sound" if getattr(task, "inputs", "text") == "audio" else "text"
+    return f"{number} {what if counted == 1 else what + 's'} truncated to the adapter's limit"
 
 
 REPEATED = ("f1_micro", "f1_macro")

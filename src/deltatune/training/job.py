@@ -26,6 +26,7 @@ from deltatune.training.continued.continued_training import Start, open_continue
 from deltatune.training.continued.forgetting import EarlierData, earlier_data
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.pictures import write_samples
+from deltatune.training.initial_values.start_values import Init, check_init, start_values_
 from deltatune.training.learning_rates.rate_search import plan_search
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
 from deltatune.training.loop import OnStep
@@ -67,6 +68,9 @@ class Job:
     quantize: str | None = None
     """How the base's linear maps are stored, such as nf4; None: as they were published, or as the adapter's base was
     that training starts from."""
+    init: Init | None = None
+    """Initial values of a LoRA: eva, from the training rows, or loftq, from what quantisation has lost. Default: drawn,
+    and zero."""
 
     @property
     def method_text(self) -> str:
@@ -90,6 +94,8 @@ class Prepared:
     """The adapter that training starts from."""
     earlier: list[EarlierData] = field(default_factory=list)
     """Test rows of its earlier trainings."""
+    init: Init | None = None
+    """The name of the adapter's initial values."""
 
 
 def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_host, name: str | None = None) -> Prepared:
@@ -98,12 +104,16 @@ def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_hos
     open_base: opens the base of a new adapter, or returns one that is open, on which the adapter is called `name`.
     """
     settings, start = job.settings, job.start
+    if job.init is not None:
+        check_init(job.init, job.method_text, job.quantize, start is not None)
     session, notes = (
         _new_adapter(job, check, open_base, name) if start is None else _continued_adapter(job, start, check)
     )
     if job.task.get("max_length") is None:  # a part of a mixture that is told one is limited too: there is one model
         session = session.limited(session.free_positions())
     encoded = {split: session.encode(rows) for split, rows in job.data.splits().items() if rows or split != "test"}
+    if job.init is not None:
+        start_values_(session, job.init, encoded["train"], settings)
     if settings.learning_rate == AUTO:
         plan_search(settings, session.task, encoded["train"], encoded.get("validation"))
     if settings.learning_rate is None:
@@ -111,7 +121,7 @@ def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_hos
         rate = recommended_rate(method, steps) if start is None else method.learning_rate
         settings = dataclasses.replace(settings, learning_rate=rate)
     if start is None:
-        return Prepared(session, settings, job.data, encoded, notes)
+        return Prepared(session, settings, job.data, encoded, notes, init=job.init)
     sources = list(getattr(job.data, "sources", {}).values())
     earlier, left_out = earlier_data(session, start, sources or [job.source or job.data.origin])
     return Prepared(session, settings, job.data, encoded, [*notes, *left_out], start, earlier)
@@ -159,6 +169,7 @@ def record_of(ready: Prepared, source: str) -> dict[str, Any]:
         "settings": ready.settings.record(device_of(session.host).type),
         "versions": versions(),
         **({} if ready.start is None else {"parents": ready.start.parents()}),
+        **({} if ready.init is None else {"init": ready.init}),
     }
 
 

@@ -134,6 +134,9 @@ class Training(Section):
     """The method; `deltatune methods` lists all of them."""
     budget: Size | None = None
     """Number of trainable parameters: a share of the model such as 0.5%, or a number such as 300k."""
+    init: Literal["eva", "loftq"] | None = None
+    """Initial values of a LoRA: eva, from the training rows, or loftq, from what quantisation has lost. Default: drawn,
+    and zero."""
     head: dict[str, Any] = {}
     """Fields of the classification head, such as pooling or dense."""
     settings: TrainingSettings = TrainingSettings()

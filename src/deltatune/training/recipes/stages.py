@@ -80,6 +80,7 @@ def job_of(training: Training, model: str, checked: TrainingData | None = None, 
         new_labels=training.new_labels,
         source=training.source,
         quantize=quantize,
+        init=training.init,
     )
 
 

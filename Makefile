@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all bench lint format docs site clean
+.PHONY: help compare test test-all bench lint format docs notebooks site dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -46,9 +46,19 @@ docs: $(VENV)/installed-dev  ## write the tables and pages that are generated fr
 	@$(BIN)/python docs/tables.py
 	@$(BIN)/python docs/families.py
 
+notebooks: $(VENV)/installed-dev  ## run examples/notebooks/*.py in fresh kernels and write the .ipynb; ARGS=own_csv for one
+	@$(BIN)/python docs/notebooks.py $(ARGS)
+
 site: $(VENV)/installed-docs  ## build the documentation site into site/, from docs/ and the docstrings; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	@echo "Built site/. To read and search it: $(BIN)/python -m http.server -d site"
+
+dist:  ## build the source distribution and the wheel into dist/, and check their metadata
+	@$(PYTHON) -m venv --clear build/venv
+	@build/venv/bin/python -m pip install -qq --disable-pip-version-check build twine
+	@rm -rf dist
+	@build/venv/bin/python -m build
+	@build/venv/bin/python -m twine check --strict dist/*
 
 clean:  ## remove caches and build outputs; .venv and runs stay
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

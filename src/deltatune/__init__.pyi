@@ -12,6 +12,7 @@ from deltatune.core.method import Method as Method
 from deltatune.core.quantization.schemes import FP4 as FP4
 from deltatune.core.quantization.schemes import NF4 as NF4
 from deltatune.core.quantization.schemes import Int8 as Int8
+from deltatune.core.reference_model import ReferenceModel as ReferenceModel
 from deltatune.core.registry import parse as parse
 from deltatune.core.sites.discovery import find_sites as find_sites
 from deltatune.core.sites.site import Site as Site
@@ -65,7 +66,9 @@ from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.adapter_store.adapter_store import AdapterStore as AdapterStore
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
+from deltatune.store.exports.export import export as export
 from deltatune.store.loralib import load_loralib as load_loralib
+from deltatune.store.pipeline_hosts import PipelineHosts as PipelineHosts
 from deltatune.store.quantized_model import save_quantized as save_quantized
 from deltatune.tasks.classification import Classify as Classify
 from deltatune.tasks.heads import Head as Head

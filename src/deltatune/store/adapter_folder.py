@@ -32,6 +32,7 @@ from deltatune.store.mapped_tensors import map_tensors
 from deltatune.store.model_saving import adapter_hub, hosted_folder
 from deltatune.store.model_saving.classifier_model import classifier_model
 from deltatune.store.peft.peft_folder import write_peft
+from deltatune.store.peft.pipelines.lora_file import write_diffusers
 from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
 
@@ -70,6 +71,7 @@ def save(host: Host, name: str, folder: Path, extra: Mapping[str, Any]) -> None:
         write_tensors(work / TENSORS, tensors)
         if not training:
             write_peft(host, adapter, work)
+            write_diffusers(host, adapter, work)
             if adapter.trained_rows is not None and (len(adapter.trained_rows.train) or not tensors):
                 _write_trained_rows(work / ROWS, adapter.trained_rows)
 

@@ -34,7 +34,8 @@ class Kernel:
 
     def filtered(self, image: Tensor, weight: Tensor) -> Tensor:
         """The convolution of an image with a weight (out, C·kh·kw): (B, out, H', W')."""
-        return F.conv2d(image, weight.unflatten(1, (-1, *self.size)), None, self.stride, self.padding, self.dilation)
+        filters = weight.reshape(len(weight), -1, *self.size)
+        return F.conv2d(image, filters, None, self.stride, self.padding, self.dilation)
 
 
 def kernel_of(module: nn.Module) -> Kernel | None:
@@ -56,4 +57,4 @@ def as_tokens(image: Tensor) -> Tensor:
 
 def as_image(tokens: Tensor, height: int, width: int) -> Tensor:
     """(B, H·W, C) -> (B, C, H, W)."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)

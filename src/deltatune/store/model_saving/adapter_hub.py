@@ -29,7 +29,7 @@ def local_folder(place: str, revision: str | None) -> tuple[Path, str]:
     if os.path.lexists(path) or not HUB_NAME.fullmatch(place):
         if revision is not None:
             raise DeltatuneError(f"revision={revision!r}: {place} is a folder; only names on the hub have revisions")
-        return path, path.name
+        return path, path.stem if path.is_file() else path.name
     return _fetched(place, revision), re.sub(r"[^\w-]", "_", place.partition("/")[2])
 
 

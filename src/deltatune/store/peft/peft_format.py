@@ -52,6 +52,8 @@ class Exported:
     """By their names without the prefix."""
     unprefixed: dict[str, Tensor] = field(default_factory=dict)
     """By their names in the file: tensors that belong to no module of the base."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """Of LoRAs: the factor on B A of each module."""
 
 
 class PeftFormat(Protocol):
@@ -132,6 +134,8 @@ _TASKS = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS
 def task_type(host: Host, heads: Sequence[str]) -> str | None:
     """PEFT's name of the task; with a name of a task that has a head, PEFT expects a trained head."""
     facts, architecture = host.sites.facts, host.sites.facts.architecture
+    if facts.denoiser:
+        return None
     if heads:
         return next((name for part, name in _TASKS.items() if part in architecture), None)
     if facts.encoder_decoder and "ConditionalGeneration" in architecture:

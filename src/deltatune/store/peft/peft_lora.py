@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,10 +76,11 @@ class LoRAFormat:
         for path, deltas in modules.items():
             a, b, scale = _module_factors(host, deltas)
             suffix = ".lora_embedding_{}" if deltas[0][0].kind == "embed" else ".lora_{}.weight"
-            tensors[path + suffix.format("A")], tensors[path + suffix.format("B")] = a, b
+            tensors[path + suffix.format("A")], tensors[path + suffix.format("B")] = _filters(deltas[0][0], a, b)
             pairs[path] = (a.shape[0], scale)
             if "m" in dict(deltas[0][1].named_parameters()):
-                tensors[path + MAGNITUDE] = _magnitude(deltas)
+                m, kernel = _magnitude(deltas), deltas[0][0].kernel
+                tensors[path + MAGNITUDE] = m if kernel is None else m[None, :, None, None]
         config = modules_config(host, "LORA", adapter, modules)
         config |= {
             "bias": "none",
@@ -89,47 +90,66 @@ class LoRAFormat:
         }
         if any(key.endswith(MAGNITUDE) for key in tensors):
             config["use_dora"] = True
-        return Exported(config, tensors)
+        return Exported(config, tensors, scales={path: scale for path, (_, scale) in pairs.items()})
 
     def read(self, host: Host, folder: PeftFolder) -> Imported:
         """Convert to LoRA, RsLoRA or DoRA and its tensors."""
-        _check_config(folder)
+        check_lora_options(folder)
         modules: dict[str, dict[str, Tensor]] = {}
         used = set()
         for key, tensor in folder.tensors.items():
             for suffix, factor in _SUFFIXES.items():
                 if key.endswith(suffix):
-                    modules.setdefault(key.removesuffix(suffix), {})[factor] = tensor
+                    # a convolution's A is (r, in, kh, kw) and its B (out, r, 1, 1)
+                    flat = tensor.flatten(0 if factor == "m" else 1) if tensor.dim() > 2 else tensor
+                    modules.setdefault(key.removesuffix(suffix), {})[factor] = flat
                     used.add(key)
         sites = _sites(host, folder, modules)
         ranks = {path: len(parts["A"]) for path, parts in modules.items()}
         problems = lora_contradictions(folder, ranks, host.sites)
         raise_all(problems[:8], f"the PEFT adapter {folder.path} contradicts itself:" if problems else "")
         scales = {path: _scale(folder, path, rank) for path, rank in ranks.items()}
-        r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
-        name, power = _method_name(folder)
-        alpha = scale * r**power
-        same = len(set(ranks.values())) > 1 and all(math.isclose(s, scale, rel_tol=1e-12) for s in scales.values())
-        tensors = {}
-        for path, parts in modules.items():
-            scale_here = alpha / (r if same else ranks[path]) ** power
-            for factor, tensor in parts.items():
-                if factor == "B" and not math.isclose(scale_here, scales[path], rel_tol=1e-12):
-                    tensor = tensor * (scales[path] / scale_here)  # a module with another alpha: B takes the difference
-                tensors[f"{name.lower()}.{sites[path].name}.{factor}"] = tensor
-        options: dict[str, Any] = {"r": r, "alpha": alpha, "dropout": float(folder.config.get("lora_dropout", 0.0))}
+        options: dict[str, Any] = {"dropout": float(folder.config.get("lora_dropout", 0.0))}
         if folder.config.get("init_lora_weights") == "gaussian":
             options["init"] = "gaussian"
-        if exceptions := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
-            options["ranks"] = exceptions
-        if same:
-            options["scaling"] = "r"
-        site_names = tuple(sites[path].name for path in sorted(modules))
-        method: Method = registry()[name](sites=site_names, **options)
+        method, tensors = imported_lora(*_method_name(folder), modules, scales, sites, options)
         return Imported(method, tensors, used)
 
 
-def _check_config(folder: PeftFolder) -> None:
+def imported_lora(
+    name: str,
+    power: float,
+    modules: Mapping[str, Mapping[str, Tensor]],
+    scales: Mapping[str, float],
+    sites: Mapping[str, Site],
+    options: Mapping[str, Any],
+) -> tuple[Method, dict[str, Tensor]]:
+    """A LoRA whose modules have factors A (r, in), B (out, r) and scales of their own, as a method and its tensors.
+
+    `name` of the method, and the power of the rank by which it divides alpha; `sites` of the modules.
+    """
+    ranks = {path: len(parts["A"]) for path, parts in modules.items()}
+    r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
+    alpha = scale * r**power
+    same = len(set(ranks.values())) > 1 and all(math.isclose(s, scale, rel_tol=1e-12) for s in scales.values())
+    tensors = {}
+    for path, parts in modules.items():
+        scale_here = alpha / (r if same else ranks[path]) ** power
+        for factor, tensor in parts.items():
+            if factor == "B" and not math.isclose(scale_here, scales[path], rel_tol=1e-12):
+                tensor = tensor * (scales[path] / scale_here)  # a module with another alpha: B takes the difference
+            tensors[f"{name.lower()}.{sites[path].name}.{factor}"] = tensor
+    given: dict[str, Any] = {"r": r, "alpha": alpha, **options}
+    if exceptions := tuple((sites[path].name, rank) for path, rank in ranks.items() if rank != r):
+        given["ranks"] = exceptions
+    if same:
+        given["scaling"] = "r"
+    site_names = tuple(sites[path].name for path in sorted(modules))
+    method: Method = registry()[name](sites=site_names, **given)
+    return method, tensors
+
+
+def check_lora_options(folder: PeftFolder) -> None:
     """Raise DeltatuneError for options that change what the adapter computes."""
     config = folder.config
     problems = [f"option {key} is not supported" for key in _UNSUPPORTED if config.get(key)]
@@ -202,6 +222,13 @@ def _module_factors(host: Host, deltas: Sequence[tuple[Site, Any]]) -> tuple[Ten
         downs.append(a)
         ups.append(put(b.new_zeros(b.shape[1], width_out), site.slice, b.T * (s / scale)).T)
     return torch.cat(downs), torch.cat(ups, 1), scale
+
+
+def _filters(site: Site, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors as PEFT has them: of a convolution A (r, in, kh, kw) and B (out, r, 1, 1)."""
+    if site.kernel is None:
+        return a, b
+    return a.reshape(len(a), -1, *site.kernel.size), b[:, :, None, None]
 
 
 def _magnitude(deltas: Sequence[tuple[Site, Any]]) -> Tensor:

@@ -1,0 +1,1 @@
+"""PEFT's tensors in the files of diffusers' pipelines, also in older dialects."""

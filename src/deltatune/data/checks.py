@@ -9,9 +9,11 @@ from typing import Any
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import Data, Row, texts
+from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
 from deltatune.data.layouts.text_rows import long_rows
+from deltatune.data.media_files import MediaFile, fault
 from deltatune.data.mixture_data import MixtureData
 from deltatune.data.repeats import repeat_remarks
 
@@ -42,6 +44,17 @@ def problems(data: Data) -> list[str]:
         return missing + split_problems(data)
     converted = LAYOUTS[data.task].convert(data.splits(), Columns(data.text, data.label), (data.kind,))
     return converted.problems + (_too_few_rows(data) if converted.problems else split_problems(data))
+
+
+def file_problems(data: Data) -> list[str]:
+    """Images and sounds that cannot be read to their end: `read` has opened their headers alone."""
+    files = [row[data.text[0]] for rows in data.splits().values() for row in rows] if data.inputs != "text" else []
+    faults = [found for file in files if isinstance(file, MediaFile) and (found := fault(file))]
+    return (
+        [f"{len(faults)} of {len(files)} files cannot be used: {first_few(faults)}. Mend or remove them."]
+        if faults
+        else []
+    )
 
 
 def split_problems(data: Data) -> list[str]:

@@ -51,6 +51,7 @@ def check(
       deltatune data check notes.jsonl --task generate --text note --label summary
     """
     from deltatune.data import read, remarks
+    from deltatune.data.checks import file_problems
     from deltatune.data.dataset import describe
 
     checked = read(
@@ -63,12 +64,13 @@ def check(
         limit=limit,
         strict=False,
     )
-    figures = describe(checked) | {"problems": list(checked.problems), "remarks": remarks(checked)}
+    problems = [*checked.problems, *file_problems(checked)]
+    figures = describe(checked) | {"problems": problems, "remarks": remarks(checked)}
     if as_json:
         print_json(figures)
     else:
         _show(figures)
-    if checked.problems:
+    if problems:
         raise typer.Exit(1)
 
 
@@ -104,7 +106,11 @@ def _show(figures: dict[str, Any]) -> None:
 
 
 def _lengths(splits: dict[str, Any]) -> None:
-    """Print a line for each text column of each split."""
+    """Print a line for each text column of each split; of files, whose lengths are not known, their number."""
+    if not any(figures["lengths"] for figures in splits.values()):
+        counts = [(split, count(figures["rows"])) for split, figures in splits.items()]
+        show(table(("split", "rows"), counts, right=("rows",), whole=("split",)), "")
+        return
     rows = [
         (
             split if first else "",

@@ -65,8 +65,8 @@ class Prefer(Generate):
         super().__post_init__()
         check_fields(self)
         problems = []
-        if not 0 < self.beta < float("inf"):
-            problems.append(f"beta must be above 0 and finite, not {self.beta}")
+        if self.beta <= 0:
+            problems.append(f"beta must be above 0, not {self.beta}")
         if not 0 <= self.label_smoothing < 0.5:
             problems.append(f"label_smoothing must be at least 0 and below 0.5, not {self.label_smoothing}")
         if self.label_smoothing and self.loss_type != "sigmoid":

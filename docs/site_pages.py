@@ -1,4 +1,4 @@
-"""Pages of the site that are not files of docs/: README and its like, the recipes, and the API from docstrings.
+"""Pages of the site that are not files of docs/: README and its like, recipes, notebooks, and the API from docstrings.
 
 MkDocs calls the functions named `on_...` while it builds (`make site`); https://www.mkdocs.org/dev-guide/plugins/.
 """
@@ -6,8 +6,11 @@ MkDocs calls the functions named `on_...` while it builds (`make site`); https:/
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import posixpath
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/deltatune"
 
+NOTEBOOKS = ("own_csv", "comparing_methods", "many_adapters")
+"""The notebooks in the order in which one reads them."""
+
 ROOT_PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -26,7 +32,9 @@ ROOT_PAGES = {
     "LOG.md": "log.md",
     "benchmarks/README.md": "benchmarks.md",
     "recipes": "recipe_files.md",
+    "SECURITY.md": "security.md",
     "LICENSE": "LICENSE.txt",
+    **{f"examples/notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in NOTEBOOKS},
 }
 """Where files outside docs/ stand on the site."""
 
@@ -51,11 +59,13 @@ API = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the methods' pages and the API's to the navigation."""
+    """Add the pages of methods, notebooks and the API to the navigation."""
     for section in config.nav or []:
         match section:
             case {"Methods": list(pages)}:
                 pages += [f"methods/{path.name}" for path in sorted((ROOT / "docs/methods").glob("*.md"))]
+            case {"Notebooks": list(pages)}:
+                pages += [f"notebooks/{name}.md" for name in NOTEBOOKS]
             case {"API": list(pages)}:
                 pages += list(api_pages())
     return config
@@ -66,8 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File  # the rest of this file works without MkDocs: a test reads it
 
     for source, target in ROOT_PAGES.items():
-        text = recipes_page() if source == "recipes" else (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, target, content=text))
+        files.append(File.generated(config, target, content=text_of(source)))
     for target, text in api_pages().items():
         files.append(File.generated(config, target, content=text))
     return files
@@ -98,6 +107,40 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def _table_row(line: str) -> str:
     """GitHub wants a pipe escaped inside code in a table; Python-Markdown would show the backslash."""
     return re.sub(r"`[^`]*`", lambda code: code[0].replace("\\|", "|"), line)
+
+
+def text_of(source: str) -> str:
+    """The page of a file or folder outside docs/, in Markdown."""
+    if source == "recipes":
+        return recipes_page()
+    return notebook_page(ROOT / source) if source.endswith(".ipynb") else (ROOT / source).read_text(encoding="utf-8")
+
+
+def notebook_page(path: Path) -> str:
+    """A committed notebook: its text, its code and its outputs."""
+    blocks = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            blocks.append(source)
+        else:
+            blocks += [f"```python\n{source}\n```", *map(_output, cell["outputs"])]
+    where = f"This page is the notebook `examples/notebooks/{path.name}`, with the outputs of a run."
+    title, _, rest = "\n\n".join(filter(None, blocks)).partition("\n")
+    return f"{title}\n\n{where}\n{rest}\n"
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    """An output of a cell: a figure as a file of its own, whose styles stay inside it, a table, or text."""
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    texts = {kind: "".join(text) for kind, text in data.items()}
+    if "image/svg+xml" in texts:
+        encoded = base64.b64encode(texts["image/svg+xml"].encode()).decode()
+        return f'<p><img alt="Figure of the cell above" src="data:image/svg+xml;base64,{encoded}"></p>'
+    if "text/html" in texts:
+        return f'<div class="output">{" ".join(texts["text/html"].split())}</div>'
+    text = texts.get("text/plain", "").rstrip()
+    return f"```text\n{text}\n```" if text else ""
 
 
 def recipes_page() -> str:

@@ -7,8 +7,10 @@ classifier, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +23,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from deltatune.core.errors import CannotMerge
+from deltatune.core.errors import CannotMerge, DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.merging import difference, rounding_tolerance, verification_inputs
+from deltatune.store.model_saving.media_classifier import (
+    body_of,
+    identity_projector_,
+    media_batches,
+    media_class,
+    pooled_mask,
+    widen_projector_,
+)
 
 PADDING = 3
 """Tokens of the second row that are padding in the comparison."""
@@ -37,43 +47,79 @@ def classifier_model(host: Host, name: str) -> PreTrainedModel:
     """
     head: Any = host.adapters[name].head
     config: Any = getattr(head, "config", None)
-    if not isinstance(host.model, PreTrainedModel) or not hasattr(config, "pooling"):
-        raise CannotMerge(_refusal(head, f"{type(host.model).__name__} with a {type(head).__name__} has no such class"))
-    if host.sites.facts.encoder_decoder:
-        raise CannotMerge(_refusal(head, "the class of an encoder-decoder reads its own end token"))
-    task = host.adapters[name].extra.get("task")
-    task = task if isinstance(task, Mapping) else {}
-    model = _empty(host.model, head, task)
-    placed = _copy_base_(host.model, model)
-    _copy_head_(model, head, placed)
-    with host.using(None, training=False):  # what is merged is in the weights
-        _verify(host, head, model)
+    model: PreTrainedModel | None = None
+    try:
+        if not isinstance(host.model, PreTrainedModel) or not hasattr(config, "pooling"):
+            raise _Unfit(f"{type(host.model).__name__} with a {type(head).__name__} has no such class")
+        if host.sites.facts.encoder_decoder:
+            raise _Unfit("the class of an encoder-decoder reads its own end token")
+        task = host.adapters[name].extra.get("task")
+        model = _empty(host.model, head, task if isinstance(task, Mapping) else {})
+        placed = _copy_base_(host.model, model)
+        _fill_(host, head, model, placed)
+    except _Unfit as error:
+        fitting = [] if model is None else _fitting(host, head, model)
+        raise CannotMerge(_refusal(head, str(error), fitting)) from None
     return model
 
 
-def _refusal(head: Any, reason: str) -> str:
+class _Unfit(Exception):
+    """Why a head cannot be part of a model of transformers."""
+
+
+def _refusal(head: Any, reason: str, fitting: Sequence[str]) -> str:
     config = getattr(head, "config", None)
     pooling = getattr(config, "pooling", None)
     shape = f" (pooling={pooling!r}, dense={getattr(config, 'dense', None)})" if pooling else ""
+    fix = f", or train with a head that this class has: {' or '.join(fitting)}" if fitting else ""
     return (
         f"the head{shape} cannot be part of the model: {reason}. Keep it beside the merged body, as `deltatune merge` "
-        "does in FOLDER/adapter, or train with a head that transformers has (--pooling, --dense): for BERT "
-        "pooling='pooler', or pooling='cls' with dense=True; for RoBERTa the latter; for GPT-2 pooling='last'"
+        f"does in FOLDER/adapter{fix}"
     )
+
+
+def _fill_(host: Host, head: Any, model: PreTrainedModel, placed: set[str]) -> None:
+    """Copy a head into the model. Raises _Unfit unless it then computes what the head does on the base."""
+    _copy_head_(model, head, placed)
+    with host.using(None, training=False):  # what is merged is in the weights
+        _verify(host, head, model)
+
+
+def _fitting(host: Host, head: Any, model: PreTrainedModel) -> list[str]:
+    """The heads that transformers' class has, as options: each is tried on the model, which is not used any more."""
+    if head.config.pooling == "none":
+        return []
+    fitting = []
+    layers = ((False, "tanh"), (True, "tanh"), (True, "gelu"))
+    for pooling, (dense, activation) in itertools.product(("pooler", "cls", "mean", "last"), layers):
+        config = replace(head.config, pooling=pooling, dense=dense, activation=activation)
+        if (pooling, dense) == (head.config.pooling, head.config.dense) and (not dense or config == head.config):
+            continue
+        other = type(head)(config, seed=0).to(head.out.weight.device).eval()
+        nn.init.ones_(other.out.bias)  # a class without one is no answer
+        pool_as_(model.config, config)
+        try:
+            _fill_(host, other, model, _copy_base_(host.model, model))
+        except (_Unfit, DeltatuneError):  # no pooler, another pooling
+            continue
+        options = f"--pooling {pooling}{' --dense' if dense else ''}"
+        fitting.append(options if activation == "tanh" else f"{options} with activation='gelu' (in Python)")
+    return fitting
 
 
 def _empty(base: PreTrainedModel, head: Any, task: Mapping[str, Any]) -> PreTrainedModel:
     """A model of transformers' class for the task, its values yet to be set, on the base's device and in its dtype."""
     kind = str(task.get("task", ""))
-    auto: Any = AutoModelForSequenceClassification
+    auto: Any = media_class(base) or AutoModelForSequenceClassification
     if head.config.pooling == "none":
         auto = AutoModelForQuestionAnswering if kind == "span" else AutoModelForTokenClassification
     config = deepcopy(base.config)
     describe_(config, head, kind, task)
+    widen_projector_(config, head.config.width)
     try:
         model: Any = auto.from_config(config)
     except ValueError as error:
-        raise CannotMerge(_refusal(head, f"transformers has no {auto.__name__} for {config.model_type}")) from error
+        raise _Unfit(f"transformers has no {auto.__name__} for {config.model_type}") from error
     like = next(parameter for parameter in base.parameters() if parameter.is_floating_point())
     done: PreTrainedModel = model.to(device=like.device, dtype=like.dtype).eval()
     return done
@@ -90,27 +136,34 @@ def describe_(config: PretrainedConfig, head: Any, kind: str, task: Mapping[str,
     if head.config.pooling != "none":
         problem = {"many": "multi_label_classification"}.get(kind, "single_label_classification")
         config.problem_type = "regression" if outputs == 1 else problem  # type: ignore[assignment]
-    if hasattr(config, "classifier_pooling") and head.config.pooling in ("cls", "mean"):
-        config.classifier_pooling = head.config.pooling
+    pool_as_(config, head.config)
+
+
+def pool_as_(config: PretrainedConfig, head: Any) -> None:
+    """Put a head's pooling into a config that has a choice: ModernBERT, UltraBERT, EuroBERT (which calls cls bos)."""
+    if hasattr(config, "classifier_pooling") and head.pooling in ("cls", "mean"):
+        first = "bos" if config.model_type == "eurobert" else "cls"
+        config.classifier_pooling = first if head.pooling == "cls" else "mean"
 
 
 def _copy_base_(base: PreTrainedModel, model: PreTrainedModel) -> set[str]:
     """Copy the values of the base's body. Returns the names of the model's tensors that have their value."""
     source = getattr(base, base.base_model_prefix, base)
-    target = getattr(model, model.base_model_prefix)
+    name, target = body_of(model, base)
     state = {key: tensor for key, tensor in source.state_dict().items() if not key.startswith("deltatune.")}
     missing, unexpected = target.load_state_dict(state, strict=False)
     wrong = [key for key in (*missing, *unexpected) if "pooler" not in key.split(".")]
     if wrong:
         raise CannotMerge(f"{type(model).__name__} has another body than {type(base).__name__}: {', '.join(wrong[:5])}")
-    return {f"{model.base_model_prefix}.{key}" for key in target.state_dict() if key not in missing}
+    return {f"{name}.{key}" for key in target.state_dict() if key not in missing}
 
 
 @torch.no_grad()
 def _copy_head_(model: PreTrainedModel, head: Any, placed: set[str]) -> None:
     """Put the head's maps where the model has its own."""
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    free = {path: module for path, module in linears.items() if f"{path}.weight" not in placed}
+    projector = None if head.config.dense else identity_projector_(model)
+    free = {p: module for p, module in linears.items() if f"{p}.weight" not in placed and p != projector}
     last = [
         module for path, module in free.items() if module.weight.shape == head.out.weight.shape and _last(path, free)
     ]
@@ -120,10 +173,10 @@ def _copy_head_(model: PreTrainedModel, head: Any, placed: set[str]) -> None:
         dense = [pooler]
     kind = type(model).__name__
     if len(last) != 1:
-        raise CannotMerge(_refusal(head, f"no one map of {kind} is its classifier"))
+        raise _Unfit(f"no one map of {kind} is its classifier")
     if len(dense) != head.config.dense or any(m.weight.shape != head.dense.weight.shape for m in dense):
         has = "a layer" if dense else "no layer"
-        raise CannotMerge(_refusal(head, f"{kind} has {has} between its pooling and its classifier"))
+        raise _Unfit(f"{kind} has {has} between its pooling and its classifier")
     for module, own in ((last[0], head.out), *((module, head.dense) for module in dense)):
         module.weight.copy_(own.weight)
         if module.bias is not None:
@@ -141,7 +194,7 @@ def _absorb_bias_(model: PreTrainedModel, out: nn.Linear, head: Any) -> None:
     """Let the shift of the body's last LayerNorm give a classifier without a bias the bias b: β' = β + W⁺ b."""
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm) and module.bias is not None]
     if not norms or torch.linalg.matrix_rank(out.weight) < len(out.bias):
-        raise CannotMerge(_refusal(head, f"the classifier of {type(model).__name__} has no bias, and this one has"))
+        raise _Unfit(f"the classifier of {type(model).__name__} has no bias, and this one has")
     shift = torch.linalg.lstsq(out.weight.double(), out.bias.double()[:, None]).solution[:, 0]
     norms[-1].bias.add_(shift.to(norms[-1].bias))
 
@@ -150,8 +203,12 @@ def _absorb_bias_(model: PreTrainedModel, out: nn.Linear, head: Any) -> None:
 def _verify(host: Host, head: Any, model: PreTrainedModel) -> None:
     """Raise CannotMerge unless the model computes what the head does, on tokens with and without padding."""
     batch = verification_inputs(host.model, host.sites.facts)
-    if batch is None or "input_ids" not in batch:
-        raise CannotMerge(_refusal(head, "the inputs of this architecture are not known, so nothing could be verified"))
+    if batch is None:
+        raise _Unfit("the inputs of this architecture are not known, so nothing could be verified")
+    if "input_ids" not in batch:
+        for inputs in media_batches(host.model, batch):
+            _compare(host, head, model, inputs)
+        return
     padded = {key: tensor.clone() for key, tensor in batch.items()}
     padded["attention_mask"][1, -PADDING:] = 0
     pad = getattr(model.config, "pad_token_id", None)
@@ -161,13 +218,17 @@ def _verify(host: Host, head: Any, model: PreTrainedModel) -> None:
             real = inputs["attention_mask"].bool()
             inputs["input_ids"][real & (inputs["input_ids"] == pad)] = (pad + 1) % host.sites.facts.vocabulary
             inputs["input_ids"][~real] = pad
-        chosen = {key: tensor[rows] for key, tensor in inputs.items()}
-        expected, found = _logits(host.model, head, chosen), _answer(model(**chosen))
-        real = chosen["attention_mask"].bool() if head.config.pooling == "none" else torch.ones(len(expected)).bool()
-        worst = difference(expected[real.to(expected.device)], found[real.to(found.device)])
-        if not worst <= rounding_tolerance(expected, next(model.parameters()).dtype):
-            reason = f"{type(model).__name__} pools otherwise or changes the states first: logits differ by {worst:.2g}"
-            raise CannotMerge(_refusal(head, reason))
+        _compare(host, head, model, {key: tensor[rows] for key, tensor in inputs.items()})
+
+
+def _compare(host: Host, head: Any, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
+    """Raise _Unfit unless the model computes what the head does on one batch."""
+    expected, found = _logits(host.model, head, batch), _answer(model(**batch))
+    real = batch["attention_mask"].bool() if head.config.pooling == "none" else torch.ones(len(expected)).bool()
+    worst = difference(expected[real.to(expected.device)], found[real.to(found.device)])
+    if not worst <= rounding_tolerance(expected, next(model.parameters()).dtype):
+        reason = f"{type(model).__name__} pools otherwise or changes the states first: logits differ by {worst:.2g}"
+        raise _Unfit(reason)
 
 
 def _logits(base: Any, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -175,7 +236,7 @@ def _logits(base: Any, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
     outputs = base(**batch, output_hidden_states=True)
     states = getattr(outputs, "last_hidden_state", None)
     states = outputs.hidden_states[-1] if states is None else states
-    logits: Tensor = head(states, batch["attention_mask"], getattr(outputs, "pooler_output", None))
+    logits: Tensor = head(states, pooled_mask(base, states, batch), getattr(outputs, "pooler_output", None))
     return logits.float()
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.errors import DeltatuneError
@@ -33,6 +34,58 @@ class Frequencies(SharedModule):
             self.get_buffer(name).copy_(places)
 
 
+class SpectrumBank(BankDelta):
+    """The stack α·c (S, n); the places are kept once for all sites of one shape, and are the same for all adapters."""
+
+    reads_shared = True
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.width_in, self.width_out = delta.width_in, delta.width_out
+        self.add_stack("c", len(delta.c))
+        self.first: list[SpectrumBank] = []
+        """The one that has the places; in a list, so that no module owns another."""
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return delta.width_in, delta.width_out, len(delta.c)
+
+    @staticmethod
+    def connect_(members: Sequence[tuple[Site, BankDelta]]) -> None:
+        firsts: dict[str, SpectrumBank] = {}
+        for _, delta in members:
+            assert isinstance(delta, SpectrumBank)
+            delta.first = [firsts.setdefault(shape_name(delta.width_out, delta.width_in), delta)]
+
+    def own(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The places of an adapter."""
+        return tensors[f"shared.{shape_name(self.width_out, self.width_in)}"].to(self.get_buffer("c").device)
+
+    def takes(self, tensors: Mapping[str, Tensor]) -> bool:
+        return self.first[0] is not self or torch.equal(self.get_buffer("places"), self.own(tensors))
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        if self.first[0] is self and not hasattr(self, "places"):
+            self.register_buffer("places", self.own(tensors).clone(), persistent=False)
+        self.write_stack_("c", slot, delta.alpha * tensors["c"].to(torch.float32))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            c = self.of_rows("c").float().unsqueeze(1)  # (B or 1, 1, n)
+            rows = x.reshape(len(c), -1, self.width_in).float()
+            return transformed(rows, c, self.first[0].get_buffer("places"), self.width_out).view_as(h).to(h.dtype)
+
+
+def transformed(x: Tensor, c: Tensor, places: Tensor, width_out: int) -> Tensor:
+    """Re(IDFT₂(F)) x (..., out) of vectors x (..., in), F with the coefficients c at these places."""
+    width_in = x.shape[-1]
+    rows, columns = places // width_in, places % width_in
+    inner = torch.fft.ifft(x)[..., columns] * c  # (..., n)
+    spectrum = inner.new_zeros(*x.shape[:-1], width_out).index_add(-1, rows, inner)
+    change: Tensor = torch.fft.ifft(spectrum).real
+    return change
+
+
 class Spectrum(Delta):
     """`Δ = α·Re(IDFT₂(F)) x`, F (out, in) with the n coefficients c at its frequencies and zeros elsewhere.
 
@@ -41,6 +94,7 @@ class Spectrum(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = SpectrumBank
 
     def __init__(self, width_in: int, width_out: int, number: int, alpha: float, init: Literal["zero", "normal"]):
         super().__init__()
@@ -59,11 +113,7 @@ class Spectrum(Delta):
     def transformed(self, x: Tensor, c: Tensor) -> Tensor:
         """Re(IDFT₂(F)) x (..., out) of vectors x (..., in)."""
         places = self.frequencies[0].get_buffer(shape_name(self.width_out, self.width_in))
-        rows, columns = places // self.width_in, places % self.width_in
-        inner = torch.fft.ifft(x)[..., columns] * c  # (..., n)
-        spectrum = inner.new_zeros(*x.shape[:-1], self.width_out).index_add(-1, rows, inner)
-        transformed: Tensor = torch.fft.ifft(spectrum).real
-        return transformed
+        return transformed(x, c, places, self.width_out)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

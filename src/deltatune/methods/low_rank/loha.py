@@ -6,18 +6,45 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import bucket
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.low_rank.low_rank_bank import LowRankBank, wide
 from deltatune.methods.low_rank.shared_input import few_tokens
 from deltatune.methods.low_rank.site_ranks import check_ranks, rank_at, ranked_sites, scaled_ranks
+
+
+class HadamardBank(LowRankBank):
+    """LoRA's stacks of the pairs (r² rows and columns); where the matrix has fewer of either, it and the identity."""
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        (r, width_in), width_out = delta.A1.shape, len(delta.B1)
+        return min(bucket(r * r), width_in, width_out)
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        A1, A2, B1, B2 = (wide(tensors[name]) for name in ("A1", "A2", "B1", "B2"))
+        if len(A1) ** 2 <= self.rank:
+            A, B = pairs(A1, A2, B1, B2)
+        else:
+            matrix, eye = (B1 @ A1) * (B2 @ A2), torch.eye(self.rank, device=A1.device)
+            A, B = (eye, matrix) if self.rank == A1.shape[1] else (matrix, eye)
+        self.write_factors_(slot, A, delta.scale * B)
+
+
+def pairs(A1: Tensor, A2: Tensor, B1: Tensor, B2: Tensor) -> tuple[Tensor, Tensor]:
+    """A (r², in) and B (out, r²) with B A = (B₁ A₁) ⊙ (B₂ A₂)."""
+    A = (A1.unsqueeze(1) * A2).flatten(0, 1)
+    B = (B1.unsqueeze(2) * B2.unsqueeze(1)).flatten(1)
+    return A, B
 
 
 class HadamardProduct(Delta):
@@ -28,6 +55,7 @@ class HadamardProduct(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = HadamardBank
 
     def __init__(self, width_in: int, width_out: int, r: int, scale: float) -> None:
         super().__init__()
@@ -44,24 +72,18 @@ class HadamardProduct(Delta):
         """ΔW / s, (out, in)."""
         return (self.B1 @ self.A1) * (self.B2 @ self.A2)
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """A (r², in) and B (out, r²), whose product is the matrix."""
-        A = (self.A1.unsqueeze(1) * self.A2).flatten(0, 1)
-        B = (self.B1.unsqueeze(2) * self.B2.unsqueeze(1)).flatten(1)
-        return A, B
-
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         (r, width_in), width_out = self.A1.shape, len(self.B1)
         dtype = self.A1.dtype if few_tokens(x, self.A1) else x.dtype
         if r * r * (width_in + width_out) > width_in * width_out:
             change = F.linear(x.to(dtype), self.matrix().to(dtype))
         else:
-            A, B = self.pairs()
+            A, B = pairs(self.A1, self.A2, self.B1, self.B2)
             change = F.linear(F.linear(x.to(dtype), A.to(dtype)), B.to(dtype))
         return change.mul(self.scale).to(h.dtype)
 
     def low_rank_factors(self) -> tuple[Tensor, Tensor, float]:
-        A, B = self.pairs()
+        A, B = pairs(self.A1, self.A2, self.B1, self.B2)
         return A.detach(), B.detach(), self.scale
 
     def merge(self, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

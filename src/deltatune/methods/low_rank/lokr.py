@@ -6,16 +6,18 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.low_rank.low_rank_bank import wide
 from deltatune.methods.low_rank.shared_input import few_tokens
 from deltatune.methods.low_rank.site_ranks import check_ranks, rank_at, ranked_sites, scaled_ranks
 
@@ -44,6 +46,14 @@ class Factor(nn.Module):
             else:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=rng(name))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        first, last = (self.W, self.W) if self.W is not None else (self.B, self.A)
+        assert first is not None
+        assert last is not None
+        return len(first), last.shape[1]
+
     def forward(self) -> Tensor:
         """The matrix (out, in)."""
         if self.W is not None:
@@ -68,10 +78,49 @@ def split(width: int, factor: int) -> tuple[int, int]:
     return first, width // first
 
 
+class KroneckerBank(BankDelta):
+    """Stacks s·W₁ (S, l, m) and W₂ᵀ (S, n, k), each factor multiplied out."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        (self.l, self.m), (self.k, self.n) = self.shape(delta, site)
+        self.add_stack("first", self.l, self.m)
+        self.add_stack("second", self.n, self.k)
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> tuple[tuple[int, int], tuple[int, int]]:
+        return delta.first.shape, delta.second.shape
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        first, second = (whole({key: wide(tensor) for key, tensor in tensors.items()}, f"{name}.") for name in FACTORS)
+        self.write_stack_("first", slot, delta.scale * first)
+        self.write_stack_("second", slot, second.T)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        one = x.numel() == len(self.rows.slots) * x.shape[-1]
+        W1, W2 = self.of_rows("first", keep=one), self.of_rows("second", keep=one)
+        B = len(W1)  # 1 where all rows have the same slot
+        low = torch.bmm(x.to(W2.dtype).reshape(B, -1, self.n), W2).view(B, -1, self.m, self.k)  # (B, T, m, k)
+        T = low.shape[1]
+        change = torch.bmm(W1, low.transpose(1, 2).reshape(B, self.m, T * self.k)).view(B, self.l, T, self.k)
+        return change.transpose(1, 2).reshape(h.shape).to(h.dtype)
+
+
+FACTORS = ("first", "second")
+
+
+def whole(tensors: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """The matrix of a factor whose tensors have names with this prefix."""
+    if f"{prefix}W" in tensors:
+        return tensors[f"{prefix}W"]
+    return tensors[f"{prefix}B"] @ tensors[f"{prefix}A"]
+
+
 class KroneckerProduct(Delta):
     """`Δ = s·(W₁ ⊗ W₂) x`, W₁ (l, m), W₂ (k, n), out = l·k, in = m·n; computed as W₁ X W₂ᵀ, X = x as (m, n)."""
 
     capabilities = Capabilities(merges=True)
+    bank_form = KroneckerBank
 
     def __init__(self, first: Factor, second: Factor, scale: float, init: ZeroFactor) -> None:
         super().__init__()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import bucket
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng, SharedModule
 from deltatune.core.method import Method, View, at_least, check_dropout
 from deltatune.core.sites.site import Site, Sites
+from deltatune.methods.low_rank.low_rank_bank import LowRankBank, wide
 from deltatune.methods.low_rank.shared_input import few_tokens
 
 
@@ -33,6 +35,28 @@ class VectorBank(SharedModule):
         return self.vectors
 
 
+class MixtureBank(LowRankBank):
+    """LoRA's stacks: the mixtures are made when an adapter is put in, and its vectors are not needed any more."""
+
+    reads_shared = True
+
+    @staticmethod
+    def padded_rank(delta: Any) -> int:
+        return bucket(len(delta.logits_A))
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        vectors = tensors["shared.vectors"]
+        A, B = (mixed(wide(tensors[name]), vectors, delta.k) for name in ("logits_A", "logits_B"))
+        self.write_factors_(slot, A.flatten(1), B.mT.flatten(0, 1))
+
+
+def mixed(logits: Tensor, vectors: Tensor, k: int) -> Tensor:
+    """The parts (..., b) for logits (..., h), each a mixture of k vectors of (h, b)."""
+    top, chosen = logits.topk(k, dim=-1)
+    parts: Tensor = (top.softmax(-1).unsqueeze(-1) * vectors[chosen].to(logits.dtype)).sum(-2)  # over (..., k, b)
+    return parts
+
+
 class BankMixture(Delta):
     """`Δ = B A x`; each part (b,) of a row of A and of a column of B is Σ softmax(top k of its logits) ⊙ vectors.
 
@@ -40,6 +64,7 @@ class BankMixture(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = MixtureBank
 
     def __init__(self, k: int, dropout: float) -> None:
         super().__init__()
@@ -58,16 +83,10 @@ class BankMixture(Delta):
         for name in ("logits_A", "logits_B"):
             nn.init.normal_(self.get_parameter(name), std=0.1, generator=rng(name))
 
-    def mixed(self, logits: Tensor) -> Tensor:
-        """The parts (..., b) for logits (..., h)."""
-        top, chosen = logits.topk(self.k, dim=-1)
-        vectors = self.bank[0]()[chosen].to(logits.dtype)  # (..., k, b)
-        parts: Tensor = (top.softmax(-1).unsqueeze(-1) * vectors).sum(-2)
-        return parts
-
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r)."""
-        return self.mixed(self.logits_A).flatten(1), self.mixed(self.logits_B).mT.flatten(0, 1)
+        A, B = (mixed(logits, self.bank[0](), self.k) for logits in (self.logits_A, self.logits_B))
+        return A.flatten(1), B.mT.flatten(0, 1)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         A, B = self.factors()

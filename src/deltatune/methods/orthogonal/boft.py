@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import raise_all
 from deltatune.core.method import Method, View, at_least
 from deltatune.core.sites.site import Site, Sites
 from deltatune.methods.orthogonal.oft import cayley_change, nearest_divisor, rotated
+
+
+class ButterflyBank(BankDelta):
+    """Stacks of the factors D − I (S, factors, blocks, n, n), and s − 1 (S, out)."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.base = delta.base
+        self.add_stack("turns", *delta.R.shape)
+        self.add_stack("excess", len(delta.s))
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return tuple(delta.R.shape)
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.write_stack_("turns", slot, turns(tensors["R"].double()))
+        self.write_stack_("excess", slot, tensors["s"].double() - 1)  # rounded as a difference from 1
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        each = self.of_rows("turns", keep=x.numel() == len(self.rows.slots) * x.shape[-1])
+        rows = x.reshape(len(each), -1, x.shape[-1])
+        turned = butterfly_change(rows, each.unbind(1)).view_as(x)
+        change, excess = F.linear(turned, self.base.weight.to(x.dtype)).to(h.dtype), self.vectors("excess", h)
+        plain = h if self.base.bias is None else h - self.base.bias.to(h.dtype)
+        return (excess * (plain + change) + change).to(h.dtype)
+
+
+def turns(R: Tensor) -> Tensor:
+    """D − I of all factors, (..., n, n), from the matrices whose skew-symmetric parts are the Q."""
+    return cayley_change((R - R.mT) / 2, terms=0)
+
+
+def butterfly_change(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """xR − x (..., in) for the factors' blocks, as `rotated` takes them."""
+    total = torch.zeros_like(x)
+    for i in reversed(range(len(factors))):
+        order = butterfly(x.shape[-1], factors[i].shape[-1], i, x.device)
+        turned = rotated((x + total)[..., order.argsort()], factors[i])
+        total = total + turned[..., order]
+    return total
 
 
 class ButterflyRotation(Delta):
@@ -25,6 +67,7 @@ class ButterflyRotation(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = ButterflyBank
 
     def __init__(self, width_in: int, width_out: int, n: int, factors: int) -> None:
         super().__init__()
@@ -37,13 +80,7 @@ class ButterflyRotation(Delta):
 
     def change(self, x: Tensor, R: Tensor) -> Tensor:
         """xR − x (..., in)."""
-        changes = cayley_change((R - R.mT) / 2, terms=0)  # (factors, blocks, n, n)
-        total = torch.zeros_like(x)
-        for i in reversed(range(len(changes))):
-            order = butterfly(x.shape[-1], R.shape[-1], i, x.device)
-            turned = rotated((x + total)[..., order.argsort()], changes[i])
-            total = total + turned[..., order]
-        return total
+        return butterfly_change(x, turns(R).unbind())
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         change = F.linear(self.change(x, self.R), self.base.weight.to(x.dtype)).to(h.dtype)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deltatune.core.bank_delta import BankDelta
 from deltatune.core.capabilities import Capabilities
 from deltatune.core.delta import Delta, Rng
 from deltatune.core.errors import DeltatuneError
@@ -37,9 +38,16 @@ def cayley_change(Q: Tensor, terms: int) -> Tensor:
 
 
 def rotated(x: Tensor, blocks: Tensor) -> Tensor:
-    """x (..., in) times a block-diagonal matrix, blocks (in / n, n, n), or (1, n, n) for the same one everywhere."""
+    """x (..., in) times a block-diagonal matrix, blocks (in / n, n, n), or (1, n, n) for the same one everywhere.
+
+    With (B, in / n, n, n) or (B, 1, n, n), x (B, T, in), each row has a matrix of its own.
+    """
     n = blocks.shape[-1]
     parts = x.reshape(*x.shape[:-1], x.shape[-1] // n, n)  # (..., in / n, n)
+    if blocks.dim() == 4:
+        each = blocks.expand(-1, parts.shape[-2], n, n).flatten(0, 1)  # (B · in / n, n, n)
+        turned = torch.bmm(parts.transpose(1, 2).reshape(len(each), -1, n), each.to(x.dtype))
+        return turned.view(len(blocks), -1, parts.shape[1], n).transpose(1, 2).flatten(-2)
     if len(blocks) == 1:
         parts = parts @ blocks[0].to(x.dtype)
         return parts.flatten(-2)
@@ -52,6 +60,27 @@ def nearest_divisor(width: int, wanted: int, allowed: Callable[[int], bool] = la
     return min(fitting, key=lambda n: (abs(n - wanted), n), default=0)
 
 
+class RotationBank(BankDelta):
+    """The stack R − I (S, blocks, n, n); the product with the base's weight is one for all rows."""
+
+    def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
+        super().__init__(delta, site, capacity, dtype)
+        self.base = delta.base
+        self.add_stack("turn", len(delta.Q), delta.n, delta.n)
+
+    @classmethod
+    def shape(cls, delta: Any, site: Site) -> Hashable:
+        return len(delta.Q), delta.n
+
+    def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.write_stack_("turn", slot, delta.blocks(tensors["Q"].double()))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        turn = self.of_rows("turn", keep=x.numel() == len(self.rows.slots) * x.shape[-1])
+        change = rotated(x.reshape(len(turn), -1, x.shape[-1]), turn).view_as(x)
+        return F.linear(change, self.base.weight.to(x.dtype)).to(h.dtype)
+
+
 class Rotation(Delta):
     """`Δ = W (xR − x)`, R block-diagonal; Q (blocks, n (n − 1) / 2) holds the upper triangles of skew-symmetric blocks.
 
@@ -59,6 +88,7 @@ class Rotation(Delta):
     """
 
     capabilities = Capabilities(merges=True)
+    bank_form = RotationBank
 
     def __init__(self, blocks: int, n: int, terms: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
 import deltatune
 from deltatune import Head, HeadConfig, Houlsby, LoRA, Settings
@@ -121,6 +121,7 @@ def test_a_quantised_base_is_refused_with_the_way():
 
 
 LABELS = ("bad", "good", "so-so")
+IDS = {"bos_token_id": models.BOS, "eos_token_id": models.EOS, "mask_token_id": models.MASK}
 HEADS = [
     ("bert", "pooler", False, "BertForSequenceClassification"),
     ("bert", "cls", True, "BertForSequenceClassification"),
@@ -174,9 +175,21 @@ def test_a_head_becomes_part_of_the_model_of_transformers(kind, pooling, dense, 
 @pytest.mark.parametrize(
     ("kind", "pooling", "dense", "words"),
     [
-        ("bert", "mean", False, "BertForSequenceClassification pools otherwise"),
+        (
+            "bert",
+            "mean",
+            False,
+            r"BertForSequenceClassification pools otherwise.*: --pooling pooler or --pooling cls",
+        ),
+        (
+            "bert",
+            "mean",
+            True,
+            r"BertForSequenceClassification pools otherwise.*: --pooling pooler or --pooling cls",
+        ),
         ("bert", "cls", False, "BertForSequenceClassification pools otherwise"),
-        ("roberta", "mean", False, "RobertaForSequenceClassification has a layer between"),
+        ("roberta", "mean", False, "RobertaForSequenceClassification has a layer between.*: --pooling cls --dense$"),
+        ("gpt2", "mean", False, "GPT2ForSequenceClassification pools otherwise.*: --pooling last$"),
         ("llama", "last", False, "LlamaForSequenceClassification has no bias"),
         ("t5", "last", False, "encoder-decoder"),
     ],
@@ -189,6 +202,39 @@ def test_a_head_that_no_such_model_has_is_refused(kind, pooling, dense, words):
     assert list(host.adapters) == ["a"]
     assert not host.merged
     assert all(torch.equal(tensor, before[name]) for name, tensor in host.base.tensors())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options", "head"),
+    [
+        ("ultrabert", {"prediction_head_size": 16}, {"pooling": "mean"}),
+        (
+            "eurobert",
+            {"bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 4},
+            {"pooling": "mean", "dense": True, "activation": "gelu"},
+        ),
+        (
+            "eurobert",
+            {"bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 4},
+            {"pooling": "cls", "dense": True, "activation": "gelu"},
+        ),
+    ],
+)
+def test_mean_pooling_goes_where_transformers_has_it(kind, options, head, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = AutoConfig.for_model(kind, vocab_size=models.VOCABULARY, pad_token_id=models.PAD, **sizes, **options)
+    host = deltatune.Host(AutoModel.from_config(config))
+    own = Head(HeadConfig(outputs=3, width=32, **head))
+    torch.nn.init.normal_(own.out.bias)
+    host.attach("a", LoRA(r=2), head=own, extra={"task": {"task": "classify", "labels": LABELS}})
+    randomize_(host)
+    batch = {key: padded_inputs("llama")[key] for key in ("input_ids", "attention_mask")}
+    wanted = head_logits(host, batch)
+    host.merge_and_unload().save_pretrained(tmp_path / "out")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

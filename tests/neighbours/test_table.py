@@ -46,10 +46,13 @@ def test_a_row_whose_test_failed_is_not_written(tmp_path, monkeypatch):
     assert writer.parts_of(writer.PAGE.read_text())["test_clip.py"] == before, "it keeps what was shown"
 
 
-def test_a_skipped_test_shows_nothing(monkeypatch):
-    monkeypatch.setattr(writer.pytest, "main", lambda arguments, plugins: [
-        plugins[0].pytest_runtest_logreport(type("Report", (), {
-            "when": when, "failed": False, "skipped": when == "setup", "passed": when != "setup", "nodeid": "x.py::t"
-        })) for when in ("setup", "teardown")
-    ])  # fmt: skip
-    assert writer.outcomes(["x.py::t"]) == {"x.py::t": False}
+def test_skipped_and_failed_cases_show_nothing(tmp_path):
+    cases = {"a": "", "b": "<skipped/>", "c[x]": "", "c[y]": "<failure/>", "d": "<error/>"}
+    text = "".join(
+        f'<testcase classname="tests.x.test_y" name="{name}">{mark}</testcase>' for name, mark in cases.items()
+    )
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
+    passed = {
+        name.partition("::")[2] for name, passes in writer.read_outcomes(tmp_path / "report.xml").items() if passes
+    }
+    assert passed == {"a", "c[x]"}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIX = "deltatune."
 """Beginning of the names of all adapters' tensors in the model's state dict."""
+OF_SENTENCES = re.compile(r"\d+\.(auto_)?model\.deltatune\.")
+"""Beginning of these names in the state dict of a SentenceTransformer, of which the model is a part."""
 
 
 class SaveCalls:
@@ -96,6 +99,12 @@ class SaveCalls:
                 f"the state has tensors of {', '.join(map(repr, foreign))} that no adapter here takes; attached: "
                 f"{', '.join(self.host.adapters)}. Attach adapters of the same names and methods first, or load them "
                 "from their folders: host.load(folder)"
+            )
+        if any(map(OF_SENTENCES.match, keys.missing_keys)):
+            raise DeltatuneError(
+                "sentence-transformers loads a checkpoint as a model of its own, in which the adapters that are on "
+                "this one have no place, so that its trainer can neither resume nor load the best model. Give a new "
+                "model the adapter, Host(model[0].auto_model).load(CHECKPOINT), and train the steps that are left"
             )
         own = [key for key in keys.missing_keys if key.startswith(PREFIX)]
         rest = [key for key in keys.missing_keys if not key.startswith(PREFIX)]

@@ -256,11 +256,11 @@ def test_force_does_everything_again(world, copied):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.instruct.method=LoRA(sites='*.ffn.{gat}')", "stage instruct: no site of this LlamaForCausalLM"),
-        ("stages.instruct.method=Bottleneck(size=4)", "stage instruct: Bottleneck(size=4) cannot be merged"),
-        ("stages.instruct.budget=3", "stage instruct: "),
-        ("stages.pretrain.objective.kind=lmm", "stage pretrain: there is no objective 'lmm', did you mean 'lm'?"),
-        ("stages.instruct.task.beam=2", "stage instruct: Generate has no 'beam', did you mean 'beams'?"),
+        ("stages.instruct.method=LoRA(sites='*.ffn.{gat}')", "stages.instruct: no site of this LlamaForCausalLM"),
+        ("stages.instruct.method=Bottleneck(size=4)", "stages.instruct: Bottleneck(size=4) cannot be merged"),
+        ("stages.instruct.budget=3", "stages.instruct: "),
+        ("stages.pretrain.objective.kind=lmm", "stages.pretrain: there is no objective 'lmm', did you mean 'lm'?"),
+        ("stages.instruct.task.beam=2", "stages.instruct: Generate has no 'beam', did you mean 'beams'?"),
         ("stages.words.vocabulary.known=nowhere.txt", "words: "),
         ("measure=nowhere.txt", "measure: "),
     ],

@@ -19,6 +19,7 @@ from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.study_results import StudyResults, mean_results
 from deltatune.comparison.results.finished_run import FinishedRun, read_finished
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.option_words import rewording
 from deltatune.core.method import Method
 
 if TYPE_CHECKING:
@@ -173,6 +174,19 @@ class ComparisonResult:
         return ["method", str(self.summary["metric"]), "95 % interval", "verdict", "trained"], rows
 
 
+OF_PYTHON = {
+    **{
+        name: name
+        for name in ("data", "model", "budget", "limit", "shots", "quantize", "text", "label", "out", "minutes")
+    },
+    **{name: name for name in ("seeds", "rates", "margin", "draws", "workers", "executor", "tasks")},
+    "method": "methods",
+    **{name: f"task[{name.replace('-', '_')!r}]" for name in ("metric", "positive", "prompt", "beams", "max-length")},
+}
+"""Arguments of `compare` by the options of `deltatune compare`."""
+
+
+@rewording(OF_PYTHON)
 def compare(
     data: Any,
     *,

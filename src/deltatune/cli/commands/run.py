@@ -74,15 +74,23 @@ def run(
         return
     if recipe is None:
         raise DeltatuneError("name a recipe: deltatune run recipes/classify.yaml")
+    from deltatune.training.recipes.recipe_words import recipe_words
+
+    with recipe_words(recipe, overrides or []):
+        _run(recipe, overrides or [], table, force, again, as_json)
+
+
+def _run(recipe: Path, overrides: list[str], table: bool, force: bool, again: str | None, as_json: bool) -> None:
+    """Run a recipe, and print what came of it."""
     if table:
         if again is not None or force:
             given = "--force" if force else f"--again {again}"
             raise DeltatuneError(f"{given} is not for a table, which resumes; give out=FOLDER for a new run")
-        run_table_on_screen(recipe, overrides or [], as_json)
+        run_table_on_screen(recipe, overrides, as_json)
         return
     from deltatune.training.recipes import AdaptersInfo, StageInfo, as_yaml, folder_of, read_recipe, run_recipe
 
-    resolved = read_recipe(recipe, overrides or [])
+    resolved = read_recipe(recipe, overrides)
     folder = folder_of(resolved, recipe.stem)
     say(as_yaml(resolved), aside=True)
     progress = RecipeProgress()

@@ -137,7 +137,7 @@ def check_stages(recipe: Recipe) -> dict[str, TrainingData]:
             _check_head_stays(stage, checked[stage.name])
             _check_method(stage, checked[stage.name], recipe.model, recipe.quantize)
         except DeltatuneError as error:
-            problems.append(f"stage {stage.name}: {error}")
+            problems.append(f"stages.{stage.name}: {error}")
     known_texts = [(stage.name, stage.vocabulary.known) for stage in recipe.stages if stage.vocabulary]
     for name, rows in [("measure", recipe.measure), *known_texts]:
         try:

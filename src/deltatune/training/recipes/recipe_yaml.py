@@ -64,6 +64,11 @@ def load_yaml(text: str, where: str | Path) -> Any:
         raise DeltatuneError(f"cannot read {where} as YAML: {' '.join(str(error).split())}") from None
 
 
+def yaml_nodes(text: str) -> Any:
+    """The nodes of a file that `load_yaml` reads, which know their lines; None for an empty one."""
+    return _Loader(text).get_single_node() if len(text) <= MAX_TEXT else None
+
+
 def dump_yaml(value: Any) -> str:
     """Write plain data as YAML that `load_yaml` reads back equal."""
     text: str = yaml.dump(

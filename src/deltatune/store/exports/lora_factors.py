@@ -96,6 +96,7 @@ def _factors(host: Host, terms: Sequence[DeltaTerm], weight: float, rank: int, b
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     sites: dict[str, Site] = {}
     lost, total, converted, problems = 0.0, 0.0, set[str](), list[str]()
+    beyond: dict[str, list[int]] = {}
     for path, parts in by_module.items():
         site = _whole(host, parts[0])
         sites[path] = site
@@ -112,12 +113,14 @@ def _factors(host: Host, terms: Sequence[DeltaTerm], weight: float, rank: int, b
             a, b, gone, norm = _decomposed(change, bound)
             lost, total = lost + gone, total + norm
             converted |= {term.method for term in parts}
-        if len(a) > rank and {term.method for term in parts} & converted:
-            problems.append(
-                f"{site.name}: the change of {', '.join(sorted({term.method for term in parts}))} has rank {len(a)}, "
-                f"more than {rank}"
-            )
+        for method in {term.method for term in parts} & converted if len(a) > rank else ():
+            beyond.setdefault(method, []).append(len(a))
         pairs[path] = (a, b)
+    problems += [
+        f"the change of {method} has a rank of up to {max(ranks)} ({len(ranks)} of {len(by_module)} modules), and "
+        f"--rank (rank=) allows {rank}"
+        for method, ranks in sorted(beyond.items())
+    ]
     if not pairs:
         problems.append("the adapter changes no matrix of the base")
     if problems:

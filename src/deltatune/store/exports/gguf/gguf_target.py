@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.merging import computing_dtype, difference, merge_obstacles, rounding_tolerance, verification_output
@@ -27,6 +29,8 @@ from deltatune.store.exports.lora_factors import NoLoRAForm, lora_factors
 from deltatune.store.merged_model import outputs, relative_error, save_merged
 
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
+NOT_READ = {"n_positions", "head_dim"}
+"""Fields of configs that are in the file and that transformers leaves at their defaults, of GPT-2 and Qwen3."""
 _COARSE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -115,7 +119,8 @@ def _model(request: ExportRequest, problems: list[str]) -> Write:
             source = Path(work) / "model"
             save_merged(host, name, source, None, _COARSE.get(dtype, torch.float32), request.weight)
             write_model(source, kind, config, tokenizer, file, dtype, name)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=MODEL, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no option turns off
+            model = _read(folder, config)
         output = verification_output(model.to(host.model.device).eval(), host.sites.facts)
         largest, error = difference(expected, output), relative_error(output, expected, base)
         if dtype in _COARSE:
@@ -132,6 +137,14 @@ def _model(request: ExportRequest, problems: list[str]) -> Write:
         return Exported(folder, "GGUF", "model", largest, error, None, tuple(notes), usage)
 
     return write
+
+
+def _read(folder: Path, config: Any) -> Any:
+    """The model of the file, as transformers reads it: from the file alone, apart from what it does not take from there."""
+    stored: Any = AutoConfig.from_pretrained(str(folder), gguf_file=MODEL)
+    for field in NOT_READ & set(vars(config)):
+        setattr(stored, field, getattr(config, field))
+    return AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=MODEL, config=stored, dtype=torch.float32)
 
 
 def _advice(request: ExportRequest) -> list[str]:

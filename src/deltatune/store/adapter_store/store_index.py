@@ -10,6 +10,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ class StoreIndex:
         self._db = sqlite3.connect(
             ":memory:" if path is None else path, timeout=WAIT / 1000, isolation_level=None, check_same_thread=False
         )
+        weakref.finalize(self, self._db.close).atexit = False  # Python 3.13 warns of what is left open
         try:
             self._db.execute(f"PRAGMA busy_timeout = {WAIT}")
             if path is not None:

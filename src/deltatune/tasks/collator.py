@@ -143,6 +143,8 @@ def collator_for(
     Raises DeltatuneError where rows are to be packed for a model that cannot separate them.
     """
     if isinstance(tokenizer, Processor):
+        if pack:
+            raise DeltatuneError(f"{tokenizer.inputs} files cannot be packed into one sequence: set packing=False")
         return MediaCollator(processor=tokenizer)
     accepted = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     if pack:

@@ -8,7 +8,7 @@ from deltatune.testing.tiny_models import POSITIONS, tiny
 from support.command_line import ran
 from support.models import tiny_tokenizer
 
-QUICK = ("--batch", "2", "--batch", "1", "--length", "4", "--length", "9", "--repeats", "6")
+QUICK = ("--batch-size", "2", "--batch-size", "1", "--max-length", "4", "--max-length", "9", "--repeats", "6")
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def test_tables_have_a_column_for_each_cell(model):
 
 def test_a_narrow_terminal_gets_a_row_for_each_cell(model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    done = ran("latency", "--model", model, "--method", "LoRA()", *QUICK, "--batch", "3", "--batch", "4")
+    done = ran("latency", "--model", model, "--method", "LoRA()", *QUICK, "--batch-size", "3", "--batch-size", "4")
     assert done.code == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 60
     assert sum(line.startswith("LoRA(), merged") for line in done.out.splitlines()) == 8
 
 
 def test_too_few_repeats_for_an_interval_are_not_said_to_have_one(model):
-    words = ("latency", "--model", model, "--method", "LoRA()", "--batch", "1", "--length", "4", "--repeats")
+    words = ("latency", "--model", model, "--method", "LoRA()", "--batch-size", "1", "--max-length", "4", "--repeats")
     few, enough = " ".join(ran(*words, "5").out.split()), " ".join(ran(*words, "6").out.split())
     assert "medians of 5; (..): a median of so few repeats has no 95 % interval; give --repeats 6 or more" in few
     assert "the 95 % interval of the median holds 0" not in few
@@ -66,11 +66,11 @@ def test_json_and_the_file_hold_the_same(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--length", str(POSITIONS + 1)), f"has positions for {POSITIONS} tokens"),
+        (("--max-length", str(POSITIONS + 1)), f"has positions for {POSITIONS} tokens"),
         (("--method", "LoRA()@"), "no size behind the @"),
         (("--method", "LoRAX()"), "did you mean"),
         (("--repeats", "1"), "repeats must be from 3"),
-        (("--batch", "0"), "batch must be at least 1"),
+        (("--batch-size", "0"), "batch must be at least 1"),
         (("--task", "tag"), "task must be one of 'classify', 'lm'"),
         (("--precision", "float8"), "precision must be one of"),
         (("--budget", "lots"), "cannot read the budget"),

@@ -150,3 +150,18 @@ def test_quiet_leaves_nothing_but_results(capsys: pytest.CaptureFixture[str]) ->
         print("progress", file=sys.stderr)
     print("after", file=sys.stderr)
     assert capsys.readouterr() == ("result\n", "after\n")
+
+
+def test_the_precision_of_predictions_is_that_of_training_unless_another_is_named(trained: tuple[Path, Any]) -> None:
+    """It was trained in float32."""
+    text = "the film is good and the plot was great\n"
+    outs = {
+        precision: ran("predict", "--adapter", trained[0], *options, stdin=text).out
+        for precision, options in {
+            "default": (), "float32": ("--precision", "float32"), "bfloat16": ("--precision", "bfloat16"),
+        }.items()
+    }  # fmt: skip
+    assert outs["default"] == outs["float32"] != outs["bfloat16"]
+    refused = ran("predict", "--model", "x", "--template", "{text} {mask}", "--precision", "float32", stdin=text)
+    assert refused.code == 2
+    assert "--precision float32" in refused.err

@@ -1,10 +1,10 @@
-"""`--quantize`: how the base's linear maps are stored, on every command that loads a model."""
+"""`--quantize` and `--precision`: how a base is stored, and what a trained adapter is computed in."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from deltatune.cli.options import DATA, option
+from deltatune.cli.options import CHECK_PRECISION, DATA, option
 from deltatune.core.errors import DeltatuneError
 
 QUANTIZE = (
@@ -42,5 +42,15 @@ AdapterQuantize = Annotated[
         metavar="SCHEME",
         help=f"{QUANTIZE} Default: as it was when the adapter was trained; another way needs --other-base.",
         callback=scheme_name,
+    ),
+]
+AdapterPrecision = Annotated[
+    str | None,
+    option(
+        "--precision",
+        panel=DATA,
+        metavar="KIND",
+        help="auto, float32 or bfloat16. Default: as in training.",
+        callback=CHECK_PRECISION,
     ),
 ]

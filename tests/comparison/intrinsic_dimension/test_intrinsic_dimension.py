@@ -244,7 +244,7 @@ def test_methods_of_that_many_parameters(dimension):
 def test_the_whole_command(tiny_folder, data, tmp_path, monkeypatch):
     Curve(monkeypatch, enough=30)
     command = ("dimension", "--model", tiny_folder, "--data", data, "--max-length", "16", "--epochs", "1")
-    command += ("--precision", "float32", "--rates", "2", "--max", "40", "--out", tmp_path / "out")
+    command += ("--precision", "float32", "--rates", "2", "--largest", "40", "--out", tmp_path / "out")
     done = ran(*command)
     assert done.code == 0, done.err
     assert "all weights" in done.out
@@ -291,9 +291,9 @@ def test_what_cannot_be_asked(tiny_folder, data, tmp_path):
         ("--method", "SAD"): "DID or SAID, not 'SAD'",
         ("--fraction", "1.2"): "at most 1",
         ("--of", "gains"): "of full or of gain",
-        ("--max", "0"): "at least 1",
+        ("--largest", "0"): "at least 1",
         ("--rates", "0"): "rates must be at least 1",
-        ("--method", "SAID", "--max", "3"): "SAID has at least",
+        ("--method", "SAID", "--largest", "3"): "SAID has at least",
     }.items():
         done = ran(*command, *options)
         assert done.code == 2, done.out

@@ -69,7 +69,7 @@ def continual(
     ] = None,
     modes: Annotated[
         list[str] | None,
-        option("--mode", panel=METHOD, metavar="MODE", help=f"A way to learn the tasks: {MODES}. Default: all three."),
+        option("--mode", panel=METHOD, metavar="KIND", help=f"A way to learn the tasks: {MODES}. Default: all three."),
     ] = None,
     epochs: Epochs = SETTINGS["epochs"].default,
     lr: Annotated[

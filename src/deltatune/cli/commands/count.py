@@ -50,7 +50,7 @@ def count(
     ] = None,
     tasks: Annotated[
         int,
-        option("--tasks", panel=METHOD, metavar="NUMBER", help="Tasks to store: adapters beside one base.", min=1),
+        option("--tasks", panel=METHOD, metavar="COUNT", help="Tasks to store: adapters beside one base.", min=1),
     ] = 1000,
     task: CountedTask = FIELDS["task"].default,
     classes: Annotated[
@@ -97,7 +97,7 @@ def count(
         option(
             "--precision",
             panel=TRAINING,
-            metavar="TYPE",
+            metavar="KIND",
             help=f"float32 or bfloat16. {FIELDS['precision'].help}; the same on every machine, where train's is auto.",
             callback=one_of("--precision", FIELDS["precision"].choices),
         ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.data_options import quick_defaults
+from deltatune.cli.data_options import TestFile, ValidationFile, quick_defaults
 from deltatune.cli.options import (
     HEAD,
     METHOD,
@@ -18,6 +18,7 @@ from deltatune.cli.options import (
     Dense,
     EpochsOrDefault,
     Json,
+    Kind,
     Label,
     Limit,
     MaxLength,
@@ -56,15 +57,18 @@ def field_option(name: str, flag: str, metavar: str, panel: str = METHOD) -> Any
 def dimension(
     model: Model = "builtin",
     data: Data = "python-docs",
+    task: Kind = None,
     text: Text = None,
     label: Label = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
     limit: Limit = None,
     max_length: MaxLength = None,
     metric: Metric = None,
-    method: Annotated[str, field_option("method", "--method", "NAME")] = CONFIG["method"].default,
+    method: Annotated[str, field_option("method", "--method", "METHOD")] = CONFIG["method"].default,
     fraction: Annotated[float, field_option("fraction", "--fraction", "SHARE")] = CONFIG["fraction"].default,
     of: Annotated[str, field_option("of", "--of", "full|gain")] = CONFIG["of"].default,
-    largest: Annotated[int | None, field_option("largest", "--max", "NUMBER")] = None,
+    largest: Annotated[int | None, field_option("largest", "--largest", "NUMBER")] = None,
     pooling: Pooling = None,
     dense: Dense = HEAD["dense"].default,
     seeds: Annotated[int, field_option("seeds", "--seeds", "COUNT", TRAINING)] = CONFIG["seeds"].default,
@@ -92,7 +96,15 @@ def dimension(
 
     limit, epochs, batch_size = quick_defaults([model], [data], limit, epochs, batch_size, QUICK_ROWS, QUICK_EPOCHS)
     # before torch is imported: mistakes in the data show quickly
-    dataset = read(data, text=text or [], label=label, limit=limit)
+    dataset = read(
+        data,
+        task=task,
+        text=text or [],
+        label=label,
+        limit=limit,
+        validation=validation,
+        test=test,  # type: ignore[arg-type]
+    )
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search
     from deltatune.comparison.intrinsic_dimension.dimension_search import search_dimension

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from deltatune.cli.data_options import Part, one_source, sources_of_parts
@@ -42,7 +43,7 @@ from deltatune.cli.prompt_options import (
     Words,
 )
 from deltatune.cli.prompt_session import OpenedPrompt, PromptChoice, opened_prompt, server_options
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.quantize_options import AdapterPrecision, AdapterQuantize
 from deltatune.cli.scored_rows import GROUPS_SHOWN, groups_table, overlap_notes, rows_of, scored
 from deltatune.cli.task_options import MetricModel, Positive
 from deltatune.cli.ui.screen import (
@@ -123,6 +124,7 @@ def evaluate(
     concurrency: Concurrency = SERVER_FIELDS["concurrency"].default,
     omit: Omit = None,
     cache: Cache = None,
+    precision: AdapterPrecision = None,
     as_json: Json = False,
 ) -> None:
     """Score a trained adapter, or a prompt for a model's own head.
@@ -146,12 +148,14 @@ def evaluate(
         method, template, words, describe, text, label, task, max_length, seed, save, server, None, quantize
     )
     refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
+    refused |= {f"--precision {precision}": precision}
     if choice.names_prompt(adapter, refused):
         source = one_source(data)
         with opened_prompt(choice, model, source, chosen) as prompt:
             score_rows(prompt.session, source, split, by, batch_size, as_json, prompt=prompt)
         return
     session = open_adapter(str(adapter), model, other_base, chosen, part, quantize).weighted(weight)
+    session = session if precision is None else replace(session, precision=precision)
     if part is None and session.task.label_kind == "mixture":
         evaluate_parts(session, data, split, by, batch_size, as_json, {"adapter": adapter, "weight": weight})
         return

@@ -56,7 +56,7 @@ def facts(
             "--template",
             "-t",
             panel=WORDINGS,
-            metavar="WORDING",
+            metavar="TEXT",
             help='A wording such as "[X] is located in [Y].": [X] or {subject} is the subject, [Y] or {mask} the '
             "object. Give it again for another wording of the same relation.",
         ),
@@ -65,7 +65,9 @@ def facts(
     candidates: Annotated[str | None, _study("--candidates", "candidates", WORDINGS, "FILE")] = None,
     top: Annotated[
         list[int] | None,
-        option("--top", panel=WORDINGS, metavar="K", help="Print P@K beside P@1; give it again. Default: 10.", min=1),
+        option(
+            "--top", panel=WORDINGS, metavar="NUMBER", help="Print P@K beside P@1; give it again. Default: 10.", min=1
+        ),
     ] = None,
     optimise: Annotated[
         list[str] | None,

@@ -47,7 +47,7 @@ def latency(
     batches: Annotated[
         list[int] | None,
         option(
-            "--batch",
+            "--batch-size",
             panel=DATA,
             metavar="ROWS",
             help="Rows of one forward pass; repeat the option for more. Default: 1, 16 and 32.",
@@ -56,7 +56,7 @@ def latency(
     lengths: Annotated[
         list[int] | None,
         option(
-            "--length",
+            "--max-length",
             panel=DATA,
             metavar="TOKENS",
             help="Tokens of each row; repeat the option for more. Default: those of 128, 256 and 512 that the model "
@@ -90,7 +90,7 @@ def latency(
     hits all of them alike. Nothing is trained.
 
       deltatune latency --method "Houlsby()" --method "LoRA()"
-      deltatune latency --model gpt2-medium --task lm --batch 1 --length 128 --repeats 100
+      deltatune latency --model gpt2-medium --task lm --batch-size 1 --max-length 128 --repeats 100
     """
     from deltatune.comparison.costs.latency_benchmark import LatencyBenchmark
     from deltatune.comparison.costs.latency_grid import LatencyGrid

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,7 @@ from deltatune.cli.prompt_options import (
     Words,
 )
 from deltatune.cli.prompt_session import PromptChoice, opened_prompt, server_options
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.quantize_options import AdapterPrecision, AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
 from deltatune.cli.ui.output_mode import result_stream
@@ -106,6 +107,7 @@ def predict(
     ] = None,
     other_base: OtherBase = False,
     quantize: AdapterQuantize = None,
+    precision: AdapterPrecision = None,
     part: Part = None,
     fields: InferenceFields = None,
     weight: Weight = 1.0,
@@ -197,10 +199,16 @@ def predict(
         quantize=quantize,
     )
     refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
+    refused |= {f"--precision {precision}": precision}
     prompted = task is None and choice.names_prompt(adapter, refused)
     if prompted:
         label = None
-    check_task(task, {"--label": label, "--top": top} if task is None else {"--set": fields, "--part": part})
+    check_task(
+        task,
+        {"--label": label, "--top": top}
+        if task is None
+        else {"--set": fields, "--part": part, "--precision": precision},
+    )
     from deltatune.data.write_rows import check_suffix, row_writer
     from deltatune.training.session import open_adapter
 
@@ -223,6 +231,7 @@ def predict(
         else:
             session = open_adapter(str(adapter), model, other_base, read_fields(fields), part, quantize)
             session = session.weighted(weight)
+            session = session if precision is None else replace(session, precision=precision)
         check_single(session.task)
         answer, columns = partial(write, session), list(session.task.text)
         task_of_adapter = session.task

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from deltatune.cli.data_options import TestFile, ValidationFile
 from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
 from deltatune.cli.options import (
     DATA,
@@ -52,6 +53,8 @@ def pretrain(
     text: Annotated[
         str | None, option("--text", panel=DATA, metavar="COLUMN", help="The text column. Default: inferred.")
     ] = None,
+    validation: ValidationFile = None,
+    test: TestFile = None,
     limit: Limit = None,
     quantize: Quantize = None,
     objective: Annotated[
@@ -100,7 +103,7 @@ def pretrain(
     from deltatune.data import read
     from deltatune.tasks.pretraining import objective_from
 
-    dataset = read(data, task="lm", text=[text] if text else [], limit=limit)
+    dataset = read(data, task="lm", text=[text] if text else [], limit=limit, validation=validation, test=test)
     objective_config: Any = {"kind": objective, "text": list(dataset.text), **read_fields(fields)}
     task = objective_from(objective_config)
     from deltatune.training import Settings

@@ -209,7 +209,7 @@ def remove(names: Names, store: Place = None, as_json: Json = False) -> None:
 @group.command(cls=Command)
 def export(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An adapter in the store.")],
-    out: Annotated[Path, option("--out", panel=OUTPUT, metavar="FOLDER", help="The folder to write.")],
+    out: Annotated[Path, option("--out", "-o", panel=OUTPUT, metavar="FOLDER", help="The folder to write.")],
     store: Place = None,
     as_json: Json = False,
 ) -> None:

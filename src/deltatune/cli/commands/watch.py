@@ -25,7 +25,7 @@ def watch(
     ],
     port: Annotated[
         int | None,
-        option("--port", panel=OUTPUT, metavar="NUMBER", help="Port of the page. Default: a free one."),
+        option("--port", "-p", panel=OUTPUT, metavar="NUMBER", help="Port of the page. Default: a free one."),
     ] = None,
     once: Annotated[
         bool, option("--once", panel=OUTPUT, help="Print where the run is, and end; no page is served.")

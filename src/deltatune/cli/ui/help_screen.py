@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import shutil
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,11 @@ from deltatune.cli.ui.output_mode import QUIET_HELP, output_mode
 
 OUTPUT = "Output"
 """Group of the options that every command has."""
+RENAMED_OPTIONS = {
+    "latency": {"--batch": "--batch-size", "--length": "--max-length"},
+    "dimension": {"--max": "--largest"},
+}
+"""Earlier names of options that scripts may still have, by command."""
 MAX_WIDTH = 100
 MAX_NAME_WIDTH = 28
 """Columns for the names of options; the text of a longer name starts on the next line."""
@@ -35,6 +41,19 @@ class Command(typer.core.TyperCommand):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.params.append(_quiet_option())
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words after the command; options by an earlier name are those of today, with a note."""
+        renamed = RENAMED_OPTIONS.get(self.name or "", {})
+        for place, word in enumerate(args):
+            if word == "--":
+                break
+            name, sign, value = word.partition("=")
+            if name in renamed:
+                args[place] = f"{renamed[name]}{sign}{value}"
+                if not {"-q", "--quiet"} & set(args):
+                    print(f"note: {name} is now {renamed[name]}", file=sys.stderr)
+        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with the standard streams that its options leave it."""

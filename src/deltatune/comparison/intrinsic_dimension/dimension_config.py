@@ -99,7 +99,7 @@ def plan_search(data: Data, config: DimensionConfig, **options: Any) -> Plan:
     if smallest > largest:
         raise DeltatuneError(
             f"the largest dimension is {largest:,}, but {config.method} has at least {smallest:,} parameters on this "
-            "model; raise --max"
+            "model; raise --largest"
         )
     return plan
 

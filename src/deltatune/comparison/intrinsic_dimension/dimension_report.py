@@ -112,7 +112,7 @@ def sentence(result: Mapping[str, Any]) -> str:
     dimension = result["dimension"]
     if dimension is None:
         largest = max(point["dimension"] for point in result["points"])
-        text = f"No dimension up to {largest:,} reaches {goal}; raise --max or train longer."
+        text = f"No dimension up to {largest:,} reaches {goal}; raise --largest or train longer."
     elif dimension == 0:
         text = (
             f"The head alone reaches {goal}: no weight of the model has to change. Use Probe(), or set a higher "

@@ -51,7 +51,7 @@ OF_TABLES = {
     **{name: f"data.NAME.{name}" for name in ("task", "text", "label", "validation", "test")},
     **{name: name for name in ("data", "model", "budget", "limit", "shots", "quantize", "draws", "seeds", "rates")},
     **{name: name for name in ("margin", "minutes", "tasks", "workers", "executor", "fraction", "of", "mode")},
-    **FIELDS, **SETTINGS, "method": "methods", "max": "largest", "pooling": "head.pooling", "dense": "head.dense",
+    **FIELDS, **SETTINGS, "method": "methods", "largest": "largest", "pooling": "head.pooling", "dense": "head.dense",
 }  # fmt: skip
 """Keys of experiments by the options of their commands."""
 INSIDE = re.compile(r"^(?:- )*(stages|adapters)\.([\w-]+): ")
@@ -74,7 +74,8 @@ def in_recipe_words(message: str, path: str | Path, overrides: Sequence[str] = (
     content = _names(root)
     table = next((kind for kind in TABLES if kind in content), None)
     given = {override.partition("=")[0] for override in overrides}
-    lines, prefix, named = [], "", False
+    lines: list[str] = []
+    prefix, named = "", False
     for line in message.split("\n"):
         inside = INSIDE.match(line)
         if inside:

@@ -98,12 +98,12 @@ def dimension(
     # before torch is imported: mistakes in the data show quickly
     dataset = read(
         data,
-        task=task,
+        task=task,  # type: ignore[arg-type]  # it checks
         text=text or [],
         label=label,
         limit=limit,
         validation=validation,
-        test=test,  # type: ignore[arg-type]
+        test=test,
     )
     from deltatune.comparison.intrinsic_dimension.dimension_config import DimensionConfig, plan_search
     from deltatune.comparison.intrinsic_dimension.dimension_report import draw_curve, summarise_search

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 pytest.importorskip("diffusers")
 
 import diffusers
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from tests.support.diffusion import DENOISERS, denoiser, inputs, predict, text_config
 
 import deltatune
@@ -21,6 +21,7 @@ from deltatune import DeltatuneError, Host, LoRA, find_sites
 from deltatune.core.delta import generator_for
 from deltatune.core.sites.convolutions import kernel_of
 from deltatune.core.sites.site import generic
+from deltatune.store.peft import peft_obstacles
 
 ROLES = {
     "unet": [
@@ -185,6 +186,25 @@ def test_lora_on_convolutions_equals_pefts() -> None:
                 parameter = state[f"{site.module}.lora_{factor}.default.weight"]
                 parameter.copy_(deltas[f"{name}.{factor}"].view_as(parameter))
     torch.testing.assert_close(predict(host.model, batch), predict(theirs, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", ["LoRA(r=3, sites='*')", "IA3()", "LoHa(sites='*.attn.*')", "OFT(block=4)", "LoKr()"]
+)
+def test_peft_loads_a_hosts_folder(method: str, tmp_path: Path) -> None:
+    host, batch = stirred(Host(denoiser("unet")), "a", method), inputs("unet")
+    theirs = PeftModel.from_pretrained(denoiser("unet"), host.save("a", tmp_path / "a"))
+    _close(predict(theirs, batch), predict(host.model, batch))
+
+
+def test_convolutions_that_peft_has_otherwise_are_not_written_for_it(tmp_path: Path) -> None:
+    host = Host(denoiser("unet"))
+    for method in ("IA3", "LoHa", "LoKr", "OFT", "BOFT", "VeRA", "FourierFT"):
+        reasons = peft_obstacles(deltatune.parse(f"{method}(sites=('*.attn.q', 'conv_out'))"), host)
+        assert reasons == [f"PEFT's {method} of a convolution has another form, and this one acts at conv_out"]
+    (flux,) = peft_obstacles(LoRA(sites="proj_out"), Host(denoiser("flux")))
+    assert flux.endswith("ends of their paths, and proj_out is that of single_transformer_blocks.0.proj_out too")
 
 
 # ---- the laws

@@ -46,7 +46,14 @@ def stirred(host: Host, name: str, method: str | Any, seed: int = 0) -> Host:
 
 
 @pytest.mark.parametrize(
-    "method", ["LoRA(r=3)", CONVOLUTIONS, "DoRA(r=2, sites=('*.attn.q', '*.conv1'))", "PiSSA(r=2)"]
+    "method",
+    [
+        CONVOLUTIONS,
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("LoRA(r=3)", "DoRA(r=2, sites=('*.attn.q', '*.conv1'))", "PiSSA(r=2)")
+        ),
+    ],
 )
 def test_diffusers_loads_what_a_host_saves(tmp_path: Path, method: str) -> None:
     ours, theirs, again = stable_diffusion(), stable_diffusion(), stable_diffusion()
@@ -65,6 +72,15 @@ def _host_of(pipe: Any) -> Host:
     """The host that the save calls of a hosted model belong to."""
     host: Host = vars(pipe.unet)["save_pretrained"].__self__.host
     return host
+
+
+@pytest.mark.slow
+def test_modules_whose_paths_end_alike_keep_their_ranks(tmp_path: Path) -> None:
+    method = "LoRA(r=3, sites=('*.proj_out', 'proj_out', '*.attn.q'), ranks=(('proj_out', 2),))"
+    host, theirs, batch = stirred(Host(denoiser("flux")), "ink", method), denoiser("flux"), inputs("flux")
+    file = host.save("ink", tmp_path / "ink") / FILE
+    theirs.load_lora_adapter(str(file), prefix="transformer", use_safetensors=True)  # type: ignore[operator]
+    torch.testing.assert_close(predict(theirs, batch), predict(host.model, batch), **CLOSE)
 
 
 @pytest.mark.slow

@@ -92,7 +92,26 @@ def peft_obstacles(method: Method, host: Host, head: nn.Module | bool | None = N
         return [f"{method!r} is several methods at once, and PEFT holds one"]
     if type(method).__name__ not in WRITES:
         return [f"PEFT has no {type(method).__name__}; it has: {', '.join(sorted(WRITES))}"]
-    return WRITES[type(method).__name__].obstacles(method, host, heads)
+    peft_format = WRITES[type(method).__name__]
+    return [*peft_format.obstacles(method, host, heads), *_other_than_pefts(method, host, peft_format)]
+
+
+def _other_than_pefts(method: Method, host: Host, peft_format: PeftFormat) -> list[str]:
+    """What PEFT would do otherwise in a denoiser: convolutions but LoRA's, and modules that it finds by path ends."""
+    if not host.sites.facts.denoiser:
+        return []
+    picked = method.pick(host.sites)
+    convolution = next((site.name for site in picked if site.kernel is not None), None)
+    name = type(method).__name__
+    problems = []
+    if convolution is not None and peft_format is not _LORA:
+        problems.append(f"PEFT's {name} of a convolution has another form, and this one acts at {convolution}")
+    paths = {site.module for site in picked}
+    for path in sorted(paths):
+        other = next((site.module for site in host.sites.values() if site.module.endswith(f".{path}")), None)
+        if other is not None:
+            problems.append(f"PEFT names modules by the ends of their paths, and {path} is that of {other} too")
+    return problems
 
 
 def left_out(head: nn.Module | bool | None) -> list[str]:

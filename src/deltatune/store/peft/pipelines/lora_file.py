@@ -23,7 +23,6 @@ from deltatune.core.sites.denoisers import is_denoiser, is_unread
 from deltatune.core.sites.site import Site
 from deltatune.store.atomic_files import plain_write_errors
 from deltatune.store.peft.peft_config import check_config, matching
-from deltatune.store.peft.peft_folder import peft_obstacles
 from deltatune.store.peft.peft_format import PeftFolder
 from deltatune.store.peft.peft_lora import LoRAFormat, check_lora_options, imported_lora
 from deltatune.store.peft.pipelines.lora_keys import COMPONENTS, first_code_names, module_names, read_key
@@ -57,7 +56,7 @@ def obstacles(host: Host, adapter: Adapter) -> list[str]:
     name = type(adapter.method).__name__
     if name not in _METHODS:
         return [f"diffusers' format holds {', '.join(_METHODS)}, not {adapter.method!r}; host.save keeps it in ours"]
-    return peft_obstacles(adapter.method, host, False)
+    return LoRAFormat().obstacles(adapter.method, host, ())
 
 
 def write_diffusers(host: Host, adapter: Adapter, folder: Path) -> None:

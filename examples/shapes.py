@@ -2,6 +2,7 @@
 
 python examples/shapes.py model shapes-model          # a Stable Diffusion pipeline of 1 MB: "a red circle"
 python examples/shapes.py style hollow hollow         # 120 pictures with captions in one style; the other is: night
+python examples/shapes.py score slider                # how hollow the shapes are that `deltatune draw` drew
 
 The pages of the documentation train a LoRA on each style and draw the grid over the slider with it.
 """
@@ -29,6 +30,8 @@ SHAPES = ("circle", "square", "triangle")
 LIGHT, DARK = (245, 245, 240), (30, 30, 50)
 """The background, by day and by night."""
 STYLES = ("plain", "hollow", "night")
+LOG_VARIANCE = -8.0
+"""Of the VAE's posterior."""
 TOKENS = 8
 """Tokens of a caption, its ends included."""
 
@@ -135,16 +138,23 @@ def train_vae(vae: AutoencoderKL, pixels: torch.Tensor, steps: int) -> None:
         if step % 100 == 99:
             print(f"vae step {step + 1}: {loss:.4f}", flush=True)
     with torch.no_grad():
+        narrow_posterior_(vae)
         vae.register_to_config(scaling_factor=float(1 / vae.encode(pixels[:256]).latent_dist.mean.std()))
+
+
+def narrow_posterior_(vae: AutoencoderKL) -> None:
+    """Give the posterior of every latent the same small variance, as that of Stable Diffusion's VAE is small."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = LOG_VARIANCE
 
 
 def train_denoiser(pipe: StableDiffusionPipeline, pixels: torch.Tensor, captions: list[str], steps: int) -> None:
     """The noise-prediction loss, denoiser and text encoder together; a tenth of the captions is left out."""
     vae, unet, encoder, scheduler = pipe.vae, pipe.unet, pipe.text_encoder, pipe.scheduler
     with torch.no_grad():
-        latents = (
-            torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)]) * vae.config.scaling_factor
-        )
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)])
+        latents = latents * vae.config.scaling_factor
     ids = pipe.tokenizer([*captions, ""], padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     parameters = [*unet.parameters(), *encoder.parameters()]
     optimizer, schedule = optimize(parameters, steps, 2e-3)
@@ -176,6 +186,32 @@ def make_model(folder: Path, vae_steps: int, steps: int, seed: int = 0) -> None:
     pipe.save_pretrained(folder)
 
 
+def hollow_share(picture: NDArray[np.uint8]) -> float:
+    """How much of the middle of a shape is background: 0 for a filled shape, 1 for an outline.
+
+    The middle is the central third of the shape's bounding box, in a triangle a little lower.
+    """
+    background = np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), 0)
+    ink = np.abs(picture.astype(float) - background).sum(-1) > 120
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    if not len(rows):
+        return 1.0
+    top, height = rows[0], rows[-1] - rows[0] + 1
+    left, width = columns[0], columns[-1] - columns[0] + 1
+    middle = ink[top + height * 5 // 12 : top + height * 3 // 4, left + width // 3 : left + width * 2 // 3]
+    return float(1 - middle.mean())
+
+
+def print_scores(folder: Path) -> None:
+    """Mean share of hollow pixels at each weight of a slider."""
+    shares: dict[float, list[float]] = {}
+    for made in json.loads((folder / "pictures.json").read_text())["pictures"]:
+        picture = np.asarray(Image.open(folder / made["file"]).convert("RGB"))
+        shares.setdefault(sum(made["adapters"].values()), []).append(hollow_share(picture))
+    for weight, values in sorted(shares.items()):
+        print(f"weight {weight:g}: {np.mean(values):.2f}")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,11 +223,15 @@ def main() -> None:
     style = commands.add_parser("style")
     style.add_argument("style", choices=STYLES)
     style.add_argument("folder", type=Path)
+    score = commands.add_parser("score")
+    score.add_argument("folder", type=Path, help="what `deltatune draw` wrote")
     asked = parser.parse_args()
     if asked.command == "model":
         make_model(asked.folder, asked.vae_steps, asked.steps)
-    else:
+    elif asked.command == "style":
         write_style(asked.folder, asked.style)
+    else:
+        print_scores(asked.folder)
 
 
 if __name__ == "__main__":

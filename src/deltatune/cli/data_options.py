@@ -144,7 +144,9 @@ def sources_of_parts(mixture: Any, sources: Sequence[str]) -> dict[str, str]:
 
 
 def check_single(task: Any) -> None:
-    """Raise DeltatuneError for a mixture whose part is not named."""
+    """Raise DeltatuneError for a mixture whose part is not named, and for an adapter that draws."""
+    if task.label_kind == "image":
+        raise DeltatuneError('this adapter draws pictures: deltatune draw --adapter FOLDER --text "what to draw"')
     if task.label_kind == "mixture":
         raise DeltatuneError(f"this adapter is a mixture of {', '.join(task.parts)}: name the rows' part with --part")
 

@@ -43,6 +43,8 @@ def rows_of(session: Session | ServerSession, source: str, split: str | None) ->
         raise _no_split(split, SPLITS)
     data = read(source, text=task.text, label=label, kind=kind)
     splits = data.splits()
+    if split is None and not data.test:  # pictures: no test split is made of them
+        split = "all"
     if split == "all":
         return {"all": [row for rows in splits.values() for row in rows]}, list(data.notes)
     if split is None:

@@ -147,7 +147,8 @@ def data_record(data: Data, source: str) -> dict[str, Any]:
         content.update(split.encode())
         for row in rows:
             names = [name for name in (*data.text, data.label, "references") if name in row]
-            content.update(dumps([row[name] for name in names], "a row", ensure_ascii=True).encode())
+            values = [getattr(row[name], "digest", row[name]) for name in names]  # files count by their bytes
+            content.update(dumps(values, "a row", ensure_ascii=True).encode())
     return {
         "source": source,
         "origin": data.origin,

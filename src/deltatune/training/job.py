@@ -37,6 +37,9 @@ from deltatune.training.train_adapter import Outcome
 METHOD = "LoRA(r=8)"
 """The method if none is named."""
 
+FEW_STEPS = 100
+"""Optimizer steps on pictures below which a note says that they are few."""
+
 Check = Callable[[Method, Host, nn.Module | None], list[str]]
 """Checks a method before it is attached; raises, or returns notes for the user."""
 
@@ -120,6 +123,8 @@ def prepare(job: Job, check: Check | None = None, open_base: OpenBase = open_hos
         method, steps = session.adapter.method, steps_of(settings, len(encoded["train"]))
         rate = recommended_rate(method, steps) if start is None else method.learning_rate
         settings = dataclasses.replace(settings, learning_rate=rate)
+    if isinstance(session.task, TextToImage) and (steps := steps_of(settings, len(encoded["train"]))) < FEW_STEPS:
+        notes = [*notes, f"these are {steps} steps: a style takes some hundreds (--steps, --batch-size)"]
     if start is None:
         return Prepared(session, settings, job.data, encoded, notes, init=job.init)
     sources = list(getattr(job.data, "sources", {}).values())

@@ -22,6 +22,13 @@ def gradient_checkpointing(model: nn.Module, enabled: bool) -> Iterator[None]:
     if not enabled or getattr(model, f"is_{kind}_checkpointing", False):
         yield
         return
+    if getattr(model, "_supports_gradient_checkpointing", False):  # a model of diffusers
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            model.disable_gradient_checkpointing()  # type: ignore[operator]
+        return
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise DeltatuneError(
             f"{type(model).__name__} does not support gradient checkpointing; set checkpointing=False and split "

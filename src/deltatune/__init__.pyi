@@ -66,7 +66,7 @@ from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.adapter_store.adapter_store import AdapterStore as AdapterStore
 from deltatune.store.arithmetic.task_arithmetic import Combined as Combined
 from deltatune.store.arithmetic.task_arithmetic import combine as combine
-from deltatune.store.exports.export import export as export
+from deltatune.store.exports.export_adapters import export as export
 from deltatune.store.loralib import load_loralib as load_loralib
 from deltatune.store.pipeline_hosts import PipelineHosts as PipelineHosts
 from deltatune.store.quantized_model import save_quantized as save_quantized

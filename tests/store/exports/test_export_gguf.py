@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tests.support.byte_tokenizer import TEXTS, byte_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -26,6 +25,7 @@ from deltatune.store.exports.gguf.gguf_files import adapter_tensors, read_tensor
 from deltatune.store.exports.gguf.gguf_target import NOT_READ
 from deltatune.store.exports.gguf.gguf_tokenizer import _LLAMA3, _QWEN2, cut_name, tokenizer_metadata, tokenizer_rules
 from deltatune.store.exports.lora_factors import lora_factors
+from support.byte_tokenizer import TEXTS, byte_tokenizer
 
 gguf = pytest.importorskip("gguf")
 

@@ -11,7 +11,7 @@ from torch import nn
 import deltatune as dt
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.exports import export_target, lora_folder
-from deltatune.store.exports.export_target import Exported
+from deltatune.store.exports.export_target import ExportedFiles
 from deltatune.store.exports.lora_factors import lora_factors
 from deltatune.store.exports.vllm_architectures import SERVED
 from deltatune.store.peft import peft_folder
@@ -256,7 +256,7 @@ class Plain:
     def prepare(self, request):
         def write(folder):
             (folder / "name.txt").write_text(request.name)
-            return Exported(folder, "plain", "lora", 0.0)
+            return ExportedFiles(folder, "plain", "lora", 0.0)
 
         return write
 

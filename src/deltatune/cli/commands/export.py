@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from deltatune.core.host import Host
-    from deltatune.store.exports.export_target import Exported
+    from deltatune.store.exports.export_target import ExportedFiles
 
 
 def export(
@@ -98,11 +98,11 @@ def export(
       deltatune export runs/reviews --for onnx --out reviews-onnx
     """
     from deltatune.models.loading import quiet
-    from deltatune.store.exports.export import export as write
+    from deltatune.store.exports.export_adapters import export as write
     from deltatune.store.exports.export_target import read_target
     from deltatune.store.exports.lora_factors import EXACT
 
-    whole = "lora" not in read_target(target).forms
+    read_target(target)  # a wrong name is told before any model is loaded
     with ExitStack() as stack:
         folders = _folders(adapters, store, out, stack)
         host, names, tokenizer = _loaded(folders, model, other_base)
@@ -113,7 +113,7 @@ def export(
                 out,
                 target,
                 tokenizer=tokenizer,
-                merge=merge or whole,
+                merge=merge,
                 weight=weight,
                 dtype=dtype,
                 rank=rank,
@@ -191,7 +191,7 @@ def _base_of(path: Path, config: dict[str, Any], model: str | None) -> tuple[Hos
     return open_host(str(place), "text" if "CausalLM" in kinds or "LMHead" in kinds else "row")
 
 
-def _content(name: str, exported: Exported) -> dict[str, Any]:
+def _content(name: str, exported: ExportedFiles) -> dict[str, Any]:
     return {
         "name": name,
         "folder": str(exported.folder),
@@ -204,7 +204,7 @@ def _content(name: str, exported: Exported) -> dict[str, Any]:
     }
 
 
-def _lines(host: Host, name: str, exported: Exported) -> list[tuple[str, str]]:
+def _lines(host: Host, name: str, exported: ExportedFiles) -> list[tuple[str, str]]:
     pairs = [("adapter", repr(host.adapters[name].method)), ("for", exported.target)]
     if exported.rank is not None:
         pairs.append(("rank", str(exported.rank)))

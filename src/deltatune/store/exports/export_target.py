@@ -42,7 +42,7 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFiles:
     """What was written."""
 
     folder: Path
@@ -61,7 +61,7 @@ class Exported:
     """How the other program loads it: command lines."""
 
 
-Write = Callable[[Path], Exported]
+Write = Callable[[Path], ExportedFiles]
 """Writes into an empty folder, reads the files back and compares. Raises DeltatuneError if they differ."""
 
 

@@ -17,7 +17,7 @@ from deltatune.core.host import Host
 from deltatune.core.merging import merge_obstacles
 from deltatune.store.atomic_files import MANIFEST
 from deltatune.store.exports import vllm_architectures
-from deltatune.store.exports.export_target import CannotExport, Exported, ExportRequest, Form, Write
+from deltatune.store.exports.export_target import CannotExport, ExportedFiles, ExportRequest, Form, Write
 from deltatune.store.exports.lora_factors import EXACT, LoRAFactors, NoLoRAForm, lora_factors
 from deltatune.store.exports.lora_folder import check_lora_folder, write_lora_folder
 from deltatune.store.fingerprint import quantizations
@@ -72,13 +72,13 @@ class LoRAServer:
         made = factors
         dtype = _dtype(request)
 
-        def write(folder: Path) -> Exported:
+        def write(folder: Path) -> ExportedFiles:
             write_lora_folder(host, name, made, folder, dtype)
             largest, error = check_lora_folder(host, name, request.weight, folder, made, dtype)
             base = str(getattr(host.model.config, "_name_or_path", "") or "BASE")
             line = self.serve_lora.format(base=base, name=name, folder=folder, rank=self._limit(made.rank))
             notes = (*_conversion(request, made), *self._notes(host))
-            return Exported(folder, self.label, "lora", largest, error, made.rank, notes, (line,))
+            return ExportedFiles(folder, self.label, "lora", largest, error, made.rank, notes, (line,))
 
         return write
 
@@ -141,7 +141,7 @@ class LoRAServer:
         if problems:
             raise CannotExport([*problems, f"it can be served unmerged by `deltatune serve`, not by {self.label}"])
 
-        def write(folder: Path) -> Exported:
+        def write(folder: Path) -> ExportedFiles:
             done = save_merged(host, name, folder, request.tokenizer, _dtype(request), request.weight)
             (folder / MANIFEST).unlink()  # the folder's own is written at the end
             if host.adapters[name].head is not None and done.classifier is None:
@@ -150,7 +150,7 @@ class LoRAServer:
                     f"{self.label} would serve the body without it"
                 )
             line = self.serve_model.format(folder=folder)
-            return Exported(folder, self.label, "model", done.difference, done.error, None, done.notes, (line,))
+            return ExportedFiles(folder, self.label, "model", done.difference, done.error, None, done.notes, (line,))
 
         return write
 

@@ -18,7 +18,7 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Family:
+class GGUFFamily:
     """One architecture of llama.cpp."""
 
     arch: str
@@ -36,12 +36,12 @@ class Family:
     """Whether its config may ask for sliding windows, which llama.cpp's architecture does not have."""
 
 
-FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family("llama", "silu", turned=True),
-    "MistralForCausalLM": Family("llama", "silu", turned=True, sliding=True),
-    "Qwen2ForCausalLM": Family("qwen2", "silu", sliding=True),
-    "Qwen3ForCausalLM": Family("qwen3", "silu", sliding=True),
-    "GPT2LMHeadModel": Family(
+FAMILIES: Mapping[str, GGUFFamily] = {
+    "LlamaForCausalLM": GGUFFamily("llama", "silu", turned=True),
+    "MistralForCausalLM": GGUFFamily("llama", "silu", turned=True, sliding=True),
+    "Qwen2ForCausalLM": GGUFFamily("qwen2", "silu", sliding=True),
+    "Qwen3ForCausalLM": GGUFFamily("qwen3", "silu", sliding=True),
+    "GPT2LMHeadModel": GGUFFamily(
         "gpt2",
         "gelu_new",
         transposed=("c_attn", "c_proj", "c_fc"),

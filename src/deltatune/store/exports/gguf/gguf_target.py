@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.merging import computing_dtype, difference, merge_obstacles, rounding_tolerance, verification_output
-from deltatune.store.exports.export_target import CannotExport, Exported, ExportRequest, Form, Write
+from deltatune.store.exports.export_target import CannotExport, ExportedFiles, ExportRequest, Form, Write
 from deltatune.store.exports.gguf.gguf_families import family_notes, family_obstacles
 from deltatune.store.exports.gguf.gguf_files import (
     adapter_tensors,
@@ -72,7 +72,7 @@ def _adapter(request: ExportRequest, problems: list[str]) -> Write:
     if problems:
         raise CannotExport([*problems, *_advice(request)])
 
-    def write(folder: Path) -> Exported:
+    def write(folder: Path) -> ExportedFiles:
         file = folder / ADAPTER
         dtype = request.dtype or "float32"
         write_adapter(kind, config, factors, file, dtype, name)
@@ -91,7 +91,7 @@ def _adapter(request: ExportRequest, problems: list[str]) -> Write:
             *family_notes(kind, config),
         )
         usage = (f"llama-cli -m BASE.gguf --lora {file}", f"llama-cli -m BASE.gguf --lora-scaled {file}:0.5")
-        return Exported(folder, "GGUF", "lora", worst, None, factors.rank, notes, usage)
+        return ExportedFiles(folder, "GGUF", "lora", worst, None, factors.rank, notes, usage)
 
     return write
 
@@ -112,7 +112,7 @@ def _model(request: ExportRequest, problems: list[str]) -> Write:
     if problems:
         raise CannotExport(problems)
 
-    def write(folder: Path) -> Exported:
+    def write(folder: Path) -> ExportedFiles:
         file, dtype = folder / MODEL, request.dtype or "float32"
         expected, base = outputs(host, {name: request.weight}), outputs(host, None)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.merged.") as work:
@@ -134,13 +134,13 @@ def _model(request: ExportRequest, problems: list[str]) -> Write:
         if dtype == "q8_0" and error is not None:
             notes.append(f"q8_0 changes the outputs by {100 * error:.2g} % of what the adapter does to them")
         usage = (f"llama-cli -m {file}", f"ollama create NAME -f Modelfile   # Modelfile: FROM {file}")
-        return Exported(folder, "GGUF", "model", largest, error, None, tuple(notes), usage)
+        return ExportedFiles(folder, "GGUF", "model", largest, error, None, tuple(notes), usage)
 
     return write
 
 
 def _read(folder: Path, config: Any) -> Any:
-    """The model of the file, as transformers reads it: from the file alone, apart from what it does not take from there."""
+    """The model as transformers reads it from the file, apart from the fields that it does not take from there."""
     stored: Any = AutoConfig.from_pretrained(str(folder), gguf_file=MODEL)
     for field in NOT_READ & set(vars(config)):
         setattr(stored, field, getattr(config, field))

@@ -17,7 +17,7 @@ from torch import Tensor
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.merging import merge_obstacles
 from deltatune.store.atomic_files import read_json, write_json
-from deltatune.store.exports.export_target import CannotExport, Exported, ExportRequest, Form, Write
+from deltatune.store.exports.export_target import CannotExport, ExportedFiles, ExportRequest, Form, Write
 from deltatune.store.exports.onnx.onnx_graph import (
     ExportedModel,
     check_packages,
@@ -73,7 +73,7 @@ class ONNXTarget:
 ONNX = ONNXTarget()
 
 
-def _write(request: ExportRequest, folder: Path) -> Exported:
+def _write(request: ExportRequest, folder: Path) -> ExportedFiles:
     host, name = request.host, request.name
     task = host.adapters[name].extra.get("task")
     kind = str(task.get("task", "")) if isinstance(task, Mapping) else ""
@@ -114,7 +114,7 @@ def _write(request: ExportRequest, folder: Path) -> Exported:
     usage = (
         f'onnxruntime.InferenceSession("{folder / MODEL}").run(None, dict(tokenizer(texts, return_tensors="np")))',
     )
-    return Exported(folder, "ONNX", "model", largest, error, None, tuple(notes), usage)
+    return ExportedFiles(folder, "ONNX", "model", largest, error, None, tuple(notes), usage)
 
 
 def _model(request: ExportRequest, names: tuple[str, ...], kind: str) -> ExportedModel:

@@ -14,7 +14,7 @@ from deltatune.core.host import Host
 from deltatune.store.atomic_files import write_folder, write_json
 from deltatune.store.exports.export_target import (
     CannotExport,
-    Exported,
+    ExportedFiles,
     ExportRequest,
     ExportTarget,
     Write,
@@ -37,7 +37,7 @@ def export(
     dtype: str | None = None,
     rank: int = 64,
     bound: float = EXACT,
-) -> list[Exported]:
+) -> list[ExportedFiles]:
     """Write adapters in the files that another program serves: vllm, sglang, tgi, gguf or onnx.
 
     One name fills `folder`; several fill a folder each, `folder/NAME`. What the program would refuse, or serve as
@@ -48,6 +48,7 @@ def export(
     """
     names = [name] if isinstance(name, str) else list(name)
     chosen = read_target(target)
+    merge = merge or "lora" not in chosen.forms  # what takes whole models alone needs no word for it
     problems = _problems(host, names, chosen, target, merge, dtype, rank, bound)
     raise_all(problems, f"cannot export for {target}:" if problems else "")
     requests = [ExportRequest(host, each, tokenizer, weight, merge, dtype, rank, bound) for each in names]
@@ -58,7 +59,7 @@ def export(
         except CannotExport as error:
             problems += [f"{request.name}: {text}" if len(names) > 1 else text for text in error.problems]
     raise_all(problems, f"{target} cannot take {' and '.join(map(repr, names))} as it is:" if problems else "")
-    done: list[Exported] = []
+    done: list[ExportedFiles] = []
     place = Path(folder)
 
     def fill(work: Path) -> None:
@@ -111,7 +112,7 @@ def _problems(
     return problems
 
 
-def _record(request: ExportRequest, exported: Exported, target: str) -> dict[str, Any]:
+def _record(request: ExportRequest, exported: ExportedFiles, target: str) -> dict[str, Any]:
     adapter = request.host.adapters[request.name]
     return {
         "adapter": request.name, "method": repr(adapter.method), "for": target, "form": exported.form,
@@ -120,7 +121,7 @@ def _record(request: ExportRequest, exported: Exported, target: str) -> dict[str
     }  # fmt: skip
 
 
-def _placed(exported: Exported, folder: Path) -> Exported:
+def _placed(exported: ExportedFiles, folder: Path) -> ExportedFiles:
     """The result with the folder's final place, also in its command lines."""
     work = str(exported.folder)
     usage = tuple(line.replace(work, str(folder)) for line in exported.usage)

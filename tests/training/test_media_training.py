@@ -156,7 +156,7 @@ def test_speech_is_learned_and_the_longest_sound_is_inferred(tmp_path: Path, mas
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["Full()", "Probe()", "BitFit()", "IA3()", "Bottleneck(size=8)", "Prefix(length=4)", "TopLayers(k=1)", "DoRA(r=4)"],
+    ["Full()", "Probe()", "BitFit()", "IA3()", "Bottleneck(size=8)", "Prefix(length=4)", "TopLayers(layers=1)", "DoRA(r=4)"],
 )
 def test_methods_train_on_images(vit: Path, bars: Path, tmp_path: Path, method: str) -> None:
     metrics = trained(vit, bars, tmp_path / "run", method, epochs=2)
@@ -210,3 +210,38 @@ def test_a_merged_speech_classifier_has_an_identity_before_its_pooling(tmp_path:
         assert merged.classifier == "Wav2Vec2ForSequenceClassification"
         assert merged.difference < 1e-5
         assert load_backbone(str(merged.folder))[1].fingerprint == processor.fingerprint  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_csv_of_numbers_and_one_of_several_classes(vit: Path, bars: Path, tmp_path: Path) -> None:
+    names = sorted(bars.rglob("*.png"))
+    numbers = [f"{name},{(name.parent.name == 'lying') + 0.01 * i}" for i, name in enumerate(names)]
+    sets = [f'{name},"[""bar"", ""{name.parent.name}""]"' for name in names]
+    for file, lines, kind in (("numbers.csv", numbers, "number"), ("sets.csv", sets, "many")):
+        (tmp_path / file).write_text("\n".join(["image,label", *lines]))
+        data = read(tmp_path / file)
+        assert (data.kind, data.inputs) == (kind, "image")
+        metrics = trained(vit, tmp_path / file, tmp_path / kind, "LoRA(r=4)", epochs=2)
+        assert all(np.isfinite(score) for score in metrics["test"].values())
+        assert open_adapter(tmp_path / kind).task.label_kind == kind
+
+
+@pytest.mark.slow
+def test_the_command_line_predicts_files_folders_and_tables(vit: Path, bars: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from deltatune.cli.app import app
+
+    trained(vit, bars, tmp_path / "run", "Probe()", epochs=1)
+    folder, files = bars / "test" / "lying", sorted((bars / "test" / "lying").glob("*.png"))
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["image", *map(str, files)]))
+    answers = []
+    for named in ([str(folder)], [str(file) for file in files], [str(table)]):
+        result = CliRunner().invoke(app, ["predict", "--adapter", str(tmp_path / "run"), *named])
+        assert result.exit_code == 0, result.output
+        answers.append([line for line in result.stdout.splitlines() if line.startswith("{")])
+    assert len(answers[0]) == len(files)
+    assert answers[0] == answers[1] == answers[2]
+    result = CliRunner().invoke(app, ["predict", "--adapter", str(tmp_path / "run"), str(table), str(table)])
+    assert result.exit_code != 0

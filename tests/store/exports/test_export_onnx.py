@@ -33,6 +33,7 @@ def run(folder, ids, mask):
     return {entry.name: torch.from_numpy(value) for entry, value in zip(session.get_outputs(), values, strict=True)}
 
 
+@pytest.mark.slow
 def test_a_classifier_runs_in_onnxruntime_alone(tmp_path, tiny_tokenizer):
     """The classes of onnxruntime and of the adapter are equal, on shapes that were not traced, with padding."""
     host = host_with("LoRA(r=3)", labels=["bad", "fair", "good"])

@@ -14,7 +14,6 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from peft import LoraConfig, PeftModel
-from tests.support.diffusion import DENOISERS, denoiser, inputs, predict, text_config
 
 import deltatune
 from deltatune import DeltatuneError, Host, LoRA, find_sites
@@ -22,6 +21,7 @@ from deltatune.core.delta import generator_for
 from deltatune.core.sites.convolutions import kernel_of
 from deltatune.core.sites.site import generic
 from deltatune.store.peft import peft_obstacles
+from support.diffusion import DENOISERS, denoiser, inputs, predict, text_config
 
 ROLES = {
     "unet": [

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tests.support.diffusion import (
+
+import deltatune
+from deltatune import DeltatuneError, Host, LoRA, PipelineHosts
+from deltatune.core.delta import generator_for
+from deltatune.store.peft.pipelines.lora_file import FILE
+from deltatune.store.peft.pipelines.lora_keys import first_code_names, module_names
+from support.diffusion import (
     denoiser,
     draw,
     inputs,
@@ -24,12 +31,6 @@ from tests.support.diffusion import (
     stable_diffusion,
     stable_diffusion_3,
 )
-
-import deltatune
-from deltatune import DeltatuneError, Host, LoRA, PipelineHosts
-from deltatune.core.delta import generator_for
-from deltatune.store.peft.pipelines.lora_file import FILE
-from deltatune.store.peft.pipelines.lora_keys import first_code_names, module_names
 
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}
 """Two steps of a pipeline multiply rounding."""
@@ -344,3 +345,27 @@ def test_models_with_pefts_layers_are_refused(tmp_path: Path) -> None:
         Host(pipe.unet)
     pipe.unload_lora_weights()
     assert isinstance(Host(pipe.unet).model, nn.Module)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the page about diffusion models, on a tiny pipeline."""
+    text = (Path(__file__).parents[2] / "docs/diffusion.md").read_text(encoding="utf-8").partition("\n## Train")[0]
+
+    class Short(StableDiffusionPipeline):
+        def __call__(self, prompt: Any, **options: Any) -> Any:
+            return super().__call__(prompt, num_inference_steps=1, height=8, width=8, **options)
+
+    def tiny(*names: str) -> Any:
+        pipe = stable_diffusion()
+        pipe.__class__ = Short
+        return pipe
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", tiny)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert len(names["grid"]) == 3
+    assert (tmp_path / "ink-with-text" / FILE).is_file()

@@ -61,6 +61,7 @@ from deltatune.methods.representations.reft import DiReFT as DiReFT
 from deltatune.methods.representations.reft import LoReFT as LoReFT
 from deltatune.methods.representations.reft import ReFT as ReFT
 from deltatune.models.loading import load_backbone as load_backbone
+from deltatune.models.pipelines import load_pipeline as load_pipeline
 from deltatune.models.quantization.quantize_model import dequantize_ as dequantize_
 from deltatune.models.quantization.quantize_model import quantize_ as quantize_
 from deltatune.store.adapter_store.adapter_store import AdapterStore as AdapterStore
@@ -71,6 +72,7 @@ from deltatune.store.loralib import load_loralib as load_loralib
 from deltatune.store.pipeline_hosts import PipelineHosts as PipelineHosts
 from deltatune.store.quantized_model import save_quantized as save_quantized
 from deltatune.tasks.classification import Classify as Classify
+from deltatune.tasks.diffusion.text_to_image import TextToImage as TextToImage
 from deltatune.tasks.heads import Head as Head
 from deltatune.tasks.heads import HeadConfig as HeadConfig
 from deltatune.tasks.prompts.templates import Template as Template

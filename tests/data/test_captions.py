@@ -50,7 +50,7 @@ def test_folders_of_splits_and_other_columns(tmp_path):
         folder = write_pictures(tmp_path / split, count)
         renamed = (folder / "metadata.jsonl").read_text().replace('"text"', '"words"')
         (folder / "metadata.jsonl").write_text(renamed)
-    with pytest.raises(DeltatuneError, match="no column of captions .*--text names it"):
+    with pytest.raises(DeltatuneError, match=r"no column of captions .*--text names it"):
         read(tmp_path, task="image")
     data = read(tmp_path, task="image", text=["words"])
     assert [len(rows) for rows in data.splits().values()] == [3, 2, 1]

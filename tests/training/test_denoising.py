@@ -1,4 +1,4 @@
-"""Training on pictures: the loss falls, a run resumes bit for bit, and every kind of denoiser is called as it should."""
+"""Training on pictures: the loss falls, a run resumes bit for bit, and denoisers are called as they should be."""
 
 from __future__ import annotations
 

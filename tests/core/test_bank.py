@@ -265,6 +265,30 @@ def test_norms_of_dora_are_those_of_the_base_alone():
         put(host, "c", "bert", "DoRA(r=3)")
 
 
+def test_places_of_fourierft_must_be_the_same_to_share_stacks():
+    host, batch = make_host("bert"), inputs("bert")
+    for name, text in (("a", "FourierFT(n=9)"), ("b", "FourierFT(n=9)"), ("c", "FourierFT(n=9, seed=3)")):
+        put(host, name, "bert", text, seed=ord(name))
+        attach_same(host, f"{name}0", "bert", text, seed=ord(name))
+    assert groups(host) == [["a", "b"], ["c"]]
+    host.use(["a", "c", "b"])
+    in_bank = outputs(host, batch)
+    host.use(["a0", "c0", "b0"])
+    assert_close(in_bank, outputs(host, batch), "two groups of places")
+
+
+@pytest.mark.parametrize("r", [2, 6, 8])
+def test_pairs_of_loha_take_no_more_than_the_matrix(r):
+    """From r² above a width on, the stacks hold the matrix itself, also where r is no power of two."""
+    host, batch = make_host("bert"), inputs("bert")
+    put(host, "b", "bert", f"LoHa(r={r}, sites='*.ffn.{{in,out}}')")
+    attach_same(host, "a", "bert", f"LoHa(r={r}, sites='*.ffn.{{in,out}}')")
+    host.use(["b", None, "b"])
+    in_bank = outputs(host, batch)
+    host.use(["a", None, "a"])
+    assert_close(in_bank, outputs(host, batch), f"LoHa of rank {r}")
+
+
 def test_projections_of_vera_are_kept_once():
     host = make_host("bert")
     for i in range(3):
@@ -354,7 +378,13 @@ def test_a_compiled_model_takes_a_route_of_a_bank(text):
         assert_close(compiled(**batch)[0], wanted, f"{text}, another route", within=1e-5)
 
 
-@pytest.mark.parametrize("text", ["LoRA(r=3, sites='*.ffn.in')", "Houlsby(size=3)", "IA3()", "UniPELT()"])
+SLOW = [
+    pytest.param(f"{name}(sites='*.ffn.in')", marks=pytest.mark.slow)
+    for name in ("LoHa", "LoKr", "VBLoRA", "FourierFT", "OFT", "BOFT")
+]
+
+
+@pytest.mark.parametrize("text", ["LoRA(r=3, sites='*.ffn.in')", "Houlsby(size=3)", "IA3()", "UniPELT()", *SLOW])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_modules_that_see_tokens_as_rows(text, autocast):
     """OPT's FFN gets the tokens of all rows in one dimension; under autocast float32 stacks meet bfloat16."""

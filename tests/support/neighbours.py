@@ -122,8 +122,9 @@ def _installed(name):
 
 
 def rows():
-    """All rows, by their files' names."""
-    return [row_of(path) for path in sorted(FOLDER.glob("test_*.py")) if path.stem != "test_table"]
+    """All rows, by their names."""
+    found = [row_of(path) for path in FOLDER.glob("test_*.py") if path.stem != "test_table"]
+    return sorted(found, key=lambda row: row.name.strip("`").lower())
 
 
 def row_of(path):

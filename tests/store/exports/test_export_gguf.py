@@ -254,3 +254,12 @@ def test_llama_cpp_computes_the_same(tmp_path):
     other_programs.write(str(tmp_path / "base"), str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "expected.json").read_text())["adapters"]
     assert other_programs.check_llama(str(tmp_path / "out")) == 0
+
+
+def test_the_end_token_of_the_tokenizer_may_be_another_than_the_configs(tmp_path):
+    (done,) = dt.export(
+        host_of("LlamaForCausalLM"), "x", tmp_path / "out", "gguf", merge=True, tokenizer=sentencepiece_tokenizer()
+    )
+    assert done.difference < 2e-5
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2

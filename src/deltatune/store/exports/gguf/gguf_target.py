@@ -29,8 +29,9 @@ from deltatune.store.exports.lora_factors import NoLoRAForm, lora_factors
 from deltatune.store.merged_model import outputs, relative_error, save_merged
 
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
-NOT_READ = {"n_positions", "head_dim"}
-"""Fields of configs that are in the file and that transformers leaves at their defaults, of GPT-2 and Qwen3."""
+NOT_READ = {"n_positions", "head_dim", "eos_token_id"}
+"""Fields of configs that transformers does not take from the file, of GPT-2 and Qwen3; and the end token, which is the
+tokenizer's there, and by which verification inputs are made."""
 _COARSE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

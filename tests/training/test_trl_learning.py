@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import PrinterCallback
+from transformers import LlamaForSequenceClassification, PrinterCallback
 
 import deltatune
 from deltatune import IA3, BitFit, Bottleneck, LoRA, LoReFT, Prefix, Prompt, PTuning, ReferenceModel
@@ -90,8 +90,10 @@ def test_dpo(method, tmp_path):
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_reward(method, tmp_path):
     trl = library("trl")
-    model = models.tiny("llama", "classify", num_labels=1)
-    model.config.pad_token_id = 0
+    config = models.tiny("llama", "lm").config
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config)
     host = deltatune.Host(model)
     host.attach("a", method)
     whole = [{name: row["prompt"] + row[name] for name in ("chosen", "rejected")} for row in PAIRS]
@@ -139,8 +141,11 @@ def test_a_soft_prompt_has_pefts_loss_and_token_accuracy(tmp_path):
     """Virtual tokens change the lengths of labels and masks: TRL must count what it counts with PEFT."""
     trl, peft = library("trl"), library("peft")
     host = hosted("llama", Prompt(length=4))
-    host.save("a", tmp_path / "prompt")
-    theirs = peft.PeftModel.from_pretrained(hosted("llama", None).model, tmp_path / "prompt", is_trainable=True)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    theirs = peft.get_peft_model(hosted("llama", None).model, config)
+    [(_, values)] = host.trainable("a")
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(values)
     logs = []
     for model in (host.model, theirs):
         args = arguments(trl.SFTConfig, tmp_path / "run", 3)
@@ -148,3 +153,15 @@ def test_a_soft_prompt_has_pefts_loss_and_token_accuracy(tmp_path):
         logs.append(trained(trl.SFTTrainer(model, args=args, train_dataset=rows(text), processing_class=tokenizer())))
     for name in ("loss", "mean_token_accuracy"):
         assert [entry[name] for entry in logs[0]] == pytest.approx([entry[name] for entry in logs[1]], rel=1e-4)
+
+
+def test_a_change_of_the_head_that_trl_would_not_train_is_refused(tmp_path):
+    trl = library("trl")
+    host = hosted("llama", None)
+    host.attach("a", LoRA(r=2, sites="lm_head"))
+    trainer = trl.SFTTrainer(
+        host.model, args=arguments(trl.SFTConfig, tmp_path), train_dataset=rows([{"text": text} for text in TEXTS]),
+        processing_class=tokenizer(),
+    )  # fmt: skip
+    with pytest.raises(deltatune.DeltatuneError, match=r"'a' changes the language-model head.*Leave lm_head out"):
+        trainer.train()

@@ -20,6 +20,7 @@ from deltatune import DeltatuneError, Host, LoRA, find_sites
 from deltatune.core.delta import generator_for
 from deltatune.core.sites.convolutions import kernel_of
 from deltatune.core.sites.site import generic
+from deltatune.models.quantization.quantize_model import quantize_
 from deltatune.store.peft import peft_obstacles
 from support.diffusion import DENOISERS, denoiser, inputs, predict, text_config
 
@@ -129,7 +130,13 @@ def test_fused_projections_are_refused() -> None:
     with pytest.raises(DeltatuneError, match=r"fused.*unfuse_qkv_projections\(\)"):
         Host(model)
     model.unfuse_qkv_projections()
-    Host(model)
+    stirred(Host(model), "a", "LoRA(r=2)")
+    wanted = predict(model, inputs("unet"))
+    model.fuse_qkv_projections()
+    with pytest.raises(DeltatuneError, match="adapters there would have no effect"):
+        predict(model, inputs("unet"))
+    model.unfuse_qkv_projections()
+    assert torch.equal(predict(model, inputs("unet")), wanted)
 
 
 def test_prefixes_are_refused_in_words() -> None:
@@ -359,6 +366,25 @@ def test_a_clip_text_encoder_has_a_host() -> None:
 
 
 @pytest.mark.slow
+def test_a_quantised_denoiser() -> None:
+    model, batch = denoiser("unet"), inputs("unet")
+    quantize_(model, "nf4")
+    host = stirred(Host(model), "a", "LoRA(r=3, sites='*')")
+    live = predict(model, batch)
+    assert host.merge_("a") < 1e-4
+    _close(predict(model, batch), live)
+    host.unmerge_("a")
+    assert torch.equal(predict(model, batch), live)
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser() -> None:
+    host, batch = stirred(Host(denoiser("unet")), "a", "LoRA(r=3, sites='*')"), inputs("unet")
+    compiled: Any = torch.compile(host.model, fullgraph=True, backend="aot_eager")
+    _close(predict(compiled, batch), predict(host.model, batch), 1e-5)
+
+
+@pytest.mark.slow
 def test_bfloat16_and_autocast() -> None:
     batch = inputs("unet")
     host = stirred(Host(denoiser("unet")), "a", "LoRA(r=3, sites='*')")
@@ -366,3 +392,8 @@ def test_bfloat16_and_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = predict(host.model, batch)
     assert (mixed.float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+    half = stirred(Host(denoiser("unet", torch.bfloat16)), "a", "LoRA(r=3, sites='*')")
+    low = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in batch.items()}
+    live = predict(half.model, low)
+    half.merge_("a")
+    assert (predict(half.model, low) - live).abs().max() < 0.05 * live.abs().max()

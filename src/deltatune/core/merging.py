@@ -234,13 +234,16 @@ def rounding_tolerance(unmerged: Tensor | None, dtype: torch.dtype) -> float:
 def outputs_of_maps(model: nn.Module) -> Tensor:
     """The outputs of all linear maps, convolutions and norms of a model on fixed random inputs, in one vector."""
     training, outputs = model.training, []
+    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     try:
         model.eval()
         for path, module in modules_of(model):
             shape = _input_shape(module)
             if shape is not None:
                 x = torch.randn(shape, generator=generator_for(0, f"probe/{path}"))
-                outputs.append(module(x.to(next(module.parameters()))).float().flatten())
+                own = getattr(module, "weight", like)  # some norms stay in float32; codes have no type of their own
+                x = x.to(own if isinstance(own, Tensor) and own.is_floating_point() else like)
+                outputs.append(module(x).float().flatten())
     finally:
         model.train(training)
     return torch.cat(outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from deltatune.core.adapter import Adapter
@@ -18,6 +19,7 @@ from deltatune.core.seams.hook_points import (
     InputTap,
     PluggedDelta,
 )
+from deltatune.core.sites.denoisers import check_unfused
 from deltatune.core.sites.site import Site, Sites
 
 
@@ -28,6 +30,16 @@ class HookRegistry:
         self.model, self.sites, self.context = model, sites, context
         self.hook_points: dict[tuple[str, str], HookPoint] = {}
         self.taps: dict[str, InputTap] = {}
+        self.acting = False
+        """Whether an adapter of the route acts through hooks."""
+        if sites.facts.denoiser:
+            self.attentions = [(path, module) for path, module in model.named_modules() if hasattr(module, "processor")]
+            model.register_forward_pre_hook(self._check_unfused)
+
+    def _check_unfused(self, module: nn.Module, args: object) -> None:
+        """Pre-hook of a denoiser, whose callers may fuse projections at any time."""
+        if self.acting and not torch.compiler.is_compiling():
+            check_unfused(self.attentions)
 
     def plug(self, name: str, adapter: Adapter) -> None:
         """Enter an adapter's Deltas at their hook points. A soft prompt has one at every embedding."""
@@ -49,6 +61,7 @@ class HookRegistry:
 
     def follow(self, route: Route, active: set[str]) -> None:
         """Make hook points and taps follow a route; `active` are the names of what acts there."""
+        self.acting = bool(active)
         for point in self.hook_points.values():
             point.follow(route, active)
         wanted = {id(p.tap) for point in self.hook_points.values() for stage in point.active for p in stage}

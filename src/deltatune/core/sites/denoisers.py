@@ -8,7 +8,7 @@ has no role, keeps its module's name, with `down_blocks.0` shortened to `down.0`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -71,15 +71,20 @@ def _check_plain(model: nn.Module) -> None:
             f"this {type(model).__name__} has adapters of PEFT in it; take them out first: pipe.unload_lora_weights(). "
             "host.load reads their file"
         )
-    fused = [path for path, module in modules_of(model) if _is_fused(module)]
-    if fused:
+    check_unfused(modules_of(model))
+
+
+def check_unfused(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise DeltatuneError if an attention among these modules runs one map in place of q, k and v."""
+    fused = next((path for path, module in modules if is_fused(module)), None)
+    if fused is not None:
         raise DeltatuneError(
-            f"the projections of {len(fused)} attentions are fused, such as {fused[0]}, so that to_q, to_k and to_v do "
-            "not run; call unfuse_qkv_projections() first"
+            f"the projections of {fused} are fused, so that its to_q, to_k and to_v do not run, and adapters there "
+            "would have no effect; call unfuse_qkv_projections() first"
         )
 
 
-def _is_fused(module: nn.Module) -> bool:
+def is_fused(module: nn.Module) -> bool:
     """Whether an attention runs one map in place of q, k and v: its processor says so, or in newer classes itself."""
     processor = type(getattr(module, "processor", None)).__name__
     own = hasattr(module, "_supports_qkv_fusion") and getattr(module, "fused_projections", False) is True

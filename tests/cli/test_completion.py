@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from deltatune.cli import completion
+from deltatune.cli import completion_words
 from deltatune.cli.app import app
-from deltatune.cli.completion import METRICS, SHELLS, complete, method_names
+from deltatune.cli.completion_words import METRICS, SHELLS, complete, method_names
 from deltatune.core.registry import prompting_registry, registry
 from deltatune.data.dataset import TASKS
 from deltatune.store.adapter_store import AdapterStore
@@ -98,7 +98,7 @@ def test_adapters_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_long_help_is_one_short_line() -> None:
     for _, text in complete(ROOT, ("train", "--")):
-        assert len(text) <= completion.LONGEST_HELP
+        assert len(text) <= completion_words.LONGEST_HELP
         assert "\n" not in text
         assert "\t" not in text
 

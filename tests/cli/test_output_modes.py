@@ -165,3 +165,19 @@ def test_the_precision_of_predictions_is_that_of_training_unless_another_is_name
     refused = ran("predict", "--model", "x", "--template", "{text} {mask}", "--precision", "float32", stdin=text)
     assert refused.code == 2
     assert "--precision float32" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "r.csv"), "unexpected argument r.csv; data are named by an option: --data r.csv; see"),
+        (("env", "x"), "unexpected argument x; see"),
+        (("train", "--epochs", "abc"), "--epochs needs a number; see"),
+        (("train", "--seed", "x"), "--seed needs a whole number; see"),
+        (("-q",), "no option -q; it stands after the command: deltatune COMMAND -q; see"),
+    ],
+)
+def test_first_mistakes(words: tuple[str, ...], message: str) -> None:
+    done = ran(*words)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     words = sys.argv[1:] if argv is None else list(argv)
     if os.environ.get(COMPLETE):  # a shell asks what may stand next
-        from deltatune.cli.completion import print_completions
+        from deltatune.cli.completion_words import print_completions
 
         return print_completions(words)
     from deltatune.cli.app import run

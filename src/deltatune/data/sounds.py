@@ -5,13 +5,16 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil, gcd, pi
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.regular_files import check_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.float32]
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 """Suffixes of sound files in lower case."""
@@ -22,8 +25,6 @@ CROSSINGS = 16
 ROLLOFF = 0.95
 """Where the resampling filter begins to cut, as a share of the lower of the two Nyquist frequencies."""
 INSTALL = "pip install 'deltatune[media]'"
-
-Samples = NDArray[np.float32]
 
 
 def is_sound(path: str | Path) -> bool:
@@ -47,6 +48,8 @@ def read_sound(path: str | Path, rate: int, seconds: float | None = None) -> Sam
     Raises DeltatuneError, which names the file, for a missing or broken file, for one without samples or with samples
     that are not finite, for other formats, and where soundfile is not installed.
     """
+    import numpy as np  # help screens do without it
+
     path = Path(path)
     with _opened(path) as sound:
         given = int(sound.samplerate)
@@ -70,6 +73,8 @@ def resampled(samples: Samples, given: int, wanted: int) -> Samples:
     The kernel is a sinc under a Hann window with CROSSINGS zero crossings a side, cut off at ROLLOFF times the lower
     Nyquist frequency; behind the ends are zeros.
     """
+    import numpy as np  # help screens do without it
+
     if given == wanted:
         return samples
     up, down = wanted // gcd(given, wanted), given // gcd(given, wanted)
@@ -85,6 +90,8 @@ def resampled(samples: Samples, given: int, wanted: int) -> Samples:
 @lru_cache(maxsize=8)
 def _kernels(up: int, down: int) -> tuple[Samples, int]:
     """The weights (width, up) of the inputs around a group of `up` outputs, and how many of them come before it."""
+    import numpy as np  # help screens do without it
+
     cutoff = ROLLOFF * min(up, down) / down  # in half-cycles an input sample
     reach = ceil(CROSSINGS / cutoff)
     inputs = np.arange(-reach, reach + down)[:, None]  # (width, 1)

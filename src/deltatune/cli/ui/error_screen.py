@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import sys
 import traceback
 import warnings
@@ -32,6 +33,10 @@ OTHER_NAMES = {
     "--rank": {"--method": "; the rank is an option of the method: --method 'LoRA(r=8)'"},
 }
 """Names of options in other libraries: the hint for a command that has the option on the left."""
+EVERYWHERE = ("--json", "--quiet", "-q")
+"""Options of every command, which the program before the command does not have."""
+NO_NUMBER = re.compile(r"^Invalid value for '(--?[\w-]+)'.*(?:valid (integer|number)|not a valid (?:int|float))")
+"""Typer's words for a text where a number is read."""
 INTERRUPTED = 130
 """Exit code of Ctrl-C, as in shells."""
 CLOSED_PIPE = 141
@@ -125,6 +130,8 @@ def _usage_message(error: Exception) -> str:
         option = str(error.option_name)  # type: ignore[attr-defined]
         options = _options(context)
         hint = next((hint for name, hint in OTHER_NAMES.get(option, {}).items() if name in options), "")
+        if option in EVERYWHERE and hasattr(context.command, "commands"):
+            hint = f"; it stands after the command: {path} COMMAND {option}"
         text = f"no option {option}{hint or nearest(option, options)}"
     elif text.startswith("No such command"):
         command = text.split("'")[1]
@@ -132,7 +139,18 @@ def _usage_message(error: Exception) -> str:
             text = f"the command {command!r} is now {RENAMED_COMMANDS[command]!r}"
         else:
             text = f"no command {command!r}{nearest(command, context.command.commands)}"
+    elif text.startswith("Got unexpected extra argument"):
+        text = _unexpected(text, _options(context))
+    elif wrong := NO_NUMBER.search(text):
+        text = f"{wrong[1]} needs a {'whole ' if wrong[2] == 'integer' else ''}number"
     return f"{text[0].lower()}{text[1:]}; see `{path} --help`"
+
+
+def _unexpected(text: str, options: list[str]) -> str:
+    """Words that no option takes, with the option that takes data where the command reads them."""
+    words = text.partition("(")[2].removesuffix(")").split("(")[-1] or text
+    hint = f"; data are named by an option: --data {words.split()[0]}" if "--data" in options and words.strip() else ""
+    return f"unexpected argument {words}{hint}"
 
 
 def _options(context: Any) -> list[str]:

@@ -53,7 +53,7 @@ class Command(typer.core.TyperCommand):
                 args[place] = f"{renamed[name]}{sign}{value}"
                 if not {"-q", "--quiet"} & set(args):
                     print(f"note: {name} is now {renamed[name]}", file=sys.stderr)
-        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with the standard streams that its options leave it."""

@@ -236,3 +236,16 @@ def test_equal_votes_go_by_probability():
     assert vote([unsure, unsure, sure]).argmax(-1).tolist() == [1]
     with pytest.raises(DeltatuneError, match="must have logits of one shape"):
         vote([sure, np.zeros((1, 3), np.float32)])
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_call_past_the_hooks_is_refused(kind):
+    """The body would see the text without its prompt, as if there were no adapter."""
+    host = deltatune.Host(models.tiny(kind))
+    host.attach("a", deltatune.Prompt(length=3))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert host.model(input_ids=ids).last_hidden_state.shape[1] == 7
+    with pytest.raises(deltatune.DeltatuneError, match=r"call model\(\.\.\.\).*sentence-transformers"):
+        host.model.forward(input_ids=ids)
+    with host.disabled():
+        assert host.model.forward(input_ids=ids).last_hidden_state.shape[1] == 4

@@ -47,6 +47,10 @@ class BatchContext:
     """Whether an active Delta needs the token ids of the text."""
     vocabulary = 0
     """The first virtual id."""
+    called = False
+    """Whether the whole model is being called, with its hooks."""
+    prompted = False
+    """Whether an active adapter has virtual tokens."""
     prompt_ids: Tensor | None = None
     """Those ids (B, T), -1 at padding, virtual tokens and the answer."""
 
@@ -272,6 +276,12 @@ class EmbeddingHookPoint(HookPoint):
         if not self.active:
             return None
         self.ids = args[0]
+        if self.context.prompted and not self.context.called and not bool((args[0] >= self.vocabulary).any()):
+            raise DeltatuneError(
+                "the model was called by its `forward`, past the hooks that put a soft prompt's tokens in front of a "
+                "text: call model(...), and host.generate(...) to generate. sentence-transformers calls it so: choose "
+                "a method without virtual tokens there, such as Prefix or LoRA"
+            )
         return (args[0].clamp(max=self.vocabulary - 1), *args[1:])
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from deltatune.core.adapter import Adapter
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
 from deltatune.core.seams.attention import AttentionSeam
 from deltatune.core.seams.hook_points import BatchContext
@@ -31,7 +32,8 @@ class ModelSeams:
         self.attention = AttentionSeam(model)
         self.active: Mapping[str, Adapter] = {}
         """Adapters that the forward pass calls: those of the route that are not merged."""
-        model.register_forward_pre_hook(self._before_forward)
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
         if sites.facts.encoder_decoder and hasattr(model, "get_encoder"):
             encoder: Any = model.get_encoder()  # type: ignore[operator]
             encoder.register_forward_pre_hook(self.context.see_encoder, with_kwargs=True)
@@ -47,6 +49,7 @@ class ModelSeams:
         factors = {name: need.interpolation for name, need in needs.items() if need.interpolation}
         self.hooks.follow(route, {route.places[name][0] if name in route.places else name for name in active})
         self.prompts.route, self.prompts.lengths = route, prompts
+        self.context.prompted = bool(prompts)
         offsets = any(need.answer_offsets for need in needs.values())
         self.prompts.answers.wanted = self.prompts.facts.decoder and offsets
         self.context.reads_prompt = any(need.prompt_ids for need in needs.values())
@@ -54,11 +57,28 @@ class ModelSeams:
         self.weights.follow(active.values())
         self.attention.follow(*self.hooks.attention)
 
-    def _before_forward(self, module: nn.Module, args: object) -> None:
+    def _before_forward(self, module: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
         """Pre-hook of the whole model."""
         self.context.runs.clear()
+        self.context.called = True
+        if "fused_lm_head" in kwargs:
+            self._refuse_at_head()
         for adapter in self.active.values():
             adapter.before_forward()
+
+    def _after_forward(self, module: nn.Module, args: object, output: object) -> None:
+        """Hook of the whole model."""
+        self.context.called = False
+
+    def _refuse_at_head(self) -> None:
+        """Raise DeltatuneError for adapters of a head whose weight is read in place of a call, as TRL's trainers do."""
+        at_head = [n for n, adapter in self.active.items() if any(s.name == "lm_head" for s in adapter.sites.values())]
+        if at_head:
+            raise DeltatuneError(
+                f"adapter {at_head[0]!r} changes the language-model head, which TRL's trainers do not call: they read "
+                "its weight, and the adapter would not be trained. Leave lm_head out of its sites, or train it with "
+                "deltatune.train or transformers' Trainer"
+            )
 
 
 def has_host(model: nn.Module) -> bool:

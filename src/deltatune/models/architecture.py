@@ -44,16 +44,16 @@ def sees_all_at_last_token(config: PretrainedConfig) -> bool:
 
 def inputs_of_model(config: PretrainedConfig) -> Inputs:
     """What the bare transformer of this config reads: token ids, pixels or sound."""
-    models: Any = MODEL_MAPPING.get(type(config), None)  # type: ignore[no-untyped-call]
+    models: Any = MODEL_MAPPING.get(type(config), None)
     model = models[0] if isinstance(models, tuple) else models
     return INPUT_OF.get(str(getattr(model, "main_input_name", "input_ids")), "text")
 
 
 def vision_tower(config: PretrainedConfig) -> PretrainedConfig:
     """The config of the vision model where a config is that of two towers, for images and for texts; else itself."""
-    model: Any = MODEL_MAPPING.get(type(config), None)  # type: ignore[no-untyped-call]
+    model: Any = MODEL_MAPPING.get(type(config), None)
     towers = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-    tower: PretrainedConfig = config.vision_config if towers else config  # type: ignore[assignment]
+    tower: PretrainedConfig = config.vision_config if towers else config
     return tower
 
 

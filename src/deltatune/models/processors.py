@@ -199,7 +199,7 @@ def speech_encoder(model: PreTrainedModel) -> PreTrainedModel:
     encoder = model
     if model.config.is_encoder_decoder:
         name = model.config._name_or_path
-        encoder = model.get_encoder()  # type: ignore[operator]
+        encoder = model.get_encoder()
         encoder.config.is_encoder_decoder, encoder.config._name_or_path = False, name
     for setting, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
         if hasattr(encoder.config, setting):

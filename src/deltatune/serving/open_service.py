@@ -10,6 +10,7 @@ from deltatune.core.host import Host
 from deltatune.core.quantization.schemes import scheme_text
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import BUILTIN, ORIGIN, load_backbone
+from deltatune.models.processors import Processor
 from deltatune.serving.engine.engine import Engine
 from deltatune.serving.engine.engine_limits import EngineLimits
 from deltatune.serving.residency import Residency
@@ -41,6 +42,11 @@ def open_service(
     """
     scheme = quantization_of(store) if quantize is None else scheme_text(quantize)
     backbone, tokenizer = load_backbone(model, answers=loads_for(model), quantize=scheme)
+    if isinstance(tokenizer, Processor):
+        raise DeltatuneError(
+            f"{model} reads {tokenizer.inputs} files, and requests carry texts: adapters on it answer with "
+            "`deltatune predict`, or merged with transformers' pipeline"
+        )
     host = Host(backbone.to(best_device()))  # type: ignore[arg-type]
     base = served_base(host, model, other_base)
     check_bases(store, model, base.fits)

@@ -202,8 +202,9 @@ class Classify(Task):
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
         """Mean pooling on encoders, the last token on decoders and encoder-decoders, a vision model's class token."""
         if self.inputs != "text":
-            image = {"pooling": "cls" if has_class_token(config) else "mean"}
-            return HeadConfig(**{**image, "outputs": self.outputs, "width": state_width(config)} | over)
+            pooling = "cls" if has_class_token(config) else "mean"
+            fields: dict[str, Any] = {"pooling": pooling, "outputs": self.outputs, "width": state_width(config)}
+            return HeadConfig(**fields | over)
         text = config.get_text_config()
         pooling = "last" if sees_all_at_last_token(text) else "mean"
         return HeadConfig(**{"pooling": pooling, "outputs": self.outputs, "width": text.hidden_size} | over)

@@ -151,7 +151,8 @@ def example_file(task: Task) -> str:
     if parts:
         name = next(iter(parts))
         return f"--part {name} {example_file(parts[name])}"
-    if getattr(task, "inputs", "text") != "text":
-        return "*.png" if task.inputs == "image" else "*.wav"
+    files = {"image": "*.png", "audio": "*.wav"}
+    if (reads := getattr(task, "inputs", "text")) in files:
+        return files[reads]
     one = len(task.text) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"

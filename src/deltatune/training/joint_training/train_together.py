@@ -120,7 +120,7 @@ def trains_alone(run: TrainingRun) -> bool:
 
     A head alone is trained on cached vectors, and lower blocks that nothing changes are run once a row. A change of
     the language-model head sees labelled tokens only, a task with labels for two heads or a reference has passes
-    of its own, and blocks are compiled for one adapter.
+    of its own, as have images and sounds, and blocks are compiled for one adapter.
     """
     host, name, task, adapter = run.host, run.name, run.task, run.host.adapters[run.name]
     if not adapter.mixes or not adapter.count or run.settings.compile != "off" or isinstance(task, Prefer):
@@ -129,6 +129,8 @@ def trains_alone(run: TrainingRun) -> bool:
         if find_lower_blocks(host) is not None:
             return True
     parts = list(task.parts.values()) if isinstance(task, Mixture) else [task]
+    if any(getattr(part, "inputs", "text") != "text" for part in parts):
+        return True
     words = any(isinstance(part, (LanguageModelTask, LabelWords)) for part in parts)
     at_head = {site.module for site in adapter.sites.values()} & output_modules(host)
     return bool(words and at_head) or any(part.extra_labels for part in parts)

@@ -114,7 +114,7 @@ class LowRankConvolution(LowRank):
 
     def add(self, h: Tensor, x: Tensor, weight: float | Tensor = 1.0) -> Tensor:
         if isinstance(weight, Tensor):
-            return h + weight * self(x, h)
+            return h + weight * self.change(x, self.scale).to(h.dtype)
         return h + self.change(x, weight * self.scale).to(h.dtype)
 
 

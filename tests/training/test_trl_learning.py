@@ -18,7 +18,7 @@ METHODS = [
     Prompt(length=4),
     PTuning(length=4),
     IA3(),
-    BitFit(missing="add"),
+    BitFit(missing="add", sites="layers.*"),
     LoReFT(r=4),
     LoRA(r=2) + Prompt(length=2),
     Prefix(length=2) + Bottleneck(size=4),

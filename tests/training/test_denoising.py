@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,15 @@ from support.pictures import write_pictures
 
 pytest.importorskip("diffusers")
 
-from support.diffusion import stable_diffusion, stable_diffusion_3
+from support.diffusion import (
+    CONFIGS,
+    denoiser,
+    inputs,
+    stable_diffusion,
+    stable_diffusion_3,
+    text_config,
+    tokenizer,
+)
 
 TASK = TextToImage(resolution=8)
 METHOD = LoRA(r=4, sites="*.{q,k,v,o,conv1,conv2}")
@@ -64,7 +73,9 @@ def test_four_pictures_are_learned(make, prediction, sites, rows):
     host = hosted(pipeline, LoRA(r=8, sites=sites))
 
     def loss(weight: float = 1.0) -> float:
-        return float(TASK.score(predict(host, "a", TASK, rows, pipeline, weight=weight), ())["loss"])
+        return float(
+            TASK.score(predict(host, "a", TASK, rows, pipeline, precision="float32", weight=weight), ())["loss"]
+        )
 
     before = loss()
     outcome = train(host, "a", TASK, rows, rows, pipeline, settings(max_steps=20, learning_rate=2e-2))
@@ -158,6 +169,59 @@ def test_denoisers_are_called_as_their_pipelines_do(make):
     with torch.no_grad():
         got = pipeline.call(pipe, latents, seen["timestep"].reshape(-1), read_of)
     assert torch.equal(got, want)
+
+
+@torch.no_grad()
+def test_other_kinds_of_denoisers_get_what_diffusers_gives_them():
+    from diffusers import FluxPipeline
+
+    batch, model = inputs("unet_sdxl"), denoiser("unet_sdxl")
+    states, added = batch["encoder_hidden_states"], batch["added_cond_kwargs"]
+    read_of = {"encoder_hidden_states": states, "text_embeds": added["text_embeds"], "sizes": added["time_ids"]}
+    call = CALLS["StableDiffusionXLPipeline"]
+    got = call(SimpleNamespace(unet=model), batch["sample"], batch["timestep"], read_of)
+    assert torch.equal(got, model(**batch)[0])
+
+    batch, model = inputs("pixart"), denoiser("pixart")
+    mask = torch.ones(3, 5)
+    mask[0, 3:] = 0
+    read_of = {"encoder_hidden_states": batch["encoder_hidden_states"], "encoder_attention_mask": mask}
+    pipe = SimpleNamespace(transformer=model, vae_scale_factor=8)
+    got = CALLS["PixArtSigmaPipeline"](pipe, batch["hidden_states"], batch["timestep"], read_of)
+    assert torch.equal(got, model(**batch, encoder_attention_mask=mask)[0][:, :4])  # without the variance
+
+    batch, model = inputs("flux"), denoiser("flux")
+    latents, times = torch.randn(3, 1, 4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([9.0, 500, 900])
+    read_of = {name: batch[name] for name in ("encoder_hidden_states", "pooled_projections")}
+    got = CALLS["FluxPipeline"](SimpleNamespace(transformer=model), latents, times, read_of)
+    packed = FluxPipeline._pack_latents(latents, 3, 1, 4, 6)
+    places = FluxPipeline._prepare_latent_image_ids(3, 2, 3, torch.device("cpu"), torch.float32)
+    flat = model(hidden_states=packed, timestep=times / 1000, img_ids=places, txt_ids=torch.zeros(5, 3), **read_of)[0]
+    assert torch.equal(got, FluxPipeline._unpack_latents(flat, 32, 48, 8))
+
+
+@pytest.mark.slow
+def test_stable_diffusion_xl_learns_and_is_called_as_it_is(rows):
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    plain = stable_diffusion()
+    texts = [CLIPTextModel(text_config(12)).eval(), CLIPTextModelWithProjection(text_config(12)).eval()]
+    unet = type(plain.unet)(**{**dict(CONFIGS["unet_sdxl"][1]), "projection_class_embeddings_input_dim": 6 * 4 + 10})
+    pipe = StableDiffusionXLPipeline(
+        plain.vae, texts[0], texts[1], tokenizer(), tokenizer(), unet.eval(), plain.scheduler, add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipeline = opened(pipe)
+    seen, want = captured(pipe, unet, height=8, width=8, guidance_scale=1.0)
+    read_of = {name: tensor[None] for name, tensor in pipeline.texts(pipe, ["a cat"])[0].items()}
+    read_of["sizes"] = torch.tensor([[8.0, 8, 0, 0, 8, 8]])
+    with torch.no_grad():
+        got = pipeline.call(pipe, seen["sample"], seen["timestep"].reshape(-1), read_of)
+    assert torch.equal(got, want)
+    host = hosted(pipeline)
+    outcome = train(host, "a", TASK, rows, rows, pipeline, settings(max_steps=20, learning_rate=2e-2))
+    assert outcome.history[-1][1] < outcome.history[0][1]
 
 
 def test_pictures_start_from_the_same_noise_at_every_weight():

@@ -28,7 +28,8 @@ class HadamardBank(LowRankBank):
     @staticmethod
     def padded_rank(delta: Any) -> int:
         (r, width_in), width_out = delta.A1.shape, len(delta.B1)
-        return min(bucket(r * r), width_in, width_out)
+        rank: int = min(bucket(r * r), width_in, width_out)
+        return rank
 
     def write_(self, slot: int, delta: Any, tensors: Mapping[str, Tensor]) -> None:
         A1, A2, B1, B2 = (wide(tensors[name]) for name in ("A1", "A2", "B1", "B2"))

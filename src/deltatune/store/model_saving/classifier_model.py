@@ -146,7 +146,7 @@ def pool_as_(config: PretrainedConfig, head: Any) -> None:
         config.classifier_pooling = first if head.pooling == "cls" else "mean"
 
 
-def _copy_base_(base: PreTrainedModel, model: PreTrainedModel) -> set[str]:
+def _copy_base_(base: Any, model: PreTrainedModel) -> set[str]:
     """Copy the values of the base's body. Returns the names of the model's tensors that have their value."""
     source = getattr(base, base.base_model_prefix, base)
     name, target = body_of(model, base)

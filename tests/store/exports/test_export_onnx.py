@@ -57,7 +57,7 @@ def test_a_classifier_runs_in_onnxruntime_alone(tmp_path, tiny_tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
-@pytest.mark.parametrize("method", ["Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)", "LoReFT()", "MAM()"])
+@pytest.mark.parametrize("method", ["Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)", "MAM()"])
 def test_what_does_not_merge_is_in_the_graph_as_it_acts(method, kind, tmp_path):
     host = host_with(method, kind, pooling="last" if kind != "bert" else "cls")
     (done,) = dt.export(host, "x", tmp_path / "out", "onnx")
@@ -142,3 +142,11 @@ def test_without_the_packages_the_error_says_how_to_install_them(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(DeltatuneError, match=r'ONNX needs onnxscript: pip install "deltatune\[onnx\]"'):
         onnx_graph.check_packages()
+
+
+@pytest.mark.slow
+def test_what_the_tracer_cannot_follow_is_refused_with_its_reason(tmp_path):
+    host = host_with("LoReFT()")  # its orthonormal rows come from a QR decomposition, which ONNX does not have
+    with pytest.raises(DeltatuneError, match=r"torch.onnx cannot trace this model: .*linalg_qr"):
+        dt.export(host, "x", tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()

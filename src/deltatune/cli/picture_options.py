@@ -70,6 +70,7 @@ def picture_fields(
             [f"--{name.replace('_', '-')} is for --task image; this task is {task}" for name in set_values(given)]
         )
         return {}
-    prompts = tuple(prompt for prompt in given.pop("sample") or () if prompt.strip())  # type: ignore[attr-defined]
+    del given["sample"]
+    prompts = tuple(prompt for prompt in sample or () if prompt.strip())
     chosen = {"sample_prompts": prompts, "samples": len(prompts)} if sample else {}
     return {**set_values(given), **chosen}

@@ -90,7 +90,8 @@ class ImagePipeline:
         mean, logvar = moments.chunk(2, 1)
         config = self.pipe.vae.config
         drawn = mean + torch.exp(0.5 * logvar) * noise
-        return (drawn - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        scaled: Tensor = (drawn - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return scaled
 
     def fingerprint(self) -> str:
         """Hash (32 hex digits) of what turns pictures and captions into the denoiser's inputs."""
@@ -187,7 +188,7 @@ def prediction_of(model: str, scheduler: Any) -> Prediction:
         raise DeltatuneError(
             f"the scheduler of {model} is {name} with prediction_type {kind!r}; known: {', '.join(PREDICTIONS)}"
         )
-    return kind  # type: ignore[no-any-return]
+    return kind
 
 
 def _instead(folder: Path) -> str:

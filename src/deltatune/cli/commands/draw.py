@@ -194,7 +194,7 @@ def open_drawing(folders: list[str], model: str | None, other_base: bool) -> tup
     if place is None:
         raise DeltatuneError(f"{paths[0]} does not say which pipeline it belongs to: name it with --model")
     pipeline = load_pipeline(place, best_device())
-    host = Host(pipeline.denoiser)  # type: ignore[arg-type]
+    host = Host(pipeline.denoiser)
     for i, (path, extra) in enumerate(zip(paths, extras, strict=True)):
         host.load(path, name=f"a{i}", other_base=other_base)
         if not other_base:

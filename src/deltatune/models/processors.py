@@ -146,7 +146,7 @@ def load_processor(model_name: str, place: str, model: PreTrainedModel, inputs: 
     auto: Any = AutoImageProcessor if inputs == "image" else AutoFeatureExtractor
     more = {"backend": "pil"} if inputs == "image" else {}
     try:
-        settings = auto.from_pretrained(place, trust_remote_code=False, **more)
+        settings = auto.from_pretrained(place, **more)
     except Exception as error:  # its type depends on the processor and on the missing file
         what = "image processor" if inputs == "image" else "feature extractor"
         line = (str(error).strip() or type(error).__name__).splitlines()[0]

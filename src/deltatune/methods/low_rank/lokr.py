@@ -78,7 +78,7 @@ def split(width: int, factor: int) -> tuple[int, int]:
     return first, width // first
 
 
-class KroneckerBank(BankDelta):
+class LoKrBank(BankDelta):
     """Stacks s·W₁ (S, l, m) and W₂ᵀ (S, n, k), each factor multiplied out."""
 
     def __init__(self, delta: Any, site: Site, capacity: int, dtype: torch.dtype) -> None:
@@ -120,7 +120,7 @@ class KroneckerProduct(Delta):
     """`Δ = s·(W₁ ⊗ W₂) x`, W₁ (l, m), W₂ (k, n), out = l·k, in = m·n; computed as W₁ X W₂ᵀ, X = x as (m, n)."""
 
     capabilities = Capabilities(merges=True)
-    bank_form = KroneckerBank
+    bank_form = LoKrBank
 
     def __init__(self, first: Factor, second: Factor, scale: float, init: ZeroFactor) -> None:
         super().__init__()

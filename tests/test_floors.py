@@ -57,6 +57,7 @@ CORE_FLOORS: list[list[str]] = [
         "host_summary",
         "routing",
         "save_calls",
+        "reference_model",
         "host_merging",
         "host",
     ],

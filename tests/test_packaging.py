@@ -131,7 +131,9 @@ def test_the_changelog_keeps_its_form():
     lines = text("CHANGELOG.md").splitlines()
     versions = [line for line in lines if line.startswith("## ")]
     assert versions[0] == "## [Unreleased]"
-    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\](?: - \d{4}-\d\d-\d\d(?: \[YANKED\])?)?", line) for line in versions[1:])
+    assert all(
+        re.fullmatch(r"## \[\d+\.\d+\.\d+\](?: - \d{4}-\d\d-\d\d(?: \[YANKED\])?)?", line) for line in versions[1:]
+    )
     assert f"## [{deltatune.__version__}]" in "\n".join(versions)
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Renamed and moved", "Module paths"}
     assert {line.removeprefix("### ") for line in lines if line.startswith("### ")} <= kinds

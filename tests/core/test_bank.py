@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deltatune import DeltatuneError, LoRA, parse
-from deltatune.core.bank import BankFull
+from deltatune.core.host_parts.bank import BankFull
 from deltatune.core.module_copy import plain_norm
 from deltatune.methods.adapters.bottleneck_bank import TwoLayerBank
 from deltatune.testing import inputs, tiny

@@ -47,6 +47,6 @@ def test_the_law_of_merging_accepts_only_refusals_with_a_declared_reason(monkeyp
     def refuse(*args):
         raise CannotMerge("there is no bias to merge into, it is tied to another")
 
-    monkeypatch.setattr("deltatune.core.host_merging.check_merges", refuse)
+    monkeypatch.setattr("deltatune.core.host_parts.host_merging.check_merges", refuse)
     with pytest.raises(CannotMerge):
         adapter_laws.merging_equals_live(LoRA(r=2), "bert")

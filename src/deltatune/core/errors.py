@@ -50,6 +50,11 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def raise_all(problems: list[str], about: str = "", error: type[DeltatuneError] = DeltatuneError) -> None:
     """Raise one error listing every problem; do nothing when there is none."""
     if problems:

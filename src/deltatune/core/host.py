@@ -13,19 +13,24 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, own_format
-from deltatune.core.adapter_module import adapter_module, refuse_peft, refuse_sequential, remove_adapter_module_
-from deltatune.core.bank import Bank, BankedAdapter, check_name
-from deltatune.core.base_tensors import BaseTensors
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.host_merging import HostMerging
-from deltatune.core.host_summary import describe, describe_html, trainable_line
+from deltatune.core.host_parts.adapter_module import (
+    adapter_module,
+    drop_adapter_module_,
+    refuse_peft,
+    refuse_sequential,
+)
+from deltatune.core.host_parts.bank import Bank, BankedAdapter, check_name
+from deltatune.core.host_parts.base_tensors import BaseTensors
+from deltatune.core.host_parts.host_merging import HostMerging
+from deltatune.core.host_parts.host_summary import describe, describe_html, trainable_line
+from deltatune.core.host_parts.routing import Routing
+from deltatune.core.host_parts.save_calls import SaveCalls, register_with_
 from deltatune.core.merging import MergedAdapters
 from deltatune.core.method import Method
 from deltatune.core.prefix_init import init_prefixes_
 from deltatune.core.quantization.stored_weights import protect_
 from deltatune.core.route import Route, RouteSpec, unknown_adapters
-from deltatune.core.routing import Routing
-from deltatune.core.save_calls import SaveCalls, register_with_
 from deltatune.core.seams.answer_start import first_labelled
 from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.soft_prompts import generate
@@ -132,7 +137,7 @@ class Host:
         self._seams.hooks.unplug(name)
         self._release(name)
         if not self.adapters:
-            remove_adapter_module_(self.model)
+            drop_adapter_module_(self.model)
         return adapter
 
     def bank(self, slots: int | None = None, dtype: torch.dtype | None = None) -> Bank:

@@ -18,9 +18,9 @@ from typing import Literal
 
 import torch
 
-from deltatune.core.bank import Bank
 from deltatune.core.errors import DeltatuneError, OutOfMemory, nearest
 from deltatune.core.host import Host
+from deltatune.core.host_parts.bank import Bank
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.serving.resident import AdapterReading, AdapterSource, ResidencyOrder, Resident
 from deltatune.serving.serving_errors import AdapterUnavailable, CannotServe, EngineStopped, UnknownAdapter

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from deltatune.core.bank import BankedAdapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
+from deltatune.core.host_parts.bank import BankedAdapter
 from deltatune.core.route import unknown_adapters
 from deltatune.store.atomic_files import write_folder
 from deltatune.store.model_saving.adapter_hub import local_folder

@@ -21,7 +21,7 @@ from deltatune.store.mapped_tensors import MappedTensors
 from deltatune.store.tensors import attach_filled, not_finite
 
 if TYPE_CHECKING:
-    from deltatune.core.bank import Bank
+    from deltatune.core.host_parts.bank import Bank
 
 Identities = Mapping[bool, Mapping[str, Any]]
 """Of a base, with the language-model head (False) and without (True)."""

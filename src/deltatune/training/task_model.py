@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltatune.core.adapter_module import adapter_module
 from deltatune.core.host import Host
+from deltatune.core.host_parts.adapter_module import adapter_module
 from deltatune.models.architecture import family
 from deltatune.tasks.heads import Head, Heads
 from deltatune.tasks.label_words.label_words import LabelWords

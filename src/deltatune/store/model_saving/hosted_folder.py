@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from deltatune.core.bank import BankedAdapter
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.host import Host
+from deltatune.core.host_parts.bank import BankedAdapter
+from deltatune.core.host_parts.save_calls import PREFIX
 from deltatune.core.input_validation.strict_json import dumps
-from deltatune.core.save_calls import PREFIX
 from deltatune.store.atomic_files import make_folder, plain_write_errors, read_json, write_file, write_folder
 from deltatune.store.peft.peft_format import CONFIG as PEFT_CONFIG
 from deltatune.store.peft.peft_format import TENSORS as PEFT_TENSORS

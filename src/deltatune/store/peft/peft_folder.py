@@ -34,7 +34,7 @@ from deltatune.store.stored_adapter import StoredAdapter
 from deltatune.store.tensors import check_tensors, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from deltatune.core.bank import Bank
+    from deltatune.core.host_parts.bank import Bank
 
 _LORA, _IA3, _VERA, _PREFIX, _PROMPT = LoRAFormat(), IA3Format(), VeRAFormat(), PrefixFormat(), PromptFormat()
 _LOHA, _LOKR, _OFT, _BOFT = LoHaFormat(), LoKrFormat(), OFTFormat(), BOFTFormat()

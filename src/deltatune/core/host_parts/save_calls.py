@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.adapter_formats import own_format
-from deltatune.core.bank import BankedAdapter
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.host_parts.bank import BankedAdapter
 
 if TYPE_CHECKING:
     from deltatune.core.host import Host

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter import Adapter
 from deltatune.core.adapter_formats import own_format
-from deltatune.core.bank import BankedAdapter
 from deltatune.core.errors import CannotMerge, DeltatuneError, nearest, raise_all
+from deltatune.core.host_parts.bank import BankedAdapter
+from deltatune.core.host_parts.routing import Routing
 from deltatune.core.merging import (
     MergedAdapters,
     check_merges,
@@ -20,7 +21,6 @@ from deltatune.core.merging import (
     verification_output,
 )
 from deltatune.core.route import read_route
-from deltatune.core.routing import Routing
 from deltatune.core.seams.weight_override import check_exclusive
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def adapter_module(model: nn.Module) -> nn.ModuleDict:
     return children
 
 
-def remove_adapter_module_(model: nn.Module) -> None:
+def drop_adapter_module_(model: nn.Module) -> None:
     """Take the child module out; the base is again what it was."""
     del model.deltatune
     if getattr(model, "is_quantized", None) is False and _passes_gradients(model):
@@ -49,7 +49,8 @@ def refuse_sequential(model: nn.Module) -> None:
 
 def refuse_peft(model: nn.Module) -> None:
     """Raise DeltatuneError for a model on which PEFT has put adapters, which a Host would freeze and not save."""
-    theirs = next((path for path, part in model.named_modules() if type(part).__module__.startswith("peft.")), None)
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()  # what is no model is for the sites to say
+    theirs = next((path for path, part in parts if type(part).__module__.startswith("peft.")), None)
     if theirs is not None:
         where = f"at {theirs}" if theirs else "around it"
         raise DeltatuneError(

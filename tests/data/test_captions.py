@@ -117,3 +117,10 @@ def test_what_is_no_folder_of_pictures(tmp_path):
     ):
         with pytest.raises(DeltatuneError, match=words):
             read(tmp_path / name, task="image")
+
+
+def test_a_picture_that_a_long_list_names_twice_is_found(tmp_path):
+    folder = write_pictures(tmp_path / "long", 1)
+    (folder / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "a wall"}\n' * 10_000)
+    with pytest.raises(DeltatuneError, match=r"names a picture twice: 00\.png\. Keep one line"):
+        read(folder, task="image")

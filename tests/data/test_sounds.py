@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,23 @@ def test_resampling_agrees_with_scipy(given: int) -> None:
     samples = resampled(wave, given, 16_000)
     other = signal.resample_poly(wave, 16_000, given)[: len(samples)]
     assert np.abs(samples - other)[500:-500].max() < 1e-2
+
+
+def test_rates_without_a_common_divisor_take_little_memory() -> None:
+    """Each of 16,000 outputs has weights of its own; as one matrix they would be 700 million."""
+    time = np.arange(44_101 // 2) / 44_101
+    tracemalloc.start()
+    try:
+        samples = resampled(np.sin(2 * np.pi * 1000 * time).astype(np.float32), 44_101, 16_000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    exact = np.sin(2 * np.pi * 1000 * np.arange(len(samples)) / 16_000)
+    assert np.abs(samples - exact)[500:-500].max() < 2e-3
+    assert most < 200 << 20
+
+
+def test_a_rate_beyond_all_sense_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(10), 2_000_000_000)
+    with pytest.raises(DeltatuneError, match="rate is 2,000,000,000 Hz"):
+        sound_seconds(tmp_path / "a.wav")

@@ -6,6 +6,7 @@ The captions are in metadata.jsonl or metadata.csv beside the pictures (`file_na
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def _from_metadata(
     outside = [str(row[FILE]) for row, place in zip(rows, places, strict=True) if not _inside(place, folder)]
     other = [place.name for place in places if place.is_file() and not is_image(place)]
     empty = [str(row.get(FILE)) for row in rows if not has_text(row.get(column))]
-    twice = sorted({str(place.name) for place in places if places.count(place) > 1}) if len(places) < 10_000 else []
+    twice = sorted(place.name for place, times in Counter(places).items() if times > 1)
     if outside:
         problems.append(f"{metadata} names files outside of its folder: {first_few(outside)}. Move them into it.")
     elif absent:

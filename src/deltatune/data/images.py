@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.core.input_validation.regular_files import check_regular
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def read_image(path: str | Path) -> Image:
         if getattr(image, "n_frames", 1) > 1:
             raise DeltatuneError(f"cannot read the image {path}: it has {image.n_frames} frames; save one as a file")
         return _rgb(_upright(image), path)
-    except DeltatuneError:
+    except (DeltatuneError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise DeltatuneError(f"cannot read the image {path}: it is broken: {_line(error)}") from None
+        raise DeltatuneError(f"cannot read the image {path}: it is broken: {first_line(error)}") from None
     finally:
         image.close()
 
@@ -74,7 +74,7 @@ def _opened(path: Path) -> Any:
             f"cannot read the image {path}: it holds none of {', '.join(FORMATS)}; convert it to one of them"
         ) from None
     except Exception as error:
-        raise DeltatuneError(f"cannot read the image {path}: {_line(error)}") from None
+        raise DeltatuneError(f"cannot read the image {path}: {first_line(error)}") from None
     if image.width * image.height > MOST_PIXELS:
         size = f"{image.width:,} x {image.height:,} pixels"
         image.close()
@@ -117,7 +117,3 @@ def pillow_image() -> Any:
     except ImportError:
         raise DeltatuneError(f"images need Pillow. Install it: {INSTALL}") from None
     return Image
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -77,8 +77,9 @@ def kind_of_name(name: object) -> Inputs:
 
 def kind_of(values: Iterable[object]) -> Inputs:
     """What the files in a column hold; text where a cell that is not blank is no media file, or another kind of one."""
-    kinds = {value.kind if isinstance(value, MediaFile) else "text" for value in values if value not in (None, "")}
-    return kinds.pop() if len(kinds) == 1 else "text"
+    return _shared(
+        value.kind if isinstance(value, MediaFile) else "text" for value in values if value not in (None, "")
+    )
 
 
 def with_media_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -96,8 +97,13 @@ def with_media_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str,
 
 def names_of_media(values: Sequence[object]) -> Inputs:
     """What the files that cells name hold; text where a cell that is not blank is no such name, or of another kind."""
-    kinds = {kind_of_name(value) for value in values if value not in (None, "")}
-    return kinds.pop() if len(kinds) == 1 else "text"
+    return _shared(kind_of_name(value) for value in values if value not in (None, ""))
+
+
+def _shared(kinds: Iterator[Inputs]) -> Inputs:
+    """The kind that all are of, else text. The first text decides: columns of texts are not read through."""
+    first = next(kinds, "text")
+    return first if first != "text" and all(kind == first for kind in kinds) else "text"
 
 
 def _files(names: Sequence[Any], folder: Path) -> list[Any]:

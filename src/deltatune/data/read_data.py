@@ -20,7 +20,7 @@ from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Row,
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media_files import kind_of
 from deltatune.data.published.benchmarks import published_metric
 from deltatune.data.published.forms import find_form, plain_splits
 from deltatune.data.sources.labelled_splits import labelled_splits
@@ -148,7 +148,7 @@ def _check_media(rows: Sequence[Row], task: TaskName, text: Sequence[str]) -> No
             f"one beside it; name the column that the model reads: --text {media[0]}"
         )
     if media and task not in ("classify", "regression"):
-        kind = rows[0][media[0]].kind if isinstance(rows[0].get(media[0]), MediaFile) else "image"
+        kind = kind_of(row.get(media[0]) for row in rows)
         raise DeltatuneError(
             f"--task {task}: column {media[0]!r} holds {kind} files, which are classified or get a number (--task "
             "classify, --task regression); other tasks read text"

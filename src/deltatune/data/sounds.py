@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, gcd, pi
+from math import ceil, floor, gcd, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.core.input_validation.regular_files import check_regular
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ CROSSINGS = 16
 """Zero crossings of the resampling filter on each side."""
 ROLLOFF = 0.95
 """Where the resampling filter begins to cut, as a share of the lower of the two Nyquist frequencies."""
+BLOCK = 128
+"""Outputs whose kernels are one matrix: rates without a common divisor have as many kernels as the rate has Hz."""
+MOST_RATE = 768_000
+"""Highest rate in Hz that is read; the kernels grow with it."""
 INSTALL = "pip install 'deltatune[media]'"
 
 
@@ -56,8 +60,8 @@ def read_sound(path: str | Path, rate: int, seconds: float | None = None) -> Sam
         most = -1 if seconds is None else ceil(seconds * given)
         try:
             channels: Samples = sound.read(most, dtype="float32", always_2d=True)  # (N, channels)
-        except Exception as error:  # soundfile's own RuntimeErrors
-            raise DeltatuneError(f"cannot read the sound {path}: it is broken: {_line(error)}") from None
+        except RuntimeError as error:  # soundfile's own are of this class
+            raise DeltatuneError(f"cannot read the sound {path}: it is broken: {first_line(error)}") from None
     if not len(channels):
         raise DeltatuneError(f"the sound {path} has no samples: it is 0 seconds long")
     if not np.isfinite(channels).all():
@@ -78,26 +82,37 @@ def resampled(samples: Samples, given: int, wanted: int) -> Samples:
     if given == wanted:
         return samples
     up, down = wanted // gcd(given, wanted), given // gcd(given, wanted)
-    kernels, reach = _kernels(up, down)  # (width, up)
+    blocks, reach = _kernels(up, down)
     count = -(-len(samples) * up // down)
-    frames = -(-count // up)
-    padded = np.zeros(frames * down + len(kernels), np.float32)
-    padded[reach : reach + len(samples)] = samples[: len(padded) - reach]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, len(kernels))[::down][:frames]  # (frames, width)
-    return np.ascontiguousarray((windows @ kernels).reshape(-1)[:count])
+    frames = -(-count // up)  # of `down` inputs and `up` outputs
+    padded = np.zeros(frames * down + 2 * reach + 1, np.float32)
+    padded[reach : reach + len(samples)] = samples
+    parts = []
+    for start, kernels in blocks:
+        windows = np.lib.stride_tricks.sliding_window_view(padded[start:], len(kernels))[::down]
+        parts.append(windows[:frames] @ kernels)  # (frames, width) (width, at most BLOCK)
+    return np.ascontiguousarray(np.concatenate(parts, 1).reshape(-1)[:count])
 
 
-@lru_cache(maxsize=8)
-def _kernels(up: int, down: int) -> tuple[Samples, int]:
-    """The weights (width, up) of the inputs around a group of `up` outputs, and how many of them come before it."""
+@lru_cache(maxsize=4)
+def _kernels(up: int, down: int) -> tuple[list[tuple[int, Samples]], int]:
+    """The weights (width, outputs) of the inputs around each block of a frame's outputs, and their reach.
+
+    Beside the weights is where their block begins among the frame's inputs; `reach` of them come before it.
+    """
     import numpy as np  # help screens do without it
 
     cutoff = ROLLOFF * min(up, down) / down  # in half-cycles an input sample
     reach = ceil(CROSSINGS / cutoff)
-    inputs = np.arange(-reach, reach + down)[:, None]  # (width, 1)
-    distance = cutoff * (inputs - np.arange(up)[None] * down / up)  # (width, up)
-    window = np.where(np.abs(distance) < CROSSINGS, np.cos(pi * distance / CROSSINGS / 2) ** 2, 0)
-    return (cutoff * np.sinc(distance) * window).astype(np.float32), reach
+    blocks = []
+    for first in range(0, up, BLOCK):
+        places = np.arange(first, min(first + BLOCK, up)) * down / up  # of the outputs among the frame's inputs
+        start, end = floor(places[0]), ceil(places[-1])
+        inputs = np.arange(start - reach, end + reach + 1)[:, None]  # (width, 1)
+        distance = cutoff * (inputs - places[None])
+        window = np.where(np.abs(distance) < CROSSINGS, np.cos(pi * distance / CROSSINGS / 2) ** 2, 0)
+        blocks.append((start, (cutoff * np.sinc(distance) * window).astype(np.float32)))
+    return blocks, reach
 
 
 def _opened(path: Path) -> Any:
@@ -110,12 +125,12 @@ def _opened(path: Path) -> Any:
     try:
         sound = soundfile.SoundFile(str(path))
     except Exception as error:
-        raise DeltatuneError(f"cannot read the sound {path}: {_line(error)}") from None
+        raise DeltatuneError(f"cannot read the sound {path}: {first_line(error)}") from None
     if sound.format not in FORMATS:
         sound.close()
         raise DeltatuneError(f"cannot read the sound {path}: it holds {sound.format}, not WAV, FLAC or OGG; convert it")
+    if sound.samplerate > MOST_RATE:
+        rate = f"{sound.samplerate:,} Hz"
+        sound.close()
+        raise DeltatuneError(f"cannot read the sound {path}: its rate is {rate}, more than {MOST_RATE:,}; resample it")
     return sound
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.utils import logging
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, first_line, nearest
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.quantization.schemes import Scheme, read_scheme
 from deltatune.models.architecture import Loads, can_generate, family, has_masked_lm, inputs_of_model, vision_tower
@@ -120,7 +120,7 @@ def find_config(model_name: str) -> tuple[str, PretrainedConfig]:
     try:
         return place, vision_tower(AutoConfig.from_pretrained(place))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DeltatuneError(f"the config.json of {model_name} cannot be used: {_line(error)}") from error
+        raise DeltatuneError(f"the config.json of {model_name} cannot be used: {first_line(error)}") from error
 
 
 # ---- folders and names
@@ -168,14 +168,14 @@ def _beside(path: Path) -> str:
 
 def _unreachable(model_name: str, error: Exception) -> str:
     if Path(model_name).is_dir() or model_name == BUILTIN:
-        return f"the config.json of {model_name} cannot be read: {_line(error)}"
+        return f"the config.json of {model_name} cannot be read: {first_line(error)}"
     folders = [item.name for item in Path.cwd().iterdir() if item.is_dir()]
     lines = [f"no folder here is called {model_name!r}{nearest(model_name, [*folders, BUILTIN]) or '.'}"]
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         lines.append("As a name on the hub it was not downloaded before, and HF_HUB_OFFLINE=1 forbids downloads.")
         lines.append("Give a local folder, or set HF_HUB_OFFLINE=0 if you want the download.")
     else:
-        lines.append(f"As a name on the hub it cannot be loaded: {_line(error)}")
+        lines.append(f"As a name on the hub it cannot be loaded: {first_line(error)}")
     return "\n".join(lines)
 
 
@@ -273,7 +273,7 @@ def _no_weights(model_name: str, place: str, error: Exception) -> str:
             f"only {', '.join(pickles)}, which are pickles and are never read" if pickles else ", ".join(sorted(files))
         )
         return f"{model_name} has no weights as safetensors: it holds {held}"
-    return f"the weights of {model_name} cannot be read: {_line(error)}"
+    return f"the weights of {model_name} cannot be read: {first_line(error)}"
 
 
 def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
@@ -284,7 +284,7 @@ def load_tokenizer(model_name: str, place: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # its type depends on the tokenizer and on the missing file
-        raise DeltatuneError(f"{problem}: {_line(error)}") from error
+        raise DeltatuneError(f"{problem}: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer.get_vocab()) <= len(
         tokenizer.all_special_ids
     ):
@@ -311,10 +311,6 @@ def _check_pair(model_name: str, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 # ---- messages
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

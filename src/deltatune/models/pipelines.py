@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError, first_line, nearest
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.core.input_validation.strict_json import loads
 from deltatune.models.conditioning import CALLS, TEXTS, Calls, Texts
@@ -137,7 +137,7 @@ def load_pipeline(model: str, device: torch.device | str = "cpu", quantize: str 
         try:
             pipe = getattr(diffusers, name).from_pretrained(place, use_safetensors=True, torch_dtype=torch.float32)
         except Exception as error:  # of what kind depends on the part and on what is wrong with it
-            raise DeltatuneError(f"the pipeline {model} cannot be loaded: {_line(error)}") from error
+            raise DeltatuneError(f"the pipeline {model} cannot be loaded: {first_line(error)}") from error
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
@@ -165,7 +165,7 @@ def pipeline_class(model: str) -> str:
             index = DiffusionPipeline.load_config(model)
         except Exception as error:
             raise DeltatuneError(
-                f"no folder here is called {model!r}, and as a name on the hub it has no {INDEX}: {_line(error)}"
+                f"no folder here is called {model!r}, and as a name on the hub it has no {INDEX}: {first_line(error)}"
             ) from error
     name = str(index.get("_class_name", "")) if isinstance(index, Mapping) else ""
     if name not in TEXTS:
@@ -224,7 +224,3 @@ def quiet_diffusers() -> Iterator[None]:
         imported.setLevel(importing)
         if bar:
             log.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

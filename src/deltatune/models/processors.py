@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.data.images import pillow_image, read_image
 from deltatune.data.media_files import Inputs
 from deltatune.data.sounds import read_sound
@@ -149,7 +149,7 @@ def load_processor(model_name: str, place: str, model: PreTrainedModel, inputs: 
         settings = auto.from_pretrained(place, **more)
     except Exception as error:  # its type depends on the processor and on the missing file
         what = "image processor" if inputs == "image" else "feature extractor"
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise DeltatuneError(
             f"{model_name} has no usable {what}; copy its preprocessor_config.json there: {line}"
         ) from error
@@ -181,7 +181,7 @@ def _states(model_name: str, processor: Processor, model: PreTrainedModel) -> in
     except DeltatuneError:
         raise
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise DeltatuneError(
             f"{model_name} does not take what its processor gives, {processor.argument} {shape}: {line}. Its "
             "preprocessor_config.json is that of another model"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltatune.core.adapter import Adapter
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, first_line, raise_all
 from deltatune.core.host import Host
 from deltatune.core.quantization.quantized_linear import QuantizedLinear
 from deltatune.core.quantization.schemes import FourBit, Scheme, read_scheme
@@ -147,7 +147,7 @@ def forecast_step(host: Host, adapter: Adapter, training: CountedTraining) -> Me
     except DeltatuneError:
         raise
     except Exception as error:  # the model's own code, of whatever kind: it may look at values, as experts do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return f"this model cannot be run without values: {reason[:120]}"
 
 

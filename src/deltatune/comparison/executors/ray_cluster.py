@@ -10,7 +10,7 @@ import re
 import socket
 from typing import Any
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 
 ANSWER_SECONDS = 5.0
 """How long an address may take to accept a connection."""
@@ -54,7 +54,7 @@ class RayCluster:
             else:  # a client server starts a process for each client, which on a busy machine may take too long once
                 self._init(*[address] * (CLIENT_TRIES if address.startswith("ray://") else 1))
         except Exception as error:  # of many kinds: versions that differ, a session of another user, no memory
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise DeltatuneError(
                 f"cannot use the Ray cluster{f' at {address}' if address else ''}: {reason}"
             ) from error

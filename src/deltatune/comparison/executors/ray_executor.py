@@ -19,7 +19,7 @@ from deltatune.comparison.executors.worker_processes import TRIES, portable
 from deltatune.comparison.plans.plan import Plan
 from deltatune.comparison.works.cells import MakeExecutor
 from deltatune.comparison.works.works import Result, Work
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.models.versions import versions
 from deltatune.store.atomic_files import put_folder
 
@@ -92,8 +92,8 @@ class RayTasks:
                 finished = self._finished(done[0]) if done else None
             except (ConnectionError, self.ray.exceptions.RaySystemError, self.ray.exceptions.RpcError) as error:
                 raise DeltatuneError(
-                    f"the Ray cluster is gone ({_line(error)}). Finished cells are kept in {self.plan.out}: with a "
-                    "running cluster the same command resumes"
+                    f"the Ray cluster is gone ({first_line(error)}). Finished cells are kept in {self.plan.out}: with "
+                    "a running cluster the same command resumes"
                 ) from error
             if finished is not None:
                 return finished
@@ -154,10 +154,6 @@ class RayTasks:
         with contextlib.suppress(self.ray.exceptions.RayError):
             for kind, key, detail in self.ray.get(self.mailbox.take.remote(), timeout=1):
                 self.on_progress(kind, self.known[key], detail)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cause(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.core.input_validation.regular_files import check_regular
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
@@ -65,7 +65,7 @@ def _read(path: Path, module: str, read_table: Callable[[Any], Any]) -> list[Row
     except RepeatedNames as error:
         raise DeltatuneError(f"{path} has columns more than once: {error}. Rename or remove them.") from None
     except Exception as error:  # damaged bytes raise whatever pyarrow's layers raise: there is no common class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DeltatuneError(f"{path} is not a readable {kind} file: {reason}") from None
     return with_class_names(rows, names_of_schema(table.schema.metadata, path), str(path))
 

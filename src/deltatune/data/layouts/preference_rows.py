@@ -41,8 +41,8 @@ def convert_rows(rows: Sequence[Row], split: str, text: Sequence[str], label: st
         listed = f"The columns are: {', '.join(columns_of(rows))}."
         return ConvertedRows([], [f"{split}: there is no column {name!r} of answers. {listed}" for name in absent])
     for number, row in enumerate(with_parsed(rows, [*text, *answers]), start=1):
-        prompts = {column: _prompt(row.get(column)) for column in text}
-        fault = next((column for column, prompt in prompts.items() if prompt is None), None)
+        prompts = {column: prompt for column in text if (prompt := _prompt(row.get(column))) is not None}
+        fault = next((column for column in text if column not in prompts), None)
         if fault is not None:
             problems.add(number, f"column {fault!r} is not a text or a chat", PROMPT_FIX, short(row.get(fault)))
             continue

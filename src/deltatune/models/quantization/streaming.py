@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.core.errors import DeltatuneError, first_line, raise_all
 from deltatune.core.quantization.schemes import SCHEMES, FourBit, Int8, Scheme
 from deltatune.models.quantization.quantize_model import DEFAULT_SITES
 from deltatune.models.quantization.stored_codes import KINDS, StoredCodes, gather_codes
@@ -214,7 +214,7 @@ def check_method(model_name: str, method: str, scheme: Scheme | None) -> None:
 def missing_package(model_name: str, method: str, error: ImportError) -> str:
     """Words for a model whose quantisation needs a package that is not installed."""
     package = PACKAGES.get(method)
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     if not method:
         return f"{model_name} cannot be loaded: {line}"
     fix = f"Install it: pip install {package}" if package else "Install what it needs"

@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from deltatune.core.adapter import Adapter, build_adapter
 from deltatune.core.adapter_formats import format_of, own_format
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.host_parts.adapter_module import (
-    adapter_module,
-    drop_adapter_module_,
-    refuse_peft,
-    refuse_sequential,
-)
+from deltatune.core.host_parts.adapter_module import adapter_module, drop_module_, refuse_peft, refuse_sequential
 from deltatune.core.host_parts.bank import Bank, BankedAdapter, check_name
 from deltatune.core.host_parts.base_tensors import BaseTensors
 from deltatune.core.host_parts.host_merging import HostMerging
@@ -137,7 +132,7 @@ class Host:
         self._seams.hooks.unplug(name)
         self._release(name)
         if not self.adapters:
-            drop_adapter_module_(self.model)
+            drop_module_(self.model)
         return adapter
 
     def bank(self, slots: int | None = None, dtype: torch.dtype | None = None) -> Bank:

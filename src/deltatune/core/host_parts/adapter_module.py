@@ -22,7 +22,7 @@ def adapter_module(model: nn.Module) -> nn.ModuleDict:
     return children
 
 
-def drop_adapter_module_(model: nn.Module) -> None:
+def drop_module_(model: nn.Module) -> None:
     """Take the child module out; the base is again what it was."""
     del model.deltatune
     if getattr(model, "is_quantized", None) is False and _passes_gradients(model):

@@ -16,7 +16,7 @@ from deltatune.core.bank_delta import BankDelta, bank_form
 from deltatune.core.capabilities import Capabilities, Needs
 from deltatune.core.delta import Delta
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.host_parts.adapter_module import adapter_module, drop_adapter_module_
+from deltatune.core.host_parts.adapter_module import adapter_module, drop_module_
 from deltatune.core.method import Method
 from deltatune.core.seams.hook_registry import HookRegistry
 from deltatune.core.sites.site import Site, Sites
@@ -235,7 +235,7 @@ class Bank:
         del self.groups[group.name]
         adapter_module(self.model).pop(group.name)
         if not self.adapters:
-            drop_adapter_module_(self.model)
+            drop_module_(self.model)
 
     def shape_of(self, method: Method, sites: Sites | None = None) -> AdapterShape:
         """What adapters of a method that act at `sites` (all sites of the base unless given) have in common; found

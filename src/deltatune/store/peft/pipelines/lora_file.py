@@ -76,12 +76,13 @@ def write_components(path: Path, adapters: Mapping[str, tuple[Host, Adapter]]) -
     for component, (host, adapter) in adapters.items():
         parts, use_dora = _scaled_factors(host, adapter)
         outer = "text_model." if component.startswith("text") and _lacks_text_model(host.model) else ""
-        ranks = {outer + module: len(factors["lora_A.weight"]) for module, factors in parts.items()}
+        ranks = {module: len(factors["lora_A.weight"]) for module, factors in parts.items()}
         r = Counter(ranks.values()).most_common(1)[0][0]
-        others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
+        level = "(text_model\\.)?" if outer else ""  # whichever transformers reads it
+        others = {f"^{level}{re.escape(module)}": rank for module, rank in ranks.items() if rank != r}
         config = {
             "r": r, "lora_alpha": r, "rank_pattern": others, "alpha_pattern": others, "use_dora": use_dora,
-            "lora_bias": False, "target_modules": sorted(module.removeprefix(outer) for module in ranks),
+            "lora_bias": False, "target_modules": sorted(ranks),
         }  # fmt: skip
         configs |= {f"{component}.{key}": value for key, value in config.items()}
         for module, factors in parts.items():

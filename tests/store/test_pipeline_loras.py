@@ -107,6 +107,34 @@ def test_methods_that_the_format_lacks_are_kept_in_ours(tmp_path: Path) -> None:
 # ---- several parts of a pipeline
 
 
+def test_a_text_encoder_whose_ranks_differ_keeps_its_scales(tmp_path: Path) -> None:
+    """Files have a level of names, `text_model`, that the text encoders of transformers 5 have not."""
+    ours, theirs, again = stable_diffusion(), stable_diffusion(), stable_diffusion()
+    hosts = PipelineHosts(ours)
+    stirred(hosts["text_encoder"], "ink", LoRA(r=3, alpha=7, sites="*.attn.{q,k}", ranks=(("*.k", 2),)))
+    plain, wanted = draw(theirs), draw(ours)
+    assert (wanted - plain).abs().max() > 1e-3
+    folder = hosts.save("ink", tmp_path / "ink")
+    PipelineHosts(again).load(folder)
+    torch.testing.assert_close(draw(again), wanted, **CLOSE)
+    theirs.load_lora_weights(str(folder))
+    torch.testing.assert_close(draw(theirs), wanted, **CLOSE)
+
+
+def test_files_of_any_name_are_loaded_and_modules_of_alpha_0_do_nothing(tmp_path: Path) -> None:
+    host = stirred(Host(denoiser("unet")), "ink", LoRA(r=2, alpha=2, sites="*.attn.{q,v}"))
+    tensors = load_file(host.save("ink", tmp_path / "ink") / FILE)
+    modules = sorted({key.partition(".lora_")[0] for key in tensors})
+    kept = modules[0]
+    alphas = {f"{module}.alpha": torch.tensor(2.0 * (module == kept)) for module in modules}
+    save_file(tensors | alphas, tmp_path / "8 bits v1.5.safetensors")
+    again = Host(denoiser("unet"))
+    again.load(tmp_path / "8 bits v1.5.safetensors")
+    assert list(again.adapters) == ["_8_bits_v1_5"]
+    acting = [site.module for _, site, delta in again.adapters["_8_bits_v1_5"].entries() if bool(delta.B.any())]
+    assert acting == [kept.removeprefix("unet.")]
+
+
 @pytest.mark.slow
 def test_a_unet_and_a_text_encoder_share_a_file(tmp_path: Path) -> None:
     ours, theirs, again = stable_diffusion(), stable_diffusion(), stable_diffusion()

@@ -20,7 +20,7 @@ CARD = "README.md"
 
 
 def local_folder(place: str, revision: str | None) -> tuple[Path, str]:
-    """The folder of an adapter on this machine, and the last part of its name.
+    """The folder or file of an adapter on this machine, and a name for it: the last part of its own.
 
     A folder that is there wins over a name on the hub; else a name of the form `user/name` is fetched. Raises
     DeltatuneError where the hub has none or cannot be reached.
@@ -29,8 +29,14 @@ def local_folder(place: str, revision: str | None) -> tuple[Path, str]:
     if os.path.lexists(path) or not HUB_NAME.fullmatch(place):
         if revision is not None:
             raise DeltatuneError(f"revision={revision!r}: {place} is a folder; only names on the hub have revisions")
-        return path, path.stem if path.is_file() else path.name
-    return _fetched(place, revision), re.sub(r"[^\w-]", "_", place.partition("/")[2])
+        return path, _as_name(path.stem) if path.is_file() else path.name
+    return _fetched(place, revision), _as_name(place.partition("/")[2])
+
+
+def _as_name(text: str) -> str:
+    """A name that an adapter may have: `add.detail v2` -> `add_detail_v2`, `8bit` -> `_8bit`."""
+    name = re.sub(r"[^\w-]", "_", text)
+    return name if not name[:1].isdigit() else f"_{name}"
 
 
 def _fetched(repo_id: str, revision: str | None) -> Path:

@@ -129,7 +129,8 @@ def imported_lora(
     `name` of the method, and the power of the rank by which it divides alpha; `sites` of the modules.
     """
     ranks = {path: len(parts["A"]) for path, parts in modules.items()}
-    r, scale = Counter((ranks[path], scales[path]) for path in modules).most_common(1)[0][0]
+    effective = [path for path in modules if scales[path]] or list(modules)  # of alpha 0 nothing can be made in B
+    r, scale = Counter((ranks[path], scales[path]) for path in effective).most_common(1)[0][0]
     alpha = scale * r**power
     same = len(set(ranks.values())) > 1 and all(math.isclose(s, scale, rel_tol=1e-12) for s in scales.values())
     tensors = {}

@@ -3,7 +3,7 @@
 import deltatune
 from support.neighbours import hosted, works
 
-NAME = "llama.cpp"
+NAME = "llama.cpp: its file, read by gguf"
 PACKAGES = ("gguf",)
 NOT_APPLICABLE = {
     "attach": "it serves what was trained",

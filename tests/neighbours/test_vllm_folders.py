@@ -7,7 +7,7 @@ import deltatune
 from support import models
 from support.neighbours import hosted, logits, works
 
-NAME = "vLLM"
+NAME = "vLLM: its folder, read by PEFT"
 PACKAGES = ("peft",)
 NOT_APPLICABLE = {
     "attach": "it serves what was trained",

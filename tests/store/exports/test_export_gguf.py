@@ -171,6 +171,14 @@ def test_other_ways_of_cutting_are_refused(cut, rules, why):
         cut_name(tokenizer_rules(byte_tokenizer(cut, **rules)))
 
 
+@pytest.mark.parametrize(("behavior", "invert"), [("removed", False), ("isolated", True)])
+def test_a_known_pattern_that_cuts_otherwise_is_refused(behavior, invert):
+    split = pre_tokenizers.Split(Regex(_QWEN2), behavior, invert=invert)
+    steps = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    with pytest.raises(DeltatuneError, match="no tokenizer that cuts texts as this one does"):
+        cut_name(tokenizer_rules(byte_tokenizer(steps)))
+
+
 def test_tokens_and_their_kinds():
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<tool>"])
@@ -184,13 +192,19 @@ def test_tokens_and_their_kinds():
         tokenizer_metadata(tokenizer, 200)
 
 
-def sentencepiece_tokenizer():
+def sentencepiece_tokenizer(normalizer=None, cut=None, suffix=None):
     """A BPE of SentencePiece's kind, as Llama 2 has it: bytes as a fallback, spaces as tokens."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdet"]
     merges = [("▁", "a"), ("a", "b"), ("▁", "b"), ("b", "e"), ("▁a", "b"), ("▁", "ab"), ("e", "d")]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *map("".join, merges)]))}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if normalizer is not None:
+        made.normalizer = normalizers.Sequence([normalizer, made.normalizer])
+    if cut is not None:
+        made.pre_tokenizer = cut
+    if suffix is not None:
+        made.model.end_of_word_suffix = suffix
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
@@ -202,6 +216,21 @@ def test_scores_of_pieces_are_the_order_of_their_merges():
     assert score["▁a"] > score["ab"] > score["▁b"] > score["be"] > score["▁ab"] > score["ed"]
     kinds = dict(zip(values["tokens"], values["token_type"], strict=True))
     assert (kinds["<unk>"], kinds["<s>"], kinds["<0x0A>"], kinds["ab"]) == (2, 3, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"normalizer": normalizers.Lowercase()}, "its normalizer Lowercase changes texts first"),
+        ({"normalizer": normalizers.Replace("a", "b")}, "its normalizer Replace changes texts first"),
+        ({"cut": pre_tokenizers.Digits()}, "its Digits cuts texts first"),
+        ({"suffix": "</w>"}, "has end_of_word_suffix="),
+    ],
+)
+def test_pieces_that_llama_cpp_would_read_otherwise_are_refused(change, reason):
+    with pytest.raises(DeltatuneError, match=reason):
+        tokenizer_metadata(sentencepiece_tokenizer(**change), 300)
+    assert tokenizer_metadata(sentencepiece_tokenizer(cut=pre_tokenizers.Metaspace()), 300)["add_space_prefix"]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.errors import DeltatuneError, raise_all
 
+SPACE = "▁"
+"""SentencePiece's sign for a space."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens in GGUF."""
 
@@ -38,11 +40,15 @@ def tokenizer_metadata(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> d
             f"the tokenizer is a {model.get('type')}; GGUF files are written with byte-level BPE and with "
             "SentencePiece's BPE (Llama). llama.cpp's convert_hf_to_gguf.py knows others"
         )
+    for option in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(option):
+            raise DeltatuneError(f"the tokenizer has {option}={model[option]!r}, which llama.cpp's have not")
     pieces = bool(model.get("byte_fallback"))
     tokens, kinds = _tokens(tokenizer, rules, vocabulary, pieces)
     merges = [_merge(pair) for pair in model.get("merges") or []]
     values: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
     if pieces:
+        _check_pieces(rules)
         ranks: dict[str, int] = {}
         for rank, pair in enumerate(merges):
             ranks.setdefault("".join(pair), rank + 1)
@@ -86,7 +92,7 @@ def cut_name(rules: Mapping[str, Any]) -> str:
         name = "gpt-2"
     elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
         name = "smollm"
-    elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+    elif kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True) and _isolates(steps[0]):
         name = CUTS.get((steps[0].get("pattern") or {}).get("Regex", ""), "")
     if steps and kinds[-1] == "ByteLevel" and steps[-1].get("add_prefix_space"):
         problem = "it puts a space in front of every text"
@@ -99,6 +105,26 @@ def cut_name(rules: Mapping[str, Any]) -> str:
             "convert_hf_to_gguf.py may know the model's own"
         )
     return name
+
+
+def _isolates(split: Mapping[str, Any]) -> bool:
+    """Whether a split keeps what it matches, each match as a part of its own."""
+    return split.get("behavior") == "Isolated" and not split.get("invert")
+
+
+def _check_pieces(rules: Mapping[str, Any]) -> None:
+    """Raise DeltatuneError where texts are changed or cut before the merges: llama.cpp's SentencePiece turns spaces alone."""
+    problems = []
+    for step in _steps(rules.get("normalizer"), "normalizers"):
+        turns = step.get("type") == "Replace" and (step.get("pattern"), step.get("content")) == ({"String": " "}, SPACE)
+        if not turns and (step.get("type"), step.get("prepend")) != ("Prepend", SPACE):
+            problems.append(f"its normalizer {step.get('type')} changes texts first")
+    for step in _steps(rules.get("pre_tokenizer")):
+        if step.get("type") != "Metaspace":
+            problems.append(f"its {step.get('type')} cuts texts first")
+        elif step.get("split") and any(SPACE in token[1:] for token in rules["model"]["vocab"]):
+            problems.append("it cuts texts at spaces, and its vocabulary has tokens with spaces inside")
+    raise_all(problems, "llama.cpp's SentencePiece reads texts otherwise than this tokenizer:" if problems else "")
 
 
 # ---- inside

@@ -188,7 +188,8 @@ def stable_diffusion(kind: str = "unet") -> StableDiffusionPipeline:
         ).eval()  # fmt: skip
         text = CLIPTextModel(text_config()).eval()
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer(), unet=denoiser(kind), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        vae=vae, text_encoder=text, tokenizer=tokenizer(), unet=denoiser(kind),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,23 @@ def test_pictures_that_cannot_be_used_are_named_together(pipeline, rows, tmp_pat
     assert "absent.png" in str(error.value)
     with pytest.raises(DeltatuneError, match="resolution 9: this model takes multiples of 2, such as 8"):
         TextToImage(resolution=9).encode(rows, pipeline)
+
+
+def test_no_two_pictures_are_in_memory_at_once(pipeline, rows, monkeypatch):
+    alive, most, square = [], [], TextToImage._square
+
+    def counted(self, row):
+        pixels, sizes = square(self, row)
+        alive.append(weakref.ref(pixels))
+        most.append(sum(pixels() is not None for pixels in alive))
+        return pixels, sizes
+
+    monkeypatch.setattr(TextToImage, "_square", counted)
+    assert len(TASK.encode(rows, pipeline)) == len(rows) > 2
+    assert max(most) <= 2
+
+
+def test_a_flow_has_no_min_snr(rows):
+    pipeline = opened(stable_diffusion_3(), "flow")
+    with pytest.raises(DeltatuneError, match="min_snr=5: this model predicts a flow, whose times all weigh the same"):
+        TextToImage(resolution=8, min_snr=5.0).encode(rows, pipeline)

@@ -102,7 +102,7 @@ def names_of_media(values: Sequence[object]) -> Inputs:
 
 def _shared(kinds: Iterator[Inputs]) -> Inputs:
     """The kind that all are of, else text. The first text decides: columns of texts are not read through."""
-    first = next(kinds, "text")
+    first: Inputs = next(kinds, "text")
     return first if first != "text" and all(kind == first for kind in kinds) else "text"
 
 

@@ -82,7 +82,7 @@ def task_for(
     elif task is Prefer:
         inferred |= _preference_fields(data, tokenizer, over, notes)
     elif task is TextToImage and "resolution" not in over:
-        inferred["resolution"] = tokenizer.resolution  # type: ignore[attr-defined]  # of an ImagePipeline
+        inferred["resolution"] = tokenizer.resolution  # of an ImagePipeline
         notes.append(
             f"pictures of {inferred['resolution']} x {inferred['resolution']} pixels, those of the model's config"
         )

@@ -150,7 +150,7 @@ def longest_input(model: nn.Module) -> int | None:
     """Number of tokens that the model has positions for; None where it has no limit (T5's relative positions)."""
     if not hasattr(model.config, "get_text_config"):  # a denoiser of pictures
         return None
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    config = model.config.get_text_config()  # type: ignore[operator]
     size = getattr(config, "max_position_embeddings", None)
     if size is None:
         return None

@@ -46,7 +46,7 @@ class NoiseSchedule:
     def noisy(self, clean: Tensor, noise: Tensor, draws: Tensor, min_snr: float | None = None) -> NoisyLatents:
         """Latents (B, C, h, w) with noise, at times from `draws` (B,), uniform in [0, 1).
 
-        min_snr: gamma of the min-SNR weights, None for equal ones; a flow has equal ones always.
+        min_snr: gamma of the min-SNR weights, None for equal ones, which a flow always has.
         """
         if self.prediction == "flow":
             return self._flow(clean, noise, draws)

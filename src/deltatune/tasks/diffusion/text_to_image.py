@@ -101,7 +101,7 @@ class TextToImage(Task):
     flip: bool = False
     """Mirror a picture from left to right in half of the steps; off, because letters and faces are no mirror images."""
     min_snr: float | None = None
-    """Gamma of the min-SNR weights (5 in their paper); None: every time weighs the same."""
+    """Gamma of the min-SNR weights (5 in their paper), not for a flow; None: every time weighs the same."""
     samples: int = 4
     """Pictures that a run draws at its end without the adapter and with it; 0 for none."""
     sample_prompts: tuple[str, ...] = ()
@@ -144,7 +144,8 @@ class TextToImage(Task):
     ) -> EncodedPictures:
         """Encode pictures with the VAE and captions with the text encoders; `tokenizer` is an ImagePipeline.
 
-        Raises DeltatuneError listing pictures that cannot be read or are smaller than the resolution.
+        Raises DeltatuneError listing pictures that cannot be read or are smaller than the resolution, and for min_snr
+        with a flow.
         """
         if not isinstance(tokenizer, ImagePipeline):
             raise DeltatuneError("pictures are encoded by a pipeline: deltatune.load_pipeline(folder)")
@@ -153,27 +154,28 @@ class TextToImage(Task):
             raise DeltatuneError(
                 f"resolution {self.resolution}: this model takes multiples of {tokenizer.multiple}, such as {near}"
             )
+        if self.min_snr is not None and tokenizer.prediction == "flow":
+            raise DeltatuneError(
+                f"min_snr={self.min_snr:g}: this model predicts a flow, whose times all weigh the same; leave it out"
+            )
         captions = text_column(rows, self.text[0])
-        pixels, sizes, problems = [], [], []
-        for row in rows:
+        sizes, moments, problems = [], [], []
+        tokens: list[TokenRow] = []
+        for row, caption in zip(rows, captions, strict=True):  # no two pictures' pixels are in memory at once
             try:
                 picture, place = self._square(row)
             except DeltatuneError as error:
                 problems.append(str(error))
+            if problems:
                 continue
-            pixels.append(picture)
+            versions = [picture, picture.flip(-1)] if self.flip else [picture]
+            moments.append([tokenizer.moments(version) for version in versions])
             sizes.append(place)
+            digest = _digest(row, picture)
+            tokens.append({"input_ids": [0], "attention_mask": [1], "caption": caption, "picture": digest})
         raise_listed(problems)
         texts = {caption: tokenizer.texts(tokenizer.pipe, [caption])[0] for caption in dict.fromkeys(captions)}
         read = [{**texts[caption], "sizes": size} for caption, size in zip(captions, sizes, strict=True)]
-        moments = [
-            [tokenizer.moments(version) for version in ([each, each.flip(-1)] if self.flip else [each])]
-            for each in pixels
-        ]
-        tokens: list[TokenRow] = [
-            {"input_ids": [0], "attention_mask": [1], "caption": caption, "picture": _digest(row, picture)}
-            for row, caption, picture in zip(rows, captions, pixels, strict=True)
-        ]
         return EncodedPictures(tokens, row_references=(), moments=moments, read=read, pipeline=tokenizer)
 
     def _square(self, row: Row) -> tuple[Tensor, Tensor]:

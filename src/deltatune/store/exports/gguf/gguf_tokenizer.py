@@ -113,7 +113,7 @@ def _isolates(split: Mapping[str, Any]) -> bool:
 
 
 def _check_pieces(rules: Mapping[str, Any]) -> None:
-    """Raise DeltatuneError where texts are changed or cut before the merges: llama.cpp's SentencePiece turns spaces alone."""
+    """Raise DeltatuneError where texts are changed or cut before the merges, beyond turning spaces."""
     problems = []
     for step in _steps(rules.get("normalizer"), "normalizers"):
         turns = step.get("type") == "Replace" and (step.get("pattern"), step.get("content")) == ({"String": " "}, SPACE)

@@ -61,6 +61,12 @@ def test_every_option_of_every_command_is_offered() -> None:
         (("fit", "--task", "l"), ["lm"]),
         (("train", "--quantize", "n"), ["nf4", "none"]),
         (("train", "--model", "b"), ["builtin"]),
+        (("export", "--for", "s"), ["sglang"]),
+        (("export", "--dtype", "q"), ["q8_0"]),
+        (("merge", "--dtype", "q"), []),
+        (("train", "--metric", "reward"), ["reward_margin"]),
+        (("train", "--loss", "i"), ["ipo"]),
+        (("train", "--reference", ""), ["base", "start"]),
         (("train", "--data", "./"), []),  # files are the shell's
         (("methods", "Pref"), ["Prefix"]),
         (("completion", ""), list(SHELLS)),

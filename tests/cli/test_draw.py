@@ -129,6 +129,11 @@ def test_two_styles_at_once_and_diffusers_draws_the_same(place, tmp_path):
         (("--text", "a", "--adapter", "run=nan"), "must be a finite number"),
         (("--text", "a", "--adapter", "run", "--weight", "inf"), "is no finite number"),
         (("--text", "a", "--adapter", "run", "--weight", "1", "--weight", "1"), "--weight 1 is given twice"),
+        (
+            ("--text", "a", "--adapter", "run", "--weight", "0.1234567", "--weight", "0.1234568"),
+            "0.123457 is given twice",
+        ),
+        (("--text", "a", "--model", "m", "--resolution", "0"), "--resolution"),
         (("--text", "a", "--model", "m", "--weight", "0", "--weight", "1"), "a slider of an adapter"),
         (("--text", "a", "--adapter", "no-such-run"), "there is no adapter no-such-run"),
     ],

@@ -1,6 +1,8 @@
 """`deltatune export`: folders and stores, several at once, JSON, and errors before anything is written."""
 
 import json
+import shutil
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -46,6 +48,18 @@ def test_adapters_of_a_store_fill_a_folder_each(place, tmp_path):
     assert all((tmp_path / "out" / name / "adapter_config.json").exists() for name in ("german", "legal"))
 
 
+def test_folders_of_one_name_are_all_exported(place, tmp_path):
+    """A number that makes a name unique is not that of another folder."""
+    from deltatune.cli.commands.export import _folders
+
+    paths = [tmp_path / "a" / "mine-2", tmp_path / "b" / "mine", tmp_path / "c" / "mine"]
+    for path in paths:
+        shutil.copytree(place / "german", path)
+    folders = _folders([str(path) for path in paths], None, tmp_path / "out", ExitStack())
+    assert list(folders) == ["mine-2", "mine", "mine-3"]
+    assert [folder.resolve() for folder in folders.values()] == paths
+
+
 def test_what_the_program_cannot_take_is_named(place, tmp_path):
     done = ran("export", place / "prefix", "--for", "vllm", "--out", tmp_path / "out")
     assert done.code == 2
@@ -54,6 +68,8 @@ def test_what_the_program_cannot_take_is_named(place, tmp_path):
     assert "did you mean 'gguf'" in ran("export", place / "german", "--for", "ggfu", "--out", tmp_path / "out").err
     assert "German" in ran("export", "German", "--store", place / "store", "--for", "vllm", "--out", tmp_path / "o").err
     assert "no store" in ran("export", "x", "--store", place / "none", "--for", "vllm", "--out", tmp_path / "o").err
+    assert "no adapter folder" in ran("export", place / "none", "--for", "vllm", "--out", tmp_path / "out").err
+    assert "holds no adapter" in ran("export", place / "base", "--for", "vllm", "--out", tmp_path / "out").err
     over = ran("export", place / "german", "--for", "vllm", "--out", place / "german")
     assert over.code == 2
     assert (place / "german" / "adapter.json").exists()

@@ -26,6 +26,7 @@ METRICS = (
     *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "matthews", "hamming", "pearson", "spearman"),
     *("mse", "em", "rougeL", "bleu", "rouge1", "rouge2", "meteor", "chrf", "nist", "cider", "ter", "perplexity"),
     *("loss", "bits_per_char", "bits_per_byte", "logical_form", "final_answer", "bertscore", "mover", "bleurt"),
+    *("reward_margin", "preference_loss"),
 )
 CLASS = re.compile(r"^class (\w+)\(([^()]*)\):", re.MULTILINE)
 SHORT_FORM = re.compile(r"^@short_form\ndef (\w+)\(", re.MULTILINE)
@@ -196,6 +197,11 @@ def _data(typed: _Typed) -> Candidates:
     return _plain(["python-docs"] if typed.word else [])
 
 
+def _dtypes(typed: _Typed) -> Candidates:
+    whole_gguf = ["q8_0"] if typed.command.name == "export" else []
+    return _plain(["float32", "bfloat16", "float16", *whole_gguf])
+
+
 def _constant(*words: str) -> Callable[[_Typed], Candidates]:
     return lambda typed: _plain(words)
 
@@ -208,7 +214,10 @@ VALUES: dict[str, Callable[[_Typed], Candidates]] = {
     "--quantize": _constant("nf4", "fp4", "int8", "none"),
     "--model": _model,
     "--data": _data,
-    "--dtype": _constant("float32", "bfloat16", "float16"),
+    "--dtype": _dtypes,
+    "--for": _constant("vllm", "sglang", "tgi", "gguf", "onnx"),
+    "--loss": _constant("sigmoid", "ipo", "hinge"),
+    "--reference": _constant("base", "start"),
     "--how": _constant("linear", "svd", "ties", "dare", "dare_ties"),
     "--scope": _constant("model", "tensor"),
     "--to": _constant("csv", "latex", "markdown", "json"),

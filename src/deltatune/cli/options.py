@@ -134,7 +134,8 @@ Metric = Annotated[
         "labels: f1_micro, f1_macro, accuracy or hamming; numbers: pearson, spearman or mse; entities: f1, "
         "precision, recall, f1_macro or accuracy; plain tags: accuracy, f1_macro or f1_micro; spans: f1 or em; "
         "generation: rougeL, bleu, rouge1, rouge2, meteor, chrf, nist, cider, ter, em or perplexity; raw text: "
-        "perplexity, loss, bits_per_char or bits_per_byte. Default: the published metric of a known data set, "
+        "perplexity, loss, bits_per_char or bits_per_byte; preferences: accuracy, reward_margin or preference_loss; "
+        "pictures: loss. Default: the published metric of a known data set, "
         "else the first of them. Generation has on request logical_form (WikiSQL's queries), final_answer (what a "
         "chain of thought ends in: a number, a choice, a text), and bertscore, mover and bleurt, which take "
         "--metric-model.",
@@ -284,8 +285,14 @@ def head_of(pooling: str | None, dense: bool) -> dict[str, Any]:
     return {"dense": dense, **({} if pooling is None else {"pooling": pooling})}
 
 
-TASK_NAMES = {"classify": "classification", "tag": "tagging", "span": "question answering", "lm": "language modelling"}
-TASK_NAMES |= {"prefer": "preferences", "image": "text to image"}
+TASK_NAMES = {
+    "classify": "classification",
+    "tag": "tagging",
+    "span": "question answering",
+    "lm": "language modelling",
+    "prefer": "preferences",
+    "image": "text to image",
+}
 """Tasks in words, where these differ from the value of --task."""
 
 

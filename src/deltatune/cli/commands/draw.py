@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ def draw(
     ] = None,
     resolution: Annotated[
         int | None,
-        option("--resolution", panel=DATA, metavar="PIXELS", help="Pixels of a side. Default: as in training."),
+        option("--resolution", panel=DATA, metavar="PIXELS", help="Pixels of a side. Default: as in training.", min=1),
     ] = None,
     seed: Annotated[
         int,
@@ -99,7 +100,8 @@ def draw(
     problems += [
         f"--weight {each} is no finite number" for each in weights if each != each or abs(each) == float("inf")
     ]
-    problems += [f"--weight {each:g} is given twice" for each in dict.fromkeys(weights) if weights.count(each) > 1]
+    shown = Counter(f"{each:g}" for each in weights)  # as the files are named
+    problems += [f"--weight {each} is given twice" for each, times in shown.items() if times > 1]
     if len(weights) > 1 and not named:
         problems.append("several --weight are a slider of an adapter: name one with --adapter")
     if not named and model is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,17 +134,21 @@ def export(
 
 def _folders(adapters: list[str], store: str | None, out: Path, stack: ExitStack) -> dict[str, Path]:
     """The folder of each adapter by its name; those of a store are copied out of it for the time being."""
+    from deltatune.core.adapter_formats import format_of
     from deltatune.store.atomic_files import check_outside
     from deltatune.store.run_folder import find_adapter
 
     if store is None:
         paths = [find_adapter(folder) for folder in adapters]
+        for path in paths:
+            format_of(path)  # what is no adapter is told before any model is loaded
         check_outside(out, paths)
         folders: dict[str, Path] = {}
         for path in paths:
             plain = re.sub(r"[^\w-]+", "-", (path.parent if path.name == "adapter" else path).resolve().name).strip("-")
             name = plain if plain.replace("-", "_").isidentifier() else f"a-{plain}"
-            folders[name if name not in folders else f"{name}-{len(folders)}"] = path
+            numbered = (f"{name}-{number}" for number in count(2))
+            folders[name if name not in folders else next(each for each in numbered if each not in folders)] = path
         return folders
     from deltatune.store.adapter_store import AdapterStore
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.errors import DeltatuneError, first_line, nearest, raise_all
 from deltatune.core.host import Host
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.store.model_saving.model_card import model_card
@@ -50,7 +50,7 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
         folders = [item.name for item in Path.cwd().iterdir() if item.is_dir()]
         here = f"no folder here is called {repo_id!r}{nearest(repo_id, folders)}"
         at = f" at revision {revision!r}" if revision else ""
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DeltatuneError(f"{here}, and as a name on the hub{at} it cannot be loaded: {reason}") from error
 
 
@@ -85,6 +85,6 @@ def push(host: Host, name: str, repo_id: str, options: Mapping[str, Any]) -> str
                 repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=old, **given
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise DeltatuneError(f"the hub did not take {name!r} as {repo_id}: {reason}") from error
     return str(done.commit_url)

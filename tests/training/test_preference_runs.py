@@ -77,6 +77,18 @@ def test_an_adapter_that_generates_goes_on_and_is_its_own_reference(place, gener
 
 
 @pytest.mark.slow
+def test_a_second_training_of_preferences_is_scored_on_what_it_generated_before(place, generator, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for start, out in ((generator, first), (first, second)):
+        done = ran("train", "--from", start, "--data", place / "pairs.jsonl", *QUICK, "--out", out)
+        assert done.code == 0, done.err
+        assert "are left out" not in done.out
+        [earlier] = metrics(out)["earlier"]
+        assert "rougeL" in earlier["after"]
+    assert open_adapter(second).task.reference == "start"
+
+
+@pytest.mark.slow
 def test_a_reference_that_is_gone_or_changed_is_said(place, generator, tmp_path):
     first, out = tmp_path / "first", tmp_path / "run"
     shutil.copytree(generator, first)

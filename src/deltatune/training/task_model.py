@@ -157,7 +157,7 @@ def answer_log_probabilities(
     losses = F.cross_entropy(token_logits(outputs), targets, reduction="none")  # (M,)
     predicted = labels[:, 1:] if family(host.model.config) == "decoder" else labels  # type: ignore[arg-type]
     rows = (predicted != IGNORED).nonzero()[:, 0]  # (M,)
-    sums = torch.zeros(len(labels), device=losses.device).index_add(0, rows, -losses)  # (2B,)
+    sums = losses.new_zeros(len(labels)).index_add(0, rows, -losses)  # (2B,)
     return sums.view(2, -1).T, (predicted != IGNORED).sum(1).view(2, -1).T
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 
 import deltatune as dt
 from deltatune.core.errors import DeltatuneError
@@ -93,7 +94,7 @@ def test_outputs_are_named_as_optimum_names_them(kind, pooling, head, task, outp
 
 @pytest.mark.slow
 def test_images_are_inputs_too(tmp_path):
-    host = dt.Host(tiny("vit", head="classify", dropout=False))
+    host = dt.Host(AutoModelForImageClassification.from_config(tiny("vit", dropout=False).config).eval())
     host.attach("x", dt.LoRA(r=2))
     (done,) = dt.export(host, "x", tmp_path / "out", "onnx")
     assert done.difference < 1e-4

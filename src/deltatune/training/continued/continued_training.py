@@ -64,6 +64,7 @@ class Start:
             "method": self.extra.get("method"),
             "data": self.extra.get("data"),
             "columns": {} if task is None else _columns(task),
+            "task": None if task is None else task.to_json()["task"],
         }
         return [*(self.extra.get("parents") or ()), parent]
 

@@ -10,8 +10,9 @@ from typing import Any
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.trained_rows import overlap
 from deltatune.data import read
-from deltatune.tasks import Encoded
+from deltatune.tasks import Encoded, Generate, Prefer
 from deltatune.training.continued.continued_training import Start
+from deltatune.training.continued.preference_task import generation_task
 from deltatune.training.session import Session
 
 
@@ -45,7 +46,8 @@ def earlier_data(session: Session, start: Start, new_sources: Collection[str]) -
             rows = read(source, text=task.text, label=task.label or None, kind=task.label_kind).test
             encoded = own.encode(rows)
         except DeltatuneError as error:
-            notes.append(f"scores on the earlier data {source} are left out: {str(error).splitlines()[0]}")
+            reason = " ".join(str(error).splitlines()[:2])  # the first line of a list is no reason yet
+            notes.append(f"scores on the earlier data {source} are left out: {reason}")
             continue
         known, hashes = session.adapter.trained_rows, encoded.row_hashes
         if known is not None and hashes is not None and 2 * overlap(hashes, known.train).rows > len(hashes):
@@ -67,7 +69,11 @@ def _sessions(session: Session, start: Start) -> Iterator[tuple[str, Session]]:
             own = session.for_part(name)
             yield str(part["source"]), _with_columns(own, columns[name])
         if not parts and data.get("source"):
-            yield str(data["source"]), _with_columns(session, columns)
+            own = session
+            if isinstance(session.task, Prefer) and parent.get("task") == Generate.name:  # it wrote texts first
+                task = generation_task(session.task, columns["text"], columns["label"])
+                own = replace(session, task=task)
+            yield str(data["source"]), _with_columns(own, columns)
 
 
 def _with_columns(session: Session, columns: Mapping[str, Any]) -> Session:

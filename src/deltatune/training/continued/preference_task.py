@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltatune.data import Data
@@ -32,8 +32,22 @@ def preference_task(known: Generate, data: Data, fields: Mapping[str, Any]) -> t
         problems.append(f"prompt={fields['prompt']!r}: the adapter was trained with {known.prompt!r}; leave it out")
     if problems:
         return problems, None
-    if prompt not in PRESETS:  # a template names the columns of the earlier data
-        for old, new in zip(known.text, data.text, strict=True):
-            prompt = re.sub(rf"\{{{re.escape(old)}(?=[}}:!])", lambda _, new=new: f"{{{new}", prompt)  # type: ignore[misc]
+    prompt = _with_columns(prompt, known.text, data.text)  # a template names the columns of the earlier data
     kept = {name: getattr(known, name) for name in KEPT}
     return [], Prefer(**{**kept, **fields, "text": data.text, "label": data.label, "prompt": prompt})
+
+
+def generation_task(known: Prefer, text: Sequence[str], label: str) -> Generate:
+    """The task of generation with the prompts, lengths and decoding of one of preferences, on these columns."""
+    kept = {name: getattr(known, name) for name in KEPT}
+    prompt = _with_columns(known.prompt, known.text, text) if len(text) == len(known.text) else known.prompt
+    return Generate(**kept, text=tuple(text), label=label, prompt=prompt)
+
+
+def _with_columns(prompt: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """The template with the columns of other data in place of its own; the names of other forms as they are."""
+    if prompt in PRESETS:
+        return prompt
+    for old, new in zip(before, after, strict=True):
+        prompt = re.sub(rf"\{{{re.escape(old)}(?=[}}:!])", lambda _, new=new: f"{{{new}", prompt)  # type: ignore[misc]
+    return prompt

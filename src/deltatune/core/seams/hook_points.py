@@ -278,9 +278,10 @@ class EmbeddingHookPoint(HookPoint):
         self.ids = args[0]
         if self.context.prompted and not self.context.called and not bool((args[0] >= self.vocabulary).any()):
             raise DeltatuneError(
-                "the model was called by its `forward`, past the hooks that put a soft prompt's tokens in front of a "
-                "text: call model(...), and host.generate(...) to generate. sentence-transformers calls it so: choose "
-                "a method without virtual tokens there, such as Prefix or LoRA"
+                "the model was called by its `forward`, or its embedding alone, past the hooks that put a soft "
+                "prompt's tokens in front of a text: call model(...), and host.generate(...) to generate; "
+                "host.using(None) reads the base's embedding. sentence-transformers calls `forward`: choose a method "
+                "without virtual tokens there, such as Prefix or LoRA"
             )
         return (args[0].clamp(max=self.vocabulary - 1), *args[1:])
 

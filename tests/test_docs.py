@@ -11,8 +11,10 @@ import deltatune
 from deltatune.cli.options import SOURCE, Metric
 from deltatune.data import formats, read
 from deltatune.tasks import generation, language_modeling, multilabel
+from deltatune.tasks.diffusion.text_to_image import TextToImage
 from deltatune.tasks.metrics.classification_and_regression import CLASS_METRICS, REGRESSION_METRICS
 from deltatune.tasks.metrics.generation.generation_metrics import ENCODER_METRICS, READ_METRICS
+from deltatune.tasks.metrics.preference_scores import PREFERENCE_METRICS
 from deltatune.tasks.metrics.qa_scores import SPAN_METRICS
 from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS
 
@@ -181,6 +183,8 @@ METRICS = {
     "spans": SPAN_METRICS,
     "generation": generation.METRICS,
     "raw text": language_modeling.METRICS,
+    "preferences": PREFERENCE_METRICS,
+    "pictures": TextToImage().metrics,
 }
 
 

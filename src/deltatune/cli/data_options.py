@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import DATA, SOURCE, generation_fields, option, set_values
+from deltatune.cli.options import DATA, SOURCE, TASK, generation_fields, option, set_values
 from deltatune.cli.task_options import class_fields
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 
@@ -41,6 +41,15 @@ Temperature = Annotated[
 ]
 Part = Annotated[
     str | None, option("--part", panel=DATA, metavar="NAME", help="The part of a mixture that the rows are of.")
+]
+MaxSeconds = Annotated[
+    float | None,
+    option(
+        "--max-seconds",
+        panel=DATA,
+        metavar="SECONDS",
+        help=f"{TASK['max_seconds'].help}. Default: the longest sound of the training rows, at most 30.",
+    ),
 ]
 BUILTIN_DATA = "python-docs"
 

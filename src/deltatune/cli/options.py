@@ -115,15 +115,6 @@ MaxLength = Annotated[
         f"Default: {TASK['max_length'].default} (spans 384, generation 512), or what the model and the method allow.",
     ),
 ]
-MaxSeconds = Annotated[
-    float | None,
-    option(
-        "--max-seconds",
-        panel=DATA,
-        metavar="SECONDS",
-        help=f"{TASK['max_seconds'].help}. Default: the longest sound of the training rows, at most 30.",
-    ),
-]
 Metric = Annotated[
     str | None,
     option(

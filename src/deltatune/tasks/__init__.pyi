@@ -3,6 +3,7 @@
 from deltatune.tasks.classification import Classify as Classify
 from deltatune.tasks.collator import PaddingCollator as PaddingCollator
 from deltatune.tasks.collator import collator_for as collator_for
+from deltatune.tasks.diffusion.text_to_image import TextToImage as TextToImage
 from deltatune.tasks.extractive_qa import ExtractiveQA as ExtractiveQA
 from deltatune.tasks.generation import Generate as Generate
 from deltatune.tasks.heads import Head as Head

@@ -28,6 +28,7 @@ from deltatune.cli.comparison_options import (
 )
 from deltatune.cli.data_options import (
     BUILTIN_DATA,
+    MaxSeconds,
     Temperature,
     TestFile,
     ValidationFile,
@@ -50,7 +51,6 @@ from deltatune.cli.options import (
     Kind,
     Label,
     MaxLength,
-    MaxSeconds,
     Metric,
     NewTokens,
     Packing,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from deltatune.cli.data_options import (
     BUILTIN_DATA,
+    MaxSeconds,
     Sources,
     Temperature,
     TestFile,
@@ -38,7 +39,6 @@ from deltatune.cli.options import (
     Label,
     Limit,
     MaxLength,
-    MaxSeconds,
     Metric,
     NewTokens,
     Packing,

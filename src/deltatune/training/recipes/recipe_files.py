@@ -172,7 +172,8 @@ def _messages(problem: Any, content: Mapping[str, Any], kind: type[Section]) -> 
         return [f"{key}: there is no such key{nearest(name, names)}; keys: {', '.join(names)}"]
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return [f"{key}: {line.removeprefix('- ')}" for line in message.splitlines()]
+        lines = [line.removeprefix("- ") for line in message.splitlines()]
+        return [line if key == "recipe" and re.match(r"\w+: ", line) else f"{key}: {line}" for line in lines]
     if problem["type"] == "missing":
         return [f"{key}: this key is required"]
     value = problem["input"]
@@ -186,6 +187,8 @@ def _key(location: Sequence[Any], content: Any) -> str:
     """Full name of the key at a location, stages by their names."""
     names = []
     for part in location:
+        if content is not None and not isinstance(content, (Mapping, list)):
+            break  # pydantic names the kinds of number or text that a value may be, below its key
         content = content[part] if _contains(content, part) else None
         named = isinstance(part, int) and isinstance(content, Mapping) and isinstance(content.get("name"), str)
         names.append(content["name"] if named else str(part + 1) if isinstance(part, int) else str(part))

@@ -57,6 +57,9 @@ OF_TABLES = {
 INSIDE = re.compile(r"^(?:- )*(stages|adapters)\.([\w-]+): ")
 KEY = re.compile(r"(?<![\w./-])([a-z_]+(?:\.[\w-]+)*)(?=[:= ])")
 
+NAMED = re.compile(r"\bhas no (?:option )?'(\w+)'|^(\w+): |\bleave (\w+) out\b")
+"""How messages name a field without the section that it is in."""
+
 
 @contextmanager
 def recipe_words(path: str | Path, overrides: Sequence[str] = ()) -> Iterator[None]:
@@ -87,6 +90,9 @@ def in_recipe_words(message: str, path: str | Path, overrides: Sequence[str] = (
         if place is None and text == line and (not lines or line.startswith("- ")):
             mark, body = ("- ", line[2:]) if line.startswith("- ") else ("", line)
             key, place = _key_of_value(body, root, given)
+            if not key:
+                key, place = _key_of_name(body, root, given)
+                body = body.removeprefix(f"{key.rpartition('.')[2]}: ")
             text = f"{mark}{key}: {body}" if key else line
         named = named or text != line or place is not None
         lines.append(text if place is None else f"{text} (line {place})")
@@ -138,9 +144,29 @@ def _key_of_value(text: str, root: Any, given: set[str]) -> tuple[str, int | Non
 
 
 def _speaks_of(text: str, value: str) -> bool:
-    """Whether a message names a value as it is written, or begins with the method that it is a call of."""
+    """Whether a message names a value as it is written, or begins with or quotes the method that it is a call of."""
     whole = re.search(rf"(?<![\w./-]){re.escape(value)}(?![\w./-]*\w)", text)
-    return whole is not None or ("(" in value and text.startswith(value.partition("(")[0] + " "))
+    begins = "(" in value and text.startswith(value.partition("(")[0] + " ")
+    return whole is not None or begins or any(f"'{call}'" in text for call in re.findall(r"(\w+)\(", value))
+
+
+def _key_of_name(text: str, root: Any, given: set[str]) -> tuple[str, int | None]:
+    """The key of the file that a message calls by its last name, and its line; nothing where none or several are."""
+    names = {name for match in NAMED.finditer(text) for name in match.groups() if name}
+    found = {key: line for key, line in _paths(root, "") if key.rpartition(".")[2] in names and key not in given}
+    return next(iter(found.items())) if len(found) == 1 else ("", None)
+
+
+def _paths(node: Any, path: str) -> Iterator[tuple[str, int]]:
+    """Each key of a file with its line, sections too."""
+    items = [(key.value, key, value) for key, value in node.value] if isinstance(node, yaml.MappingNode) else []
+    if isinstance(node, yaml.SequenceNode):
+        named = [getattr(_child(item, "name")[1], "value", number) for number, item in enumerate(node.value, start=1)]
+        items = list(zip(named, node.value, node.value, strict=True))
+    for name, start, value in items:
+        here = f"{path}.{name}".lstrip(".")
+        yield here, start.start_mark.line + 1
+        yield from _paths(value, here)
 
 
 def _values(node: Any, path: str) -> Iterator[tuple[str, str, int]]:

@@ -33,6 +33,12 @@ def _as_text(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
 
 
+def _without_pictures(value: Any) -> Any:
+    if value == "image":
+        raise ValueError("image: recipes train on texts; `deltatune train` trains text to image")
+    return value
+
+
 def _scheme(text: str | None) -> str | None:
     try:
         return None if text is None else scheme_text(text) or "none"
@@ -57,7 +63,10 @@ class Rows(Section):
 
     source: str = Field(min_length=1)
     """A file, a folder with train, dev and test files, a data set's name on the hub, or python-docs."""
-    task: Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer"] | None = None
+    task: Annotated[
+        Literal["classify", "regression", "tag", "span", "generate", "lm", "prefer"] | None,
+        BeforeValidator(_without_pictures),
+    ] = None
     """Task of the rows. Default: inferred from the columns."""
     text: Columns = []
     """The text columns. Default: inferred from the columns."""
@@ -147,7 +156,9 @@ class Training(Section):
     def _one_length(cls, content: Any) -> Any:
         settings = content.get("settings") if isinstance(content, Mapping) else None
         if isinstance(settings, Mapping) and {"epochs", "max_steps"} <= settings.keys():
-            raise ValueError("settings have both epochs and max_steps, and only max_steps would be used: leave one out")
+            raise ValueError(
+                "settings: there are epochs and max_steps, and only max_steps would be used: leave one out"
+            )
         return content
 
     @property

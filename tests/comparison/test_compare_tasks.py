@@ -259,5 +259,6 @@ def test_a_fault_of_the_data_is_said_once(folders, tmp_path):
 
 def test_a_dimension_needs_a_head(folders, tmp_path):
     plan = plan_for(folders, "raw", "llama", tmp_path)
-    with pytest.raises(DeltatuneError, match="needs no head"):
-        plan_search(plan.data, DimensionConfig(), model=plan.session.model)
+    for data in (plan.data, dataclasses.replace(plan.data, kind="image")):
+        with pytest.raises(DeltatuneError, match="needs no head"):
+            plan_search(data, DimensionConfig(), model=plan.session.model)

@@ -48,7 +48,7 @@ MaxSeconds = Annotated[
         "--max-seconds",
         panel=DATA,
         metavar="SECONDS",
-        help=f"{TASK['max_seconds'].help}. Default: the longest sound of the training rows, at most 30.",
+        help=f"{TASK['max_seconds'].help.partition(';')[0]}. Default: that of the training rows, at most 30.",
     ),
 ]
 BUILTIN_DATA = "python-docs"

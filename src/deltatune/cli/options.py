@@ -64,8 +64,9 @@ Model = Annotated[
 ]
 SOURCE = (
     "A file (.csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .conll, .bio, .iob, .iob2, .conllu, .txt or "
-    "WebNLG's .xml), a folder with train, dev and test files or of texts, the name of a data set on the hub, or "
-    "python-docs (the documentation of this Python: texts from ten areas)."
+    "WebNLG's .xml), a folder with train, dev and test files, one of texts, or one with a folder of texts, images or "
+    "sounds for each class, the name of a data set on the hub, or python-docs (the documentation of this Python: texts "
+    "from ten areas)."
 )
 Data = Annotated[str, option("--data", "-d", panel=DATA, metavar="DATA", help=SOURCE)]
 Kind = Annotated[

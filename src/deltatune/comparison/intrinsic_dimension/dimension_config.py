@@ -83,7 +83,7 @@ def plan_search(data: Data, config: DimensionConfig, **options: Any) -> Plan:
 
     Raises DeltatuneError for tasks and metrics that a search makes no sense for, and for a range without dimensions.
     """
-    if DATA_TASKS[data.kind].answers in ("text", "likelihood"):
+    if DATA_TASKS[data.kind].answers in ("text", "likelihood", "noise"):
         raise DeltatuneError(
             f"the search compares dimensions with training the head alone, but {data.task} needs no head; "
             "use data with classes, numbers, tags or spans"

@@ -106,12 +106,19 @@ def _other_than_pefts(method: Method, host: Host, peft_format: PeftFormat) -> li
     problems = []
     if convolution is not None and peft_format is not _LORA:
         problems.append(f"PEFT's {name} of a convolution has another form, and this one acts at {convolution}")
-    paths = {site.module for site in picked}
-    for path in sorted(paths):
-        other = next((site.module for site in host.sites.values() if site.module.endswith(f".{path}")), None)
-        if other is not None:
-            problems.append(f"PEFT names modules by the ends of their paths, and {path} is that of {other} too")
+    ends: dict[str, str] = {}
+    for path in dict.fromkeys(site.module for site in host.sites.values()):
+        for end in _ends(path):
+            ends.setdefault(end, path)
+    for path in sorted({site.module for site in picked} & ends.keys()):
+        problems.append(f"PEFT names modules by the ends of their paths, and {path} is that of {ends[path]} too")
     return problems
+
+
+def _ends(path: str) -> list[str]:
+    """`a.b.c` -> `b.c`, `c`."""
+    parts = path.split(".")
+    return [".".join(parts[i:]) for i in range(1, len(parts))]
 
 
 def left_out(head: nn.Module | bool | None) -> list[str]:

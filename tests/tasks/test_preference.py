@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from deltatune.cli.ui.screen import truncation_notes
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Prefer, task_from_json
 from deltatune.tasks.preferences.pair_collator import REFERENCE, REJECTED_IDS, REJECTED_LABELS, PairCollator
@@ -49,6 +50,14 @@ def test_a_cut_of_either_answer_counts_once(tokenizer):
     assert encoded.truncated == 2
     assert all(len(row["input_ids"]) <= 32 and len(row[REJECTED_IDS]) <= 32 for row in encoded)
     assert all(set(row[name]) != {IGNORED} for row in encoded for name in ("labels", REJECTED_LABELS))
+
+
+def test_pairs_whose_answers_differ_only_behind_the_cut_are_counted(tokenizer):
+    late = {"prompt": "the film", "chosen": "good " * 40 + "great", "rejected": "good " * 40 + "bad"}
+    encoded = Prefer(max_length=16, new_tokens=8).encode([*ROWS, late], tokenizer)
+    assert encoded.notes == ("1 of 3 pairs have equal answers once cut: nothing is learned from them",)
+    assert truncation_notes(Prefer(max_length=16, new_tokens=8), {"train": encoded})[1] == f"train: {encoded.notes[0]}"
+    assert Prefer(max_length=128, new_tokens=64).encode([*ROWS, late], tokenizer).notes == ()
 
 
 def test_conversations_are_written_by_the_chat_template(tokenizer):

@@ -122,11 +122,11 @@ def test_every_recipe_is_tried():
     tried = {
         "classify", "pair", "regression", "tag", "span", "generate", "chat", "qlora", "lm", "pretrain", "adapt-spans",
     }  # fmt: skip
-    elsewhere = {"chinese-llama": "tests/training/test_stages.py", "together": "below"}
+    elsewhere = {"chinese-llama": "tests/training/test_stages.py", "together": "below", "prefer": "below"}
     assert {path.stem for path in FILES} == tried | set(elsewhere), elsewhere
 
 
-SINGLE = [path for path in FILES if path.stem not in ("chinese-llama", "together")]
+SINGLE = [path for path in FILES if path.stem not in ("chinese-llama", "together", "prefer")]
 
 
 @pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
@@ -168,3 +168,21 @@ def test_another_run_in_the_folder_is_an_error_that_names_the_way_out(world, tmp
     assert "out=NAME keeps both, --force replaces it" in other.err
     assert ran(*argv, "settings.seed=1", "--force").code == 0
     assert ran(*argv, "--again", "x").code == 2
+
+
+@pytest.mark.slow
+def test_preferences_are_learned_from_the_model_that_learned_instructions(world, tmp_path):
+    rows = [{"instruction": f"say {i}", "output": f"the film {i}"} for i in range(40)]
+    pairs = [{"prompt": f"say {i}", "chosen": "great and good", "rejected": "awful"} for i in range(40)]
+    short = [word.removeprefix("settings.") for word in (*SHORT, "accumulation=1", "learning_rate=5e-2")]
+    words = [f"stages.{stage}.settings.{word}" for stage in ("instruct", "prefer") for word in short]
+    llama = next(word for word in world["chat"] if word.startswith("model="))
+    done = ran(
+        "run", ROOT / "recipes/prefer.yaml", llama, f"out={tmp_path / 'out'}", *words,
+        f"stages.instruct.data.source={lines(tmp_path / 'rows.jsonl', rows)}", "stages.instruct.task.new_tokens=8",
+        f"stages.prefer.data.source={lines(tmp_path / 'pairs.jsonl', pairs)}", "stages.prefer.task.new_tokens=8",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    scores = json.loads((tmp_path / "out/2-prefer/metrics.json").read_text())["test"]
+    assert scores["accuracy"] > 0.5
+    assert (tmp_path / "out/model/model.safetensors").exists()

@@ -125,7 +125,8 @@ def truncation_notes(task: Any, encoded: Mapping[str, Encoded]) -> list[str]:
         return []
     if in_windows(task):
         return [f"split into windows of {task.max_length} tokens: {', '.join(counts)} passages"]
-    return [f"truncated to {task.max_length} tokens: {', '.join(counts)} texts"]
+    cut = f"truncated to {task.max_length} tokens: {', '.join(counts)} texts"
+    return [cut, *(f"{split}: {note}" for split, rows in encoded.items() for note in rows.notes)]
 
 
 def in_windows(task: Any) -> bool:

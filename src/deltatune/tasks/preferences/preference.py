@@ -203,7 +203,9 @@ class PairEncoder(PromptEncoder):
             encoded.append(row)
             facts.append({"prompt": prompt})
             truncated += cut
-        return Encoded(encoded, truncated, None, facts, [example.answer for example in examples])
+        same = sum(row["input_ids"] == row[REJECTED_IDS] and row["labels"] == row[REJECTED_LABELS] for row in encoded)
+        notes = (f"{same} of {len(rows)} pairs have equal answers once cut: nothing is learned from them",) * (same > 0)
+        return Encoded(encoded, truncated, None, facts, [example.answer for example in examples], notes=notes)
 
     def pair(self, example: Example, rejected: str) -> tuple[TokenRow, list[int], bool]:
         """The encoded pair, its prompt's tokens, and whether anything was cut."""

@@ -208,6 +208,8 @@ def test_the_table_of_tasks_names_every_metric():
         ("span", "ExtractiveQA"): ("spans",),
         ("generate", "Generate"): ("generation",),
         ("lm", "LanguageModel"): ("raw text",),
+        ("prefer", "Prefer"): ("preferences",),
+        ("image", "TextToImage"): ("pictures",),
     }
     assert set(named) == set(rows)
     for row, names in rows.items():

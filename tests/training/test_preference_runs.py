@@ -122,7 +122,7 @@ def test_the_base_as_the_reference_of_an_adapter_that_goes_on(place, generator, 
         (("--data", "texts.jsonl", "--beta", "0.2"), "--beta is for --task prefer"),
         (("--data", "pairs.jsonl", "--reference", "start"), "name it with --from"),
         (("--data", "pairs.jsonl", "--reference", "mine"), "choose base or start"),
-        (("--data", "pairs.jsonl", "--loss", "dpo"), "loss_type"),
+        (("--data", "pairs.jsonl", "--loss", "dpo"), "choose sigmoid (which is DPO), ipo or hinge"),
         (("--data", "pairs.jsonl", "--metric", "rougeL"), "accuracy, reward_margin, preference_loss"),
     ],
 )

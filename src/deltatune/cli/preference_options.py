@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from deltatune.data import Data
 
 OF = "With --task prefer:"
+LOSSES = ("sigmoid", "ipo", "hinge")
 Loss = Annotated[
     str | None,
     option("--loss", panel=TRAINING, metavar="KIND", help=f"{OF} sigmoid (DPO), ipo or hinge. Default: sigmoid."),
@@ -57,6 +58,8 @@ def preference_fields(
         raise_all([f"{name} is for --task prefer; this task is {task}" for name in names])
         return {}
     problems = []
+    if loss not in (None, *LOSSES):
+        problems.append(f"--loss {loss}: choose sigmoid (which is DPO), ipo or hinge")
     if reference not in (None, "base", "start"):
         problems.append(f"--reference {reference}: choose base or start")
     if reference == "start" and start is None:

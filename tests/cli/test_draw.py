@@ -133,6 +133,8 @@ def test_two_styles_at_once_and_diffusers_draws_the_same(place, tmp_path):
             ("--text", "a", "--adapter", "run", "--weight", "0.1234567", "--weight", "0.1234568"),
             "0.123457 is given twice",
         ),
+        (("--text", "a", "--adapter", "run", "--adapter", "run"), "--adapter run=2 doubles its weight"),
+        (("--text", "a", "--model", "m", "--guidance", "nan"), "--guidance nan is no finite number"),
         (("--text", "a", "--model", "m", "--resolution", "0"), "--resolution"),
         (("--text", "a", "--model", "m", "--weight", "0", "--weight", "1"), "a slider of an adapter"),
         (("--text", "a", "--adapter", "no-such-run"), "there is no adapter no-such-run"),
@@ -178,3 +180,33 @@ def test_names_and_weights_of_options(tmp_path):
     assert weighted("a=b=0.7") == ("a=b", 0.7)
     (tmp_path / "lr=3").mkdir()
     assert weighted(str(tmp_path / "lr=3")) == (str(tmp_path / "lr=3"), 1.0)
+
+
+def test_what_a_pipeline_does_not_do_is_said_in_words(place_of_pipe):
+    folder = place_of_pipe
+    pipe, pictures = folder / "pipe", folder / "pictures"
+    task = ("--task", "image", "--data", pictures)
+    for command, words in (
+        (("draw", "--model", pipe, "--text", "a", "--steps", "2000", "--out", folder / "x"), "2000 cannot be larger"),
+        (("compare", *task, "--model", pipe, "--method", "LoRA(r=2)", "--out", folder / "y"), "has a loss alone"),
+        (("train", *task, "--steps", "1", "--out", folder / "z"), "the built-in model reads texts: name with --model"),
+        (("sites", pipe), "is a pipeline of diffusers"),
+        (("train", "--data", pictures, "--out", folder / "z"), "they are for --task image"),
+        (
+            ("train", *task, "--model", pipe, "--method", "Prompt", "--out", folder / "z"),
+            "it has: *.attn, *.attn.heads",
+        ),
+    ):
+        done = ran(*command)
+        assert done.code == 2, done.err
+        assert words in " ".join(done.err.split())
+
+
+@pytest.fixture
+def place_of_pipe(tmp_path):
+    """A saved pipeline and pictures."""
+    from support.diffusion import stable_diffusion
+
+    stable_diffusion().save_pretrained(tmp_path / "pipe")
+    write_pictures(tmp_path / "pictures")
+    return tmp_path

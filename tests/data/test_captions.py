@@ -107,6 +107,12 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, case, words):
         read(tmp_path / "pictures", task="image")
 
 
+def test_pictures_in_folders_below_are_named(tmp_path):
+    write_pictures(tmp_path / "pictures" / "cats", 1)
+    with pytest.raises(DeltatuneError, match="its folders do: cats"):
+        read(tmp_path / "pictures", task="image")
+
+
 def test_what_is_no_folder_of_pictures(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.csv").write_text("text\nx\n")

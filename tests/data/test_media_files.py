@@ -104,6 +104,23 @@ def test_other_things_beside_the_images_of_a_class_are_named(tmp_path: Path) -> 
         read(folder)
 
 
+def test_one_class_alone_and_images_without_classes_say_what_is_missing(tmp_path: Path) -> None:
+    folder = draw_bars(tmp_path / "bars", 2)
+    (folder / "lying").rename(tmp_path / "lying")
+    with pytest.raises(DeltatuneError, match=r"only folder of images or sounds is upright: .* at least two"):
+        read(folder)
+    with pytest.raises(DeltatuneError, match=r"holds pictures: .*--task image.*a folder for each class"):
+        read(tmp_path / "lying")
+
+
+def test_tasks_of_texts_are_not_proposed_for_files(tmp_path: Path) -> None:
+    folder = draw_bars(tmp_path, 2)
+    (folder / "bars.csv").write_text("image\n" + "".join(f"lying/00{i}.png\n" for i in range(2)))
+    with pytest.raises(DeltatuneError) as caught:
+        read(folder / "bars.csv")
+    assert "--task lm" not in str(caught.value)
+
+
 def test_names_beside_texts_and_names_that_do_not_exist_stay_texts(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("text,file,label\ngood,a.png,x\nbad,b.png,y\n")

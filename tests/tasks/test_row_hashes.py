@@ -1,6 +1,7 @@
 """Hashes of rows: equal for equal rows, different for other texts and labels, and no text in them."""
 
 import numpy as np
+import pytest
 
 from deltatune.core.trained_rows import TrainedRows, overlap, rows_of_all
 from deltatune.tasks import Classify, ExtractiveQA, Generate, LanguageModel, Tag
@@ -50,3 +51,16 @@ def test_rows_of_several_adapters_add_up():
     both = rows_of_all([first, TrainedRows().with_rows(np.asarray([2], np.uint64), np.asarray([], np.uint64))])
     assert (both.train.tolist(), both.validation.tolist(), both.complete) == ([1, 2, 3], [9], True)
     assert not rows_of_all([first, None]).complete
+
+
+def test_a_picture_is_its_file_whatever_its_caption(tmp_path):
+    pytest.importorskip("diffusers")
+    from deltatune.data.media_files import MediaFile
+    from deltatune.tasks.diffusion.text_to_image import TextToImage
+
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    one, two = (MediaFile(tmp_path / name, name) for name in "ab")
+    hashes = row_hashes(TextToImage(), [{"image": one, "text": "a cat"}])
+    same = row_hashes(TextToImage(), [{"image": two, "text": "a cat"}, {"image": one, "text": "a dog"}])
+    assert (overlap(same, hashes).same_label, overlap(same, hashes).other_label) == (0, 1)

@@ -140,6 +140,19 @@ def test_a_sound_does_not_depend_on_the_others_of_its_batch(tmp_path: Path, mask
     assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
+def test_a_sound_that_is_shorter_than_one_state_is_named(tmp_path: Path) -> None:
+    import soundfile
+
+    model, processor = load_backbone(str(save_wav2vec2(tmp_path / "model")))
+    least = processor.shortest  # type: ignore[union-attr]
+    for name, samples in (("short", least - 1), ("long", least)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(samples, 0.1), 16_000)
+    row = processor.row(str(tmp_path / "long.wav"))  # type: ignore[union-attr]
+    assert model(**processor.batch([row])).last_hidden_state.shape[1] == 1  # type: ignore[union-attr]
+    with pytest.raises(DeltatuneError, match=rf"short.wav {least - 1} samples .* at least {least}"):
+        processor.row(str(tmp_path / "short.wav"))  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("masked", [True, False])
 def test_speech_is_learned_and_the_longest_sound_is_inferred(tmp_path: Path, masked: bool) -> None:

@@ -103,6 +103,12 @@ def _read(folder: Path, text: tuple[str, ...]) -> tuple[list[Row], str, list[str
     if metadata:
         return _from_metadata(folder, metadata[0], pictures, text)
     if not pictures:
+        inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _pictures(path)]
+        if inside:
+            raise DeltatuneError(
+                f"{folder} holds no pictures itself; its folders do: {first_few(inside)}. Name one of them, or list "
+                "their pictures in a metadata.jsonl (folders called train, validation and test are splits)"
+            )
         raise DeltatuneError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}). {FORM}")
     if text:
         raise DeltatuneError(f"--text {text[0]}: {folder} has no {' or '.join(METADATA)}, and so no columns")

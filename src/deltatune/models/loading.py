@@ -152,6 +152,11 @@ def _no_model(path: Path) -> str:
     names = sorted(item.name for item in path.iterdir())
     if {"adapter.json", "adapter_config.json"} & set(names):
         return f"{path} is an adapter, not a model: --adapter takes it, --model takes the base it was trained on"
+    if "model_index.json" in names:
+        return (
+            f"{path} is a pipeline of diffusers, not one model of transformers: `deltatune train --task image` and "
+            "`deltatune draw` take it"
+        )
     inside = next((name for name in names if (path / name / "config.json").is_file()), None)
     if inside:
         return f"{path} is not a model folder: it has no config.json, but {path / inside} has one"

@@ -19,7 +19,7 @@ from deltatune.core.errors import DeltatuneError, first_line, nearest
 from deltatune.core.input_validation.regular_files import expanded, read_text
 from deltatune.core.input_validation.strict_json import loads
 from deltatune.models.conditioning import CALLS, TEXTS, Calls, Texts
-from deltatune.models.loading import HUB_NAME, quiet
+from deltatune.models.loading import BUILTIN, HUB_NAME, quiet
 
 INDEX = "model_index.json"
 """The file that says which classes a pipeline consists of."""
@@ -148,6 +148,11 @@ def load_pipeline(model: str, device: torch.device | str = "cpu", quantize: str 
 def pipeline_class(model: str) -> str:
     """The class of a pipeline, from its model_index.json. Raises DeltatuneError for what is no pipeline known here."""
     folder = expanded(model)
+    if model == BUILTIN:
+        raise DeltatuneError(
+            "the built-in model reads texts: name with --model the folder of a text-to-image pipeline of diffusers, or "
+            "its name on the hub"
+        )
     if folder.is_dir():
         if not (folder / INDEX).is_file():
             raise DeltatuneError(f"{model} is no pipeline of diffusers: {_instead(folder)}")

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Processor:
     to one length, so that no row depends on the others of its batch."""
     states: int = 1
     """Hidden states that the model has of a small input; of an image there are never more."""
+    shortest: int = 1
+    """Samples of the shortest sound that gives the model one hidden state."""
 
     @property
     def rate(self) -> int:
@@ -77,7 +80,13 @@ class Processor:
         if self.inputs == "image":
             image = read_image(file)
             return self.pixels(image if self.channels == 3 else image.convert("L"))
-        return self.samples(read_sound(file, self.rate, seconds))
+        sound = read_sound(file, self.rate, seconds)
+        if len(sound) < self.shortest:
+            raise DeltatuneError(
+                f"of the sound {file} {len(sound)} samples at {self.rate:,} Hz are read, and the model needs at least "
+                f"{self.shortest}: leave it out, or raise --max-seconds if that cuts it"
+            )
+        return self.samples(sound)
 
     def pixels(self, image: Any) -> Tensor:
         """Pixels (C, H, W) of an image of Pillow."""
@@ -149,7 +158,7 @@ def load_processor(model_name: str, place: str, model: PreTrainedModel, inputs: 
         settings = auto.from_pretrained(place, **more)
     except Exception as error:  # its type depends on the processor and on the missing file
         what = "image processor" if inputs == "image" else "feature extractor"
-        line = first_line(error)
+        line = shorten(first_line(error), 200, placeholder=" ...")  # transformers lists all models
         raise DeltatuneError(
             f"{model_name} has no usable {what}; copy its preprocessor_config.json there: {line}"
         ) from error
@@ -161,7 +170,18 @@ def load_processor(model_name: str, place: str, model: PreTrainedModel, inputs: 
     masked = takes_mask and bool(getattr(settings, "return_attention_mask", False))
     masked = masked and hasattr(model, "_get_feature_vector_attention_mask")
     processor = Processor(inputs, str(model.main_input_name), settings, channels, masked)
-    return replace(processor, states=_states(model_name, processor, model))
+    return replace(processor, states=_states(model_name, processor, model), shortest=_shortest(config, inputs))
+
+
+def _shortest(config: Any, inputs: Inputs) -> int:
+    """The samples that a model which convolves the wave reads for one hidden state; 1 for others, which pad."""
+    kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+    samples = 1
+    if inputs != "audio" or not isinstance(kernels, (list, tuple)) or not isinstance(strides, (list, tuple)):
+        return samples
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 @torch.no_grad()

@@ -72,7 +72,10 @@ def save_merged(
     scheme = read_scheme(quantize)
     model = host.model
     if not isinstance(model, PreTrainedModel):
-        raise DeltatuneError(f"{type(model).__name__} is not a model of transformers and has no folder format")
+        raise DeltatuneError(
+            f"{type(model).__name__} is not a model of transformers, so it is not written as a model folder: in Python "
+            "host.merge_(name) merges the adapter, and save_pretrained of the model or its pipeline writes it"
+        )
     stored_dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     unmerged, base = outputs(host, {name: weight}), outputs(host, None)
     before = host.route

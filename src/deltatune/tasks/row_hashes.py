@@ -37,6 +37,8 @@ def _identity(task: Task, row: Row) -> tuple[list[str], Any]:
     marked = [name.partition(":")[0] for name in getattr(task, "mark", ())]  # another entity is another input
     texts = [_content(row.get(name, "")) for name in (*task.text, *marked)]
     label = row.get(task.label) if task.label else None
+    if task.label_kind == "image":  # many pictures share a caption: the picture says which row it is
+        return [_content(row.get(task.label, ""))], texts
     if task.label_kind == "pairs":
         return texts, [label, row.get(REJECTED)]
     return texts, row.get("references") or label if task.answers == "text" else label

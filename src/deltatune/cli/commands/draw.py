@@ -102,6 +102,14 @@ def draw(
     ]
     shown = Counter(f"{each:g}" for each in weights)  # as the files are named
     problems += [f"--weight {each} is given twice" for each, times in shown.items() if times > 1]
+    folders = [folder for folder, _ in named]
+    problems += [
+        f"--adapter {each} is given twice; --adapter {each}=2 doubles its weight"
+        for each, times in Counter(folders).items()
+        if times > 1
+    ]
+    if guidance is not None and (guidance != guidance or abs(guidance) == float("inf")):
+        problems.append(f"--guidance {guidance} is no finite number")
     if len(weights) > 1 and not named:
         problems.append("several --weight are a slider of an adapter: name one with --adapter")
     if not named and model is None:
@@ -117,7 +125,7 @@ def draw(
 
     from deltatune.training.inference.pictures import picture_grid, png, slider
 
-    host, pipeline, trained_at = open_drawing([folder for folder, _ in named], model, other_base)
+    host, pipeline, trained_at = open_drawing(folders, model, other_base)
     side = resolution or trained_at or pipeline.resolution
     if side % pipeline.multiple:
         raise DeltatuneError(f"--resolution {side}: this model takes multiples of {pipeline.multiple}")

@@ -123,6 +123,11 @@ def make_plan(
         raise DeltatuneError(
             f"draws={draws}: draws are of `shots` rows for each class; set shots too, such as shots=16"
         )
+    if data.kind == "image":
+        raise DeltatuneError(
+            "methods are compared by their predictions, and text to image has a loss alone: train each method with "
+            "`deltatune train --task image`, and look at what `deltatune draw` draws"
+        )
     settings = settings or Settings()
     start, seeds, draws = _repeats(seeds, draws, shots)
     whole, drawn = data, [few_shot(data, shots, draw) for draw in range(draws)] if shots is not None else []

@@ -165,7 +165,8 @@ class Sites(Mapping[str, Site]):
             + (seam if closed and p.endswith("kv") else "")
             for p in missing
         ]
-        lines.append("sites of this model: " + (", ".join(kinds) if kinds else "none"))
+        shown = sorted({_shown(kind, self.facts) for kind in kinds})
+        lines.append("sites of this model: " + (", ".join(shown) if shown else "none of this kind"))
         if self.unnamed:
             lines.append(
                 "linear maps without a role (name them with roles={'leaf': 'attn.q'}): " + ", ".join(self.unnamed[:8])
@@ -229,8 +230,13 @@ def matches(pattern: str, name: str) -> bool:
 
 def require(picked: Sequence[Site], what: str, sites: Sites) -> None:
     """Raise if no site was picked, naming what is missing and the sites of this model."""
-    have = sorted({generic(site.name) for site in sites.values()})
+    have = sorted({_shown(generic(site.name), sites.facts) for site in sites.values()})
     raise_all([] if picked else [f"this {sites.facts.architecture} has no {what}; it has: {', '.join(have)}"])
+
+
+def _shown(name: str, facts: Facts) -> str:
+    """A site's generic name in errors; of a denoiser, whose parts repeat the same sites, the glob of all parts."""
+    return f"*.{name.rpartition('.*.')[2]}" if facts.denoiser and ".*." in name else name
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:

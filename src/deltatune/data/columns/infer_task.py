@@ -56,7 +56,8 @@ def infer_task(rows: Sequence[Row], text: Sequence[str], label: str | None) -> t
 
 def other_tasks(rows: Sequence[Row]) -> str:
     """What to add to an error on unclear columns: the other tasks that these columns could be for."""
-    names = [name for name in columns_of(rows) if not is_id(name)]
+    media = media_columns(rows, columns_of(rows))  # these tasks read texts
+    names = [name for name in columns_of(rows) if not is_id(name) and name not in media]
     texts = [name for name in names if looks_like_text([row.get(name) for row in rows])]
     options = []
     if len(texts) > 1:

@@ -15,8 +15,10 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data.dataset import Splits
 from deltatune.data.formats import file_formats, folder_formats, is_data_file, read_rows, suffixes
 from deltatune.data.formats.file_format import first_few
+from deltatune.data.images import is_image
 from deltatune.data.media_files import MediaFile
 from deltatune.data.published.nested_columns import with_tables
+from deltatune.data.sounds import is_sound
 from deltatune.data.sources.class_names import names_of_file, names_of_folder, with_class_names
 from deltatune.data.sources.source import Source
 from deltatune.data.sources.split_names import SplitMatch, match_splits
@@ -113,7 +115,7 @@ def _files(folder: Path) -> Source:
         problems += _several_files(folder, split, files_of[stem], stem in shards_of)
     if "train" not in match.splits and not match.problems:
         problems.append(
-            f"{folder} has no train file (train{', '.join(suffixes())}). {_alternatives(files, subfolders)}"
+            f"{folder} has no train file (train{', '.join(suffixes())}). {_alternatives(folder, files, subfolders)}"
         )
     raise_all(problems)
     return _read_files(folder, match, files_of, tables_of)
@@ -194,16 +196,34 @@ def _by_last_word(files_of: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
     return by_word
 
 
-def _alternatives(files: Sequence[Path], subfolders: Sequence[Path]) -> str:
+def _alternatives(folder: Path, files: Sequence[Path], subfolders: Sequence[Path]) -> str:
     """The data files of a folder without a train file, and how to train on one of them; else its folders with one."""
     sets = [path for path in subfolders if match_splits(file.stem.lower() for file in _data_files(path)).splits]
     if not files and sets:
         names = first_few([path.name for path in sets], 12)
         return f"Its folders {names} hold data: name one of them: --data {sets[0]}"
-    if not files:
-        return "It holds no data file."
+    hint = _media_hint(folder, subfolders)
+    if hint or not files:
+        return hint or "It holds no data file."
     names = first_few([file.name for file in files])
     return f"Its data files are: {names}. To train on one of them, name it: --data {files[0]}"
+
+
+def _media_hint(folder: Path, subfolders: Sequence[Path]) -> str:
+    """What to do with a folder of images or sounds that is no folder of classes; empty where it has none."""
+
+    def media(folder: Path) -> bool:
+        return any(is_image(path) or is_sound(path) for path in _visible(folder))
+
+    with_media = [path.name for path in subfolders if media(path)]
+    if len(with_media) == 1:
+        return f"Its only folder of images or sounds is {with_media[0]}: classes need a folder each, at least two."
+    if any(map(is_image, _visible(folder))):
+        return (
+            "It holds pictures: with captions beside them they are for --task image; to be classified they need a "
+            "folder for each class, or a table with a column of file names and a label."
+        )
+    return ""
 
 
 # --- what a folder holds ---

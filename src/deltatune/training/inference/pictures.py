@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deltatune.core.delta import generator_for
+from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.core.host import Host
 from deltatune.data.images import pillow_image
 from deltatune.models.pipelines import ImagePipeline
@@ -45,7 +46,7 @@ def draw_pictures(
 
     The noise depends on the seed and the number of the prompt alone, so pictures at other weights start from the same
     noise. `guidance` is the scale of classifier-free guidance, the pipeline's own by default. The route and the modes
-    of the model are restored.
+    of the model are restored. Raises DeltatuneError for what the pipeline refuses, such as too many steps.
     """
     side = resolution or pipeline.resolution
     asked: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
@@ -53,10 +54,13 @@ def draw_pictures(
     active = {name: weight for name, weight in (weights or {}).items() if weight}  # some adapters have no scale but off
     with host.using(active or None, training=False), pipeline.quiet(), torch.inference_mode():
         for i, prompt in enumerate(prompts):
-            drawn = pipeline.pipe(
-                prompt, height=side, width=side, num_inference_steps=steps, output_type="pil",
-                generator=generator_for(seed, f"picture.{i}"), **asked,
-            )  # fmt: skip
+            try:
+                drawn = pipeline.pipe(
+                    prompt, height=side, width=side, num_inference_steps=steps, output_type="pil",
+                    generator=generator_for(seed, f"picture.{i}"), **asked,
+                )  # fmt: skip
+            except ValueError as error:  # such as more steps than its scheduler has
+                raise DeltatuneError(f"the pipeline does not draw {prompt!r} so: {first_line(error)}") from error
             pictures.append(drawn.images[0])
     return pictures
 

@@ -88,6 +88,16 @@ def test_rates_without_a_common_divisor_take_little_memory() -> None:
     assert most < 200 << 20
 
 
+def test_a_header_of_an_impossible_length_is_a_broken_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", 0.1 * np.sin(np.arange(8000)), 16_000)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] |= 0x0F  # the 36 bits of STREAMINFO that count the samples
+    content[22:26] = b"\xff" * 4
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(DeltatuneError, match=r"a\.flac: it is broken"):
+        read_sound(tmp_path / "a.flac", 16_000)
+
+
 def test_a_rate_beyond_all_sense_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(10), 2_000_000_000)
     with pytest.raises(DeltatuneError, match="rate is 2,000,000,000 Hz"):

@@ -133,6 +133,7 @@ def test_the_task_is_stored_and_scores_the_mean(pipeline):
     [
         ({"resolution": 4}, "resolution must be at least 8"),
         ({"min_snr": 0.0}, "min_snr must be above 0"),
+        ({"sample_prompts": ("a",) * 5}, "sample_prompts has 5 prompts, and samples is 4"),
         ({"crop": "middle"}, "crop must be"),
         ({"metric": "fid"}, "'fid' is not a metric"),
         ({"samples": -1}, "samples must not be negative"),

@@ -60,7 +60,7 @@ def read_sound(path: str | Path, rate: int, seconds: float | None = None) -> Sam
         most = -1 if seconds is None else ceil(seconds * given)
         try:
             channels: Samples = sound.read(most, dtype="float32", always_2d=True)  # (N, channels)
-        except RuntimeError as error:  # soundfile's own are of this class
+        except (RuntimeError, ValueError, MemoryError) as error:  # soundfile's own; headers of impossible lengths
             raise DeltatuneError(f"cannot read the sound {path}: it is broken: {first_line(error)}") from None
     if not len(channels):
         raise DeltatuneError(f"the sound {path} has no samples: it is 0 seconds long")

@@ -120,6 +120,8 @@ class TextToImage(Task):
             problems.append(f"min_snr must be above 0, not {self.min_snr:g}")
         if self.samples < 0:
             problems.append(f"samples must not be negative, not {self.samples}")
+        if 0 <= self.samples < len(self.sample_prompts):
+            problems.append(f"sample_prompts has {len(self.sample_prompts)} prompts, and samples is {self.samples}")
         raise_all(problems)
 
     @property

@@ -171,8 +171,9 @@ def test_heads_are_named(tmp_path):
     host.attach("new", dt.LoRA(r=2), head=nn.Linear(32, 2))
     with pytest.raises(DeltatuneError, match=r"own copy of score, which is no LoRA \(modules_to_save\)"):
         dt.export(host, "own", tmp_path / "out")
-    with pytest.raises(DeltatuneError, match="a Linear for its task, which is no LoRA"):
+    with pytest.raises(DeltatuneError, match="a Linear for its task, which is no LoRA") as raised:
         dt.export(host, "new", tmp_path / "out")
+    assert "if transformers' class for it computes the same from the head" in str(raised.value)
 
 
 def test_a_body_whose_folder_holds_a_language_model_is_named(tmp_path):
@@ -274,3 +275,17 @@ def test_other_packages_add_targets(tmp_path, monkeypatch):
 def test_the_architectures_of_vllm_are_told_apart():
     assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM", "Gemma3ForCausalLM"} <= SERVED
     assert not {"GPT2LMHeadModel", "T5ForConditionalGeneration", "BertForSequenceClassification"} & SERVED
+
+
+def test_values_that_are_not_finite_are_named_before_anything_is_written(tmp_path):
+    host = host_with("LoRA(r=3)")
+    with pytest.raises(DeltatuneError, match=r"q_proj, .*beyond the range of float16; choose another dtype or weight"):
+        dt.export(host, "x", tmp_path / "out", weight=1e30, dtype="float16")
+    with pytest.raises(DeltatuneError, match="beyond the range of float32"):
+        dt.export(host, "x", tmp_path / "out", weight=1e39)
+    for method in ("LoRA(r=3)", "DoRA(r=2)"):
+        host = host_with(method)
+        next(iter(host.adapters["x"].parameters())).data[0] = float("nan")
+        with pytest.raises(DeltatuneError, match="not finite: NaN"):
+            dt.export(host, "x", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

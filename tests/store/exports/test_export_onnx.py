@@ -151,3 +151,12 @@ def test_what_the_tracer_cannot_follow_is_refused_with_its_reason(tmp_path):
     with pytest.raises(DeltatuneError, match=r"torch.onnx cannot trace this model: .*linalg_qr"):
         dt.export(host, "x", tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_gives_no_numbers_is_no_equal_one():
+    mask = {"attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    right, wrong = torch.ones(2, 3, 4), torch.full((2, 3, 4), torch.nan)
+    assert onnx_target._check([[right], [right]], [[right], [right]], [mask, mask]) == 0
+    for found in ([[wrong], [right]], [[right], [wrong]]):
+        with pytest.raises(DeltatuneError, match="differ by nan"):
+            onnx_target._check([[right], [right]], found, [mask, mask])

@@ -18,6 +18,7 @@ from deltatune.core.host import Host
 from deltatune.core.sites.fused_projections import put
 from deltatune.core.sites.site import Site
 from deltatune.store.arithmetic.delta_terms import DeltaTerm, delta_terms, target_site
+from deltatune.store.tensors import not_finite
 
 EXACT = 1e-5
 """Largest share of ΔW, in the Frobenius norm, that a conversion may lose and still count as exact: rounding."""
@@ -75,11 +76,19 @@ def lora_factors(host: Host, name: str, weight: float = 1.0, rank: int = 64, bou
     Changes that are not low-rank by their form are decomposed, to at most `rank` and so that at most the share `bound`
     of each is lost. Raises NoLoRAForm with every reason why that cannot be.
     """
-    problems = lora_obstacles(host, name)
+    damaged = not_finite(dict(host.adapters[name].named_parameters()))
+    problems = [*lora_obstacles(host, name), *damaged[:3]]
     if problems:
         raise NoLoRAForm(problems)
     with host.using(None):  # weights that adapters stand in for are the base's own then
         return _factors(host, delta_terms(host, {name: weight}), weight, rank, bound)
+
+
+def beyond_range(factors: LoRAFactors, dtype: torch.dtype) -> list[str]:
+    """The modules whose factors are too large for a type of numbers."""
+    paths = [path for path, pair in factors.pairs.items() if not all(each.to(dtype).isfinite().all() for each in pair)]
+    kind = str(dtype).removeprefix("torch.")
+    return [f"{_some(paths)}: values beyond the range of {kind}; choose another dtype or weight"] if paths else []
 
 
 # ---- inside

@@ -18,7 +18,7 @@ from deltatune.core.merging import merge_obstacles
 from deltatune.store.atomic_files import MANIFEST
 from deltatune.store.exports import vllm_architectures
 from deltatune.store.exports.export_target import CannotExport, ExportedFiles, ExportRequest, Form, Write
-from deltatune.store.exports.lora_factors import EXACT, LoRAFactors, NoLoRAForm, lora_factors
+from deltatune.store.exports.lora_factors import EXACT, LoRAFactors, NoLoRAForm, beyond_range, lora_factors
 from deltatune.store.exports.lora_folder import check_lora_folder, write_lora_folder
 from deltatune.store.fingerprint import quantizations
 from deltatune.store.merged_model import save_merged
@@ -66,7 +66,7 @@ class LoRAServer:
         except NoLoRAForm as error:
             problems += error.reasons
         if factors is not None:
-            problems += self._factor_problems(host, factors)
+            problems += [*self._factor_problems(host, factors), *beyond_range(factors, _dtype(request))]
         if problems or factors is None:
             raise CannotExport([*problems, *_advice(host, name)])
         made = factors
@@ -169,7 +169,13 @@ def _head_problems(host: Host, name: str, label: str) -> list[str]:
 
 def _advice(host: Host, name: str) -> list[str]:
     """What can be done instead."""
-    if not merge_obstacles(host.adapters[name]):
+    adapter = host.adapters[name]
+    if not merge_obstacles(adapter) and adapter.head is not None:
+        return [
+            "its weights merge exactly: `--merge` (merge=True) writes the whole model, if transformers' class for it "
+            "computes the same from the head"
+        ]
+    if not merge_obstacles(adapter):
         return ["it merges exactly: `--merge` (merge=True) writes the whole model, which any program serves"]
     return ["it cannot be merged either; `deltatune serve` serves it as it is"]
 

@@ -5,7 +5,7 @@ parameters. Everything in a config that such an architecture does not compute is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,8 +176,3 @@ def _heads(config: Any, module: str) -> int:
 def _rope(config: Any) -> Mapping[str, Any]:
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     return rope
-
-
-def unknown(names: Sequence[str]) -> str:
-    """Tensors without a place, in words."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deltatune.core.errors import DeltatuneError, raise_all
+from deltatune.data.formats.file_format import first_few
 from deltatune.store.exports.gguf.gguf_families import (
     FAMILIES,
     Values,
@@ -20,7 +21,6 @@ from deltatune.store.exports.gguf.gguf_families import (
     rotation_factors,
     row_order,
     turned_rows,
-    unknown,
 )
 from deltatune.store.exports.gguf.gguf_package import gguf_package
 from deltatune.store.exports.lora_factors import LoRAFactors
@@ -64,7 +64,7 @@ def write_model(
             continue
         _add_tensor(gguf, writer, target, placed(kind, config, name, tensor), dtype)
         written.append(target)
-    raise_all([f"llama.cpp's {FAMILIES[kind].arch} has no place for {unknown(lost)}"] if lost else [])
+    raise_all([f"llama.cpp's {FAMILIES[kind].arch} has no place for {first_few(lost, 4)}"] if lost else [])
     _finish(writer)
     return written
 

@@ -25,7 +25,7 @@ from deltatune.store.exports.gguf.gguf_files import (
 )
 from deltatune.store.exports.gguf.gguf_package import gguf_package
 from deltatune.store.exports.gguf.gguf_tokenizer import tokenizer_metadata
-from deltatune.store.exports.lora_factors import NoLoRAForm, lora_factors
+from deltatune.store.exports.lora_factors import NoLoRAForm, beyond_range, lora_factors
 from deltatune.store.merged_model import outputs, relative_error, save_merged
 
 MODEL, ADAPTER = "model.gguf", "adapter.gguf"
@@ -70,6 +70,8 @@ def _adapter(request: ExportRequest, problems: list[str]) -> Write:
             problems.append(f"{path} has no place there")
     if request.dtype == "q8_0":
         problems.append("q8_0 is for whole models; an adapter is stored as float32, float16 or bfloat16")
+    else:
+        problems += beyond_range(factors, _COARSE[request.dtype or "float32"])
     if problems:
         raise CannotExport([*problems, *_advice(request)])
 

@@ -5,6 +5,7 @@ What merges is merged. What does not (prefixes, soft prompts, bottlenecks) is tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def _check(
     expected: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]], batches: Sequence[Mapping[str, Tensor]]
 ) -> float:
     """The largest difference at real tokens. Raises DeltatuneError for more than rounding."""
-    worst, scale = 0.0, 1.0
+    differences, scale = [0.0], 1.0
     for theirs, ours, batch in zip(found, expected, batches, strict=True):
         for one, other in zip(theirs, ours, strict=True):
             if one.shape != other.shape:
@@ -134,8 +135,9 @@ def _check(
                     f"the graph gives shape {tuple(one.shape)} where the model gives {tuple(other.shape)}: it is bound "
                     "to the shape that it was traced with; nothing was written"
                 )
-            worst = max(worst, _difference(other, one, batch))
+            differences.append(_difference(other, one, batch))
             scale = max(scale, float(other.abs().max()))
+    worst = max(differences, key=lambda each: math.inf if math.isnan(each) else each)  # NaN compares as nothing
     if not worst <= TOLERANCE * scale:
         raise DeltatuneError(
             f"the graph's outputs in onnxruntime differ by {worst:.2g}, more than rounding explains "

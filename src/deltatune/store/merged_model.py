@@ -74,7 +74,7 @@ def save_merged(
     if not isinstance(model, PreTrainedModel):
         raise DeltatuneError(
             f"{type(model).__name__} is not a model of transformers, so it is not written as a model folder: in Python "
-            "host.merge_(name) merges the adapter, and save_pretrained of the model or its pipeline writes it"
+            "host.merge_and_unload() merges the adapter into it, and its save_pretrained or the pipeline's writes it"
         )
     stored_dtype = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
     unmerged, base = outputs(host, {name: weight}), outputs(host, None)

@@ -187,7 +187,8 @@ def _key(location: Sequence[Any], content: Any) -> str:
     """Full name of the key at a location, stages by their names."""
     names = []
     for part in location:
-        if content is not None and not isinstance(content, (Mapping, list)):
+        is_plain = content is not None and not isinstance(content, (Mapping, list))
+        if is_plain:
             break  # pydantic names the kinds of number or text that a value may be, below its key
         content = content[part] if _contains(content, part) else None
         named = isinstance(part, int) and isinstance(content, Mapping) and isinstance(content.get("name"), str)

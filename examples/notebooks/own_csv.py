@@ -40,7 +40,7 @@ if not Path(CSV).exists():
 #
 # `read` finds the columns, splits off validation and test rows by a hash of their texts, and refuses what cannot be
 # trained on, with line numbers. It says everything that it inferred. Columns with other names: `read(CSV,
-# text=["question"], label="topic")`.
+# text=["question"], label="topic")`. Errors call these `--text` and `--label`, as the command line does.
 
 # %%
 data = read(CSV, limit=ROWS)
@@ -79,14 +79,16 @@ for step, loss in outcome.history[:: max(1, len(outcome.history) // 6)]:
 #
 # A score means little alone. Two baselines: always the most frequent label, and the same head on the frozen model
 # without any adapter (`Probe`), trained on the same rows for as many epochs. All are scored on test rows that nothing
-# has seen. The interval is that of so many test rows (95 %). It does not contain the luck of a seed: the next
+# has seen. The interval is Wilson's for so many test rows (95 %). It does not contain the luck of a seed: the next
 # notebook does.
 
 
 # %%
 def show(name, accuracy):
-    half = 1.96 * (accuracy * (1 - accuracy) / len(data.test)) ** 0.5
-    print(f"{name:22} {accuracy:.3f} ± {half:.3f}")
+    share = 1.96**2 / len(data.test)
+    middle = (accuracy + share / 2) / (1 + share)
+    half = (share * accuracy * (1 - accuracy) + share**2 / 4) ** 0.5 / (1 + share)
+    print(f"{name:22} {accuracy:.3f} ({middle - half:.3f} to {middle + half:.3f})")
 
 
 def score(adapter):
@@ -113,6 +115,8 @@ for answer, row in sorted(wrong, key=lambda pair: -pair[0]["score"])[:5]:
 
 # %% [markdown]
 # ## 4 Use it
+#
+# These texts fit the example file; write some of yours.
 
 # %%
 texts = ["Return the day of the week as an integer.", "Open a connection to the server.", "The cosine of x."]

@@ -16,6 +16,7 @@ from deltatune.tasks.metrics.classification_and_regression import (
     weighted_score,
 )
 from deltatune.tasks.metrics.metric_facts import listed_facts, lower_is_better
+from deltatune.tasks.metrics.preference_scores import PREFERENCE_METRICS
 from deltatune.tasks.pretraining import nsp
 
 LOWER = {metric for metric in listed_facts() if lower_is_better(metric)}
@@ -55,7 +56,7 @@ def score(name, predictions, references):
 def test_every_metric_has_a_peer():
     assert set(PEERS) == {*CLASS_METRICS, *REGRESSION_METRICS}
     assert LOWER & set(PEERS) == {"mse"}
-    metrics = {*PEERS, *language.METRICS, *generate.METRICS, *nsp.NextSentence().metrics}
+    metrics = {*PEERS, *language.METRICS, *generate.METRICS, *nsp.NextSentence().metrics, *PREFERENCE_METRICS}
     assert metrics >= LOWER
 
 

@@ -35,8 +35,8 @@ def task(request):
 def test_a_task_declares_what_training_and_prediction_ask_of_it(task):
     assert TASKS[task.name] is type(task)
     assert task.metric in task.metrics
-    assert task.answers in ("row", "token", "text", "likelihood")
-    assert task.loads in ("row", "text", "mask", "pairs", "words")
+    assert task.answers in ("row", "token", "text", "likelihood", "noise")
+    assert task.loads in ("row", "text", "mask", "pairs", "words", "pipeline")
     assert task.families
     assert isinstance(task.text, tuple)
     assert isinstance(task.label, str)

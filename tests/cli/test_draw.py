@@ -186,6 +186,7 @@ def test_what_a_pipeline_does_not_do_is_said_in_words(place_of_pipe):
     folder = place_of_pipe
     pipe, pictures = folder / "pipe", folder / "pictures"
     task = ("--task", "image", "--data", pictures)
+    train = ("train", *task, "--model", pipe, "--method", "LoRA(r=2)", "--steps", "1", "--out", folder / "e")
     for command, words in (
         (("draw", "--model", pipe, "--text", "a", "--steps", "2000", "--out", folder / "x"), "2000 cannot be larger"),
         (("compare", *task, "--model", pipe, "--method", "LoRA(r=2)", "--out", folder / "y"), "has a loss alone"),
@@ -196,10 +197,27 @@ def test_what_a_pipeline_does_not_do_is_said_in_words(place_of_pipe):
             ("train", *task, "--model", pipe, "--method", "Prompt", "--out", folder / "z"),
             "it has: *.attn, *.attn.heads",
         ),
+        ((*train, "--init", "eva"), "--init eva reads the tokens of the training rows"),
     ):
         done = ran(*command)
         assert done.code == 2, done.err
         assert words in " ".join(done.err.split())
+    (pictures / "01.png").write_text("no picture")
+    done = ran("data", "check", pictures, "--task", "image")
+    assert done.code == 1
+    assert "1 of 4 files cannot be used" in " ".join((done.out + done.err).split())
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_other_samples(place, tmp_path):
+    done = ran(
+        *("train", "--from", place / "run", "--task", "image", "--data", place / "pictures", "--steps", "1"),
+        *("--sample", "", "--flip", "--precision", "float32", "--out", tmp_path / "further"),
+    )
+    assert done.code == 0, done.err
+    done = ran("train", "--from", place / "run", "--task", "image", "--data", place / "pictures", "--crop", "none")
+    assert done.code == 2
+    assert "crop='none': the adapter was trained with 'center'; may change: metric, samples" in done.err
 
 
 @pytest.fixture

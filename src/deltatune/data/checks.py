@@ -48,8 +48,10 @@ def problems(data: Data) -> list[str]:
 
 def file_problems(data: Data) -> list[str]:
     """Images and sounds that cannot be read to their end: `read` has opened their headers alone."""
-    files = [row[data.text[0]] for rows in data.splits().values() for row in rows] if data.inputs != "text" else []
-    faults = [found for file in files if isinstance(file, MediaFile) and (found := fault(file))]
+    columns = [name for name in (*data.text, data.label) if name]
+    values = (row.get(name) for rows in data.splits().values() for row in rows for name in columns)
+    files = list(dict.fromkeys(value for value in values if isinstance(value, MediaFile)))
+    faults = [found for file in files if (found := fault(file))]
     return (
         [f"{len(faults)} of {len(files)} files cannot be used: {first_few(faults)}. Mend or remove them."]
         if faults

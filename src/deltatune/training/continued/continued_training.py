@@ -28,7 +28,7 @@ from deltatune.training.continued.preference_task import NOW_PREFERS, preference
 from deltatune.training.session import Session, open_adapter
 from deltatune.training.start_adapter import load_start_
 
-CHANGEABLE = ("metric", "max_length")
+CHANGEABLE = ("metric", "max_length", "samples", "sample_prompts", "flip", "min_snr")
 """Fields of a task that a continued training may change, beside those that may change after training."""
 
 
@@ -289,7 +289,7 @@ def _unknown_labels(known: Task, data: Data) -> list[str]:
 
 
 def _field_problems(known: Task, fields: Mapping[str, Any]) -> list[str]:
-    allowed = (*CHANGEABLE, *known.inference_fields)
+    allowed = [name for name in (*CHANGEABLE, *known.inference_fields) if hasattr(known, name)]
     return [
         f"{name}={value!r}: the adapter was trained with {getattr(known, name, None)!r}; may change: "
         f"{', '.join(dict.fromkeys(allowed))}{nearest(name, allowed)}"

@@ -66,7 +66,7 @@ class _Batches:
 
     def __init__(self, session: Session, rows: Encoded, settings: Settings) -> None:
         self.session, self.rows, self.size = session, list(rows), settings.batch_size
-        if not self.rows or "input_ids" not in self.rows[0]:
+        if not self.rows or session.task.answers == "noise" or "input_ids" not in self.rows[0]:
             raise DeltatuneError(
                 f"--init eva reads the tokens of the training rows, and a task that is {session.task.describe()} has "
                 "none; leave --init out"

@@ -93,6 +93,10 @@ def test_an_override_has_no_line(place: Path) -> None:
     done = ran("run", "r.yaml", "data.label=lable")
     assert "r.yaml: data.label=lable: there is no column 'lable'" in done.err
     assert "(line" not in done.err
+    (place / "r.yaml").write_text("data: r.csv\ntask: {metric: f1}\n")
+    done = ran("run", "r.yaml", "task.beams=2")
+    assert "r.yaml: task.beams: Classify has no 'beams'" in done.err
+    assert "(line" not in done.err
 
 
 def test_the_options_of_run_stay(place: Path) -> None:

@@ -151,9 +151,10 @@ def _speaks_of(text: str, value: str) -> bool:
 
 
 def _key_of_name(text: str, root: Any, given: set[str]) -> tuple[str, int | None]:
-    """The key of the file that a message calls by its last name, and its line; nothing where none or several are."""
+    """The key that a message calls by its last name, and its line in the file; nothing where none or several are."""
     names = {name for match in NAMED.finditer(text) for name in match.groups() if name}
-    found = {key: line for key, line in _paths(root, "") if key.rpartition(".")[2] in names and key not in given}
+    places: dict[str, int | None] = {**dict(_paths(root, "")), **dict.fromkeys(given)}
+    found = {key: line for key, line in places.items() if key.rpartition(".")[2] in names}
     return next(iter(found.items())) if len(found) == 1 else ("", None)
 
 

@@ -187,7 +187,7 @@ def test_a_recipe_goes_on_from_an_adapter(trained, tmp_path):
     assert again.code == 0, again.err
     assert "finished before" in again.out
     for override, message in (
-        ("method=BitFit()", "leave --method out"),
+        ("method=BitFit()", "leave method out"),
         ("budget=1k", "leave budget out"),
         (f"out={trained}", "starts from"),
         ("from=nowhere", "no adapter folder at nowhere"),

@@ -85,3 +85,12 @@ def test_mistakes_are_one_plain_error(config_only, options, words):
     assert done.code != 0
     assert words in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_model_whose_steps_are_not_forecast_is_not_said_to_fit_nowhere(tmp_path):
+    from transformers import ViTConfig
+
+    ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8).save_pretrained(tmp_path)
+    done = ran("fit", tmp_path, "--memory", "2GB", "--precision", "float32")
+    assert "no training step is forecast" in " ".join((done.out + done.err).split())
+    assert "nothing fits" not in done.out

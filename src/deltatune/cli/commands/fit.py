@@ -256,7 +256,9 @@ def _show(search: MemoryFit, fittings: list[Fitting], best: Fitting | None, foun
     pairs = [("disk", f"{size(found['disk'])} for the model's files"), ("loading", f"at most {size(found['loading'])}")]
     if best is None:
         least = min((each.memory.total for each in taken if each.memory), default=None)
-        nothing = "nothing fits" + ("" if least is None else f": the least is {size(least)}, {_missing(search, least)}")
+        nothing = ("nothing fits" if taken else "not known: no training step is forecast") + (
+            "" if least is None else f": the least is {size(least)}, {_missing(search, least)}"
+        )
         show(facts([("result", nothing), *pairs]))
         return
     rows_, tokens = found["largest"]["batch_size"], found["largest"]["max_length"]

@@ -192,11 +192,11 @@ def test_tokens_and_their_kinds():
         tokenizer_metadata(tokenizer, 200)
 
 
-def sentencepiece_tokenizer(normalizer=None, cut=None, suffix=None):
+def sentencepiece_tokenizer(normalizer=None, cut=None, suffix=None, alone=()):
     """A BPE of SentencePiece's kind, as Llama 2 has it: bytes as a fallback, spaces as tokens."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdet"]
     merges = [("▁", "a"), ("a", "b"), ("▁", "b"), ("b", "e"), ("▁a", "b"), ("▁", "ab"), ("e", "d")]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *map("".join, merges)]))}
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *map("".join, merges), *alone]))}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     if normalizer is not None:
@@ -225,6 +225,7 @@ def test_scores_of_pieces_are_the_order_of_their_merges():
         ({"normalizer": normalizers.Replace("a", "b")}, "its normalizer Replace changes texts first"),
         ({"cut": pre_tokenizers.Digits()}, "its Digits cuts texts first"),
         ({"suffix": "</w>"}, "has end_of_word_suffix="),
+        ({"alone": ["abe"]}, "1 token of the tokenizer comes from no merge: 'abe'"),
     ],
 )
 def test_pieces_that_llama_cpp_would_read_otherwise_are_refused(change, reason):

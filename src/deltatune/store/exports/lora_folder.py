@@ -57,8 +57,8 @@ def check_lora_folder(
 ) -> tuple[float, float | None]:
     """Read a folder back as a PEFT adapter and compare its outputs with the adapter's on verification inputs.
 
-    Returns the largest difference, and ‖read back − adapter‖ / ‖adapter − base‖. Raises DeltatuneError for differences
-    that rounding and what a conversion was allowed to lose do not explain.
+    Returns the largest difference, and ‖read back − adapter‖ / ‖adapter − base‖. Where the conversion is exact, raises
+    DeltatuneError for a difference that rounding does not explain; what one with a bound loses is measured alone.
     """
     expected, base = outputs(host, {name: weight}), outputs(host, None)
     peft_folder.load(host, folder, CHECKED, True, None)

@@ -7,7 +7,7 @@ tokenizers of published models alone; here it is read from the tokenizer's own r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,7 @@ def tokenizer_metadata(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> d
         ranks: dict[str, int] = {}
         for rank, pair in enumerate(merges):
             ranks.setdefault("".join(pair), rank + 1)
+        _check_reached(tokens, kinds, ranks)
         values |= {"model": "llama", "pre": "default", "add_space_prefix": _adds_space(rules)}
         values["scores"] = [
             -float(ranks[token]) if kind == NORMAL and token in ranks else 0.0 if kind in (NORMAL, BYTE) else -1000.0
@@ -110,6 +111,18 @@ def cut_name(rules: Mapping[str, Any]) -> str:
 def _isolates(split: Mapping[str, Any]) -> bool:
     """Whether a split keeps what it matches, each match as a part of its own."""
     return split.get("behavior") == "Isolated" and not split.get("invert")
+
+
+def _check_reached(tokens: Sequence[str], kinds: Sequence[int], ranks: Mapping[str, int]) -> None:
+    """Raise DeltatuneError for tokens of several characters that no merge makes: llama.cpp would make them."""
+    pairs = zip(tokens, kinds, strict=True)
+    alone = [token for token, kind in pairs if kind == NORMAL and len(token) > 1 and token not in ranks]
+    if alone:
+        what = "1 token of the tokenizer comes" if len(alone) == 1 else f"{len(alone)} tokens of the tokenizer come"
+        raise DeltatuneError(
+            f"{what} from no merge: {', '.join(map(repr, alone[:3]))}; llama.cpp would join pieces to them that the "
+            "tokenizer leaves apart"
+        )
 
 
 def _check_pieces(rules: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data.images import image_size, is_image, read_image
+from deltatune.data.media.images import image_size, is_image, read_image
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -90,7 +90,7 @@ def test_an_oversized_image_is_refused_before_its_pixels_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
-    monkeypatch.setattr("deltatune.data.images.MOST_PIXELS", 899)
+    monkeypatch.setattr("deltatune.data.media.images.MOST_PIXELS", 899)
     with pytest.raises(DeltatuneError, match="30 x 30 pixels, more than 899"):
         read_image(tmp_path / "a.png")
 

@@ -14,7 +14,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.data import read, read_rows, remarks
 from deltatune.data.checks import file_problems
 from deltatune.data.dataset import describe
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.media_files import MediaFile
 
 pytest.importorskip("PIL.Image")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.data.sounds import is_sound, read_sound, resampled, sound_seconds
+from deltatune.data.media.sounds import is_sound, read_sound, resampled, sound_seconds
 
 soundfile = pytest.importorskip("soundfile")
 

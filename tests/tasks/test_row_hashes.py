@@ -55,7 +55,7 @@ def test_rows_of_several_adapters_add_up():
 
 def test_a_picture_is_its_file_whatever_its_caption(tmp_path):
     pytest.importorskip("diffusers")
-    from deltatune.data.media_files import MediaFile
+    from deltatune.data.media.media_files import MediaFile
     from deltatune.tasks.diffusion.text_to_image import TextToImage
 
     for name in "ab":

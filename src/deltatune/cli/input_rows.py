@@ -58,7 +58,7 @@ def rows_of_files(files: Sequence[str], task: Any, columns: Sequence[str], every
     without any.
     """
     from deltatune.core.input_validation.regular_files import expanded
-    from deltatune.data.media_files import MediaFile, kind_of_name
+    from deltatune.data.media.media_files import MediaFile, kind_of_name
 
     reads = getattr(task, "inputs", "text")
     media = [file for file in files if kind_of_name(file) != "text" or (reads != "text" and expanded(file).is_dir())]

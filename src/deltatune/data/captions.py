@@ -16,8 +16,8 @@ from deltatune.data.columns.column_values import has_text
 from deltatune.data.dataset import Data, Row, Splits, columns_of
 from deltatune.data.formats import read_rows
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.images import IMAGE_SUFFIXES, is_image
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.images import IMAGE_SUFFIXES, is_image
+from deltatune.data.media.media_files import MediaFile
 from deltatune.data.sources.split_names import match_splits
 from deltatune.data.splits import HELD_OUT, by_hash, first_by_hash
 

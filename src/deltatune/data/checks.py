@@ -13,7 +13,7 @@ from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
 from deltatune.data.layouts.text_rows import long_rows
-from deltatune.data.media_files import MediaFile, fault
+from deltatune.data.media.media_files import MediaFile, fault
 from deltatune.data.mixture_data import MixtureData
 from deltatune.data.repeats import repeat_remarks
 

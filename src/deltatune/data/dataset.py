@@ -9,7 +9,7 @@ from itertools import chain
 from statistics import median
 from typing import Any, Literal, get_args
 
-from deltatune.data.media_files import Inputs, MediaFile, kind_of
+from deltatune.data.media.media_files import Inputs, MediaFile, kind_of
 
 Row = dict[str, Any]
 """One example: column -> value."""

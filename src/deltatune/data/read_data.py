@@ -20,7 +20,7 @@ from deltatune.data.dataset import SPLITS, TASK_OF, TASKS, Data, LabelKind, Row,
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.label_values import indicator_columns, indicator_hint, join_indicators
-from deltatune.data.media_files import kind_of
+from deltatune.data.media.media_files import kind_of
 from deltatune.data.published.benchmarks import published_metric
 from deltatune.data.published.forms import find_form, plain_splits
 from deltatune.data.sources.labelled_splits import labelled_splits

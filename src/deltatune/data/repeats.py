@@ -14,7 +14,7 @@ from deltatune.data.columns.column_values import is_numeric
 from deltatune.data.dataset import Data, Row, texts
 from deltatune.data.formats.file_format import first_few
 from deltatune.data.layouts.layout import count, in_rows
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.media_files import MediaFile
 from deltatune.data.text_forms import FORM, near_form, same_forms
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data.dataset import SPLITS, LabelKind, Row, Splits, texts
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.media_files import MediaFile
 
 HELD_OUT = 0.1
 """Share of the training rows that becomes each missing split."""

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from deltatune.core.sites.blocks import is_decoder
-from deltatune.data.media_files import Inputs
+from deltatune.data.media.media_files import Inputs
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 Answers = Literal["row", "token", "text", "likelihood", "noise"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
 
 from deltatune.core.errors import DeltatuneError, first_line
-from deltatune.data.images import pillow_image, read_image
-from deltatune.data.media_files import Inputs
-from deltatune.data.sounds import read_sound
+from deltatune.data.media.images import pillow_image, read_image
+from deltatune.data.media.media_files import Inputs
+from deltatune.data.media.sounds import read_sound
 from deltatune.models.architecture import inputs_of_model
 
 LONGEST_SECONDS = 30.0

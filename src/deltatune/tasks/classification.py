@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
-from deltatune.data.media_files import Inputs
+from deltatune.data.media.media_files import Inputs
 from deltatune.models.architecture import Answers, has_class_token, sees_all_at_last_token, state_width
 from deltatune.models.processors import LONGEST_SECONDS
 from deltatune.tasks.entity_markers import MarkedText, check_kept, check_markers, mark_entities, mark_problems

@@ -8,8 +8,8 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import Data
-from deltatune.data.media_files import Inputs, MediaFile
-from deltatune.data.sounds import sound_seconds
+from deltatune.data.media.media_files import Inputs, MediaFile
+from deltatune.data.media.sounds import sound_seconds
 from deltatune.models.processors import LONGEST_SECONDS, Processor
 from deltatune.tasks.collator import FILE, SECONDS
 from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed

@@ -13,7 +13,7 @@ import numpy as np
 from deltatune.core.trained_rows import Hashes
 from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import as_text
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.media_files import MediaFile
 from deltatune.data.mixture_data import PART
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Row, Task

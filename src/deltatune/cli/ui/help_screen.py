@@ -53,7 +53,16 @@ class Command(typer.core.TyperCommand):
                 args[place] = f"{renamed[name]}{sign}{value}"
                 if not {"-q", "--quiet"} & set(args):
                     print(f"note: {name} is now {renamed[name]}", file=sys.stderr)
+        self._refuse_repeated(ctx, args)
         return super().parse_args(ctx, args)
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
+        """Fail for an option of one value that is given twice, of which the parser would take the last."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in dict.fromkeys(given):
+            one_value = parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)
+            if one_value and given.count(parameter) > 1:
+                ctx.fail(f"{max(parameter.opts, key=len)} is given {given.count(parameter)} times, but takes one value.")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with the standard streams that its options leave it."""

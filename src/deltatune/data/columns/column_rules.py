@@ -12,7 +12,7 @@ from deltatune.data.columns import column_names as known
 from deltatune.data.columns.column_names import is_id, normalised
 from deltatune.data.columns.column_values import is_chat, is_strings, looks_like_label, looks_like_text, sample_parsed
 from deltatune.data.dataset import Row, TaskName
-from deltatune.data.media_files import kind_of
+from deltatune.data.media.media_files import kind_of
 
 Candidate = tuple[tuple[str, ...], str]
 """Text columns and label column; "" for no label."""

@@ -12,7 +12,7 @@ from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.core.input_validation.regular_files import check_regular, expanded
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few
-from deltatune.data.media_files import with_media_files
+from deltatune.data.media.media_files import with_media_files
 
 __all__ = ["all_formats", "file_formats", "folder_formats", "is_data_file", "missing_file", "read_rows", "suffixes"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from deltatune.data.dataset import Row
 from deltatune.data.formats.file_format import FileFormat, first_few, raise_malformed
-from deltatune.data.images import IMAGE_SUFFIXES
-from deltatune.data.media_files import TESTS, Inputs, MediaFile
-from deltatune.data.sounds import SOUND_SUFFIXES
+from deltatune.data.media.images import IMAGE_SUFFIXES
+from deltatune.data.media.media_files import TESTS, Inputs, MediaFile
+from deltatune.data.media.sounds import SOUND_SUFFIXES
 
 SUFFIXES = {"image": IMAGE_SUFFIXES, "audio": SOUND_SUFFIXES}
 LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini"}

@@ -33,7 +33,7 @@ from deltatune.data.layouts.layout import (
     missing_values,
     short,
 )
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.media_files import MediaFile
 from deltatune.data.text_forms import FORM, same_forms
 
 IMBALANCE = 2.0

@@ -11,7 +11,7 @@ from deltatune.data.columns.column_names import normalised
 from deltatune.data.columns.column_values import has_words, is_missing, is_strings
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.media_files import MediaFile, header_fault, names_of_media
+from deltatune.data.media.media_files import MediaFile, header_fault, names_of_media
 from deltatune.data.splits import complete
 
 PARAGRAPH = "paragraph"

@@ -15,10 +15,10 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.data.dataset import Splits
 from deltatune.data.formats import file_formats, folder_formats, is_data_file, read_rows, suffixes
 from deltatune.data.formats.file_format import first_few
-from deltatune.data.images import is_image
-from deltatune.data.media_files import MediaFile
+from deltatune.data.media.images import is_image
+from deltatune.data.media.media_files import MediaFile
+from deltatune.data.media.sounds import is_sound
 from deltatune.data.published.nested_columns import with_tables
-from deltatune.data.sounds import is_sound
 from deltatune.data.sources.class_names import names_of_file, names_of_folder, with_class_names
 from deltatune.data.sources.source import Source
 from deltatune.data.sources.split_names import SplitMatch, match_splits

@@ -17,7 +17,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.data.captions import DIGEST
-from deltatune.data.images import read_image
+from deltatune.data.media.images import read_image
 from deltatune.models.architecture import Answers, Loads
 from deltatune.models.pipelines import ImagePipeline
 from deltatune.tasks.diffusion.noise import NoisyLatents, noise_schedule

@@ -12,7 +12,7 @@ import torch
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, first_line
 from deltatune.core.host import Host
-from deltatune.data.images import pillow_image
+from deltatune.data.media.images import pillow_image
 from deltatune.models.pipelines import ImagePipeline
 from deltatune.store import run_folder
 from deltatune.store.atomic_files import make_folder, write_file

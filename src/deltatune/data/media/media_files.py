@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.input_validation.regular_files import expanded
-from deltatune.data.images import image_size, is_image, read_image
-from deltatune.data.sounds import is_sound, read_sound, sound_seconds
+from deltatune.data.media.images import image_size, is_image, read_image
+from deltatune.data.media.sounds import is_sound, read_sound, sound_seconds
 
 Inputs = Literal["text", "image", "audio"]
 """What a model reads of a row."""

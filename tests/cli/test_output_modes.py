@@ -171,7 +171,7 @@ def test_the_precision_of_predictions_is_that_of_training_unless_another_is_name
     ("words", "message"),
     [
         (("train", "r.csv"), "unexpected argument r.csv; data are named by an option: --data r.csv; see"),
-        (("train", "--method", "LoRA()", "--method", "BitFit()"), "--method is given 2 times, but takes one value; see"),
+        (("train", "--method", "LoRA()", "--method", "BitFit()"), "--method is given 2 times but takes one value; see"),
         (("env", "x"), "unexpected argument x; see"),
         (("train", "--epochs", "abc"), "--epochs needs a number; see"),
         (("train", "--seed", "x"), "--seed needs a whole number; see"),

@@ -62,7 +62,7 @@ class Command(typer.core.TyperCommand):
         for parameter in dict.fromkeys(given):
             one_value = parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)
             if one_value and given.count(parameter) > 1:
-                ctx.fail(f"{max(parameter.opts, key=len)} is given {given.count(parameter)} times, but takes one value.")
+                ctx.fail(f"{max(parameter.opts, key=len)} is given {given.count(parameter)} times but takes one value.")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with the standard streams that its options leave it."""

@@ -60,8 +60,8 @@ class Command(typer.core.TyperCommand):
         """Fail for an option of one value that is given twice, of which the parser would take the last."""
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in dict.fromkeys(given):
-            several = parameter.param_type_name != "option" or parameter.multiple or getattr(parameter, "is_flag", False)
-            if not several and given.count(parameter) > 1:
+            many = parameter.param_type_name != "option" or parameter.multiple or getattr(parameter, "is_flag", False)
+            if not many and given.count(parameter) > 1:
                 ctx.fail(f"{max(parameter.opts, key=len)} is given {given.count(parameter)} times but takes one value.")
 
     def invoke(self, ctx: Any) -> Any:

@@ -46,6 +46,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m takes the slow ones out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `one_in(n)` every n-th case is quick; the others are slow."""
+    seen: dict[str, int] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("one_in")) is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow") is None:
+            seen[test] = seen.get(test, -1) + 1
+            if seen[test] % mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same random state, alone or among others."""

@@ -20,7 +20,7 @@ from deltatune.comparison.works.cells import Event
 from deltatune.store import run_folder
 from deltatune.tasks.classification import Classify
 from support import models
-from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
+from support.command_line import QUICK, Ran, put_over, ran, review_folder, reviews, write_csv
 from support.comparison_sample import sample_summary
 
 COMMANDS = sorted(typer.main.get_command(app).commands)
@@ -196,7 +196,7 @@ def test_foreign_files_are_left_alone(tmp_path, tiny_folder, data):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, tiny_folder, data, monkeypatch):
-    command = ("train", "--model", tiny_folder, "--data", data, *QUICK, "--epochs", "2", "--out")
+    command = ("train", "--model", tiny_folder, "--data", data, *put_over(QUICK, "--epochs", "2"), "--out")
     assert ran(*command, tmp_path / "whole").code == 0
 
     def stop(self, step, total, loss, rate):
@@ -228,7 +228,8 @@ def test_budget_sets_the_size_and_the_head_is_chosen(tmp_path, tiny_folder, data
 
 
 def test_cut_texts_are_reported(tmp_path, tiny_folder, data):
-    done = ran("train", "--model", tiny_folder, "--data", data, *QUICK, "--max-length", "6", "--out", tmp_path / "out")
+    options = put_over(QUICK, "--max-length", "6")
+    done = ran("train", "--model", tiny_folder, "--data", data, *options, "--out", tmp_path / "out")
     assert "truncated to 6 tokens: 64 of 64 train" in done.out
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deltatune.cli import main, scored_rows
 from deltatune.store.atomic_files import digest
 from support import models
-from support.command_line import QUICK, Ran, ran, review_folder, reviews, write_csv
+from support.command_line import QUICK, Ran, put_over, ran, review_folder, reviews, write_csv
 
 SCREEN = 24
 """Lines of one screen."""
@@ -41,7 +41,7 @@ def train(tmp_path: Path, tiny_folder: Path, data: Path) -> Callable[..., Ran]:
     def run(**over: object) -> Ran:
         options = {"model": tiny_folder, "data": data, "out": tmp_path / "out"} | over
         words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-        done = ran("train", *QUICK, *words)
+        done = ran("train", *put_over(QUICK, *words))
         assert not (tmp_path / "out").exists(), "a refused run left files"
         return done
 

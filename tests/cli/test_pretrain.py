@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, LlamaConfig
 
 from support import models, vocabularies
-from support.command_line import ran
+from support.command_line import put_over, ran
 
 STEP = ("--epochs", "1", "--batch-size", "8", "--precision", "float32", "--set", "max_length=24")
 
@@ -95,6 +95,7 @@ def test_three_relations_of_passages_with_a_head_of_the_adapter(tmp_path):
     AutoModelForMaskedLM.from_pretrained(out / "model")
 
 
+@pytest.mark.slow
 def test_spans_and_their_adaptation_on_an_encoder_decoder(tmp_path, texts):
     model = folder(tmp_path, "t5", "lm", "t5")
     for objective in ("spans", "prefix-lm"):
@@ -133,7 +134,7 @@ def test_mistakes_are_named(tmp_path, texts):
         (("--model", "builtin", "--config", tmp_path / "none.json", "--tokenizer", model), "no such file"),
         (("--objective", "lm"), "decoder"),
     ):
-        done = ran("pretrain", "--model", model, "--data", texts, *STEP, "--out", tmp_path / "out", *words)
+        done = ran("pretrain", *put_over(("--model", model), *words), "--data", texts, *STEP, "--out", tmp_path / "out")
         assert done.code != 0
         assert said in done.err, done.err
 

@@ -30,6 +30,7 @@ def scores(*options):
     return [json.loads(line)["scores"]["good"] for line in done.out.splitlines()]
 
 
+@pytest.mark.slow
 def test_merged_computes_what_the_quantised_base_does_with_the_adapter(run, tmp_path):
     unmerged = scores("--adapter", run / "one")
     done = ran("merge", "--adapter", run / "one", "--out", tmp_path / "plain", "--json")

@@ -43,6 +43,7 @@ def test_merged_with_a_weight_is_unmerged_with_it(runs, tmp_path):
     assert merged == pytest.approx(slider["0.5"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_outputs_record_the_weight(runs):
     done = ran("predict", "--adapter", runs / "lora", "--weight", "0.5", stdin="the film was good\n")
     assert json.loads(done.out)["weight"] == 0.5
@@ -53,6 +54,7 @@ def test_outputs_record_the_weight(runs):
     assert "multiplied by 0.5; its head was used whole" in " ".join(shown.out.split())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("run", "weight", "words"),
     [

@@ -98,6 +98,7 @@ def plan_for(folders, kind, model, tmp_path, **more):
     return make_plan(data, model=str(folder), settings=settings, out=tmp_path / "run", **options)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("kind", "model"), CASES)
 def test_a_whole_comparison(folders, tmp_path, kind, model):
     task = {"new_tokens": 6} if kind == "text" else None
@@ -181,6 +182,7 @@ def test_samples_are_right_as_the_score_says(folders, tmp_path):
             assert answer["score"] is None
 
 
+@pytest.mark.slow
 def test_written_samples_have_scores_of_their_own(folders, tmp_path):
     summary = run(plan_for(folders, "text", "gpt2", tmp_path, task={"new_tokens": 6}))
     for sample in summary["samples"]:

@@ -49,6 +49,7 @@ def compared(request, folder, tmp_path_factory):
     return plan, run(plan)
 
 
+@pytest.mark.one_in(2)
 def test_all_methods_are_in_one_table(compared):
     plan, summary = compared
     entries = {entry["name"]: entry for entry in summary["methods"]}

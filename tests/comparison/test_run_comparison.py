@@ -89,6 +89,7 @@ def test_a_whole_comparison(tiny_folder, table, tmp_path):
     assert plan.session.host.adapters == {}
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tiny_folder, table, tmp_path, monkeypatch):
     whole = run(plan_for(tiny_folder, table, tmp_path / "whole", methods=("LoRA()", "BitFit()")))
     trained = []

@@ -67,6 +67,7 @@ def test_a_budget_is_fitted_without_making_tensors(host: Host) -> None:
     assert fit_budget(parse("UniPELT()"), host.sites, "500m").size == 32
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_process_counts_as_its_memory() -> None:
     program = (
         "import resource, torch; from deltatune.core.memory import memory_of; "

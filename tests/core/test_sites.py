@@ -214,6 +214,7 @@ def attention_inputs():
     del ALL_ATTENTION_FUNCTIONS._global_mapping["spy"], ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["spy"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("part", ["q", "k", "v"])
 @pytest.mark.parametrize(
     "kind", sorted({*BLOCKS, *FAMILIES} - {"mpnet"} - {k for k, v in LACKS.items() if v & NO_SEAM})

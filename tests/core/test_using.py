@@ -125,6 +125,7 @@ def test_use_takes_a_route_as_it_is(routed):
 ROWS = [{"text": text} for text in ("the cat sat", "on the mat", "a dog")]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "switch",
     ["predict", "ensemble", "combine", "save_merged", "costs", "merge", "failing load", "failing fuse", "train"],

@@ -436,6 +436,7 @@ def trainable_host(method, **options):
     return host
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "method", ["RobustAdapterDrop(4)", "AdapterDrop(4)", "Compacter(4)", "ReFT(first=2)", "DiReFT()", "AdapterFusion()"]
 )

@@ -131,6 +131,7 @@ def test_half_precision_around_it_does_not_reach_it():
 # ---- the methods
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("method", "models"),
     [

@@ -132,6 +132,7 @@ def test_ia3_takes_keys_values_and_activations_that_there_are(kind, cross):
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("kind", "head", "sites", "targets"),
     [

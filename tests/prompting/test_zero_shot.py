@@ -83,6 +83,7 @@ def test_padding_behind_a_cache_costs_nothing(session):
     assert (cost.passes, cost.tokens) == (2, 7)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("text", ["LoRA", "Full", "BitFit", "Prompt", "PTuning"])
 def test_tuning_methods_learn_through_label_words(session, text):
     """All rows get the class whose word is less likely: whatever is trained can make it likelier."""

@@ -119,6 +119,7 @@ PREFIXES = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("kind", "method", "head"), [*LORA, *DORA, *PISSA, *SCALING, *VERA, *PROMPTS, *PREFIXES])
 def test_peft_reads_our_folder(kind, method, head, tmp_path):

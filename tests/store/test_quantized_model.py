@@ -30,6 +30,7 @@ EVEN: dict[str, dict[str, int]] = {
 """Widths that are whole numbers of blocks, as bitsandbytes' kernel for the CPU needs."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("kind", "scheme"),
     [
@@ -102,6 +103,7 @@ def from_transformers(folder: Path, kind: str, **more: Any) -> PreTrainedModel:
     return loaded
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", sorted(EVEN))
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "int8"])
 def test_transformers_with_bitsandbytes_computes_the_same(kind, scheme, tmp_path):

@@ -5,6 +5,7 @@ import csv
 import io
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def ran(*argv: str | Path, stdin: str = "") -> Ran:
     finally:
         sys.stdin = before
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def put_over(words: Sequence[str | Path], *over: str | Path) -> tuple[str | Path, ...]:
+    """The words with these options in place of those of the same name; each has one value."""
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    return (*(word for pair in pairs if pair[0] not in over for word in pair), *over)
 
 
 def reviews(count: int = 60, seed: int = 0) -> list[dict[str, str]]:

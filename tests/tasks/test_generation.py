@@ -75,6 +75,7 @@ def test_chats_are_learned_and_answered():
 # --- writing ---
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", LM_KINDS)
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Prefix(length=3)", "Prompt(length=3)"])
 @pytest.mark.parametrize("beams", [1, 3])

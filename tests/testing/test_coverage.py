@@ -41,6 +41,7 @@ def written(kind):
     return next(line for line in pages.PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {kind} |"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in families()]
 )
@@ -192,5 +193,6 @@ def test_sites_are_shown_for_any_family(kind, tmp_path, capsys):
     models.tiny(kind).config.save_pretrained(tmp_path)
     sites_command(str(tmp_path))
     shown = capsys.readouterr().out
-    assert type(models.tiny(kind)).__name__ in shown
+    name = "WhisperEncoder" if kind == "whisper" else type(models.tiny(kind)).__name__  # sounds are read by the encoder
+    assert name in shown
     assert all(name in shown for name in ("attn.q", "attn.heads", "ffn", "residual"))

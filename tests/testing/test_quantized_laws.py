@@ -16,6 +16,7 @@ QUICK = [("LoRA()", "gpt2", "nf4"), ("DoRA()", "llama", SCHEME), ("MAM()", "bert
 TRAIN_THE_BASE = ("Full()", "DID()", "SAID()", "TopLayers()", "Unfreeze()")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("text", "kind", "scheme"), QUICK)
 @pytest.mark.parametrize("law", LAWS)
 def test_law_on_a_quantised_base(law, text, kind, scheme):
@@ -54,6 +55,7 @@ def test_slow_law_on_a_quantised_base(law, kind, text):
     demand(law, parse(text), kind, "nf4")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("text", defaults())
 def test_a_method_is_refused_only_if_it_trains_weights_that_are_codes(text, kind):

@@ -77,6 +77,7 @@ def learned(values):
     return {name: value for name, value in values.items() if not name.endswith("key.bias.value")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", marked(EQUAL))
 def test_two_processes_train_what_one_does(case, together):
     host, outcome = train_case(case)

@@ -108,6 +108,7 @@ def test_predict_fills_lines_and_ranks_labels(folder, tmp_path):
     assert "P@1 1.000, P@5 1.000 of 1 text" in done.err
 
 
+@pytest.mark.slow
 def test_predict_says_what_fill_needs(folder, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("a {mask}\n" * 40 + "nothing\n", encoding="utf-8")

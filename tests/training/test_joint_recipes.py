@@ -164,6 +164,7 @@ def interrupted(at):
     return stop
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(place, tmp_path):
     run_recipe(together(place, tmp_path / "whole"), "whole")
     recipe = together(place, tmp_path / "cut")

@@ -40,6 +40,7 @@ def batch_of(host, tokenizer, label_task, given=None):
     return adapter_collator(host, "a", tokenizer, encoded)(list(encoded))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("kind", "method"), LEARN)
 def test_a_step_moves_every_tensor_and_training_lowers_the_loss(kind, method):
     host, tokenizer = hosted(kind, method)

@@ -69,6 +69,7 @@ def searched(tmp_path_factory):
     return host, trained(host, out), out
 
 
+@pytest.mark.slow
 def test_the_chosen_run_is_the_one_of_its_rate(searched, tmp_path):
     host, outcome, out = searched
     given = host_with()
@@ -101,6 +102,7 @@ def test_it_tries_rates_around_the_recommended_one_within_its_share(searched):
     assert json.loads(json.dumps(search.to_json()))["tried"] == [dict(each) for each in search.tried]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("stop", [14, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (34, 60))])
 def test_an_interrupted_search_goes_on(stop, searched, tmp_path):
     host, wanted, whole = searched
@@ -219,6 +221,7 @@ PART_ROWS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
@@ -262,6 +265,7 @@ def test_an_adapter_is_trained_further_at_a_searched_rate(tmp_path):
     assert "The search added" in " ".join(done.out.split())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_tried(tmp_path):
     data, model = review_folder(tmp_path / "data"), tmp_path / "model"
     models.tiny("bert").save_pretrained(model)

@@ -77,6 +77,7 @@ def trained(host, tokenizer, settings=THREE, task=TASK, rows=ROWS, **options):
 # --- training
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("method", ["TopLayers(2)", slow("AdapterDrop(size=4, drop=2)"), "LoRA"])
 @pytest.mark.parametrize("kind", list(DEPTH))
 def test_kept_states_change_no_training(kind, method, tokenizer):
@@ -97,6 +98,7 @@ def test_kept_states_change_no_training(kind, method, tokenizer):
     assert_same(*matrices, rtol=1e-3, atol=1e-4)  # Adam makes steps of a key's bias out of rounding: it has no gradient
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("kind", "counted"), [("bert", True), ("llama", False)])
 def test_padding_on_the_left_is_kept_where_positions_do_not_count_it(kind, counted, side, tokenizer):

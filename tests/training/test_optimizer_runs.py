@@ -45,6 +45,7 @@ def stop_after(last):
     return on_step
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["LoRA(r=4)", "Full()"])
 def test_a_stopped_run_goes_on_bit_for_bit(name, method, tokenizer, tmp_path):

@@ -88,6 +88,7 @@ def test_a_batch_of_mixed_lengths_becomes_few_sequences():
 # --- losses ---
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", [name for name in registry() if name not in PROMPTS])
 def test_every_method_gives_the_same_loss_or_is_refused(kind, name):
@@ -107,6 +108,7 @@ def test_every_method_gives_the_same_loss_or_is_refused(kind, name):
             assert together == pytest.approx(apart, abs=2e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen2", "gpt_neox", "opt", *DECODERS])
 def test_every_decoder_gives_the_same_loss_or_is_refused(kind):
     where = BY_HAND.get(kind, "*.attn.q")

@@ -129,6 +129,7 @@ def test_every_recipe_is_tried():
 SINGLE = [path for path in FILES if path.stem not in ("chinese-llama", "together", "prefer")]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
 def test_a_recipe_runs_to_its_scores_and_goes_on(path, world, tmp_path):
     out = tmp_path / "out"

@@ -103,6 +103,7 @@ def test_the_last_model_is_read_by_transformers_with_its_words(done, world):
     assert torch.isfinite(model(**tokenizer(text, return_tensors="pt")).logits).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_and_head_stay_tied_or_apart(tied, done, tmp_path):
     if tied:
@@ -134,6 +135,7 @@ def test_the_pretraining_stage_moves_attention_and_embeddings_and_the_last_the_f
 # --- going on
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "stage",
     [
@@ -155,6 +157,7 @@ def test_a_run_stopped_in_a_stage_goes_on_to_the_same_model(stage, world, done, 
     assert [one["measure"] for one in result["stages"]] == [one["measure"] for one in done[1]["stages"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "moment"),
     [
@@ -219,6 +222,7 @@ def test_a_changed_stage_is_named_and_done_again_on_request(world, copied, done)
     assert seen.finished == list(stages.NAMES)
 
 
+@pytest.mark.slow
 def test_later_stages_are_done_again_when_an_earlier_one_makes_another_model(world, copied):
     changed = stages.recipe(world, copied, "stages.embeddings.settings.seed=3")
     with pytest.raises(Stopped):  # the later stages are finished, but of the old model
@@ -244,6 +248,7 @@ def test_a_dropped_last_stage_makes_the_one_before_the_result(world, copied):
     assert digest(copied / "model" / WEIGHTS) == digest(copied / "3-pretrain/model" / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_force_does_everything_again(world, copied):
     seen = Seen()
     run_recipe(stages.recipe(world, copied), "r", force=True, on_stage=seen)

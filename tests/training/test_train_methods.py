@@ -16,6 +16,7 @@ from support.runs import PLAIN, ROWS, TASK
 METHODS = list({repr(maker()): f"{name}()" for name, maker in registry().items()}.values())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("text", METHODS)
 def test_a_method_trains_and_is_kept(text, tmp_path):
     tokenizer = models.tiny_tokenizer()

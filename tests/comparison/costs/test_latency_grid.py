@@ -30,6 +30,7 @@ def folder(kind, tmp_path):
     return str(tmp_path)
 
 
+@pytest.mark.one_in(3)
 def test_every_method_is_run_in_every_cell_and_form(folder, kind):
     benchmark = LatencyBenchmark(folder, METHODS, GRID)
     before = {name: tensor.clone() for name, tensor in benchmark.host.model.state_dict().items()}

@@ -46,6 +46,7 @@ def test_absurd_memory_is_an_error(text, words):
         read_memory(text)
 
 
+@pytest.mark.slow
 def test_each_step_down_in_memory_asks_for_more_of_the_user(folder):
     asked = CountingHost(folder, TRAINING).count("LoRA(r=8)").memory
     assert asked is not None

@@ -59,6 +59,7 @@ def real_peak(kind, method, training):
     return live.peak
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("quantize", ["none", "nf4", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -123,6 +124,7 @@ def test_wrong_settings_are_one_error():
         CountedTraining(quantize="nf5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, pytest.param({"quantize": "nf4", "checkpointing": True}, marks=pytest.mark.slow)]
 )

@@ -136,6 +136,7 @@ def test_runs_are_added_while_there_is_time(tiny_folder, table, tmp_path, monkey
     assert summary["decision"]["stopped"] in ("time", "decided")
 
 
+@pytest.mark.slow
 def test_runs_of_an_earlier_session_are_kept_whatever_the_time(tiny_folder, table, tmp_path, monkeypatch):
     timed(monkeypatch, step=0.5)
     options = {"minutes": 1.0, "rates": 1, "margin": 1e-6}

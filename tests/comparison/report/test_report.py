@@ -167,6 +167,7 @@ def without(summary, **changes):
     return changed
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "change",
     [
@@ -435,6 +436,7 @@ def test_in_a_browser(tmp_path, width):
     assert found["page"] <= width, "the page scrolls sideways"
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @needs_browser
 def test_the_address_sorts_and_sets_the_theme(tmp_path):

@@ -182,6 +182,7 @@ def twenty():
     return render(decided_summary(methods=20))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])

@@ -56,6 +56,7 @@ def sample(metric, classes, n, rng):
     return (references + rng.normal(size=n)).round(1), references
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("metric", [*CLASS_METRICS, *REGRESSION_METRICS])
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @settings(max_examples=25, deadline=None)
@@ -84,7 +85,16 @@ def test_every_metric_of_the_tasks_has_a_weighted_form():
 
 
 def test_direction_and_range_of_metrics():
-    assert {"mse", "loss", "perplexity", "bits_per_char", "bits_per_byte", "ter", "pair_loss"} == LOWER
+    assert {
+        "mse",
+        "loss",
+        "perplexity",
+        "bits_per_char",
+        "bits_per_byte",
+        "ter",
+        "pair_loss",
+        "preference_loss",
+    } == LOWER
     assert bounds("accuracy") == bounds("rougeL") == bounds("a name of no metric") == (0.0, 1.0)
     assert bounds("matthews") == bounds("pearson") == bounds("spearman") == (-1.0, 1.0)
     assert bounds("cider") == (0.0, 10.0)

@@ -111,6 +111,7 @@ def study(tiny_folder, tmp_path_factory):
     return run_study(rows, model=str(tiny_folder), quantize=schemes, out=place / "out", **quick), place / "out"
 
 
+@pytest.mark.slow
 def test_a_study_has_scores_and_costs_of_each_quantisation(study):
     summary, out = study
     assert summary["axes"] == [{"name": "quantize", "values": [None, "NF4(double=False)", "nf4"]}]

@@ -227,6 +227,7 @@ def measured(page, tmp_path, width):
     return json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])

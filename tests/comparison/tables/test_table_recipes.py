@@ -218,6 +218,7 @@ def run_in_test(name, tiny, tmp_path, *more):
     return done, result, (out / files[1]).read_text(encoding="utf-8")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in TABLES]
 )

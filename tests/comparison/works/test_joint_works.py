@@ -139,6 +139,7 @@ def test_a_failure_is_that_of_one_training(still, tmp_path, faster, passes, monk
     assert plan.session.host.adapters == {}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("stage", ["is_faster", "train_together"])
 def test_a_pass_that_cannot_be_shared_is_no_failure(still, tmp_path, apart, monkeypatch, stage):
     def refuse(*_):
@@ -151,6 +152,7 @@ def test_a_pass_that_cannot_be_shared_is_no_failure(still, tmp_path, apart, monk
     assert not summary["failed"]
 
 
+@pytest.mark.slow
 def test_one_after_another_where_that_is_as_fast(still, tmp_path, apart, passes, monkeypatch):
     measure, asked = joint_works.is_faster, []
 

@@ -293,6 +293,7 @@ def test_eight_bits_are_read_by_bitsandbytes():
 # --- torch's transformations
 
 
+@pytest.mark.one_in(4)
 @each_scheme
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own doing
 @pytest.mark.parametrize("autocast", [False, True])

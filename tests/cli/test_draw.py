@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +100,10 @@ def test_two_styles_at_once_and_diffusers_draws_the_same(place, tmp_path):
 
     from deltatune.core.delta import generator_for
 
-    run = place / "run"
+    run, twin = place / "run", tmp_path / "twin"
+    shutil.copytree(run, twin)
     done = ran(
-        *("draw", "--adapter", f"{run}=0.5", "--adapter", f"{run}=0.5", "--text", "a wall", "--steps", "2"),
+        *("draw", "--adapter", f"{run}=0.5", "--adapter", f"{twin}=0.5", "--text", "a wall", "--steps", "2"),
         *("--out", tmp_path / "both"),
     )
     assert done.code == 0, done.err

@@ -63,5 +63,5 @@ def test_mean_pooling_is_kept_beside_the_model_with_the_reason(base, tmp_path):
     assert done.code == 0, done.err
     text = " ".join(f"{done.out} {done.err}".split())
     assert "BertForSequenceClassification has a layer between its pooling and its classifier" in text
-    assert "--pooling pooler" in text
+    assert "train with a head that this class has: --pooling cls --dense" in text
     assert (tmp_path / "merged" / "adapter" / "adapter.json").is_file()

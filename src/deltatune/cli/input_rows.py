@@ -60,7 +60,7 @@ def rows_of_files(files: Sequence[str], task: Any, columns: Sequence[str], every
     from deltatune.core.input_validation.regular_files import expanded
     from deltatune.data.media.media_files import MediaFile, kind_of_name
 
-    reads = getattr(task, "inputs", "text")
+    reads = task.inputs
     media = [file for file in files if kind_of_name(file) != "text" or (reads != "text" and expanded(file).is_dir())]
     if not media:
         if len(files) > 1:

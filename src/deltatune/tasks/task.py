@@ -18,6 +18,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.option_names import NamedOptions
 from deltatune.core.trained_rows import Hashes
 from deltatune.data import LabelKind
+from deltatune.data.media.media_files import Inputs
 from deltatune.models.architecture import Answers, Family, Loads
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.tasks.metrics.corpus_score import CorpusScore
@@ -111,6 +112,8 @@ class Task(NamedOptions, ABC):
 
     text: tuple[str, ...] = ()
     """Columns of the input."""
+    inputs: Inputs = "text"
+    """What the columns hold: texts, or names of image or sound files."""
     label: str = ""
     """Column of the label; "" where a task has none."""
     labels: tuple[str, ...] = ()

@@ -139,7 +139,7 @@ def long_texts(task: Any, rows: int, total: int | None = None) -> str:
     number, counted = (f"{rows}", rows) if total is None else (f"{rows} of {total}", total)
     if in_windows(task):
         return f"{number} {'passage' if counted == 1 else 'passages'} split into windows of {task.max_length} tokens"
-    what = "sound" if getattr(task, "inputs", "text") == "audio" else "text"
+    what = "sound" if task.inputs == "audio" else "text"
     return f"{number} {what if counted == 1 else what + 's'} truncated to the adapter's limit"
 
 

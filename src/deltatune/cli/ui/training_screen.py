@@ -152,7 +152,7 @@ def example_file(task: Task) -> str:
         name = next(iter(parts))
         return f"--part {name} {example_file(parts[name])}"
     files = {"image": "*.png", "audio": "*.wav"}
-    if (reads := getattr(task, "inputs", "text")) in files:
+    if (reads := task.inputs) in files:
         return files[reads]
     one = len(task.text) == 1 and task.answers in ("row", "text")
     return "texts.txt" if one else "rows.jsonl"

@@ -35,7 +35,7 @@ def forecast_of(ready: Prepared) -> Memory | None:
     kind = KINDS.get(session.task.answers)
     rows = ready.encoded["train"]
     plain = ready.start is None and not session.loads and not settings.packing and adapter.count > 0
-    plain = plain and getattr(session.task, "inputs", "text") == "text"  # steps are forecast for texts
+    plain = plain and session.task.inputs == "text"  # steps are forecast for texts
     if kind is None or device not in ("cpu", "cuda") or not plain or not hasattr(rows, "rows") or not len(rows):
         return None
     scheme = next((site.quantized for site in host.sites.values() if site.quantized), "none")

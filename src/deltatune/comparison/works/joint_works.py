@@ -135,7 +135,7 @@ def may_share(plan: Plan, work: Work) -> bool:
     Prompting methods cannot, nor can changes of the base's own weights; a head alone is trained on kept outputs, and
     lower blocks that nothing changes are run once a row.
     """
-    if plan.together == "off" or work.kind != "train" or getattr(plan.session.task, "inputs", "text") != "text":
+    if plan.together == "off" or work.kind != "train" or plan.session.task.inputs != "text":
         return False
     method, sites = work.cell.candidate.method, plan.session.host.sites
     if isinstance(method, PromptMethod) or plan.settings.compile != "off" or spares_first_block(method, sites):

@@ -1,8 +1,8 @@
 """Writer of docs/neighbours.md: what works beside which other library, from the tests of tests/neighbours/.
 
 `python docs/neighbours.py` runs all of them and takes some minutes; `python docs/neighbours.py test_hf_trainer.py`
-those of one row. A row is written only if all its tests passed; the page keeps a hash of the tests that it was written from.
-A row whose library is not installed keeps what the page has, and else says that it was not tried.
+those of one row. A row is written only if all its tests passed; the page keeps a hash of the tests that it was
+written from. A row whose library is not installed keeps what the page has, and else says that it was not tried.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 if TYPE_CHECKING:
     from deltatune.data import LabelKind
     from deltatune.data.formats.file_format import LineReader
+    from deltatune.data.media.media_files import Inputs
 
 Row = dict[str, Any]
 
@@ -51,16 +52,15 @@ def rows_from(file: str, columns: Sequence[str], every: bool = True) -> Iterator
         yield from parsed(_decoded(stream, file), file, None, columns, every)
 
 
-def rows_of_files(files: Sequence[str], task: Any, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
+def rows_of_files(files: Sequence[str], reads: Inputs, columns: Sequence[str], every: bool = True) -> Iterator[Row]:
     """Rows of one file as `rows_from` reads it, or a row for each image or sound that is named, also by its folder.
 
-    Raises DeltatuneError for several files of rows, for media files that the task does not read, and for a folder
-    without any.
+    `reads` is what the adapter's columns hold. Raises DeltatuneError for several files of rows, for media files that
+    it does not read, and for a folder without any.
     """
     from deltatune.core.input_validation.regular_files import expanded
     from deltatune.data.media.media_files import MediaFile, kind_of_name
 
-    reads = task.inputs
     media = [file for file in files if kind_of_name(file) != "text" or (reads != "text" and expanded(file).is_dir())]
     if not media:
         if len(files) > 1:

@@ -58,6 +58,7 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
+    from deltatune.data.media.media_files import Inputs
     from deltatune.prompting.server_session import ServerSession
     from deltatune.training.session import Session
 
@@ -219,6 +220,7 @@ def predict(
         target = checked_output(out, [name for name in (*files, adapter) if name is not None and name != "-"])
     answer: Callable[[list[Row], Callable[[Iterable[Row]], None]], int]
     filler, task_of_adapter, prompt = None, None, None
+    reads: Inputs = "text"
     stack = ExitStack()
     if task == FILL:
         filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight, quantize)
@@ -234,7 +236,7 @@ def predict(
             session = session if precision is None else replace(session, precision=precision)
         check_single(session.task)
         answer, columns = partial(write, session), list(session.task.text)
-        task_of_adapter = session.task
+        task_of_adapter, reads = session.task, session.task.inputs
         every = session.task.answers != "text"  # the input of an instruction may be empty
     if file == "-" and sys.stdin is not None and sys.stdin.isatty():
         print("Type texts, one per line; Ctrl-D ends.", file=sys.stderr)
@@ -245,7 +247,7 @@ def predict(
             put: Callable[[Iterable[Row]], None] = print_rows
             if target is not None:
                 put = stack.enter_context(row_writer(stack.enter_context(draft_of(target)), suffix))
-            for rows in batched(rows_of_files(files, task_of_adapter, columns, every), batch_size):
+            for rows in batched(rows_of_files(files, reads, columns, every), batch_size):
                 try:
                     truncated += answer(rows, put)
                 except DeltatuneError as error:

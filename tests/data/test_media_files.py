@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.support.media import draw_bars, play_tones
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.data import read, read_rows, remarks
 from deltatune.data.checks import file_problems
 from deltatune.data.dataset import describe
 from deltatune.data.media.media_files import MediaFile
+from support.media import draw_bars, play_tones
 
 pytest.importorskip("PIL.Image")
 

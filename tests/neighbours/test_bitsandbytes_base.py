@@ -10,7 +10,7 @@ from support.neighbours import logits, randomize_, works
 
 NAME = "bitsandbytes"
 PACKAGES = ("bitsandbytes",)
-SHOWN_BY = {"train": "tests/training/test_quantized_trainers.py::test_a_trainer_of_the_user"}
+SHOWN_BY = {"train": "tests/training/other_trainers/test_quantized_trainers.py::test_a_trainer_of_the_user"}
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "dropout": False}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.media import save_vit
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.serving.open_service import open_service
 from deltatune.store.adapter_store import AdapterStore
+from support.media import save_vit
 
 pytest.importorskip("PIL.Image")
 

@@ -171,8 +171,8 @@ def modules_to_save(theirs, host, tmp_path):
 ELSEWHERE = {
     "print_trainable_parameters": "tests/core/test_host_calls.py",
     "push_to_hub": "tests/store/test_adapter_hub.py",
-    "init_lora_weights": "tests/training/test_initial_values.py",
-    "replace_lora_weights_loftq": "tests/training/test_initial_values.py",
+    "init_lora_weights": "tests/training/initial_values/test_initial_values.py",
+    "replace_lora_weights_loftq": "tests/training/initial_values/test_initial_values.py",
     "LoHaConfig": "tests/store/test_peft_types.py",
 }
 """Rows that other files test; they name PEFT's call, or its part that does the same."""

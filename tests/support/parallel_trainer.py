@@ -1,4 +1,4 @@
-"""What two processes do in tests/training/test_quantized_trainers.py: `torchrun parallel_trainer.py FOLDER HOW`.
+"""What two processes do in `test_quantized_trainers.py`: `torchrun parallel_trainer.py FOLDER HOW`.
 
 torch's own DistributedDataParallel around a quantised base with an adapter, as other trainers use it.
 """

@@ -1,4 +1,4 @@
-"""What several processes do in tests/training/test_distributed.py: `torchrun processes.py FOLDER OPTIONS` trains cases.
+"""What several processes do in `test_distributed.py`: `torchrun processes.py FOLDER OPTIONS` trains cases.
 
 Also run in one process, by importing `train_case`.
 """

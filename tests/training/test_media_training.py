@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.media import draw_bars, image_processor, play_tones, save_vit, save_wav2vec2
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
@@ -21,6 +20,7 @@ from deltatune.tasks.collator import collator_for
 from deltatune.training import Settings
 from deltatune.training.job import Job, prepare, record_of, run
 from deltatune.training.session import open_adapter
+from support.media import draw_bars, image_processor, play_tones, save_vit, save_wav2vec2
 
 pytest.importorskip("PIL.Image")
 pytest.importorskip("soundfile")

@@ -11,8 +11,8 @@ from deltatune.models.quantization.quantize_model import dequantize_, quantize_
 from deltatune.training import train
 from support import models
 from support.killed import killed
+from support.killed_runs import assert_as_if_never_killed, prepared
 from support.runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
-from training.test_kill import assert_as_if_never_killed, prepared
 
 SCHEMES = ["nf4", *(pytest.param(text, marks=pytest.mark.slow) for text in ("NF4(block=32)", "int8"))]
 BF16 = dataclasses.replace(PLAIN, precision="bfloat16")

@@ -11,7 +11,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.training.recipes import as_yaml, checked_recipe, read_recipe, run_recipe
 from support.command_line import ran, reviews, write_csv
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 ONE = {"model": "builtin", "data": "train.csv"}
 TWO = {"stages": [{"name": "a", "data": "t.txt"}, {"name": "b", "data": "t.txt"}]}

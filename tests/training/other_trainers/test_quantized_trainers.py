@@ -163,7 +163,7 @@ def test_two_processes_of_distributed_data_parallel(how, tmp_path):
     if how == "bitsandbytes":
         pytest.importorskip("bitsandbytes")
     models.tiny("llama", "lm", **WIDTHS).save_pretrained(tmp_path / "model")
-    script = Path(__file__).parents[1] / "support/parallel_trainer.py"
+    script = Path(__file__).parents[2] / "support/parallel_trainer.py"
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, tmp_path, how],
         capture_output=True,

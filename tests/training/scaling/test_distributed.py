@@ -43,7 +43,7 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_
 
 def processes(folder, count=2, command=TORCHRUN, environment=None, **options):
     """Run tests/processes.py in some processes."""
-    script = str(Path(__file__).parents[1] / "support/processes.py")
+    script = str(Path(__file__).parents[2] / "support/processes.py")
     return started(command, [script, str(folder), json.dumps(options)], count, environment)
 
 

@@ -18,8 +18,8 @@ from deltatune.training.scaling.activation_offload import FilePlace
 from support import models
 from support.child import in_child
 from support.killed import killed
+from support.killed_runs import assert_as_if_never_killed, prepared
 from support.runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
-from training.test_kill import assert_as_if_never_killed, prepared
 
 SAME = {"paged-adamw": "adamw", "paged-adamw-8bit": "adamw-8bit"}
 

@@ -2,7 +2,7 @@
 
 import json
 
-from deltatune.serving.server.api_keys import KeyFile
+from deltatune.serving.server.guard.api_keys import KeyFile
 from support.command_line import ran
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from deltatune.cli.commands import serve as serve_command
 from deltatune.cli.ui.serve_screen import show_started
-from deltatune.serving.server.guards import Guarding
+from deltatune.serving.server.guard.guards import Guarding
 from deltatune.store.adapter_store import AdapterStore
 from support import models
 from support.command_line import ran

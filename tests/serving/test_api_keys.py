@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key, digest_of, read_keys, remove_key, write_keys
+from deltatune.serving.server.guard.api_keys import (
+    ApiKey,
+    KeyFile,
+    add_key,
+    digest_of,
+    read_keys,
+    remove_key,
+    write_keys,
+)
 from support.guarded_server import GuardedServer, client, wait_for
 
 

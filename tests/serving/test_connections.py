@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
-from deltatune.serving.server.bounds import Bounds
+from deltatune.serving.server.guard.api_keys import ApiKey, KeyFile, add_key
+from deltatune.serving.server.guard.bounds import Bounds
 from support.guarded_server import GuardedServer, client, read_all, wait_for
 
 QUICK = Bounds(header_seconds=0.3, idle_seconds=1, write_seconds=0.4, connections=8, body_seconds=1, linger_seconds=0.2)

@@ -18,7 +18,7 @@ from support.guarded_server import client, wait_for
 
 PROGRAM = """
 import sys
-from deltatune.serving.server.bounds import Bounds
+from deltatune.serving.server.guard.bounds import Bounds
 from deltatune.serving.server.server_process import address_of, listen, serve_until_signal
 from support.guarded_server import GuardedServer
 

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.origins import Origins, check_exposure
-from deltatune.serving.server.request_log import RequestLog
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.origins import Origins, check_exposure
+from deltatune.serving.server.guard.request_log import RequestLog
 from support.guarded_server import GuardedServer, client, read_all, wait_for
 
 SMALL = Bounds(body_bytes=1000, all_bodies_bytes=1500, body_seconds=0.4, linger_seconds=0.2)
@@ -231,7 +231,7 @@ def test_a_client_that_hangs_up_ends_its_request(path, body):
 
 @pytest.mark.slow
 def test_a_request_that_takes_too_long_is_ended(monkeypatch):
-    monkeypatch.setattr("deltatune.serving.server.guards.GRACE", 0.0)
+    monkeypatch.setattr("deltatune.serving.server.guard.guards.GRACE", 0.0)
     server = GuardedServer(Bounds(request_seconds=0.3))
     with server.running() as address, client(address) as http:
         answer = http.post("/v1/slow", json={"seconds": 30})

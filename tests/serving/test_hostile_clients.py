@@ -13,10 +13,10 @@ import time
 import pytest
 
 from deltatune.serving.engine.engine_limits import EngineLimits
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key, remove_key
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.guards import Guarding
-from deltatune.serving.server.request_log import RequestLog
+from deltatune.serving.server.guard.api_keys import ApiKey, KeyFile, add_key, remove_key
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.guards import Guarding
+from deltatune.serving.server.guard.request_log import RequestLog
 from support.guarded_server import GuardedServer, Lines, client, read_all, wait_for
 from support.served import Served, chat_tokenizer, tiny_llama
 

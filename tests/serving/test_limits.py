@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
-from deltatune.serving.server.limits import Limiter, MinuteWindow
-from deltatune.serving.server.refusals import Refusal
+from deltatune.serving.server.guard.api_keys import ApiKey, KeyFile, add_key
+from deltatune.serving.server.guard.limits import Limiter, MinuteWindow
+from deltatune.serving.server.guard.refusals import Refusal
 from support.guarded_server import GuardedServer, client, wait_for
 
 

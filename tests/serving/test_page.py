@@ -8,13 +8,13 @@ from importlib.resources import files
 import pytest
 
 from deltatune import tasks
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
+from deltatune.serving.server.guard.api_keys import ApiKey, KeyFile, add_key
 from deltatune.tasks import Classify, ExtractiveQA, Tag
 from support.guarded_server import client, wait_for
 from support.html_pages import BROWSER, needs_browser, outline
 from support.page_server import HOSTILE, PageServer
 
-PAGE = files("deltatune.serving.server").joinpath("page")
+PAGE = files("deltatune.serving.server.page")
 DONE = "article[aria-busy=false]"
 
 

@@ -7,9 +7,9 @@ import pytest
 
 import deltatune
 from deltatune.serving.served_base import served_base
-from deltatune.serving.server.api_keys import ApiKey, KeyFile, add_key
-from deltatune.serving.server.guards import Guarding
-from deltatune.serving.server.request_log import RequestLog
+from deltatune.serving.server.guard.api_keys import ApiKey, KeyFile, add_key
+from deltatune.serving.server.guard.guards import Guarding
+from deltatune.serving.server.guard.request_log import RequestLog
 from deltatune.serving.serving_errors import RequestTooLong
 from deltatune.serving.texts.row_encoding import COMPARED, RowEncoder, most_tokens, token_count
 from deltatune.tasks import Classify, ExtractiveQA, Tag

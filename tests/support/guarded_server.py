@@ -13,16 +13,16 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.error_answers import add_error_answers
-from deltatune.serving.server.guards import Guard, Guarding
-from deltatune.serving.server.metrics import Metrics
-from deltatune.serving.server.origins import Origins
-from deltatune.serving.server.page_files import add_page
-from deltatune.serving.server.refusals import Refusal
-from deltatune.serving.server.request_log import RequestLog, call_of
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.guards import Guard, Guarding
+from deltatune.serving.server.guard.metrics import Metrics
+from deltatune.serving.server.guard.origins import Origins
+from deltatune.serving.server.guard.refusals import Refusal
+from deltatune.serving.server.guard.request_log import RequestLog, call_of
+from deltatune.serving.server.page.page_files import add_page
+from deltatune.serving.server.routes.error_answers import add_error_answers
+from deltatune.serving.server.routes.status_routes import add_status_routes
 from deltatune.serving.server.server_process import DrainingServer, listen
-from deltatune.serving.server.status_routes import add_status_routes
 
 
 class Lines(io.StringIO):

@@ -6,8 +6,8 @@ import json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
-from deltatune.serving.server.refusals import Refusal
-from deltatune.serving.server.request_log import call_of
+from deltatune.serving.server.guard.refusals import Refusal
+from deltatune.serving.server.guard.request_log import call_of
 from support.guarded_server import GuardedServer
 
 HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"

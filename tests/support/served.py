@@ -13,8 +13,8 @@ from deltatune.serving.engine.engine import Engine
 from deltatune.serving.residency import Residency
 from deltatune.serving.served_base import served_base
 from deltatune.serving.server.application import create_app
-from deltatune.serving.server.guards import Guarding
-from deltatune.serving.server.request_log import RequestLog
+from deltatune.serving.server.guard.guards import Guarding
+from deltatune.serving.server.guard.request_log import RequestLog
 from deltatune.serving.server.server_process import DrainingServer, listen
 from deltatune.serving.service import Service
 from deltatune.store.adapter_store import AdapterStore

@@ -12,7 +12,7 @@ from deltatune.cli.ui.help_screen import Command, Group, fields_of
 from deltatune.cli.ui.screen import console, print_json, say, show, table
 
 LIMITS = "Limits"
-FIELDS = fields_of("serving/server/api_keys.py", "ApiKey")
+FIELDS = fields_of("serving/server/guard/api_keys.py", "ApiKey")
 
 group = typer.Typer(cls=Group, help="Make, list and remove the keys of a server.", invoke_without_command=True)
 """The commands of `deltatune keys`."""
@@ -66,7 +66,7 @@ def add(
       deltatune keys add keys.json ben --requests-per-minute 60 --adapters german --adapters 'legal-*'
       deltatune keys add keys.json operator --admin
     """
-    from deltatune.serving.server.api_keys import ApiKey, add_key
+    from deltatune.serving.server.guard.api_keys import ApiKey, add_key
 
     key = ApiKey(
         name=name,
@@ -93,7 +93,7 @@ def list_(file: File, as_json: Json = False) -> None:
 
       deltatune keys list keys.json
     """
-    from deltatune.serving.server.api_keys import read_keys
+    from deltatune.serving.server.guard.api_keys import read_keys
 
     keys = read_keys(file)
     limits = ["requests_per_minute", "tokens_per_minute", "requests_at_once"]
@@ -118,7 +118,7 @@ def remove(file: File, name: KeyName, as_json: Json = False) -> None:
 
       deltatune keys remove keys.json anna
     """
-    from deltatune.serving.server.api_keys import remove_key
+    from deltatune.serving.server.guard.api_keys import remove_key
 
     remove_key(file, name)
     if as_json:

@@ -18,8 +18,8 @@ from deltatune.cli.ui.serve_screen import show_started
 from deltatune.core.errors import DeltatuneError
 
 if TYPE_CHECKING:
-    from deltatune.serving.server.api_keys import KeyFile
-    from deltatune.serving.server.request_log import RequestLog
+    from deltatune.serving.server.guard.api_keys import KeyFile
+    from deltatune.serving.server.guard.request_log import RequestLog
     from deltatune.store.adapter_store import AdapterStore
 
 SERVER, MEMORY = "Server", "Memory"
@@ -117,10 +117,10 @@ def serve(
       deltatune serve --adapter runs/train-recipes-lora-r-8 --port 0
     """
     check_extra()
-    from deltatune.serving.server.bounds import Bounds
-    from deltatune.serving.server.guards import Guarding
-    from deltatune.serving.server.origins import Origins, check_exposure, is_local
-    from deltatune.serving.server.request_log import RequestLog
+    from deltatune.serving.server.guard.bounds import Bounds
+    from deltatune.serving.server.guard.guards import Guarding
+    from deltatune.serving.server.guard.origins import Origins, check_exposure, is_local
+    from deltatune.serving.server.guard.request_log import RequestLog
     from deltatune.serving.server.server_process import address_of, listen, serve_until_signal
 
     if not 0 <= port <= 65535:
@@ -168,7 +168,7 @@ def check_extra() -> None:
 
 def read_key_file(path: Path, log: RequestLog) -> KeyFile:
     """The file of keys; what is wrong with a later change of it is told to the log."""
-    from deltatune.serving.server.api_keys import KeyFile
+    from deltatune.serving.server.guard.api_keys import KeyFile
 
     return KeyFile(path, lambda problem: log.event("keys", problem=problem))
 

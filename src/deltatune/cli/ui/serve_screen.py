@@ -10,7 +10,7 @@ from deltatune.comparison.report.number_format import count
 from deltatune.core.input_validation.strict_json import dumps
 
 if TYPE_CHECKING:
-    from deltatune.serving.server.guards import Guarding
+    from deltatune.serving.server.guard.guards import Guarding
     from deltatune.serving.service import Service
     from deltatune.store.adapter_store.store_entry import Entry
 

@@ -19,9 +19,9 @@ from types import FrameType
 from uvicorn import Config, Server
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.serving.server.connections import bounded
-from deltatune.serving.server.guards import Guard
-from deltatune.serving.server.request_log import LogLines
+from deltatune.serving.server.guard.connections import bounded
+from deltatune.serving.server.guard.guards import Guard
+from deltatune.serving.server.guard.request_log import LogLines
 
 OTHER_FILES = 1024
 """Files that a process may have open beside connections: adapters, libraries, a store's index."""

@@ -23,7 +23,7 @@ POLICY = (
 
 def add_page(app: FastAPI) -> None:
     """Add the page and its files, which are read once."""
-    folder = files("deltatune.serving.server").joinpath("page")
+    folder = files("deltatune.serving.server.page")
     content = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.rpartition(".")[2] in TYPES}
     content["theme.css"] = theme().encode()
 

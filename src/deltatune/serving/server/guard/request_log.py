@@ -10,9 +10,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from deltatune.serving.server.api_keys import ApiKey
-from deltatune.serving.server.limits import Permit
-from deltatune.serving.server.refusals import Refusal, Scope
+from deltatune.serving.server.guard.api_keys import ApiKey
+from deltatune.serving.server.guard.limits import Permit
+from deltatune.serving.server.guard.refusals import Refusal, Scope
 
 CALL = "deltatune.call"
 """Where a request's scope has its record."""

@@ -9,8 +9,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.refusals import error_body
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.refusals import error_body
 
 
 class BoundedConnection(H11Protocol):

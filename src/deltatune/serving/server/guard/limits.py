@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from deltatune.serving.server.api_keys import ApiKey
-from deltatune.serving.server.refusals import Header, Refusal
+from deltatune.serving.server.guard.api_keys import ApiKey
+from deltatune.serving.server.guard.refusals import Header, Refusal
 
 MINUTE = 60.0
 

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from deltatune.serving.server.guards import Guard
-from deltatune.serving.server.metrics import CONTENT_TYPE
-from deltatune.serving.server.request_log import call_of
+from deltatune.serving.server.guard.guards import Guard
+from deltatune.serving.server.guard.metrics import CONTENT_TYPE
+from deltatune.serving.server.guard.request_log import call_of
 
 
 def add_status_routes(app: FastAPI, guard: Guard, alive: Callable[[], bool]) -> None:

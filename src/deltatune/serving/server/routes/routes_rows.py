@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltatune.core.input_validation.field_validation import shortened
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.generation_fields import IGNORED, read_texts
-from deltatune.serving.server.request_fields import RequestFields
-from deltatune.serving.server.route_calls import answer_model, call_in, caller_of, json_answer, read_adapters
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.routes.generation_fields import IGNORED, read_texts
+from deltatune.serving.server.routes.request_fields import RequestFields
+from deltatune.serving.server.routes.route_calls import answer_model, call_in, caller_of, json_answer, read_adapters
 from deltatune.serving.service import RowAnswers, Service
 from deltatune.serving.texts.served_adapter import ANSWER, CLASSIFY, TAG
 from deltatune.serving.texts.tag_spans import tag_spans

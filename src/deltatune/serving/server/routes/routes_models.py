@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.request_fields import RequestFields
-from deltatune.serving.server.request_log import Call
-from deltatune.serving.server.route_calls import call_in, check_exists, json_answer
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.request_log import Call
+from deltatune.serving.server.routes.request_fields import RequestFields
+from deltatune.serving.server.routes.route_calls import call_in, check_exists, json_answer
 from deltatune.serving.service import Service
 from deltatune.serving.serving_errors import RequestTimeout
 from deltatune.serving.texts.model_names import BASE, unknown_model

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deltatune.core.errors import DeltatuneError, is_out_of_memory
-from deltatune.serving.server.refusals import Refusal, unavailable
-from deltatune.serving.server.request_log import RequestLog, call_of
+from deltatune.serving.server.guard.refusals import Refusal, unavailable
+from deltatune.serving.server.guard.request_log import RequestLog, call_of
 from deltatune.serving.serving_errors import (
     AdapterUnavailable,
     CannotServe,

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.serving.served_base import ServedBase
-from deltatune.serving.server.request_fields import RequestFields
-from deltatune.serving.server.request_log import Call, call_of
+from deltatune.serving.server.guard.request_log import Call, call_of
+from deltatune.serving.server.routes.request_fields import RequestFields
 from deltatune.serving.service import Caller, Service
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.model_names import BASE, model_text, read_model, read_weights, unknown_model

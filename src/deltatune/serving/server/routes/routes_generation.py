@@ -12,20 +12,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from deltatune.serving.engine.requests import TokenEvent
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.error_answers import refusal_of
-from deltatune.serving.server.generation_answers import LAST_EVENT, AnswerForm, event, usage_of
-from deltatune.serving.server.generation_fields import (
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.request_log import Call
+from deltatune.serving.server.routes.error_answers import refusal_of
+from deltatune.serving.server.routes.generation_answers import LAST_EVENT, AnswerForm, event, usage_of
+from deltatune.serving.server.routes.generation_fields import (
     LARGEST_TOP,
     GenerationFields,
     read_generation,
     read_messages,
     read_prompts,
 )
-from deltatune.serving.server.merged_streams import merged
-from deltatune.serving.server.request_fields import RequestFields
-from deltatune.serving.server.request_log import Call
-from deltatune.serving.server.route_calls import answer_model, call_in, caller_of, json_answer, read_adapters
+from deltatune.serving.server.routes.merged_streams import merged
+from deltatune.serving.server.routes.request_fields import RequestFields
+from deltatune.serving.server.routes.route_calls import answer_model, call_in, caller_of, json_answer, read_adapters
 from deltatune.serving.service import Service
 from deltatune.serving.texts.answer_stream import Answer, AnswerStream, Piece
 from deltatune.serving.texts.invalid_request import InvalidRequest

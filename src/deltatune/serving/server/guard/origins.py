@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.serving.server.refusals import Header, Refusal, Scope
+from deltatune.serving.server.guard.refusals import Header, Refusal, Scope
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 

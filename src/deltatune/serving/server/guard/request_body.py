@@ -7,8 +7,8 @@ import contextlib
 import time
 from collections.abc import Iterable
 
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.refusals import Header, Receive, Refusal, unavailable
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.refusals import Header, Receive, Refusal, unavailable
 
 
 class ClientGone(Exception):

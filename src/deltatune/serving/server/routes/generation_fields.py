@@ -8,8 +8,8 @@ from typing import Any
 
 from deltatune.core.input_validation.field_validation import shortened
 from deltatune.serving.engine.requests import Sampling
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.request_fields import RequestFields
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.routes.request_fields import RequestFields
 
 IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's API that change no answer."""

@@ -20,14 +20,14 @@ from functools import partial
 
 from starlette.routing import Match
 
-from deltatune.serving.server.api_keys import KeyFile, anonymous
-from deltatune.serving.server.bounds import Bounds
-from deltatune.serving.server.limits import Limiter
-from deltatune.serving.server.metrics import Metrics
-from deltatune.serving.server.origins import Origins
-from deltatune.serving.server.refusals import Message, Receive, Refusal, Scope, Send, unavailable
-from deltatune.serving.server.request_body import BodyReader, ClientGone, has_body
-from deltatune.serving.server.request_log import Call, RequestLog
+from deltatune.serving.server.guard.api_keys import KeyFile, anonymous
+from deltatune.serving.server.guard.bounds import Bounds
+from deltatune.serving.server.guard.limits import Limiter
+from deltatune.serving.server.guard.metrics import Metrics
+from deltatune.serving.server.guard.origins import Origins
+from deltatune.serving.server.guard.refusals import Message, Receive, Refusal, Scope, Send, unavailable
+from deltatune.serving.server.guard.request_body import BodyReader, ClientGone, has_body
+from deltatune.serving.server.guard.request_log import Call, RequestLog
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

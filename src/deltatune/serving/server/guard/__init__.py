@@ -1,0 +1,1 @@
+"""What stands between the network and the routes: bounds, origins, keys and their limits, a record of each request."""

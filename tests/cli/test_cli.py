@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from support import models
 from support.command_line import QUICK, Ran, put_over, ran, review_folder, reviews, write_csv
 from support.comparison_sample import sample_summary
 
-COMMANDS = sorted(typer.main.get_command(app).commands)
+PARTS = typer.main.get_command(app).commands
+COMMANDS = sorted(PARTS)
+SUBCOMMANDS = [f"{name} {part}" for name in COMMANDS for part in getattr(PARTS[name], "commands", {})]
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +63,13 @@ def test_without_a_command_it_prints_help():
     assert all(f"\n  {name} " in done.out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SUBCOMMANDS])
 def test_help_reads_well_on_80_columns(command):
-    done = ran(command, "--help")
+    done = ran(*command.split(), "--help")
     assert done.code == 0
-    assert done.out.startswith(f"Usage: deltatune {command}")
+    assert re.match(
+        rf"Usage: deltatune {command}( \[OPTIONS\])?( \[?[A-Z=]+(\.\.\.)?\]?)*( COMMAND \[ARGS\]\.\.\.)?\n", done.out
+    )
     examples = [line for line in done.out.splitlines() if line.startswith(("  deltatune ", "    --"))]
     assert all(len(line) <= 80 or line in examples for line in done.out.splitlines())
     assert not [line for line in done.out.splitlines() if line != line.rstrip()]

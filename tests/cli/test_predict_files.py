@@ -215,8 +215,13 @@ def test_columns_of_earlier_answers_stay(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("header", "fix"),
-    [("Text,Id", "write the columns in this case"), ("id;text", "with commas, not semicolons")],
+    [("Text,Id", "write the columns in this case"), ("id|text", "with commas, not bars")],
 )
 def test_a_header_that_is_no_text(trained, header, fix):
     refused(ran("predict", "--adapter", trained, stdin=f"{header}\ngood,1\n"), f"the first line, {header!r}", fix)
-    assert ran("predict", "--adapter", trained, stdin="Text, it is\nid; text\n").code == 0
+    assert ran("predict", "--adapter", trained, stdin="Text, it is\nid| text\n").code == 0
+
+
+def test_a_table_with_semicolons(trained):
+    answers = ran("predict", "--adapter", trained, stdin='id;text\n1;"good; film"\n2;bad\n', check=True).lines()
+    assert [(row["id"], row["text"]) for row in answers] == [("1", "good; film"), ("2", "bad")]

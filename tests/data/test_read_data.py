@@ -86,6 +86,22 @@ def test_tsv_with_quoted_tabs(tmp_path):
     assert [row["text"] for row in read_rows(path)] == ["a\tb", 'c "d"']
 
 
+@pytest.mark.parametrize("header", ["Text;Klasse", '"Text";"Klasse"', "\ufeffText;Klasse", '\n"Te\u00dft, a";Klasse'])
+def test_semicolons_of_spreadsheets(tmp_path, header):
+    path = tmp_path / "a.csv"
+    path.write_bytes(f'{header}\r\n"Guten Tag,\r\nes ""h\u00e4ngt""; bitte";Ger\u00e4t\r\n1,5 kg;\r\n'.encode())
+    rows = read_rows(path)
+    first = next(iter(rows[0]))
+    assert [row[first] for row in rows] == ['Guten Tag,\r\nes "h\u00e4ngt"; bitte', "1,5 kg"]
+    assert [row["Klasse"] for row in rows] == ["Ger\u00e4t", ""]
+    path.write_text("text\na;b\n")
+    assert [*read_rows(path)] == [{"text": "a;b"}]
+    path.write_text('"text; or not"\na\n')
+    assert [*read_rows(path)] == [{"text; or not": "a"}]
+    path.write_text("text;label\na;x\nb;y;z\n")
+    assert "line 3 has 3 fields, the header has 2" in complaint(read_rows, path)
+
+
 def test_long_fields(tmp_path):
     limit = csv.field_size_limit()
     assert len(read_rows(write(tmp_path / "a.csv", [{"text": "a" * 300_000, "label": "x"}]))[0]["text"]) == 300_000
@@ -100,8 +116,8 @@ def test_long_fields(tmp_path):
         ("a.csv", 'text,label\na,x\n"b,y\nc,z\n', ["from line 3 on the quotes do not match"]),
         (
             "a.csv",
-            "text;label\na;x\n",
-            ["'text;label'", "the separator is a semicolon, not a comma; save it with commas"],
+            "text|label\na|x\n",
+            ["'text|label'", "the separator is a bar, not a comma; save it with commas"],
         ),
         ("a.csv", "text\tlabel\na\tx\n", ["the separator is a tab, not a comma; name it .tsv"]),
         ("a.tsv", "text,label\na,x\n", ["the separator is a comma, not a tab; name it .csv"]),

@@ -122,7 +122,7 @@ def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
         return jsonl_lines
     if line.strip() == "[" or re.match(r"\s*\[\s*\{\s*\"", line):
         raise DeltatuneError("this is a JSON list; give one object on each line, or name a file that ends in .json")
-    for reader, separator in ((csv_lines, ","), (tsv_lines, "\t")):
+    for reader, separator in ((csv_lines, ","), (tsv_lines, "\t"), (csv_lines, ";")):
         header = next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
         if set(columns) <= set(header):
             return reader
@@ -132,7 +132,7 @@ def _reader_of(line: str, columns: Sequence[str]) -> LineReader | None:
 
 def _refuse_other_header(line: str, columns: Sequence[str]) -> None:
     """Raise DeltatuneError for a header that has the columns in another case, or another separator."""
-    for separator, name in ((",", ""), ("\t", ""), (";", "semicolons"), ("|", "bars")):
+    for separator, name in ((",", ""), ("\t", ""), (";", ""), ("|", "bars")):
         header = line.split(separator)
         wanted = {column.lower() for column in columns}
         if len(header) > 1 and all(map(NAME.fullmatch, header)) and wanted <= {field.lower() for field in header}:

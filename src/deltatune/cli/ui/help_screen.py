@@ -75,10 +75,11 @@ class Command(typer.core.TyperCommand):
         formatter.write(help_text(self, ctx, _arguments(self), _options(self, ctx)))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Parts of the usage line, without hidden arguments."""
-        hidden = [p for p in self.params if p.param_type_name == "argument" and getattr(p, "hidden", False)]
-        pieces = [piece for parameter in hidden for piece in parameter.get_usage_pieces(ctx)]
-        return [piece for piece in super().collect_usage_pieces(ctx) if piece not in pieces]
+        """Parts of the usage line: NAME, NAME... for several, [NAME] where it may be left out; no hidden arguments."""
+        shown = [p for p in self.params if p.param_type_name == "argument" and not getattr(p, "hidden", False)]
+        names = [str(p.metavar).removesuffix("...") + "..." * (p.nargs == -1) for p in shown]
+        pieces = [name if p.required else f"[{name}]" for name, p in zip(names, shown, strict=True)]
+        return [str(self.options_metavar), *pieces]
 
 
 @cache
@@ -119,12 +120,14 @@ def help_text(command: Any, ctx: Any, *parts: dict[str, Entries]) -> str:
 
 
 def _fill(text: str, width: int) -> str:
-    """Wrap paragraphs to the width; indented ones, which are examples, stay unchanged."""
-    paragraphs = [
-        text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
-        for text in inspect.cleandoc(text).split("\n\n")
-    ]
-    return "\n\n".join(paragraphs)
+    """Wrap paragraphs to the width; examples, which are indented, keep their lines."""
+    return "\n\n".join(_paragraph(text, width) for text in inspect.cleandoc(text).split("\n\n"))
+
+
+def _paragraph(text: str, width: int) -> str:
+    if text.startswith("deltatune "):  # what follows a first line loses its indent where no other line has less
+        return textwrap.indent(text, "  ")
+    return text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _entries(entries: Entries, width: int) -> str:
@@ -142,7 +145,7 @@ def _entry(name: str, text: str, column: int, width: int) -> str:
 
 def _arguments(command: Any) -> dict[str, Entries]:
     arguments = [p for p in command.params if p.param_type_name == "argument" and p.help and not p.hidden]
-    return {"Arguments": [(p.make_metavar() if not p.metavar else p.metavar, _text(p)) for p in arguments]}
+    return {"Arguments": [(p.metavar, _text(p)) for p in arguments]}
 
 
 def _options(command: Any, ctx: Any) -> dict[str, Entries]:

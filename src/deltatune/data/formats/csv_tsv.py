@@ -1,9 +1,10 @@
-"""CSV and TSV files: a header line with the column names, then one row per line."""
+"""CSV and TSV files: a header line with the column names, then one row per line. CSV has commas, or semicolons."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,8 +26,11 @@ TSV_FIX = "A tab separates fields; a text with a tab in it must be in double quo
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Comma-separated, quoted with double quotes (RFC 4180)."""
-    rows, problems = _table(_lines(read_text(path)), ",", csv.QUOTE_MINIMAL)
+    """Separated by commas, or by semicolons as spreadsheets write it where numbers have a decimal comma.
+
+    Quoted with double quotes (RFC 4180).
+    """
+    rows, problems = rows_and_problems(_csv_rows(_lines(read_text(path))))
     raise_malformed(path, problems, CSV_FIX)
     return rows
 
@@ -42,7 +46,7 @@ def read_tsv(path: Path) -> list[Row]:
 
 def csv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
     """Rows of a stream. Raises DeltatuneError at the first record that `read_csv` would refuse."""
-    return until_malformed(_rows(lines, ",", csv.QUOTE_MINIMAL), name, CSV_FIX)
+    return until_malformed(_csv_rows(lines), name, CSV_FIX)
 
 
 def tsv_lines(lines: Iterable[str], name: str) -> Iterator[Row]:
@@ -60,6 +64,24 @@ def _tsv(text: str, name: str | Path) -> list[Row]:
         return quoted_rows
     raise_malformed(name, quoted_problems if quoted_header else problems, TSV_FIX)
     return rows
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[Row | str]:
+    """Rows and problems; where the header has semicolons and no comma outside quotes, semicolons separate fields."""
+    lines = iter(lines)
+    start = list(_up_to_text(lines))
+    line = start[-1].rstrip("\r\n") if start else ""
+    fields = {separator: len(next(csv.reader([line], delimiter=separator), [])) for separator in ",;"}
+    separator = ";" if fields[";"] > 1 and fields[","] == 1 else ","
+    return _rows(itertools.chain(start, lines), separator, csv.QUOTE_MINIMAL)
+
+
+def _up_to_text(lines: Iterator[str]) -> Iterator[str]:
+    """Take the lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
 
 
 def _lines(text: str) -> Iterable[str]:
@@ -133,10 +155,11 @@ def _records(lines: Iterable[str], delimiter: str, quoting: int) -> Iterator[tup
 
 def _header_problems(line: int, header: list[str], delimiter: str) -> list[str]:
     """A wrong separator, and column names that occur twice."""
-    others = [name for separator, name in SEPARATORS.items() if separator != delimiter and separator in "".join(header)]
+    tried = ",;" if delimiter == "," else delimiter
+    others = [name for separator, name in SEPARATORS.items() if separator not in tried and separator in "".join(header)]
     if len(header) == 1 and others:
         other = others[0]
-        fix = {"tab": "name it .tsv", "comma": "name it .csv"}.get(other, "save it with commas")
+        fix = {"tab": "name it .tsv", "bar": "save it with commas"}.get(other, "name it .csv")
         return [
             f"line {line} is one column, {header[0][:200]!r}, with {other}s in it: "
             f"the separator is a {other}, not a {SEPARATORS[delimiter]}; {fix}"

@@ -49,10 +49,8 @@ CORE_FLOORS: list[list[str]] = [
     ["seams"],
     [
         "merging",
-        "prefix_init",
         "adapter_formats",
         "host_parts",
-        "reference_model",
         "host",
     ],
 ]

@@ -12,7 +12,7 @@ from deltatune.core.method import Method as Method
 from deltatune.core.quantization.schemes import FP4 as FP4
 from deltatune.core.quantization.schemes import NF4 as NF4
 from deltatune.core.quantization.schemes import Int8 as Int8
-from deltatune.core.reference_model import ReferenceModel as ReferenceModel
+from deltatune.core.host_parts.reference_model import ReferenceModel as ReferenceModel
 from deltatune.core.registry import parse as parse
 from deltatune.core.sites.discovery import find_sites as find_sites
 from deltatune.core.sites.site import Site as Site

@@ -3,7 +3,7 @@
 import pytest
 
 import deltatune
-from deltatune.core.reference_model import ReferenceModel
+from deltatune.core.host_parts.reference_model import ReferenceModel
 from support import models
 from support.neighbours import (
     assert_only_the_adapter_moved,

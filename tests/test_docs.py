@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import deltatune
-from deltatune.cli.options import SOURCE, Metric
+from deltatune.cli.options.shared_options import SOURCE, Metric
 from deltatune.data import formats, read
 from deltatune.tasks import generation, language_modeling, multilabel
 from deltatune.tasks.diffusion.text_to_image import TextToImage

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltatune.cli.options import read_fields
+from deltatune.cli.options.shared_options import read_fields
 from deltatune.core.errors import DeltatuneError
 from support.command_line import ran, reviews, write_csv
 

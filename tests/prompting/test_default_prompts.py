@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltatune.cli.prompt_options import split_assignments
+from deltatune.cli.options.prompt_options import split_assignments
 from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.choose_prompts import PromptOptions, given_words, split_words
 from deltatune.prompting.default_prompts import (

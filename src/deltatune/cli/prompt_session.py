@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.prompt_options import REQUEST_FIELDS, given, prompt_options, split_assignments
+from deltatune.cli.options.prompt_options import REQUEST_FIELDS, given, prompt_options, split_assignments
 from deltatune.cli.ui.live import Bar
 from deltatune.core.errors import DeltatuneError, raise_all
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.prompt_options import given, prompt_options, read_unlabelled
+from deltatune.cli.options.prompt_options import given, prompt_options, read_unlabelled
 from deltatune.cli.ui.prompt_screen import introduce_prompt, report_prompt, watched_prompt
 from deltatune.cli.ui.screen import print_json, show
 from deltatune.core.errors import DeltatuneError, raise_all

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, OtherBase, OtherModel, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.comparison.report.number_format import count
 from deltatune.core.errors import DeltatuneError, nearest

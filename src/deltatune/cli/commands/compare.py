@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.comparison_options import (
+from deltatune.cli.options.comparison_options import (
     DEFAULT_BUDGET,
     DEFAULT_RATES,
     FEW_SHOT_BATCH,
@@ -26,7 +26,7 @@ from deltatune.cli.comparison_options import (
     Seeds,
     Workers,
 )
-from deltatune.cli.data_options import (
+from deltatune.cli.options.data_options import (
     BUILTIN_DATA,
     MaxSeconds,
     Temperature,
@@ -38,8 +38,9 @@ from deltatune.cli.data_options import (
     sound_fields,
     task_fields,
 )
-from deltatune.cli.memory_options import Optimizer
-from deltatune.cli.options import (
+from deltatune.cli.options.memory_options import Optimizer
+from deltatune.cli.options.prompt_options import Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
+from deltatune.cli.options.shared_options import (
     HEAD,
     OUTPUT,
     SETTINGS,
@@ -62,8 +63,7 @@ from deltatune.cli.options import (
     option,
     set_values,
 )
-from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, prompt_options, read_unlabelled
-from deltatune.cli.study_options import (
+from deltatune.cli.options.study_options import (
     DataOrSuites,
     Limits,
     Models,
@@ -75,7 +75,7 @@ from deltatune.cli.study_options import (
     data_axis,
     study_axes,
 )
-from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
+from deltatune.cli.options.task_options import MarkedEntities, MetricModel, Positive
 from deltatune.cli.ui.comparison_live import ComparisonProgress
 from deltatune.cli.ui.comparison_screen import introduce, report
 from deltatune.cli.ui.error_screen import Interrupted

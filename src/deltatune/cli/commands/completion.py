@@ -10,7 +10,7 @@ import typer
 
 from deltatune.cli import COMPLETE
 from deltatune.cli.completion_words import SHELLS
-from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, option
 from deltatune.cli.ui.screen import print_json, print_text, say
 from deltatune.core.errors import DeltatuneError, nearest
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.data_options import task_fields
-from deltatune.cli.memory_options import Optimizer
-from deltatune.cli.options import (
+from deltatune.cli.options.data_options import task_fields
+from deltatune.cli.options.memory_options import Optimizer
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import (
     DATA,
     METHOD,
     OUTPUT,
@@ -28,7 +29,6 @@ from deltatune.cli.options import (
     Prompt,
     option,
 )
-from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.screen import base_text, facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, rate, score

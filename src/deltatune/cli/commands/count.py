@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.memory_options import FIELDS, CountedTask, OffloadActivations, Optimizer
-from deltatune.cli.options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
-from deltatune.cli.quantize_options import Quantize
+from deltatune.cli.options.memory_options import FIELDS, CountedTask, OffloadActivations, Optimizer
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import BUDGET, DATA, METHOD, TRAINING, Json, Model, one_of, option
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import MISSING, size
 from deltatune.comparison.report.number_format import count as number

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from deltatune.cli.data_options import TestFile, ValidationFile
-from deltatune.cli.options import DATA, SOURCE, Json, Kind, Label, Limit, Text, option
+from deltatune.cli.options.data_options import TestFile, ValidationFile
+from deltatune.cli.options.shared_options import DATA, SOURCE, Json, Kind, Label, Limit, Text, option
 from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.cli.ui.screen import facts, plural, print_json, show, table
 from deltatune.comparison.report.number_format import count

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.data_options import TestFile, ValidationFile, quick_defaults
-from deltatune.cli.options import (
+from deltatune.cli.options.data_options import TestFile, ValidationFile, quick_defaults
+from deltatune.cli.options.shared_options import (
     HEAD,
     METHOD,
     OUTPUT,

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import DATA, OUTPUT, Json, OtherBase, OtherModel, option
+from deltatune.cli.options.shared_options import DATA, OUTPUT, Json, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import plural, print_json, say
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.regular_files import expanded

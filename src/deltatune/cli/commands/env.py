@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from deltatune.cli.options import Json
+from deltatune.cli.options.shared_options import Json
 from deltatune.cli.ui.screen import facts, print_json, show
 from deltatune.models.versions import versions
 

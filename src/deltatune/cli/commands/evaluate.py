@@ -6,25 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.data_options import Part, one_source, sources_of_parts
-from deltatune.cli.options import (
-    DATA,
-    SOURCE,
-    AdapterIfAny,
-    InferenceFields,
-    Json,
-    Kind,
-    Label,
-    MaxLength,
-    OtherBase,
-    OtherModel,
-    Text,
-    Weight,
-    option,
-    read_fields,
-    set_values,
-)
-from deltatune.cli.prompt_options import (
+from deltatune.cli.options.data_options import Part, one_source, sources_of_parts
+from deltatune.cli.options.prompt_options import (
     SERVER_FIELDS,
     Cache,
     Concurrency,
@@ -42,10 +25,27 @@ from deltatune.cli.prompt_options import (
     Url,
     Words,
 )
+from deltatune.cli.options.quantize_options import AdapterPrecision, AdapterQuantize
+from deltatune.cli.options.shared_options import (
+    DATA,
+    SOURCE,
+    AdapterIfAny,
+    InferenceFields,
+    Json,
+    Kind,
+    Label,
+    MaxLength,
+    OtherBase,
+    OtherModel,
+    Text,
+    Weight,
+    option,
+    read_fields,
+    set_values,
+)
+from deltatune.cli.options.task_options import MetricModel, Positive
 from deltatune.cli.prompt_session import OpenedPrompt, PromptChoice, opened_prompt, server_options
-from deltatune.cli.quantize_options import AdapterPrecision, AdapterQuantize
 from deltatune.cli.scored_rows import GROUPS_SHOWN, groups_table, overlap_notes, rows_of, scored
-from deltatune.cli.task_options import MetricModel, Positive
 from deltatune.cli.ui.screen import (
     facts,
     long_texts,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, OtherBase, OtherModel, Weight, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, OtherBase, OtherModel, Weight, option
 from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.core.errors import DeltatuneError
 

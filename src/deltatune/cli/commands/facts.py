@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import ADAPTER, DATA, OUTPUT, SETTINGS, TRAINING, Json, OtherBase, option
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.options.quantize_options import AdapterQuantize
+from deltatune.cli.options.shared_options import ADAPTER, DATA, OUTPUT, SETTINGS, TRAINING, Json, OtherBase, option
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import Bar

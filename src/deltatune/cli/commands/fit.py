@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.memory_options import FIELDS, CountedTask
-from deltatune.cli.options import CHECK_PRECISION, DATA, METHOD, SETTINGS, TRAINING, Json, one_of, option
-from deltatune.cli.quantize_options import QUANTIZE, scheme_name
+from deltatune.cli.options.memory_options import FIELDS, CountedTask
+from deltatune.cli.options.quantize_options import QUANTIZE, scheme_name
+from deltatune.cli.options.shared_options import CHECK_PRECISION, DATA, METHOD, SETTINGS, TRAINING, Json, one_of, option
 from deltatune.cli.ui.screen import facts, plural, print_json, say, show, table
 from deltatune.comparison.report.number_format import MISSING, size
 from deltatune.core.errors import DeltatuneError

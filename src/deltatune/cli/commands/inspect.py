@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, OtherBase, OtherModel, option
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.options.quantize_options import AdapterQuantize
+from deltatune.cli.options.shared_options import OUTPUT, Json, OtherBase, OtherModel, option
 from deltatune.cli.ui.screen import facts, print_json, say, show, table
 from deltatune.core.errors import DeltatuneError
 from deltatune.store.run_folder import find_adapter

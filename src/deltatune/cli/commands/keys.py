@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltatune.cli.options import Json, option
+from deltatune.cli.options.shared_options import Json, option
 from deltatune.cli.ui.help_screen import Command, Group, fields_of
 from deltatune.cli.ui.screen import console, print_json, say, show, table
 

@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import BUDGET, DATA, METHOD, OUTPUT, TRAINING, Json, Model, Precision, one_of, option
-from deltatune.cli.quantize_options import Quantize
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import (
+    BUDGET,
+    DATA,
+    METHOD,
+    OUTPUT,
+    TRAINING,
+    Json,
+    Model,
+    Precision,
+    one_of,
+    option,
+)
 from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import Bar
 from deltatune.cli.ui.screen import base_text, console, facts, plural, print_json, say, show, table, width_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from deltatune.cli.options import OUTPUT, Adapter, Json, OtherBase, OtherModel, Weight, option
-from deltatune.cli.quantize_options import scheme_name
+from deltatune.cli.options.quantize_options import scheme_name
+from deltatune.cli.options.shared_options import OUTPUT, Adapter, Json, OtherBase, OtherModel, Weight, option
 from deltatune.cli.ui.screen import facts, print_json, say, show
 from deltatune.core.errors import DeltatuneError, nearest
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import Json
+from deltatune.cli.options.shared_options import Json
 from deltatune.cli.ui.help_screen import fields_in
 from deltatune.cli.ui.screen import facts, print_json, show, table
 from deltatune.comparison.report.number_format import rate

@@ -14,22 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.data_options import Part, check_single
 from deltatune.cli.fill_rows import FILL, FILLED_WORDS, Filler, check_task
 from deltatune.cli.input_rows import given_columns, rows_of_files
-from deltatune.cli.options import (
-    DATA,
-    OUTPUT,
-    AdapterIfAny,
-    InferenceFields,
-    JsonLines,
-    OtherBase,
-    OtherModel,
-    Weight,
-    option,
-    read_fields,
-)
-from deltatune.cli.prompt_options import (
+from deltatune.cli.options.data_options import Part, check_single
+from deltatune.cli.options.prompt_options import (
     PROMPTS,
     SERVER_FIELDS,
     Cache,
@@ -48,8 +36,20 @@ from deltatune.cli.prompt_options import (
     Url,
     Words,
 )
+from deltatune.cli.options.quantize_options import AdapterPrecision, AdapterQuantize
+from deltatune.cli.options.shared_options import (
+    DATA,
+    OUTPUT,
+    AdapterIfAny,
+    InferenceFields,
+    JsonLines,
+    OtherBase,
+    OtherModel,
+    Weight,
+    option,
+    read_fields,
+)
 from deltatune.cli.prompt_session import PromptChoice, opened_prompt, server_options
-from deltatune.cli.quantize_options import AdapterPrecision, AdapterQuantize
 from deltatune.cli.ui.error_screen import Interrupted, silence_stdout
 from deltatune.cli.ui.output_file import checked_output, draft_of
 from deltatune.cli.ui.output_mode import result_stream

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from deltatune.cli.data_options import TestFile, ValidationFile
-from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
-from deltatune.cli.options import (
+from deltatune.cli.options.data_options import TestFile, ValidationFile
+from deltatune.cli.options.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import (
     DATA,
     METHOD,
     OUTPUT,
@@ -25,7 +26,6 @@ from deltatune.cli.options import (
     option,
     read_fields,
 )
-from deltatune.cli.quantize_options import Quantize
 from deltatune.cli.ui.screen import print_json, say, show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.store import run_folder

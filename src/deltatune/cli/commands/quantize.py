@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import DATA, OUTPUT, SOURCE, Json, option
-from deltatune.cli.quantize_options import QUANTIZE, scheme_name
+from deltatune.cli.options.quantize_options import QUANTIZE, scheme_name
+from deltatune.cli.options.shared_options import DATA, OUTPUT, SOURCE, Json, option
 from deltatune.cli.ui.screen import facts, print_json, say, show, table
 from deltatune.comparison.report.number_format import count, size
 from deltatune.core.errors import DeltatuneError

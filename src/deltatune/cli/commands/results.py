@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, option
 from deltatune.cli.ui.comparison_screen import report
 from deltatune.cli.ui.output_file import checked_output
 from deltatune.cli.ui.screen import console, print_json, print_text, say, show, table, width_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, option
 from deltatune.cli.ui.adapters_screen import introduce_adapters, report_adapters
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import fields_of

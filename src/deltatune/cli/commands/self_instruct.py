@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, OtherBase, option
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.options.quantize_options import AdapterQuantize
+from deltatune.cli.options.shared_options import OUTPUT, Json, OtherBase, option
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.help_screen import constant, fields_of
 from deltatune.cli.ui.live import Bar, time_left

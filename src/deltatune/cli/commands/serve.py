@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deltatune.cli.commands.store import VARIABLE
-from deltatune.cli.options import CHECK_PRECISION, DATA, Json, option
-from deltatune.cli.quantize_options import AdapterQuantize
+from deltatune.cli.options.quantize_options import AdapterQuantize
+from deltatune.cli.options.shared_options import CHECK_PRECISION, DATA, Json, option
 from deltatune.cli.ui.screen import say
 from deltatune.cli.ui.serve_screen import show_started
 from deltatune.core.errors import DeltatuneError

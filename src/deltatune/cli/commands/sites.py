@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import Json
-from deltatune.cli.quantize_options import Quantize
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import Json
 from deltatune.cli.ui.screen import print_json, show, table
 from deltatune.comparison.report.number_format import count
 from deltatune.comparison.report.number_format import size as size_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, option
 from deltatune.cli.ui.help_screen import Command, Group
 from deltatune.cli.ui.screen import print_json, say, show
 from deltatune.cli.ui.store_screen import SHOWN, adapters_text, list_entries, show_entries, show_notes, storage_line

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from deltatune.cli.data_options import (
+from deltatune.cli.options.data_options import (
     BUILTIN_DATA,
     MaxSeconds,
     Sources,
@@ -17,8 +17,18 @@ from deltatune.cli.data_options import (
     sound_fields,
     task_fields,
 )
-from deltatune.cli.memory_options import Checkpointing, OffloadActivations, Optimizer, OptimizerFolder, OverMemory
-from deltatune.cli.options import (
+from deltatune.cli.options.memory_options import (
+    Checkpointing,
+    OffloadActivations,
+    Optimizer,
+    OptimizerFolder,
+    OverMemory,
+)
+from deltatune.cli.options.picture_options import Crop, Flip, MinSNR, Resolution, SamplePrompts, picture_fields
+from deltatune.cli.options.preference_options import Beta, LabelSmoothing, Loss, Reference, preference_fields
+from deltatune.cli.options.prompt_options import Describe, Template, Unlabelled, Words, given
+from deltatune.cli.options.quantize_options import Quantize
+from deltatune.cli.options.shared_options import (
     BUDGET,
     DATA,
     HEAD,
@@ -52,11 +62,7 @@ from deltatune.cli.options import (
     option,
     set_values,
 )
-from deltatune.cli.picture_options import Crop, Flip, MinSNR, Resolution, SamplePrompts, picture_fields
-from deltatune.cli.preference_options import Beta, LabelSmoothing, Loss, Reference, preference_fields
-from deltatune.cli.prompt_options import Describe, Template, Unlabelled, Words, given
-from deltatune.cli.quantize_options import Quantize
-from deltatune.cli.task_options import MarkedEntities, MetricModel, Positive
+from deltatune.cli.options.task_options import MarkedEntities, MetricModel, Positive
 from deltatune.cli.ui.screen import print_json, show
 from deltatune.cli.ui.training_screen import introduce, report, watched_run
 from deltatune.core.errors import DeltatuneError, nearest, raise_all

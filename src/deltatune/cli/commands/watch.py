@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deltatune.cli.options import OUTPUT, Json, option
+from deltatune.cli.options.shared_options import OUTPUT, Json, option
 from deltatune.cli.ui.screen import console, facts, print_json, say, show, table, width_of
 from deltatune.comparison.report.number_format import rate, score, seconds
 from deltatune.core.errors import DeltatuneError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.task_options import with_marked_columns
+from deltatune.cli.options.task_options import with_marked_columns
 from deltatune.cli.ui.comparison_live import adds_tokens, results
 from deltatune.cli.ui.screen import base_text, console, facts, plural, say, show, truncation_notes
 from deltatune.comparison.report.number_format import count, rate, score

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.cli.task_options import with_marked_columns
+from deltatune.cli.options.task_options import with_marked_columns
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import base_text, facts, plural, say, scores_table, show, truncation_notes

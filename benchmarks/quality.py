@@ -33,8 +33,8 @@ from deltatune.tasks.collator import collator_for
 from deltatune.tasks.heads import Head
 from deltatune.training import Settings
 from deltatune.training.learning_rates.successive_halving import Arm, Search
-from deltatune.training.loop import schedule_factor, warmup_steps_of
-from deltatune.training.sampler import BatchSampler
+from deltatune.training.training_loop.loop import schedule_factor, warmup_steps_of
+from deltatune.training.training_loop.sampler import BatchSampler
 
 METHODS = ("LoRA(r=8)", "Bottleneck(form='houlsby')")
 R = 8

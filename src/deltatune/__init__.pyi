@@ -8,11 +8,11 @@ from deltatune.core.budget import fit_budget as fit_budget
 from deltatune.core.delta import Delta as Delta
 from deltatune.core.errors import DeltatuneError as DeltatuneError
 from deltatune.core.host import Host as Host
+from deltatune.core.host_parts.reference_model import ReferenceModel as ReferenceModel
 from deltatune.core.method import Method as Method
 from deltatune.core.quantization.schemes import FP4 as FP4
 from deltatune.core.quantization.schemes import NF4 as NF4
 from deltatune.core.quantization.schemes import Int8 as Int8
-from deltatune.core.host_parts.reference_model import ReferenceModel as ReferenceModel
 from deltatune.core.registry import parse as parse
 from deltatune.core.sites.discovery import find_sites as find_sites
 from deltatune.core.sites.site import Site as Site

@@ -8,9 +8,9 @@ from deltatune.tasks import Classify, ExtractiveQA, Generate, Head, HeadConfig, 
 from deltatune.training import Settings, predict, train
 from deltatune.training.inference.prediction import encode_for
 from deltatune.training.model_and_loader import mixture_and_loader
-from deltatune.training.sampler import BatchLoader, MixtureSampler
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.task_model import TaskModel
+from deltatune.training.training_loop.sampler import BatchLoader, MixtureSampler
 from support import models
 from support.language_models import generation_tokenizer
 
@@ -103,7 +103,7 @@ def step_loss(model, mixture, batches):
     """The loss of one step, as the loop computes it."""
     from types import SimpleNamespace
 
-    from deltatune.training.loop import TrainingLoop
+    from deltatune.training.training_loop.loop import TrainingLoop
 
     loop = SimpleNamespace(task=mixture, processes=Processes())
     rows, items = TrainingLoop.step_items(loop, batches)

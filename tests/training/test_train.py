@@ -12,9 +12,9 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Classify, Head
 from deltatune.training import predict, train
-from deltatune.training.loop import schedule_factor, warmup_steps_of
-from deltatune.training.sampler import BatchLoader, BatchSampler
 from deltatune.training.scaling.distributed import Processes
+from deltatune.training.training_loop.loop import schedule_factor, warmup_steps_of
+from deltatune.training.training_loop.sampler import BatchLoader, BatchSampler
 from support import models
 from support.runs import PLAIN, QUIET, ROWS, TASK, assert_same, host_with, tensors
 

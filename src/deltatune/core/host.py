@@ -19,11 +19,11 @@ from deltatune.core.host_parts.bank import Bank, BankedAdapter, check_name
 from deltatune.core.host_parts.base_tensors import BaseTensors
 from deltatune.core.host_parts.host_merging import HostMerging
 from deltatune.core.host_parts.host_summary import describe, describe_html, trainable_line
+from deltatune.core.host_parts.prefix_init import init_prefixes_
 from deltatune.core.host_parts.routing import Routing
 from deltatune.core.host_parts.save_calls import SaveCalls, register_with_
 from deltatune.core.merging import MergedAdapters
 from deltatune.core.method import Method
-from deltatune.core.host_parts.prefix_init import init_prefixes_
 from deltatune.core.quantization.stored_weights import protect_
 from deltatune.core.route import Route, RouteSpec, unknown_adapters
 from deltatune.core.seams.answer_start import first_labelled

@@ -27,8 +27,8 @@ from deltatune.tasks.pretraining.random_draws import random_integer
 from deltatune.tasks.task import TokenRow
 from deltatune.training.forward import token_logits
 from deltatune.training.inference.prediction import free_positions
-from deltatune.training.sampler import BatchLoader
 from deltatune.training.task_model import TaskModel, labelled_outputs
+from deltatune.training.training_loop.sampler import BatchLoader
 
 MASK_RATE = 0.15
 """Share of the tokens that are predicted, as in BERT."""

@@ -15,9 +15,9 @@ from deltatune.models.hardware import uses_bfloat16
 from deltatune.models.pipelines import ImagePipeline
 from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.training.inference.batches import device_of
-from deltatune.training.sampler import BatchLoader, BatchSampler
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.settings import Settings
+from deltatune.training.training_loop.sampler import BatchLoader, BatchSampler
 
 READ = "read."
 """Prefix of the tensors of a batch that the denoiser reads beside the noisy latents."""

@@ -19,13 +19,13 @@ from deltatune.tasks.task import Encoded, LanguageModelTask, Task, row_length
 from deltatune.training.denoising import denoising_and_loader
 from deltatune.training.inference.pair_rewards import with_references
 from deltatune.training.inference.prediction import adapter_collator
-from deltatune.training.sampler import BatchLoader, BatchSampler, MixtureSampler
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.scaling.packing import check_packing
 from deltatune.training.scaling.probe_features import FeatureModel, extract_features, probe_head
 from deltatune.training.scaling.row_states import RepeatedRows
 from deltatune.training.settings import Settings
 from deltatune.training.task_model import TaskModel
+from deltatune.training.training_loop.sampler import BatchLoader, BatchSampler, MixtureSampler
 
 
 def model_and_loader(

@@ -22,16 +22,12 @@ from deltatune.store.fingerprint import identity_for
 from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow
-from deltatune.training import checkpoint
 from deltatune.training.auxiliary_loss import AuxiliaryMLM
-from deltatune.training.gradient_check import unread_tensors
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.pair_rewards import check_reference, with_references
 from deltatune.training.inference.prediction import adapter_collator, ensure_encoded, predict
 from deltatune.training.learning_rates.rate_search import RateSearch, train_searched
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
-from deltatune.training.loop import OnStep, TrainingLoop
-from deltatune.training.memory_advice import plain_memory_errors
 from deltatune.training.model_and_loader import model_and_loader, repeated_rows
 from deltatune.training.reporting import Reporter, check_installed
 from deltatune.training.scaling.activation_offload import offloaded_activations
@@ -42,6 +38,10 @@ from deltatune.training.scaling.gradient_checkpointing import gradient_checkpoin
 from deltatune.training.scaling.lower_layers import LOWER_LAYERS_VERSION, find_lower_blocks, lower_layers
 from deltatune.training.scaling.sharding import shard_, unshard_root_
 from deltatune.training.settings import AUTO, Settings
+from deltatune.training.training_loop import checkpoint
+from deltatune.training.training_loop.gradient_check import unread_tensors
+from deltatune.training.training_loop.loop import OnStep, TrainingLoop
+from deltatune.training.training_loop.memory_advice import plain_memory_errors
 
 
 @dataclass(frozen=True)

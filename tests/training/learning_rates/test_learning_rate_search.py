@@ -139,7 +139,7 @@ def test_without_a_folder_it_searches_too(searched):
 
 def test_rates_that_diverge_are_left(tmp_path, monkeypatch):
     """A rate whose loss is not finite fails; the others are compared."""
-    from deltatune.training.loop import TrainingLoop
+    from deltatune.training.training_loop.loop import TrainingLoop
 
     middle, train_ = recommended_rate(parse("LoRA(r=4)"), 108), TrainingLoop.run
     limit = middle

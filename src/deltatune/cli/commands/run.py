@@ -143,7 +143,7 @@ class RecipeProgress:
 
     def kept(self) -> str:
         """What is kept after an interruption."""
-        from deltatune.training import checkpoint
+        from deltatune.training.training_loop import checkpoint
 
         if self.stage is None:
             return "nothing was run yet"

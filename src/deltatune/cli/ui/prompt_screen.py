@@ -60,7 +60,7 @@ def introduce_prompt(ready: PreparedPrompt, folder: Path) -> None:
 def watched_prompt(ready: PreparedPrompt, folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Find or train the prompt under a progress line; after an interruption, print what is kept."""
     from deltatune.prompting.prompt_run import run
-    from deltatune.training import checkpoint
+    from deltatune.training.training_loop import checkpoint
 
     try:
         with TrainingProgress(len(ready.rows.train), ready.settings.batch_size) as progress:

@@ -93,8 +93,8 @@ def _length(settings: Settings) -> str:
 
 def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Train, score and save under a progress line; after an interruption, print what is kept."""
-    from deltatune.training import checkpoint
     from deltatune.training.job import run
+    from deltatune.training.training_loop import checkpoint
 
     try:
         with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:

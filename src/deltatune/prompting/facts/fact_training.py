@@ -26,10 +26,10 @@ from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import Encoded, Row
 from deltatune.tasks.tokenization import longest_input
-from deltatune.training.checkpoint import digest_of
 from deltatune.training.inference.prediction import positions_taken
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
+from deltatune.training.training_loop.checkpoint import digest_of
 
 NAME = "fact-prompt"
 """Name of the adapter on the host."""

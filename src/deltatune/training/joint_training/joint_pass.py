@@ -13,7 +13,6 @@ from deltatune.core.host import Host
 from deltatune.core.route import Route, read_route
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.task import IGNORED, LanguageModelTask
-from deltatune.training.checkpoint import random_tensors, set_random_tensors
 from deltatune.training.forward import (
     attention_mask_of,
     base_head_logits,
@@ -26,6 +25,7 @@ from deltatune.training.forward import (
 from deltatune.training.joint_training.joint_batches import JointBatch, Member, PassKind, grouped, joined
 from deltatune.training.label_word_logits import place_logits, scores_of_classes
 from deltatune.training.task_model import labelled_outputs, own_columns
+from deltatune.training.training_loop.checkpoint import random_tensors, set_random_tensors
 
 
 class OwnDraws:

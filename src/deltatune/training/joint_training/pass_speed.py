@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.host import Host
 from deltatune.training.joint_training.train_together import JointTraining, opened, trains_alone
-from deltatune.training.loop import Step
 from deltatune.training.reporting import Reporter
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.train_adapter import AdapterTraining, TrainingRun
+from deltatune.training.training_loop.loop import Step
 
 LEAST_GAIN = 1.05
 """Together counts as faster from this ratio on: less is within what a measurement of some steps can tell."""

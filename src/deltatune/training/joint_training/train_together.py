@@ -20,20 +20,20 @@ from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.mixture import Mixture, MixtureEncoded
 from deltatune.tasks.preferences.preference import Prefer
 from deltatune.tasks.task import Encoded, LanguageModelTask
-from deltatune.training.gradient_check import output_modules
 from deltatune.training.inference.prediction import adapter_collator
 from deltatune.training.joint_training.joint_batches import Member
 from deltatune.training.joint_training.joint_pass import JointPasses
-from deltatune.training.loop import Step
-from deltatune.training.memory_advice import plain_memory_errors
 from deltatune.training.reporting import Reporter
-from deltatune.training.sampler import MicroBatch
 from deltatune.training.scaling.distributed import Processes, join_processes
 from deltatune.training.scaling.gradient_checkpointing import gradient_checkpointing
 from deltatune.training.scaling.lower_layers import find_lower_blocks
 from deltatune.training.settings import AUTO
 from deltatune.training.task_model import TaskModel
 from deltatune.training.train_adapter import AdapterTraining, Outcome, TrainingRun
+from deltatune.training.training_loop.gradient_check import output_modules
+from deltatune.training.training_loop.loop import Step
+from deltatune.training.training_loop.memory_advice import plain_memory_errors
+from deltatune.training.training_loop.sampler import MicroBatch
 
 
 def train_together(

@@ -25,11 +25,11 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 from deltatune.tasks.mixture import MixtureEncoded
 from deltatune.tasks.task import Encoded, Task
-from deltatune.training import checkpoint
 from deltatune.training.learning_rates.recommended_rate import rates_around, recommended_rate, steps_of
 from deltatune.training.learning_rates.successive_halving import FEWEST_STEPS, Arm, Run, Search
 from deltatune.training.reporting import FILE
 from deltatune.training.settings import AUTO, Settings
+from deltatune.training.training_loop import checkpoint
 
 SHARE = 0.5
 """What the search may cost, as a share of the run's training."""

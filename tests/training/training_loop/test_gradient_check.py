@@ -9,7 +9,7 @@ import deltatune
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks import Generate, Head
 from deltatune.training import Settings, train
-from deltatune.training.gradient_check import unread_tensors
+from deltatune.training.training_loop.gradient_check import unread_tensors
 from support import models
 from support.runs import PLAIN, ROWS, TASK, assert_same, host_with, tensors
 

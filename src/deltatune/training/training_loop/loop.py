@@ -17,15 +17,15 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import Task
-from deltatune.training import checkpoint
-from deltatune.training.gradient_check import GradientCheck, skippable_tensors, unread_tensors
-from deltatune.training.loss_diagnosis import Rates, diagnosis, gradients_text
 from deltatune.training.optimizers.chunked_adamw import ChunkedAdamW
 from deltatune.training.optimizers.make_optimizer import make_optimizer
 from deltatune.training.reporting import Reporter
-from deltatune.training.sampler import BatchLoader, MicroBatch
 from deltatune.training.scaling.distributed import Processes
 from deltatune.training.settings import Settings
+from deltatune.training.training_loop import checkpoint
+from deltatune.training.training_loop.gradient_check import GradientCheck, skippable_tensors, unread_tensors
+from deltatune.training.training_loop.loss_diagnosis import Rates, diagnosis, gradients_text
+from deltatune.training.training_loop.sampler import BatchLoader, MicroBatch
 
 OnStep = Callable[[int, int, float, float], None]
 """Called after each optimizer step with (step, total steps, loss, learning rate)."""

@@ -70,7 +70,7 @@ def test_pages_of_other_origins_may_not_call():
         own = http.post("/v1/echo", json={}, headers={"Origin": address})
         assert own.status_code == 200
         assert "access-control-allow-origin" not in own.headers
-        for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "file://"):
+        for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "file://", "http://[", "http://]:80", "x"):
             foreign = http.post("/v1/echo", json={}, headers={"Origin": origin})
             assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "origin_not_allowed")
         asks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}

@@ -135,6 +135,14 @@ def test_any_json(served, body):
         send(served, path, json.dumps(body).encode(), f"{path} {body!r:.100}")
 
 
+def test_a_limit_that_is_no_number_is_refused(served):
+    for limit in ("-1", "x", "", "9" * 50, "\u0663"):
+        answer = served.http.get("/v1/adapters", params={"limit": limit})
+        assert answer.status_code == 400
+        assert "limit must be a whole number" in answer.json()["error"]["message"]
+    assert len(served.http.get("/v1/adapters?limit=2").json()["data"]) == 2
+
+
 def test_queries_that_are_no_queries(served):
     for query in ("limit=-1", "limit=x", "limit=" + "9" * 50, "search=%25", "search='\"", "task=%00", "limit=٣", "a=b"):
         check(served.http.get(f"/v1/adapters?{query}"), query)

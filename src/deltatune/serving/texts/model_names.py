@@ -84,7 +84,7 @@ def _number(model: str, name: str, text: str) -> float:
         weight = float(text)
     except ValueError:
         weight = math.nan
-    if not _is_weight(weight) or "_" in text:
+    if not _is_weight(weight) or "_" in text or not text.isascii():
         raise _wrong(model, f"the weight of {shortened(name)} must be a number from -{LARGEST:g} to {LARGEST:g}")
     return weight
 

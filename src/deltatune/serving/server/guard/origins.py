@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.serving.server.guard.refusals import Header, Refusal, Scope
@@ -61,7 +60,7 @@ class Origins:
                 code="unknown_host",
                 close=True,
             )
-        if origin and not self._is_allowed(origin) and urlsplit(origin).netloc.lower() != host.lower():
+        if origin and not self._is_allowed(origin) and origin.partition("://")[2].lower() != host.lower():
             raise Refusal(
                 403,
                 "Pages of other origins may not call this server. Start it with --allow-origin ORIGIN.",

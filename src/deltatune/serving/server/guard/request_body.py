@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from deltatune.serving.server.guard.bounds import Bounds
 from deltatune.serving.server.guard.refusals import Header, Receive, Refusal, unavailable
@@ -21,11 +21,16 @@ class BodyReader:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds, self.held = bounds, 0
 
-    async def read(self, receive: Receive, headers: Iterable[Header]) -> bytearray:
+    async def read(self, receive: Receive, headers: Sequence[Header]) -> bytearray:
         """The body, which the caller gives back with `release`. A Content-Length is believed only where it is too long.
 
-        Raises Refusal for a body that is too long (413), too slow (408), or one too many (503), and ClientGone.
+        Raises Refusal for a body that is too long (413), too slow (408), one too many (503), or whose end a proxy may
+        see elsewhere (400), and ClientGone.
         """
+        names = [name for name, _ in headers]
+        if b"content-length" in names and b"transfer-encoding" in names:  # RFC 9112, section 6.3: request smuggling
+            text = "Content-Length and Transfer-Encoding exclude each other."
+            raise Refusal(400, text, code="invalid_headers", close=True)
         stated = next((value for name, value in headers if name == b"content-length"), b"0")
         if stated.isdigit() and int(stated) > self.bounds.body_bytes:
             raise self._too_long()

@@ -44,7 +44,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, CannotServe):
         return Refusal(400, str(error), code="cannot_serve", param="model")
     if isinstance(error, QueueFull):
-        return unavailable(f"The server is overloaded: {error}. Please try again later.")
+        return unavailable(f"The server is overloaded: {error}.")
     if isinstance(error, EngineStopped):
         return unavailable(str(error), 5.0)
     if isinstance(error, RequestTimeout):
@@ -77,7 +77,7 @@ def add_error_answers(app: FastAPI, log: RequestLog | None = None) -> None:
 
     async def no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = f"{request.method[:20]} {request.url.path[:200]}"
+        what = f"{request.method[:20]} {request.scope['path'][:200]}"
         message = {404: f"There is no route {what}.", 405: f"The route does not take {what}."}
         refusal = Refusal(error.status_code, message.get(error.status_code, str(error.detail)), code="unknown_url")
         call_of(request.scope).error = "unknown_url"

@@ -13,6 +13,8 @@ from deltatune.serving.server.routes.request_fields import RequestFields
 
 IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's API that change no answer."""
+NO_TOOL = ("none", "auto")
+"""Choices of tools that call none, where there are none."""
 LARGEST_TOP = 20
 """Likeliest tokens that are reported with each token at most."""
 MAX_TOKENS = 16
@@ -61,6 +63,10 @@ def read_generation(
     fields.ignore(*IGNORED)
     fields.refuse("store", "cannot be true: answers are not stored here", False)
     fields.refuse("service_tier", "has no meaning here; leave it out", "auto", "default")
+    no_json = "is not served: nothing here forces an answer to be JSON; ask for it in words"
+    fields.refuse("response_format", no_json, {"type": "text"})
+    for name, *allowed in (("tools", []), ("functions", []), ("tool_choice", *NO_TOOL), ("function_call", *NO_TOOL)):
+        fields.refuse(name, "is not served: these models call no tools", *allowed)
     return GenerationFields(
         sampling,
         fields.content.get(tokens) is not None,
@@ -108,7 +114,7 @@ def _texts(fields: RequestFields, name: str, most: int, empty: bool) -> list[str
     if value is None:
         fields.wrong(name, "is missing")
         return []
-    several = value if isinstance(value, list) and value and not _is_ids(value) else [value]
+    several = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
     if len(several) > most:
         fields.wrong(name, f"holds {len(several):,} texts; at most {most} are answered together")
         return []

@@ -96,7 +96,7 @@ class RequestFields:
         fits = isinstance(given, list) and len(given) <= most
         if fits and all(isinstance(stop, str) and 0 < len(stop) <= 500 for stop in given):
             return tuple(given)
-        self.wrong("stop", f"must be a text, or a list of at most {most}, none of them empty, not {_shown(value)}")
+        self.wrong("stop", f"must be a text of 1 to 500 characters, or a list of at most {most}, not {_shown(value)}")
         return ()
 
     def biases(self, vocabulary: int, most: int = 1024) -> dict[int, float]:

@@ -131,14 +131,6 @@ async def chat(fields: RequestFields, call: Call, service: Service, bounds: Boun
 
 
 def _refuse_chat_fields(fields: RequestFields) -> None:
-    json_mode = {"type": "text"}
-    fields.refuse(
-        "response_format", "is not served: nothing here forces an answer to be JSON; ask for it in words", json_mode
-    )
-    for name in ("tools", "functions"):
-        fields.refuse(name, "is not served: these models call no tools", [])
-    fields.refuse("tool_choice", "is not served: these models call no tools", "none", "auto")
-    fields.refuse("function_call", "is not served: these models call no tools", "none", "auto")
     fields.refuse("modalities", "must be ['text']", ["text"])
     for name in ("audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"):
         fields.refuse(name, "is not served")

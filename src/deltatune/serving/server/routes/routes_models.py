@@ -11,12 +11,14 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.serving.server.guard.bounds import Bounds
 from deltatune.serving.server.guard.request_log import Call
 from deltatune.serving.server.routes.request_fields import RequestFields
 from deltatune.serving.server.routes.route_calls import call_in, check_exists, json_answer
 from deltatune.serving.service import Service
 from deltatune.serving.serving_errors import RequestTimeout
+from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.model_names import BASE, unknown_model
 from deltatune.store.adapter_store.store_entry import Entry
 
@@ -51,8 +53,10 @@ def add_model_routes(app: FastAPI, service: Service, bounds: Bounds) -> None:
     async def adapters(request: Request) -> Response:
         """The adapters with their states; `search`, `task` and `limit` choose some."""
         call, query = call_in(request), request.query_params
-        limit = query.get("limit", "")
-        most = min(int(limit), MOST_LISTED) if limit.isascii() and limit.isdecimal() and len(limit) < 8 else MOST_LISTED
+        limit = query.get("limit", str(MOST_LISTED))
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 8):
+            raise InvalidRequest(f"limit must be a whole number, not {shortened(limit)}", "limit", "invalid_value")
+        most = min(int(limit), MOST_LISTED)
         search, task = query.get("search"), query.get("task")
         entries = await service.files(lambda: service.adapters.entries(search, task))
         usable = [entry for entry in entries if call.may_use(entry.name)]

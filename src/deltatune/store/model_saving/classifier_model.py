@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ def classifier_model(host: Host, name: str) -> PreTrainedModel:
     head: Any = host.adapters[name].head
     config: Any = getattr(head, "config", None)
     model: PreTrainedModel | None = None
+    placed: set[str] = set()
+    lent: list[tuple[Tensor, Tensor]] = []
     try:
         if not isinstance(host.model, PreTrainedModel) or not hasattr(config, "pooling"):
             raise _Unfit(f"{type(host.model).__name__} with a {type(head).__name__} has no such class")
@@ -56,9 +58,13 @@ def classifier_model(host: Host, name: str) -> PreTrainedModel:
         task = host.adapters[name].extra.get("task")
         model = _empty(host.model, head, task if isinstance(task, Mapping) else {})
         placed = _copy_base_(host.model, model)
-        _fill_(host, head, model, placed)
+        lent = [(tensor, tensor.clone()) for tensor in _lent(model)]
+        _place_(model, head, placed)
+        with host.using(None, training=False):  # what is merged is in the weights
+            states = _base_states(host, model)
+            _compare(head, states, model, _answers(model, states))
     except _Unfit as error:
-        fitting = [] if model is None else _fitting(host, head, model)
+        fitting = [] if model is None else _fitting(host, head, model, placed, lent)
         raise CannotMerge(_refusal(head, str(error), fitting)) from None
     return model
 
@@ -78,18 +84,23 @@ def _refusal(head: Any, reason: str, fitting: Sequence[str]) -> str:
     )
 
 
-def _fill_(host: Host, head: Any, model: PreTrainedModel, placed: set[str]) -> None:
-    """Copy a head into the model. Raises _Unfit unless it then computes what the head does on the base."""
-    _copy_head_(model, head, placed)
-    with host.using(None, training=False):  # what is merged is in the weights
-        _verify(host, head, model)
+@torch.no_grad()
+def _fitting(
+    host: Host, head: Any, model: PreTrainedModel, placed: set[str], lent: Sequence[tuple[Tensor, Tensor]]
+) -> list[str]:
+    """The heads that transformers' class has, as options: each is tried on the model, which is not used any more.
 
-
-def _fitting(host: Host, head: Any, model: PreTrainedModel) -> list[str]:
-    """The heads that transformers' class has, as options: each is tried on the model, which is not used any more."""
+    The base is read once. A try changes the model's own head and what it lent of the base; what the model then says
+    does not depend on the head's own pooling and activation.
+    """
     if head.config.pooling == "none":
         return []
-    fitting = []
+    try:
+        with host.using(None, training=False):
+            states = _base_states(host, model)
+    except _Unfit:
+        return []
+    fitting, said = [], {}
     layers = ((False, "tanh"), (True, "tanh"), (True, "gelu"))
     for pooling, (dense, activation) in itertools.product(("pooler", "cls", "mean", "last"), layers):
         config = replace(head.config, pooling=pooling, dense=dense, activation=activation)
@@ -98,8 +109,14 @@ def _fitting(host: Host, head: Any, model: PreTrainedModel) -> list[str]:
         other = type(head)(config, seed=0).to(head.out.weight.device).eval()
         nn.init.ones_(other.out.bias)  # a class without one is no answer
         pool_as_(model.config, config)
+        key = dense, getattr(model.config, "classifier_pooling", None)
         try:
-            _fill_(host, other, model, _copy_base_(host.model, model))
+            if key not in said:
+                for tensor, value in lent:
+                    tensor.copy_(value)
+                _place_(model, other, placed)
+                said[key] = _answers(model, states)
+            _compare(other, states, model, said[key])
         except (_Unfit, DeltatuneError):  # no pooler, another pooling
             continue
         options = f"--pooling {pooling}{' --dense' if dense else ''}"
@@ -158,9 +175,19 @@ def _copy_base_(base: Any, model: PreTrainedModel) -> set[str]:
     return {f"{name}.{key}" for key in target.state_dict() if key not in missing}
 
 
+def _lent(model: nn.Module) -> list[Tensor]:
+    """The tensors of the base that a head's values may stand in for: those of its pooler and of its last LayerNorm."""
+    pooler = [module for path, module in model.named_modules() if path.endswith("pooler.dense")]
+    return [tensor for module in (*pooler, *_norms(model)[-1:]) for tensor in module.parameters()]
+
+
+def _norms(model: nn.Module) -> list[nn.LayerNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.LayerNorm) and module.bias is not None]
+
+
 @torch.no_grad()
-def _copy_head_(model: PreTrainedModel, head: Any, placed: set[str]) -> None:
-    """Put the head's maps where the model has its own."""
+def _place_(model: PreTrainedModel, head: Any, placed: set[str]) -> None:
+    """Put the head's maps where the model has its own. Raises _Unfit where there is no place for them."""
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     projector = None if head.config.dense else identity_projector_(model)
     free = {p: module for p, module in linears.items() if f"{p}.weight" not in placed and p != projector}
@@ -192,52 +219,71 @@ def _last(path: str, free: Mapping[str, nn.Module]) -> bool:
 
 def _absorb_bias_(model: PreTrainedModel, out: nn.Linear, head: Any) -> None:
     """Let the shift of the body's last LayerNorm give a classifier without a bias the bias b: β' = β + W⁺ b."""
-    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm) and module.bias is not None]
+    norms = _norms(model)
     if not norms or torch.linalg.matrix_rank(out.weight) < len(out.bias):
         raise _Unfit(f"the classifier of {type(model).__name__} has no bias, and this one has")
     shift = torch.linalg.lstsq(out.weight.double(), out.bias.double()[:, None]).solution[:, 0]
     norms[-1].bias.add_(shift.to(norms[-1].bias))
 
 
+@dataclass(frozen=True)
+class _States:
+    """What the base makes of a batch: all that a head reads."""
+
+    batch: Mapping[str, Tensor]
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+
+
 @torch.no_grad()
-def _verify(host: Host, head: Any, model: PreTrainedModel) -> None:
-    """Raise CannotMerge unless the model computes what the head does, on tokens with and without padding."""
+def _base_states(host: Host, model: PreTrainedModel) -> list[_States]:
+    """States on tokens with and without padding. Raises _Unfit where the base's inputs are not known."""
+    found = []
+    for batch in _batches(host, model):
+        outputs = host.model(**batch, output_hidden_states=True)
+        hidden = getattr(outputs, "last_hidden_state", None)
+        hidden = outputs.hidden_states[-1] if hidden is None else hidden
+        pooled = getattr(outputs, "pooler_output", None)
+        found.append(_States(batch, hidden, pooled_mask(host.model, hidden, batch), pooled))
+    return found
+
+
+def _batches(host: Host, model: PreTrainedModel) -> list[dict[str, Tensor]]:
     batch = verification_inputs(host.model, host.sites.facts)
     if batch is None:
         raise _Unfit("the inputs of this architecture are not known, so nothing could be verified")
     if "input_ids" not in batch:
-        for inputs in media_batches(host.model, batch):
-            _compare(host, head, model, inputs)
-        return
+        return media_batches(host.model, batch)
     padded = {key: tensor.clone() for key, tensor in batch.items()}
     padded["attention_mask"][1, -PADDING:] = 0
     pad = getattr(model.config, "pad_token_id", None)
-    rows = slice(None) if isinstance(pad, int) else slice(0, 1)  # without one, transformers takes single rows only
+    if not isinstance(pad, int):  # transformers takes single rows only
+        return [{key: tensor[:1] for key, tensor in inputs.items()} for inputs in (batch, padded)]
     for inputs in (batch, padded):
-        if isinstance(pad, int):
-            real = inputs["attention_mask"].bool()
-            inputs["input_ids"][real & (inputs["input_ids"] == pad)] = (pad + 1) % host.sites.facts.vocabulary
-            inputs["input_ids"][~real] = pad
-        _compare(host, head, model, {key: tensor[rows] for key, tensor in inputs.items()})
+        real = inputs["attention_mask"].bool()
+        inputs["input_ids"][real & (inputs["input_ids"] == pad)] = (pad + 1) % host.sites.facts.vocabulary
+        inputs["input_ids"][~real] = pad
+    return [batch, padded]
 
 
-def _compare(host: Host, head: Any, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
-    """Raise _Unfit unless the model computes what the head does on one batch."""
-    expected, found = _logits(host.model, head, batch), _answer(model(**batch))
-    real = batch["attention_mask"].bool() if head.config.pooling == "none" else torch.ones(len(expected)).bool()
-    worst = difference(expected[real.to(expected.device)], found[real.to(found.device)])
-    if not worst <= rounding_tolerance(expected, next(model.parameters()).dtype):
-        reason = f"{type(model).__name__} pools otherwise or changes the states first: logits differ by {worst:.2g}"
-        raise _Unfit(reason)
+@torch.no_grad()
+def _answers(model: PreTrainedModel, states: Sequence[_States]) -> list[Tensor]:
+    return [_answer(model(**each.batch)) for each in states]
 
 
-def _logits(base: Any, head: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the head gives on the base, in float32: (B, C) or (B, T, C)."""
-    outputs = base(**batch, output_hidden_states=True)
-    states = getattr(outputs, "last_hidden_state", None)
-    states = outputs.hidden_states[-1] if states is None else states
-    logits: Tensor = head(states, pooled_mask(base, states, batch), getattr(outputs, "pooler_output", None))
-    return logits.float()
+@torch.no_grad()
+def _compare(head: Any, states: Sequence[_States], model: PreTrainedModel, answers: Sequence[Tensor]) -> None:
+    """Raise _Unfit unless the model's answers, (B, C) or (B, T, C) each, are what the head makes of the states."""
+    for each, found in zip(states, answers, strict=True):
+        expected = head(each.hidden, each.mask, each.pooled).float()
+        real = (
+            each.batch["attention_mask"].bool() if head.config.pooling == "none" else torch.ones(len(expected)).bool()
+        )
+        worst = difference(expected[real.to(expected.device)], found[real.to(found.device)])
+        if not worst <= rounding_tolerance(expected, next(model.parameters()).dtype):
+            kind = type(model).__name__
+            raise _Unfit(f"{kind} pools otherwise or changes the states first: logits differ by {worst:.2g}")
 
 
 def _answer(outputs: Any) -> Tensor:

@@ -77,7 +77,7 @@ class Classify(Task):
         object.__setattr__(self, "metric", self.metric or self.metrics[0])
         if len(self.labels) == 2 and self.label_kind == "classes":
             object.__setattr__(self, "positive", self.positive or positive_class(self.labels) or self.labels[1])
-        problems = self.metric_problems("classification" if self.labels else "regression", self.metrics)
+        problems = self.metric_problems("classification" if self.labels else "regression")
         if len(self.labels) == 1:
             problems.append(f"there is only one class, {self.labels[0]!r}: nothing can be learned from that")
         if len(set(self.labels)) < len(self.labels):
@@ -215,10 +215,6 @@ class Classify(Task):
             return F.cross_entropy(logits.float(), labels, reduction="sum")
         targets = (labels.float() - self.center) / self.scale
         return F.mse_loss(logits[:, 0].float(), targets, reduction="sum")
-
-    def items(self, labels: Tensor) -> int:
-        """Rows of the batch."""
-        return len(labels)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> NDArray[Any]:
         """Logits (N, C); each row is one piece."""

@@ -16,7 +16,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.qa_scores import SPAN_METRICS, span_scores
 from deltatune.tasks.task import Encoded, Row, Task, TokenRow, column, raise_listed, text_column
@@ -32,6 +32,8 @@ class ExtractiveQA(Task):
 
     name: ClassVar[str] = "span"
     answers: ClassVar[Answers] = "token"
+    metrics: ClassVar[tuple[str, ...]] = SPAN_METRICS
+    label_kind: ClassVar[LabelKind] = "span"
     inference_fields: ClassVar[tuple[str, ...]] = ("longest", "threshold", "metric")
 
     text: tuple[str, ...] = ("question", "context")
@@ -53,7 +55,7 @@ class ExtractiveQA(Task):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("spans", SPAN_METRICS)
+        problems = self.metric_problems("spans")
         if len(self.text) != 2:
             problems.append(f"text must name the question's column and the passage's, not {len(self.text)}")
         if not 0 <= self.stride < self.max_length:
@@ -61,16 +63,6 @@ class ExtractiveQA(Task):
         if self.longest < 1:
             problems.append(f"longest must be at least 1, not {self.longest}")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """F1 and exact match, as in SQuAD's script."""
-        return SPAN_METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """A span of a passage per row."""
-        return "span"
 
     # --- text to windows ---
 
@@ -128,18 +120,13 @@ class ExtractiveQA(Task):
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
         """A head with two logits per token, as a start and as an end."""
-        width = config.get_text_config().hidden_size
-        return HeadConfig(**{"dropout": 0.0, **over, "pooling": "none", "outputs": 2, "width": width})
+        return token_head(config, 2, **{"dropout": 0.0, **over})
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of start and end, summed over windows: logits (B, T, 2), labels (B, 2) -> scalar."""
         start, end = logits.float().unbind(-1)  # (B, T) each
         start_loss = F.cross_entropy(start, labels[:, 0], reduction="sum")
         return (start_loss + F.cross_entropy(end, labels[:, 1], reduction="sum")) / 2
-
-    def items(self, labels: Tensor) -> int:
-        """Windows of the batch."""
-        return len(labels)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """The best span of each row: its text, its start and end in characters, and its score in logits."""

@@ -54,6 +54,7 @@ class FactCompletion(LanguageModelTask):
 
     name: ClassVar[str] = "fact"
     answers: ClassVar[Answers] = "likelihood"
+    label_kind: ClassVar[LabelKind] = "text"
     loads: ClassVar[Loads] = "words"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric", "top")
 
@@ -82,10 +83,8 @@ class FactCompletion(LanguageModelTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("fact completion", self.metrics)
+        problems = self.metric_problems("fact completion") + self.text_problems("subjects")
         problems += wording_problems(self.template, self.blank)
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of subjects, not {len(self.text)}")
         if self.top < 1:
             problems.append(f"top must be at least 1, not {self.top}")
         if self.over == "candidates" and not self.candidates:
@@ -103,11 +102,6 @@ class FactCompletion(LanguageModelTask):
     def metrics(self) -> tuple[str, ...]:
         """P@1, P@k, the mean reciprocal rank, and the loss in nats."""
         return tuple(dict.fromkeys(("p@1", f"p@{self.top}", "mrr", "loss")))
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """A text for each text."""
-        return "text"
 
     # ---- rows to tokens
 

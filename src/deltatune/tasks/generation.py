@@ -35,6 +35,8 @@ class Generate(LanguageModelTask):
 
     name: ClassVar[str] = "generate"
     answers: ClassVar[Answers] = "text"
+    metrics: ClassVar[tuple[str, ...]] = (*METRICS, *generation_metrics.ON_REQUEST)
+    label_kind: ClassVar[LabelKind] = "text"
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder-decoder")
     inference_fields: ClassVar[tuple[str, ...]] = (
         "new_tokens", "beams", "length_penalty", "no_repeat_ngram", "temperature", "top_p", "top_k", "seed", "metric",
@@ -81,7 +83,7 @@ class Generate(LanguageModelTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("generation", self.metrics)
+        problems = self.metric_problems("generation")
         if self.prompt not in PRESETS:
             problems += check_template(self.prompt, self.text)
         if not self.text:
@@ -96,16 +98,6 @@ class Generate(LanguageModelTask):
         if self.new_tokens >= self.max_length:
             problems.append(f"new_tokens={self.new_tokens} leaves no room for a prompt in max_length={self.max_length}")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics of generated text, and the perplexity of the references."""
-        return (*METRICS, *generation_metrics.ON_REQUEST)
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """A text per row."""
-        return "text"
 
     def encode(
         self,

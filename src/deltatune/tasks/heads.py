@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
@@ -143,6 +144,11 @@ class Heads(nn.Module):
     def names(self) -> str:
         """The parts that have a head, for messages."""
         return ", ".join(self.config.parts)
+
+
+def token_head(config: PretrainedConfig, outputs: int, **over: Any) -> HeadConfig:
+    """A head that classifies every token of a model with this config."""
+    return HeadConfig(**{**over, "pooling": "none", "outputs": outputs, "width": config.get_text_config().hidden_size})
 
 
 def head_from_json(content: dict[str, Any]) -> Head | Heads:

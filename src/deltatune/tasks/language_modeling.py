@@ -27,6 +27,8 @@ class LanguageModel(LanguageModelTask):
 
     name: ClassVar[str] = "lm"
     answers: ClassVar[Answers] = "likelihood"
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    label_kind: ClassVar[LabelKind] = "raw"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     """Encoders and encoder-decoders see the tokens that they would have to predict."""
@@ -40,22 +42,10 @@ class LanguageModel(LanguageModelTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("language modelling", METRICS)
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of documents, not {len(self.text)}")
+        problems = self.metric_problems("language modelling") + self.text_problems("documents")
         if self.max_length < 2:
             problems.append(f"max_length must be at least 2, not {self.max_length}")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Per token, per character, per byte."""
-        return METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Texts without labels."""
-        return "raw"
 
     def encode(
         self,

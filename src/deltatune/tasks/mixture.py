@@ -86,6 +86,8 @@ class Mixture(Task):
 
     name: ClassVar[str] = "mixture"
     answers: ClassVar[Answers] = "row"
+    label_kind: ClassVar[LabelKind] = "mixture"
+    metrics: ClassVar[tuple[str, ...]] = ("mean",)
     metric: ClassVar[str] = "mean"  # type: ignore[misc]
     """The mean of the parts' primary metrics; a metric m that is better when lower counts as 1/(1 + m)."""
 
@@ -246,20 +248,10 @@ class Mixture(Task):
         each = {f"{name}.{metric}": value for name, part in scores.items() for metric, value in part.items()}
         return {self.metric: float(np.mean(primary)), **each}
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The mean of the parts' primary metrics."""
-        return (self.metric,)
-
     def metric_name(self, metric: str) -> str:
         """A part's metric with what its name leaves open."""
         part, _, own = metric.partition(".")
         return f"{part} {self.parts[part].metric_name(own)}" if part in self.parts else metric
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Each part has its own."""
-        return "mixture"
 
     def describe(self) -> str:
         """One line."""

@@ -19,6 +19,7 @@ from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, Flo
 from deltatune.tasks.task import Row, column, raise_listed
 
 METRICS = ("f1_micro", "f1_macro", "accuracy", "hamming")
+"""F1 over all decisions, its mean over labels, exact sets, and single decisions."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,12 @@ class MultiLabel(Classify):
     """A set of labels; a label is in it if its probability is above one half."""
 
     name: ClassVar[str] = "many"
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    label_kind: ClassVar[LabelKind] = "many"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
 
     metric: str = ""
     """Primary metric; by default f1_micro. accuracy: the whole set is right; hamming: the share of right decisions."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """F1 over all decisions, its mean over labels, exact sets, and single decisions."""
-        return METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Any number of labels per row."""
-        return "many"
 
     def _labels(self, rows: Sequence[Row]) -> Any:
         flags, problems = [], []

@@ -42,6 +42,7 @@ STATED = "The answer is"
 SAMPLING_TEMPERATURE = 0.7
 """Of several chains where no temperature is given, as in Wang et al. 2022 for GPT-3."""
 METRICS = ("final_answer", "answered", "agreement")
+"""`answered` is the share of rows with an answer at all, `agreement` the share of equal chains."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Reason(Generate):
     """
 
     name: ClassVar[str] = "reason"
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     inference_fields: ClassVar[tuple[str, ...]] = (
         "new_tokens", "answer_tokens", "temperature", "top_p", "top_k", "seed", "metric", "samples",
     )  # fmt: skip
@@ -89,7 +91,7 @@ class Reason(Generate):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("reasoning", self.metrics)
+        problems = self.metric_problems("reasoning")
         if self.prompt not in ("plain", "chat"):
             template = check_template(self.prompt, self.text)
             problems += [each.replace("presets: plain, alpaca, chat", "presets: plain, chat") for each in template]
@@ -108,11 +110,6 @@ class Reason(Generate):
                 f"max_length={self.max_length}"
             )
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """final_answer; answered, the share of rows with an answer at all; agreement, the share of equal chains."""
-        return METRICS
 
     @property
     def chain_temperature(self) -> float:

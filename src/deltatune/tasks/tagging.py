@@ -16,7 +16,7 @@ from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS, is_entity_scheme, tag_scores
 from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, raise_listed, token_loss
@@ -29,6 +29,7 @@ class Tag(Task):
 
     name: ClassVar[str] = "tag"
     answers: ClassVar[Answers] = "token"
+    label_kind: ClassVar[LabelKind] = "tags"
     inference_fields: ClassVar[tuple[str, ...]] = ("metric",)
 
     tags: tuple[str, ...] = ()
@@ -49,24 +50,17 @@ class Tag(Task):
     def __post_init__(self) -> None:
         check_fields(self)
         object.__setattr__(self, "metric", self.metric or self.metrics[0])
-        problems = self.metric_problems("these tags", self.metrics)
+        problems = self.metric_problems("these tags") + self.text_problems("words")
         if len(self.tags) < 2:
             problems.append(f"there must be two tags or more, not {len(self.tags)}")
         if len(set(self.tags)) < len(self.tags):
             problems.append(f"tags name a tag twice: {', '.join(self.tags)}")
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of words, not {len(self.text)}")
         raise_all(problems)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics of entities if the tags mark where they begin, else of single words."""
         return ENTITY_METRICS if is_entity_scheme(self.tags) else TAG_METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """One tag per word."""
-        return "tags"
 
     # --- words to tokens ---
 
@@ -165,8 +159,7 @@ class Tag(Task):
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
         """A head that classifies every token."""
-        width = config.get_text_config().hidden_size
-        return HeadConfig(**{**over, "pooling": "none", "outputs": len(self.tags), "width": width})
+        return token_head(config, len(self.tags), **over)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the tagged words: logits (B, T, C), labels (B, T) -> scalar."""

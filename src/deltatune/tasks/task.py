@@ -182,9 +182,9 @@ class Task(NamedOptions, ABC):
         and likelihood logits (M, V) and labels (M,) of the M labelled tokens alone.
         """
 
-    @abstractmethod
     def items(self, labels: Tensor) -> int:
-        """Number of terms that `loss` sums."""
+        """Number of terms that `loss` sums: one for each piece of the batch."""
+        return len(labels)
 
     # ---- logits to answers and scores
 
@@ -225,12 +225,16 @@ class Task(NamedOptions, ABC):
         """A metric for readers, with what its name leaves open."""
         return metric
 
-    def metric_problems(self, of: str, metrics: Sequence[str]) -> list[str]:
+    def metric_problems(self, of: str) -> list[str]:
         """What is wrong with the primary metric."""
-        if self.metric in metrics:
+        if self.metric in self.metrics:
             return []
-        near = nearest(self.metric, metrics)
-        return [f"{self.metric!r} is not a metric of {of}{near}; metrics: {', '.join(metrics)}"]
+        near = nearest(self.metric, self.metrics)
+        return [f"{self.metric!r} is not a metric of {of}{near}; metrics: {', '.join(self.metrics)}"]
+
+    def text_problems(self, of: str) -> list[str]:
+        """What is wrong with `text` of a task that reads one column."""
+        return [] if len(self.text) == 1 else [f"text must name the one column of {of}, not {len(self.text)}"]
 
     # ---- plain data
 

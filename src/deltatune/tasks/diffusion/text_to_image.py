@@ -87,6 +87,8 @@ class TextToImage(Task):
 
     name: ClassVar[str] = "image"
     answers: ClassVar[Answers] = "noise"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    label_kind: ClassVar[LabelKind] = "image"
     loads: ClassVar[Loads] = "pipeline"
     dynamic: ClassVar[bool] = True
 
@@ -111,9 +113,7 @@ class TextToImage(Task):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("text to image", self.metrics)
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of captions, not {len(self.text)}")
+        problems = self.metric_problems("text to image") + self.text_problems("captions")
         if self.resolution < 8:
             problems.append(f"resolution must be at least 8 pixels, not {self.resolution}")
         if self.min_snr is not None and self.min_snr <= 0:
@@ -123,16 +123,6 @@ class TextToImage(Task):
         if 0 <= self.samples < len(self.sample_prompts):
             problems.append(f"sample_prompts has {len(self.sample_prompts)} prompts, and samples is {self.samples}")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The loss alone."""
-        return ("loss",)
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Pictures."""
-        return "image"
 
     def encode(
         self,
@@ -212,10 +202,6 @@ class TextToImage(Task):
     def row_losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of each row (B,)."""
         return (predicted.float() - target.float()).square().flatten(1).mean(1)
-
-    def items(self, labels: Tensor) -> int:
-        """Rows of the batch."""
-        return len(labels)
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[float]:
         """The loss of each row."""

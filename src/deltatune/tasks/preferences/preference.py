@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from deltatune.core.errors import DeltatuneError, raise_all
-from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.data.columns.column_names import REJECTED
 from deltatune.tasks.generation import Generate
@@ -38,6 +37,8 @@ class Prefer(Generate):
     """
 
     name: ClassVar[str] = "prefer"
+    metrics: ClassVar[tuple[str, ...]] = PREFERENCE_METRICS
+    label_kind: ClassVar[LabelKind] = "pairs"
     inference_fields: ClassVar[tuple[str, ...]] = (
         *(name for name in Generate.inference_fields if name not in ("characters", "metric_model", "metric_layer")),
         "beta", "loss_type", "label_smoothing", "reference",
@@ -63,7 +64,6 @@ class Prefer(Generate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self)
         problems = []
         if self.beta <= 0:
             problems.append(f"beta must be above 0, not {self.beta}")
@@ -76,16 +76,6 @@ class Prefer(Generate):
         if not self.reference:
             problems.append("reference must be 'base' or the name of an adapter")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Accuracy, reward margin and loss of pairs."""
-        return PREFERENCE_METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Two answers per row."""
-        return "pairs"
 
     def encode(
         self,

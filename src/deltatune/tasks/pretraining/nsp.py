@@ -47,7 +47,7 @@ class NextSentence(Objective):
     name: ClassVar[str] = "nsp"
     added_fields: ClassVar[Mapping[str, Any]] = {"classes": 2}
     extra_labels: ClassVar[tuple[str, ...]] = ("pair_labels",)
-    metric_names: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy", "pair_accuracy", "pair_loss")
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy", "pair_accuracy", "pair_loss")
     shortest: ClassVar[int] = 5
 
     unit: Literal["token", "word"] = "token"

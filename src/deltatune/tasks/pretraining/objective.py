@@ -28,7 +28,8 @@ class Objective(LanguageModelTask):
 
     answers: ClassVar[Answers] = "likelihood"
     dynamic: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
+    label_kind: ClassVar[LabelKind] = "raw"
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "accuracy")
     shortest: ClassVar[int] = 2
     """Smallest max_length."""
 
@@ -43,9 +44,7 @@ class Objective(LanguageModelTask):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("this objective", self.metric_names)
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of documents, not {len(self.text)}")
+        problems = self.metric_problems("this objective") + self.text_problems("documents")
         if self.max_length < self.shortest:
             problems.append(f"max_length must be at least {self.shortest}, not {self.max_length}")
         self.check()
@@ -53,16 +52,6 @@ class Objective(LanguageModelTask):
 
     def check(self) -> None:
         """Raise DeltatuneError for invalid fields of the subclass."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics of the target tokens."""
-        return self.metric_names
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Texts without labels."""
-        return "raw"
 
     @abstractmethod
     def draw(self, row: TokenRow, generator: torch.Generator) -> TokenRow:

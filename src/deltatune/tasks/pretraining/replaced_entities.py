@@ -17,7 +17,7 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import check_fields
 from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers
-from deltatune.tasks.heads import HeadConfig
+from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, ratio, ratio_score
 from deltatune.tasks.pretraining.masking import Entity, parse_entities, units_of_spans
 from deltatune.tasks.pretraining.random_draws import random_integer, uniform
@@ -37,6 +37,8 @@ class ReplacedEntities(Task):
 
     name: ClassVar[str] = "replaced"
     answers: ClassVar[Answers] = "token"
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+    label_kind: ClassVar[LabelKind] = "raw"
 
     text: tuple[str, ...] = ("text",)
     """The column of texts."""
@@ -55,22 +57,10 @@ class ReplacedEntities(Task):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        problems = self.metric_problems("replaced entities", METRICS)
-        if len(self.text) != 1:
-            problems.append(f"text must name the one column of texts, not {len(self.text)}")
+        problems = self.metric_problems("replaced entities") + self.text_problems("texts")
         if not 0 < self.rate <= 1 or self.copies < 1:
             problems.append(f"rate={self.rate} must be more than 0 and at most 1, and copies={self.copies} 1 or more")
         raise_all(problems)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics of the detection of replaced entities."""
-        return METRICS
-
-    @property
-    def label_kind(self) -> LabelKind:
-        """Texts without labels."""
-        return "raw"
 
     def encode(
         self,
@@ -135,8 +125,7 @@ class ReplacedEntities(Task):
 
     def head_config(self, config: PretrainedConfig, **over: Any) -> HeadConfig:
         """A head that classifies every token."""
-        width = config.get_text_config().hidden_size
-        return HeadConfig(**{**over, "pooling": "none", "outputs": 2, "width": width})
+        return token_head(config, 2, **over)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the entities: logits (B, T, 2), labels (B, T) -> scalar."""

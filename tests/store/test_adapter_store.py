@@ -372,3 +372,45 @@ def test_folders_that_are_no_store(tmp_path, folders):
         AdapterStore(tmp_path / "later")
     empty.add(folders / "german")
     assert len(empty) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"text": "x" * 60_000}, "60,000 characters; 1,000 are the most"),
+        ({"text": " ".join(f"word{i}" for i in range(2000))}, "1,000 are the most"),
+        ({"tags": [str(i) for i in range(2000)]}, "2,000 tags are asked for"),
+        ({"tags": "eu"}, "give a list of tags"),
+        ({"tags": [None]}, "tag=None: must be a text"),
+        ({"task": 5, "method": 6}, r"(?s)task=5: must be a text.*method=6: must be a text"),
+        ({"limit": 2.5}, "limit=2.5: must be a whole number"),
+        ({"limit": "3"}, "limit='3'"),
+        ({"limit": True}, "limit=True"),
+        ({"sort": None}, "sort=None: must be one of"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error_and_harms_no_index(given, words, store):
+    with pytest.raises(DeltatuneError, match=words):
+        store.list(**given)
+    assert store.notes == []
+    assert names(store.list(limit=10**30)) == store.names()
+
+
+def test_names_that_no_file_can_have_are_not_there(store):
+    for ask in (store.remove, store.read, store.export):
+        with pytest.raises(DeltatuneError, match="is not a name for an adapter"):
+            ask(*("\ud800", "folder")[: 2 if ask == store.export else 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"task": 3}, "the task 3 must have"),
+        ({"scores": {"accuracy": 10**400}}, "must be a number"),
+        ({"scores": {3: 0.5}}, "3 is no name of a split or a metric"),
+        ({"scores": {"test": {None: 0.5}}}, "None is no name"),
+    ],
+)
+def test_facts_that_are_not_of_their_kind(given, words, store, folders):
+    with pytest.raises(DeltatuneError, match=words):
+        store.add(folders / "german", "again", **given)

@@ -1,6 +1,8 @@
 """The store's index and its files under damage, kills and several processes at once."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -110,6 +112,54 @@ def test_changes_of_the_files_by_hand_are_seen(store, tmp_path):
     shutil.move(store._place.root, moved)
     assert AdapterStore(moved).names() == ["a", "d", "e"]
     assert len(store) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bytes": 10**30}, "bytes is an integer|bytes is 1000.*from 0 to"),
+        ({"parameters": 2**63}, "parameters is .*from 0 to"),
+        ({"bytes": -1}, "bytes is -1, it must be from 0"),
+        ({"base": {"bytes": 10**40}}, "base.bytes is .*from 0 to"),
+        ({"format": "zip"}, "format is 'zip', it must be one of deltatune, peft"),
+    ],
+)
+def test_an_entry_with_impossible_values_is_told_and_the_others_stay(change, words, store):
+    path = store._place.entries / "b.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    os.utime(store._place.entries)
+    assert store.names() == ["a", "c", "d"]
+    assert any(re.search(words, note) for note in store.notes)
+    with pytest.raises(DeltatuneError, match=f"(?s)({words}).*store add FOLDER --name b --replace"):
+        store.read("b")
+    assert store.storage().adapters == 3
+
+
+def test_of_entries_that_differ_in_case_alone_one_is_read_and_the_other_told(store, folders):
+    entries = store._place.entries
+    text = (entries / "a.json").read_text()
+    (entries / "B.json").write_text(text.replace('"name": "a"', '"name": "B"'))
+    for opened in (store, AdapterStore(store._place.root)):
+        assert opened.names() == ["a", "B", "c", "d"]
+        with pytest.raises(DeltatuneError, match=r"b differs from that of 'B' in case alone.*store remove B"):
+            opened.read("b")
+    store.add(folders / "a", "more")
+    store.remove("B")
+    assert store.names() == ["a", "b", "c", "d", "more"]
+    assert store.notes == []
+    check_whole(store)
+
+
+def test_what_is_no_file_among_the_entries_hides_none_of_them(store):
+    entries = store._place.entries
+    os.mkfifo(entries / "pipe.json")
+    (entries / "folder.json").mkdir()
+    for name in ("0", "bb", "z"):
+        (entries / f"{name}.json").symlink_to(entries / "nothing")
+    assert store.names() == ["a", "b", "c", "d"]
+    store.close()
+    store._place.index.unlink()
+    assert AdapterStore(store._place.root).names() == ["a", "b", "c", "d"]
 
 
 def test_a_store_that_must_not_be_written_is_read(store):

@@ -110,7 +110,7 @@ def storage_line(opened: AdapterStore) -> str:
 
 
 def show_notes(opened: AdapterStore) -> None:
-    """Print what was wrong with the index and has been put right, on stderr."""
+    """Print what was wrong with the index and has been put right, and what cannot be read, on stderr."""
     for note in opened.notes:
         show(f"note: {note}", stderr=True)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
-from deltatune.core.input_validation.field_validation import fits_utf8
+from deltatune.core.input_validation.field_validation import shortened
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.store.adapter_store.adapter_names import likely_names, name_problem
 from deltatune.store.adapter_store.add_adapters import Added, add_chunk, finish
 from deltatune.store.adapter_store.add_sources import AddedFolder, source, sources_in
 from deltatune.store.adapter_store.current_index import CurrentIndex
+from deltatune.store.adapter_store.list_conditions import conditions
 from deltatune.store.adapter_store.object_files import READ, check_values, content_digest, read_object
 from deltatune.store.adapter_store.remote_folder import remote_folder
 from deltatune.store.adapter_store.store_entry import Entry, given_facts
@@ -70,8 +72,8 @@ class AdapterStore:
 
     @property
     def notes(self) -> list[str]:
-        """What was wrong with the index and has been put right, in sentences."""
-        return self._index.notes
+        """What was wrong with the index and has been put right, and the entries that cannot be read, in sentences."""
+        return [*self._index.notes, *self._index.ask(self._index.damaged).values()]
 
     def __str__(self) -> str:
         return self._place.shown
@@ -125,24 +127,17 @@ class AdapterStore:
         name, task, method, base, score, size, parameters or date; the best scores and the latest dates come first.
         """
         if sort not in SORTS:
-            raise DeltatuneError(f"sort={sort!r}: must be one of {', '.join(SORTS)}{nearest(sort, SORTS)}")
-        if limit is not None and limit < 0:
-            raise DeltatuneError(f"limit={limit}: must be at least 0")
-        where: list[tuple[str, Sequence[Any]]] = []
-        if task is not None:
-            where.append(("task = ?", [task]))
-        if method is not None:
-            where.append(("method LIKE ? ESCAPE '\\'", [_anywhere(method)]))
-        if base is not None:
-            where.append(("(base LIKE ? ESCAPE '\\' OR content LIKE ? ESCAPE '\\')", [_anywhere(base), _start(base)]))
-        where += [("name IN (SELECT name FROM tags WHERE tag = ?)", [tag]) for tag in tags]
-        where += [("text LIKE ? ESCAPE '\\'", [_anywhere(word.lower())]) for word in (text or "").split()]
-        if not all(fits_utf8(value) for _, values in where for value in values):
+            raise DeltatuneError(f"sort={sort!r}: must be one of {', '.join(SORTS)}{nearest(str(sort), SORTS)}")
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise DeltatuneError(f"limit={shortened(limit)}: must be a whole number, at least 0")
+        where = conditions(task, method, base, tags, text)
+        if where is None:
             return []
         down = reverse != (sort in ("score", "date"))
         column = SORTS[sort]
         order = f"{column} IS NULL, {column} {'DESC' if down else 'ASC'}, name"
-        return self._index.ask(lambda index: index.find(where, order, limit))
+        most = None if limit is None else min(limit, sys.maxsize)
+        return self._index.ask(lambda index: index.find(where, order, most))
 
     def search(self, text: str, limit: int | None = None) -> Sequence[Entry]:
         """The entries in whose name, task, method, base, data, tags or labels every word of `text` occurs."""
@@ -284,7 +279,7 @@ class AdapterStore:
         Raises DeltatuneError that lists the names that are not there, before anything is removed.
         """
         with self._index.writing() as index:
-            raise_all([self._missing(name) for name in names if index.entry(name) is None])
+            raise_all([self._missing(name) for name in names if self._find(name) is None])
             entries = [self.entry(name) for name in dict.fromkeys(names)]
             self._place.remove_entries([entry.name for entry in entries])
             index.update([], [entry.name for entry in entries], "")
@@ -303,7 +298,7 @@ class AdapterStore:
             return f"the store {self} has no such adapter: {problem}"
         damaged = self._index.ask(self._index.damaged).get(name)
         if damaged:
-            return f"{damaged}; add it again: deltatune store add FOLDER --name {name} --replace --store {self}"
+            return damaged
         names = self._index.ask(StoreIndex.names)
         likely = likely_names(name, names)
         have = f"it has {len(names):,} (deltatune store list --store {self})" if names else "it is empty"
@@ -314,13 +309,3 @@ class AdapterStore:
             f"the adapter {name!r} of the store {self} is damaged: {problem}; add it again: "
             f"deltatune store add FOLDER --name {name} --replace --store {self}"
         )
-
-
-def _anywhere(text: str) -> str:
-    return f"%{_start(text)}"
-
-
-def _start(text: str) -> str:
-    for sign in "\\%_":
-        text = text.replace(sign, f"\\{sign}")
-    return f"{text}%"

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from deltatune.core.errors import DeltatuneError
@@ -64,7 +64,8 @@ class CurrentIndex:
                 index.set_fact(WRITING, "1")
                 index.set_fact(STAMP, "")
                 yield index
-                index.set_fact(STAMP, self.place.stamp())
+                # entries that cannot be read are looked at again: what was changed may have put them right
+                index.set_fact(STAMP, "" if self.damaged(index) else self.place.stamp())
                 index.set_fact(WRITING, "")
             except sqlite3.Error as error:
                 raise CannotWrite(f"cannot write {self.place.index}: {error}") from None
@@ -194,10 +195,20 @@ class CurrentIndex:
             try:
                 read.append((_checked(name, content, f"{self.place.shown}: {name}"), changed[name]))
             except DeltatuneError as error:
-                damaged[name] = str(error)
+                again = f"deltatune store add FOLDER --name {name} --replace --store {self.place.shown}"
+                damaged[name] = f"{error}; add it again: {again}"
+        same = {name for name in known.keys() & listing.keys() if name not in changed}
+        twins = _twins([*same, *(entry.name for entry, _ in read)])
+        for name, other in twins.items():
+            damaged[name] = (
+                f"the entry {self.place.shown}: {name} differs from that of {other!r} in case alone, which was read; "
+                f"remove that one: deltatune store remove {other} --store {self.place.shown}"
+            )
         if index.path is None and self.place.is_settling:
             stamp = ""  # looked at again next time: no writer tells an index in memory what it changes
-        index.update(read, [*(known.keys() - listing.keys()), *damaged], stamp)
+        read = [(entry, token) for entry, token in read if entry.name not in twins]
+        gone = known.keys() - listing.keys() | known.keys() & damaged.keys()
+        index.update(read, gone, stamp)
         index.set_fact(DAMAGED, dumps(damaged))
         if index.path is not None and not known and read and index.fact(COMPLETE) != "1":
             seconds = time.monotonic() - start
@@ -214,9 +225,19 @@ class CurrentIndex:
             self.place.remove_objects(self.place.unused_objects(index.digests()), index)
 
     def damaged(self, index: StoreIndex) -> dict[str, str]:
-        """Entries that cannot be read, and why."""
+        """Entries that cannot be read: why, and what to do."""
         text = index.fact(DAMAGED)
         return dict(loads(text, self.place.index)) if text else {}
+
+
+def _twins(names: Iterable[str]) -> dict[str, str]:
+    """Names that differ from another one in case alone, each with that one, the first in order.
+
+    Two writers at a URL can make them, for there is no lock there.
+    """
+    first: dict[str, str] = {}
+    order = sorted(names)
+    return {name: other for name in order if (other := first.setdefault(name.lower(), name)) != name}
 
 
 def _checked(name: str, content: bytes, where: str) -> Entry:

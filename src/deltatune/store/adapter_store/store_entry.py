@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,10 @@ DIGEST = re.compile(r"[0-9a-f]{32}")
 """The form of a digest."""
 MAX_TAG = 64
 """Characters of a tag."""
+MAX_COUNT = 2**48
+"""Bytes or values that nothing has more of."""
+FORMATS = ("deltatune", "peft")
+"""Formats of adapters' folders that a store keeps."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,9 @@ def entry_from_json(text: str | bytes, where: str | Path) -> Entry:
         base = content.get("base", {})
         problems += wrong_types(base, _BASE_TYPES, "base.")
         problems += [f"base.{name} is unknown" for name in base if name not in _BASE_TYPES]
+        problems += _beyond_counts(content) + _beyond_counts(base, "base.")
+        if content.get("format", FORMATS[0]) not in FORMATS:
+            problems.append(f"format is {shortened(content['format'])}, it must be one of {', '.join(FORMATS)}")
         problems += [
             f"{name} must be a list of texts"
             for name in ("labels", "tags")
@@ -180,7 +188,7 @@ def given_facts(task: str | None, tags: Sequence[str], scores: Mapping[str, Any]
     if isinstance(tags, str):
         raise DeltatuneError(f"tags={tags!r} is one text; give a list of tags")
     problems = [f"the tag {shortened(tag)} {why}" for tag in tags if (why := _tag_problem(tag))]
-    if task is not None and (not task or len(task) > MAX_TAG or not task.isprintable()):
+    if task is not None and not (isinstance(task, str) and 0 < len(task) <= MAX_TAG and task.isprintable()):
         problems.append(f"the task {shortened(task)} must have 1 to {MAX_TAG} printable characters")
     raise_all(problems)
     checked = None if scores is None else checked_scores(scores, "the scores")
@@ -198,11 +206,30 @@ def checked_scores(scores: Any, where: str) -> Scores:
         for name, value in splits.items()
         if not isinstance(value, Mapping) or not all(_is_number(number) for number in value.values())
     ]
+    problems += [
+        f"{where}: {shortened(name)} is no name of a split or a metric"
+        for name in _names(scores)
+        if not isinstance(name, str)
+    ]
     raise_all(problems)
     merged = {name: dict(value) for name, value in splits.items()}
     if plain:
         merged["test"] = {**merged.get("test", {}), **plain}
     return {split: {metric: float(number) for metric, number in values.items()} for split, values in merged.items()}
+
+
+def _names(scores: Mapping[Any, Any]) -> list[Any]:
+    """The names of splits and of metrics."""
+    return [*scores, *(name for value in scores.values() if isinstance(value, Mapping) for name in value)]
+
+
+def _beyond_counts(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What to say of numbers of bytes and of values that cannot be."""
+    return [
+        f"{prefix}{name} is {shortened(value)}, it must be from 0 to {MAX_COUNT}"
+        for name, value in content.items()
+        if type(value) is int and not 0 <= value <= MAX_COUNT
+    ]
 
 
 def _tag_problem(tag: object) -> str | None:
@@ -227,11 +254,11 @@ def _values(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _whole(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value <= MAX_COUNT else 0
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

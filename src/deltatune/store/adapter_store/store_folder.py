@@ -15,6 +15,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,14 +126,16 @@ class StoreFolder:
         """The state of each entry's file, by name."""
         found = {}
         try:
-            with os.scandir(self.entries) as files:
-                for file in files:
-                    if file.name.endswith(".json") and not file.name.startswith("."):
-                        state = file.stat()
-                        token = f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
-                        found[file.name.removesuffix(".json")] = token
+            with os.scandir(self.entries) as opened:
+                files = [file for file in opened if file.name.endswith(".json") and not file.name.startswith(".")]
         except FileNotFoundError:
-            pass
+            return {}
+        for file in files:
+            with contextlib.suppress(OSError):  # removed meanwhile, or a link to nothing
+                state = file.stat()
+                if stat.S_ISREG(state.st_mode):  # to open a pipe would wait for a writer
+                    token = f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
+                    found[file.name.removesuffix(".json")] = token
         return found
 
     def read_entries(self, tokens: Mapping[str, str]) -> dict[str, bytes]:

@@ -169,6 +169,19 @@ def test_the_kernel_is_left_out_where_it_takes_wrong_magnitudes(scheme, shape, b
     check_four_bits(torch.randn(shape), type(scheme)(double=False, block=block))
 
 
+@pytest.mark.parametrize(
+    ("version", "used"), [("0.46.1", False), ("0.49.2", False), ("0.50.0", True), ("1.0.0.dev0", True)]
+)
+def test_kernels_of_older_versions_are_left_out(version, used, monkeypatch):
+    """0.47 and 0.48 return other bits for 16-bit matrices, and 0.46 refuses FP4."""
+    monkeypatch.setattr("bitsandbytes.__version__", version)
+    kernels._kernel.cache_clear()
+    try:
+        assert (kernels.four_bit_kernel(torch.device("cpu"), (16, 1024), 64, torch.bfloat16) is not None) == used
+    finally:
+        kernels._kernel.cache_clear()
+
+
 def test_the_kernel_is_used_where_it_has_the_bits():
     for block in (32, 64, 1024):
         theirs, wanted = kernel_bits(NF4(), (16, 1024), block)

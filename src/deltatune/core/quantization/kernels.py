@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, int, str, tuple[int, int], torch.dtype], Tensor]
 """(packed codes, magnitudes, block, scheme's name, shape, dtype) -> the matrix."""
+
+OLDEST = (0, 50)
+"""Version of bitsandbytes. On the CPU 0.46 has no kernel for FP4, and 0.47 and 0.48 return other bits in 16 bits."""
 
 
 def four_bit_kernel(device: torch.device, shape: tuple[int, int], block: int, dtype: torch.dtype) -> Kernel | None:
@@ -32,8 +36,10 @@ def _kernel() -> Kernel | None:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it reports other packages that would make other kernels faster
     try:
-        import bitsandbytes  # noqa: F401 (registers the operators)
+        import bitsandbytes  # registers the operators
 
+        if tuple(map(int, re.findall(r"\d+", bitsandbytes.__version__)[:2])) < OLDEST:
+            return None
         operator = torch.ops.bitsandbytes.dequantize_4bit.default
     except Exception:  # not installed, or built for another machine
         return None

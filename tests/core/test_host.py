@@ -384,3 +384,27 @@ def test_heads_and_norms_are_copied_from_the_base_alone(kind, method):
     host.attach("b", method)
     host.use("b")
     torch.testing.assert_close(outputs(host, batch), base)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("LoRA(r=2, sites=('lm_head', '*.attn.q'))", r"lm_head is another Linear .* save the adapters first"),
+        ("LoRA(r=2, sites='embed')", r"has 120 tokens, and had 101"),
+        ("Prompt(length=3)", r"has 120 tokens, and had 101"),
+        ("LoRA(r=2)", None),
+    ],
+)
+def test_a_model_changed_under_its_adapters_is_refused_where_they_act(method, words):
+    host = Host(models.tiny("llama", "lm"))
+    host.attach("a", parse(method))
+    batch = models.inputs("llama", "lm")
+    before = host.model(**batch).logits
+    host.model.resize_token_embeddings(120, mean_resizing=False)
+    if words is None:
+        torch.testing.assert_close(host.model(**batch).logits[..., : models.VOCABULARY], before)
+        return
+    with pytest.raises(DeltatuneError, match=words):
+        host.model(**batch)
+    host.use(None)
+    host.model(**batch)

@@ -7,9 +7,11 @@ import copy
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import deltatune
@@ -94,7 +96,8 @@ def test_save_pretrained_writes_the_adapter_and_not_the_base(method, base, tmp_p
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert size < 0.6 * (base / "model.safetensors").stat().st_size
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
-        assert all(key.startswith("deltatune.mine.") for key in list(file.keys()))
+        (other,) = [key for key in list(file.keys()) if not key.startswith("deltatune.mine.")]
+        assert file.get_tensor(other).numel() == 0
     again = reload(base, tmp_path / "out")
     assert list(again.adapters) == ["mine"]
     assert torch.equal(logits(again.model), logits(host.model))
@@ -114,6 +117,74 @@ def test_from_pretrained_gives_the_adapted_model_or_an_error(method, base, tmp_p
             AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with loading:
         AutoModel.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["LoRA(r=2)", pytest.param("Prefix(length=3)", marks=pytest.mark.slow)])
+def test_the_folder_is_no_model_with_a_config_beside_it_either(method, base, tmp_path):
+    """transformers would make up the weights that are not in it."""
+    host = hosted(base, method)
+    host.model.save_pretrained(tmp_path / "out")
+    host.model.config.save_pretrained(tmp_path / "out")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        plain.load_state_dict(state, strict=False)
+    twin = hosted(base, method)
+    randomize_(twin, "mine", 3)
+    twin.model.load_state_dict(state)
+    assert torch.equal(logits(twin.model), logits(host.model))
+
+
+def test_a_model_around_the_hosted_one_is_not_saved_without_the_adapters(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    host = deltatune.Host(model.model)
+    host.attach("mine", LoRA(r=2))
+    for save in (model.save_pretrained, Trainer(model, arguments(tmp_path / "run")).save_model):
+        with pytest.raises(
+            DeltatuneError, match=r"LlamaForCausalLM\.save_pretrained .* adapters \(mine\) .* part model"
+        ):
+            save(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    model.model.save_pretrained(tmp_path / "body")  # the hosted part itself writes them
+    assert (tmp_path / "body" / "mine" / "adapter.json").exists()
+    host.detach("mine")
+    model.save_pretrained(tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_save_pretrained_of_the_class_is_refused(base, tmp_path):
+    host = hosted(base)
+    with pytest.raises(DeltatuneError, match=r"call it on the model, model\.save_pretrained\(folder\)"):
+        type(host.model).save_pretrained(host.model, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(target_modules=["q_proj"]),
+        pytest.param(peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), marks=pytest.mark.slow),
+    ],
+)
+def test_pefts_adapters_on_a_hosted_model_are_refused(config, base, tmp_path):
+    host = hosted(base)
+    theirs = peft.get_peft_model(host.model, config)
+    with pytest.raises(DeltatuneError, match=r"PeftModel\w*\.save_pretrained would write"):
+        theirs.save_pretrained(tmp_path / "out")
+    if config.peft_type == "LORA":
+        with pytest.raises(DeltatuneError, match="PEFT has put adapters of its own"):
+            logits(theirs)
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_transformers_own_peft_adapters_on_a_hosted_model_are_refused(base, tmp_path):
+    host = hosted(base)
+    host.model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
+    for call in (lambda: logits(host.model), lambda: host.model.save_pretrained(tmp_path / "out")):
+        with pytest.raises(DeltatuneError, match="PEFT has put adapters of its own"):
+            call()
 
 
 @pytest.mark.slow
@@ -325,6 +396,20 @@ def test_the_adapters_tensors_alone_load_into_their_host(base):
     del state[next(iter(state))]
     with pytest.raises(RuntimeError, match="Missing key"):
         twin.model.load_state_dict(state)
+
+
+def test_the_state_of_a_merged_model_does_not_make_the_adapter_act_twice(base):
+    host = hosted(base)
+    host.merge_("mine")
+    state = host.model.state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        hosted(base).model.load_state_dict(state)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    plain.load_state_dict(state)
+    assert torch.equal(logits(plain), logits(host.model))
+    host.model.load_state_dict(state)
+    host.unmerge_("mine")
+    assert any("deltatune.mine." in key for key in host.model.state_dict())
 
 
 # ---- transformers' Trainer

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from deltatune.core.adapter_formats import own_format
 from deltatune.core.errors import DeltatuneError
+from deltatune.core.host_parts.adapter_module import refuse_peft
 from deltatune.core.host_parts.bank import BankedAdapter
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 PREFIX = "deltatune."
 """Beginning of the names of all adapters' tensors in the model's state dict."""
+DELTAS = "deltas."
+"""Beginning of the names of an adapter's Deltas among its own; a head's differ."""
 OF_SENTENCES = re.compile(r"\d+\.(auto_)?model\.deltatune\.")
 """Beginning of these names in the state dict of a SentenceTransformer, of which the model is a part."""
 
@@ -39,24 +44,31 @@ class SaveCalls:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.installed: list[nn.Module] = []
-        self.hook: Any = None
+        self.hooks: list[Any] = []
 
     def follow_(self, hosted: bool) -> None:
         """Take over the model's calls, or give them back."""
-        if hosted and self.hook is None:
+        if hosted and not self.hooks:
             for module in self.host.model.modules():
                 if hasattr(type(module), "save_pretrained") and hasattr(type(module), "from_pretrained"):
                     vars(module).update(save_pretrained=self.save_pretrained, push_to_hub=self.push_to_hub)
                     self.installed.append(module)
             model: Any = self.host.model
-            self.hook = model.register_load_state_dict_post_hook(self.after_load)
-        elif not hosted and self.hook is not None:
+            self.hooks = [
+                model.register_forward_pre_hook(self.before_forward),
+                model.register_state_dict_pre_hook(self.before_state),
+                model.register_state_dict_post_hook(partial(self.after_state)),  # torch sets an attribute on it
+                model.register_load_state_dict_pre_hook(self.before_load),
+                model.register_load_state_dict_post_hook(self.after_load),
+            ]
+        elif not hosted and self.hooks:
             for module in self.installed:
                 vars(module).pop("save_pretrained", None)
                 vars(module).pop("push_to_hub", None)
+            for hook in self.hooks:
+                hook.remove()
             self.installed.clear()
-            self.hook.remove()
-            self.hook = None
+            self.hooks.clear()
 
     def save_pretrained(
         self,
@@ -78,6 +90,7 @@ class SaveCalls:
                 "save_pretrained(push_to_hub=True) would upload a model, and this one is a base with adapters on it; "
                 f"upload an adapter: host.push_to_hub({options.get('repo_id', 'user/name')!r})"
             )
+        refuse_peft(self.host.model)
         if is_main_process:
             with self._values(state_dict):
                 own_format().save_hosted(self.host, Path(save_directory), options if base else None)
@@ -86,6 +99,45 @@ class SaveCalls:
         """Upload the adapter, as `Host.push_to_hub` does."""
         known = {key: value for key, value in options.items() if key not in ("max_shard_size", "safe_serialization")}
         return self.host.push_to_hub(repo_id, **known)
+
+    def before_forward(self, model: nn.Module, args: object) -> None:
+        """Refuse adapters that PEFT put on the model beside ours: neither library would save those of the other."""
+        if hasattr(model, "peft_config"):
+            refuse_peft(model)
+
+    def before_state(self, model: nn.Module, prefix: str, keep_vars: bool) -> None:
+        """Refuse a `save_pretrained` that is not the one above: of the class, or of a model around this one.
+
+        The tensors of the adapters would be in its files, and its `from_pretrained` would leave them out.
+        """
+        owner = _saved_model()
+        if owner is None:
+            return
+        names = ", ".join(self.host.adapters)
+        if owner is model:
+            raise DeltatuneError(
+                f"{type(owner).__name__}.save_pretrained(model, folder) would write a model that from_pretrained loads "
+                f"without its adapters ({names}); call it on the model, model.save_pretrained(folder), and it writes "
+                "them"
+            )
+        part = prefix.strip(".") or type(model).__name__
+        raise DeltatuneError(
+            f"{type(owner).__name__}.save_pretrained would write a model that from_pretrained loads without the "
+            f"adapters ({names}) of the Host on its part {part}. Save them by host.save(name, folder), and detach them "
+            f"before {type(owner).__name__} is saved; or make the Host of the whole model"
+        )
+
+    def after_state(self, model: nn.Module, state: MutableMapping[str, Tensor], prefix: str, metadata: object) -> None:
+        """Leave merged adapters out of a state dict: they are in the base's weights, and would act twice."""
+        for name in self.host.merged:
+            for key in [key for key in state if key.startswith(f"{prefix}{PREFIX}{name}.{DELTAS}")]:
+                del state[key]
+
+    def before_load(self, model: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
+        """Leave out the tensor without values by which `Host`'s file of adapters is no model."""
+        for key in self._base_keys():
+            if prefix + key in state and not state[prefix + key].numel():
+                del state[prefix + key]
 
     def after_load(self, model: nn.Module, keys: Any) -> None:
         """Check what `load_state_dict` found: adapters alone are enough, those that are not here are refused.
@@ -106,6 +158,9 @@ class SaveCalls:
                 "this one have no place, so that its trainer can neither resume nor load the best model. Give a new "
                 "model the adapter, Host(model[0].auto_model).load(CHECKPOINT), and train the steps that are left"
             )
+        for name in self.host.merged:  # its state dict has none of them
+            inside = f"{PREFIX}{name}.{DELTAS}"
+            keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(inside)]
         own = [key for key in keys.missing_keys if key.startswith(PREFIX)]
         rest = [key for key in keys.missing_keys if not key.startswith(PREFIX)]
         if rest and not own and len(rest) == len(self._base_keys()):
@@ -182,6 +237,17 @@ def register_with_(accelerator: Any, host: Host) -> None:
     accelerator.save_model = save_adapters
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def _saved_model() -> nn.Module | None:
+    """The model whose `save_pretrained` asks for a state dict at present; None if it is ours, or none does."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "save_pretrained":
+            owner = frame.f_locals.get("self")
+            return owner if isinstance(owner, nn.Module) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 @torch.no_grad()

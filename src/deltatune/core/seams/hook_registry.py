@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from deltatune.core.adapter import Adapter
+from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
 from deltatune.core.seams.attention import HOOK_POINT
 from deltatune.core.seams.hook_points import (
@@ -30,6 +31,10 @@ class HookRegistry:
         self.model, self.sites, self.context = model, sites, context
         self.hook_points: dict[tuple[str, str], HookPoint] = {}
         self.taps: dict[str, InputTap] = {}
+        self.places: list[tuple[HookPoint, nn.Module, dict[str, nn.Module | None], str, str]] = []
+        """Hook points, their modules, and where these are: all of the module above, the name there, the path."""
+        self.tables: list[tuple[EmbeddingHookPoint, nn.Module, str]] = []
+        """Hook points of embeddings, these, and their paths."""
         self.acting = False
         """Whether an adapter of the route acts through hooks."""
         if sites.facts.denoiser:
@@ -79,8 +84,26 @@ class HookRegistry:
         """The hook point of a site's module, installed at first use."""
         key = (site.module, site.kind if site.kind in ("kv", "input") else "output")
         if key not in self.hook_points:
-            self.hook_points[key] = _installed(self.model.get_submodule(site.module), site, self.context)
+            module = self.model.get_submodule(site.module)
+            self.hook_points[key] = _installed(module, site, self.context)
+            above, _, leaf = site.module.rpartition(".")
+            modules = self.model.get_submodule(above)._modules
+            self.places.append((point := self.hook_points[key], module, modules, leaf, site.module))
+            if isinstance(point, EmbeddingHookPoint):
+                self.tables.append((point, module, site.module))
         return self.hook_points[key]
+
+    def check_in_place(self) -> None:
+        """Raise DeltatuneError if a module at which a Delta acts was replaced, so that nobody calls it, or resized."""
+        for point, module, modules, leaf, path in self.places:
+            if modules.get(leaf) is not module and leaf and point.active:
+                there = modules.get(leaf)
+                if there is None or all(part is not module for part in there.modules()):  # one around it calls it
+                    raise _changed(path, f"is another {type(there).__name__} than adapters were attached to")
+        for table, module, path in self.tables:
+            rows = getattr(module, "num_embeddings", table.vocabulary)
+            if rows != table.vocabulary and table.active:
+                raise _changed(path, f"has {rows:,} tokens, and had {table.vocabulary:,}")
 
     def tap(self, site: Site) -> InputTap:
         """The tap at the module a sublayer starts with."""
@@ -88,6 +111,13 @@ class HookRegistry:
             self.taps[site.read] = InputTap()
             self.model.get_submodule(site.read).register_forward_pre_hook(self.taps[site.read])
         return self.taps[site.read]
+
+
+def _changed(path: str, how: str) -> DeltatuneError:
+    return DeltatuneError(
+        f"{path} {how} (as resize_token_embeddings does it), so that they would act otherwise; change the model before "
+        "Host(model), or save the adapters first and load them onto a new Host"
+    )
 
 
 def _installed(module: nn.Module, site: Site, context: BatchContext) -> HookPoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from deltatune.core.adapter import Adapter
@@ -61,6 +62,8 @@ class ModelSeams:
         """Pre-hook of the whole model."""
         self.context.runs.clear()
         self.context.called = True
+        if not torch.compiler.is_compiling():
+            self.hooks.check_in_place()
         if "fused_lm_head" in kwargs:
             self._refuse_at_head()
         for adapter in self.active.values():

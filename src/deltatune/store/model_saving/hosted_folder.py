@@ -2,7 +2,8 @@
 
 hosted.json        which adapters are in it, and how to load them
 <name>/            each adapter's folder, as `Host.save` writes it
-model.safetensors  the tensors of the adapters alone by the model's names, from which trainers resume
+model.safetensors  the tensors of the adapters alone by the model's names, from which trainers resume, and one of the
+                   base's names without values, so that no model loads it even beside a config.json
 adapter_config.json, adapter_model.safetensors
                    the adapter as PEFT has it, if it can, for `from_pretrained` of transformers
 base_model/        the base, where it was asked for
@@ -162,12 +163,18 @@ def _base_name(host: Host) -> str:
 
 
 def _write_state(host: Host, folder: Path, names: Sequence[str]) -> None:
-    """Tensors of the adapters under the names of the model's state dict. Its format is one that only we name."""
+    """Tensors of the adapters under the names of the model's state dict. Its format is one that only we name.
+
+    transformers would take a file of any format for that of a model, and make up what is missing; at a tensor of
+    another shape it stops.
+    """
     state = {
         f"{PREFIX}{name}.{key}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name in names
         for key, tensor in host.adapters[name].state_dict().items()
     }
+    own = (key for key, tensor in host.model.state_dict().items() if not key.startswith(PREFIX) and tensor.dim())
+    state[next(own)] = torch.empty(0)
     draft = folder / f".{STATE}.{os.getpid()}.draft"
     with plain_write_errors(folder / STATE, sum(tensor.nbytes for tensor in state.values())):
         try:

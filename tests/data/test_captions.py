@@ -50,7 +50,7 @@ def test_folders_of_splits_and_other_columns(tmp_path):
         folder = write_pictures(tmp_path / split, count)
         renamed = (folder / "metadata.jsonl").read_text().replace('"text"', '"words"')
         (folder / "metadata.jsonl").write_text(renamed)
-    with pytest.raises(DeltatuneError, match=r"no column of captions .*--text names it"):
+    with pytest.raises(DeltatuneError, match=r"no column of captions .*text names it"):
         read(tmp_path, task="image")
     data = read(tmp_path, task="image", text=["words"])
     assert [len(rows) for rows in data.splits().values()] == [3, 2, 1]
@@ -118,7 +118,7 @@ def test_what_is_no_folder_of_pictures(tmp_path):
     (tmp_path / "file.csv").write_text("text\nx\n")
     for name, words in (
         ("empty", "holds no pictures"),
-        ("file.csv", "is a file: --task image takes a folder"),
+        ("file.csv", "is a file: task image takes a folder"),
         ("emtpy", "does not exist, did you mean 'empty'"),
     ):
         with pytest.raises(DeltatuneError, match=words):

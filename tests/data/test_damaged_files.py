@@ -122,7 +122,7 @@ def test_columns_of_one_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,Text ,label\n" + "".join(f"film {i},book {i},{i % 2}\n" for i in range(60)))
     message = complaint(read, path)
-    assert "the columns 'text' and 'Text ' differ only in case or blanks: name one with --text NAME." in message
+    assert "the columns 'text' and 'Text ' differ only in case or blanks: name one with text=NAME." in message
     assert read(path, text=["Text "]).text == ("Text ",)
 
 

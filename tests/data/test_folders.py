@@ -152,7 +152,7 @@ def test_several_data_sets_in_one_folder_are_listed(tmp_path: Path) -> None:
     for name in ("cola", "mrpc"):
         write(tmp_path / name / "train-00000-of-00001.jsonl", ROWS)
     message = complaint(tmp_path)
-    assert f"Its folders cola, mrpc hold data: name one of them: --data {tmp_path / 'cola'}" in message
+    assert f"Its folders cola, mrpc hold data: name one of them: source={tmp_path / 'cola'}" in message
 
 
 def test_one_saved_data_set(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_ends_of_few_documents_lose_nothing(texts, given_test):
 def test_a_folder_without_train_says_how_to_name_a_file(tmp_path):
     write(tmp_path / "dev.jsonl", [{"text": f"a {i}"} for i in range(60)])
     message = complaint(read, tmp_path)
-    assert f"To train on one of them, name it: --data {tmp_path / 'dev.jsonl'}" in message
+    assert f"To train on one of them, name it: source={tmp_path / 'dev.jsonl'}" in message
     assert read(tmp_path / "dev.jsonl").task == "lm"
 
 

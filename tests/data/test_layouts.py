@@ -216,8 +216,8 @@ def test_rows_to_score_with_get_the_same_shape():
     [
         ({"body": "b", "tldr": "t"}, {"task": "generate"}, "which column holds the input is not clear"),
         ({"a": ["x"], "tags": ["O"]}, {"task": "tag"}, "which column holds the tokens is not clear"),
-        ({"question": "q", "label": "0"}, {"task": "span"}, "--text QUESTION --text CONTEXT"),
-        ({"text": "q", "label": "0"}, {"task": "lm", "label": "label"}, "leave out --label label"),
+        ({"question": "q", "label": "0"}, {"task": "span"}, "text=QUESTION text=CONTEXT"),
+        ({"text": "q", "label": "0"}, {"task": "lm", "label": "label"}, "leave out label=label"),
         ({"text": "q", "label": "0"}, {"task": "tags"}, "there is no such task, did you mean 'tag'?"),
         ({"text": "q", "label": "0"}, {"task": "tag", "kind": "classes"}, "kind='classes' is for the task classify"),
         ({"text": "q", "label": "0"}, {"kind": "class"}, "there is no such kind, did you mean 'classes'?"),
@@ -233,7 +233,7 @@ def test_yes_or_no_is_no_text(tmp_path):
     data = read(write(tmp_path / "a.jsonl", rows))
     assert (data.task, data.text, data.labels) == ("classify", ("question", "passage"), ("False", "True"))
     message = complaint(read, write(tmp_path / "b.jsonl", [{**row, "answer": str(row["answer"])} for row in rows]))
-    assert "--task classify --text question --text passage --label answer" in message
+    assert "task=classify text=question text=passage label=answer" in message
 
 
 def test_several_columns_of_tags_are_asked_about(tmp_path):
@@ -242,9 +242,9 @@ def test_several_columns_of_tags_are_asked_about(tmp_path):
     assert read(path).label == "tags"
     path = write(tmp_path / "b.jsonl", [{k: v for k, v in row.items() if k != "tags"} for row in rows])
     message = complaint(read, path)
-    assert "--task tag --text tokens --label ner_tags" in message
-    assert "--task tag --text tokens --label pos_tags" in message
-    assert "name it with --label NAME" in complaint(read, path, task="tag")
+    assert "task=tag text=tokens label=ner_tags" in message
+    assert "task=tag text=tokens label=pos_tags" in message
+    assert "name it with label=NAME" in complaint(read, path, task="tag")
     assert read(path, label="pos_tags").labels == ("NN", "NNP", "VBD")
 
 
@@ -252,8 +252,8 @@ def test_several_outputs_are_asked_about(tmp_path):
     rows = [{"article": f"a {i}", "highlights": f"b {i}", "summary": f"c {i}"} for i in range(60)]
     path = write(tmp_path / "a.jsonl", rows)
     message = complaint(read, path)
-    assert "--task generate --text article --label highlights" in message
-    assert "--task generate --text article --label summary" in message
+    assert "task=generate text=article label=highlights" in message
+    assert "task=generate text=article label=summary" in message
     assert read(path, label="summary").label == "summary"
 
 
@@ -272,8 +272,8 @@ def test_numbers_are_written_as_text(tmp_path):
 def test_other_tasks_are_offered(tmp_path):
     rows = [{"question": f"q {i}", "rationale": f"because {i}", "final": str(i)} for i in range(40)]
     message = complaint(read, write(tmp_path / "a.jsonl", rows))
-    assert "--task generate --text question --label rationale" in message
-    assert "--task lm --text question" in message
+    assert "task=generate text=question label=rationale" in message
+    assert "task=lm text=question" in message
     message = complaint(read, tmp_path / "a.jsonl", text=["question"], label="rationale")
     assert "column 'rationale' has 40 different values in 40 rows" in message
     assert read(tmp_path / "a.jsonl", text=["question"], label="rationale", task="generate").kind == "text"
@@ -283,8 +283,8 @@ def test_outputs_that_could_be_classes_are_asked_about(tmp_path):
     rows = [{"input": f"review {i}", "output": ("good", "bad")[i % 2]} for i in range(60)]
     path = write(tmp_path / "a.jsonl", rows)
     message = complaint(read, path)
-    assert "--task classify --text input --label output" in message
-    assert "--task generate --text input --label output" in message
+    assert "task=classify text=input label=output" in message
+    assert "task=generate text=input label=output" in message
     assert read(path, task="classify", text=["input"], label="output").kind == "classes"
     assert read(path, task="generate").kind == "text"
 
@@ -326,7 +326,7 @@ def test_a_column_for_each_class(tmp_path):
     assert set(row) == {"comment", "toxic, rude,threat"}
     assert "did you mean 'threat'" in complaint(read, path, label="toxic,thread")
     told = complaint(read, path)
-    assert "A column for each class, several a row: --label toxic,rude,threat" in told
+    assert "A column for each class, several a row: label=toxic,rude,threat" in told
     path.write_text("comment,toxic,rude\na text,1,2\nanother,,0\n")
     told = complaint(read, path, label="toxic,rude")
     assert "train: row 1: rude is '2', row 2: toxic is ''" in told

@@ -89,7 +89,7 @@ def test_other_tasks_and_second_inputs_are_refused(tmp_path: Path) -> None:
     names = [str(path.relative_to(folder)) for path in folder.rglob("*.png")]
     rows = [{"image": name, "words": f"a bar {i}", "label": Path(name).parent.name} for i, name in enumerate(names)]
     file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DeltatuneError, match="--task generate: column 'image' holds image files"):
+    with pytest.raises(DeltatuneError, match="task=generate: column 'image' holds image files"):
         read(file, task="generate", text=["image"], label="label")
     with pytest.raises(DeltatuneError, match="a row has one image or one sound"):
         read(file, text=["image", "words"], label="label")
@@ -109,7 +109,7 @@ def test_one_class_alone_and_images_without_classes_say_what_is_missing(tmp_path
     (folder / "lying").rename(tmp_path / "lying")
     with pytest.raises(DeltatuneError, match=r"only folder of images or sounds is upright: .* at least two"):
         read(folder)
-    with pytest.raises(DeltatuneError, match=r"holds pictures: .*--task image.*a folder for each class"):
+    with pytest.raises(DeltatuneError, match=r"holds pictures: .*task image.*a folder for each class"):
         read(tmp_path / "lying")
 
 
@@ -118,7 +118,7 @@ def test_tasks_of_texts_are_not_proposed_for_files(tmp_path: Path) -> None:
     (folder / "bars.csv").write_text("image\n" + "".join(f"lying/00{i}.png\n" for i in range(2)))
     with pytest.raises(DeltatuneError) as caught:
         read(folder / "bars.csv")
-    assert "--task lm" not in str(caught.value)
+    assert "task=lm" not in str(caught.value)
 
 
 def test_names_beside_texts_and_names_that_do_not_exist_stay_texts(tmp_path: Path) -> None:

@@ -403,8 +403,8 @@ def test_answers_with_a_label_beside_them_are_no_outputs(tmp_path: Path) -> None
     rows = [{"question": f"q {i}", "answer": f"a {i}", "label": i % 2} for i in range(40)]
     with pytest.raises(DeltatuneError, match="task is not clear") as caught:
         read(_jsonl(tmp_path / "wikiqa.jsonl", rows))
-    assert "--task classify --text question --text answer --label label" in str(caught.value)
-    assert "--task generate --text question --label answer" in str(caught.value)
+    assert "task=classify text=question text=answer label=label" in str(caught.value)
+    assert "task=generate text=question label=answer" in str(caught.value)
 
 
 def test_choices_in_a_list_are_refused_with_the_forms_that_can_be_read(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_the_configurations_of_a_set_are_listed(monkeypatch: Any) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DeltatuneError) as caught:
         read("nyu-mll/glue")
-    assert "available configs: ['ax', 'cola'] Name one: --data nyu-mll/glue:CONFIGURATION" in str(caught.value)
+    assert "available configs: ['ax', 'cola'] Name one: source=nyu-mll/glue:CONFIGURATION" in str(caught.value)
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

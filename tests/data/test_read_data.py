@@ -14,6 +14,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.data import read, read_rows
 from deltatune.data.columns.choose_columns import choose_columns
 from deltatune.data.layouts.label_values import infer_kind, sort_classes
+from deltatune.data.read_data import read_source
 from deltatune.data.splits import by_hash, complete, first_by_hash
 
 ROWS = [{"text": f"text number {i}", "label": ("bad", "good")[i % 2]} for i in range(100)]
@@ -205,6 +206,15 @@ def test_unclear_columns_show_examples_and_the_flag():
     assert "--label NAME" in message
     assert "head (e.g. 'h 0'), story (e.g. 'wwww" in message
     assert "first line" in message
+
+
+def test_errors_speak_of_arguments_in_python_and_of_options_elsewhere(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    wrong = {"text": ["txet"], "label": "lable"}
+    assert "text=txet: there is no column 'txet'" in complaint(read, path, **wrong)
+    assert "label=lable: there is no column 'lable'" in complaint(read, path, **wrong)
+    assert "--label lable: there is no column 'lable'" in complaint(read_source, path, **wrong)
+    assert "limit=0: the number" in complaint(read, path, limit=0)
 
 
 def test_wrong_columns_are_collected():
@@ -428,7 +438,7 @@ def test_limit(tmp_path):
     assert (limited.validation, limited.test) == (whole.validation, whole.test)
     assert len(read(path, limit=10_000).train) == len(whole.train)
     assert "at least 1" in complaint(read, path, limit=0)
-    assert "with --limit 1 cannot be used" in complaint(read, path, limit=1)
+    assert "with limit 1 cannot be used" in complaint(read, path, limit=1)
 
 
 def test_everything_wrong_is_said_once(tmp_path):

@@ -182,12 +182,12 @@ def opened_prompt(
 
 def _read(choice: PromptChoice, method: PromptMethod, source: str) -> Data:
     """The data, whose problems matter only if rows are learned from; with all classes that the options name."""
-    from deltatune.data import read
+    from deltatune.data.read_data import read_source
     from deltatune.prompting.chain_of_thought import ChainOfThought
 
     task: Any = choice.task or ("generate" if isinstance(method, ChainOfThought) else None)
     strict = method.draws or not Path(source).is_file()
-    data = read(source, text=choice.text or (), label=choice.label, task=task, strict=strict)
+    data = read_source(source, text=choice.text or (), label=choice.label, task=task, strict=strict)
     signs = any(sign in label for label in data.labels for sign in ",=")
     if data.kind == "classes" and not signs:  # a file to score may lack a class
         named = _named_classes(choice, method)

@@ -32,7 +32,7 @@ PRIMARY_COLUMNS = 4
 
 def rows_of(session: Session | ServerSession, source: str, split: str | None) -> tuple[dict[str, list[Row]], list[str]]:
     """The rows to score by split, and notes for the user. Raises DeltatuneError for a split that the data lack."""
-    from deltatune.data import read
+    from deltatune.data.read_data import read_source
 
     task: Any = session.task
     kind, label = task.label_kind, task.label or None
@@ -41,7 +41,7 @@ def rows_of(session: Session | ServerSession, source: str, split: str | None) ->
         return {"all": rows}, notes
     if split is not None and Path(source).is_file() and split not in SPLITS:
         raise _no_split(split, SPLITS)
-    data = read(source, text=task.text, label=label, kind=kind)
+    data = read_source(source, text=task.text, label=label, kind=kind)
     splits = data.splits()
     if split is None and not data.test:  # pictures: no test split is made of them
         split = "all"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
+from deltatune.core.input_validation.option_words import rewording
 from deltatune.data.captions import read_captions
 from deltatune.data.checks import split_problems
 from deltatune.data.columns.choose_columns import Columns, choose_columns
@@ -28,7 +29,11 @@ from deltatune.data.sources.open_source import open_source
 from deltatune.data.sources.source import Source
 from deltatune.data.splits import first_by_hash
 
+OF_PYTHON = {**{name: name for name in ("text", "label", "task", "limit")}, "data": "source"}
+"""Arguments of `read` by the options of the command line."""
 
+
+@rewording(OF_PYTHON)
 def read(
     source: str | Path,
     *,
@@ -61,6 +66,32 @@ def read(
     Raises DeltatuneError listing everything that is wrong. With `strict=False` it does so only where nothing can be
     read: no such file, columns that are not clear.
     """
+    return read_source(
+        source,
+        text=text,
+        label=label,
+        kind=kind,
+        task=task,
+        validation=validation,
+        test=test,
+        limit=limit,
+        strict=strict,
+    )
+
+
+def read_source(
+    source: str | Path,
+    *,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    kind: LabelKind | None = None,
+    task: TaskName | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    limit: int | None = None,
+    strict: bool = True,
+) -> Data:
+    """`read` for doors with words of their own: its errors name what the user gave as options of the command line."""
     if limit is not None and limit < 1:
         raise DeltatuneError(f"--limit {limit}: the number of training rows to keep must be at least 1.")
     task = _checked_task(task, kind)

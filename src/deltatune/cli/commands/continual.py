@@ -140,8 +140,8 @@ def continual(
 
 def read_tasks(sources: list[str], limit: int | None) -> MixtureData:
     """The data of the tasks by name, in order; a source without a name has that of its file."""
-    from deltatune.data import read
     from deltatune.data.mixture_data import PART_NAME, read_parts
+    from deltatune.data.read_data import read_source
 
     named: dict[str, str] = {}
     for source in sources:
@@ -154,7 +154,7 @@ def read_tasks(sources: list[str], limit: int | None) -> MixtureData:
         named[name] = rest
     if len(named) < 2:
         raise DeltatuneError("name at least two tasks: --data a.csv --data b.csv")
-    return read_parts(named, lambda name, source: read(source, limit=limit))
+    return read_parts(named, lambda name, source: read_source(source, limit=limit))
 
 
 def introduce(plan: ContinualPlan) -> None:

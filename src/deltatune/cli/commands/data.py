@@ -50,11 +50,12 @@ def check(
       deltatune data check --data reviews.csv --test more.csv --limit 1000
       deltatune data check notes.jsonl --task generate --text note --label summary
     """
-    from deltatune.data import read, remarks
+    from deltatune.data import remarks
     from deltatune.data.checks import file_problems
     from deltatune.data.dataset import describe
+    from deltatune.data.read_data import read_source
 
-    checked = read(
+    checked = read_source(
         one_source(source, data),
         text=text or [],
         label=label,

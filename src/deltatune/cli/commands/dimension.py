@@ -92,11 +92,11 @@ def dimension(
       deltatune dimension --model roberta-base --data train.csv --fraction 0.9
       deltatune dimension --data train.csv --method SAID --of gain
     """
-    from deltatune.data import read
+    from deltatune.data.read_data import read_source
 
     limit, epochs, batch_size = quick_defaults([model], [data], limit, epochs, batch_size, QUICK_ROWS, QUICK_EPOCHS)
     # before torch is imported: mistakes in the data show quickly
-    dataset = read(
+    dataset = read_source(
         data,
         task=task,  # type: ignore[arg-type]  # it checks
         text=text or [],

@@ -100,10 +100,10 @@ def pretrain(
       deltatune pretrain --model bert-base-uncased --data texts/ --objective wwm
       deltatune pretrain --config config.json --tokenizer gpt2 --data texts.jsonl --objective lm
     """
-    from deltatune.data import read
+    from deltatune.data.read_data import read_source
     from deltatune.tasks.pretraining import objective_from
 
-    dataset = read(data, task="lm", text=[text] if text else [], limit=limit, validation=validation, test=test)
+    dataset = read_source(data, task="lm", text=[text] if text else [], limit=limit, validation=validation, test=test)
     objective_config: Any = {"kind": objective, "text": list(dataset.text), **read_fields(fields)}
     task = objective_from(objective_config)
     from deltatune.training import Settings

@@ -147,12 +147,12 @@ def _relative(before: Tensor, after: Tensor | None) -> float | None:
 
 def _perplexity(model: str, data: str) -> float:
     """Perplexity of the documents under a model as it is."""
-    from deltatune.data.read_data import read
+    from deltatune.data.read_data import read_source
     from deltatune.methods.base_weights.unfreeze import Probe
     from deltatune.models.loading import find_config
     from deltatune.training.session import open_session
 
-    rows = read(data, task="lm")
+    rows = read_source(data, task="lm")
     _, config = find_config(model)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or BLOCK
     session = open_session(model, rows, {"max_length": min(BLOCK, longest)})

@@ -64,12 +64,12 @@ def read_sources(
     test: Path | None = None,
 ) -> Data:
     """The data of a command: one data set, or a mixture of named ones, whose columns are inferred."""
-    from deltatune.data import read
     from deltatune.data.mixture_data import named_sources, read_parts
+    from deltatune.data.read_data import read_source
 
     named = named_sources(sources)
     if named is None:
-        return read(
+        return read_source(
             sources[0],
             text=text or [],
             label=label,
@@ -83,7 +83,7 @@ def read_sources(
         f"--{name} is for a single data set; in a mixture it is inferred for each part, and a recipe sets it"
         for name in idle
     ])  # fmt: skip
-    return read_parts(named, lambda name, source: read(source, limit=limit))
+    return read_parts(named, lambda name, source: read_source(source, limit=limit))
 
 
 def task_fields(

@@ -23,7 +23,8 @@ from deltatune.comparison.works.cells import OnEvent
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.quantization.schemes import scheme_text
-from deltatune.data import Data, read
+from deltatune.data import Data
+from deltatune.data.read_data import read_source
 from deltatune.data.splits import first_by_hash
 from deltatune.store.atomic_files import CannotWrite, read_json, remove_drafts
 from deltatune.store.folder_lock import FolderLock
@@ -253,7 +254,8 @@ class LastData:
         if self.data is None or self.key != key:
             source = self.sources[point.data]
             given = isinstance(source, Data)
-            self.data = _limited(source, point.limit) if given else read(source, limit=point.limit, **self.columns)
+            limit = point.limit
+            self.data = _limited(source, limit) if given else read_source(source, limit=limit, **self.columns)
             self.key = key
         return self.data
 

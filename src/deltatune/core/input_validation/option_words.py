@@ -14,7 +14,7 @@ from deltatune.core.errors import DeltatuneError
 
 _END = r"(?=:|$|\)|,? --|,? and --| or --|; or |\n| chooses| instead)"
 OPTION = re.compile(
-    rf"(?<![\w`-])--([a-z][a-z-]*)(?: ([A-Z][A-Z=|]+\b|[^\s:,;()]+{_END}))?",
+    rf"(?<![\w`-])--([a-z][a-z-]*)(?: ([A-Z][A-Z=|]+\b|[^\s:,;()]+(?:,[^\s:,;()]+)*{_END}))?",
     re.MULTILINE,
 )
 """An option, and its value where what follows the value shows that it is one."""

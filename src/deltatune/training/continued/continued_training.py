@@ -15,9 +15,10 @@ from deltatune.core.adapter_formats import format_of
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.regular_files import expanded
 from deltatune.core.method import Method
-from deltatune.data import Data, read
+from deltatune.data import Data
 from deltatune.data.dataset import TASK_OF
 from deltatune.data.mixture_data import MixtureData, named_sources, read_parts
+from deltatune.data.read_data import read_source
 from deltatune.store import adapter_folder, run_folder
 from deltatune.store.atomic_files import digest
 from deltatune.store.fingerprint import contents_of
@@ -97,7 +98,7 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
     """Read data as the adapter's task reads them: its kind, and its columns where the data have them."""
     task = start.task
     if task is None:
-        return read(source, text=text, label=label, **more)
+        return read_source(source, text=text, label=label, **more)
     if isinstance(task, Mixture):
         raise DeltatuneError(
             f"{start.path} is a mixture of {', '.join(task.parts)}; name data for each: --data NAME=SOURCE"
@@ -106,16 +107,16 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
     asked = more.pop("task", None)
     kind = task.label_kind
     if asked == TASK_OF["pairs"] and type(task) is Generate:
-        return read(source, task=asked, **given, **more)
+        return read_source(source, task=asked, **given, **more)
     if asked is not None and asked != TASK_OF[kind]:
         raise DeltatuneError(f"--task {asked}: {start.path} was trained for {TASK_OF[kind]}; leave --task out")
     if not any(given.values()):
         try:
-            return read(source, text=task.text, label=task.label or None, kind=kind, **more)
+            return read_source(source, text=task.text, label=task.label or None, kind=kind, **more)
         except DeltatuneError:
             pass  # other columns, or other problems, which are raised below
     try:
-        return read(source, kind=kind, **given, **more)
+        return read_source(source, kind=kind, **given, **more)
     except DeltatuneError:
         data = _pairs(source, given, more) if type(task) is Generate and asked is None else None
         if data is None:
@@ -126,7 +127,7 @@ def read_rows(start: Start, source: str, *, text: Sequence[str] = (), label: str
 def _pairs(source: str, columns: Mapping[str, Any], more: Mapping[str, Any]) -> Data | None:
     """The data as pairs of answers, if that is what they are."""
     try:
-        data = read(source, **columns, **more)
+        data = read_source(source, **columns, **more)
     except DeltatuneError:
         return None
     return data if data.kind == "pairs" else None

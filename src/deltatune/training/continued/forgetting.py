@@ -9,7 +9,7 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.trained_rows import overlap
-from deltatune.data import read
+from deltatune.data.read_data import read_source
 from deltatune.tasks import Encoded, Generate, Prefer
 from deltatune.training.continued.continued_training import Start
 from deltatune.training.continued.preference_task import generation_task
@@ -43,7 +43,7 @@ def earlier_data(session: Session, start: Start, new_sources: Collection[str]) -
             continue
         task = own.task
         try:
-            rows = read(source, text=task.text, label=task.label or None, kind=task.label_kind).test
+            rows = read_source(source, text=task.text, label=task.label or None, kind=task.label_kind).test
             encoded = own.encode(rows)
         except DeltatuneError as error:
             reason = " ".join(str(error).splitlines()[:2])  # the first line of a list is no reason yet

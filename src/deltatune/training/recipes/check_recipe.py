@@ -12,8 +12,9 @@ from deltatune.core.host import Host
 from deltatune.core.memory import check_memory
 from deltatune.core.merging import merge_obstacles
 from deltatune.core.registry import parse_tuning
-from deltatune.data import Data, read
+from deltatune.data import Data
 from deltatune.data.mixture_data import read_parts
+from deltatune.data.read_data import read_source
 from deltatune.models.hardware import best_device
 from deltatune.models.loading import empty_backbone
 from deltatune.models.quantization.quantize_model import quantize_
@@ -63,7 +64,7 @@ def load_rows(rows: Rows, raw: bool = False, start: Start | None = None) -> Data
     if start is not None:
         given = {name: getattr(rows, name) for name in Rows.model_fields if name != "source"}
         return read_rows(start, rows.source, **given)
-    return read(
+    return read_source(
         rows.source,
         task="lm" if raw else rows.task,
         text=rows.text,

@@ -49,6 +49,31 @@ def test_the_smallest_of_equal_scores_is_the_best_itself():
     assert ", the best score; 1 other is not told apart from it but trains more parameters" in found["sentence"]
 
 
+def test_of_equal_sizes_the_better_score_wins_also_where_a_training_took_no_time():
+    for seconds in (0.0, 0.0003):
+        good = entry("ICL(shots=2)", 0.708, 0, train_seconds=0.9)
+        poor = entry("ZeroShot()", 0.69, 0, train_seconds=seconds)
+        found = recommend(summary([entry("Cloze(LoRA())", 0.71, 300), poor, good]))
+        assert found["method"] == "ICL(shots=2)"
+
+
+def test_a_method_that_is_no_better_than_the_baseline_is_passed_over():
+    best, good, poor = entry("LoRA()", 0.75, 330), entry("ICL(shots=2)", 0.71, 0), entry("ZeroShot()", 0.51, 0)
+    majority = {"score": 0.5, "words": "Always answering b"}
+    found = recommend(summary([poor, best, good], majority=majority))
+    assert found["method"] == "ICL(shots=2)"
+    assert (
+        "ZeroShot() trains no more, but is not significantly better than always answering b (0.500)."
+        in found["sentence"]
+    )
+    alone = recommend(summary([poor], majority=majority))
+    assert alone["method"] == "ZeroShot()"
+    assert "Warning: the best method is not" in alone["sentence"]
+    errors = [entry("LoRA()", 0.3, 330), entry("ICL(shots=2)", 0.31, 0), entry("ZeroShot()", 0.49, 0)]
+    lower = recommend({**summary(errors, majority=majority), "metric": "perplexity"})
+    assert lower["method"] == "ICL(shots=2)", "the baseline of a metric whose lower values are better"
+
+
 def test_the_costs_are_those_that_were_measured():
     row = entry("LoRA()", 0.71, 330, adapter_bytes=462_446, latency_ratio=1.175, latency_ratio_merged=1.005)
     assert recommend(summary([row, FULL]))["sentence"].endswith(

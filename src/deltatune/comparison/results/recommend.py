@@ -1,5 +1,7 @@
 """Recommendation of a method: the fewest trained parameters among those that are not told apart from the best.
 
+Methods that are not told apart from the baseline either are left out where the best is.
+
 Two to four sentences: what to use and how sure that is, what it costs, and what more seeds or rows would change.
 """
 
@@ -19,7 +21,7 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
     """Choose a method from a comparison's summary, with the reason.
 
     Returns {"method", "sentence"}; method is None if none has a score. Among equal parameters a smaller head wins, then
-    the faster training.
+    the better score, then the faster training.
     """
     rows = list(summary["methods"])
     scored = [row for row in rows if has_score(row)]
@@ -29,12 +31,18 @@ def recommend(summary: Mapping[str, Any]) -> dict[str, str | None]:
             "sentence": f"No recommendation: none of the {len(rows)} methods finished with a score.",
         }
     sign = -1 if lower_is_better(summary["metric"]) else 1
+
+    def loss(row: MethodEntry) -> float:
+        return -sign * float(row["score"])
+
     # of equal scores that with the fewest parameters: the same score is not "not told apart from the best"
-    best = min(scored, key=lambda row: (-sign * float(row["score"]), *_size(row)))
+    best = min(scored, key=lambda row: (loss(row), *_trained(row), _seconds(row)))
     tied = [row for row in scored if row["tied_with_best"] or row is best]
-    chosen = min(tied, key=_size)
+    baseline = _Baseline(summary.get("majority"), sign)
+    useful = [row for row in tied if baseline.is_beaten_by(row)] or tied
+    chosen = min(useful, key=lambda row: (*_trained(row), loss(row), _seconds(row)))
     reason = _reason(chosen, best, scored, tied, sign, _Verdicts(summary))
-    warning = _warning(best, summary.get("majority"), lower=sign < 0)
+    warning = baseline.warning(best, [row for row in tied if row not in useful and _trained(row) <= _trained(chosen)])
     further = f"{_costs(chosen, summary)}{_outlook(chosen, summary)}"
     return {
         "method": chosen["method"],
@@ -64,9 +72,9 @@ def _trained(row: MethodEntry) -> tuple[int, int]:
     return row["params"], row.get("head_params") or 0
 
 
-def _size(row: MethodEntry) -> tuple[float, ...]:
-    """By which methods that are not told apart are chosen, the smallest first."""
-    return (*_trained(row), row.get("train_seconds") or math.inf)
+def _seconds(row: MethodEntry) -> float:
+    seconds = row.get("train_seconds")
+    return math.inf if seconds is None else float(seconds)
 
 
 class _Verdicts:
@@ -118,14 +126,10 @@ def _reason(
 
 
 def _cost(chosen: MethodEntry, best: MethodEntry) -> str:
-    if _trained(chosen) == _trained(best) == (0, 0):
-        return "; neither trains anything, and it took less time"
     if chosen["params"] == 0:
         return f" although it trains {'only the head' if chosen.get('head_params') else 'nothing'}"
-    if chosen["params"] == best["params"] and _trained(chosen) < _trained(best):
-        return f" with as many trained parameters and {'a smaller' if chosen.get('head_params') else 'no'} head"
     if chosen["params"] == best["params"]:
-        return " with as many trained parameters and a shorter training"
+        return f" with as many trained parameters and {'a smaller' if chosen.get('head_params') else 'no'} head"
     return f" with {_share(chosen, best)}"
 
 
@@ -180,12 +184,29 @@ def _outlook(row: MethodEntry, summary: Mapping[str, Any]) -> str:
     return ""
 
 
-def _warning(best: MethodEntry, majority: Mapping[str, Any] | None, lower: bool = False) -> str:
-    """A warning if even the best method may be no better than the baseline without training."""
-    if not majority or majority.get("score") is None or not best.get("ci95"):
-        return ""
-    if best["ci95"][1] < majority["score"] if lower else best["ci95"][0] > majority["score"]:
-        return ""
-    words = str(majority.get("words") or "Always answering the most frequent label").rstrip(",")
-    than = words[:1].lower() + words[1:]
-    return f" Warning: the best method is not significantly better than {than} ({majority['score']:.3f})."
+class _Baseline:
+    """The score without training that a comparison knows; one that knows none is beaten by every method."""
+
+    def __init__(self, majority: Mapping[str, Any] | None, sign: int) -> None:
+        self.score = (majority or {}).get("score")
+        words = str((majority or {}).get("words") or "Always answering the most frequent label").rstrip(",")
+        self.words = words[:1].lower() + words[1:]
+        self.sign = sign
+
+    def is_beaten_by(self, row: MethodEntry) -> bool:
+        """Whether the interval of a score lies on the better side of the baseline, as far as both are known."""
+        if self.score is None or not row.get("ci95"):
+            return True
+        low, high = row["ci95"]
+        return bool(low > self.score if self.sign > 0 else high < self.score)
+
+    def warning(self, best: MethodEntry, passed_over: list[MethodEntry]) -> str:
+        """A sentence if even the best method may be no better, or on methods that were passed over for this reason."""
+        if self.is_beaten_by(best) and not passed_over:
+            return ""
+        than = f"not significantly better than {self.words} ({self.score:.3f})"
+        if not self.is_beaten_by(best):
+            return f" Warning: the best method is {than}."
+        names = ", ".join(str(row["method"]) for row in passed_over)
+        train, are = ("trains", "is") if len(passed_over) == 1 else ("train", "are")
+        return f" {names} {train} no more, but {are} {than}."

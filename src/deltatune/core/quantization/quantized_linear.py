@@ -90,7 +90,8 @@ class QuantizedLinear(nn.Module):
         if not x.is_floating_point():
             raise DeltatuneError(f"a linear map in {self.scheme.text} takes floating values, not {x.dtype}")
         kind = x.device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)  # torch 2.6 cannot compile the question
+        autocast = known and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         x, bias = x.to(dtype), None if self.bias is None else self.bias.to(dtype)
         if not torch.is_grad_enabled() or not (x.requires_grad or (bias is not None and bias.requires_grad)):

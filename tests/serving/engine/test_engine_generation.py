@@ -123,6 +123,38 @@ def test_adapters_of_the_weights_run_in_turns_with_the_others(exclusive):
         assert answers(engine, requests) == [offline(host, request) for request in requests]
 
 
+def token_by_token(host, request):
+    """The tokens that follow, each from a pass over all tokens before it."""
+    ids, front = list(request.prompt), []
+    if "prompt" in request.adapters:
+        first = host.sites.facts.vocabulary
+        front = [first, first + 1]
+    with host.using(dict(request.adapters)), torch.inference_mode():
+        for _ in range(request.sampling.max_tokens):
+            ids.append(int(host.model(input_ids=torch.tensor([front + ids])).logits[0, -1].argmax()))
+    return ids[len(request.prompt) :]
+
+
+@pytest.mark.parametrize("kind", ["phi3", pytest.param("llama", marks=pytest.mark.slow)])
+def test_rows_on_both_sides_of_a_switch_of_the_positions(kind):
+    """LongRoPE turns the positions of a whole pass otherwise for one long row; a row that becomes long is read anew."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    methods = {"lora": "LoRA(r=4)", "prompt": "Prompt(length=2)"}
+    rope |= {"factor": 4.0, "partial_rotary_factor": 1.0}
+    config = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+    host = serving_host(kind, methods, rope_parameters=rope, **config)
+    adapters = [{}, {"lora": 1.0}, {"prompt": 1.0}]
+    requests = random_requests(6, adapters, 3, longest=20, new=10)
+    requests += random_requests(3, adapters, 5, shortest=40, longest=60, new=10)
+    requests += random_requests(5, adapters, 6, shortest=25, longest=29, new=20)
+    with running(host) as engine:
+        assert engine.continuous
+        got = answers(engine, requests)
+    assert got == [token_by_token(host, request) for request in requests]
+    if kind == "phi3":  # the others' generate goes on with the old keys
+        assert got == [offline(host, request) for request in requests]
+
+
 def test_a_sliding_window_is_part_of_the_mask():
     host = serving_host("mistral", {"lora": "LoRA(r=4)", "prompt": "Prompt(length=2)"}, sliding_window=6)
     requests = random_requests(10, [{}, {"lora": 1.0}, {"prompt": 1.0}], longest=30, new=12)

@@ -98,6 +98,17 @@ def test_two_heads_answer_with_their_weighted_mean():
             engine.submit(RowsRequest(encoded, {"lora": 1.0, "tags": 1.0})).result(60)
 
 
+def test_long_rows_turn_no_positions_of_short_ones():
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+    host = serving_host("phi3", {}, rope_parameters={**rope, "factor": 4.0}, **config)
+    rows = [{"input_ids": list(range(5, 5 + length)), "attention_mask": [1] * length} for length in (6, 60, 28, 33)]
+    with running(host, EngineLimits(pass_tokens=512, cache_bytes=1 << 26)) as engine:
+        vectors = [engine.submit(RowsRequest([row], kind="embedding")).result(60).rows.values[0] for row in rows]
+        together = engine.submit(RowsRequest(rows, kind="embedding")).result(60).rows.values
+    np.testing.assert_allclose(together, vectors, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_embeddings_are_means_of_the_last_states(kind):
     host = rows_host(kind)

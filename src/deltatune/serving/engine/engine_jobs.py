@@ -94,6 +94,8 @@ class GenerateJob(EngineJob):
     from_cache: int = 0
     cache_age: int = 0
     """The age of the prompt cache when its prompt was begun."""
+    long: bool = False
+    """Whether it may become longer than the length from which on the model turns positions otherwise."""
     apart: bool = False
     """Whether it gets a batch of its own, because one with others has failed."""
 

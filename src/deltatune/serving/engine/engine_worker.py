@@ -39,6 +39,8 @@ LOOK = 0.02
 """Seconds after which waiting requests are looked through again for deadlines."""
 
 Lane = DecodingLane | WholeBatchLane
+LaneKey = tuple[str | None, bool]
+"""The adapter that shares no batch, None for all others; and whether rows are longer than `rope_switch`."""
 
 
 @dataclass
@@ -81,8 +83,7 @@ class EngineWorker:
         self.active: list[EngineJob] = []
         """Jobs whose adapters are pinned."""
         self.calls: deque[tuple[Callable[[Host], Any], Future[Any]]] = deque()
-        self.lanes: dict[str | None, Lane] = {}
-        """By the adapter that shares no batch; None for all others."""
+        self.lanes: dict[LaneKey, Lane] = {}
         self.rows = RowPasses(routed, limits, tokenizer, precision)
         kept = limits.prompt_cache and token_bytes is not None
         self.prompts = PromptCache(limits.prompt_cache_bytes) if kept else None
@@ -90,9 +91,9 @@ class EngineWorker:
         self.stopping = False
         self.ended = False
         self._woken = False
-        self._current: str | None = None
+        self._current: LaneKey = (None, False)
         self._turns, self._turn = 0, 0
-        self._last_turns: dict[str | None, int] = {}
+        self._last_turns: dict[LaneKey, int] = {}
         self._looked = 0.0
         self._changes = residency.changes
 
@@ -245,13 +246,14 @@ class EngineWorker:
         virtual = max((need.virtual_tokens for need in needs), default=0)
         taken = max((positions_taken(host, name) for name in job.route), default=0)
         check_positions(host, len(job.request.prompt), job.request.sampling.max_tokens, taken)
-        facts = host.sites.facts
-        front = [] if facts.encoder_decoder else list(range(facts.vocabulary, facts.vocabulary + virtual))
+        first = host.sites.facts.vocabulary
+        front = [] if host.sites.facts.encoder_decoder else list(range(first, first + virtual))
         job.virtual = len(front)
         job.prompt.ids = [*front, *job.request.prompt]
         job.prompt.at_once = any(need.padding_mask or need.answer_offsets or need.prompt_ids for need in needs)
         self.counts.tokens_in += len(job.request.prompt)
-        self._lane(job.alone).add(job)
+        job.long = self.routed.rope_switch is not None and job.need + taken > self.routed.rope_switch
+        self._lane((job.alone, job.long)).add(job)
 
     # ---- requests go
 
@@ -274,10 +276,9 @@ class EngineWorker:
         if not ended:
             return False
         self.active = [job for job in self.active if not job.ended]
-        for lane in self.lanes.values():
-            lane.drop_ended()
-        self.rows.drop_ended()
-        self.lanes = {name: lane for name, lane in self.lanes.items() if lane.jobs or name is None}
+        for part in (*self.lanes.values(), self.rows):
+            part.drop_ended()
+        self.lanes = {key: lane for key, lane in self.lanes.items() if lane.jobs or key == (None, False)}
         for job in ended:
             self.residency.unpin(job.pinned)
             done = job.ticket.done
@@ -317,24 +318,23 @@ class EngineWorker:
 
     # ---- lanes
 
-    def _lane(self, name: str | None) -> Lane:
-        if name not in self.lanes:
-            if self.token_bytes is None:
-                self.lanes[name] = WholeBatchLane(self.routed, self.limits, self.end_ids, self.padding)
-            else:
-                self.lanes[name] = DecodingLane(self.routed, self.limits, self.end_ids, self.prompts)
-        return self.lanes[name]
+    def _lane(self, key: LaneKey) -> Lane:
+        if key not in self.lanes:
+            own = (self.routed, self.limits, self.end_ids)
+            whole = self.token_bytes is None or key[1]
+            self.lanes[key] = WholeBatchLane(*own, self.padding) if whole else DecodingLane(*own, self.prompts)
+        return self.lanes[key]
 
     def _lane_in_turn(self) -> Lane | None:
         """The lane that has passes now; of those with jobs the one that waited longest follows."""
-        busy = [name for name, lane in self.lanes.items() if lane.jobs]
+        busy = [key for key, lane in self.lanes.items() if lane.jobs]
         if not busy:
             return None
         if self._current not in busy or (self._turns >= QUANTUM and len(busy) > 1):
-            others = [name for name in busy if name != self._current]
-            self._current = min(others or busy, key=lambda name: self._last_turns.get(name, 0))
+            others = [key for key in busy if key != self._current]
+            self._current = min(others or busy, key=lambda key: self._last_turns.get(key, 0))
             self._turns = 0
-            self._last_turns = {name: turn for name, turn in self._last_turns.items() if name in busy}
+            self._last_turns = {key: turn for key, turn in self._last_turns.items() if key in busy}
         self._turns += 1
         self._last_turns[self._current] = self._turn = self._turn + 1
         return self.lanes[self._current]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltatune.core.errors import DeltatuneError, OutOfMemory, is_out_of_memory
 from deltatune.core.host import Host
@@ -24,6 +24,7 @@ class RoutedHost:
         self.host = host
         self.bfloat16 = uses_bfloat16(host.model, precision)
         self.device = device_of(host)
+        self.rope_switch = rope_switch(host.model)
         self.passes = 0
         self.rows = 0
         self._routes: tuple[tuple[tuple[str, float], ...], ...] | None = None
@@ -44,6 +45,19 @@ class RoutedHost:
         self.passes += 1
         self.rows += len(routes)
         yield
+
+
+def rope_switch(model: nn.Module) -> int | None:
+    """The length from which on a model turns positions otherwise (LongRoPE, as in Phi-3); None where it never does.
+
+    The longest row of a pass decides that for all, so rows of both kinds share none: Ding et al. 2024,
+    https://arxiv.org/abs/2402.13753
+    """
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given, *(each for each in given.values() if isinstance(each, dict))]  # one, or one for each kind of layer
+    lengths = [each.get("original_max_position_embeddings") for each in kinds if each.get("rope_type") == "longrope"]
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:

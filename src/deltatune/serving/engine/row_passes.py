@@ -123,6 +123,9 @@ class RowPasses:
         first = _tokens(*waiting[0])
         if collate.left:
             waiting = [row for row in waiting if collate.width([[0] * _tokens(*row)]) == collate.width([[0] * first])]
+        switch = self.routed.rope_switch
+        if switch is not None:
+            waiting = [row for row in waiting if (_tokens(*row) > switch) == (first > switch)]
         waiting.sort(key=lambda row: abs(_tokens(*row) - first))
         rows, width = [waiting[0]], first
         for row in waiting[1:]:

@@ -1,7 +1,8 @@
 """Whole batches: rows that start together and take each step together, for models whose rows cannot join at any step.
 
-These are encoder-decoders, decoders without position ids of their own for every row, and models with another memory
-than keys and values of all tokens. Rows leave when they are done; others begin when all have left.
+These are encoder-decoders, decoders without position ids of their own for every row, models with another memory than
+keys and values of all tokens, and rows beyond the length from which on a model turns positions otherwise. Rows leave
+when they are done; others begin when all have left.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class RunningBatch:
 
     def __init__(self, routed: RoutedHost, prompts: Sequence[list[int]], padding: int) -> None:
         self.model, self.host, self.device = routed.host.model, routed.host, routed.device
-        self.bfloat16 = routed.bfloat16
+        self.bfloat16, self.rope_switch = routed.bfloat16, routed.rope_switch
         width = max(map(len, prompts))
         self.ids = torch.tensor([ids + [padding] * (width - len(ids)) for ids in prompts], device=self.device)
         mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in prompts]
@@ -165,7 +166,9 @@ class RunningBatch:
         if not self.encoder_decoder:
             self.mask = torch.cat([self.mask, torch.ones_like(new)], 1)
             self.ids = torch.cat([self.ids, new], 1)
-            return self._decoder(new if self.remembers else self.ids)
+            if self.ids.shape[1] - 1 == self.rope_switch:  # keys of before were turned otherwise: all is read anew
+                self.memory = None
+            return self._decoder(new if self.memory is not None else self.ids)
         outputs = self._run(
             encoder_outputs=self.encoded,
             attention_mask=self.mask,

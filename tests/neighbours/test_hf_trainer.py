@@ -6,13 +6,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import deltatune
 from support.neighbours import (
-    assert_only_the_adapter_moved,
-    base_of,
+    assert_holds_the_adapter_alone,
+    assert_learns,
+    assert_optimizes_the_adapter,
     hosted,
     logits,
     token_rows,
     training_arguments,
-    values,
     works,
 )
 
@@ -27,9 +27,7 @@ def trainer_of(host, folder, **more):
 @works()
 def test_attach(tmp_path):
     host = hosted()
-    optimizer = trainer_of(host, tmp_path).create_optimizer()
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for _, parameter in host.trainable("mine")}
+    assert_optimizes_the_adapter(trainer_of(host, tmp_path), host)
 
 
 @pytest.mark.slow
@@ -37,12 +35,7 @@ def test_attach(tmp_path):
 @works()
 def test_train(method, tmp_path):
     host = hosted(method=method)
-    base, before = base_of(host), values(host)
-    trainer = trainer_of(host, tmp_path, max_steps=30)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert_only_the_adapter_moved(host, base, before)
+    assert_learns(trainer_of(host, tmp_path, max_steps=30), host)
 
 
 @pytest.mark.slow
@@ -54,8 +47,7 @@ def test_save(base, tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     for folder in (tmp_path / "final", tmp_path / "run" / "checkpoint-4"):
-        assert (folder / "mine" / "adapter.safetensors").is_file()
-        assert not (folder / "config.json").exists(), "it would be taken for a model"
+        assert_holds_the_adapter_alone(folder)
 
 
 @pytest.mark.slow

@@ -1,19 +1,17 @@
 """GGUF files for llama.cpp."""
 
 import deltatune
-from support.neighbours import hosted, works
+from support.neighbours import NO_LORA, ONLY_SERVES, hosted, works
 
 NAME = "llama.cpp: its file, read by gguf"
 PACKAGES = ("gguf",)
 NOT_APPLICABLE = {
-    "attach": "it serves what was trained",
-    "train": "it serves what was trained",
-    "reload": "it writes no adapters",
+    **ONLY_SERVES,
     "serve": "in an environment of its own: `benchmarks/other_programs.py`",
 }
 
 
-@works('deltatune.export(host, "mine", folder, "gguf")', but=("what no LoRA equals", "has no change of a weight"))
+@works('deltatune.export(host, "mine", folder, "gguf")', but=NO_LORA)
 def test_save(refusal, tmp_path):
     import gguf
 

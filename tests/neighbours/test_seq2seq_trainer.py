@@ -7,13 +7,13 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTraining
 import deltatune
 from support import models
 from support.neighbours import (
-    assert_only_the_adapter_moved,
-    base_of,
+    assert_holds_the_adapter_alone,
+    assert_learns,
+    assert_optimizes_the_adapter,
     hosted,
     logits,
     token_rows,
     training_arguments,
-    values,
     works,
 )
 
@@ -38,9 +38,7 @@ def trainer_of(host, folder, **more):
 @works()
 def test_attach(tmp_path):
     host = seq2seq_host()
-    optimizer = trainer_of(host, tmp_path).create_optimizer()
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for _, parameter in host.trainable("mine")}
+    assert_optimizes_the_adapter(trainer_of(host, tmp_path), host)
 
 
 @pytest.mark.slow
@@ -48,12 +46,7 @@ def test_attach(tmp_path):
 @works()
 def test_train(method, tmp_path):
     host = seq2seq_host(method)
-    base, before = base_of(host), values(host)
-    trainer = trainer_of(host, tmp_path, max_steps=30, save_strategy="no")
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert_only_the_adapter_moved(host, base, before)
+    assert_learns(trainer_of(host, tmp_path, max_steps=30, save_strategy="no"), host)
 
 
 @pytest.mark.slow
@@ -61,9 +54,7 @@ def test_train(method, tmp_path):
 def test_save(tmp_path):
     host = seq2seq_host()
     trainer_of(host, tmp_path / "run").train()
-    folder = tmp_path / "run" / "checkpoint-4"
-    assert (folder / "mine" / "adapter.safetensors").is_file()
-    assert not (folder / "config.json").exists()
+    assert_holds_the_adapter_alone(tmp_path / "run" / "checkpoint-4")
 
 
 @pytest.mark.slow
@@ -79,11 +70,15 @@ def test_reload(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@works()
-def test_serve(method, tmp_path):
+@works(but=("soft prompts", "host.generate(...) to generate"))
+def test_serve(method, refusal, tmp_path):
     host = seq2seq_host(method)
     rows = token_rows()[:3]
     trainer = trainer_of(host, tmp_path, per_device_eval_batch_size=3)
+    if method.startswith("Prompt"):
+        with refusal():
+            trainer.predict(rows, max_new_tokens=6, num_beams=1)
+        return
     answers = torch.as_tensor(trainer.predict(rows, max_new_tokens=6, num_beams=1).predictions)
     for row, answer in zip(rows, answers, strict=True):
         ids = torch.tensor([row["input_ids"]])

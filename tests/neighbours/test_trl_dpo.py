@@ -6,6 +6,7 @@ import deltatune
 from deltatune.core.host_parts.reference_model import ReferenceModel
 from support import models
 from support.neighbours import (
+    assert_holds_the_adapter_alone,
     assert_only_the_adapter_moved,
     base_of,
     hosted,
@@ -67,8 +68,7 @@ def test_train(method, tmp_path, tokenizer):
 def test_save(tmp_path, tokenizer):
     host = hosted()
     trainer_of(host, tmp_path / "run", tokenizer).train()
-    assert (tmp_path / "run" / "checkpoint-4" / "mine" / "adapter.safetensors").is_file()
-    assert not (tmp_path / "run" / "checkpoint-4" / "config.json").exists()
+    assert_holds_the_adapter_alone(tmp_path / "run" / "checkpoint-4")
 
 
 @works("host.load(folder)")

@@ -5,7 +5,14 @@ import torch
 
 import deltatune
 from support import models
-from support.neighbours import assert_only_the_adapter_moved, base_of, logits, training_arguments, values, works
+from support.neighbours import (
+    assert_holds_the_adapter_alone,
+    assert_learns,
+    assert_optimizes_the_adapter,
+    logits,
+    training_arguments,
+    works,
+)
 
 NAME = "TRL `RewardTrainer`"
 PACKAGES = ("trl", "datasets")
@@ -43,21 +50,14 @@ def trainer_of(host, folder, tokenizer, **more):
 @works()
 def test_attach(tmp_path, tokenizer):
     host = reward_host()
-    optimizer = trainer_of(host, tmp_path, tokenizer).create_optimizer()
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for _, parameter in host.trainable("mine")}
+    assert_optimizes_the_adapter(trainer_of(host, tmp_path, tokenizer), host)
 
 
 @pytest.mark.parametrize("method", ["LoRA(r=2)", "Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)"])
 @works()
 def test_train(method, tmp_path, tokenizer):
     host = reward_host(method)
-    base, before = base_of(host), values(host)
-    trainer = trainer_of(host, tmp_path, tokenizer, max_steps=30, save_strategy="no")
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert_only_the_adapter_moved(host, base, before)
+    assert_learns(trainer_of(host, tmp_path, tokenizer, max_steps=30, save_strategy="no"), host)
 
 
 @works()
@@ -65,8 +65,7 @@ def test_save(tmp_path, tokenizer):
     """The adapter and the head that was trained with it."""
     host = reward_host()
     trainer_of(host, tmp_path / "run", tokenizer).train()
-    assert (tmp_path / "run" / "checkpoint-4" / "mine" / "adapter.safetensors").is_file()
-    assert not (tmp_path / "run" / "checkpoint-4" / "config.json").exists()
+    assert_holds_the_adapter_alone(tmp_path / "run" / "checkpoint-4")
 
 
 @works("host.load(folder)")

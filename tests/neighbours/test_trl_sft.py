@@ -1,17 +1,8 @@
 """TRL's SFTTrainer on a hosted model."""
 
 import pytest
-import torch
 
-from support.neighbours import (
-    TEXTS,
-    assert_only_the_adapter_moved,
-    base_of,
-    hosted,
-    training_arguments,
-    values,
-    works,
-)
+from support.neighbours import TEXTS, assert_learns, assert_optimizes_the_adapter, hosted, training_arguments, works
 
 NAME = "TRL `SFTTrainer`"
 PACKAGES = ("trl", "datasets")
@@ -36,19 +27,11 @@ def trainer_of(host, folder, tokenizer, **more):
 @works()
 def test_attach(tmp_path, tokenizer):
     host = hosted()
-    optimizer = trainer_of(host, tmp_path, tokenizer).create_optimizer()
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for _, parameter in host.trainable("mine")}
+    assert_optimizes_the_adapter(trainer_of(host, tmp_path, tokenizer), host)
 
 
 @pytest.mark.parametrize("method", ["LoRA(r=2)", "Prefix(length=3)", "Prompt(length=3)", "Bottleneck(size=4)"])
 @works()
 def test_train(method, tmp_path, tokenizer):
     host = hosted(method=method)
-    base, before = base_of(host), values(host)
-    trainer = trainer_of(host, tmp_path, tokenizer, max_steps=30)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-5:]) < 0.98 * sum(losses[:5])
-    assert all(torch.isfinite(torch.tensor(losses)))
-    assert_only_the_adapter_moved(host, base, before)
+    assert_learns(trainer_of(host, tmp_path, tokenizer, max_steps=30), host, below=0.98)

@@ -7,6 +7,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,14 @@ from support import models
 
 FOLDER = Path(__file__).parents[1] / "neighbours"
 STEPS = ("attach", "train", "save", "reload", "serve")
+ONLY_SERVES = {
+    "attach": "it serves what was trained",
+    "train": "it serves what was trained",
+    "reload": "it writes no adapters",
+}
+"""Cells of a server of many adapters."""
+NO_LORA = ("what no LoRA equals", "has no change of a weight")
+"""What alone a server of LoRAs refuses, and in which words."""
 TEXTS = [f"the cat sat on the mat and the dog {word} it" for word in ("saw", "bit", "ate", "had")] * 4
 
 
@@ -203,6 +212,36 @@ def assert_only_the_adapter_moved(host, base, before):
 def base_of(host):
     """Copies of the base's tensors."""
     return {name: tensor.detach().clone() for name, tensor in host.base.tensors()}
+
+
+def assert_optimizes_the_adapter(trainer, host):
+    """The optimizer that a trainer makes has what is trained, and nothing else."""
+    trained = {id(parameter) for group in trainer.create_optimizer().param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for _, parameter in host.trainable("mine")}
+
+
+def assert_learns(trainer, host, below=1.0):
+    """Training moves the adapter alone; the last five losses are below this share of the first five."""
+    base, before = base_of(host), values(host)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < below * sum(losses[:5])
+    assert all(map(math.isfinite, losses))
+    assert_only_the_adapter_moved(host, base, before)
+
+
+def assert_holds_the_adapter_alone(folder):
+    """A folder that a trainer has saved has the adapter, and is no model."""
+    assert (folder / "mine" / "adapter.safetensors").is_file()
+    assert not (folder / "config.json").exists(), "it would be taken for a model"
+
+
+def assert_peft_reads(folder, host):
+    """PEFT gives the host's outputs with an exported folder."""
+    import peft
+
+    again = peft.PeftModel.from_pretrained(models.tiny("llama", "lm", dropout=False), folder)
+    torch.testing.assert_close(logits(again), logits(host.model), rtol=1e-4, atol=1e-4)
 
 
 def token_rows(**more):

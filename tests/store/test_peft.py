@@ -170,6 +170,7 @@ LORA_CONFIGS = [
     ("gpt_neox", "lm", {"target_modules": ["query_key_value"]}, "LoRA"),
     ("llama", "lm", {"target_modules": ["q_proj", "embed_tokens"]}, "LoRA"),
     ("t5", "lm", {"target_modules": ["q", "v", "wo"], "task_type": "SEQ_2_SEQ_LM"}, "LoRA"),
+    ("opt", "lm", {"target_modules": ["q_proj", "lm_head"]}, "LoRA"),  # a tied head
     ("bert", "classify", {"target_modules": ["query", "value"], "use_dora": True}, "DoRA"),
     ("gpt2", "lm", {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}, "DoRA"),
     (
@@ -188,6 +189,7 @@ LORA_CONFIGS = [
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(("kind", "head", "options", "name"), LORA_CONFIGS)
 def test_a_peft_lora_is_read(kind, head, options, name, tmp_path):
     options = {"task_type": TASKS[head], **options}

@@ -260,10 +260,18 @@ def _head_tensors(host: Host, folder: PeftFolder, used: set[str]) -> dict[str, T
 
 
 def _equals_base(host: Host, key: str, tensor: Tensor) -> bool:
-    """Whether a tensor equals the base's own, which PEFT saves beside adapted embeddings."""
-    path = key.replace(".base_layer.", ".")
+    """Whether a tensor equals the base's own, which PEFT saves beside adapted embeddings and heads."""
+    path = _untied(host, key.replace(".base_layer.", "."))
     base = host.base.tensor(path) if path in host.sites.weights else None
     return base is not None and base.shape == tensor.shape and torch.equal(base.to(tensor), tensor)
+
+
+def _untied(host: Host, path: str) -> str:
+    """The name of a parameter here, where tied weights have one; PEFT writes the head's own."""
+    if path in host.sites.weights:
+        return path
+    tied = dict(host.model.named_parameters(remove_duplicate=False)).get(path)
+    return next((name for name, parameter in host.model.named_parameters() if parameter is tied), path)
 
 
 # ---- writing

@@ -10,6 +10,7 @@ import pytest
 from deltatune.comparison.report.figures.critical_difference import RankedMethod, critical_difference
 from deltatune.comparison.report.figures.series_plots import Series, read_points, series_panel, size_families
 from deltatune.comparison.report.figures.svg import MarkerStyle, text_width
+from deltatune.comparison.report.number_format import model_labels
 from deltatune.comparison.report.study_page import render_study, write_study_report
 from deltatune.comparison.report.study_results import StudyResults
 from support.comparison_sample import EVIL
@@ -49,6 +50,18 @@ def test_the_page_contains_the_results():
     for each in study["comparisons"]:
         for row in each["summary"]["methods"]:
             assert row["score"] is None or f"{row['score']:.3f}" in words
+
+
+def test_models_of_one_folder_name_are_told_apart():
+    text = json.dumps(sample_study(models=2))
+    study = json.loads(text.replace("org/model-0", "nsp/model").replace("org/model-1", "mlm/model"))
+    results = StudyResults(study)
+    assert len({results.label(each) for each in results.comparisons}) == len(results.comparisons)
+    words = words_of(render_study(study))
+    assert "nsp/model" in words
+    assert "mlm/model" in words
+    paths = ["runs/nsp/model", "runs/mlm/model", "a/b", "b", "C:\\m\\x"]
+    assert list(model_labels(paths).values()) == ["nsp/model", "mlm/model", "a/b", "b", "x"]
 
 
 def test_what_stands_under_a_table_is_true_of_it():

@@ -38,7 +38,7 @@ def run_on_screen(study: StudyPlan, as_json: bool) -> None:
     @contextmanager
     def follow(stage: StudyStage) -> Iterator[ComparisonProgress]:
         nonlocal finished
-        where = stage.point.describe(study.axes.varied)
+        where = study.axes.describe(stage.point)
         show(f"\ncomparison {stage.number} of {stage.total}: {where}", stderr=True)
         for note in stage.plan.notes():
             show(f"note: {note}", stderr=True)
@@ -99,7 +99,7 @@ def _report(study: StudyPlan, summary: Mapping[str, Any]) -> None:
 
 def study_table(study: StudyPlan, summary: Mapping[str, Any], width: int) -> Table:
     """A row for each method, the best mean rank first: its score in every comparison, the mean, the mean rank."""
-    names = [point.describe(study.axes.varied or ("data",)) for point in study.points]
+    names = [study.axes.describe(point) for point in study.points]
     ranked = sorted(summary["averages"], key=lambda row: math.inf if row["rank"] is None else row["rank"])
     columns = ["method", *names, "mean", "rank"]
     rows = [
@@ -172,9 +172,8 @@ def _suite_line(suite: Mapping[str, Any]) -> str:
 
 def study_failures(study: StudyPlan, summary: Mapping[str, Any]) -> list[str]:
     """A line for each comparison that failed or was not run."""
-    varied = study.axes.varied or ("data",)
     return [
-        f"{point.describe(varied)}: {str(comparison['error']).partition(chr(10))[0]}"
+        f"{study.axes.describe(point)}: {str(comparison['error']).partition(chr(10))[0]}"
         for point, comparison in zip(study.points, summary["comparisons"], strict=True)
         if comparison["error"]
     ]

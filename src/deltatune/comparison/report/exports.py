@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.method_results import MethodResult, method_results
-from deltatune.comparison.report.study_results import StudyResults, value_text
+from deltatune.comparison.report.study_results import StudyResults
 from deltatune.comparison.results.finished_run import FinishedRun
 from deltatune.comparison.results.recommend import percent
 from deltatune.core.input_validation.strict_json import dumps
@@ -154,7 +154,7 @@ def _study_table(study: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]
 
 def _column(results: StudyResults, i: int) -> str:
     each = results.comparisons[i]
-    return results.label(each) if results.varying else value_text("data", each.at.get("data"))
+    return results.label(each) if results.varying else results.value_text("data", each.at.get("data"))
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> str:

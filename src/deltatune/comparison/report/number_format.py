@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -88,6 +88,21 @@ def short_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         others = [other for other in candidates if other is not names]
         unique = [name for i, name in enumerate(names) if all(name != other[i] for other in others)]
         labels[str(row["method"])] = unique[0] if unique else names[-1]
+    return labels
+
+
+def model_labels(models: Iterable[str]) -> dict[str, str]:
+    """Map each model's folder or hub name to the shortest end of it that is unique: `a/model` and `b/model`."""
+    parts = {model: [part for part in re.split(r"[/\\]+", model) if part] or [model] for model in models}
+
+    def end(model: str, count: int) -> str:
+        return "/".join(parts[model][-count:])
+
+    labels = {}
+    for model in parts:
+        counts = range(1, len(parts[model]) + 1)
+        unique = (n for n in counts if all(end(other, n) != end(model, n) for other in parts if other != model))
+        labels[model] = end(model, next(unique, len(parts[model])))
     return labels
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.html_page import table_region
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.report.study_results import StudyComparison, StudyResults, place, value_text
+from deltatune.comparison.report.study_results import StudyComparison, StudyResults
 
 SETS = 4
 """Places beside each other in one table, which then fits a page of 1,200 pixels."""
@@ -31,7 +31,7 @@ def quantization_section(study: Mapping[str, Any], results: StudyResults) -> str
     places: dict[str, list[StudyComparison]] = {}
     names = [name for name in results.varying if name != "quantize"]
     for each in results.comparisons:
-        places.setdefault(place(each.at, names) if names else "score", []).append(each)
+        places.setdefault(results.place(each.at, names) if names else "score", []).append(each)
     tables = ""
     for start in range(0, len(places), SETS):
         some = dict(list(places.items())[start : start + SETS])
@@ -59,7 +59,7 @@ def _table(found: Mapping[str, Any], results: StudyResults, places: Mapping[str,
         times = formats.MISSING if ratio is None else f"{ratio:.2f}×"
         body += (
             f'<tr><th scope="row" class="c-method">{name}</th>'
-            f'<td class="text">{html(value_text("quantize", scheme))}</td>{cells}'
+            f'<td class="text">{html(results.value_text("quantize", scheme))}</td>{cells}'
             f"<td>{formats.size(formats.number(row, 'base_bytes'))}</td>"
             f"<td>{formats.size(formats.number(row, 'peak_memory_bytes'))}</td>"
             f"<td>{times}<small>{html(time)}</small></td></tr>"

@@ -20,7 +20,7 @@ from deltatune.comparison.report.html_page import (
 )
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.quantization_section import quantization_section
-from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, mean_results, place, value_text
+from deltatune.comparison.report.study_results import AXIS_TITLES, StudyResults, mean_results
 from deltatune.comparison.report.study_tables import (
     comparisons_table,
     published_table,
@@ -47,9 +47,8 @@ def write_study_report(study: Mapping[str, Any], path: Path) -> None:
 def render_study(study: Mapping[str, Any]) -> str:
     """Return the page as HTML. Text from data is escaped; no script but the page's own can run."""
     results = StudyResults(study)
-    labels = {method.asked: method.label for method in results.methods}
     published = published_table(study, results)
-    totals = totals_table(study, labels)
+    totals = totals_table(results)
     return html_page(
         title=str(study.get("name") or "Study"),
         eyebrow="deltatune study",
@@ -59,7 +58,7 @@ def render_study(study: Mapping[str, Any]) -> str:
             f"<section><h2>Results</h2>{score_tables(results)}</section>" if results.methods else "",
             quantization_section(study, results),
             _section("Suites", "A task's score is the mean of its metrics over its test rows and their further parts.",
-                     suite_tables(study, labels)),
+                     suite_tables(results)),
             _ranks(study, results),
             _series(study, results),
             _parameters(results),
@@ -89,7 +88,7 @@ def _facts(study: Mapping[str, Any], results: StudyResults) -> list[tuple[str, s
     facts = [("Comparisons", str(total) if done == total else f"{done} of {total} finished")]
     facts.append(("Methods", str(len(results.methods))))
     for name in results.varying:
-        values = list(dict.fromkeys(value_text(name, each.at.get(name)) for each in results.comparisons))
+        values = list(dict.fromkeys(results.value_text(name, each.at.get(name)) for each in results.comparisons))
         shown = ", ".join(values) if len(values) <= 4 else f"{len(values)}: {', '.join(values[:3])}, …"
         facts.append((name.capitalize(), shown))
     facts.append(("Metric", results.metric if results.metric != "score" else "the primary one of each data set"))
@@ -125,7 +124,7 @@ def _series(study: Mapping[str, Any], results: StudyResults) -> str:
         if method is not None:
             axis, at = str(series.get("axis")), series.get("at") or {}
             names = [name for name in at if name in results.varying] or [name for name in at if name == "data"]
-            lines = panels.setdefault(axis, {}).setdefault(place(at, names), [])
+            lines = panels.setdefault(axis, {}).setdefault(results.place(at, names), [])
             lines.append(Series(method.label, method.style, read_points(series.get("points") or ())))
     figures = ""
     for axis, by_place in panels.items():

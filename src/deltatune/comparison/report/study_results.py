@@ -136,12 +136,34 @@ class StudyResults:
         groups: dict[str, list[StudyComparison]] = {}
         for each in self.comparisons:
             others = [name for name in self.varying if name != self.column_axis]
-            groups.setdefault(place(each.at, others), []).append(each)
+            groups.setdefault(self.place(each.at, others), []).append(each)
         return groups
 
     def label(self, comparison: StudyComparison) -> str:
         """What tells a comparison from the others: `sst2, 500 rows`."""
-        return place(comparison.at, self.varying or ["data"])
+        return self.place(comparison.at, self.varying or ["data"])
+
+    def place(self, at: Mapping[str, Any], axes: Sequence[str]) -> str:
+        """Values of axes as text."""
+        return ", ".join(self.value_text(name, at.get(name)) for name in axes)
+
+    def value_text(self, axis: str, value: Any) -> str:
+        """A value of an axis for readers: `500 rows`, `16 rows a class`, `all-MiniLM-L6-v2`."""
+        if axis == "model":
+            return self._models.get(str(value)) or (short_name(str(value)).rpartition("/")[2] if value else "model")
+        if axis == "limit":
+            return "all rows" if value is None else f"{value:,} rows" if isinstance(value, int) else f"{value} rows"
+        if axis == "shots":
+            return "all rows" if value is None else f"{value} rows a class"
+        if axis == "quantize":
+            return UNQUANTIZED if value is None else str(value)
+        if axis == "budget":
+            return "sizes as written" if value is None else f"budget {value}"
+        return short_name(str(value)) if value is not None else formats.MISSING
+
+    @cached_property
+    def _models(self) -> dict[str, str]:
+        return formats.model_labels([str(each.at["model"]) for each in self.comparisons if each.at.get("model")])
 
     @property
     def metric(self) -> str:
@@ -165,26 +187,6 @@ def mean_results(results: StudyResults) -> list[MethodResult]:
         for method in results.methods
         if method.mean is not None and method.params is not None
     ]
-
-
-def place(at: Mapping[str, Any], axes: Sequence[str]) -> str:
-    """Values of axes as text."""
-    return ", ".join(value_text(name, at.get(name)) for name in axes)
-
-
-def value_text(axis: str, value: Any) -> str:
-    """A value of an axis for readers: `500 rows`, `16 rows a class`, `all-MiniLM-L6-v2`."""
-    if axis == "model":
-        return short_name(str(value)).rpartition("/")[2] if value else "model"
-    if axis == "limit":
-        return "all rows" if value is None else f"{value:,} rows" if isinstance(value, int) else f"{value} rows"
-    if axis == "shots":
-        return "all rows" if value is None else f"{value} rows a class"
-    if axis == "quantize":
-        return UNQUANTIZED if value is None else str(value)
-    if axis == "budget":
-        return "sizes as written" if value is None else f"budget {value}"
-    return short_name(str(value)) if value is not None else formats.MISSING
 
 
 def _name(text: str, entries: Sequence[Entry]) -> str:

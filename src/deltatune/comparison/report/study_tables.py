@@ -9,7 +9,7 @@ from deltatune.comparison.report import number_format as formats
 from deltatune.comparison.report.figures.svg import group, mark, tag
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.number_format import html
-from deltatune.comparison.report.study_results import StudyComparison, StudyMethod, StudyResults, place, value_text
+from deltatune.comparison.report.study_results import StudyComparison, StudyMethod, StudyResults
 from deltatune.tasks.metrics.metric_facts import bounds
 
 COLUMNS = 10
@@ -38,7 +38,7 @@ def score_tables(results: StudyResults) -> str:
 def _table(results: StudyResults, comparisons: Sequence[StudyComparison], averages: bool) -> str:
     head = _heading("method", "Method", "", "c-method") + (_average_heads(results) if averages else "")
     for each in comparisons:
-        name = html(value_text(results.column_axis, each.at.get(results.column_axis)))
+        name = html(results.value_text(results.column_axis, each.at.get(results.column_axis)))
         link = f'<a href="{html(each.report)}">{name}</a>' if _is_local(each.report) else name
         metric = f"<small>{html(each.metric)}</small>" if results.metric == "score" else ""
         button = '<button type="button" aria-label="sort"><i aria-hidden="true"></i></button>'
@@ -141,9 +141,9 @@ def comparisons_table(results: StudyResults) -> str:
     return table_region(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "Comparisons")
 
 
-def totals_table(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def totals_table(results: StudyResults) -> str:
     """Parameters and bytes for many tasks, the base once; "" without them. The smallest first."""
-    totals = [row for row in study.get("totals") or () if formats.number(row, "bytes") is not None]
+    totals = [row for row in results.study.get("totals") or () if formats.number(row, "bytes") is not None]
     if not totals:
         return ""
     varied = [
@@ -151,10 +151,11 @@ def totals_table(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         for axis in ("model", "quantize", "budget")
         if len({str((row.get("at") or {}).get(axis)) for row in totals}) > 1
     ]
+    labels = {method.asked: method.label for method in results.methods}
     rows = ""
     for row in sorted(totals, key=lambda row: formats.number(row, "bytes") or 0.0):
         name = html(labels.get(str(row["method"]), row["method"]))
-        where = f"<small> {html(place(row.get('at') or {}, varied))}</small>" if varied else ""
+        where = f"<small> {html(results.place(row.get('at') or {}, varied))}</small>" if varied else ""
         cells = [formats.count(formats.number(row, key)) for key in ("tasks", "params")]
         cells += [formats.size(formats.number(row, key)) for key in ("bytes", "copies")]
         numbers = "".join(f"<td>{cell}</td>" for cell in cells)
@@ -164,9 +165,10 @@ def totals_table(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     return table_region(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "Totals")
 
 
-def suite_tables(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def suite_tables(results: StudyResults) -> str:
     """The average of each suite, such as GLUE, and the score of each of its tasks; "" without suites."""
-    suites = study.get("suites") or ()
+    labels = {method.asked: method.label for method in results.methods}
+    suites = results.study.get("suites") or ()
     varied = [
         axis
         for axis in ("model", "quantize", "limit", "budget", "shots")
@@ -185,7 +187,7 @@ def suite_tables(study: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         head = f'<th class="c-method">Method</th><th>{html(suite.get("suite"))}</th>'
         head += "".join(f"<th>{html(task)}</th>" for task in tasks)
         missing = ", ".join(map(str, suite.get("missing") or ()))
-        where = place(suite.get("at") or {}, varied)
+        where = results.place(suite.get("at") or {}, varied)
         caption = "; ".join(filter(None, [where, f"without {missing}" if missing else ""]))
         tables += f'<p class="caption">{html(caption)}</p>' if caption else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -208,7 +210,7 @@ def published_table(study: Mapping[str, Any], results: StudyResults) -> str:
         cells = "".join(f"<td>{_signed(number, digits, sign)}</td>" for number, sign in
                         ((value, False), (here, False), (apart, True)))  # fmt: skip
         name = html(labels.get(str(row.get("method")), row.get("method")))
-        where = html(place(row.get("at") or {}, list(row.get("at") or {})))
+        where = html(results.place(row.get("at") or {}, list(row.get("at") or {})))
         rows += (
             f'<tr><th scope="row" class="c-method"><b>{name}</b></th><td class="text">{where}</td>'
             f'<td class="text">{html(metric)}</td>{cells}<td class="text">{_source(row.get("source"))}</td></tr>'

@@ -189,7 +189,8 @@ def _where(some: Sequence[Pair], pairs: Sequence[Pair], names: Sequence[str]) ->
     if len(some) == len(pairs) and len(some) > 1:
         data_alone = list(names) == ["data"]
         return f" on all {len(some)} data sets" if data_alone else f" in all {len(some)} comparisons"
-    places = [Point(**pair["at"]).describe(names) for pair in some]
+    models = [str(pair["at"]["model"]) for pair in pairs]
+    places = [Point(**pair["at"]).describe(names, models) for pair in some]
     shown = places if len(places) <= 5 else [*places[:4], f"{len(places) - 4} more"]
     return f" on {' and '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}"
 

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatune.comparison.report.number_format import model_labels
 from deltatune.comparison.report.study_results import UNQUANTIZED
 from deltatune.comparison.study.study_sources import SuiteSets
 from deltatune.core.errors import DeltatuneError, raise_all
@@ -49,11 +50,14 @@ class Point:
         """Plain data: {"data", "model", "limit", "budget", "shots", "quantize"}."""
         return {axis.name: getattr(self, axis.name) for axis in fields(self)}
 
-    def describe(self, varied: Iterable[str]) -> str:
-        """The point for people, on the axes that the study varies: `sst2, nf4, 200 rows, budget 0.5%`."""
+    def describe(self, varied: Iterable[str], models: Iterable[str] = ()) -> str:
+        """The point for people, on the axes that the study varies: `sst2, nf4, 200 rows, budget 0.5%`.
+
+        Its model's name is long enough to tell it from `models`.
+        """
         texts = {
             "data": self.data,
-            "model": short_model(self.model),
+            "model": model_labels([*models, self.model])[self.model],
             "limit": "all rows" if self.limit is None else f"{self.limit:,} rows",
             "budget": "sizes as written" if self.budget is None else f"budget {self.budget}",
             "shots": "all rows" if self.shots is None else f"{self.shots} shots",
@@ -94,6 +98,10 @@ class Axes:
     def varied(self) -> tuple[str, ...]:
         """The axes with more than one value."""
         return tuple(axis for axis in LABELLED if len(getattr(self, axis)) > 1)
+
+    def describe(self, point: Point) -> str:
+        """What tells a point from the others, for people."""
+        return point.describe(self.varied or ("data",), self.model)
 
     def points(self) -> tuple[Point, ...]:
         """Every combination; those that share a model follow one another, then those that share data."""
@@ -180,14 +188,9 @@ def folder_names(points: Sequence[Point]) -> dict[Point, str]:
     }
 
 
-def short_model(model: str) -> str:
-    """The last part of a model's folder or hub name."""
-    return Path(model).name or model
-
-
 def _folder_name(point: Point) -> str:
     """`bert-base-sst2-limit200-budget0.5percent`: as a comparison's own folder, then what is not the default."""
-    model = [] if point.model == BUILTIN else [_part(short_model(point.model))]
+    model = [] if point.model == BUILTIN else [_part(Path(point.model).name or point.model)]
     others = [("", point.quantize), ("limit", point.limit), ("budget", point.budget), ("shots", point.shots)]
     return "-".join([*model, _part(point.data), *(f"{axis}{_part(str(v))}" for axis, v in others if v is not None)])
 

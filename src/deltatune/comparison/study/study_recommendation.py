@@ -8,9 +8,9 @@ from itertools import groupby
 from statistics import mean
 from typing import Any
 
+from deltatune.comparison.report.number_format import model_labels
 from deltatune.comparison.results.recommend import percent
 from deltatune.comparison.study.set_averages import Comparison, SetScores, asked_of, entry_of, set_scores
-from deltatune.comparison.study.study_plan import short_model
 from deltatune.comparison.study.study_series import ORDERED, place
 from deltatune.tasks.metrics.metric_facts import lower_is_better
 
@@ -219,9 +219,10 @@ def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:
         parts = [f"{winner} on {_listed(names)}" for winner, names in by_method.items()]
         text = f"The best differs by data set: {'; '.join(parts)}"
     else:
+        names = model_labels(winners) if axis == "model" else {}
         for number, (winner, run) in enumerate(groupby(winners, key=lambda value: winners[value])):
             value, *more = run  # "from ... on" only where it holds for several values: nobody knows what comes after
-            where = _value_text(axis, value, later=number > 0 and bool(more))
+            where = _value_text(axis, names.get(value, value), later=number > 0 and bool(more))
             parts.append(f"{where} {winner}{' is best' if not number else ''}")
         text = ", ".join(parts)
         text = text[:1].upper() + text[1:]
@@ -231,7 +232,7 @@ def _change(axis: str, winners: Mapping[Any, str], sure: bool) -> str:
 def _value_text(axis: str, value: Any, later: bool) -> str:
     number = f"{value:,}" if isinstance(value, int) else str(value)
     if axis == "model":
-        return f"{'from' if later else 'on'} {short_model(str(value))}{' on' if later else ''}"
+        return f"{'from' if later else 'on'} {value}{' on' if later else ''}"
     rows = {"limit": "rows", "shots": "rows of each class"}
     text = "sizes as written" if value is None and axis == "budget" else "all rows" if value is None else number
     text = f"{text} {rows[axis]}" if axis in rows and value is not None else text

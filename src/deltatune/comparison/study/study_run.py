@@ -179,7 +179,7 @@ def check(study: StudyPlan, open_base: LastHost | None = None) -> None:
             study.make(point, folder, {"open_base": hosts})
             Records(folder)
         except DeltatuneError as error:
-            problems.setdefault(str(error), []).append(point.describe(study.axes.varied or ("data",)))
+            problems.setdefault(str(error), []).append(study.axes.describe(point))
     indented = {problem.replace("\n", "\n  "): places for problem, places in problems.items()}
     raise_all([f"{'; '.join(_first(places))}: {problem}" for problem, places in indented.items()])
 

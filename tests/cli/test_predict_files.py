@@ -159,7 +159,7 @@ def test_a_json_list_is_no_text(trained):
 def test_rows_of_later_batches_are_named(trained, tmp_path):
     rows = "".join(json.dumps({"text": "good" if i != 5 else 7}) + "\n" for i in range(6))
     done = ran("predict", "--adapter", trained, "--batch-size", "4", "--out", tmp_path / "a.csv", stdin=rows)
-    refused(done, "rows 5 to 6 of stdin, counted from 0 here: row 1: text is 7, not a text")
+    refused(done, "error: stdin row 6: text is 7, not a text")
     refused(ran("predict", "--adapter", trained, stdin='{"text": null}\n'), "no text in column 'text'; its columns")
 
 
@@ -223,5 +223,12 @@ def test_a_header_that_is_no_text(trained, header, fix):
 
 
 def test_a_table_with_semicolons(trained):
-    answers = ran("predict", "--adapter", trained, stdin='id;text\n1;"good; film"\n2;bad\n', check=True).lines()
+    done = ran("predict", "--adapter", trained, stdin='id;text\n1;"good; film"\n2;bad\n')
+    answers = [json.loads(line) for line in done.out.splitlines()]
     assert [(row["id"], row["text"]) for row in answers] == [("1", "good; film"), ("2", "bad")]
+
+
+def test_a_label_column_that_is_not_there_is_named(trained, tmp_path):
+    rows = [{"text": text, "lable": "good"} for text in ("good film", "bad film", "the plot")]
+    done = ran("evaluate", "--adapter", trained, "--data", write_csv(tmp_path / "a.csv", rows))
+    refused(done, "has no column 'label', did you mean 'lable'?", "its columns: text, lable")

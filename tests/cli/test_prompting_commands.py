@@ -93,6 +93,7 @@ def test_rows_that_are_left_are_unlabelled(model, data, tmp_path):
     method = "PET(LoRA(r=2), patterns=1, repetitions=1)"
     done = worked(ran("train", *options, "--method", method, "--out", tmp_path / "run"))
     assert f"{64 - 8 + 2} unlabelled" in done.out
+    assert "norm of all changes" in worked(ran("inspect", tmp_path / "run")).out
 
 
 def test_what_a_prompt_does_not_take_is_refused(model, data, tmp_path):

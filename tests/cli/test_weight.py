@@ -59,7 +59,7 @@ def test_outputs_record_the_weight(runs):
     ("run", "weight", "words"),
     [
         ("prompt", "0.5", "3 virtual tokens"),
-        ("full", "0.5", "replaces weights of the base"),
+        ("full", "0.5", "replaces weights of the base, which have no scale"),
         ("lora", "nan", "finite number"),
         ("lora", "inf", "finite number"),
     ],

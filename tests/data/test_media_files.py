@@ -66,10 +66,12 @@ def test_missing_and_broken_files_have_their_row_numbers(tmp_path: Path) -> None
     folder = draw_bars(tmp_path, 10)
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
     (folder / files[4]).write_text("no image")
+    (folder / files[7]).write_bytes(b"")
     with pytest.raises(DeltatuneError) as error:
         read(write_csv(folder / "data.csv", ["lying/none.png", *files]))
     assert "names files that do not exist in 1 row (1): 'lying/none.png'" in str(error.value)
-    assert "files that cannot be used in 1 row (6)" in str(error.value)
+    assert "files that cannot be used in 2 rows (6, 9)" in str(error.value)
+    assert all(name in str(error.value) for name in (files[4], files[7]))
     with pytest.raises(DeltatuneError, match="none of them exists: paths are relative"):
         read(write_csv(folder / "data.csv", [f"nowhere/{name}" for name in files]))
 
@@ -80,7 +82,7 @@ def test_a_file_that_breaks_behind_its_header_is_found_by_the_check(tmp_path: Pa
     broken.write_bytes(broken.read_bytes()[:-600])
     problems = file_problems(read(folder))
     assert len(problems) == 1
-    assert re.search(r"1 of 20 files cannot be used: .*003\.png: it is broken", problems[0])
+    assert re.search(r"1 of 20 files cannot be used; mend or remove them: .*003\.png: it is broken", problems[0])
 
 
 def test_other_tasks_and_second_inputs_are_refused(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import REJECTED
 from deltatune.data.dataset import Data, Row, texts
-from deltatune.data.formats.file_format import first_few
+from deltatune.data.formats.file_format import SHOWN
 from deltatune.data.layouts import LAYOUTS
 from deltatune.data.layouts.layout import count, in_rows, missing_values
 from deltatune.data.layouts.text_rows import long_rows
-from deltatune.data.media.media_files import MediaFile, fault
+from deltatune.data.media.media_files import MediaFile, fault, header_fault
 from deltatune.data.mixture_data import MixtureData
 from deltatune.data.repeats import repeat_remarks
 
@@ -51,9 +51,10 @@ def file_problems(data: Data) -> list[str]:
     columns = [name for name in (*data.text, data.label) if name]
     values = (row.get(name) for rows in data.splits().values() for row in rows for name in columns)
     files = list(dict.fromkeys(value for value in values if isinstance(value, MediaFile)))
-    faults = [found for file in files if (found := fault(file))]
+    faults = [found for file in files if not header_fault(file) and (found := fault(file))]
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return (
-        [f"{len(faults)} of {len(files)} files cannot be used: {first_few(faults)}. Mend or remove them."]
+        [f"{len(faults)} of {len(files)} files cannot be used; mend or remove them: {'; '.join(faults[:SHOWN])}{more}"]
         if faults
         else []
     )

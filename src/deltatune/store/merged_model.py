@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from deltatune.core.adapter import Adapter
 from deltatune.core.errors import CannotMerge, DeltatuneError, raise_all
 from deltatune.core.host import Host
 from deltatune.core.merging import computing_dtype, difference, rounding_tolerance, verification_output
@@ -92,7 +93,7 @@ def save_merged(
             check_finite(model, state, stored_dtype)
             largest, error = 0.0, None
             classifier, reason = _with_head(host, name, stored_dtype, scheme)
-            notes += (reason,) if reason else ()
+            notes += ((reason,) if reason else ()) + prompt_notes(host.adapters[name])
 
             def fill(work: Path) -> None:
                 nonlocal largest, error
@@ -122,6 +123,14 @@ def save_merged(
         host.use(before)
     kind = None if classifier is None else type(classifier).__name__
     return Merged(Path(folder), largest, error, None if scheme is None else scheme.text, notes, kind)
+
+
+def prompt_notes(adapter: Adapter) -> tuple[str, ...]:
+    """A note for other programs where label words answer: the prompt that the adapter was trained with is a text."""
+    prompts = (adapter.extra.get("scores") or {}).get("prompts") or ()
+    if adapter.head is not None or not prompts:
+        return ()
+    return (f"its prompt is not in these files; write it around each text yourself: {prompts[0]}",)
 
 
 def _with_head(

@@ -98,6 +98,11 @@ class Session:
         Raises DeltatuneError for an adapter that has no such scale: whole weights, and soft prompts, whose tokens stay
         in the text whatever their weight.
         """
+        if weight != 1 and any(site.kind == "weight" for site in self.adapter.sites.values()):
+            raise DeltatuneError(
+                f"weight {weight:g}: {self.adapter.method!r} replaces weights of the base, which have no scale; only "
+                "weight 1 is possible"
+            )
         self.host.use({self.name: weight})
         self.host.use(self.name)
         tokens = self.adapter.needs.virtual_tokens

@@ -15,6 +15,7 @@ from deltatune.store.exports.export_target import ExportedFiles
 from deltatune.store.exports.lora_factors import lora_factors
 from deltatune.store.exports.vllm_architectures import SERVED
 from deltatune.store.peft import peft_folder
+from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.testing.tiny_models import tiny
 
 EXACT = [
@@ -132,7 +133,8 @@ def test_a_fused_projection_takes_the_lora_of_its_slices(tmp_path):
         ("LoRA()", "gpt2", ["no LoRA for GPT2LMHeadModel", "--merge"]),
         ("LoRA(sites='embed')", "gpt2", ["transformer.wte shares its weight"]),
         ("IA3()", "gpt2", ["changes a bias"]),
-        ("LoRA()", "t5", ["no LoRA for T5ForConditionalGeneration", "encoder-decoder"]),
+        ("LoRA()", "t5", ["T5ForConditionalGeneration is an encoder-decoder, which vLLM does not serve", "deltatune"]),
+        ("LoRA()", "bert", ["vLLM does not serve BertForMaskedLM", "`deltatune serve`"]),
         ("LoRA(r=4) + Prefix(length=2)", "llama", ["Prefix acts on activations"]),
     ],
 )  # fmt: skip
@@ -141,6 +143,30 @@ def test_the_lint_says_why_and_what_to_do(method, kind, reasons, tmp_path):
         dt.export(host_with(method, kind), "x", tmp_path / "out", "vllm")
     assert all(reason in str(error.value) for reason in reasons), str(error.value)
     assert not (tmp_path / "out").exists()
+    if "does not serve" in str(error.value):
+        assert "--merge" not in str(error.value)
+        with pytest.raises(DeltatuneError, match="does not serve"):
+            dt.export(host_with(method, kind), "x", tmp_path / "out", "vllm", merge=True)
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_a_server_does_not_serve_is_not_merged_for_it(tmp_path):
+    host = dt.Host(tiny("bert", dropout=False))
+    task = {"task": "span", "text": ["question", "context"], "label": "answers"}
+    head = Head(HeadConfig(pooling="none", outputs=2, width=host.model.config.hidden_size))
+    host.attach("spans", dt.LoRA(r=2), head=head, extra={"task": task})
+    for server in ("vllm", "sglang", "tgi"):
+        with pytest.raises(DeltatuneError, match=r"does not serve BertForQuestionAnswering.*`deltatune merge`"):
+            dt.export(host, "spans", tmp_path / "out", server, merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_prompt_of_label_words_is_no_part_of_the_files(tmp_path):
+    host = host_with("LoRA(r=2)")
+    host.adapters["x"].extra["scores"] = {"prompts": ["'{text} It was {mask}.' with bad: bad, good: good"]}
+    for merge in (False, True):
+        (done,) = dt.export(host, "x", tmp_path / str(merge), merge=merge)
+        assert [note for note in done.notes if "It was {mask}" in note] == [done.notes[-1]]
 
 
 def test_ranks_beyond_what_is_allowed_are_named(tmp_path):

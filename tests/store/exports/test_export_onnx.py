@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
 import deltatune as dt
 from deltatune.core.errors import DeltatuneError
+from deltatune.models.processors import load_processor
 from deltatune.store.exports.onnx import onnx_graph, onnx_target
 from deltatune.tasks.heads import Head, HeadConfig
 from deltatune.testing.tiny_models import tiny
+from support.media import save_vit, save_wav2vec2
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -160,3 +162,27 @@ def test_a_graph_that_gives_no_numbers_is_no_equal_one():
     for found in ([[wrong], [right]], [[right], [wrong]]):
         with pytest.raises(DeltatuneError, match="differ by nan"):
             onnx_target._check([[right], [right]], found, [mask, mask])
+
+
+@pytest.mark.slow
+def test_a_head_on_images_is_in_the_graph_and_one_on_sounds_is_refused(tmp_path):
+    folder = save_vit(tmp_path / "vit")
+    host = dt.Host(AutoModel.from_pretrained(folder).eval())
+    host.attach("x", dt.LoRA(r=2), head=Head(HeadConfig(outputs=3, width=host.model.config.hidden_size)))
+    (done,) = dt.export(
+        host, "x", tmp_path / "out", "onnx", tokenizer=load_processor("vit", str(folder), host.model, "image")
+    )
+    assert done.difference < 1e-4
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+    assert "{'pixel_values': batch}" in done.usage[0]
+    pixels = torch.randn(5, 3, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    (logits,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
+    with torch.no_grad(), host.using("x", training=False):
+        states = host.model(pixel_values=pixels).last_hidden_state
+        expected = host.adapters["x"].head(states, torch.ones(states.shape[:2]), None)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-4)
+    host = dt.Host(AutoModel.from_pretrained(save_wav2vec2(tmp_path / "waves")).eval())
+    host.attach("x", dt.LoRA(r=2), head=Head(HeadConfig(outputs=3, width=host.model.config.hidden_size)))
+    with pytest.raises(DeltatuneError, match="reads samples of sounds, and the graph would be bound to one length"):
+        dt.export(host, "x", tmp_path / "sound", "onnx")

@@ -179,7 +179,7 @@ def _host(folder: Path, model: str | None, quantize: str | None) -> Any:
         return open_host(model, quantize=quantize)[0]
     config = adapter_folder.read_config(folder)
     extra = config.get("extra") or {}
-    loads = task_from_json(extra["task"]).loads if "task" in extra else "row"
+    loads = extra.get("loads") or (task_from_json(extra["task"]).loads if "task" in extra else "row")
     stored_as = extra.get("quantize") if quantize is None else quantize
     return open_host(model or str(extra.get("model") or config["base"].get("name")), loads, quantize=stored_as)[0]
 

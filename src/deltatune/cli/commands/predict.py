@@ -254,8 +254,7 @@ def predict(
                     if filler or not re.match(r"(- )?row \d", str(error)):
                         raise
                     named = "the files" if files[1:] else "stdin" if file == "-" else file
-                    where = f"rows {done + 1} to {done + len(rows)} of {named}"
-                    raise DeltatuneError(f"{where}, counted from 0 here: {error}") from None
+                    raise DeltatuneError(_with_file_rows(str(error), named, done)) from None
                 done += len(rows)
         if out and as_json:
             print_json_line({"out": str(out), "rows": done})
@@ -324,3 +323,8 @@ def joined(row: dict[str, Any], answer: dict[str, Any], more: dict[str, Any] | N
         answer = rounded(answer)
     answer = answer | (more or {})
     return given_columns(row, answer) | answer
+
+
+def _with_file_rows(problems: str, named: str, before: int) -> str:
+    """Problems of rows of a batch, counted from 0 there, as those of a file's rows, counted from 1."""
+    return re.sub(r"(?m)^(- )?row (\d+)", lambda row: f"{row[1] or ''}{named} row {before + int(row[2]) + 1}", problems)

@@ -43,7 +43,10 @@ def files_of_classes(
     paths = [*files, *(file for inside in files.values() for file in inside)]
     problems += [f"{_shown(path)}: the name is not UTF-8; rename it" for path in paths if not _is_utf8(path)]
     if problems:
-        fix = f"A folder of classes has a folder of {several} for each class and nothing else: move other things away."
+        fix = (
+            f"A folder of classes has a folder of {several} for each class and nothing else: convert files of other "
+            f"formats, and move other things away."
+        )
         raise_malformed(folder, problems, fix)
     return files
 

@@ -10,7 +10,7 @@ from deltatune.data.columns.choose_columns import Columns
 from deltatune.data.columns.column_names import normalised
 from deltatune.data.columns.column_values import has_words, is_missing, is_strings
 from deltatune.data.dataset import Data, LabelKind, Row, Splits
-from deltatune.data.formats.file_format import first_few
+from deltatune.data.formats.file_format import SHOWN, first_few
 from deltatune.data.media.media_files import MediaFile, header_fault, names_of_media
 from deltatune.data.splits import complete
 
@@ -179,7 +179,8 @@ def media_faults(
     broken = [(i, found) for i, file in files if os.path.exists(file) and (found := fault(file))]
     if broken:
         where = in_rows([i for i, _ in broken])
-        problems.append(f"{split}: column {column!r} has files that cannot be used in {where}: {broken[0][1]}")
+        shown = "; ".join(found for _, found in broken[:SHOWN])
+        problems.append(f"{split}: column {column!r} has files that cannot be used in {where}: {shown}")
     return problems
 
 

@@ -125,7 +125,8 @@ def _opened(path: Path) -> Any:
     try:
         sound = soundfile.SoundFile(str(path))
     except Exception as error:
-        raise DeltatuneError(f"cannot read the sound {path}: {first_line(error)}") from None
+        reason = first_line(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+        raise DeltatuneError(f"cannot read the sound {path}: {reason}") from None
     if sound.format not in FORMATS:
         sound.close()
         raise DeltatuneError(f"cannot read the sound {path}: it holds {sound.format}, not WAV, FLAC or OGG; convert it")

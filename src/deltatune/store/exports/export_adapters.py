@@ -21,6 +21,7 @@ from deltatune.store.exports.export_target import (
     read_target,
 )
 from deltatune.store.exports.lora_factors import EXACT
+from deltatune.store.merged_model import prompt_notes
 
 RECORD = "export.json"
 
@@ -68,6 +69,8 @@ def export(
             into = work if isinstance(name, str) else work / request.name
             into.mkdir(exist_ok=True)
             exported = write(into)
+            told = dict.fromkeys([*exported.notes, *prompt_notes(host.adapters[request.name])])
+            exported = replace(exported, notes=tuple(told))
             write_json(into / RECORD, _record(request, exported, target))
             done.append(exported)
 
@@ -107,6 +110,11 @@ def _problems(
         problems.append(f"rank must be at least 1, not {rank}")
     if not 0 < bound < 1:
         problems.append(f"bound must be between 0 and 1, not {bound:g}: it is a share of the change")
+    if host.sites.facts.denoiser:
+        problems.append(
+            f"{host.sites.facts.architecture} draws pictures, and {label} does not; diffusers loads the adapter's own "
+            "folder: pipe.load_lora_weights(folder)"
+        )
     if host.merged:
         problems.append(f"{', '.join(host.merged)} is merged into the base; host.unmerge_(name) first")
     return problems

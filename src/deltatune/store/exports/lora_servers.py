@@ -6,6 +6,7 @@ documentation says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from deltatune.store.merged_model import save_merged
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Last names of the modules that SGLang knows as embeddings."""
+NO_LOGITS = r"(?!.*For(QuestionAnswering|MaskedLM|PreTraining|ImageClassification|AudioClassification)$).*"
+"""All classes but those that vLLM and SGLang have no output for: they take them for something else, or refuse them."""
+GENERATING = r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration)"
+SPEECH = frozenset({"WhisperForConditionalGeneration"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class LoRAServer:
     label: str
     ranks: tuple[int, ...] = ()
     """Values that its limit on the rank can have; empty: any."""
+    classes: str = ".*"
+    """Pattern of the classes of transformers that it serves."""
+    encoder_decoders: frozenset[str] | None = None
+    """Encoder-decoders that it serves; None: all."""
     architectures: frozenset[str] = frozenset()
     """Architectures for which it takes LoRA; empty: not known here."""
     input_embeddings: frozenset[str] = frozenset()
@@ -68,7 +77,7 @@ class LoRAServer:
         if factors is not None:
             problems += [*self._factor_problems(host, factors), *beyond_range(factors, _dtype(request))]
         if problems or factors is None:
-            raise CannotExport([*problems, *_advice(host, name)])
+            raise CannotExport([*problems, *self._advice(host, name)])
         made = factors
         dtype = _dtype(request)
 
@@ -86,7 +95,9 @@ class LoRAServer:
         """Why the server takes no LoRA on this base."""
         kind = host.sites.facts.architecture
         declared = [str(each) for each in getattr(host.model.config, "architectures", None) or ()]
-        problems = []
+        problems = self._unserved(kind, host.sites.facts.encoder_decoder)
+        if problems:
+            return problems
         if self.architectures and kind not in self.architectures:
             problems.append(f"it takes no LoRA for {kind}")
         elif declared and kind not in declared:
@@ -97,6 +108,26 @@ class LoRAServer:
         if host.sites.facts.encoder_decoder:
             problems.append(f"{kind} is an encoder-decoder, for which it takes no LoRA")
         return problems
+
+    def _unserved(self, kind: str, encoder_decoder: bool) -> list[str]:
+        """Why it does not serve models of a class at all."""
+        if encoder_decoder and self.encoder_decoders is not None and kind not in self.encoder_decoders:
+            return [f"{kind} is an encoder-decoder, which {self.label} does not serve"]
+        return [] if re.fullmatch(self.classes, kind) else [f"{self.label} does not serve {kind}"]
+
+    def _advice(self, host: Host, name: str) -> list[str]:
+        """What can be done instead."""
+        adapter, facts = host.adapters[name], host.sites.facts
+        if merge_obstacles(adapter):
+            return ["it cannot be merged either; `deltatune serve` serves it as it is"]
+        if adapter.head is not None:
+            return [
+                "its weights merge exactly: `--merge` (merge=True) writes the whole model, if transformers' class for "
+                f"it computes the same from the head and {self.label} serves that class"
+            ]
+        if self._unserved(facts.architecture, facts.encoder_decoder):
+            return ["`deltatune serve` serves it as it is"]
+        return ["it merges exactly: `--merge` (merge=True) writes the whole model"]
 
     def _factor_problems(self, host: Host, factors: LoRAFactors) -> list[str]:
         problems = []
@@ -138,6 +169,9 @@ class LoRAServer:
     def _merged(self, request: ExportRequest) -> Write:
         host, name = request.host, request.name
         problems = merge_obstacles(host.adapters[name])
+        facts = host.sites.facts
+        if host.adapters[name].head is None:
+            problems += self._unserved(facts.architecture, facts.encoder_decoder)
         if problems:
             raise CannotExport([*problems, f"it can be served unmerged by `deltatune serve`, not by {self.label}"])
 
@@ -148,6 +182,11 @@ class LoRAServer:
                 raise DeltatuneError(
                     f"{name!r} has a head, which cannot become a part of the model: {'; '.join(done.notes)}. "
                     f"{self.label} would serve the body without it"
+                )
+            if done.classifier and (unserved := self._unserved(done.classifier, facts.encoder_decoder)):
+                raise DeltatuneError(
+                    f"{unserved[0]}, which {name!r} with its head becomes; `deltatune merge` writes that model for "
+                    "transformers"
                 )
             line = self.serve_model.format(folder=folder)
             return ExportedFiles(folder, self.label, "model", done.difference, done.error, None, done.notes, (line,))
@@ -167,19 +206,6 @@ def _head_problems(host: Host, name: str, label: str) -> list[str]:
     return problems
 
 
-def _advice(host: Host, name: str) -> list[str]:
-    """What can be done instead."""
-    adapter = host.adapters[name]
-    if not merge_obstacles(adapter) and adapter.head is not None:
-        return [
-            "its weights merge exactly: `--merge` (merge=True) writes the whole model, if transformers' class for it "
-            "computes the same from the head"
-        ]
-    if not merge_obstacles(adapter):
-        return ["it merges exactly: `--merge` (merge=True) writes the whole model, which any program serves"]
-    return ["it cannot be merged either; `deltatune serve` serves it as it is"]
-
-
 def _conversion(request: ExportRequest, factors: LoRAFactors) -> Iterable[str]:
     if factors.converted:
         lost = "nothing but rounding" if factors.error <= EXACT else f"{factors.error:.2g} of it (norm)"
@@ -195,6 +221,8 @@ def _dtype(request: ExportRequest) -> torch.dtype:
 
 VLLM = LoRAServer(
     "vLLM",
+    classes=NO_LOGITS,
+    encoder_decoders=SPEECH,
     ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
     architectures=vllm_architectures.SERVED,
     input_embeddings=vllm_architectures.WITH_BOTH_EMBEDDINGS | vllm_architectures.WITH_INPUT_EMBEDDINGS,
@@ -204,6 +232,8 @@ VLLM = LoRAServer(
 )
 SGLANG = LoRAServer(
     "SGLang",
+    classes=NO_LOGITS,
+    encoder_decoders=SPEECH,
     embedding_names=EMBEDDINGS,
     serve_lora="python -m sglang.launch_server --model-path {base} --enable-lora --lora-paths {name}={folder}",
     serve_model="python -m sglang.launch_server --model-path {folder}",
@@ -211,6 +241,7 @@ SGLANG = LoRAServer(
 )
 TGI = LoRAServer(
     "TGI",
+    classes=GENERATING,
     serve_lora="text-generation-launcher --model-id {base} --lora-adapters {name}={folder}",
     serve_model="text-generation-launcher --model-id {folder}",
     remark="TGI's rules are those of its documentation; no server of it has loaded the folder here",

@@ -62,7 +62,8 @@ def _adapter(request: ExportRequest, problems: list[str]) -> Write:
     try:
         factors = lora_factors(host, name, request.weight, request.rank, request.bound)
     except NoLoRAForm as error:
-        raise CannotExport([*problems, *error.reasons, *_advice(request)]) from error
+        raise CannotExport([*problems, *error.reasons, *_advice(request, problems)]) from error
+    general = list(problems)
     for path, site in factors.sites.items():
         if site.kind == "embed" or site.tied:
             problems.append(f"{path}: a LoRA on embeddings, or on a head that shares their weight, is left out")
@@ -73,7 +74,7 @@ def _adapter(request: ExportRequest, problems: list[str]) -> Write:
     else:
         problems += beyond_range(factors, _COARSE[request.dtype or "float32"])
     if problems:
-        raise CannotExport([*problems, *_advice(request)])
+        raise CannotExport([*problems, *_advice(request, general)])
 
     def write(folder: Path) -> ExportedFiles:
         file = folder / ADAPTER
@@ -150,7 +151,8 @@ def _read(folder: Path, config: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=MODEL, config=stored, dtype=torch.float32)
 
 
-def _advice(request: ExportRequest) -> list[str]:
+def _advice(request: ExportRequest, general: list[str]) -> list[str]:
+    """What can be done instead; `general` problems are those of the merged model too."""
     if not merge_obstacles(request.host.adapters[request.name]):
-        return ["it merges exactly: `--merge` (merge=True) writes the whole model"]
+        return [] if general else ["it merges exactly: `--merge` (merge=True) writes the whole model"]
     return ["it cannot be merged either; `deltatune serve` serves it as it is"]

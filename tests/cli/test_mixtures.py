@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support import models
 from support.command_line import ran, reviews, write_csv
 from support.language_models import generation_tokenizer

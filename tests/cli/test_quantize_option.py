@@ -47,7 +47,7 @@ def test_the_run_says_how_its_base_is_stored(adapter, tiny_folder):
     folder, printed = adapter
     assert "linear maps in nf4" in printed
     assert json.loads((folder / "run.json").read_text())["base"]["quantized"] == "nf4"
-    from deltatune.training.session import open_host
+    from deltatune.training.open_session import open_host
 
     host = open_host(str(tiny_folder), quantize="nf4")[0]
     assert json.loads((folder / "metrics.json").read_text())["training"]["base_bytes"] == host.base.bytes

@@ -13,7 +13,7 @@ from deltatune.data import read
 from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.training import Settings
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support import models
 from support.command_line import ran, reviews, write_csv
 

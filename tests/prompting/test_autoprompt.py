@@ -24,7 +24,8 @@ from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.prompts.templates import Template
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import label_words, models
 from support.golden_cases import close, tensors
 from support.golden_prompting import golden_session, settings

@@ -9,7 +9,8 @@ from deltatune.tasks.classification import Classify
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.reasoning import Reason
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 from support.language_models import generation_tokenizer
 

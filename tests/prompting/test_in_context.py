@@ -18,7 +18,8 @@ from deltatune.tasks.label_words.label_words import DEMONSTRATIONS
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.training import Settings
 from deltatune.training.inference.text_vectors import text_vectors
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 
 TASK = Classify(labels=("neg", "pos"), max_length=24)

@@ -16,7 +16,8 @@ from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import REDRAW, NearestDemonstrations
 from deltatune.training import Settings
 from deltatune.training.inference.text_vectors import text_vectors
-from deltatune.training.session import Session, open_host
+from deltatune.training.open_session import open_host
+from deltatune.training.session import Session
 from support import models
 
 ROWS = [

@@ -21,7 +21,8 @@ from deltatune.tasks.label_words.nearest_demonstrations import REDRAW
 from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.task import IGNORED
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 
 PARTS = {

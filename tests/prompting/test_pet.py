@@ -19,7 +19,8 @@ from deltatune.tasks.classification import Classify
 from deltatune.tasks.multilabel import MultiLabel
 from deltatune.training import Settings
 from deltatune.training.learning_rates.recommended_rate import steps_of
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 from support.label_words import reader
 

@@ -16,7 +16,7 @@ from deltatune.store import run_folder
 from deltatune.training import Settings
 from deltatune.training.job import Job
 from deltatune.training.job import prepare as prepare_job
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support import models
 from support.command_line import reviews
 

@@ -25,7 +25,8 @@ from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.prompts.templates import Template
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 
 ROWS = [

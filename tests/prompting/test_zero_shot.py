@@ -13,7 +13,8 @@ from deltatune.prompting.zero_shot import Cloze, ZeroShot, as_prompt_method
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
+from deltatune.training.session import Session
 from support import models
 
 TASK = Classify(labels=("neg", "pos"), max_length=32)

@@ -19,7 +19,7 @@ from deltatune.tasks import Classify
 from deltatune.tasks.collator import collator_for
 from deltatune.training import Settings
 from deltatune.training.job import Job, prepare, record_of, run
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support.media import draw_bars, image_processor, play_tones, save_vit, save_wav2vec2
 
 pytest.importorskip("PIL.Image")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from deltatune import parse
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support import models
 from support.command_line import ran
 from support.preference_pairs import pairs, tokenizer

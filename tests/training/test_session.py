@@ -10,7 +10,8 @@ from deltatune.data import read
 from deltatune.models import versions as package_versions
 from deltatune.training import Settings, encode_for
 from deltatune.training.job import Job, prepare, record_of, run
-from deltatune.training.session import NAME, open_adapter, open_host, open_session
+from deltatune.training.open_session import open_adapter, open_host, open_session
+from deltatune.training.session import NAME
 from support.command_line import reviews, write_csv
 
 
@@ -89,7 +90,7 @@ def test_mistakes_show_before_a_model_is_loaded(data):
 
 
 def test_a_model_that_is_not_where_it_was_is_asked_for(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("deltatune.training.session.open_host", lambda *a: open_host(str(tmp_path / "gone")))
+    monkeypatch.setattr("deltatune.training.open_session.open_host", lambda *a: open_host(str(tmp_path / "gone")))
     with pytest.raises(DeltatuneError, match="--model says where it is"):
         open_adapter(trained[0])
 

@@ -43,7 +43,7 @@ class Filler:
         weight: float,
         quantize: str | None = None,
     ) -> None:
-        from deltatune.training.session import open_adapter, open_host
+        from deltatune.training.open_session import open_adapter, open_host
 
         if adapter is None and model is None:
             raise DeltatuneError("--task fill needs a masked language model: --model MODEL, or --adapter FOLDER")

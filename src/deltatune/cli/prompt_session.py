@@ -207,7 +207,7 @@ def _on_this_machine(
     from deltatune.prompting.prompt_method import PromptRows, with_stored_task
     from deltatune.prompting.prompt_run import find_prompt, open_prompt_session
     from deltatune.training import Settings
-    from deltatune.training.session import with_fields
+    from deltatune.training.open_session import with_fields
 
     if model is None:
         raise DeltatuneError("--model is needed: the model that reads the prompt; or a server, with --url and --name")
@@ -250,7 +250,7 @@ def _on_server(
     from deltatune.prompting import OpenAICompatible
     from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint
     from deltatune.prompting.server_session import server_session
-    from deltatune.training.session import with_fields
+    from deltatune.training.open_session import with_fields
 
     sent = tuple(name for name in REQUEST_FIELDS if name not in (server.omit or ()))
     form: Any = server.form

@@ -24,7 +24,8 @@ from deltatune.store.folder_lock import FolderLock
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.text_vectors import forget_vectors
-from deltatune.training.session import Session, open_session
+from deltatune.training.open_session import open_session
+from deltatune.training.session import Session
 from deltatune.training.settings import AUTO, Settings
 
 FACTS = ("training", "prompts", "trials", "notes", "cost", "scoring")

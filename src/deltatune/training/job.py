@@ -29,7 +29,8 @@ from deltatune.training.inference.pictures import write_samples
 from deltatune.training.initial_values.start_values import Init, check_init, start_values_
 from deltatune.training.learning_rates.rate_search import plan_search
 from deltatune.training.learning_rates.recommended_rate import recommended_rate, steps_of
-from deltatune.training.session import OpenBase, Session, open_host, open_session
+from deltatune.training.open_session import OpenBase, open_host, open_session
+from deltatune.training.session import Session
 from deltatune.training.settings import AUTO, Settings
 from deltatune.training.train_adapter import Outcome
 from deltatune.training.training_loop.loop import OnStep

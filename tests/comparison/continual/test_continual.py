@@ -14,7 +14,7 @@ from deltatune.data import read
 from deltatune.data.mixture_data import mix
 from deltatune.store.folder_lock import FolderLock
 from deltatune.training import Settings
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support import models
 from support.command_line import ran, review_folder, reviews, write_csv
 from support.killed import killed

@@ -7,7 +7,8 @@ from deltatune.prompting.chain_of_thought import ChainOfThought
 from deltatune.prompting.prompt_method import PromptRows
 from deltatune.tasks.generation import Generate
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_host
+from deltatune.training.open_session import open_host
+from deltatune.training.session import Session
 from support import models
 from support.language_models import generation_tokenizer
 

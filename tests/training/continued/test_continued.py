@@ -11,7 +11,7 @@ from deltatune.store.atomic_files import check_folder
 from deltatune.training import Settings
 from deltatune.training.continued.continued_training import read_start
 from deltatune.training.job import Job, prepare, record_of, run
-from deltatune.training.session import open_adapter
+from deltatune.training.open_session import open_adapter
 from support.command_line import QUICK, ran, review_folder, reviews, write_csv
 
 RATE = ("--lr", "1e-2")

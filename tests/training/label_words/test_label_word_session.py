@@ -8,8 +8,8 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.data import read
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords
+from deltatune.training.open_session import open_adapter, open_session
 from deltatune.training.recipes import checked_recipe, run_recipe
-from deltatune.training.session import open_adapter, open_session
 from deltatune.training.settings import Settings
 from support.label_words import TEXTS, reader
 

@@ -140,7 +140,7 @@ def _rank(rank: str | None) -> int | str | None:
 
 def _loaded(adapters: list[str], model: str | None, other_base: bool) -> tuple[Host, dict[str, str]]:
     """All adapters on one model, and the name of each by its folder."""
-    from deltatune.training.session import open_adapter
+    from deltatune.training.open_session import open_adapter
 
     session = open_adapter(adapters[0], model, other_base)
     session.detach()

@@ -188,7 +188,7 @@ def open_drawing(folders: list[str], model: str | None, other_base: bool) -> tup
     from deltatune.models.hardware import best_device
     from deltatune.models.pipelines import load_pipeline
     from deltatune.store import adapter_folder
-    from deltatune.training.session import check_tokenizer
+    from deltatune.training.open_session import check_tokenizer
 
     paths = [run_folder.find_adapter(folder) for folder in folders]
     raise_all([f"there is no adapter {path}{_beside(path)}" for path in paths if not path.exists()])

@@ -137,7 +137,7 @@ def evaluate(
       deltatune evaluate --model gpt2 --method "ICL(shots=8)" --data reviews.csv
       deltatune evaluate --url http://localhost:8000/v1 --name my-model --data reviews.csv --template "{text} {mask}"
     """
-    from deltatune.training.session import open_adapter
+    from deltatune.training.open_session import open_adapter
 
     chosen = {
         **read_fields(fields),

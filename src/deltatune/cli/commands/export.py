@@ -164,7 +164,7 @@ def _loaded(
 ) -> tuple[Host, list[str], PreTrainedTokenizerBase | None]:
     """All adapters on one model under their names, and the model's tokenizer."""
     from deltatune.store import adapter_folder
-    from deltatune.training.session import open_adapter
+    from deltatune.training.open_session import open_adapter
 
     first = next(iter(folders.values()))
     config = adapter_folder.read_config(first) if adapter_folder.knows(first) else {}
@@ -184,7 +184,7 @@ def _base_of(path: Path, config: dict[str, Any], model: str | None) -> tuple[Hos
     """The base of an adapter that does not say its task, such as one of PEFT: a language model where it is one."""
     from deltatune.models.loading import find_config
     from deltatune.store.atomic_files import read_json
-    from deltatune.training.session import open_host
+    from deltatune.training.open_session import open_host
 
     named = (config.get("base") or {}).get("name")
     if not config and (path / "adapter_config.json").is_file():

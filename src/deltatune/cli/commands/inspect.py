@@ -170,7 +170,7 @@ def _host(folder: Path, model: str | None, quantize: str | None) -> Any:
     from deltatune.core.adapter_formats import format_of
     from deltatune.store import adapter_folder
     from deltatune.tasks import task_from_json
-    from deltatune.training.session import open_host
+    from deltatune.training.open_session import open_host
 
     format_of(folder)  # raises if there is no adapter at all
     if not adapter_folder.knows(folder):

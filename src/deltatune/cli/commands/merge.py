@@ -81,7 +81,7 @@ def merge(
     from deltatune.store.merged_codes import BOUND
     from deltatune.store.merged_model import save_merged
     from deltatune.store.run_folder import find_adapter
-    from deltatune.training.session import open_adapter
+    from deltatune.training.open_session import open_adapter
 
     check_outside(out, [find_adapter(adapter), *([model] if model else [])])
     session = open_adapter(adapter, model, other_base).weighted(weight)
@@ -135,7 +135,7 @@ def save_head(session: Session, out: Path, scheme: str | None) -> str | None:
 
     from deltatune.methods.base_weights.unfreeze import Probe
     from deltatune.store.run_folder import ADAPTER
-    from deltatune.training.session import open_host, reads_pooler
+    from deltatune.training.open_session import open_host, reads_pooler
 
     pooler = reads_pooler(head.config.to_json())  # type: ignore[union-attr,operator]
     loads = session.task.loads if session.task.label_kind == "mixture" else session.task.answers

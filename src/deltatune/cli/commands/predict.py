@@ -211,7 +211,7 @@ def predict(
         else {"--set": fields, "--part": part, "--precision": precision},
     )
     from deltatune.data.write_rows import check_suffix, row_writer
-    from deltatune.training.session import open_adapter
+    from deltatune.training.open_session import open_adapter
 
     target, suffix = None, ""
     if out is not None:

@@ -150,7 +150,7 @@ def _perplexity(model: str, data: str) -> float:
     from deltatune.data.read_data import read_source
     from deltatune.methods.base_weights.unfreeze import Probe
     from deltatune.models.loading import find_config
-    from deltatune.training.session import open_session
+    from deltatune.training.open_session import open_session
 
     rows = read_source(data, task="lm")
     _, config = find_config(model)

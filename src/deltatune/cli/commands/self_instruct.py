@@ -191,7 +191,7 @@ def _local_model(
 ) -> Endpoint:
     """The endpoint for a local model, with or without an adapter."""
     from deltatune.prompting import LocalModel
-    from deltatune.training.session import open_adapter, open_host
+    from deltatune.training.open_session import open_adapter, open_host
 
     if adapter is None:
         host, tokenizer = open_host(str(model), "text", quantize=quantize)

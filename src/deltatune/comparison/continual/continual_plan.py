@@ -17,7 +17,8 @@ from deltatune.models.versions import versions
 from deltatune.store import run_folder
 from deltatune.tasks import Encoded, Mixture
 from deltatune.training import Settings
-from deltatune.training.session import Session, open_session
+from deltatune.training.open_session import open_session
+from deltatune.training.session import Session
 
 Mode = Literal["apart", "sequential", "joint"]
 """An adapter for each task; one adapter that learns task after task; one adapter that learns all tasks together."""

@@ -32,7 +32,7 @@ from deltatune.tasks import longest_input
 from deltatune.tasks.tokenization import with_token_ids
 from deltatune.training.inference.batches import device_of
 from deltatune.training.inference.prediction import positions_taken
-from deltatune.training.session import open_host
+from deltatune.training.open_session import open_host
 
 DEFAULT_METHODS = ("Houlsby()", "Pfeiffer()", "LoRA()", "Prefix()")
 STATES = 10

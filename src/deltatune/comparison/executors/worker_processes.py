@@ -29,8 +29,9 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.memory import memory_of
 from deltatune.models.hardware import best_device
+from deltatune.training.open_session import reopened
 from deltatune.training.scaling.feature_cache import CACHE, set_cache_limit
-from deltatune.training.session import Session, reopened
+from deltatune.training.session import Session
 
 TRIES = 3
 """Times that a work is begun whose worker dies."""

@@ -29,7 +29,7 @@ from deltatune.prompting.zero_shot import as_prompt_method
 from deltatune.tasks.metrics.metric_facts import bounds
 from deltatune.training import Settings
 from deltatune.training.learning_rates.recommended_rate import steps_of
-from deltatune.training.session import OpenBase, open_host, open_session
+from deltatune.training.open_session import OpenBase, open_host, open_session
 
 DEFAULT_METHODS = (
     "LoRA()",

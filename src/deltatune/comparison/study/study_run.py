@@ -28,7 +28,7 @@ from deltatune.data.read_data import read_source
 from deltatune.data.splits import first_by_hash
 from deltatune.store.atomic_files import CannotWrite, read_json, remove_drafts
 from deltatune.store.folder_lock import FolderLock
-from deltatune.training.session import open_host
+from deltatune.training.open_session import open_host
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from deltatune.tasks.blanks import blank_of, wording_problems
 from deltatune.tasks.fact_completion import FactCompletion, fact_task
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.task import raise_listed
-from deltatune.training.session import open_adapter, open_host
+from deltatune.training.open_session import open_adapter, open_host
 
 OBJECTS = "objects"
 """Value of `candidates`: the objects of the relation in the data."""

@@ -23,7 +23,7 @@ from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.generation import Generate
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.tagging import Tag
-from deltatune.training.session import check_tokenizer
+from deltatune.training.open_session import check_tokenizer
 
 COMPLETIONS, CLASSIFY, TAG, ANSWER = "/v1/completions", "/v1/classify", "/v1/tag", "/v1/answer"
 EMBEDDINGS = "/v1/embeddings"

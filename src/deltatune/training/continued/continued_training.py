@@ -26,7 +26,8 @@ from deltatune.tasks import Classify, ExtractiveQA, Generate, Head, Mixture, Pre
 from deltatune.tasks.preferences.preference import START
 from deltatune.training.continued.other_adapters import open_unknown
 from deltatune.training.continued.preference_task import NOW_PREFERS, preference_task
-from deltatune.training.session import Session, open_adapter
+from deltatune.training.open_session import open_adapter
+from deltatune.training.session import Session
 from deltatune.training.start_adapter import load_start_
 
 CHANGEABLE = ("metric", "max_length", "samples", "sample_prompts", "flip", "min_snr")

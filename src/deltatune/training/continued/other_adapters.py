@@ -13,7 +13,8 @@ from deltatune.data import Data
 from deltatune.store import adapter_folder
 from deltatune.store.atomic_files import read_json
 from deltatune.store.loralib import load_loralib
-from deltatune.training.session import Session, open_session
+from deltatune.training.open_session import open_session
+from deltatune.training.session import Session
 
 
 def open_unknown(

@@ -31,12 +31,12 @@ from deltatune.training.continued.continued_training import Start
 from deltatune.training.job import Prepared, complete, prepare, record_of
 from deltatune.training.joint_training.train_together import train_together
 from deltatune.training.learning_rates.recommended_rate import steps_of
+from deltatune.training.open_session import loads_of, open_host, reads_pooler
 from deltatune.training.recipes.check_recipe import load_rows, load_training_data
 from deltatune.training.recipes.recipe_files import adapter_yaml, as_yaml
 from deltatune.training.recipes.recipe_yaml import load_yaml
 from deltatune.training.recipes.schema import JointAdapter, Recipe, Rows
 from deltatune.training.recipes.stages import RECIPE, AdaptersInfo, OnStage, job_of
-from deltatune.training.session import loads_of, open_host, reads_pooler
 from deltatune.training.train_adapter import AdapterTraining, Outcome
 from deltatune.training.training_loop.loop import OnStep
 

@@ -25,6 +25,7 @@ from deltatune.store.fingerprint import contents_of
 from deltatune.store.folder_lock import FolderLock
 from deltatune.store.merged_model import RECORD, save_merged
 from deltatune.training.job import Prepared, prepare, record_of, run
+from deltatune.training.open_session import open_adapter
 from deltatune.training.recipes.check_recipe import TrainingData, check_merge, check_stages, load_rows
 from deltatune.training.recipes.recipe_files import as_yaml
 from deltatune.training.recipes.run_adapters import check_out, run_adapters
@@ -38,7 +39,6 @@ from deltatune.training.recipes.stages import (
     job_of,
     silent,
 )
-from deltatune.training.session import open_adapter
 
 MODEL, PIPELINE, STAGE, BASE = "model", "pipeline.json", "stage.json", "0-base.json"
 

@@ -15,9 +15,10 @@ from deltatune.store import run_folder
 from deltatune.store.atomic_files import read_json, write_folder
 from deltatune.tasks import LanguageModel
 from deltatune.training.job import Job, Prepared
+from deltatune.training.open_session import open_host
 from deltatune.training.recipes.check_recipe import TrainingData, load_rows, load_training_data
 from deltatune.training.recipes.schema import Training, Vocabulary
-from deltatune.training.session import Session, open_host
+from deltatune.training.session import Session
 from deltatune.training.tokenizer_extension import add_tokens, learn_tokens, resize_embeddings_, tokens_per_character
 from deltatune.training.training_loop.loop import OnStep
 

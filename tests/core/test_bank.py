@@ -423,3 +423,54 @@ def test_steps_of_decoding_see_slots_that_change_between_them():
         assert_close(in_bank, step_logits(host, prompt("llama")), f"{text} after b1 was replaced")
         for name in list(host.adapters):
             host.detach(name)
+
+
+DISTANCES = "relative positions that all rows of a batch share"
+
+
+@pytest.mark.parametrize("text", ["LoRA(r=2)", "LoRA(r=2, sites='*.attn.k')", "OFT()", "LNTuning()", "BitFit()"])
+@pytest.mark.parametrize("banked", [False, True])
+def test_rows_that_share_relative_positions_have_the_same_adapters(text, banked):
+    host, batch = make_host("deberta-v2"), inputs("deberta-v2", rows=4)
+    for name, seed in (("a", 1), ("b", 2)):
+        if banked and host.bank().can_hold(parse(text)):
+            put(host, name, "deberta-v2", text, seed)
+        else:
+            attach_same(host, name, "deberta-v2", text, seed)
+    for rows in (["a", "b", "a", "b"], ["a", None, None, None], [{"a": 0.5}, "a", "a", "a"]):
+        before = host.route
+        with pytest.raises(DeltatuneError, match=f"adapter 'a' acts at .*{DISTANCES}.*own batch"):
+            host.use(rows)
+        assert host.route is before
+    host.use("a")
+    alone = outputs(host, batch)
+    host.use(["a"] * 4)
+    assert torch.equal(outputs(host, batch), alone)
+    host.use({"a": 0.5, "b": 0.5})
+    outputs(host, batch)
+
+
+@pytest.mark.parametrize("text", ["LoRA(r=2, sites='*.{attn.v,attn.o,ffn.in}')", "Parallel(size=4)"])
+def test_rows_may_differ_at_the_other_sites_of_such_a_model(text):
+    host, batch = make_host("deberta-v2"), inputs("deberta-v2", rows=4)
+    for name, seed in (("a", 1), ("b", 2)):
+        put(host, name, "deberta-v2", text, seed)
+    host.use(["a", "b", None, "a"])
+    mixed = outputs(host, batch)
+    for name, rows in (("a", [0, 3]), ("b", [1]), (None, [2])):
+        host.use(name)
+        assert_close(mixed[rows], outputs(host, batch)[rows], f"rows of {name}")
+
+
+@pytest.mark.parametrize("length", [7, 16])
+def test_what_is_parallel_to_such_an_attention_reads_its_input(length):
+    """Not the relative positions, which its maps read last: 16 here, as many as the second text has tokens."""
+    host = make_host("deberta-v2")
+    attach(host, "a", parse("Bottleneck(size=4, form='parallel', sites='*.attn')"), seed=3)
+    read, delta = {}, next(iter(host.adapters["a"].named_deltas()))[1]
+    attention = host.model.get_submodule("encoder.layer.0.attention.self")
+    attention.register_forward_pre_hook(lambda module, args: read.update(text=args[0]))
+    handle = delta.register_forward_pre_hook(lambda module, args: read.update(delta=args[0]))
+    outputs(host, inputs("deberta-v2", length=length))
+    handle.remove()
+    assert torch.equal(read["delta"], read["text"])

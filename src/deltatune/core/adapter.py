@@ -101,6 +101,11 @@ class Adapter(nn.Module):
         return self.capabilities.mixes
 
     @property
+    def mixes_rows(self) -> bool:
+        """Whether rows beside its own may have other adapters: it mixes, and changes nothing that all rows share."""
+        return self.mixes and not any(site.shared for site in self.acting_sites)
+
+    @property
     def acting_sites(self) -> Sequence[Site]:
         """The sites at which it acts, in model order."""
         return tuple(self.sites.values())

@@ -402,6 +402,16 @@ def test_adapters_whose_lower_layers_never_change_train_as_alone():
     assert all(isinstance(outcome, Outcome) for outcome in outcomes)
 
 
+def test_adapters_of_what_all_rows_share_train_one_after_another():
+    """DeBERTa projects the relative positions of all rows with the maps of the text."""
+    methods = ["LoRA(r=2)", "LoRA(r=2, sites='*.attn.v')", "LNTuning()", "Houlsby(size=3)", "Parallel(size=4)"]
+    tokenizer, hosts = models.tiny_tokenizer(), [hosted(methods, "deberta-v2") for _ in range(2)]
+    trainings = asked(len(methods))
+    check_equal(
+        hosts[0], train_together(hosts[0], trainings, tokenizer), hosts[1], apart(hosts[1], trainings, tokenizer)
+    )
+
+
 def test_dropout_draws_from_the_seeds():
     runs = []
     for dropout in (0.1, 0.1, 0.0):

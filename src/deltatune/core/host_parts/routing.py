@@ -42,6 +42,7 @@ class Routing:
         if not self._possible(wanted):
             self.refuse_if_merged("use")
         self._refuse_stacked(wanted)
+        wanted = self._same_where_shared(wanted)
         check_exclusive(wanted, self.adapters)
         return self._placed(wanted)
 
@@ -94,6 +95,25 @@ class Routing:
                 f"{', '.join(banked)} cannot be stacked in the bank, whose adapters add up; attach what is stacked: "
                 "host.load(folder, name=...)"
             )
+
+    def _same_where_shared(self, route: Route) -> Route:
+        """A route whose rows are all the same as one of the whole batch, where an adapter changes what all rows share.
+
+        Raises DeltatuneError for rows that differ.
+        """
+        shared = [
+            (name, site) for name in sorted(route.names) for site in self.adapters[name].acting_sites if site.shared
+        ]
+        if route.rows is None or not shared:
+            return route
+        if all(row == route.rows[0] for row in route.rows):
+            return replace(route, uniform=route.rows[0], rows=None, _cache={})
+        name, site = shared[0]
+        raise DeltatuneError(
+            f"adapter {name!r} acts at {site.name}, where this model reads relative positions that all rows of a batch "
+            f"share, so that all rows need the same adapters: give each adapter its own batch, use({name!r}), or "
+            " choose sites such as '*.attn.v' and '*.ffn.*'"
+        )
 
     def _placed(self, route: Route) -> Route:
         """A route with the slots that its adapters have in the bank now."""

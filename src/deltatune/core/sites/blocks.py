@@ -13,7 +13,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from deltatune.core.quantization.stored_weights import is_linear, stored_weight
-from deltatune.core.sites.module_names import BIDIRECTIONAL, RELATIVE_EMBEDDINGS, flag, in_attention, names_embeddings
+from deltatune.core.sites.module_names import (
+    BIDIRECTIONAL,
+    DISTANCE_MAPS,
+    RELATIVE_EMBEDDINGS,
+    flag,
+    in_attention,
+    names_embeddings,
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,14 @@ def _final_norm(model: nn.Module, stack: str, blocks: list[str]) -> bool:
 def of_distances(model: nn.Module, path: str) -> bool:
     """Whether a norm acts on embeddings of relative positions, which are beside it (DeBERTa)."""
     return hasattr(model.get_submodule(path.rpartition(".")[0]), RELATIVE_EMBEDDINGS)
+
+
+def shared_modules(model: nn.Module) -> frozenset[str]:
+    """Modules that also see what all rows of a batch share: the norm of embeddings of relative positions, and the maps
+    that project them beside the text (DeBERTa's `share_att_key`)."""
+    norms = {path for path, module in modules_of(model) if is_norm(module) and of_distances(model, path)}
+    attentions = [path for path, module in modules_of(model) if getattr(module, "share_att_key", False)]
+    return frozenset(norms | {f"{path}.{leaf}" for path in attentions for leaf in DISTANCE_MAPS})
 
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:

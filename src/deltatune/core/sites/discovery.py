@@ -18,6 +18,7 @@ from deltatune.core.sites.blocks import (
     is_norm,
     maps_of,
     modules_of,
+    shared_modules,
     task_heads,
 )
 from deltatune.core.sites.denoisers import find_denoiser_sites, is_denoiser
@@ -79,7 +80,19 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
         sites = [site for site in sites if site.kind != "kv"]
     behind_encoder = ("decoder.", "lm_head") if facts.encoder_decoder else "decoder."
     sites = [replace(site, causal=facts.decoder or site.name.startswith(behind_encoder)) for site in sites]
+    shared = shared_modules(model)
+    sites = [_beside_shared(site, shared) for site in sites]
     return Sites(sites, weights, sorted({re.sub(r"\d+", "*", name) for name in unnamed}), facts, heads)
+
+
+def _beside_shared(site: Site, shared: frozenset[str]) -> Site:
+    """A site that is at a module that also sees what all rows share, or reads there.
+
+    The latter reads the whole attention's input instead, for the module's last input is not the text.
+    """
+    if site.read in shared and site.read != site.module:
+        site = replace(site, read=_parent(site.read))
+    return replace(site, shared=site.module in shared)
 
 
 def _parent(path: str) -> str:

@@ -68,6 +68,8 @@ ATTENTION_NORMS = (".sa_",)
 """Parts of the paths of norms that follow attention without being inside it: DistilBERT's `sa_layer_norm`."""
 RELATIVE_EMBEDDINGS = "rel_embeddings"
 """Attribute of the modules that hold embeddings of relative positions, with a norm beside them: DeBERTa's."""
+DISTANCE_MAPS = ("query_proj", "key_proj")
+"""Leaves of an attention with `share_att_key` that project relative positions beside the text: DeBERTa's."""
 TEXT_POSITIONS = "position_embedding"
 """A position table that takes position ids if it has the model's longest sequence: in CLIP and SigLIP the image
 encoder's table has the same name, and counts patches."""

@@ -67,6 +67,9 @@ class Site:
     """Whether another module shares the weight here, as a tied language-model head does."""
     quantized: str = ""
     """What the weight here is quantised to, such as `nf4`; empty for a plain weight."""
+    shared: bool = False
+    """Whether the module also sees what all rows of a batch share, as DeBERTa's relative positions: all rows then have
+    the same adapters here."""
     kernel: Kernel | None = None
     """A convolution's geometry: it is a linear map of patches, and `width_in` is that of a patch."""
 

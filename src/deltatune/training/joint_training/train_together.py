@@ -120,10 +120,11 @@ def trains_alone(run: TrainingRun) -> bool:
 
     A head alone is trained on cached vectors, and lower blocks that nothing changes are run once a row. A change of
     the language-model head sees labelled tokens only, a task with labels for two heads or a reference has passes
-    of its own, as have images and sounds, and blocks are compiled for one adapter.
+    of its own, as have images and sounds, blocks are compiled for one adapter, and all rows share DeBERTa's relative
+    positions.
     """
     host, name, task, adapter = run.host, run.name, run.task, run.host.adapters[run.name]
-    if not adapter.mixes or not adapter.count or run.settings.compile != "off" or isinstance(task, Prefer):
+    if not adapter.mixes_rows or not adapter.count or run.settings.compile != "off" or isinstance(task, Prefer):
         return True
     with host.using(name):
         if find_lower_blocks(host) is not None:

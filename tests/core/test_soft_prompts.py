@@ -226,6 +226,8 @@ def test_an_ensemble_votes_as_its_members_do_alone(tokenizer):
     together = deltatune.ensemble(host, names, TASK, ROWS[:12], tokenizer, how="mean")
     np.testing.assert_allclose(together, np.mean(alone, 0), rtol=1e-4, atol=1e-5)
     voted = deltatune.ensemble(host, names, TASK, ROWS[:12], tokenizer)
+    with pytest.raises(DeltatuneError, match=r"how='median': an ensemble takes 'vote' or 'mean'"):
+        deltatune.ensemble(host, names, TASK, ROWS[:12], tokenizer, how="median")
     majority = (np.stack(alone).argmax(-1).sum(0) >= 2).astype(int)
     assert voted.argmax(-1).tolist() == majority.tolist()
 

@@ -20,7 +20,6 @@ from deltatune.tasks.classification import softmax
 from deltatune.tasks.collator import PaddingCollator, collator_for
 from deltatune.tasks.diffusion.text_to_image import EncodedPictures, TextToImage
 from deltatune.tasks.label_words.label_words import LabelWords
-from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.label_words.prompt_batches import PromptCollator
 from deltatune.tasks.language_modeling import LanguageModel
 from deltatune.tasks.media_rows import check_inputs
@@ -155,9 +154,11 @@ def encode_for(
     _check_virtual_tokens(host, name, task, tokenizer)
     positions, taken = longest_input(host.model), positions_taken(host, name)
     joined = kind == "decoder"  # decoders have prompt and answer in one sequence
-    if isinstance(task, NearestDemonstrations):
-        encoder = task.encoder
-        rows = task.with_demonstrations(rows, lambda texts, keep: text_vectors(host, tokenizer, texts, encoder, keep))
+    if task.compares_texts:
+        comparing: Any = task
+        rows = comparing.with_demonstrations(
+            rows, lambda texts, keep: text_vectors(host, tokenizer, texts, comparing.encoder, keep)
+        )
     encoded = task.encode(rows, tokenizer, positions=positions, positions_taken=taken, labelled=labelled, joined=joined)
     return replace(encoded, row_hashes=row_hashes(task, rows)) if labelled else encoded
 
@@ -258,6 +259,8 @@ def ensemble(
     """
     if len(names) < 2:
         raise DeltatuneError(f"an ensemble takes two adapters or more, not {len(names)}")
+    if how not in ("vote", "mean"):
+        raise DeltatuneError(f"how={how!r}: an ensemble takes 'vote' or 'mean'")
     combine = {"vote": vote, "mean": mean}[how]
     longest = max(names, key=lambda name: positions_taken(host, name))
     encoded = ensure_encoded(host, longest, task, rows, tokenizer, labelled=False)

@@ -1,5 +1,6 @@
 """The adapter store: added, listed, searched, read, exported and removed by name; damage and bad names are errors."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from deltatune import DeltatuneError, Host, parse
-from deltatune.store.adapter_store import AdapterStore, store_folder
+from deltatune.store.adapter_store import AdapterStore, object_files, store_folder
 from deltatune.store.adapter_store.adapter_names import name_of, name_problem
 from support import models
 from support.stored_adapters import LABELS, base, make_adapter, same, saved_tensors
@@ -414,3 +415,30 @@ def test_names_that_no_file_can_have_are_not_there(store):
 def test_facts_that_are_not_of_their_kind(given, words, store, folders):
     with pytest.raises(DeltatuneError, match=words):
         store.add(folders / "german", "again", **given)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_in_an_object_is_told_and_replaced(kind, store, folders):
+    path = store.folder("german") / "adapter.safetensors"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nothing")
+    with pytest.raises(DeltatuneError, match=r"'german' of the store .* is damaged: .*adapter.safetensors"):
+        store.read("german")
+    store.add(folders / "german", replace=True)
+    assert same(dict(store.read("german").tensors), saved_tensors(folders / "german"))
+
+
+def test_a_disk_that_is_full_is_told_of_the_store_and_not_of_the_folder(store, folders, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(object_files, "_copy", full)
+    with pytest.raises(DeltatuneError, match="cannot write") as told:
+        store.add(folders / "legal", "again")
+    assert str(folders) not in str(told.value)
+    assert str(store._place.root) in str(told.value)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.field_validation import shortened
-from deltatune.core.input_validation.regular_files import file_problem, read_text
+from deltatune.core.input_validation.regular_files import check_regular, file_problem, read_text
 from deltatune.core.input_validation.strict_json import dumps, loads
 
 MANIFEST = "manifest.json"
@@ -232,6 +232,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def digest(path: Path) -> str:
     """The BLAKE2b hash of a file. Raises DeltatuneError for one that cannot be read."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -20,7 +20,15 @@ from deltatune.core.errors import DeltatuneError, raise_all
 from deltatune.core.input_validation.strict_json import dumps
 from deltatune.store import adapter_folder, peft
 from deltatune.store.adapter_store.store_entry import DIGEST
-from deltatune.store.atomic_files import MANIFEST, check_folder, digest, listed_files, plain_write_errors, write_json
+from deltatune.store.atomic_files import (
+    MANIFEST,
+    CannotWrite,
+    check_folder,
+    digest,
+    listed_files,
+    plain_write_errors,
+    write_json,
+)
 from deltatune.store.peft import peft_format
 from deltatune.store.stored_adapter import StoredAdapter
 
@@ -82,7 +90,8 @@ class ObjectFiles:
             check_values(stored, source)
         except DeltatuneError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise type(error)(str(error).replace(str(folder), str(source))) from None
+            place = self.root if isinstance(error, CannotWrite) else source
+            raise type(error)(str(error).replace(str(folder), str(place))) from None
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

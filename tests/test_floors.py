@@ -56,7 +56,12 @@ CORE_FLOORS: list[list[str]] = [
 ]
 """The floors of core, from the ground up: files and rooms. A file imports from its own floor and from those below."""
 
-BESIDES = {"data": {"core.errors", "core.input_validation.strict_json", "core.input_validation.regular_files"}}
+BESIDES = {
+    "data": {
+        "core.errors",
+        *(f"core.input_validation.{name}" for name in ("option_words", "regular_files", "strict_json")),
+    }
+}
 """What a folder may import from a folder of its own floor."""
 
 METHOD_IMPORTS = (

@@ -335,6 +335,8 @@ def test_tables_for_notebooks_are_escaped():
     [
         (lambda: LoRA(rank=8), r"LoRA has no option 'rank'; it is called 'r' here\noptions of LoRA: r, alpha"),
         (lambda: LoRA(alhpa=8), "LoRA has no option 'alhpa', did you mean 'alpha'"),
+        (lambda: deltatune.OFT(oft_block_size=4), r"OFT has no option 'oft_block_size'; it is called 'block' here"),
+        (lambda: deltatune.VBLoRA(num_vectors=9), r"'num_vectors'; it is called 'vectors' here"),
         (lambda: LoRA(rank=8, alhpa=8), "'rank'; it is called 'r' here; LoRA has no option 'alhpa'"),
         (lambda: Houlsby(sizes=3), "Houlsby has no option 'sizes', did you mean 'size'"),
         (lambda: Settings(lr=1e-3), "Settings has no option 'lr'; it is called 'learning_rate' here"),

@@ -1,5 +1,7 @@
 """Switching adapters for a moment: route, stacking order and modes come back exactly, for every public function."""
 
+import threading
+
 import pytest
 import torch
 
@@ -162,3 +164,35 @@ def test_public_functions_put_back_the_route(routed, switch, tiny_tokenizer, tmp
             settings = Settings(batch_size=2, epochs=1, learning_rate=1e-2)
             deltatune.train(host, "a", task, rows, None, tiny_tokenizer, settings)
     assert state(host) == before
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1)])
+def test_blocks_that_end_out_of_turn_give_the_first_route_back(ends, host):
+    """As those of several threads do, or of generators that are not exhausted."""
+    host.use("a")
+    blocks = [host.disabled(), host.using("b"), host.disabled()]
+    for block in blocks:
+        block.__enter__()
+    for end in ends[:2]:
+        blocks[end].__exit__(None, None, None)
+        if 2 not in ends[: ends.index(end) + 1]:
+            assert host.route.uniform == {}, "the block that began last still holds"
+    blocks[ends[2]].__exit__(None, None, None)
+    assert host.route.uniform == {"a": 1.0}
+
+
+def test_threads_that_switch_the_adapter_off_leave_it_on(host):
+    host.use("a")
+    before = hidden(host)
+
+    def ask():
+        for _ in range(10):
+            with host.disabled():
+                hidden(host)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(hidden(host), before)

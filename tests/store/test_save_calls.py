@@ -119,6 +119,30 @@ def test_from_pretrained_gives_the_adapted_model_or_an_error(method, base, tmp_p
         AutoModel.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "DoRA(r=2)",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("RsLoRA(r=2)", "PiSSA(r=2)", "VeRA(r=3)", "IA3()", "LoRA(r=2, sites=('embed', 'lm_head'))")
+        ),
+    ],
+)
+def test_from_pretrained_never_gives_another_model(method, base, tmp_path):
+    """What transformers loads through PEFT computes the same, for every method of PEFT's; else it is refused."""
+    host = hosted(base, method)
+    host.model.save_pretrained(tmp_path / "out")
+    try:
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    except (ValueError, OSError) as error:
+        assert any(words in str(error) for words in ("Unrecognized model", "does not support"))
+    else:
+        torch.testing.assert_close(logits(again), logits(host.model), rtol=1e-4, atol=1e-4)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out" / "mine")
+    torch.testing.assert_close(logits(theirs), logits(host.model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["LoRA(r=2)", pytest.param("Prefix(length=3)", marks=pytest.mark.slow)])
 def test_the_folder_is_no_model_with_a_config_beside_it_either(method, base, tmp_path):
     """transformers would make up the weights that are not in it."""

@@ -16,6 +16,13 @@ from deltatune.core.seams.model_seams import ModelSeams
 from deltatune.core.seams.weight_override import check_exclusive
 
 
+class _Block:
+    """An open `using` block, and the route that it gives back."""
+
+    def __init__(self, before: Route) -> None:
+        self.before = before
+
+
 class Routing:
     """The current route of one base. `Host.use` and `Host.using` change it; merging limits what is possible."""
 
@@ -31,6 +38,8 @@ class Routing:
         self.follow_hosted = follow_hosted
         self.model, self.adapters, self.seams, self.merging = model, adapters, seams, merging
         self.route = Route()
+        self.blocks: list[_Block] = []
+        """Open `using` blocks in the order in which they began."""
         self.places: Mapping[str, tuple[str, int]] = {}
         """Group and slot of each adapter of the bank."""
 
@@ -58,16 +67,21 @@ class Routing:
     @contextmanager
     def switched(self, route: Route, training: bool | None) -> Iterator[None]:
         """A checked route and a mode for a `with` block; afterwards route and modes are as before, where possible."""
-        before = self.route
+        block = _Block(self.route)
         modes = [] if training is None else [(module, module.training) for module in self.model.modules()]
         self.take(route)
+        self.blocks.append(block)
         if training is not None:
             self.model.train(training)
         try:
             yield
         finally:
-            earlier = before.without(before.names - set(self.adapters))
-            self.take(self._placed(earlier) if self._possible(earlier) else Route())
+            if block is self.blocks[-1]:
+                earlier = block.before.without(block.before.names - set(self.adapters))
+                self.take(self._placed(earlier) if self._possible(earlier) else Route())
+            else:  # of another thread, or of a generator: the block that began after this one takes its route back
+                self.blocks[self.blocks.index(block) + 1].before = block.before
+            self.blocks.remove(block)
             for module, mode in modes:
                 module.training = mode
 

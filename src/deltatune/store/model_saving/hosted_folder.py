@@ -38,7 +38,7 @@ INDEX, STATE, BASE = HOSTED, "model.safetensors", "base_model"
 FORMAT = "deltatune"
 """Format in the metadata of STATE: loaders of models know others, and refuse it."""
 INJECTED = ("LORA", "IA3", "VERA")
-"""PEFT's types that transformers' `from_pretrained` can put into a model."""
+"""PEFT's types that transformers' `from_pretrained` puts into a model, or refuses in words (VeRA)."""
 _MODEL_FILES = ("config.json", STATE, "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -198,8 +198,11 @@ def _write_peft(host: Host, folder: Path, names: Sequence[str]) -> bool:
         return False
     if _quantized(host):
         return False  # PEFT would put it onto the plain base, which has other values
-    if adapter.dropped or read_json(source / PEFT_CONFIG).get("peft_type") not in INJECTED:
+    config = read_json(source / PEFT_CONFIG)
+    if adapter.dropped or config.get("peft_type") not in INJECTED:
         return False
+    if config.get("use_dora"):
+        return False  # transformers 5.23 does not find PEFT's magnitudes, and leaves them at their initial values
     for file in (PEFT_CONFIG, PEFT_TENSORS):
         with plain_write_errors(folder / file):
             shutil.copyfile(source / file, folder / file)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.figures.svg import group, mark, tag
 from deltatune.comparison.report.html_page import folded, table_region
 from deltatune.comparison.report.number_format import html
 from deltatune.comparison.report.study_results import StudyComparison, StudyMethod, StudyResults
+from deltatune.comparison.report.tables import marked_name
 from deltatune.tasks.metrics.metric_facts import bounds
 
 COLUMNS = 10
@@ -94,17 +94,7 @@ def _heading(key: str, title: str, subtitle: str, class_: str) -> str:
 
 
 def _method_cell(method: StudyMethod) -> str:
-    swatch = tag(
-        "svg",
-        group(method.style, mark(method.style, 8, 8, 5)),
-        viewBox="0 0 16 16",
-        width=14,
-        height=14,
-        aria_hidden="true",
-    )
-    full = "" if method.asked == method.label else f"<code>{html(method.asked)}</code>"
-    label = html(method.label).replace("(", "(<wbr>")
-    name = f"<span>{swatch}<b>{label}</b></span>{full}"
+    name = marked_name(method.style, method.label, method.asked)
     return f'<th scope="row" class="c-method" data-value="{html(method.label.lower())}">{name}</th>'
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltatune.comparison.report import number_format as formats
-from deltatune.comparison.report.figures.svg import Axis, group, line, linear, mark, svg, tag
+from deltatune.comparison.report.figures.svg import Axis, MarkerStyle, group, line, linear, mark, svg, tag
 from deltatune.comparison.report.method_results import MethodResult
 from deltatune.comparison.report.number_format import html, score
 from deltatune.comparison.results.recommend import percent
@@ -155,20 +155,18 @@ def _row(result: MethodResult, columns: Sequence[Column]) -> str:
     return f"<tr{' class=failed' if result.row.get('failed') else ''}>{''.join(cells)}</tr>"
 
 
+def marked_name(style: MarkerStyle, label: str, method: str) -> str:
+    """A method's marker and label, and below them its text form where that is another one."""
+    shape = group(style, mark(style, 8, 8, 5))
+    swatch = tag("svg", shape, viewBox="0 0 16 16", width=14, height=14, aria_hidden="true")
+    full = "" if method == label else f"<code>{html(method)}</code>"
+    name = html(label).replace("(", "<wbr>(")
+    return f"<span>{swatch}<b>{name}</b></span>{full}"
+
+
 def _method(result: MethodResult) -> str:
-    swatch = tag(
-        "svg",
-        group(result.style, mark(result.style, 8, 8, 5)),
-        viewBox="0 0 16 16",
-        width=14,
-        height=14,
-        aria_hidden="true",
-    )
-    method = str(result.row["method"])
-    full = "" if method == result.label else f"<code>{html(method)}</code>"
     error = f"<em>failed: {html(formats.clip(str(result.row['failed']), 60))}</em>" if result.row.get("failed") else ""
-    label = html(result.label).replace("(", "<wbr>(")
-    return f"<span>{swatch}<b>{label}</b></span>{full}{error}"
+    return marked_name(result.style, result.label, str(result.row["method"])) + error
 
 
 def _score(result: MethodResult, scale: Axis) -> str:

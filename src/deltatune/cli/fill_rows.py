@@ -21,12 +21,14 @@ FILLED_WORDS = 5
 
 
 def check_task(task: str | None, others: Mapping[str, Any]) -> None:
-    """Raise DeltatuneError for another task than fill, and for options that do not go with it, or with none."""
-    if task not in (None, FILL):
+    """Raise DeltatuneError for another task than fill and generate, and for options that do not go with it, or none."""
+    named = (FILL, "generate")
+    if task not in (None, *named):
         raise DeltatuneError(
-            f"--task {task}: predict takes the adapter's task; only {FILL} is named here{nearest(str(task), [FILL])}"
+            f"--task {task}: predict takes the adapter's task; only {' and '.join(named)} are named "
+            f"here{nearest(str(task), named)}"
         )
-    where = f"--task {FILL}" if task is None else f"a task that is trained, not for {FILL}"
+    where = f"--task {FILL}" if task != FILL else f"a task that is trained, not for {FILL}"
     raise_all([f"{name} is for {where}" for name, value in others.items() if value])
 
 

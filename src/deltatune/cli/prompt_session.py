@@ -283,9 +283,11 @@ def _without_rows(choice: PromptChoice, method: PromptMethod) -> Data:
     if isinstance(method, ChainOfThought):
         columns = tuple(choice.text or _columns(method.prompt) or ("question",))
         return Data("", "", columns, "answer", "text", (), [], [], [])
-    labels = _classes(choice, method)
     template = choice.template or str(getattr(method, "template", ""))
     columns = tuple(choice.text or _columns(template) or ("text",))
+    if choice.task == "generate":
+        return Data("", "", columns, choice.label or "output", "text", (), [], [], [])
+    labels = _classes(choice, method)
     return Data("", "", columns, choice.label or "label", "classes", labels, [], [], [])
 
 
@@ -304,7 +306,8 @@ def _classes(choice: PromptChoice, method: PromptMethod) -> tuple[str, ...]:
     if len(classes) < 2:
         raise DeltatuneError(
             "which classes are there? Give their words, --words bad=terrible --words good=great; describe them, "
-            '--describe "0=spam, 1=a normal message"; or name labelled rows with --data'
+            '--describe "0=spam, 1=a normal message"; or name labelled rows with --data. For texts as answers: --task '
+            "generate"
         )
     return classes
 

@@ -19,6 +19,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint, EndpointCost
 from deltatune.prompting.endpoints.endpoint import Completion, Request, SamplingParams
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN
 from deltatune.tasks.prompts.prompt_format import alpaca_prompt, fill_template, plain_prompt
@@ -64,7 +65,7 @@ def ask(endpoint: CachedEndpoint, task: Task, rows: Sequence[Row], progress: OnA
         return _label_words(endpoint, task, rows, progress)
     if isinstance(task, Reason):
         return _reasoned(endpoint, task, rows, progress)
-    if type(task) is Generate:
+    if isinstance(task, Generate):
         return _generated(endpoint, task, rows, progress)
     raise DeltatuneError(
         f"a server continues texts, and this task reads what it does not give: {task.describe()}. Tasks for an "
@@ -91,7 +92,7 @@ def _reasoned(endpoint: CachedEndpoint, task: Reason, rows: Sequence[Row], progr
         max_tokens=task.chain_tokens,
         temperature=task.chain_temperature,
         top_p=task.top_p,
-        stop=(task.next_question,),
+        stop=(task.stop_text,),
         seed=task.seed,
     )
     prompts = [task.chain_prompt(row) for row in rows]
@@ -99,7 +100,7 @@ def _reasoned(endpoint: CachedEndpoint, task: Reason, rows: Sequence[Row], progr
     chains = [task.cut(completion.text) for completion in _completed(endpoint, requests, progress)]
     ends = [""] * len(chains)
     if task.two_stages:
-        second = SamplingParams(max_tokens=task.answer_tokens, stop=(task.next_question,), seed=task.seed)
+        second = SamplingParams(max_tokens=task.answer_tokens, stop=(task.stop_text,), seed=task.seed)
         asked = [
             Request(task.answer_prompt(prompts[i // task.samples], chain), second) for i, chain in enumerate(chains)
         ]
@@ -118,17 +119,24 @@ def _generated(endpoint: CachedEndpoint, task: Generate, rows: Sequence[Row], pr
         raise DeltatuneError("conversations cannot be sent to an endpoint, which takes one text; name columns of texts")
     if task.beams > 1 or task.no_repeat_ngram:
         raise DeltatuneError("an endpoint has no beams and no n-gram blocking; leave beams and no_repeat_ngram out")
+    if task.metric == "perplexity":
+        raise DeltatuneError(
+            "perplexity needs the likelihood of the references, and a server gives texts; choose another"
+        )
     columns = {name: text_column(rows, name) for name in task.text}
     values = [{name: columns[name][i] for name in task.text} for i in range(len(rows))]
-    params = SamplingParams(task.new_tokens, task.temperature, task.top_p, seed=task.seed)
+    stop = (task.stop_text,) if task.stop_text else ()
+    params = SamplingParams(task.new_tokens, task.temperature, task.top_p, stop, task.seed)
     requests = [Request(prompt_text(task, each), params) for each in values]
-    texts = [completion.text.strip() for completion in _completed(endpoint, requests, progress)]
+    texts = [task.cut(completion.text.strip()) for completion in _completed(endpoint, requests, progress)]
     notes = (f"top_k={task.top_k} is not part of the API and was not sent",) if task.top_k else ()
     return Asked([{"text": text} for text in texts], endpoint.cost, notes=notes)
 
 
 def prompt_text(task: Generate, values: dict[str, str]) -> str:
     """The text before the answer; as a message where the endpoint has a chat form."""
+    if isinstance(task, GenerateInContext):
+        return task.prompt_of(values)
     if task.prompt == "alpaca":
         return alpaca_prompt(list(values.values()))
     if task.prompt in ("plain", "chat"):

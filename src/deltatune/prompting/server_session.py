@@ -19,15 +19,23 @@ from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_
 from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint
 from deltatune.prompting.in_context.demonstrations import Look, draw_demonstrations, shown_texts, usable_rows
 from deltatune.prompting.in_context.in_context_learning import ICL
+from deltatune.prompting.in_context.text_demonstrations import (
+    demonstrated_prompt,
+    drawn_rows,
+    shown_pairs,
+    usable_text_rows,
+)
 from deltatune.prompting.prompt_method import PromptMethod
-from deltatune.prompting.zero_shot import ZeroShot
+from deltatune.prompting.zero_shot import ZeroShot, check_classes
 from deltatune.tasks.auto_task import task_for
-from deltatune.tasks.classification import Classify
+from deltatune.tasks.generation import Generate
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Encoded, Task
 
 LEFT_TO_RIGHT = GPT2Config()
 """A server's model continues texts, whichever it is."""
+BYTES_A_TOKEN = 2
+"""Bytes of a text for each token that an answer may have on a server; most tokenizers make fewer tokens."""
 _COUNT = re.compile(r"(\d+) of (\d+) ([^(]*)(.*)", re.DOTALL)
 
 
@@ -119,32 +127,52 @@ def server_session(
             f"{method!r} needs the model itself, and a server gives only texts; methods for a server: ZeroShot(), "
             "ICL(), ChainOfThought()"
         )
-    read = task_for(data, LEFT_TO_RIGHT, None, fields).task if data.kind == "classes" else None  # type: ignore[arg-type]
-    if not isinstance(read, Classify):
-        raise DeltatuneError(f"{method!r} is for one class a row; these data are for {data.task}")
+    if data.kind not in ("classes", "text"):
+        raise DeltatuneError(
+            f"{method!r} is for one class a row or for texts as answers; these data are for {data.task}"
+        )
+    inferred = task_for(data, LEFT_TO_RIGHT, _Lengths(), fields)  # type: ignore[arg-type]
     if isinstance(method, ICL):
-        return _in_context(endpoint, method, read, data, options, seed)
-    task = label_words_task(read, LEFT_TO_RIGHT, options, method.template, method.words, scoring=method.scoring)
-    return ServerSession(endpoint, task, method)
+        session = _in_context(endpoint, method, inferred.task, data, options, seed)
+    else:
+        session = ServerSession(endpoint, method.prompt_for(inferred.task, LEFT_TO_RIGHT, options), method)
+    session.notes += inferred.notes if data.kind == "text" else ()
+    return session
+
+
+class _Lengths:
+    """In the place of a tokenizer, which the server keeps to itself: more tokens of a text than most models make."""
+
+    chat_template = None
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[range]]:
+        return {"input_ids": [range(len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) for text in texts]}
 
 
 def _in_context(
-    endpoint: CachedEndpoint, method: ICL, task: Classify, data: Data, options: PromptOptions, seed: int
+    endpoint: CachedEndpoint, method: ICL, task: Task, data: Data, options: PromptOptions, seed: int
 ) -> ServerSession:
     """Demonstrations that are drawn; what needs the scores of words is left to models on this machine."""
-    allowed = {"select": ("balanced", "random"), "order": ("auto", "random", "given", "by-class")}
-    allowed |= {"scoring": ("likelihood",), "adapter": ("",)}
+    allowed: dict[str, tuple[Any, ...]] = {"select": ("auto", "balanced", "random"), "scoring": ("likelihood",)}
+    allowed |= {"order": ("auto", "random", "given", "by-class"), "adapter": ("",), "length": (0,)}
     given = {name: getattr(method, name) for name in allowed}
     problems = [f"{name}={value!r}" for name, value in given.items() if value not in allowed[name]]
     if problems:
         raise DeltatuneError(
             f"{method!r}: {', '.join(problems)} needs the model itself, and a server gives only texts; leave it out"
         )
-    plain = label_words_task(task, LEFT_TO_RIGHT, options, method.template, method.words, separator=method.separator)
+    if isinstance(task, Generate):
+        asked = demonstrated_prompt(method, task, options)
+        shown = drawn_rows(method, asked, usable_text_rows(asked, data.train), seed)
+        pairs = tuple(shown_pairs(method, asked, shown))
+        return _with_shown(ServerSession(endpoint, replace(asked, demonstrations=pairs), method), shown)
+    plain = label_words_task(
+        check_classes(method, task), LEFT_TO_RIGHT, options, method.template, method.words, separator=method.separator
+    )
     usable = usable_rows(plain, data.train)
     template, sets, known = method.shown_template(plain), [], []
     for number in range(method.sets):
-        order = draw_demonstrations(plain, usable, method.shots, method.select == "balanced", seed, number)
+        order = draw_demonstrations(plain, usable, method.shots, method.select != "random", seed, number)
         if method.order == "given":
             order.sort()
         elif method.order == "by-class":
@@ -152,8 +180,14 @@ def _in_context(
         chosen = [usable[i] for i in order]
         sets.append(tuple(shown_texts(plain, chosen, template, Look(method.labels, seed), number)))
         known += chosen
-    session = ServerSession(endpoint, replace(plain, demonstrations=tuple(sets)), method)
-    session.adapter.trained_rows = TrainedRows().with_rows(row_hashes(plain, known), row_hashes(plain, []))
+    session = _with_shown(ServerSession(endpoint, replace(plain, demonstrations=tuple(sets)), method), known)
     if method.calibration != "none":
         session.notes.append("the answers are not calibrated: a server gives texts, no scores of words")
+    return session
+
+
+def _with_shown(session: ServerSession, rows: Sequence[Mapping[str, Any]]) -> ServerSession:
+    """The session, whose adapter knows the rows that are shown."""
+    hashes = (row_hashes(session.task, rows), row_hashes(session.task, []))
+    session.adapter.trained_rows = TrainedRows().with_rows(*hashes)
     return session

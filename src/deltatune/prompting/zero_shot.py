@@ -11,7 +11,9 @@ from deltatune.core.registry import parse
 from deltatune.methods.low_rank.lora import LoRA
 from deltatune.prompting.choose_prompts import NO_OPTIONS, PromptOptions, label_words_task
 from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
+from deltatune.prompting.text_prompts import shown_prompt, text_prompt, writes_texts
 from deltatune.tasks.classification import Classify
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.label_words.label_words import LabelWords, Scoring
 from deltatune.tasks.task import Task
 from deltatune.tasks.tokenization import with_token_ids
@@ -22,11 +24,14 @@ from deltatune.training.settings import Settings
 def check_classes(method: Method, task: Task) -> Classify:
     """The task as a classification. Raises DeltatuneError for tasks without one class a row."""
     if not isinstance(task, Classify) or task.label_kind != "classes":
-        raise DeltatuneError(f"{method!r} is for one class a row; this task is {task.describe()}")
+        texts = "; for texts as answers: ZeroShot(), ICL() or ChainOfThought(), or a tuning method with --prompt"
+        raise DeltatuneError(
+            f"{method!r} is for one class a row; this task is {task.describe()}{texts if writes_texts(task) else ''}"
+        )
     return task
 
 
-def check_prompt(session: Session, method: Method, task: LabelWords, rows: PromptRows) -> None:
+def check_prompt(session: Session, method: Method, task: LabelWords | GenerateInContext, rows: PromptRows) -> None:
     """Raise DeltatuneError for a method that cannot be attached here, and a prompt that cannot take the first row."""
     own = replace(session, task=task, head={})
     own.attach(with_token_ids(method, session.tokenizer, task), 0, head=False)
@@ -40,29 +45,44 @@ def check_prompt(session: Session, method: Method, task: LabelWords, rows: Promp
 class ZeroShot(PromptMethod):
     """argmax over classes of the score of their words in the blank of a template; nothing is trained
 
+    Where the answers are texts, the text that the model writes behind the template.
     Brown et al. 2020, https://arxiv.org/abs/2005.14165; Schick and Schütze 2021, https://arxiv.org/abs/2001.07676
     """
 
     template: str = ""
-    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one."""
+    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one.
+    For texts as answers it ends where they begin: "English: {text}\\nFrench:"; default: the task's own prompt."""
     words: str = ""
     """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
     scoring: Scoring = "likelihood"
     """Score of a class with several words, or words of several tokens; see LabelWords."""
+    stop: str = ""
+    """For texts as answers: text before which an answer ends, such as a line break; default: where the model ends."""
 
     @property
     def label(self) -> str:
         return "Zero-shot"
 
     def check_task(self, task: Task) -> None:
+        if writes_texts(task):
+            return
         check_classes(self, task)
+        if self.stop:
+            raise DeltatuneError(f"{self!r}: stop is for texts as answers; this task is {task.describe()}")
 
-    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
-        """The task of this prompt, from the classes of the session's task."""
+    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords | GenerateInContext:
+        """The task of this prompt, from the columns and classes of the session's task."""
+        return self.prompt_for(session.task, session.host.model.config, options)
+
+    def prompt_for(self, task: Task, config: Any, options: PromptOptions) -> LabelWords | GenerateInContext:
+        """The same for a model of which only the config is known."""
+        self.check_task(task)
+        if writes_texts(task):
+            left_out = {"words": "", "scoring": "likelihood"}
+            return text_prompt(self, task, options, self.template, left_out, stop=self.stop)
         return label_words_task(
-            check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
-            scoring=self.scoring,
-        )  # fmt: skip
+            check_classes(self, task), config, options, self.template, self.words, scoring=self.scoring
+        )
 
     def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
         check_prompt(session, self, self.prompt(session, options), rows)
@@ -167,7 +187,9 @@ def as_prompt_method(text: str | Method) -> Method:
     return Cloze(method) if method.input_template and not isinstance(method, PromptMethod) else method
 
 
-def prompt_text(task: LabelWords) -> str:
-    """A prompt on one line, for people."""
+def prompt_text(task: LabelWords | GenerateInContext) -> str:
+    """A prompt for people: its texts, or on one line its template and words."""
+    if isinstance(task, GenerateInContext):
+        return shown_prompt(task)
     words = ", ".join(f"{label}: {'/'.join(of)}" for label, of in zip(task.labels[:8], task.words, strict=False))
     return f"{task.template!r} with {words}{', ...' if len(task.labels) > 8 else ''}"

@@ -278,12 +278,13 @@ def _new_tokens(
     """The limit of generated answers in tokens: what nearly all of these answers need."""
     tokens = tokenizer(list(answers), add_special_tokens=False, verbose=False)["input_ids"] if answers else []
     lengths = [len(ids) for ids in tokens]
-    quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else LENGTH_MULTIPLE
+    quantile = int(np.quantile(lengths, 0.99)) + 1 if lengths else default_of(Generate, "new_tokens")
     limit = min(LONGEST_ANSWER, max(1, over.get("max_length", 2 * LONGEST_ANSWER) // 2))
     new_tokens = over.get("new_tokens", min(limit, -(-quantile // LENGTH_MULTIPLE) * LENGTH_MULTIPLE))
     if "new_tokens" not in over:
-        share = float(np.mean([length < new_tokens for length in lengths])) if lengths else 1.0
-        notes.append(f"answers may have {new_tokens} tokens: {share:.0%} of the training answers have fewer")
+        share = float(np.mean([length < new_tokens for length in lengths])) if lengths else 0.0
+        known = f": {share:.0%} of the training answers have fewer" if lengths else ""
+        notes.append(f"answers may have {new_tokens} tokens{known}")
     return int(new_tokens)
 
 

@@ -118,14 +118,27 @@ class Generate(LanguageModelTask):
         """
         if labelled:
             generation_metrics.check_metric(self.metric, self.metric_model, self.metric_layer)
-        encoded = PromptEncoder(self, tokenizer, joined).encode(rows, positions, positions_taken, labelled)
+        encoded = self.prompt_encoder(tokenizer, joined).encode(rows, positions, positions_taken, labelled)
         if labelled:
             generation_metrics.check_references(self.metric, encoded.references)
         return encoded
 
+    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, joined: bool) -> PromptEncoder:
+        """What makes tokens of its prompts and answers; `joined`: both are one sequence, as for decoders."""
+        return PromptEncoder(self, tokenizer, joined)
+
+    @property
+    def stop_text(self) -> str:
+        """The text before which an answer ends, besides the tokens that end it; "" where there is none."""
+        return ""
+
+    def cut(self, text: str) -> str:
+        """A generated text up to `stop_text`."""
+        return text.partition(self.stop_text)[0].strip() if self.stop_text else text
+
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Ids of the tokens that end generation."""
-        return PromptEncoder(self, tokenizer, True).stop_ids()
+        return self.prompt_encoder(tokenizer, True).stop_ids()
 
     def collect(self, pieces: Sequence[NDArray[Any]], encoded: Encoded) -> list[dict[str, Any]]:
         """No answers: texts are generated, not collected from logits."""

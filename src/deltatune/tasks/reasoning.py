@@ -165,14 +165,10 @@ class Reason(Generate):
         return f"{prompt} {chain}\n{self._answer_trigger}"
 
     @property
-    def next_question(self) -> str:
+    def stop_text(self) -> str:
         """What a chain ends before: the beginning of another question."""
         lead = "Q:" if self.prompt in ("plain", "chat") else self.prompt.partition("{")[0].strip()
         return "\n" + lead if lead else "\n\n\n"
-
-    def cut(self, chain: str) -> str:
-        """A generated text up to the next question that the model makes up."""
-        return chain.partition(self.next_question)[0].strip()
 
     def finished(self, chain: str, answer: str = "") -> dict[str, str]:
         """One chain with its answer, which is `answer`, or "" where none was asked for, the chain itself."""

@@ -127,6 +127,11 @@ class Task(NamedOptions, ABC):
         return False
 
     @property
+    def compares_texts(self) -> bool:
+        """Whether encoding needs the model: `with_demonstrations` chooses by similarity what a row is shown."""
+        return False
+
+    @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics that may be the primary one."""

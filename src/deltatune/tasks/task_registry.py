@@ -12,6 +12,7 @@ from deltatune.tasks.diffusion.text_to_image import TextToImage
 from deltatune.tasks.extractive_qa import ExtractiveQA
 from deltatune.tasks.fact_completion import FactCompletion
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.language_modeling import LanguageModel
@@ -43,6 +44,7 @@ _ALL: tuple[type[Task], ...] = (
     FactCompletion,
     Mixture,
     Reason,
+    GenerateInContext,
     *OBJECTIVES,
 )
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}

@@ -93,7 +93,7 @@ def test_a_chain_ends_at_the_next_question(monkeypatch):
     prompt = encode_for(host, "a", task, ROWS[:1], tokenizer).facts[0]["prompt"]
     whole = generate_texts(host, task, [prompt], tokenizer)[0]
     monkeypatch.setattr(tokenizer, "batch_decode", fake)
-    short = generate_texts(host, task, [prompt], tokenizer, chains=task)[0]
+    short = generate_texts(host, task, [prompt], tokenizer)[0]
     assert len(seen) == 1  # every row had ended after one token
     assert len(short) < len(whole)
 

@@ -86,8 +86,8 @@ def predict(
         option(
             "--task",
             panel=DATA,
-            metavar="fill",
-            help="fill: the words at each {mask} of a text, by --model's own head.",
+            metavar="fill|generate",
+            help="fill: the words at each {mask} of a text, by --model's own head; generate: a prompt's answers are texts.",
         ),
     ] = None,
     top: Annotated[
@@ -183,7 +183,8 @@ def predict(
     files = files or ["-"]
     file = files[0]
     server = server_options(url, name, key, form, timeout, retries, concurrency, omit, cache)
-    column = None if adapter or task else label  # with --task fill it is the column of words
+    filling = task == FILL
+    column = None if adapter or filling else label  # with --task fill it is the column of words
     choice = PromptChoice(
         method,
         template,
@@ -191,7 +192,7 @@ def predict(
         describe,
         text,
         column,
-        None,
+        None if filling else task,
         max_length,
         seed,
         save,
@@ -201,13 +202,13 @@ def predict(
     )
     refused = {f"--part {part}": part, "--other-base": other_base, f"--weight {weight:g}": weight != 1}
     refused |= {f"--precision {precision}": precision}
-    prompted = task is None and choice.names_prompt(adapter, refused)
+    prompted = not filling and choice.names_prompt(adapter, refused)
     if prompted:
         label = None
     check_task(
         task,
         {"--label": label, "--top": top}
-        if task is None
+        if not filling
         else {"--set": fields, "--part": part, "--precision": precision},
     )
     from deltatune.data.write_rows import check_suffix, row_writer
@@ -222,7 +223,7 @@ def predict(
     filler, task_of_adapter, prompt = None, None, None
     reads: Inputs = "text"
     stack = ExitStack()
-    if task == FILL:
+    if filling:
         filler = Filler(adapter, model, other_base, top or FILLED_WORDS, label, weight, quantize)
         answer, columns, every = filler.write, [filler.text], True
     else:

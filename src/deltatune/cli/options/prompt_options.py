@@ -24,7 +24,8 @@ Template = Annotated[
         "--template",
         panel=PROMPTS,
         metavar="TEXT",
-        help='The text with a blank, such as "{text} It was {mask}."; columns in braces, {mask} for the blank.',
+        help='The text with a blank, such as "{text} It was {mask}."; columns in braces, {mask} for the blank. '
+        "For texts as answers it ends where they begin.",
     ),
 ]
 Words = Annotated[
@@ -114,15 +115,17 @@ def prompt_options(
 ) -> PromptOptions:
     """What the options say of the prompts of these data, checked as far as that needs no model.
 
-    Raises DeltatuneError for data without one class a row, words of unknown or missing classes, words and a description
-    at once, a template without a blank, and one with a column that the data lack.
+    Raises DeltatuneError for data with neither one class a row nor texts as answers, words of unknown or missing
+    classes, words and a description at once, a template without a blank, and one with a column that the data lack.
     """
     names = given(template, words, describe)
     if data is not None and data.kind != "classes":
         kinds = {"many": "several labels a row", "mixture": "a mixture of several"}
         what = kinds.get(data.kind) or TASK_NAMES.get(data.task, data.task)
-        raise_all([f"{name} is for one class a row; this task is {what}" for name in names])
+        of_texts = ("--template",) if data.kind == "text" else ()
+        raise_all([f"{name} is for one class a row; this task is {what}" for name in names if name not in of_texts])
     from deltatune.prompting.choose_prompts import PromptOptions, given_words
+    from deltatune.prompting.text_prompts import template_problems
     from deltatune.tasks.label_words.label_words import LabelWords
 
     options = PromptOptions(
@@ -132,6 +135,8 @@ def prompt_options(
         chosen = given_words(data.labels, options) or tuple((label,) for label in data.labels)
         if options.template:
             LabelWords(labels=data.labels, text=data.text, template=options.template, words=chosen)  # it checks
+    elif data is not None and options.template:
+        raise_all(template_problems(options.template, data.text))
     return options
 
 

@@ -18,6 +18,7 @@ from deltatune.methods.prompts.prefix import KeyValues
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import PaddingCollator
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.label_words.label_words import LabelWords
 from deltatune.tasks.label_words.prompt_batches import SCORED
 from deltatune.tasks.mixture import MixtureEncoded
@@ -61,7 +62,7 @@ def costs_of(session: Session, test: Encoded, plain: Encoded | None = None) -> C
     """
     if isinstance(session.task, LabelWords) and plain is not None:
         return _prompt_costs(session, test, plain)
-    if isinstance(session.task, Reason) and plain is not None:
+    if isinstance(session.task, (Reason, GenerateInContext)) and plain is not None:
         return _prompt_costs(session, _prompts_alone(test), _prompts_alone(plain))
     if isinstance(test, MixtureEncoded):  # the part with the most rows stands for all
         test = max(test.parts.values(), key=len)

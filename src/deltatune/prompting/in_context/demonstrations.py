@@ -18,7 +18,7 @@ from deltatune.tasks.classification import joined_words
 from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
 from deltatune.tasks.label_words.nearest_demonstrations import REDRAW, NearestDemonstrations
 from deltatune.tasks.prompts.templates import Template
-from deltatune.tasks.task import Encoded, Row, TokenRow
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.training.inference.text_vectors import text_vectors
 from deltatune.training.session import Session
 
@@ -91,7 +91,7 @@ def with_label_first(template: str) -> str:
 
 
 def draw_demonstrations(
-    task: LabelWords, rows: Sequence[Row], shots: int, balanced: bool, seed: int, number: int = 0
+    task: Task, rows: Sequence[Row], shots: int, balanced: bool, seed: int, number: int = 0
 ) -> list[int]:
     """The numbers of `shots` rows for set `number`, in the order in which they were drawn.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -34,16 +33,22 @@ from deltatune.prompting.in_context.order_trials import (
     spread_note,
     trial,
 )
-from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows, attach_prompt
+from deltatune.prompting.in_context.reading_adapter import attach_reader, reader_notes
+from deltatune.prompting.in_context.text_demonstrations import (
+    demonstrated_prompt,
+    fit_nearest,
+    fit_shared,
+    usable_text_rows,
+)
+from deltatune.prompting.prompt_method import Fitted, OnProgress, PromptMethod, PromptRows
+from deltatune.prompting.text_prompts import writes_texts
 from deltatune.prompting.zero_shot import check_classes, prompt_text
-from deltatune.store.run_folder import find_adapter
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.label_words.label_words import LabelWords, Scoring
 from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations, NearestOrder
-from deltatune.tasks.mixture import Mixture
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.row_hashes import row_hashes
 from deltatune.tasks.task import Row, Task
-from deltatune.tasks.task_registry import task_from_json
 from deltatune.training.session import Session
 from deltatune.training.settings import Settings
 
@@ -64,29 +69,31 @@ class ICL(PromptMethod):
 
     shots: int = 4
     """Demonstrations in all, not for each class: labelled training rows that are shown with every text."""
-    select: Literal["balanced", "random", "nearest"] = "balanced"
+    select: Literal["auto", "balanced", "random", "nearest"] = "auto"
     """`balanced`: drawn, as many of each class but for one; `random`: drawn; `nearest`: for each text those with the
-    most similar texts (Liu et al. 2022, https://arxiv.org/abs/2101.06804)."""
+    most similar texts (Liu et al. 2022, https://arxiv.org/abs/2101.06804). auto: balanced, random for texts as
+    answers."""
     order: Literal["auto", "random", "given", "by-class", "search", "nearest-last", "nearest-first"] = "auto"
     """`random`: as drawn; `given`: as in the data; `search`: the best of several random orders on the validation rows
     (Lu et al. 2022, https://arxiv.org/abs/2104.08786). auto: nearest-last for `nearest`, else random."""
     sets: int = 1
     """Draws, each in a prompt of its own; the answers are averaged."""
-    calibration: Literal["content-free", "none"] = "content-free"
-    """Whether what a text without content gets is divided out. Not for scoring="channel"."""
+    calibration: Literal["auto", "content-free", "none"] = "auto"
+    """Whether what a text without content gets is divided out. auto: for classes, but not with scoring="channel"."""
     labels: Labels = "gold"
     """Labels of the demonstrations: `gold`; `random` ones; `none`, only the texts; `only` the labels without a text
     (Min et al. 2022, https://arxiv.org/abs/2202.12837)."""
     format: str = "same"
     """Template of the demonstrations: the same as the text's, or another one."""
     template: str = ""
-    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one."""
+    """The text with a blank: "{text} It was {mask}."; default: a published one for the data, else a plain one.
+    For texts as answers it ends where they begin: "English: {text}\\nFrench:"; default: the task's own prompt."""
     words: str = ""
     """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
     scoring: Scoring = "likelihood"
     """Score of a class, see LabelWords; `channel`: p(x | y), each demonstration with its label first."""
     separator: str = "\n\n"
-    """Text between demonstrations; masked models have their separator token."""
+    """Text between demonstrations, before which a written answer ends; masked models have their separator token."""
     length: int = 0
     """Longest demonstration in tokens: texts of longer ones are cut, never the answer. 0 cuts none."""
     orders: int = 8
@@ -117,6 +124,10 @@ class ICL(PromptMethod):
             problems.append(f"order={self.order!r} is for select='nearest'")
         if self.encoder and self.select != "nearest":
             problems.append("encoder compares texts for select='nearest'")
+        if self.calibration == "content-free" and self.scoring == "channel":
+            problems.append(
+                "calibration='content-free' divides probabilities of classes, which scoring='channel' lacks"
+            )
         if not self.format.strip():
             problems.append("format is 'same' or a template with a blank")
         raise_all(problems, f"{self!r}:" if problems else "")
@@ -126,12 +137,20 @@ class ICL(PromptMethod):
         return "In-context learning"
 
     def check_task(self, task: Task) -> None:
-        check_classes(self, task)
+        if not writes_texts(task):
+            check_classes(self, task)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the scores of classes are calibrated."""
+        return self.calibration != "none" and self.scoring != "channel"
 
     # --- the prompt, before any demonstration
 
-    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords:
-        """The task of this prompt without demonstrations, from the classes of the session's task."""
+    def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords | GenerateInContext:
+        """The task of this prompt without demonstrations, from the columns and classes of the session's task."""
+        if writes_texts(session.task):
+            return demonstrated_prompt(self, session.task, options)
         task = label_words_task(
             check_classes(self, session.task), session.host.model.config, options, self.template, self.words,
             separator=self.separator,
@@ -156,41 +175,15 @@ class ICL(PromptMethod):
 
     def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
         task = self.prompt(session, options)
-        found = self._attached(session, task, 0)
+        found = attach_reader(session, self, self.adapter, task, 0)
         try:
-            usable = usable_rows(task, rows.train)
+            usable = shown_rows(task, rows.train)
             self._numbers(task, usable, 0, 0)
             if self.order == "search":
                 self._check_validation(rows.validation)
             found.encode(rows.train[:1])
         finally:
             found.detach()
-
-    def _attached(self, session: Session, task: LabelWords, seed: int) -> Session:
-        if not self.adapter:
-            return attach_prompt(session, self, task, seed)
-        found = replace(session, task=task, head={})
-        adapter = found.host.load(find_adapter(Path(self.adapter)), name=found.name)
-        if adapter.head is not None:
-            found.detach()
-            raise DeltatuneError(
-                f"the adapter in {self.adapter} has a classification head, and demonstrations are answered by the "
-                "language model's own; use an adapter of MetaICL or Cloze"
-            )
-        return found
-
-    def _adapter_notes(self, found: Session) -> list[str]:
-        """Whether the adapter learned another score than the one that is asked for."""
-        stored = (found.adapter.extra or {}).get("task")
-        if not (self.adapter and stored):
-            return []
-        task = task_from_json(stored)
-        parts = task.parts.values() if isinstance(task, Mixture) else (task,)
-        learned = {"channel" if part.scoring == "channel" else "" for part in parts if isinstance(part, LabelWords)}
-        if not learned or ("channel" if self.scoring == "channel" else "") in learned:
-            return []
-        right = "'channel'" if learned == {"channel"} else "'likelihood'"
-        return [f"the adapter in {self.adapter} was trained for scoring={right}, and is asked with {self.scoring!r}"]
 
     def fit(
         self,
@@ -201,11 +194,13 @@ class ICL(PromptMethod):
         on_step: OnProgress | None = None,
     ) -> Fitted:
         task = self.prompt(session, options)
-        found = self._attached(session, task, settings.seed)
+        found = attach_reader(session, self, self.adapter, task, settings.seed)
         try:
-            of_adapter = self._adapter_notes(found)
-            usable = usable_rows(task, rows.train)
-            if self.select == "nearest":
+            of_adapter = reader_notes(found, self.adapter, self.scoring)
+            usable = shown_rows(task, rows.train)
+            if isinstance(task, GenerateInContext):
+                fitted, known = self._texts(found, task, usable, rows.validation, settings.seed)
+            elif self.select == "nearest":
                 fitted, known = self._nearest(found, task, usable, settings.seed)
             else:
                 fitted, known = self._drawn(found, task, usable, rows.validation, settings.seed)
@@ -218,9 +213,10 @@ class ICL(PromptMethod):
             row_hashes(task, known), row_hashes(task, rows.validation if fitted.trials else [])
         )
         if self.format != "same":
-            notes.insert(0, "the demonstrations have another template than the text that is classified")
+            notes.insert(0, "the demonstrations have another template than the text that is asked about")
         if left_out := len(rows.train) - len(usable):
-            notes.insert(0, f"{left_out} training rows without a text or a known class are not shown")
+            what = "an answer" if isinstance(task, GenerateInContext) else "a known class"
+            notes.insert(0, f"{left_out} training rows without a text or {what} are not shown")
         return replace(fitted, notes=tuple(notes))
 
     def _room_notes(self, session: Session, rows: PromptRows) -> tuple[str, ...]:
@@ -234,7 +230,17 @@ class ICL(PromptMethod):
 
     # --- one set for all texts
 
-    def _numbers(self, task: LabelWords, rows: Sequence[Row], seed: int, number: int) -> list[int]:
+    def _texts(
+        self, found: Session, task: GenerateInContext, rows: Sequence[Row], validation: Sequence[Row], seed: int
+    ) -> tuple[Fitted, list[Row]]:
+        if self.select == "nearest":
+            chosen = [rows[i] for i in sorted(self._numbers(task, rows, seed, 0))]
+            return fit_nearest(self, found, chosen, len(rows), seed)
+        if self.order == "search":
+            self._check_validation(validation)
+        return fit_shared(self, found, rows, validation, seed)
+
+    def _numbers(self, task: Task, rows: Sequence[Row], seed: int, number: int) -> list[int]:
         if self.select == "nearest":
             if len(rows) <= self.shots:
                 raise DeltatuneError(
@@ -242,7 +248,8 @@ class ICL(PromptMethod):
                     "be more, since a row is not shown to itself"
                 )
             return torch.randperm(len(rows), generator=generator_for(seed, "pool")).tolist()[: self.pool]
-        numbers = draw_demonstrations(task, rows, self.shots, self.select == "balanced", seed, number)
+        balanced = self.select != "random" and isinstance(task, LabelWords)
+        numbers = draw_demonstrations(task, rows, self.shots, balanced, seed, number)
         if self.order == "given":
             numbers.sort()
         elif self.order == "by-class":
@@ -260,7 +267,6 @@ class ICL(PromptMethod):
             known += chosen
         longest = max(longest_demonstrations(shown, len(shown), task, found) for shown in draws)
         roomy = replace(found, task=with_room(task, found, longest))
-        calibrated = self.calibration == "content-free" and self.scoring != "channel"
         scored = some_rows(validation, self.scored, seed)
         trials: list[Trial] = []
         if self.order == "search":
@@ -268,14 +274,14 @@ class ICL(PromptMethod):
             for number, shown in enumerate(draws):
                 of_set = f"set {number + 1}, " if self.sets > 1 else ""
                 tried = [
-                    trial(roomy, f"{of_set}order {place}", order, scored, calibrated)
+                    trial(roomy, f"{of_set}order {place}", order, scored, self.calibrates)
                     for place, order in enumerate(random_orders(shown, self.orders, seed, number), 1)
                 ]
                 trials += tried
                 draws[number] = best_trial(tried).shown
         elif self.sets > 1 and scored:
-            trials = [trial(roomy, f"set {n}", shown, scored, calibrated) for n, shown in enumerate(draws, 1)]
-        final = with_sets(roomy, draws, calibrated)
+            trials = [trial(roomy, f"set {n}", shown, scored, self.calibrates) for n, shown in enumerate(draws, 1)]
+        final = with_sets(roomy, draws, self.calibrates)
         prompts = (prompt_text(final.task), *(task.separator.join(shown) for shown in draws[:PROMPTS_SHOWN]))  # type: ignore[arg-type]
         notes = [spread_note(trials, len(scored), task.metric)] if trials else []
         unseen = [label for label in task.labels if label not in {row[task.label] for row in known}]
@@ -292,7 +298,6 @@ class ICL(PromptMethod):
     def _nearest(self, found: Session, task: LabelWords, rows: Sequence[Row], seed: int) -> tuple[Fitted, list[Row]]:
         chosen = [rows[i] for i in sorted(self._numbers(task, rows, seed, 0))]
         pool = pool_of(task, chosen, self.shown_template(task), self._look(found, seed))
-        calibrated = self.calibration == "content-free" and self.scoring != "channel"
         order: NearestOrder = "nearest-last" if self.order == "auto" else self.order  # type: ignore[assignment]
         shared = ("labels", "text", "label", "max_length", "metric", "too_long", "positive", "template", "words")
         own = NearestDemonstrations(
@@ -303,7 +308,7 @@ class ICL(PromptMethod):
             shots=self.shots,
             order=order,
             encoder=self.encoder,
-            content_free=CONTENT_FREE if calibrated else (),
+            content_free=CONTENT_FREE if self.calibrates else (),
             seed=seed,
         )
         tokens = longest_demonstrations([shown for shown, *_ in pool], self.shots, task, found)
@@ -313,3 +318,11 @@ class ICL(PromptMethod):
             notes.append(f"the nearest are chosen from {len(chosen)} of {len(rows)} training rows; pool= sets how many")
         prompt = f"{prompt_text(task)}, after the {self.shots} nearest of {len(pool)} training rows"
         return Fitted(final, prompts=(prompt,), notes=tuple(notes)), chosen
+
+
+def shown_rows(task: Task, rows: Sequence[Row]) -> list[Row]:
+    """The training rows that can be shown. Raises DeltatuneError where there are none."""
+    if isinstance(task, GenerateInContext):
+        return usable_text_rows(task, rows)
+    assert isinstance(task, LabelWords)
+    return usable_rows(task, rows)

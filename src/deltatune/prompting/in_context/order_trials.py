@@ -6,7 +6,7 @@ Lu et al. 2022, https://arxiv.org/abs/2104.08786: the same demonstrations may be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ class Trial(NamedTuple):
     """One set of demonstrations in one order."""
 
     name: str
-    shown: tuple[str, ...]
+    shown: tuple[Any, ...]
     score: float
     """The primary metric."""
     likelihood: float
-    """Mean log-probability of the right classes, which decides between equal scores."""
+    """Mean log-probability of the right classes or texts, which decides between equal scores."""
 
 
 def some_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
@@ -35,7 +35,7 @@ def some_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
     return [rows[i] for i in order[:number]]
 
 
-def random_orders(shown: tuple[str, ...], number: int, seed: int, of_set: int) -> list[tuple[str, ...]]:
+def random_orders(shown: tuple[Any, ...], number: int, seed: int, of_set: int) -> list[tuple[Any, ...]]:
     """At most `number` different orders, as they are first; few demonstrations have few."""
     generator = generator_for(seed, f"demonstrations.orders.{of_set}")
     orders = {shown: None}

@@ -16,6 +16,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.serving.serving_errors import RequestTooLong
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN, Example, PromptEncoder
 from deltatune.tasks.prompts.prompt_format import chat_prompt, check_chat
 from deltatune.tasks.reasoning import Reason
@@ -176,5 +177,11 @@ def shared_form(adapters: Mapping[str, float], tasks: Sequence[Task | None], par
     if isinstance(tasks[0], Reason) and param == "messages":
         raise InvalidRequest(
             f"{next(iter(adapters))} writes chains of thought, which `deltatune predict` reads; send prompt", param
+        )
+    if isinstance(tasks[0], GenerateInContext) and param == "messages":
+        raise InvalidRequest(
+            f"{next(iter(adapters))} answers behind a prompt of its own; POST /v1/completions with input, an object "
+            f"with the columns {', '.join(tasks[0].text)}",
+            param,
         )
     return next(iter(adapters)), tasks[0]

@@ -15,7 +15,6 @@ from deltatune.serving.served_base import ServedBase
 from deltatune.serving.serving_errors import RequestTooLong
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.tasks import Task
-from deltatune.tasks.label_words.nearest_demonstrations import NearestDemonstrations
 from deltatune.tasks.row_inputs import row_inputs
 from deltatune.tasks.task import Encoded
 
@@ -75,7 +74,7 @@ def characters(rows: Sequence[Mapping[str, Any]]) -> int:
 
 def encodes_alone(task: Task) -> bool:
     """Whether a task makes tokens of rows without the model."""
-    return not isinstance(task, NearestDemonstrations)
+    return not task.compares_texts
 
 
 def token_count(encoded: Sequence[Encoded]) -> int:

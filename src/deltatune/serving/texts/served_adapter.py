@@ -70,8 +70,8 @@ def noun_of(task: Task) -> str:
     """What an adapter for a task is, with its article."""
     nouns = {
         "classify": "a classifier", "regression": "a regression", "tag": "a tagger", "span": "a question answerer",
-        "generate": "a text generator", "reason": "a text generator", "lm": "a language model", "mixture": "a mixture",
-        "prefer": "a text generator",
+        "generate": "a text generator", "reason": "a text generator", "generate-in-context": "a text generator",
+        "lm": "a language model", "mixture": "a mixture", "prefer": "a text generator",
     }  # fmt: skip
     return nouns.get(kind_of(task), f"for the task {task.name!r}")
 

@@ -83,6 +83,10 @@ class NearestDemonstrations(LabelWords):
         raise_all(problems)
 
     @property
+    def compares_texts(self) -> bool:
+        return True
+
+    @property
     def prompts(self) -> int:
         """Sets of demonstrations of a row."""
         return self.sets
@@ -90,8 +94,8 @@ class NearestDemonstrations(LabelWords):
     # --- the choice of demonstrations ---
 
     def compared_text(self, row: Row) -> str:
-        """The text of a row by which it is compared: its columns, one a line."""
-        return "\n".join(as_text(row.get(name, "")).strip() for name in self.text)
+        """The text of a row by which it is compared."""
+        return compared_text(row, self.text)
 
     def with_demonstrations(self, rows: Sequence[Row], vectors: TextVectors) -> list[Row]:
         """The rows with the column of their demonstrations; rows that have one keep it."""
@@ -113,23 +117,17 @@ class NearestDemonstrations(LabelWords):
         """
         if not rows:
             return []
-        texts = [self.compared_text(row) for row in rows]
-        pool = [each[2] for each in self.pool]
-        similarity = vectors(texts, False) @ vectors(pool, True).T  # (N, P)
-        own = [_plain(text) for text in pool]
-        by_class = [[i for i, each in enumerate(self.pool) if each[1] == label] for label in self.labels]
+        all_ranked = ranked_texts([self.compared_text(row) for row in rows], [each[2] for each in self.pool], vectors)
+        if self.select == "nearest":
+            return all_ranked
+        by_class = [{i for i, each in enumerate(self.pool) if each[1] == label} for label in self.labels]
         result = []
-        for text, row_similarity in zip(texts, similarity, strict=True):
-            plain = _plain(text)
-            ranked = [int(i) for i in np.argsort(-row_similarity, kind="stable") if own[i] != plain]
-            if self.select == "similar":
-                kept: list[int] = []
-                for of_class in by_class:
-                    members = set(of_class)
-                    near = [i for i in ranked if i in members]
-                    kept += near[: math.ceil(len(near) * SIMILAR_SHARE)]
-                ranked = sorted(kept, key=lambda i: -row_similarity[i])
-            result.append(ranked)
+        for ranked in all_ranked:
+            kept: set[int] = set()
+            for members in by_class:
+                near = [i for i in ranked if i in members]
+                kept.update(near[: math.ceil(len(near) * SIMILAR_SHARE)])
+            result.append([i for i in ranked if i in kept])
         return result
 
     def shown(self, ranked: Sequence[int], generator: torch.Generator) -> list[str]:
@@ -226,6 +224,21 @@ class NearestDemonstrations(LabelWords):
         """One sentence."""
         own = f"{self.shots} nearest" if self.select == "nearest" else "one similar of each class"
         return f"{super().describe()}, after demonstrations of each row's own ({own} of {len(self.pool)})"
+
+
+def compared_text(row: Row, columns: Sequence[str]) -> str:
+    """The text of a row by which it is compared: its columns, one a line."""
+    return "\n".join(as_text(row.get(name, "")).strip() for name in columns)
+
+
+def ranked_texts(texts: Sequence[str], pool: Sequence[str], vectors: TextVectors) -> list[list[int]]:
+    """For each text the numbers of the pool's texts, the most similar first; the same text is never among them."""
+    similarity = vectors(texts, False) @ vectors(pool, True).T  # (N, P)
+    own = [_plain(text) for text in pool]
+    return [
+        [int(i) for i in np.argsort(-of_text, kind="stable") if own[i] != _plain(text)]
+        for text, of_text in zip(texts, similarity, strict=True)
+    ]
 
 
 def _plain(text: str) -> str:

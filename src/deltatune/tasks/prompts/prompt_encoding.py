@@ -36,6 +36,8 @@ class Example(NamedTuple):
     values: Mapping[str, str]
     messages: Sequence[Message]
     answer: str | None
+    demonstrations: Sequence[tuple[str, str]] = ()
+    """Inputs and answers that are shown in front, the furthest first."""
 
 
 class PromptEncoder:
@@ -63,7 +65,12 @@ class PromptEncoder:
             encoded += token_rows
             owners += [i] * len(token_rows)
             facts.append({"prompt": prompt})
-        return Encoded(encoded, truncated, owners, facts, references(rows, examples) if labelled else None)
+        known = references(rows, examples) if labelled else None
+        return Encoded(encoded, truncated, owners, facts, known, notes=self.notes(len(rows)))
+
+    def notes(self, rows: int) -> tuple[str, ...]:
+        """What a user must know of the rows that were encoded, in sentences."""
+        return ()
 
     def examples(self, rows: Sequence[Row], labelled: bool) -> list[Example]:
         """The rows as examples, checked."""

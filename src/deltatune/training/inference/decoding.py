@@ -34,7 +34,7 @@ from deltatune.training.inference.batches import device_of, length_sorted_batche
 from deltatune.training.inference.likelihood import negative_log_likelihoods
 
 STOP_WINDOW = 24
-"""Number of last tokens that are searched for the text that ends a chain of thought."""
+"""Number of last tokens that are searched for the text that ends an answer."""
 
 
 def generate_answers(
@@ -48,7 +48,7 @@ def generate_answers(
         return reasoned_answers(host, task, encoded, tokenizer, batch_size, bfloat16)
     prompts = [fact["prompt"] for fact in encoded.facts or ()]
     texts = generate_texts(host, task, prompts, tokenizer, batch_size, bfloat16)
-    answers: list[dict[str, Any]] = [{"text": text} for text in texts]
+    answers: list[dict[str, Any]] = [{"text": task.cut(text)} for text in texts]
     if "labels" in encoded.rows[0]:
         fill = {"input_ids": padding_id(tokenizer), "attention_mask": 0}
         owners = encoded.owners or range(len(answers))
@@ -100,8 +100,10 @@ def generate_texts(
 ) -> list[str]:
     """The text that the model generates after each prompt (token ids), under the current route.
 
+    A row ends with the task's `stop_text`, which is still in the text.
+
     draws: names of the rows' own random draws, by which they are sampled at the temperature of `chains`.
-    chains: the task whose next question ends a text.
+    chains: the task of these chains of thought.
     """
     decoder = family(host.model.config) == "decoder"  # type: ignore[arg-type]
     rows = [{"input_ids": prompt, "attention_mask": [1] * len(prompt)} for prompt in prompts]
@@ -112,9 +114,9 @@ def generate_texts(
     with sampling_seed(task, device_of(host)), without_generation_defaults(host.model):
         for numbers, batch in length_sorted_batches(rows, collate, batch_size, device_of(host)):
             more: dict[str, Any] = {}
-            if chains is not None:
+            if task.stop_text:
                 start = batch["input_ids"].shape[1] if decoder else 1
-                more["stopping_criteria"] = StoppingCriteriaList([EndOfChain(tokenizer, chains, start)])
+                more["stopping_criteria"] = StoppingCriteriaList([EndOfAnswer(tokenizer, task.stop_text, start)])
             if draws and chains is not None:
                 more["logits_processor"] = sampling_by_row(chains, [draws[number] for number in numbers])
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
@@ -125,11 +127,11 @@ def generate_texts(
     return texts
 
 
-class EndOfChain(StoppingCriteria):
-    """Ends a row when the model begins another question."""
+class EndOfAnswer(StoppingCriteria):
+    """Ends a row when the model writes the text that follows an answer, such as the beginning of another question."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Reason, start: int) -> None:
-        self.tokenizer, self.stop, self.start = tokenizer, task.next_question, start
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
 
     def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Any:
         first = max(self.start, input_ids.shape[1] - STOP_WINDOW)

@@ -31,6 +31,7 @@ from deltatune.serving.texts.answer_stream import Answer, AnswerStream, Piece
 from deltatune.serving.texts.invalid_request import InvalidRequest
 from deltatune.serving.texts.prompt_forms import ModelPrompt
 from deltatune.tasks.generation import Generate
+from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.tasks.reasoning import Reason
 
 
@@ -138,8 +139,8 @@ def _refuse_chat_fields(fields: RequestFields) -> None:
 
 
 def decodes_whole(task: Generate) -> bool:
-    """Whether the answers of a task come at once: those of beam search and of chains of thought."""
-    return task.beams > 1 or task.no_repeat_ngram > 0 or isinstance(task, Reason)
+    """Whether the answers of a task come at once: those of beam search, of chains of thought and of a prompt alone."""
+    return task.beams > 1 or task.no_repeat_ngram > 0 or isinstance(task, (Reason, GenerateInContext))
 
 
 async def _decoded(
@@ -159,7 +160,7 @@ async def _decoded(
     chosen += [*asked.given, *(["n"] if asked.choices > 1 else [])]
     if chosen:
         raise InvalidRequest(
-            f"{', '.join(adapters)} decodes with beams or in several steps, as it was trained to; leave out "
+            f"{', '.join(adapters)} decodes as its task says, with beams, in steps or behind its own prompt; leave out "
             f"{', '.join(sorted(chosen))}, or send prompt instead of input",
             chosen[0],
         )

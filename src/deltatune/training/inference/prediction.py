@@ -264,7 +264,7 @@ def ensemble(
     combine = {"vote": vote, "mean": mean}[how]
     longest = max(names, key=lambda name: positions_taken(host, name))
     encoded = ensure_encoded(host, longest, task, rows, tokenizer, labelled=False)
-    if isinstance(task, LabelWords) or not all(host.adapters[name].mixes for name in names):
+    if isinstance(task, LabelWords) or not all(host.adapters[name].mixes_rows for name in names):
         return combine([predict(host, name, task, encoded, tokenizer, batch_size, precision) for name in names])
     collate, bfloat16 = adapter_collator(host, longest, tokenizer, encoded), uses_bfloat16(host.model, precision)
 

@@ -425,21 +425,29 @@ def test_steps_of_decoding_see_slots_that_change_between_them():
             host.detach(name)
 
 
-DISTANCES = "relative positions that all rows of a batch share"
+APART = "does not keep the rows of a batch apart"
 
 
-@pytest.mark.parametrize("text", ["LoRA(r=2)", "LoRA(r=2, sites='*.attn.k')", "OFT()", "LNTuning()", "BitFit()"])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(("deberta-v2", text) for text in ("LoRA(r=2)", "LoRA(sites='*.attn.k')", "OFT()", "LNTuning()", "BitFit()")),
+        ("longformer", "LoRA(r=2)"),
+        ("longformer", "LoRA(sites='*.attn.v')"),
+        ("led", "LoRA(r=2)"),
+    ],
+)
 @pytest.mark.parametrize("banked", [False, True])
-def test_rows_that_share_relative_positions_have_the_same_adapters(text, banked):
-    host, batch = make_host("deberta-v2"), inputs("deberta-v2", rows=4)
+def test_rows_that_a_model_does_not_keep_apart_have_the_same_adapters(kind, text, banked):
+    host, batch = make_host(kind), inputs(kind, rows=4)
     for name, seed in (("a", 1), ("b", 2)):
         if banked and host.bank().can_hold(parse(text)):
-            put(host, name, "deberta-v2", text, seed)
+            put(host, name, kind, text, seed)
         else:
-            attach_same(host, name, "deberta-v2", text, seed)
+            attach_same(host, name, kind, text, seed)
     for rows in (["a", "b", "a", "b"], ["a", None, None, None], [{"a": 0.5}, "a", "a", "a"]):
         before = host.route
-        with pytest.raises(DeltatuneError, match=f"adapter 'a' acts at .*{DISTANCES}.*own batch"):
+        with pytest.raises(DeltatuneError, match=f"adapter 'a' acts at .*{APART}.*own batch"):
             host.use(rows)
         assert host.route is before
     host.use("a")
@@ -462,15 +470,20 @@ def test_rows_may_differ_at_the_other_sites_of_such_a_model(text):
         assert_close(mixed[rows], outputs(host, batch)[rows], f"rows of {name}")
 
 
-@pytest.mark.parametrize("length", [7, 16])
-def test_what_is_parallel_to_such_an_attention_reads_its_input(length):
-    """Not the relative positions, which its maps read last: 16 here, as many as the second text has tokens."""
-    host = make_host("deberta-v2")
+@pytest.mark.parametrize(
+    ("kind", "length"), [("deberta-v2", 7), ("deberta-v2", 16), ("longformer", 8), ("longformer", 3), ("led", 8)]
+)
+def test_what_is_parallel_to_such_an_attention_reads_its_input(kind, length):
+    """Not what its maps read last: DeBERTa's 16 relative positions, or Longformer's (T, B, D)."""
+    host = make_host(kind)
     attach(host, "a", parse("Bottleneck(size=4, form='parallel', sites='*.attn')"), seed=3)
     read, delta = {}, next(iter(host.adapters["a"].named_deltas()))[1]
-    attention = host.model.get_submodule("encoder.layer.0.attention.self")
-    attention.register_forward_pre_hook(lambda module, args: read.update(text=args[0]))
-    handle = delta.register_forward_pre_hook(lambda module, args: read.update(delta=args[0]))
-    outputs(host, inputs("deberta-v2", length=length))
-    handle.remove()
+    first = next(iter(host.adapters["a"].sites.values()))
+    attention = host.model.get_submodule(first.read)
+    attention.register_forward_pre_hook(
+        lambda module, args, kwargs: read.update(text=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    delta.register_forward_pre_hook(lambda module, args: read.update(delta=args[0]))
+    outputs(host, inputs(kind, length=length))
+    assert type(attention).__name__.endswith("SelfAttention")
     assert torch.equal(read["delta"], read["text"])

@@ -102,7 +102,7 @@ class Adapter(nn.Module):
 
     @property
     def mixes_rows(self) -> bool:
-        """Whether rows beside its own may have other adapters: it mixes, and changes nothing that all rows share."""
+        """Whether rows beside its own may have other adapters: it mixes, and its sites keep rows apart."""
         return self.mixes and not any(site.shared for site in self.acting_sites)
 
     @property

@@ -111,7 +111,7 @@ class Routing:
             )
 
     def _same_where_shared(self, route: Route) -> Route:
-        """A route whose rows are all the same as one of the whole batch, where an adapter changes what all rows share.
+        """The route; where an adapter acts at modules that do not keep rows apart, equal rows become the whole batch.
 
         Raises DeltatuneError for rows that differ.
         """
@@ -124,9 +124,9 @@ class Routing:
             return replace(route, uniform=route.rows[0], rows=None, _cache={})
         name, site = shared[0]
         raise DeltatuneError(
-            f"adapter {name!r} acts at {site.name}, where this model reads relative positions that all rows of a batch "
-            f"share, so that all rows need the same adapters: give each adapter its own batch, use({name!r}), or "
-            " choose sites such as '*.attn.v' and '*.ffn.*'"
+            f"adapter {name!r} acts at {site.name}, where this model does not keep the rows of a batch apart, so that "
+            f"all rows need the same adapters: give each adapter its own batch, use({name!r}), or choose sites such as "
+            "'*.attn.o' and '*.ffn.*'"
         )
 
     def _placed(self, route: Route) -> Route:

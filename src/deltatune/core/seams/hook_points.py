@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +28,9 @@ class InputTap:
     def __getstate__(self) -> dict[str, Any]:
         return {"wanted": self.wanted, "value": None}  # intermediate values are neither copied nor saved
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self.wanted:
-            self.value = args[0]
+            self.value = args[0] if args else kwargs["hidden_states"]
 
 
 class BatchContext:

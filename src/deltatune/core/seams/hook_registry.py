@@ -109,7 +109,7 @@ class HookRegistry:
         """The tap at the module a sublayer starts with."""
         if site.read not in self.taps:
             self.taps[site.read] = InputTap()
-            self.model.get_submodule(site.read).register_forward_pre_hook(self.taps[site.read])
+            self.model.get_submodule(site.read).register_forward_pre_hook(self.taps[site.read], with_kwargs=True)
         return self.taps[site.read]
 
 

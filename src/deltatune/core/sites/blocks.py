@@ -17,6 +17,8 @@ from deltatune.core.sites.module_names import (
     BIDIRECTIONAL,
     DISTANCE_MAPS,
     RELATIVE_EMBEDDINGS,
+    WINDOW,
+    WINDOW_MAPS,
     flag,
     in_attention,
     names_embeddings,
@@ -170,11 +172,17 @@ def of_distances(model: nn.Module, path: str) -> bool:
 
 
 def shared_modules(model: nn.Module) -> frozenset[str]:
-    """Modules that also see what all rows of a batch share: the norm of embeddings of relative positions, and the maps
-    that project them beside the text (DeBERTa's `share_att_key`)."""
-    norms = {path for path, module in modules_of(model) if is_norm(module) and of_distances(model, path)}
-    attentions = [path for path, module in modules_of(model) if getattr(module, "share_att_key", False)]
-    return frozenset(norms | {f"{path}.{leaf}" for path in attentions for leaf in DISTANCE_MAPS})
+    """Modules that do not keep the rows of a batch apart.
+
+    The norm of embeddings of relative positions, and the maps that project them beside the text (DeBERTa's
+    `share_att_key`); the maps of attention in windows, which get (T, B, D) (Longformer, LED).
+    """
+    shared = {path for path, module in modules_of(model) if is_norm(module) and of_distances(model, path)}
+    for path, module in modules_of(model):
+        leaves = DISTANCE_MAPS if getattr(module, "share_att_key", False) else ()
+        leaves = WINDOW_MAPS if hasattr(module, WINDOW) else leaves
+        shared |= {f"{path}.{leaf}" for leaf in leaves}
+    return frozenset(shared)
 
 
 def maps_of(module: nn.Module) -> dict[str, nn.Module]:

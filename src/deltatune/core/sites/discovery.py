@@ -86,9 +86,9 @@ def find_sites(model: nn.Module, roles: Mapping[str, str] | None = None) -> Site
 
 
 def _beside_shared(site: Site, shared: frozenset[str]) -> Site:
-    """A site that is at a module that also sees what all rows share, or reads there.
+    """A site that is at a module that does not keep rows apart, or reads there.
 
-    The latter reads the whole attention's input instead, for the module's last input is not the text.
+    The latter reads the whole attention's input instead, for the module's last input is not the text (B, T, D).
     """
     if site.read in shared and site.read != site.module:
         site = replace(site, read=_parent(site.read))

@@ -70,6 +70,8 @@ RELATIVE_EMBEDDINGS = "rel_embeddings"
 """Attribute of the modules that hold embeddings of relative positions, with a norm beside them: DeBERTa's."""
 DISTANCE_MAPS = ("query_proj", "key_proj")
 """Leaves of an attention with `share_att_key` that project relative positions beside the text: DeBERTa's."""
+WINDOW, WINDOW_MAPS = "one_sided_attn_window_size", ("query", "key", "value")
+"""Attribute of attention in windows, and its maps, which get the rows in the second dimension: Longformer's, LED's."""
 TEXT_POSITIONS = "position_embedding"
 """A position table that takes position ids if it has the model's longest sequence: in CLIP and SigLIP the image
 encoder's table has the same name, and counts patches."""

@@ -68,8 +68,8 @@ class Site:
     quantized: str = ""
     """What the weight here is quantised to, such as `nf4`; empty for a plain weight."""
     shared: bool = False
-    """Whether the module also sees what all rows of a batch share, as DeBERTa's relative positions: all rows then have
-    the same adapters here."""
+    """Whether the module does not keep the rows of a batch apart, so that all have the same adapters here: it also sees
+    what they share (DeBERTa's relative positions), or the rows in the second dimension (Longformer)."""
     kernel: Kernel | None = None
     """A convolution's geometry: it is a linear map of patches, and `width_in` is that of a patch."""
 

@@ -40,6 +40,14 @@ def test_good_data(tmp_path):
     assert lines[-1].startswith("It can be trained on: 0 problems and ")
 
 
+def test_a_narrow_screen_cuts_no_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = ran("data", "check", review_folder(tmp_path / "reviews")).out.splitlines()
+    (header,) = [line for line in lines if line.startswith("split ")]
+    assert header.split() == ["split", "rows", "column", "words", "longest", "characters", "longest"]
+    assert any(line.split()[:3] == ["train", "64", "text"] for line in lines)
+
+
 def test_all_problems_at_once(tmp_path):
     rows = [{"tokens": ["a", f"w{i}"], "tags": ["O", "B-x"]} for i in range(60)]
     bad = [{"tokens": ["a"], "tags": []}, {"tokens": [], "tags": []}, {"tokens": 3, "tags": ["O"]}]

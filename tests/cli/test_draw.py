@@ -149,6 +149,17 @@ def test_what_cannot_be_drawn(options, words):
 
 
 @pytest.mark.slow
+def test_what_does_not_draw_says_what_does(place, tmp_path):
+    done = ran("serve", "--adapter", place / "run", "--port", "0")
+    assert (done.code, "run draws pictures" in done.err, "deltatune draw" in done.err) == (2, True, True)
+    for options in (("--for", "vllm"), ("--for", "vllm", "--merge"), ("--for", "onnx")):
+        done = ran("export", place / "run", *options, "--out", tmp_path / "out")
+        assert (done.code, "pipe.load_lora_weights(folder)" in done.err) == (2, True)
+    done = ran("evaluate", "--adapter", place / "run", "--data", place / "pictures", "--json")
+    assert json.loads(done.out)["rows"] == 4  # each picture once, though it is in two splits
+
+
+@pytest.mark.slow
 def test_options_of_pictures_are_for_pictures(place, tmp_path):
     table = tmp_path / "rows.csv"
     table.write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(30)))

@@ -46,6 +46,9 @@ def test_a_command_whose_reader_is_gone_does_not_report_success(monkeypatch: pyt
     monkeypatch.setattr("deltatune.cli.app.metadata.version", lambda name: closed())
     done = ran("--version")
     assert (done.code, done.err) == (141, "")
+    monkeypatch.setattr("deltatune.cli.commands.methods.show", lambda *parts: closed())
+    done = ran("methods")
+    assert (done.code, done.err) == (141, "")
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20", "x", ""])

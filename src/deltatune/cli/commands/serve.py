@@ -141,6 +141,7 @@ def serve(
         from deltatune.serving.open_service import base_of, open_service
         from deltatune.serving.server.application import create_app
 
+        check_served(opened)
         base = model or base_of(opened)
         service = stack.enter_context(
             open_service(
@@ -157,6 +158,17 @@ def serve(
         address = address_of(sock)
         serve_until_signal(guard, sock, lambda: show_started(service, base, address, guarding, is_local(host), as_json))
     say("stopped", aside=True)
+
+
+def check_served(store: AdapterStore) -> None:
+    """Raise DeltatuneError where all adapters draw pictures, which the server does not."""
+    entries = store.list()
+    if entries and all(entry.task == "image" for entry in entries):
+        names = ", ".join(entry.name for entry in entries[:5])
+        raise DeltatuneError(
+            f"{names} {'draws' if len(entries) == 1 else 'draw'} pictures, which no server here does: deltatune draw "
+            '--adapter FOLDER --text "what to draw"'
+        )
 
 
 def check_extra() -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from deltatune.cli.ui.error_screen import CLOSED_PIPE, silence_stdout
 from deltatune.cli.ui.output_mode import QUIET_HELP, output_mode
 
 OUTPUT = "Output"
@@ -67,8 +68,12 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command with the standard streams that its options leave it."""
         quiet = bool(ctx.params.pop("quiet", False))
-        with output_mode(bool(ctx.params.get("as_json")), quiet):
-            return super().invoke(ctx)
+        try:
+            with output_mode(bool(ctx.params.get("as_json")), quiet):
+                return super().invoke(ctx)
+        except BrokenPipeError:  # typer would leave with 1, as where something failed
+            silence_stdout()
+            raise typer.Exit(CLOSED_PIPE) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help screen."""

@@ -25,6 +25,8 @@ PIPED_WIDTH = 120
 """Columns if the output is not a terminal and COLUMNS is not set: logs are wider than the 80 that rich assumes."""
 MIN_WIDTH = 40
 """Columns of a narrower terminal: rich leaves out what does not fit, and shows nothing in none; the terminal wraps."""
+NARROW_TEXT = 8
+"""Characters that a column of texts keeps beside numbers which need more than the screen."""
 
 
 def console(stderr: bool = False, aside: bool = False) -> Console:
@@ -46,14 +48,26 @@ def show(*parts: RenderableType, stderr: bool = False, aside: bool = False) -> N
     """
     target = console(stderr, aside)
     if target.is_terminal:
-        target.print(*parts, sep="\n")
+        _print_parts(target, parts)
         target.file.flush()
         return
     draft = Console(file=io.StringIO(), width=target.width, markup=False, highlight=False, emoji=False)
-    draft.print(*parts, sep="\n")
+    _print_parts(draft, parts)
     assert isinstance(draft.file, io.StringIO)
     target.file.write("\n".join(line.rstrip() for line in draft.file.getvalue().split("\n")))
     target.file.flush()  # stdout and stderr may end in one log
+
+
+def _print_parts(target: Console, parts: Sequence[RenderableType]) -> None:
+    """Print parts under each other. A table whose numbers need more than the screen is as wide as they are."""
+    width = target.width
+    for part in parts:
+        if isinstance(part, Table) and any(column.min_width for column in part.columns):
+            gap = part.padding[1]
+            least = sum((column.min_width or NARROW_TEXT) + gap for column in part.columns)
+            target.width = max(width, least)
+        target.print(part)
+        target.width = width
 
 
 def say(line: str, aside: bool = False) -> None:
@@ -73,11 +87,18 @@ def table(
     whole: Sequence[str] = (),
     gap: int = 2,
 ) -> Table:
-    """Make a table without lines; columns in `right` are right-aligned numbers, columns in `whole` never wrap."""
+    """Make a table without lines; columns in `right` are right-aligned numbers, columns in `whole` never wrap.
+
+    A number is never cut, however narrow the screen: 44 would become 4.
+    """
+    rows = [list(row) for row in rows]
     grid = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for name in columns:
         side = "right" if name in right else "left"
         grid.add_column(name, justify=side, no_wrap=name in right or name in whole, overflow="fold")  # type: ignore[arg-type]
+    for i, column in enumerate(grid.columns):
+        if column.no_wrap:
+            column.min_width = max(len(cell) for cell in [columns[i], *(row[i] for row in rows if i < len(row))])
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -25,7 +25,8 @@ from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN
 from deltatune.tasks.prompts.prompt_format import alpaca_prompt, fill_template, plain_prompt
 from deltatune.tasks.prompts.templates import Template
 from deltatune.tasks.reasoning import Reason
-from deltatune.tasks.task import Row, Task, column, text_column
+from deltatune.tasks.row_columns import column, text_column
+from deltatune.tasks.task import Row, Task
 
 OnAnswer = Callable[[int, int], None]
 """Called with the number of requests that are answered and of all in this stage."""

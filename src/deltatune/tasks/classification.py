@@ -30,7 +30,8 @@ from deltatune.tasks.metrics.classification_and_regression import (
 )
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.positive_class import positive_class
-from deltatune.tasks.task import Encoded, Row, Task, column, raise_listed, text_column
+from deltatune.tasks.row_columns import column, raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, Task
 from deltatune.tasks.tokenization import check_length, need_offsets, tokenise
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError, nearest
 from deltatune.data.columns.column_values import has_text
 from deltatune.data.layouts.qa_rows import is_whole
-from deltatune.tasks.task import Row, column, raise_listed
+from deltatune.tasks.row_columns import column, raise_listed
+from deltatune.tasks.task import Row
 
 MARKERS = (("@", "*"), ("#", "^"))
 """The marker of each entity and the one of its type: the typed entity marker (punct) of Zhou and Chen 2021,

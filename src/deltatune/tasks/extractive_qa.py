@@ -19,7 +19,8 @@ from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.qa_scores import SPAN_METRICS, span_scores
-from deltatune.tasks.task import Encoded, Row, Task, TokenRow, column, raise_listed, text_column
+from deltatune.tasks.row_columns import column, raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 from deltatune.tasks.tokenization import check_length, need_offsets
 
 

@@ -33,7 +33,8 @@ from deltatune.tasks.metrics.likelihood_scores import likelihood_scores
 from deltatune.tasks.pretraining.span_corruption import sentinel_ids
 from deltatune.tasks.prompts.template_tokens import Rendered
 from deltatune.tasks.prompts.templates import Template
-from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, raise_listed, text_column
+from deltatune.tasks.row_columns import raise_listed, text_column
+from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow
 from deltatune.tasks.tokenization import not_words, word_of
 
 RANKED_ROWS = 64

@@ -20,7 +20,8 @@ from deltatune.tasks.label_words.nearest_demonstrations import TextVectors, comp
 from deltatune.tasks.prompts.demonstration_encoding import DemonstrationEncoder
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN
 from deltatune.tasks.prompts.prompt_format import alpaca_prompt, fill_template, plain_prompt
-from deltatune.tasks.task import Row, raise_listed
+from deltatune.tasks.row_columns import raise_listed
+from deltatune.tasks.task import Row
 
 Demonstration = tuple[str, str]
 """An input as the prompt shows it, up to where the answer begins, and its answer."""

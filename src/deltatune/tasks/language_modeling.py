@@ -15,7 +15,8 @@ from deltatune.data import LabelKind
 from deltatune.models.architecture import Answers, Family
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.likelihood_scores import LIKELIHOOD_METRICS, likelihood_scores, perplexity
-from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow, text_column
+from deltatune.tasks.row_columns import text_column
+from deltatune.tasks.task import IGNORED, Encoded, LanguageModelTask, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 METRICS = tuple(LIKELIHOOD_METRICS)

@@ -12,7 +12,8 @@ from deltatune.data.media.media_files import Inputs, MediaFile
 from deltatune.data.media.sounds import sound_seconds
 from deltatune.models.processors import LONGEST_SECONDS, Processor
 from deltatune.tasks.collator import FILE, SECONDS
-from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
+from deltatune.tasks.row_columns import column, raise_listed
+from deltatune.tasks.task import Encoded, Row, TokenRow
 
 
 def encode_files(

@@ -16,7 +16,8 @@ from deltatune.core.input_validation.strict_json import loads
 from deltatune.data import LabelKind
 from deltatune.tasks.classification import Classify, check_finite
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, Floats, mean_score, ratio
-from deltatune.tasks.task import Row, column, raise_listed
+from deltatune.tasks.row_columns import column, raise_listed
+from deltatune.tasks.task import Row
 
 METRICS = ("f1_micro", "f1_macro", "accuracy", "hamming")
 """F1 over all decisions, its mean over labels, exact sets, and single decisions."""

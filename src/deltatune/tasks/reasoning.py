@@ -27,7 +27,8 @@ from deltatune.tasks.metrics.generation.final_answer import (
 )
 from deltatune.tasks.prompts.prompt_encoding import CHAT_COLUMN, PromptEncoder
 from deltatune.tasks.prompts.prompt_format import chat_prompt, check_template, fill_template
-from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed, text_column
+from deltatune.tasks.row_columns import column, raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 ANSWER_TRIGGERS: dict[AnswerKind, str] = {

@@ -19,7 +19,8 @@ from deltatune.models.architecture import Answers
 from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import CorpusScore
 from deltatune.tasks.metrics.tag_scores import ENTITY_METRICS, TAG_METRICS, is_entity_scheme, tag_scores
-from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, raise_listed, token_loss
+from deltatune.tasks.row_columns import column, raise_listed
+from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, token_loss
 from deltatune.tasks.tokenization import check_length, check_room, need_offsets
 
 

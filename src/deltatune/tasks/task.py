@@ -300,35 +300,6 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-LISTED = 5
-"""How many bad rows an error lists before it counts the rest."""
-
-
-def raise_listed(problems: list[str], after: str = "") -> None:
-    """Raise one error with the first few problems, the number of the others, and a closing line."""
-    if problems:
-        more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        raise DeltatuneError("\n".join([*problems[:LISTED], *more, *([after] if after else [])]))
-
-
-def column(rows: Sequence[Row], name: str) -> list[Any]:
-    """The values of a column. Raises DeltatuneError naming the first row without it and the columns that row has."""
-    for i, row in enumerate(rows):
-        if name not in row:
-            columns = ", ".join(map(repr, row))
-            raise DeltatuneError(f"no column {name!r} in row {i}{nearest(name, row)}; columns: {columns}")
-    return [row[name] for row in rows]
-
-
-def text_column(rows: Sequence[Row], name: str) -> list[str]:
-    """The values of a column of texts. Raises DeltatuneError listing the rows that hold something else."""
-    values = column(rows, name)
-    raise_listed(
-        [f"row {i}: {name} is {value!r}, not a text" for i, value in enumerate(values) if not isinstance(value, str)]
-    )
-    return values
-
-
 def default_of(cls: type[Any], name: str) -> Any:
     """The default of a field."""
     default = next(field for field in fields(cls) if field.name == name).default

@@ -8,7 +8,8 @@ from typing import Any
 
 from deltatune.core.errors import DeltatuneError, nearest, raise_all
 from deltatune.core.input_validation.field_validation import shortened
-from deltatune.tasks.task import Row, raise_listed
+from deltatune.tasks.row_columns import raise_listed
+from deltatune.tasks.task import Row
 
 NAMES = {
     "subject": ("subject", "sub_label", "sub", "head"),

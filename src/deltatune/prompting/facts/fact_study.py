@@ -24,7 +24,7 @@ from deltatune.prompting.facts.wordings import as_template
 from deltatune.tasks.blanks import blank_of, wording_problems
 from deltatune.tasks.fact_completion import FactCompletion, fact_task
 from deltatune.tasks.prompts.templates import Template
-from deltatune.tasks.task import raise_listed
+from deltatune.tasks.row_columns import raise_listed
 from deltatune.training.open_session import open_adapter, open_host
 
 OBJECTS = "objects"

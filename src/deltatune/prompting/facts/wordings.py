@@ -11,7 +11,7 @@ from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data import read_rows
 from deltatune.tasks.blanks import SUBJECT
 from deltatune.tasks.prompts.templates import Template
-from deltatune.tasks.task import raise_listed
+from deltatune.tasks.row_columns import raise_listed
 
 PLACES = {"[X]": f"{{{SUBJECT}}}", "[Y]": "{mask}"}
 """LAMA's places of the subject and the object, and ours."""

@@ -22,7 +22,8 @@ from deltatune.models.architecture import Answers, Loads
 from deltatune.models.pipelines import ImagePipeline
 from deltatune.tasks.diffusion.noise import NoisyLatents, noise_schedule
 from deltatune.tasks.metrics.corpus_score import CorpusScore, mean_score
-from deltatune.tasks.task import Encoded, Row, Task, TokenRow, raise_listed, text_column
+from deltatune.tasks.row_columns import raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, Task, TokenRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -32,7 +32,8 @@ from deltatune.tasks.label_words.verbalizer import (
     words_of_names,
 )
 from deltatune.tasks.prompts.templates import Template
-from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed
+from deltatune.tasks.row_columns import column, raise_listed
+from deltatune.tasks.task import Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 Scoring = Literal["likelihood", "probability", "logit", "channel"]

@@ -22,7 +22,8 @@ from deltatune.core.input_validation.field_validation import shortened
 from deltatune.data.dataset import as_text
 from deltatune.tasks.label_words.content_free_scores import log_content_free
 from deltatune.tasks.label_words.label_words import DEMONSTRATIONS, LabelWords
-from deltatune.tasks.task import Encoded, Row, TokenRow, raise_listed
+from deltatune.tasks.row_columns import raise_listed
+from deltatune.tasks.task import Encoded, Row, TokenRow
 
 TextVectors = Callable[[Sequence[str], bool], NDArray[Any]]
 """Vectors of length 1 of N texts, (N, D); True where these texts will be asked for again."""

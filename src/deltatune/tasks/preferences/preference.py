@@ -20,7 +20,8 @@ from deltatune.tasks.metrics.preference_scores import PREFERENCE_METRICS
 from deltatune.tasks.preferences.pair_collator import REJECTED_IDS, REJECTED_LABELS
 from deltatune.tasks.preferences.pair_loss import LossType, pair_losses
 from deltatune.tasks.prompts.prompt_encoding import Example, PromptEncoder
-from deltatune.tasks.task import Encoded, Row, TokenRow, column, raise_listed, text_column
+from deltatune.tasks.row_columns import column, raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 BASE, START = "base", "start"

@@ -24,7 +24,8 @@ from deltatune.tasks.pretraining.masking import (
     word_units,
 )
 from deltatune.tasks.pretraining.objective import Objective
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, text_column
+from deltatune.tasks.row_columns import column, text_column
+from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length, need_offsets, token_row
 
 

@@ -28,7 +28,8 @@ from deltatune.tasks.pretraining.sentence_pairs import (
     split_sentences,
     tokenise_sentences,
 )
-from deltatune.tasks.task import Encoded, Row, TokenRow, column
+from deltatune.tasks.row_columns import column
+from deltatune.tasks.task import Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 

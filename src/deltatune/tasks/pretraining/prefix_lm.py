@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.random_draws import random_integer
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, raise_listed, text_column
+from deltatune.tasks.row_columns import raise_listed, text_column
+from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 

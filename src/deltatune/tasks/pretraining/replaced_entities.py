@@ -21,7 +21,8 @@ from deltatune.tasks.heads import HeadConfig, token_head
 from deltatune.tasks.metrics.corpus_score import AdditiveScore, CorpusScore, ratio, ratio_score
 from deltatune.tasks.pretraining.masking import Entity, parse_entities, units_of_spans
 from deltatune.tasks.pretraining.random_draws import random_integer, uniform
-from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, column, text_column, token_loss
+from deltatune.tasks.row_columns import column, text_column
+from deltatune.tasks.task import IGNORED, Encoded, Row, Task, TokenRow, token_loss
 from deltatune.tasks.tokenization import check_length, need_offsets, token_row
 
 METRICS = ("f1", "accuracy", "precision", "recall")

@@ -14,7 +14,8 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.tasks.pretraining.objective import Objective
 from deltatune.tasks.pretraining.prefix_lm import end_tokens, sequence_row, split_documents
 from deltatune.tasks.pretraining.random_draws import random_partition
-from deltatune.tasks.task import Encoded, Row, TokenRow, raise_listed, text_column
+from deltatune.tasks.row_columns import raise_listed, text_column
+from deltatune.tasks.task import Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length
 
 DENSITY = 0.15

@@ -20,7 +20,8 @@ from deltatune.tasks.prompts.prompt_format import (
     last_answer,
     plain_prompt,
 )
-from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow, column, raise_listed, text_column
+from deltatune.tasks.row_columns import column, raise_listed, text_column
+from deltatune.tasks.task import IGNORED, Encoded, Row, TokenRow
 from deltatune.tasks.tokenization import check_length, need_offsets
 
 if TYPE_CHECKING:

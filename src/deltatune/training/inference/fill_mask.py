@@ -13,7 +13,8 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.models.hardware import uses_bfloat16
 from deltatune.tasks.collator import collator_for
-from deltatune.tasks.task import TokenRow, raise_listed
+from deltatune.tasks.row_columns import raise_listed
+from deltatune.tasks.task import TokenRow
 from deltatune.tasks.tokenization import longest_input, not_words, token_row, word_of
 from deltatune.training.forward import base_outputs, text_states
 from deltatune.training.inference.batches import device_of, length_sorted_batches

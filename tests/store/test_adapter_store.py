@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -442,3 +443,13 @@ def test_a_disk_that_is_full_is_told_of_the_store_and_not_of_the_folder(store, f
         store.add(folders / "legal", "again")
     assert str(folders) not in str(told.value)
     assert str(store._place.root) in str(told.value)
+
+
+def test_a_bank_refuses_sites_of_other_modules_as_a_host_does(store):
+    host, stored = base(), store.read("german")
+    name = next(iter(stored.sites))
+    elsewhere = replace(stored, sites={**stored.sites, name: "encoder.somewhere"})
+    for use in (lambda: elsewhere.attach_to(host, "moved"), lambda: elsewhere.put_into(host.bank(), "moved")):
+        with pytest.raises(DeltatuneError, match=r"encoder\.somewhere"):
+            use()
+    assert "moved" not in host.adapters

@@ -113,9 +113,11 @@ class StoredAdapter:
         """
         identities = served_identities(bank.host)
         self._check_base(bank.host, other_base, identities)
-        problems = [*self.problems, *self.misshapen_head, *self.not_finite()]
-        raise_all(problems, self._heading if problems else "")
         sites = self._sites_on(bank.host, identities)
+        problems = [*self.problems, *self.misshapen_head, *self.not_finite()]
+        if self.sites is not None:
+            problems += site_contradictions(bank.shape_of(self.method, sites).adapter, self.sites)
+        raise_all(problems, self._heading if problems else "")
         head = self.make_head(None)
         bank.put(name, self.method, self.tensors, head=head, extra=self.extra, seed=self.seed, sites=sites)
 

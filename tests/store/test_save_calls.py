@@ -133,8 +133,8 @@ def test_from_pretrained_never_gives_another_model(method, base, tmp_path):
     """What transformers loads through PEFT computes the same, for every method of PEFT's; else it is refused."""
     host = hosted(base, method)
     host.model.save_pretrained(tmp_path / "out")
-    if method in ("DoRA(r=2)", "VeRA(r=3)"):
-        with pytest.raises(ValueError, match=r"Unrecognized model|does not support PeftType\.VERA"):
+    if method == "VeRA(r=3)":
+        with pytest.raises(ValueError, match=r"does not support PeftType\.VERA"):
             AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     else:
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

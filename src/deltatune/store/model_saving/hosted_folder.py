@@ -198,11 +198,8 @@ def _write_peft(host: Host, folder: Path, names: Sequence[str]) -> bool:
         return False
     if _quantized(host):
         return False  # PEFT would put it onto the plain base, which has other values
-    config = read_json(source / PEFT_CONFIG)
-    if adapter.dropped or config.get("peft_type") not in INJECTED:
+    if adapter.dropped or read_json(source / PEFT_CONFIG).get("peft_type") not in INJECTED:
         return False
-    if config.get("use_dora"):
-        return False  # transformers 5.23 does not find PEFT's magnitudes, and leaves them at their initial values
     for file in (PEFT_CONFIG, PEFT_TENSORS):
         with plain_write_errors(folder / file):
             shutil.copyfile(source / file, folder / file)

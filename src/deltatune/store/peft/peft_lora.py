@@ -42,8 +42,10 @@ _SUFFIXES = {
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
     ".lora_magnitude_vector": "m",
+    ".lora_magnitude_vector.weight": "m",
 }
-MAGNITUDE = ".lora_magnitude_vector"
+MAGNITUDE = ".lora_magnitude_vector.weight"
+"""PEFT reads the name that it writes, without `.weight`, and this one; transformers 5.23 finds only this one."""
 
 
 class LoRAFormat:

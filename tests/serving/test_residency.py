@@ -244,6 +244,41 @@ def test_adapters_in_use_keep_their_room_and_others_get_theirs_in_turn(store, fo
     assert all(got == wanted[name] for name, got in order)
 
 
+def test_who_finds_no_room_lets_requests_for_adapters_in_memory_pass(store, folders):
+    host = serving_host(methods={})
+    residency = Residency(host, store, adapters=1)
+    with running(host, residency=residency) as engine:
+        residency.wish(["three"])
+        residency._readings["three"].stored.result(30)  # so that it waits for room alone
+        slow = engine.submit(request("one", new=120))
+        events = iter(slow)
+        assert isinstance(next(events), TokenEvent)
+        stuck = engine.submit(request("three"))
+        passing = engine.submit(request("one", 9, 8, 7, new=2))
+        assert passing.result(60).ids == expected(folders, request("one", 9, 8, 7, new=2))
+        assert slow.done is None, "it waited for the request that runs"
+        assert stuck.done is None
+        assert stuck.result(60).ids == expected(folders, request("three"))
+        assert slow.result(60).done.reason == "length"
+
+
+def test_those_who_pass_leave_the_other_its_turn(store, folders):
+    host = serving_host(methods={})
+    residency, count = Residency(host, store, adapters=1), 0
+    with running(host, residency=residency) as engine:
+        residency.wish(["three"])
+        residency._readings["three"].stored.result(30)
+        first, *going = [engine.submit(request("one", new=new)) for new in (40, 13, 17, 23, 29)]
+        assert isinstance(next(iter(first)), TokenEvent)
+        stuck = engine.submit(request("three"))
+        while stuck.done is None and count < 60:  # at any time some request uses the adapter in memory
+            going.pop(0).result(60)
+            count += 1
+            going.append(engine.submit(request("one", new=11 + 7 * count % 20)))
+        assert stuck.result(60).ids == expected(folders, request("three"))
+    assert count < 30
+
+
 def test_load_unload_and_reload(store, folders):
     host = serving_host(methods={"mine": "LoRA(r=4)"})
     residency = Residency(host, store)

@@ -156,6 +156,10 @@ class Residency:
                 resident.last_used = time.time()
         return pinned
 
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether all are in memory and none is being read anew, so that `pin` brings nothing."""
+        return all(name in self._current and self._reading(name) is None for name in names)
+
     def unpin(self, pinned: Sequence[Resident]) -> None:
         """Let go of what `pin` returned."""
         for resident in pinned:

@@ -15,9 +15,9 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.core.host import Host
 from deltatune.core.sites.non_block_sites import output_embeddings
 from deltatune.models.architecture import family
-from deltatune.serving.engine.engine_jobs import GenerateJob, RowsJob
+from deltatune.serving.engine.engine_jobs import Counts, GenerateJob, RowsJob
 from deltatune.serving.engine.engine_limits import EngineLimits, check_positions
-from deltatune.serving.engine.engine_worker import Counts, EngineWorker
+from deltatune.serving.engine.engine_worker import EngineWorker
 from deltatune.serving.engine.joining_trial import bytes_per_token
 from deltatune.serving.engine.requests import GenerateRequest, Request, RowsRequest
 from deltatune.serving.engine.routed_host import RoutedHost

@@ -39,8 +39,10 @@ class EngineJob:
     pinned: list[Resident] = field(default_factory=list)
     """The adapters that it uses, which stay in memory as long."""
     route: Route = field(default_factory=dict)
+    passed: int = 0
+    """Later requests that were taken up while its adapters found no room."""
     alone: str | None = None
-    """The adapter that cannot share passes with others, if it has one."""
+    """Its adapters and weights, if one of them cannot share passes with rows of others."""
     started: float | None = None
     first: float | None = None
     ended: bool = False
@@ -155,6 +157,24 @@ class RowsJob(EngineJob):
     def open_rows(self) -> list[int]:
         """Numbers of the rows without an answer."""
         return [i for i, value in enumerate(self.values) if value is None]
+
+
+@dataclass
+class Counts:
+    """What has happened since the engine started."""
+
+    requests: int = 0
+    """Requests that were accepted."""
+    refused: int = 0
+    """Requests that found the queue full."""
+    failed: int = 0
+    """Requests that ended with an error."""
+    cancelled: int = 0
+    timed_out: int = 0
+    tokens_in: int = 0
+    """Tokens of prompts and rows that were read."""
+    tokens_out: int = 0
+    """Tokens that were generated."""
 
 
 def check_soft_weights(host: Host, job: EngineJob) -> None:

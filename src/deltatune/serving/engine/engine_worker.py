@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from deltatune.core.host import Host
 from deltatune.core.route import read_route
 from deltatune.core.seams.weight_override import check_exclusive
 from deltatune.serving.engine.decoding_lane import DecodingLane
-from deltatune.serving.engine.engine_jobs import EngineJob, GenerateJob, RowsJob, check_soft_weights
+from deltatune.serving.engine.engine_jobs import Counts, EngineJob, GenerateJob, RowsJob, check_soft_weights
 from deltatune.serving.engine.engine_limits import EngineLimits, check_positions
 from deltatune.serving.engine.prompt_cache import PromptCache
 from deltatune.serving.engine.routed_host import RoutedHost
@@ -41,24 +40,6 @@ LOOK = 0.02
 Lane = DecodingLane | WholeBatchLane
 LaneKey = tuple[str | None, bool]
 """The adapter that shares no batch, None for all others; and whether rows are longer than `rope_switch`."""
-
-
-@dataclass
-class Counts:
-    """What has happened since the engine started."""
-
-    requests: int = 0
-    """Requests that were accepted."""
-    refused: int = 0
-    """Requests that found the queue full."""
-    failed: int = 0
-    """Requests that ended with an error."""
-    cancelled: int = 0
-    timed_out: int = 0
-    tokens_in: int = 0
-    """Tokens of prompts and rows that were read."""
-    tokens_out: int = 0
-    """Tokens that were generated."""
 
 
 class EngineWorker:
@@ -184,9 +165,11 @@ class EngineWorker:
     def _admit(self) -> None:
         """Take up waiting requests whose adapters are in memory and for which there is room, the oldest first.
 
-        Those whose adapters are being read let others pass; those that find no room do not, so that they get theirs.
+        Those whose adapters are being read let others pass. One whose adapters find no room lets requests for adapters
+        in memory pass, as many as are being answered; after that they end, and it gets its room.
         """
         generating = True
+        full: EngineJob | None = None
         for job in self._queue():
             if isinstance(job, GenerateJob):
                 generating = generating and self._has_room(job)
@@ -195,12 +178,16 @@ class EngineWorker:
             elif len(self.rows.jobs) >= self.limits.rows:
                 continue
             try:
-                pinned = self.residency.pin(list(job.ticket.request.adapters))
+                names = list(job.ticket.request.adapters)
+                pinned = "loading" if full and not self.residency.holds(names) else self.residency.pin(names)
                 if pinned == "full":
-                    break
-                if pinned == "loading":
+                    full = job
+                    if job.passed >= len(self.active):
+                        break
+                if isinstance(pinned, str):
                     continue
-                assert not isinstance(pinned, str)
+                if full:
+                    full.passed += 1
                 self._take_up(job)
                 job.pinned = pinned
                 self._prepare(job)
@@ -234,7 +221,8 @@ class EngineWorker:
         weights = job.ticket.request.adapters
         job.route = {resident.host_name: float(weights[resident.name]) for resident in job.pinned}
         check_exclusive(read_route(job.route, host.adapters), host.adapters)
-        job.alone = next((name for name in sorted(job.route) if not host.adapters[name].mixes), None)
+        mixes = all(host.adapters[name].mixes_rows for name in job.route)
+        job.alone = None if mixes else str(sorted(job.route.items()))
         check_soft_weights(host, job)
         if isinstance(job, RowsJob):
             self.rows.add(job)

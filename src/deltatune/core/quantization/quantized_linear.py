@@ -90,7 +90,8 @@ class QuantizedLinear(nn.Module):
         if not x.is_floating_point():
             raise DeltatuneError(f"a linear map in {self.scheme.text} takes floating values, not {x.dtype}")
         kind = x.device.type
-        known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)  # torch 2.6 cannot compile the question
+        # torch 2.6 cannot compile the question
+        known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
         autocast = known and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         x, bias = x.to(dtype), None if self.bias is None else self.bias.to(dtype)

@@ -179,7 +179,7 @@ def shared_modules(model: nn.Module) -> frozenset[str]:
     """
     shared = {path for path, module in modules_of(model) if is_norm(module) and of_distances(model, path)}
     for path, module in modules_of(model):
-        leaves = DISTANCE_MAPS if getattr(module, "share_att_key", False) else ()
+        leaves: tuple[str, ...] = DISTANCE_MAPS if getattr(module, "share_att_key", False) else ()
         leaves = WINDOW_MAPS if hasattr(module, WINDOW) else leaves
         shared |= {f"{path}.{leaf}" for leaf in leaves}
     return frozenset(shared)

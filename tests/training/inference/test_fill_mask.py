@@ -122,7 +122,7 @@ def test_predict_says_what_fill_needs(folder, tmp_path):
     ]:
         done = ran("predict", "--task", "fill", *argv, texts)
         assert (done.code, message in done.err) == (2, True), done.err
-    assert "only fill is named here" in ran("predict", "--task", "filll", "--model", folder, texts).err
+    assert "only fill and generate are named here" in ran("predict", "--task", "filll", "--model", folder, texts).err
     assert "name a trained adapter with --adapter" in ran("predict", texts).err
     assert "--label is for --task fill" in ran("predict", "--adapter", "x", "--label", "y", texts).err
     assert "--top is for --task fill" in ran("predict", "--adapter", "x", "--top", "3", texts).err

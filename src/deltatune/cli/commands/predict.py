@@ -87,7 +87,7 @@ def predict(
             "--task",
             panel=DATA,
             metavar="fill|generate",
-            help="fill: the words at each {mask} of a text, by --model's own head; generate: a prompt's answers are texts.",
+            help="fill: the words at each {mask} of a text, by --model's own head; generate: texts behind a prompt.",
         ),
     ] = None,
     top: Annotated[

@@ -109,13 +109,15 @@ def _fit(value: Any, hint: Any) -> tuple[Any, bool]:
             ((v, True) for v, ok in (_fit(value, part) for part in typing.get_args(hint)) if ok), (value, False)
         )
     if origin is tuple:
-        kind, rest = typing.get_args(hint)[0], typing.get_args(hint)[1:]
-        if not isinstance(value, (tuple, list)) or rest not in ((), (Ellipsis,)):
-            return value, isinstance(value, tuple)
-        fitted = tuple(_fit(item, kind)[0] for item in value)
-        return (value if isinstance(value, tuple) and fitted == value else fitted), all(
-            _fit(item, kind)[1] for item in value
-        )
+        if not isinstance(value, (tuple, list)):
+            return value, False
+        kind, *rest = typing.get_args(hint)
+        kinds = [kind] * len(value) if rest in ([], [Ellipsis]) else [kind, *rest]
+        if len(kinds) != len(value):
+            return value, False
+        items = [_fit(item, each) for item, each in zip(value, kinds, strict=True)]
+        fitted = tuple(item for item, _ in items)
+        return (value if isinstance(value, tuple) and fitted == value else fitted), all(fits for _, fits in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return (float(value), True) if _has_64_bits(value) else (value, False)
     if hint is float:

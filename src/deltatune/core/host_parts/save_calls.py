@@ -134,7 +134,7 @@ class SaveCalls:
                 del state[key]
 
     def before_load(self, model: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
-        """Leave out the tensor without values by which `Host`'s file of adapters is no model."""
+        """Leave out the tensor without values that keeps `save_pretrained`'s file of adapters from being a model."""
         for key in self._base_keys():
             if prefix + key in state and not state[prefix + key].numel():
                 del state[prefix + key]

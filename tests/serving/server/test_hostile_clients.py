@@ -137,7 +137,8 @@ def test_keys_see_nothing_of_each_other(adapters, tmp_path):
         assert (hidden.status_code, missing.status_code) == (404, 404)
         assert hidden.json()["error"]["message"].replace("ner", "nes") == missing.json()["error"]["message"]
         assert "sst2-ia3" not in two.post("/v1/classify", json={"model": "sst2-ia4", "input": "a"}).text
-        for model in ({"model": "plain:0.5+ner:0.5"}, {"adapters": {"plain": 1, "ner": 0.1}}):
+        bare = ({"model": "plain:0"}, {"adapters": {"plain": 0}})  # what anna, who may not use base, would get of it
+        for model in ({"model": "plain:0.5+ner:0.5"}, {"adapters": {"plain": 1, "ner": 0.1}}, *bare):
             assert one.post("/v1/completions", json=LONG | {"model": None} | model).status_code == 404
         assert one.post("/v1/completions", json=LONG | {"model": "base"}).status_code == 404
         assert one.post("/v1/adapters/plain/unload").status_code == 403

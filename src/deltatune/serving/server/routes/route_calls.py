@@ -46,10 +46,10 @@ async def read_adapters(fields: RequestFields, call: Call, service: Service) -> 
         if adapters is None
         else read_weights(adapters, model, service.base.name)
     )
-    if not named and not call.may_use(BASE):
-        raise unknown_model(str(model), [])
     for name in named:
         await check_exists(name, call, service)
+    if not any(named.values()) and not call.may_use(BASE):  # adapters at weight 0 are the bare model
+        raise unknown_model(BASE if named else str(model), [])
     call.model = model_text(named)
     call.kind = "base" if not named else await _kind(named, service)
     return named

@@ -9,6 +9,7 @@ import pytest
 from support import models
 from support.command_line import Ran, ran, review_folder, reviews, write_csv
 from support.endpoint_server import prompt_of, running, text_of
+from support.language_models import generation_tokenizer
 
 WORDS = ("--words", "bad=awful", "--words", "good=great|good")
 TEMPLATE = ("--template", "{text} it was {mask}")
@@ -299,6 +300,42 @@ def test_demonstrations_and_chains_on_a_server(data, tmp_path):
         assert json.loads(done.out)["scores"]["final_answer"] == 1.0
         answer = json.loads(worked(ran("predict", *common, *command, stdin="7 + 1?\n")).out)
         assert answer["answer"] == "8"
+
+
+def test_texts_as_answers(tmp_path):
+    folder, rows = tmp_path / "writer", tmp_path / "rows.jsonl"
+    models.tiny("llama", "lm").save_pretrained(folder)
+    generation_tokenizer().save_pretrained(folder)
+    lines = [{"en": f"film {i}", "fr": f"old film {i}"} for i in range(40)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    named = ("--model", folder, "--data", rows, "--text", "en", "--label", "fr", "--task", "generate")
+    method = ("--method", "ICL(shots=2)", "--template", "en: {en} fr:")
+    done = worked(ran("evaluate", *named, *method, "--set", "new_tokens=4", "--save", tmp_path / "icl", "--json"))
+    assert json.loads(done.out)["scores"]["rougeL"] >= 0
+    done = worked(ran("predict", "--adapter", tmp_path / "icl", "--set", "new_tokens=4", stdin="film 7\n"))
+    assert set(json.loads(done.out)) == {"en", "output"}
+    done = worked(ran("train", *named, *method, "--new-tokens", "4", "--out", tmp_path / "run", "--json"))
+    metrics = json.loads(done.out)["metrics"]
+    assert "en: {en} fr:" in metrics["prompts"][0]
+    assert {"rougeL", "bleu"} <= set(metrics["test"])
+    alone = ("--model", folder, "--task", "generate", "--template", "en: {text} fr:", "--set", "new_tokens=4")
+    assert "output" in json.loads(worked(ran("predict", *alone, stdin="film\n")).out)
+    refused(ran("evaluate", *named, "--template", "en: {en} fr: {mask}"), "leave {mask} out")
+    refused(ran("evaluate", *named, "--template", "en: {en}", *WORDS), "--words is for one class a row")
+    refused(ran("train", *named, "--method", "LoRA(r=2)", "--template", "{en}"), "a tuning method with --prompt")
+
+
+def test_a_comparison_of_prompts_and_tuning_for_texts(tmp_path):
+    folder, rows = tmp_path / "writer", tmp_path / "rows.jsonl"
+    models.tiny("llama", "lm").save_pretrained(folder)
+    generation_tokenizer().save_pretrained(folder)
+    lines = [{"input": f"film {i}", "output": f"old film {i}"} for i in range(60)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    methods = ("ZeroShot(stop='\\n')", "ICL(shots=2)", "LoRA(r=2)")
+    command = ("compare", "--model", folder, "--data", rows, "--new-tokens", "4", "--epochs", "1", "--seeds", "1")
+    done = worked(ran(*command, "--rates", "1", "--methods", *methods, "--out", tmp_path / "out", "--json"))
+    answers = json.loads(done.out)["samples"][0]["answers"]
+    assert [each["method"] for each in answers] == [*methods]
 
 
 def test_a_server_that_fails(data, tmp_path):

@@ -144,6 +144,12 @@ class Service:
         if not isinstance(task, Generate):
             what = f"{name} has no form of prompts" if name else "the base has no form of prompts"
             raise InvalidRequest(f"{what}; send prompt instead of input", "input")
+        if task.compares_texts:
+            raise InvalidRequest(
+                f"{name} chooses demonstrations for each input, as `deltatune predict` does; a prompt that all inputs "
+                "share is served",
+                "model",
+            )
         named = rows_for(task, rows, name)
         form = task
         return task, await self._in_text(lambda: self.prompts.rows(form, named))

@@ -1,9 +1,10 @@
-"""Costs of a chain of thought: its prompt against the question alone."""
+"""Costs of a chain of thought and of demonstrations: the prompt against the question alone."""
 
 import pytest
 
 from deltatune.comparison.costs.inference_costs import costs_of
 from deltatune.prompting.chain_of_thought import ChainOfThought
+from deltatune.prompting.in_context.in_context_learning import ICL
 from deltatune.prompting.prompt_method import PromptRows
 from deltatune.tasks.generation import Generate
 from deltatune.training import Settings
@@ -15,8 +16,9 @@ from support.language_models import generation_tokenizer
 ROWS = [{"question": f"{n} and {n}?", "answer": f"so {2 * n}.\n#### {2 * n}"} for n in range(4)]
 
 
+@pytest.mark.parametrize("method", [ChainOfThought(shots=1, new_tokens=5, answer_tokens=5), ICL(shots=1)])
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_the_prompt_makes_a_question_longer(kind, tmp_path):
+def test_the_prompt_makes_a_question_longer(kind, method, tmp_path):
     models.tiny(kind, "lm").save_pretrained(tmp_path)
     generation_tokenizer().save_pretrained(tmp_path)
     host, tokenizer = open_host(str(tmp_path), "text")
@@ -27,7 +29,6 @@ def test_the_prompt_makes_a_question_longer(kind, tmp_path):
         Generate(text=("question",), label="answer", max_length=100),
         precision="float32",
     )
-    method = ChainOfThought(shots=1, new_tokens=5, answer_tokens=5)
     own = method.fit(session, PromptRows(ROWS), Settings()).session
     test, plain = own.encode(ROWS), session.encode(ROWS)
     costs = costs_of(own, test, plain)

@@ -149,7 +149,7 @@ def fit_nearest(method: ICL, found: Session, chosen: Sequence[Row], of: int, see
     notes = []
     if of > len(chosen):
         notes.append(f"the nearest are chosen from {len(chosen)} of {of} training rows; pool= sets how many")
-    prompt = f"{shown_prompt(task)}, after the {method.shots} nearest of {len(chosen)} training rows"
+    prompt = f"after the {method.shots} nearest of {len(chosen)} training rows:\n{shown_prompt(task)}"
     return Fitted(replace(roomy, task=final), prompts=(prompt,), notes=tuple(notes)), list(chosen)
 
 

@@ -10,6 +10,7 @@ from deltatune.prompting.choose_prompts import PromptOptions
 from deltatune.prompting.endpoints.cached_endpoint import CachedEndpoint
 from deltatune.prompting.in_context.in_context_learning import ICL
 from deltatune.prompting.prompt_method import PromptRows, with_stored_task
+from deltatune.prompting.prompt_search.template_search import TemplateSearch
 from deltatune.prompting.server_session import server_session
 from deltatune.prompting.zero_shot import ZeroShot
 from deltatune.tasks.generation import Generate
@@ -174,6 +175,28 @@ def test_what_texts_do_not_have_is_refused(decoder, method, message):
     with pytest.raises(DeltatuneError, match=message):
         method.check_session(decoder, ROOMY)
     assert decoder.name not in decoder.host.adapters
+
+
+@pytest.mark.parametrize(("metric", "best"), [("rougeL", max), ("ter", min)])
+def test_the_best_wording_is_kept_and_all_are_reported(decoder, metric, best, tmp_path):
+    texts = ("{input} is", "film: {input} a", "old {input}\n")
+    session = replace(decoder, task=replace(decoder.task, metric=metric))
+    method = TemplateSearch(templates=texts, stop="\n")
+    method.check_session(session, ROOMY)
+    fitted = method.fit(session, PromptRows(ROWS[:4], ROWS), Settings())
+    scores = dict(fitted.trials)
+    assert sorted(scores) == sorted(texts)
+    assert scores[fitted.session.task.prompt] == best(scores.values())
+    assert fitted.trials[0][0] == fitted.session.task.prompt
+    assert f"3 wordings were tried: {metric}" in fitted.notes[0]
+    session.detach()
+    alone = ZeroShot(template=texts[1], stop="\n").fit(session, ROOMY, Settings()).session
+    assert alone.score(alone.encode(ROWS))[metric] == pytest.approx(scores[texts[1]])
+    session.detach()
+    with pytest.raises(DeltatuneError, match="wordings for texts as answers are not made up"):
+        TemplateSearch().check_session(session, ROOMY)
+    with pytest.raises(DeltatuneError, match="paraphrases=2 is for one class a row"):
+        TemplateSearch(templates=texts, paraphrases=2).check_session(session, ROOMY)
 
 
 def test_options_and_conversations_are_refused(tmp_path):

@@ -24,11 +24,19 @@ from deltatune.training.settings import Settings
 def check_classes(method: Method, task: Task) -> Classify:
     """The task as a classification. Raises DeltatuneError for tasks without one class a row."""
     if not isinstance(task, Classify) or task.label_kind != "classes":
-        texts = "; for texts as answers: ZeroShot(), ICL() or ChainOfThought(), or a tuning method with --prompt"
+        texts = "; for texts as answers: ZeroShot(), ICL(), TemplateSearch(templates=...) or ChainOfThought(), or a tuning method with --prompt"
         raise DeltatuneError(
             f"{method!r} is for one class a row; this task is {task.describe()}{texts if writes_texts(task) else ''}"
         )
     return task
+
+
+def check_label_task(method: Method, task: Task, stop: str) -> Classify:
+    """The same for a method whose field `stop` is for texts as answers: it must be empty."""
+    classify = check_classes(method, task)
+    if stop:
+        raise DeltatuneError(f"{method!r}: stop is for texts as answers; this task is {task.describe()}")
+    return classify
 
 
 def check_prompt(session: Session, method: Method, task: LabelWords | GenerateInContext, rows: PromptRows) -> None:
@@ -66,9 +74,7 @@ class ZeroShot(PromptMethod):
     def check_task(self, task: Task) -> None:
         if writes_texts(task):
             return
-        check_classes(self, task)
-        if self.stop:
-            raise DeltatuneError(f"{self!r}: stop is for texts as answers; this task is {task.describe()}")
+        check_label_task(self, task, self.stop)
 
     def prompt(self, session: Session, options: PromptOptions = NO_OPTIONS) -> LabelWords | GenerateInContext:
         """The task of this prompt, from the columns and classes of the session's task."""

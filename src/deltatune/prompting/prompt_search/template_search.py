@@ -17,7 +17,9 @@ from deltatune.prompting.prompt_search.paraphrases import replaced_words, round_
 from deltatune.prompting.prompt_search.template_generation import check_config, load_generator, write_templates
 from deltatune.prompting.prompt_search.template_mining import mined_templates
 from deltatune.prompting.prompt_search.template_rules import rule_templates
-from deltatune.prompting.zero_shot import check_classes, prompt_text
+from deltatune.prompting.prompt_search.text_template_search import fit_wordings, wordings
+from deltatune.prompting.text_prompts import writes_texts
+from deltatune.prompting.zero_shot import check_label_task, check_prompt, prompt_text
 from deltatune.tasks.classification import Classify
 from deltatune.tasks.label_words.label_words import LabelWords, as_label_words
 from deltatune.tasks.prompts.templates import Template
@@ -34,7 +36,7 @@ class TemplateSearch(PromptMethod):
     """
 
     templates: tuple[str, ...] = ()
-    """Wordings to try; default: those of `source`."""
+    """Wordings to try; default: those of `source`. For texts as answers they are given, and end where answers begin."""
     source: Literal["rules", "published", "mined", "written", "all"] = "rules"
     """Where wordings come from: `published` ones and plain ones; these and those made by `rules`; these and those
     `mined` from the corpus or `written` by the generator; `all`, what there is."""
@@ -52,6 +54,8 @@ class TemplateSearch(PromptMethod):
     """Words of the classes: "bad=terrible|awful, good=great"; default: published ones, else the class names."""
     scoring: Literal["likelihood", "probability", "logit"] = "likelihood"
     """Score of a class with several words, or words of several tokens; see LabelWords."""
+    stop: str = ""
+    """For texts as answers: text before which an answer ends, such as a line break; default: where the model ends."""
 
     draws: ClassVar[bool] = True
 
@@ -70,10 +74,15 @@ class TemplateSearch(PromptMethod):
             raise DeltatuneError("TemplateSearch(translators=...) takes two folders: one there, one back")
 
     def check_task(self, task: Task) -> None:
-        check_classes(self, task)
+        if not writes_texts(task):
+            check_label_task(self, task, self.stop)
 
     def check_session(self, session: Session, rows: PromptRows, options: PromptOptions = NO_OPTIONS) -> None:
-        task = check_classes(self, session.task)
+        if writes_texts(session.task):
+            for each in wordings(self, session.task, options):
+                check_prompt(session, self, each, rows)
+            return
+        task = check_label_task(self, session.task, self.stop)
         first = given_tasks(session, task, options, self.words, self.templates, self.scoring)[0]
         attach_prompt(session, self, first).detach()
         if self.corpus:
@@ -90,7 +99,9 @@ class TemplateSearch(PromptMethod):
         options: PromptOptions = NO_OPTIONS,
         on_step: OnProgress | None = None,
     ) -> Fitted:
-        task = check_classes(self, session.task)
+        if writes_texts(session.task):
+            return fit_wordings(self, session, rows, settings.seed, options, on_step)
+        task = check_label_task(self, session.task, self.stop)
         choosing, notes = choosing_rows(rows, "the template")
         given = given_tasks(session, task, options, self.words, self.templates, self.scoring)
         own = attach_prompt(session, self, given[0], settings.seed)

@@ -14,7 +14,7 @@ from deltatune.core.attention_call import AttentionCall
 from deltatune.core.delta import AttentionDelta
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import RowsAndWeight
-from deltatune.core.seams.attention import HOOK_POINT, inner_attention, register_seam
+from deltatune.core.seams.attention import HOOK_POINT, inner_attention, register_seam, set_attention_
 from deltatune.core.seams.hook_points import ActiveDelta
 
 
@@ -120,7 +120,7 @@ def _recording(model: Any, recorders: dict[str, _Recorder]) -> Iterator[None]:
     """The seam open, with a recorder in place of each hook point."""
     before, modules = model.config._attn_implementation, {path: model.get_submodule(path) for path in recorders}
     points = {path: getattr(module, HOOK_POINT, None) for path, module in modules.items()}
-    model.set_attn_implementation(register_seam(inner_attention(model), True))
+    set_attention_(model, register_seam(inner_attention(model), True))
     try:
         for path, module in modules.items():
             setattr(module, HOOK_POINT, recorders[path])
@@ -128,4 +128,4 @@ def _recording(model: Any, recorders: dict[str, _Recorder]) -> Iterator[None]:
     finally:
         for path, module in modules.items():
             delattr(module, HOOK_POINT) if points[path] is None else setattr(module, HOOK_POINT, points[path])
-        model.set_attn_implementation(before)
+        set_attention_(model, before)

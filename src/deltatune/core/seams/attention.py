@@ -21,6 +21,7 @@ from deltatune.core.attention_call import AttentionCall
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import per_row
 from deltatune.core.seams.hook_points import ActiveDelta
+from deltatune.core.sites.fused_projections import reaches_attention
 
 HOOK_POINT = "_deltatune_hook_point"
 """Attribute of an attention module that holds its hook point (a plain object, not in the state dict)."""
@@ -76,7 +77,20 @@ class AttentionSeam:
             )
 
     def _set(self, name: str) -> None:
-        self.model.set_attn_implementation(name)  # type: ignore[operator]
+        set_attention_(self.model, name)
+
+
+def set_attention_(model: nn.Module, name: str) -> None:
+    """Set the attention of a whole model, also of parts with a copy of its config.
+
+    transformers before 5.20 leaves such parts, as the encoder and the decoder of a T5, as they were.
+    """
+    whole: Any = model
+    whole.set_attn_implementation(name)
+    for part in model.modules():
+        config: Any = getattr(part, "config", None)
+        if config is not whole.config and type(config) is type(whole.config) and reaches_attention(part):
+            config._attn_implementation = name
 
 
 def register_seam(inner: str, longer: bool) -> str:

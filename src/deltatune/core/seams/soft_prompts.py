@@ -5,13 +5,15 @@ Lengths, masks, labels, caches and generation then see ordinary tokens; only the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GenerationMixin
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.route import Route
@@ -191,9 +193,10 @@ def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
     ids: Tensor = inputs["input_ids"]
     named: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
     batch = prompts.insert({key: inputs[key] for key in named if key in inputs})
-    widen = model.register_forward_hook(_widener(prompts.facts.vocabulary + max(prompts.lengths.values())))
+    width = prompts.facts.vocabulary + max(prompts.lengths.values())
+    widen = model.register_forward_hook(_widener(width))
     try:
-        with prompts.answers.stating(_answers_behind(prompts, batch)):
+        with prompts.answers.stating(_answers_behind(prompts, batch)), _config_of_beams(model, width):
             out = model.generate(**{**inputs, **batch})
     finally:
         widen.remove()
@@ -215,6 +218,23 @@ def _widener(width: int) -> Any:
         return output
 
     return widen
+
+
+def _config_of_beams(model: Any, width: int) -> Any:
+    """Beams of transformers before 5.18 divide by the vocabulary of the config, not by the logits that there are."""
+    continuations: Any = getattr(GenerationMixin, "_get_top_k_continuations", None)
+    old = continuations is not None and "vocab_size" in signature(continuations).parameters
+    return _vocabulary_of(model.config.get_text_config(), width) if old else nullcontext()
+
+
+@contextmanager
+def _vocabulary_of(config: Any, width: int) -> Iterator[None]:
+    before = config.vocab_size
+    config.vocab_size = max(width, before)
+    try:
+        yield
+    finally:
+        config.vocab_size = before
 
 
 def _without_prompts(out: Any, ids: Tensor, length: int) -> Any:

@@ -142,7 +142,7 @@ def register() -> None:
 
         raise DeltatuneError(
             f"transformers {__version__} cannot load a model in pieces: {error}. Install another: "
-            'pip install "transformers>=5.20"'
+            'pip install "transformers>=5.17"'
         ) from error
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(METHOD)(StreamingQuantizer)

@@ -10,9 +10,9 @@ from deltatune.serving.server.guard.guards import Guard, Guarding
 from deltatune.serving.server.guard.metrics import Metrics
 from deltatune.serving.server.page.page_files import add_page
 from deltatune.serving.server.routes.error_answers import add_error_answers
-from deltatune.serving.server.routes.routes_generation import add_generation_routes
-from deltatune.serving.server.routes.routes_models import add_model_routes
-from deltatune.serving.server.routes.routes_rows import add_row_routes
+from deltatune.serving.server.routes.generation_routes import add_generation_routes
+from deltatune.serving.server.routes.model_routes import add_model_routes
+from deltatune.serving.server.routes.row_routes import add_row_routes
 from deltatune.serving.server.routes.status_routes import add_status_routes
 from deltatune.serving.service import Service
 

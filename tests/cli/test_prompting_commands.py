@@ -325,6 +325,29 @@ def test_texts_as_answers(tmp_path):
     refused(ran("train", *named, "--method", "LoRA(r=2)", "--template", "{en}"), "a tuning method with --prompt")
 
 
+def test_texts_as_answers_of_a_server(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"en": f"film {i}", "fr": f"old film {i}"} for i in range(40)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    template = ("--template", "en: {en} fr:")
+
+    def continued(body, number):
+        number_of_row = prompt_of(body).split()[-2]
+        return 200, text_of(f" old film {number_of_row}\n\nen: and more")
+
+    with running(continued) as server:
+        common = ("--url", server.url, "--name", "m", "--form", "plain", "--cache", tmp_path / "a.jsonl")
+        named = ("--data", rows, "--text", "en", "--label", "fr", "--task", "generate")
+        done = worked(ran("evaluate", *common, *named, *template, "--method", "ICL(shots=2)", "--json"))
+        assert json.loads(done.out)["scores"]["em"] == 1.0
+        assert server.requests[0]["prompt"].count("en: film") == 3
+        assert server.requests[0]["stop"] == ["\n\n"]
+        alone = ("--task", "generate", "--text", "en", *template, "--method", "ZeroShot(stop='\\n')")
+        answer = json.loads(worked(ran("predict", *common, *alone, stdin="film 3\n")).out)
+        assert answer["output"] == "old film 3"
+        refused(ran("evaluate", *common, *named, "--method", "ICL(length=9)"), "length=9 needs the model itself")
+
+
 def test_a_comparison_of_prompts_and_tuning_for_texts(tmp_path):
     folder, rows = tmp_path / "writer", tmp_path / "rows.jsonl"
     models.tiny("llama", "lm").save_pretrained(folder)

@@ -1,6 +1,7 @@
 """Prompts for texts that are served: answers behind their demonstrations are those of `deltatune predict`."""
 
 import deltatune
+from deltatune.prompting.prompting_methods import ICL
 from deltatune.tasks import task_from_json
 from deltatune.tasks.in_context_generation import GenerateInContext
 from deltatune.training.inference.prediction import predict
@@ -20,7 +21,7 @@ def llama():
 
 
 def test_inputs_are_answered_behind_the_demonstrations(tmp_path):
-    write_adapters(tmp_path, {"shown": ("LoRA(r=2)", SHARED), "nearest": ("LoRA(r=2)", OWN)}, llama())
+    write_adapters(tmp_path, {"shown": (repr(ICL(shots=2)), SHARED), "nearest": ("LoRA(r=2)", OWN)}, llama())
     host = deltatune.Host(llama())
     task = task_from_json(host.load(tmp_path / "shown", name="shown").extra["task"])
     assert task == SHARED

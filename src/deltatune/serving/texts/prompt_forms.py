@@ -168,7 +168,7 @@ def shared_form(adapters: Mapping[str, float], tasks: Sequence[Task | None], par
     """The form of prompts that the adapters share: the name of one and its task. Raises InvalidRequest."""
     if not tasks:
         return "", None
-    forms = {(task.prompt, task.text) if isinstance(task, Generate) else None for task in tasks}
+    forms = {(task.prompt, task.text, type(task)) if isinstance(task, Generate) else None for task in tasks}
     if len(forms) > 1:
         raise InvalidRequest(
             f"{', '.join(adapters)} were trained on prompts of different forms; POST /v1/completions with prompt",

@@ -93,7 +93,8 @@ def test_wrong_options_are_named():
     for text, words in [
         ("LoKr(factor=0)", "factor must be at least 1"),
         ("LoHa(r=0)", "r must be at least 1"),
-        ("LoHa(ranks=(('*.q',),))", "not a glob with its rank"),
+        ("LoHa(ranks=(('*.q',),))", r"ranks must be tuple\[tuple\[str, int\], ...\]"),
+        ("LoHa(ranks=(('*.q', 0),))", "the rank at '.*' must be at least 1"),
         ("LoKr(decompose='first')", "decompose"),
     ]:
         with pytest.raises(DeltatuneError, match=words):

@@ -10,13 +10,13 @@ from deltatune.core.sites.site import Kind, Site, Sites, generic, matches
 
 
 def check_ranks(method: Any) -> None:
-    """Raise DeltatuneError unless each entry of a method's `ranks` is a glob with a rank of at least 1."""
-    for entry in method.ranks:
-        if len(entry) != 2 or not isinstance(entry[0], str) or type(entry[1]) is not int or entry[1] < 1:
-            raise DeltatuneError(
-                f"{type(method).__name__}(ranks={method.ranks!r}): {entry!r} is not a glob with its rank; "
-                "write pairs such as (('*.ffn.*', 4),)"
-            )
+    """Raise DeltatuneError unless the rank of each pair in a method's `ranks` is at least 1."""
+    low = [glob for glob, rank in method.ranks if rank < 1]
+    if low:
+        raise DeltatuneError(
+            f"{type(method).__name__}(ranks={method.ranks!r}): the rank at {low[0]!r} must be at least 1; write pairs "
+            "such as (('*.ffn.*', 4),)"
+        )
 
 
 def ranked_sites(method: Any, sites: Sites, kinds: Sequence[Kind]) -> list[Site]:

@@ -111,7 +111,9 @@ def server_session(
     options: PromptOptions = NO_OPTIONS,
     seed: int = 0,
 ) -> ServerSession:
-    """The prompt of a method for these data, with classes or with texts as answers, to be asked of a server. `fields` are those of the data's task.
+    """The prompt of a method for these data, with classes or texts as answers, to be asked of a server.
+
+    `fields` are those of the data's task.
 
     Raises DeltatuneError for methods that need a model on this machine, and for data that the method is not for.
     """

@@ -24,7 +24,10 @@ from deltatune.training.settings import Settings
 def check_classes(method: Method, task: Task) -> Classify:
     """The task as a classification. Raises DeltatuneError for tasks without one class a row."""
     if not isinstance(task, Classify) or task.label_kind != "classes":
-        texts = "; for texts as answers: ZeroShot(), ICL(), TemplateSearch(templates=...) or ChainOfThought(), or a tuning method with --prompt"
+        texts = (
+            "; for texts as answers: ZeroShot(), ICL(), TemplateSearch(templates=...) or ChainOfThought(), or a tuning "
+            "method with --prompt"
+        )
         raise DeltatuneError(
             f"{method!r} is for one class a row; this task is {task.describe()}{texts if writes_texts(task) else ''}"
         )

@@ -57,7 +57,7 @@ def test_every_option_of_every_command_is_offered() -> None:
         (("train", "--method", '"LoRA'), ["LoRA", "LoRAPlus"]),
         (("compare", "-d", "x.csv", "--precision", ""), ["auto", "float32", "bfloat16"]),
         (("train", "--metric", "roug"), ["rougeL", "rouge1", "rouge2"]),
-        (("predict", "--task", ""), ["fill"]),
+        (("predict", "--task", ""), ["fill", "generate"]),
         (("fit", "--task", "l"), ["lm"]),
         (("train", "--quantize", "n"), ["nf4", "none"]),
         (("train", "--model", "b"), ["builtin"]),

@@ -231,4 +231,4 @@ def test_a_table_with_semicolons(trained):
 def test_a_label_column_that_is_not_there_is_named(trained, tmp_path):
     rows = [{"text": text, "lable": "good"} for text in ("good film", "bad film", "the plot")]
     done = ran("evaluate", "--adapter", trained, "--data", write_csv(tmp_path / "a.csv", rows))
-    refused(done, "has no column 'label', did you mean 'lable'?", "its columns: text, lable")
+    refused(done, "has no column 'label', did you mean 'lable'?", "its columns: 'text', 'lable'.")

@@ -185,7 +185,8 @@ def _tasks(typed: _Typed) -> Candidates:
     from deltatune.data.dataset import TASKS
 
     option = _option(typed.command, "--task")
-    return _plain(["fill"] if option is not None and option.metavar == "fill" else TASKS)
+    named = (option.metavar or "").split("|") if option is not None else []
+    return _plain(named if "fill" in named else TASKS)
 
 
 def _model(typed: _Typed) -> Candidates:

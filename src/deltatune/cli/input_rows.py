@@ -209,12 +209,16 @@ def whole_file(task: Any, kind: LabelKind, source: str) -> tuple[list[Row], list
     if kind not in ("classes", "number"):
         rows = examples(rows, kind, task.text, task.label)
         return group_references(rows, task.text, source) if kind == "text" else (rows, [])
+    names = columns_of(rows)
+    if missing := [name for name in (*task.text, task.label) if rows and name not in names]:
+        absent = " and ".join(f"no column {name!r}{nearest(name, names)}" for name in missing)
+        without = " Without labels there is nothing to score: `deltatune predict` needs none."
+        raise DeltatuneError(
+            f"{source} has {absent}; its columns: {', '.join(map(repr, names))}."
+            f"{without if task.label in missing else ''}"
+        )
     check_labelled(rows, task.label, source)
     splits, notes = without_unknown({source: rows}, task.label, names_of_file(expanded(source)))
-    rows, names = splits[source], columns_of(splits[source])
-    if {*task.text, task.label} <= {*names}:  # else the task's own check names the column
-        columns = Columns(tuple(task.text), task.label)
-        converted = LAYOUTS[TASK_OF[kind]].convert({source: rows}, columns, (kind,))
-        raise_all(converted.problems)
-        rows = converted.splits[source]
-    return rows, notes
+    converted = LAYOUTS[TASK_OF[kind]].convert(splits, Columns(tuple(task.text), task.label), (kind,))
+    raise_all(converted.problems)
+    return converted.splits[source], notes

@@ -47,11 +47,11 @@ def problems(data: Data) -> list[str]:
 
 
 def file_problems(data: Data) -> list[str]:
-    """Images and sounds that cannot be read to their end: `read` has opened their headers alone."""
+    """Images and sounds that cannot be read to their end: `read` has told of those of columns whose header is wrong."""
     columns = [name for name in (*data.text, data.label) if name]
     values = (row.get(name) for rows in data.splits().values() for row in rows for name in columns)
     files = list(dict.fromkeys(value for value in values if isinstance(value, MediaFile)))
-    faults = [found for file in files if not header_fault(file) and (found := fault(file))]
+    faults = [found for file in files if not (data.task != "image" and header_fault(file)) and (found := fault(file))]
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return (
         [f"{len(faults)} of {len(files)} files cannot be used; mend or remove them: {'; '.join(faults[:SHOWN])}{more}"]

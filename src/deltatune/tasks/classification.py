@@ -142,7 +142,13 @@ class Classify(Task):
             encoded[i] = row
         if marked:
             check_kept({i: marked[i] for i in too_long}, texts, tokenizer, self.max_length)
-        raise_listed([f"row {i} has no tokens: {' | '.join(texts[i])!r}" for i, row in enumerate(encoded) if not row["input_ids"]])
+        raise_listed(
+            [
+                f"row {i} has no tokens: {' | '.join(texts[i])!r}"
+                for i, row in enumerate(encoded)
+                if not row["input_ids"]
+            ]
+        )
         for row, label in zip(encoded, labels or [], strict=labelled):
             row["label"] = label
         return Encoded(encoded, truncated=len(too_long))

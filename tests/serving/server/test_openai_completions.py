@@ -279,7 +279,11 @@ def test_echo(served):
         ({"prompt": None, "input": "a", "model": "base"}, "input", "send prompt"),
         ({"prompt": None, "input": "a", "model": "untold"}, "input", "send prompt"),
         ({"prompt": None, "input": "a", "model": "plain+colon"}, "input", "different forms"),
-        ({"prompt": None, "input": "a", "model": "beams", "temperature": 1}, "temperature", "decodes with beams"),
+        (
+            {"prompt": None, "input": "a", "model": "beams", "temperature": 1},
+            "temperature",
+            "decodes as its task says, with beams",
+        ),
         ({"prompt": ["a"] * 100, "n": 16}, "n", "1,600 answers"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from deltatune.core.errors import DeltatuneError, nearest
+from deltatune.core.errors import DeltatuneError
 from deltatune.data.columns.column_names import GOLD_LABEL, NO_GOLD, REFERENCES, normalised
 from deltatune.data.columns.column_values import is_missing
 from deltatune.data.dataset import SPLITS, Row, Splits, columns_of
@@ -133,12 +133,6 @@ def _name_notes(names: Mapping[str, str], has_test: bool) -> list[str]:
 
 def check_labelled(rows: Sequence[Row], label: str, source: str) -> None:
     """Raise DeltatuneError where no row has a label that it could be scored by, as in published test files."""
-    columns = columns_of(rows)
-    if rows and label not in columns:
-        raise DeltatuneError(
-            f"{source} has no column {label!r}{nearest(label, columns)}, in which the labels are; its columns: "
-            f"{', '.join(columns)}. Without labels there is nothing to score: `deltatune predict` needs none."
-        )
     values = [row.get(label) for row in rows]
     if len(values) > 1 and all(_is_missing(value) or _is_hidden(value) for value in values):
         raise DeltatuneError(

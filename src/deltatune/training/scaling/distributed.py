@@ -5,6 +5,7 @@ An adapter has few gradients, so they are summed in one message after a step's l
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,10 +150,19 @@ def join_processes(device: torch.device) -> Processes:
         raise DeltatuneError("training in several processes needs accelerate: pip install 'deltatune[train]'")
     from accelerate import PartialState  # type: ignore[import-untyped]
 
+    joined = dist.is_initialized()
     state = PartialState(cpu=device.type == "cpu")
+    if not joined and dist.is_initialized():
+        atexit.register(_leave_processes)
     processes = Processes(int(state.process_index), int(state.num_processes), device)
     check_devices(processes.all_gather((socket.gethostname(), str(device), torch.cuda.device_count())))
     return processes
+
+
+def _leave_processes() -> None:
+    """End the group before the interpreter does: threads that are left then can abort a process that has finished."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_devices(devices: Sequence[tuple[str, str, int]]) -> None:

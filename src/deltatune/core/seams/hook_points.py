@@ -49,6 +49,8 @@ class BatchContext:
     """The first virtual id."""
     called = False
     """Whether the whole model is being called, with its hooks."""
+    generating = False
+    """Whether `host.generate` runs, which puts a prompt's tokens in itself: some encoders embed padding apart."""
     prompted = False
     """Whether an active adapter has virtual tokens."""
     prompt_ids: Tensor | None = None
@@ -276,7 +278,8 @@ class EmbeddingHookPoint(HookPoint):
         if not self.active:
             return None
         self.ids = args[0]
-        if self.context.prompted and not self.context.called and not bool((args[0] >= self.vocabulary).any()):
+        expected = self.context.called or self.context.generating
+        if self.context.prompted and not expected and not bool((args[0] >= self.vocabulary).any()):
             raise DeltatuneError(
                 "the model was called by its `forward`, or its embedding alone, past the hooks that put a soft "
                 "prompt's tokens in front of a text: call model(...), and host.generate(...) to generate; "

@@ -195,10 +195,12 @@ def generate(model: Any, prompts: PromptSeam, inputs: Mapping[str, Any]) -> Any:
     batch = prompts.insert({key: inputs[key] for key in named if key in inputs})
     width = prompts.facts.vocabulary + max(prompts.lengths.values())
     widen = model.register_forward_hook(_widener(width))
+    prompts.context.generating = True
     try:
         with prompts.answers.stating(_answers_behind(prompts, batch)), _config_of_beams(model, width):
             out = model.generate(**{**inputs, **batch})
     finally:
+        prompts.context.generating = False
         widen.remove()
     return out if prompts.facts.encoder_decoder else _without_prompts(out, ids, batch["input_ids"].shape[1])
 
